@@ -1,0 +1,63 @@
+"""One labelled atomic structure, as read from a file and before any neighbor is searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+PROPERTIES = ("energy", "forces", "stress", "virials", "dipole", "charges")
+"""Every label a configuration can carry, in the order in which tables show them."""
+
+WEIGHTED_PROPERTIES = ("energy", "forces", "stress", "virials", "dipole")
+"""Labels that have a weight of their own in the loss (``config_<property>_weight``)."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A structure with its labels; a label that is absent is ``None``, never zero.
+
+    Attributes:
+        atomic_numbers: ``[atoms]``, int64.
+        positions: Angstrom, ``[atoms, 3]``, float64.
+        cell: Rows are the lattice vectors in Angstrom, ``[3, 3]``; all zero when there is none.
+        pbc: Whether each lattice direction repeats.
+        energy: Total energy in eV.
+        forces: eV/Angstrom, ``[atoms, 3]``.
+        stress: +dE/dstrain/V in eV/Angstrom^3, ``[3, 3]``.
+        virials: -dE/dstrain in eV, ``[3, 3]``.
+        dipole: e*Angstrom, ``[3]``.
+        charges: Elementary charges, ``[atoms]``.
+        weight: Weight of the whole configuration in the loss.
+        property_weights: Weight of each of `WEIGHTED_PROPERTIES`; a missing key means one.
+        config_type: The group the structure belongs to in weights and tables.
+        head: Name of the readout head the labels belong to.
+        file: The file it was read from, as the user named it.
+        index: Its place in that file, counted from zero.
+    """
+
+    atomic_numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: tuple[bool, bool, bool]
+    energy: float | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    virials: np.ndarray | None = None
+    dipole: np.ndarray | None = None
+    charges: np.ndarray | None = None
+    weight: float = 1.0
+    property_weights: dict[str, float] = field(default_factory=dict)
+    config_type: str = "Default"
+    head: str = "Default"
+    file: str = ""
+    index: int = 0
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self.atomic_numbers)
+
+    def where(self) -> str:
+        """Name the structure as error messages do, for example ``train.xyz: structure 17``."""
+        return f"{self.file}: structure {self.index}" if self.file else f"structure {self.index}"
