@@ -1,0 +1,1 @@
+"""The mathematics of rotation equivariance: irreps, harmonics, coupling coefficients, symmetric tensors. No atoms."""
