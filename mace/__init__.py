@@ -1,0 +1,3 @@
+"""MACE machine-learning interatomic potentials: training and use."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,256 @@
+"""Every graph built once and kept as flat arrays; a batch is a gather of slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.elements import ElementTable
+from mace.graphs.graph import Graph
+from mace.graphs.neighbors import Neighbors, configuration_neighbors
+from mace.structures.configuration import WEIGHTED_PROPERTIES, Configuration
+
+PER_ATOM = ("forces",)
+"""Labels with one row per atom; all others have one per structure."""
+
+SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "virials": (3, 3), "dipole": (3,)}
+"""Shape of one row of each label."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of a batch with their weights; rows without a label are zero and marked.
+
+    Attributes:
+        values: By property, ``[structures, ...]`` or for forces ``[atoms, 3]``, float64.
+        labelled: By property, whether each structure has the label, ``[structures]``.
+        weight: Weight of each structure, ``[structures]``.
+        property_weights: By property, ``[structures]``.
+        atoms_per_structure: ``[structures]``.
+    """
+
+    values: dict[str, Tensor]
+    labelled: dict[str, Tensor]
+    weight: Tensor
+    property_weights: dict[str, Tensor]
+    atoms_per_structure: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """Return the targets on a device, in float32 where it has no float64."""
+
+        def moved(value: Tensor) -> Tensor:
+            if torch.device(device).type == "mps" and value.dtype == torch.float64:
+                value = value.to(torch.float32)
+            return value.to(device, non_blocking=non_blocking)
+
+        return Targets(
+            {key: moved(value) for key, value in self.values.items()},
+            {key: moved(value) for key, value in self.labelled.items()},
+            moved(self.weight),
+            {key: moved(value) for key, value in self.property_weights.items()},
+            moved(self.atoms_per_structure),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Graph and targets of some structures, and which ones they are.
+
+    Attributes:
+        graph: The graph.
+        targets: Labels and weights.
+        structures: Index of each structure in its dataset, ``[structures]``.
+    """
+
+    graph: Graph
+    targets: Targets
+    structures: np.ndarray
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on a device."""
+        if torch.device(device).type == "cpu":
+            return self
+        return replace(
+            self, graph=self.graph.to(device, non_blocking), targets=self.targets.to(device, non_blocking)
+        )
+
+
+def _slices(pointer: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return flat indices of the chosen rows of a ragged array, and how many each has."""
+    counts = pointer[chosen + 1] - pointer[chosen]
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(pointer[chosen] - (ends - counts), counts), counts
+
+
+def _pointer(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))]).astype(np.int64)
+
+
+class GraphDataset:
+    """All structures of a set with their neighbors, in memory.
+
+    Args:
+        configurations: The structures.
+        elements: The model's table of elements.
+        r_max: Cutoff in Angstrom.
+        progress: Wraps the iteration over structures, for a progress bar.
+
+    Raises:
+        UserError: If a structure has an element that the table lacks.
+    """
+
+    def __init__(
+        self,
+        configurations: Sequence[Configuration],
+        elements: ElementTable,
+        r_max: float,
+        progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
+    ) -> None:
+        self.configurations = list(configurations)
+        self.r_max = r_max
+        self._element = np.concatenate([elements.index(c.atomic_numbers) for c in configurations])
+        self._positions = np.concatenate([c.positions for c in configurations])
+        self._cell = np.stack([c.cell for c in configurations])
+        volume = np.abs(np.linalg.det(self._cell))
+        self._volume = np.where(volume > 0.0, volume, np.nan)
+        neighbors = [configuration_neighbors(c, r_max) for c in progress(self.configurations)]
+        self._atom_pointer = _pointer([c.n_atoms for c in configurations])
+        self._pair_pointer = _pointer([len(n.pair_sender) for n in neighbors])
+        self._neighbors = _concatenate(neighbors)
+        self._max_neighbors = np.array([n.edge_rank.max(initial=-1) + 1 for n in neighbors])
+        self._collect_labels()
+
+    def _collect_labels(self) -> None:
+        configurations = self.configurations
+        self._values, self._labelled, self._weights = {}, {}, {}
+        self._weight = np.array([c.weight for c in configurations])
+        for name in WEIGHTED_PROPERTIES:
+            labels = [getattr(c, name) for c in configurations]
+            rows = [
+                np.zeros(((c.n_atoms,) if name in PER_ATOM else ()) + SHAPES[name]) if label is None else label
+                for c, label in zip(configurations, labels, strict=True)
+            ]
+            self._values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
+            self._labelled[name] = np.array([label is not None for label in labels])
+            self._weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
+
+    def __len__(self) -> int:
+        """Return the number of structures."""
+        return len(self.configurations)
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in all structures."""
+        return len(self._element)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges in all structures."""
+        return len(self._neighbors.edge_sender)
+
+    def labelled(self, name: str) -> np.ndarray:
+        """Tell which structures carry a label, ``[structures]``."""
+        return self._labelled[name]
+
+    def average_neighbors(self) -> float:
+        """Return the mean number of neighbors of the atoms that have any, as the original counts; 1 if none has."""
+        pairs = self._neighbors
+        offset = np.repeat(self._atom_pointer[:-1], 2 * np.diff(self._pair_pointer))
+        with_neighbors = len(np.unique(pairs.edge_receiver + offset))
+        return self.n_edges / with_neighbors if with_neighbors else 1.0
+
+    def batch(self, structures: Sequence[int] | np.ndarray) -> Batch:
+        """Gather some structures.
+
+        Args:
+            structures: Their indices, in any order.
+
+        Returns:
+            A batch on the CPU.
+        """
+        chosen = np.asarray(structures, dtype=np.int64)
+        atoms, n_atoms = _slices(self._atom_pointer, chosen)
+        return Batch(self._graph(chosen, atoms, n_atoms), self._targets(chosen, atoms, n_atoms), chosen)
+
+    def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
+        """Yield batches of consecutive structures, the last one as large as what is left."""
+        order = np.arange(len(self)) if order is None else order
+        for start in range(0, len(order), batch_size):
+            yield self.batch(order[start : start + batch_size])
+
+    def _targets(self, chosen: np.ndarray, atoms: np.ndarray, n_atoms: np.ndarray) -> Targets:
+        return Targets(
+            {k: torch.from_numpy(v[atoms if k in PER_ATOM else chosen]) for k, v in self._values.items()},
+            {k: torch.from_numpy(v[chosen]) for k, v in self._labelled.items()},
+            torch.from_numpy(self._weight[chosen]),
+            {k: torch.from_numpy(v[chosen]) for k, v in self._weights.items()},
+            torch.from_numpy(n_atoms),
+        )
+
+    def _graph(self, chosen: np.ndarray, atoms: np.ndarray, n_atoms: np.ndarray) -> Graph:
+        pairs, n_pairs = _slices(self._pair_pointer, chosen)
+        edges, _ = _slices(2 * self._pair_pointer, chosen)
+        first_atom = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
+        first_pair = np.concatenate([[0], np.cumsum(n_pairs)[:-1]])
+        k = max(int(self._max_neighbors[chosen].max(initial=0)), 1)
+        flat, total_pairs = self._neighbors, int(n_pairs.sum())
+        atom_offset = np.repeat(first_atom, n_pairs)
+        edge_atom_offset, edge_pair_offset = np.repeat(first_atom, 2 * n_pairs), np.repeat(first_pair, 2 * n_pairs)
+        slot = (flat.edge_receiver[edges] + edge_atom_offset) * k + flat.edge_rank[edges]
+        n_slots = len(atoms) * k
+        element = self._element[atoms]
+        by_element = np.argsort(element, kind="stable")
+        present, counts = np.unique(element, return_counts=True)
+        slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
+        slots_of_pair[:-1] = slot[flat.pair_edges[pairs] + 2 * np.repeat(first_pair, n_pairs)[:, None]]
+        return Graph(
+            element=torch.from_numpy(element),
+            structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(chosen)), n_atoms)),
+            positions=torch.from_numpy(self._positions[atoms]),
+            cell=torch.from_numpy(self._cell[chosen]),
+            volume=torch.from_numpy(self._volume[chosen]),
+            pair_sender=_padded(flat.pair_sender[pairs] + atom_offset),
+            pair_receiver=_padded(flat.pair_receiver[pairs] + atom_offset),
+            pair_shift=_padded(flat.pair_shift[pairs]),
+            pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, flat.edge_pair[edges] + edge_pair_offset),
+            sign_of_slot=_scattered(np.ones(n_slots), slot, flat.edge_sign[edges]),
+            sender_of_slot=_scattered(
+                np.zeros(n_slots, dtype=np.int64), slot, flat.edge_sender[edges] + edge_atom_offset
+            ),
+            reverse_of_slot=_scattered(
+                np.arange(n_slots), slot, slot[flat.edge_reverse[edges] + 2 * edge_pair_offset]
+            ),
+            slots_of_pair=torch.from_numpy(slots_of_pair),
+            atoms_by_element=torch.from_numpy(by_element),
+            rank_of_atom=torch.from_numpy(np.argsort(by_element, kind="stable")),
+            elements_present=tuple(present.tolist()),
+            element_counts=tuple(counts.tolist()),
+            n_structures=len(chosen),
+            max_neighbors=k,
+        )
+
+
+def _padded(rows: np.ndarray) -> Tensor:
+    """Append one row of zeros, the padding pair."""
+    return torch.from_numpy(np.concatenate([rows, np.zeros((1, *rows.shape[1:]), dtype=rows.dtype)]))
+
+
+def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray) -> Tensor:
+    """Write values into their places of a prepared array."""
+    empty[places] = values
+    return torch.from_numpy(empty)
+
+
+def _concatenate(neighbors: Sequence[Neighbors]) -> Neighbors:
+    """Join the arrays of all structures; indices stay local to each structure."""
+    names = Neighbors.__dataclass_fields__
+    return Neighbors(**{name: np.concatenate([getattr(n, name) for n in neighbors]) for name in names})
+
+
+def build_graph(configuration: Configuration, elements: ElementTable, r_max: float) -> Graph:
+    """Build the graph of a single structure."""
+    return GraphDataset([configuration], elements, r_max).batch([0]).graph

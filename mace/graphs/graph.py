@@ -1,0 +1,114 @@
+"""The one graph type that models see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Atoms of one or several structures and the neighbors within the cutoff.
+
+    Every neighbor relation occurs as two directed edges; what depends on the distance alone is evaluated once per
+    undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving atom, in order of the
+    receivers, the empty ones at the end of each row. The last pair is padding: it lies beyond the cutoff, empty slots
+    point to it, and nothing computed from it reaches an energy.
+
+    Attributes:
+        element: Index of each atom's element in the model's table, ``[atoms]``.
+        structure_of_atom: Structure each atom belongs to, ``[atoms]``.
+        positions: Angstrom, float64, ``[atoms, 3]``.
+        cell: Rows are lattice vectors in Angstrom, float64, ``[structures, 3, 3]``.
+        volume: Angstrom^3, float64, ``[structures]``; what stresses are divided by, NaN where stress has no meaning.
+        pair_sender: Sending atom of each pair, ``[pairs]``.
+        pair_receiver: Receiving atom of each pair, ``[pairs]``.
+        pair_shift: Lattice translations of the receiver's image, ``[pairs, 3]``.
+        pair_of_slot: Pair of each slot; the last pair for an empty slot, ``[atoms * max_neighbors]``.
+        sign_of_slot: +1 where the slot's receiver is the pair's receiver, -1 where it is the sender, ``[slots]``.
+        sender_of_slot: Sending atom of each slot; any atom for an empty slot, ``[slots]``.
+        reverse_of_slot: The slot of the same edge in the other direction; itself for an empty slot, ``[slots]``.
+        slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
+        atoms_by_element: Atoms in order of their element, ``[atoms]``.
+        rank_of_atom: Place of each atom in `atoms_by_element`, ``[atoms]``.
+        elements_present: Elements that occur, in rising order.
+        element_counts: How many atoms each of them has.
+        n_structures: Number of structures.
+        max_neighbors: Slots per atom, at least one.
+    """
+
+    element: Tensor
+    structure_of_atom: Tensor
+    positions: Tensor
+    cell: Tensor
+    volume: Tensor
+    pair_sender: Tensor
+    pair_receiver: Tensor
+    pair_shift: Tensor
+    pair_of_slot: Tensor
+    sign_of_slot: Tensor
+    sender_of_slot: Tensor
+    reverse_of_slot: Tensor
+    slots_of_pair: Tensor
+    atoms_by_element: Tensor
+    rank_of_atom: Tensor
+    elements_present: tuple[int, ...]
+    element_counts: tuple[int, ...]
+    n_structures: int
+    max_neighbors: int
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in all structures."""
+        return self.element.shape[0]
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges, the padding not counted."""
+        return 2 * (self.pair_sender.shape[0] - 1)
+
+    def atoms_per_structure(self) -> Tensor:
+        """Count the atoms of each structure, ``[structures]``."""
+        return torch.bincount(self.structure_of_atom, minlength=self.n_structures)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
+        """Return the graph with every tensor on a device; float64 becomes float32 where a device has no float64."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                if torch.device(device).type == "mps" and value.dtype == torch.float64:
+                    value = value.to(torch.float32)
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+
+def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:
+    """Compute the vector from sender to receiver of every pair.
+
+    Differences are taken in the precision of the positions (float64 except on mps) and rounded afterwards, so that
+    large coordinates cost no accuracy.
+
+    Args:
+        graph: The graph.
+        r_max: Cutoff in Angstrom; the padding pair gets this length.
+        dtype: Precision of the result.
+
+    Returns:
+        Angstrom, ``[pairs, 3]``.
+    """
+    translation = torch.einsum(
+        "pi,pij->pj",
+        graph.pair_shift.to(graph.positions.dtype),
+        graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender)),
+    )
+    vectors = (
+        graph.positions.index_select(0, graph.pair_receiver)
+        - graph.positions.index_select(0, graph.pair_sender)
+        + translation
+    ).to(dtype)
+    vectors[-1] = torch.tensor([0.0, r_max, 0.0], dtype=dtype, device=vectors.device)
+    return vectors

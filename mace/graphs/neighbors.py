@@ -1,0 +1,125 @@
+"""Neighbors within the cutoff, through the library vesin, and their arrangement in slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import vesin
+
+from mace.structures.configuration import Configuration
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The neighbor relations of one structure; directed edges are sorted by receiver.
+
+    Attributes:
+        pair_sender: ``[pairs]``.
+        pair_receiver: ``[pairs]``.
+        pair_shift: Lattice translations of the receiver's image, ``[pairs, 3]``.
+        edge_sender: ``[edges]``.
+        edge_receiver: Rising, ``[edges]``.
+        edge_rank: Place of each edge among those of its receiver, ``[edges]``.
+        edge_pair: ``[edges]``.
+        edge_sign: +1 where the edge has the direction of its pair, else -1, ``[edges]``.
+        edge_reverse: The same edge in the other direction, ``[edges]``.
+        pair_edges: The edge in the pair's direction and its reverse, ``[pairs, 2]``.
+    """
+
+    pair_sender: np.ndarray
+    pair_receiver: np.ndarray
+    pair_shift: np.ndarray
+    edge_sender: np.ndarray
+    edge_receiver: np.ndarray
+    edge_rank: np.ndarray
+    edge_pair: np.ndarray
+    edge_sign: np.ndarray
+    edge_reverse: np.ndarray
+    pair_edges: np.ndarray
+
+
+def find_neighbors(
+    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
+) -> Neighbors:
+    """Find all pairs closer than the cutoff, images of an atom with itself included.
+
+    Args:
+        positions: Angstrom, ``[atoms, 3]``.
+        cell: Rows are lattice vectors in Angstrom, ``[3, 3]``; rows of directions that do not repeat are not used.
+        pbc: Which directions repeat.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        Pairs and directed edges.
+    """
+    sender, receiver, shift = _half_list(positions, cell, pbc, r_max)
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], sender, receiver))
+    return _arrange(sender[order], receiver[order], shift[order], len(positions))
+
+
+def _half_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sender, receiver and lattice translation of each undirected pair."""
+    calculator = vesin.NeighborList(cutoff=r_max, full_list=False)
+    periodic = any(pbc)
+    box = _closed_cell(positions, cell, pbc, r_max) if periodic else np.eye(3)
+    # vesin is exact for atoms near the origin cell; far-away copies are brought home and their translations kept
+    home, translation = _wrap(positions, box, pbc) if periodic else (positions, np.zeros((len(positions), 3), int))
+    i, j, s = calculator.compute(points=home, box=box, periodic=periodic, quantities="ijS")
+    sender, receiver = i.astype(np.int64), j.astype(np.int64)
+    shift = s.astype(np.int64) + translation[sender] - translation[receiver]
+    return sender, receiver, shift
+
+
+def _wrap(positions: np.ndarray, box: np.ndarray, pbc: tuple[bool, bool, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Move atoms into the cell along directions that repeat; also return by how many lattice vectors they came."""
+    translation = np.floor(np.linalg.solve(box.T, positions.T).T).astype(np.int64)
+    translation[:, [not p for p in pbc]] = 0
+    return positions - translation @ box, translation
+
+
+def _closed_cell(
+    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
+) -> np.ndarray:
+    """Replace lattice vectors that do not repeat by ones so long and upright that no image is in reach."""
+    box = np.array(cell, dtype=float)
+    repeating = [d for d in range(3) if pbc[d]]
+    if len(repeating) == 3:
+        return box
+    # orthonormal vectors that span the complement of the repeating ones
+    complement = np.linalg.svd(box[repeating])[2][len(repeating) :]
+    for direction, unit in zip([d for d in range(3) if not pbc[d]], complement, strict=True):
+        extent = positions @ unit
+        box[direction] = unit * (extent.max() - extent.min() + 2.0 * r_max + 1.0)
+    return box
+
+
+def _arrange(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
+    """Turn pairs into directed edges sorted by receiver."""
+    n_pairs = len(sender)
+    pair = np.arange(n_pairs)
+    edge_sender, edge_receiver = np.concatenate([sender, receiver]), np.concatenate([receiver, sender])
+    order = np.argsort(edge_receiver, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(2 * n_pairs)
+    edge_receiver = edge_receiver[order]
+    first = np.searchsorted(edge_receiver, np.arange(n_atoms))
+    return Neighbors(
+        pair_sender=sender,
+        pair_receiver=receiver,
+        pair_shift=shift,
+        edge_sender=edge_sender[order],
+        edge_receiver=edge_receiver,
+        edge_rank=np.arange(2 * n_pairs) - first[edge_receiver] if n_pairs else np.zeros(0, dtype=np.int64),
+        edge_pair=np.concatenate([pair, pair])[order],
+        edge_sign=np.concatenate([np.ones(n_pairs), -np.ones(n_pairs)])[order],
+        edge_reverse=place[np.concatenate([pair + n_pairs, pair])][order],
+        pair_edges=np.stack([place[:n_pairs], place[n_pairs:]], axis=1),
+    )
+
+
+def configuration_neighbors(configuration: Configuration, r_max: float) -> Neighbors:
+    """Find the neighbors of a labelled structure."""
+    return find_neighbors(configuration.positions, configuration.cell, configuration.pbc, r_max)

@@ -1,0 +1,98 @@
+r"""The convolution: every atom's neighbors, coupled with the harmonics of the edges and summed.
+
+.. math:: A_{i,p\,m_3,c} = \sum_j R_{p,c}(r_{ij}) \sum_{m_1 m_2} C^{(p)}_{m_3 m_1 m_2}\, x_{j,m_1,c}\, Y_{m_2}(r_{ij})
+
+The coefficients are contracted with the harmonics first, which involves no channel; what remains for an atom and a path
+is one product of a small matrix ``[m3, neighbors * m1]`` with ``[neighbors * m1, channels]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.equivariant.coupling import coupling_coefficients
+from mace.graphs.graph import Graph
+from mace.kernels.gather import gather_pairs, gather_senders
+
+
+@dataclass(frozen=True)
+class ConvolutionPath:
+    """One way to couple a feature degree ``l1`` with a harmonic degree ``l2`` to ``l3``."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+def convolution_paths(l_in: tuple[int, ...], l_max: int) -> tuple[ConvolutionPath, ...]:
+    """List the paths of a layer in the order in which radial weights are stored.
+
+    Args:
+        l_in: Degrees of the atomic features, all of natural parity.
+        l_max: Highest degree of the harmonics and of the result.
+
+    Returns:
+        Paths of natural parity, by rising ``l3``, then ``l1``, then ``l2``.
+    """
+    paths = [
+        ConvolutionPath(l1, l2, l3)
+        for l1 in l_in
+        for l2 in range(l_max + 1)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, l_max) + 1)
+        if (l1 + l2 + l3) % 2 == 0
+    ]
+    return tuple(sorted(paths, key=lambda path: path.l3))
+
+
+def coupling_matrix(paths: tuple[ConvolutionPath, ...], l_max: int) -> np.ndarray:
+    """Collect the coefficients of all paths, ``[(l_max + 1)^2, sum over paths of (2 l3 + 1) (2 l1 + 1)]``.
+
+    Each path is scaled so that its result has unit variance per component when features and weights have.
+    """
+    columns = []
+    for path in paths:
+        # [m1, m2, m3] -> rows m2, columns (m3, m1)
+        block = coupling_coefficients(path.l1, path.l2, path.l3) * np.sqrt(2 * path.l3 + 1)
+        rows = np.zeros(((l_max + 1) ** 2, (2 * path.l3 + 1) * (2 * path.l1 + 1)))
+        rows[path.l2**2 : (path.l2 + 1) ** 2] = block.transpose(1, 2, 0).reshape(2 * path.l2 + 1, -1)
+        columns.append(rows)
+    return np.concatenate(columns, axis=1)
+
+
+def convolve(
+    features: dict[int, Tensor],
+    radial: Tensor,
+    harmonics: Tensor,
+    coupling: Tensor,
+    paths: tuple[ConvolutionPath, ...],
+    graph: Graph,
+) -> dict[int, list[Tensor]]:
+    """Sum over neighbors; see the module for the equation.
+
+    Args:
+        features: By degree, ``[atoms, 2 l + 1, channels]``.
+        radial: Radial weights of each pair, zero for the padding, ``[pairs, paths, channels]``.
+        harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
+        coupling: `coupling_matrix` of the paths.
+        paths: The paths.
+        graph: The graph.
+
+    Returns:
+        By resulting degree, one ``[atoms, 2 l + 1, channels]`` for each of its paths.
+    """
+    n_atoms, n_neighbors = graph.n_atoms, graph.max_neighbors
+    n_channels = radial.shape[-1]
+    senders = {degree: gather_senders(values, graph) for degree, values in features.items()}
+    radial_of_slot = gather_pairs(radial, graph)
+    couplings = (harmonics @ coupling).split([(2 * p.l3 + 1) * (2 * p.l1 + 1) for p in paths], dim=1)
+    result: dict[int, list[Tensor]] = {}
+    for path, weights, block in zip(paths, radial_of_slot.unbind(1), couplings, strict=True):
+        n_out, n_in = 2 * path.l3 + 1, 2 * path.l1 + 1
+        messages = (senders[path.l1] * weights.unsqueeze(1)).view(n_atoms, n_neighbors * n_in, n_channels)
+        matrix = block.reshape(n_atoms, n_neighbors, n_out, n_in).transpose(1, 2).reshape(n_atoms, n_out, -1)
+        result.setdefault(path.l3, []).append(torch.bmm(matrix, messages))
+    return result

@@ -1,0 +1,96 @@
+"""Moves between atoms, pairs and slots whose derivatives are gathers too.
+
+Every directed edge has a reverse, so the adjoint of "take the sender's row" is "sum over my own slots the rows of the
+reversed edges": a gather and a dense sum, never a scatter. Results are deterministic on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace.graphs.graph import Graph
+
+
+def gather_senders(values: Tensor, graph: Graph) -> Tensor:
+    """Copy each sending atom's row to its slots.
+
+    Rows of empty slots are arbitrary finite numbers: multiply them by a radial weight, which is zero there.
+
+    Args:
+        values: ``[atoms, ...]``.
+        graph: The graph.
+
+    Returns:
+        ``[slots, ...]``.
+    """
+    return _GatherSenders.apply(values, graph)
+
+
+def sum_to_senders(values: Tensor, graph: Graph) -> Tensor:
+    """Sum the slots of every atom as a sender; adjoint of `gather_senders`, ``[slots, ...]`` to ``[atoms, ...]``.
+
+    Rows of empty slots must be zero.
+    """
+    return _SumToSenders.apply(values, graph)
+
+
+def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
+    """Copy each pair's row to its two slots, ``[pairs, ...]`` to ``[slots, ...]``."""
+    return _GatherPairs.apply(values, graph)
+
+
+def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
+    """Add the two slots of every pair, zero for the padding; adjoint of `gather_pairs`."""
+    return _SumToPairs.apply(values, graph)
+
+
+class _GatherSenders(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
+        ctx.graph = graph
+        return values.index_select(0, graph.sender_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return sum_to_senders(gradient, ctx.graph), None
+
+
+class _SumToSenders(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
+        ctx.graph = graph
+        reversed_rows = values.index_select(0, graph.reverse_of_slot)
+        return reversed_rows.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gather_senders(gradient, ctx.graph), None
+
+
+class _GatherPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
+        ctx.graph = graph
+        return values.index_select(0, graph.pair_of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return sum_to_pairs(gradient, ctx.graph), None
+
+
+class _SumToPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
+        ctx.graph = graph
+        first, second = graph.slots_of_pair.unbind(1)
+        total = values.index_select(0, first)
+        total += values.index_select(0, second)
+        total[-1] = 0.0
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gather_pairs(gradient, ctx.graph), None

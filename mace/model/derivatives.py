@@ -1,0 +1,108 @@
+"""Energies, forces, stress and virials of a batch, by differentiating the energy with respect to pair vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mace.graphs.graph import Graph, pair_vectors
+from mace.kernels.gather import gather_pairs
+from mace.model.mace import MACE
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model predicts for a batch; what was not asked for is ``None``.
+
+    Attributes:
+        energy: Total energy in eV, float64 where the device has it, ``[structures]``.
+        atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
+        forces: eV/Angstrom, ``[atoms, 3]``.
+        stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
+        virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
+        features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
+    """
+
+    energy: Tensor
+    atomic_energies: Tensor
+    forces: Tensor | None
+    stress: Tensor | None
+    virials: Tensor | None
+    features: list[dict[int, Tensor]]
+
+
+def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
+    """Add up rows of atoms by structure, ``[atoms, ...]`` to ``[structures, ...]``."""
+    total = values.new_zeros(graph.n_structures, *values.shape[1:])
+    return total.index_add(0, graph.structure_of_atom, values)
+
+
+def predict(
+    model: MACE, graph: Graph, forces: bool = True, stress: bool = False, training: bool = False
+) -> Prediction:
+    """Evaluate a model on a batch.
+
+    Args:
+        model: The model.
+        graph: Atoms and neighbors, on the model's device.
+        forces: Whether forces are wanted.
+        stress: Whether stress and virials are wanted.
+        training: Keep the graph of operations, so that a loss of the result can be differentiated.
+
+    Returns:
+        Energies and the derivatives asked for.
+    """
+    vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
+    if not (forces or stress):
+        with torch.set_grad_enabled(training):
+            return _assemble(model, graph, vectors, None, forces, stress)
+    vectors.requires_grad_(True)
+    with torch.enable_grad():
+        return _assemble(model, graph, vectors, training, forces, stress)
+
+
+def _assemble(
+    model: MACE, graph: Graph, vectors: Tensor, keep_graph: bool | None, forces: bool, stress: bool
+) -> Prediction:
+    """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
+    output = model(graph, vectors)
+    reference = model.reference_energies.index_select(0, graph.element)
+    atomic_energies = reference + output.energies.to(reference.dtype)
+    if keep_graph is None:
+        energy = sum_over_structures(atomic_energies, graph)
+        return Prediction(energy, atomic_energies, None, None, None, output.features)
+    (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
+    if not keep_graph:
+        atomic_energies = atomic_energies.detach()
+        vectors = vectors.detach()
+    energy = sum_over_structures(atomic_energies, graph)
+    strain_gradient = _strain_gradient(gradient, vectors.detach(), graph) if stress else None
+    return Prediction(
+        energy=energy,
+        atomic_energies=atomic_energies,
+        forces=_forces(gradient, graph) if forces else None,
+        stress=None if strain_gradient is None else strain_gradient / graph.volume.to(gradient.dtype).view(-1, 1, 1),
+        virials=None if strain_gradient is None else -strain_gradient,
+        features=output.features,
+    )
+
+
+def _forces(gradient: Tensor, graph: Graph) -> Tensor:
+    """Carry the gradient of each pair to its two atoms."""
+    toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
+    return -toward_receiver.view(graph.n_atoms, graph.max_neighbors, 3).sum(1)
+
+
+def _strain_gradient(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+    """Differentiate the energy by a symmetric strain, ``[structures, 3, 3]``.
+
+    A strain moves every pair vector ``v`` to ``(1 + strain) v``, so each pair adds the symmetric part of the product
+    of its vector and its gradient.
+    """
+    product = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    product = 0.5 * (product + product.transpose(1, 2))
+    structure_of_pair = graph.structure_of_atom.index_select(0, graph.pair_sender)
+    total = gradient.new_zeros(graph.n_structures, 3, 3)
+    return total.index_add(0, structure_of_pair[:-1], product[:-1])

@@ -1,0 +1,122 @@
+r"""The MACE model: atomic energies from many-body messages.
+
+Source:
+    Batatia, Kovacs, Simm, Ortner, Csanyi, NeurIPS 2022, arXiv:2206.07697.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mace.equivariant.spherical_harmonics import spherical_harmonics
+from mace.graphs.graph import Graph
+from mace.kernels.gather import gather_pairs
+from mace.model.interaction import Interaction
+from mace.model.plan import ModelPlan
+from mace.model.product import Product
+from mace.model.radial import NuclearRepulsion, RadialEmbedding
+from mace.model.readout import LinearReadout, NonlinearReadout
+
+
+@dataclass(frozen=True)
+class AtomicOutput:
+    """What the model says of every atom.
+
+    Attributes:
+        energies: Interaction energy (without the reference energy) in eV, ``[atoms]``.
+        features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
+    """
+
+    energies: Tensor
+    features: list[dict[int, Tensor]]
+
+
+class MACE(nn.Module):
+    """A model with uninitialized weights; call `initialize` or load weights.
+
+    Args:
+        plan: The plan, kept as an attribute.
+    """
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        n = plan.n_channels
+        self.embedding = nn.Parameter(torch.empty(plan.n_elements, n))
+        self.radial_embedding = RadialEmbedding(plan)
+        self.repulsion = NuclearRepulsion(plan) if plan.pair_repulsion else None
+        self.interactions = nn.ModuleList(Interaction(plan, layer) for layer in range(plan.n_layers))
+        self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
+        self.readouts = nn.ModuleList(
+            NonlinearReadout(n, plan.readout_channels, plan.gate)
+            if 0 < layer == plan.n_layers - 1
+            else LinearReadout(n)
+            for layer in range(plan.n_layers)
+        )
+        energies = torch.tensor(plan.reference_energies, dtype=torch.float64)
+        self.register_buffer("reference_energies", energies, persistent=False)
+        signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
+        self.register_buffer("inversion", torch.tensor(signs), persistent=False)
+        self.to_precision(torch.get_default_dtype())
+
+    def to_precision(self, dtype: torch.dtype) -> MACE:
+        """Carry weights and constants to a precision; reference energies stay float64 where the device has it."""
+        reference = self.reference_energies
+        self.to(dtype)
+        self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.embedding.dtype
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> MACE:
+        """Draw unit-normal weights; those of a contraction are divided by their number of paths.
+
+        Args:
+            generator: Source of the random numbers, on the CPU.
+        """
+        for name, parameter in self.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if ".weights.l" in name:
+                values /= parameter.shape[1]
+            parameter.copy_(values)
+        return self
+
+    def forward(self, graph: Graph, vectors: Tensor) -> AtomicOutput:
+        """Evaluate the interaction energy of every atom.
+
+        Args:
+            graph: Atoms and neighbors.
+            vectors: From sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
+
+        Returns:
+            Energies and features.
+        """
+        lengths = vectors.norm(dim=-1)
+        basis = self.radial_embedding(lengths, graph)
+        harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
+        # the reverse of an edge has the opposite direction: odd harmonics change sign
+        signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
+        harmonics_of_slot = gather_pairs(harmonics, graph) * signs
+        energies = self._repulsion(lengths, graph)
+        features = {0: self.embedding.index_select(0, graph.element).unsqueeze(1) * self.plan.n_elements**-0.5}
+        outputs = []
+        for interaction, product, readout in zip(self.interactions, self.products, self.readouts, strict=True):
+            atomic_basis, residual = interaction(features, basis, harmonics_of_slot, graph)
+            features = product(atomic_basis, residual, graph)
+            outputs.append(features)
+            energies = energies + readout(features[0].squeeze(1))
+        return AtomicOutput(energies * self.plan.scale + self.plan.shift, outputs)
+
+    def _repulsion(self, lengths: Tensor, graph: Graph) -> Tensor:
+        """Return each atom's share of the nuclear repulsion, ``[atoms]``."""
+        if self.repulsion is None:
+            return lengths.new_zeros(graph.n_atoms)
+        shares = gather_pairs(self.repulsion(lengths, graph), graph)
+        return shares.view(graph.n_atoms, graph.max_neighbors).sum(1)

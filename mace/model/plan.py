@@ -1,0 +1,107 @@
+"""The plan of a model: every number that decides its shape and its constants, nothing that is learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_L = 4
+"""Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
+
+
+class InteractionPlan(BaseModel):
+    """What kind of interaction a layer uses.
+
+    Attributes:
+        residual: Add an element-dependent linear map of the layer's input to its output. Without it, that map acts on
+            the messages instead, and an isolated atom has exactly its reference energy.
+        normalization: Divide messages by the mean number of neighbors, or by one plus a learned density.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    residual: bool
+    normalization: Literal["count", "density"] = "count"
+
+
+class ModelPlan(BaseModel):
+    """Everything needed to build a model with random weights; stored in the model file.
+
+    Attributes:
+        model: The word of the command line.
+        r_max: Cutoff in Angstrom.
+        radial_type: Kind of radial basis.
+        num_radial_basis: Number of radial functions.
+        num_cutoff_basis: Exponent of the cutoff polynomial.
+        distance_transform: Transformation of distances before the radial basis.
+        pair_repulsion: Add the screened nuclear repulsion of Ziegler, Biersack and Littmark.
+        l_max: Highest degree of the harmonics.
+        n_channels: Channels of every degree.
+        hidden_l: Degrees passed from layer to layer, rising from 0.
+        interactions: Kind of each layer.
+        correlation: Factors of the symmetric contraction, layer by layer.
+        radial_mlp: Widths of the hidden layers of the radial network.
+        readout_channels: Width of the hidden layer of the last readout.
+        gate: Activation of the last readout.
+        avg_num_neighbors: What messages are divided by.
+        atomic_numbers: The elements, in rising order.
+        reference_energies: Energy of each isolated element in eV.
+        scale: Factor on the learned atomic energy, eV.
+        shift: Constant added to it for every atom, eV.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: Literal["MACE", "ScaleShiftMACE"]
+    r_max: float = Field(gt=0)
+    radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
+    num_radial_basis: int = Field(default=8, ge=1)
+    num_cutoff_basis: int = Field(default=5, ge=2)
+    distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
+    pair_repulsion: bool = False
+    l_max: int = Field(default=3, ge=0, le=MAX_L)
+    n_channels: int = Field(ge=1)
+    hidden_l: tuple[int, ...]
+    interactions: tuple[InteractionPlan, ...] = Field(min_length=1)
+    correlation: tuple[int, ...]
+    radial_mlp: tuple[int, ...] = (64, 64, 64)
+    readout_channels: int = Field(default=16, ge=1)
+    gate: Literal["silu", "tanh", "abs", "None"] = "silu"
+    avg_num_neighbors: float = Field(gt=0)
+    atomic_numbers: tuple[int, ...] = Field(min_length=1)
+    reference_energies: tuple[float, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelPlan:
+        if self.hidden_l[:1] != (0,) or list(self.hidden_l) != sorted(set(self.hidden_l)):
+            raise ValueError("hidden degrees must rise from 0")
+        if self.hidden_l[-1] > self.l_max:
+            raise ValueError(f"hidden degree {self.hidden_l[-1]} exceeds l_max = {self.l_max}")
+        if len(self.correlation) != len(self.interactions):
+            raise ValueError("one correlation order per layer is needed")
+        if not all(1 <= order <= 4 for order in self.correlation):
+            raise ValueError("correlation orders lie between 1 and 4")
+        if len(self.reference_energies) != len(self.atomic_numbers):
+            raise ValueError("one reference energy per element is needed")
+        if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
+            raise ValueError("atomic numbers must rise")
+        return self
+
+    @property
+    def n_layers(self) -> int:
+        """Number of interactions."""
+        return len(self.interactions)
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        return len(self.atomic_numbers)
+
+    def l_in(self, layer: int) -> tuple[int, ...]:
+        """Return the degrees that enter a layer: scalars of the element first, then the hidden degrees."""
+        return (0,) if layer == 0 else self.hidden_l
+
+    def l_out(self, layer: int) -> tuple[int, ...]:
+        """Return the degrees that leave a layer: scalars only from the last."""
+        return (0,) if layer == self.n_layers - 1 else self.hidden_l

@@ -1,0 +1,153 @@
+"""Functions of the distance: cutoff envelope, radial bases, distance transforms and the nuclear repulsion."""
+
+from __future__ import annotations
+
+import ase.data
+import torch
+from torch import Tensor, nn
+
+from mace.graphs.graph import Graph
+from mace.model.plan import ModelPlan
+
+AGNESI_Q, AGNESI_P, AGNESI_A = 0.9183, 4.5791, 1.0805
+SOFT_STEEPNESS = 4.0
+ZBL_COEFFICIENTS = (0.1818, 0.5099, 0.2802, 0.02817)
+ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)
+ZBL_LENGTH, ZBL_POWER, ZBL_BOHR = 0.4543, 0.300, 0.529
+COULOMB = 14.3996
+"""Energy of two unit charges at one Angstrom, eV, as rounded in the original."""
+
+
+def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Tensor:
+    r"""Switch smoothly from one at zero distance to zero at the cutoff.
+
+    .. math:: u(x) = 1 - \tfrac{(p+1)(p+2)}{2} x^p + p(p+2)\, x^{p+1} - \tfrac{p(p+1)}{2} x^{p+2}, \quad x = r/r_\text{max}
+
+    Value and first two derivatives vanish at the cutoff, so forces stay continuous when an atom crosses it.
+
+    Args:
+        length: Edge lengths in Angstrom, any shape.
+        r_max: Cutoff in Angstrom, a number or one per length.
+        p: Order of contact at the origin.
+
+    Returns:
+        The envelope of every edge; exactly zero from ``r_max`` on.
+
+    Source:
+        Gasteiger et al., ICLR 2020, arXiv:2003.03123.
+    """
+    x = length / r_max
+    power = x**p
+    polynomial = 1.0 - power * ((p + 1) * (p + 2) / 2 - p * (p + 2) * x + p * (p + 1) / 2 * x * x)
+    return polynomial * (length < r_max)
+
+
+def bessel_basis(length: Tensor, r_max: float, n: int) -> Tensor:
+    r"""Evaluate :math:`\sqrt{2/r_c}\, \sin(k \pi r / r_c) / r` for k from 1 to n, ``[edges, n]``.
+
+    Source:
+        Gasteiger et al., ICLR 2020, arXiv:2003.03123.
+    """
+    frequency = torch.arange(1, n + 1, dtype=length.dtype, device=length.device) * (torch.pi / r_max)
+    return (2.0 / r_max) ** 0.5 * torch.sin(length.unsqueeze(-1) * frequency) / length.unsqueeze(-1)
+
+
+def gaussian_basis(length: Tensor, r_max: float, n: int) -> Tensor:
+    """Evaluate n Gaussians centered evenly from 0 to the cutoff, as wide as their distance, ``[edges, n]``."""
+    centers = torch.linspace(0.0, r_max, n, dtype=length.dtype, device=length.device)
+    width = r_max / max(n - 1, 1)
+    return torch.exp(-0.5 * ((length.unsqueeze(-1) - centers) / width) ** 2)
+
+
+def chebyshev_basis(length: Tensor, r_max: float, n: int) -> Tensor:
+    """Evaluate the Chebyshev polynomials of degree 1 to n of the length as it is, ``[edges, n]``.
+
+    The original does not scale the length to the interval from -1 to 1; neither is it scaled here, for equal results.
+    """
+    polynomials = [torch.ones_like(length), length]
+    while len(polynomials) <= n:
+        polynomials.append(2.0 * length * polynomials[-1] - polynomials[-2])
+    return torch.stack(polynomials[1 : n + 1], dim=-1)
+
+
+BASES = {"bessel": bessel_basis, "gaussian": gaussian_basis, "chebyshev": chebyshev_basis}
+
+
+def agnesi_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
+    """Map distances to (0, 1], finest near the bond length of the two elements.
+
+    Args:
+        length: Angstrom, ``[edges]``.
+        sum_of_radii: Sum of the covalent radii of the two atoms in Angstrom, ``[edges]``.
+
+    Source:
+        Witt et al., J. Chem. Phys. 159, 164101 (2023), doi 10.1063/5.0158783.
+    """
+    x = length / (0.5 * sum_of_radii)
+    return 1.0 / (1.0 + AGNESI_A * x**AGNESI_Q / (1.0 + x ** (AGNESI_Q - AGNESI_P)))
+
+
+def soft_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
+    """Hold distances shorter than three quarters of the bond length at that value, smoothly."""
+    near, far = 0.75 * sum_of_radii, 4.0 / 3.0 * sum_of_radii
+    switch = 0.5 * (1.0 + torch.tanh(SOFT_STEEPNESS / (far - near) * (length - 0.5 * (near + far))))
+    return near + (length - near) * switch
+
+
+class RadialEmbedding(nn.Module):
+    """Radial basis times cutoff envelope of every pair, after an optional transform of the distance.
+
+    Args:
+        plan: The model's plan.
+    """
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        radii = torch.tensor([ase.data.covalent_radii[z] for z in plan.atomic_numbers], dtype=torch.float64)
+        self.register_buffer("covalent_radii", radii, persistent=False)
+
+    def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
+        """Evaluate, ``[pairs]`` to ``[pairs, num_radial_basis]``; exactly zero for the padding."""
+        plan = self.plan
+        envelope = polynomial_envelope(lengths, plan.r_max, plan.num_cutoff_basis)
+        if plan.distance_transform != "None":
+            transform = agnesi_transform if plan.distance_transform == "Agnesi" else soft_transform
+            lengths = transform(lengths, sum_of_radii(self.covalent_radii, graph))
+        return BASES[plan.radial_type](lengths, plan.r_max, plan.num_radial_basis) * envelope.unsqueeze(-1)
+
+
+def sum_of_radii(radii: Tensor, graph: Graph) -> Tensor:
+    """Add the radii of the two elements of every pair, ``[pairs]``."""
+    element = graph.element
+    return (
+        radii[element.index_select(0, graph.pair_sender)] + radii[element.index_select(0, graph.pair_receiver)]
+    )
+
+
+class NuclearRepulsion(nn.Module):
+    """Screened repulsion of the nuclei, switched off at the sum of the covalent radii.
+
+    Args:
+        plan: The model's plan.
+
+    Source:
+        Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids (1985).
+    """
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__()
+        self.p = plan.num_cutoff_basis
+        radii = torch.tensor([ase.data.covalent_radii[z] for z in plan.atomic_numbers], dtype=torch.float64)
+        self.register_buffer("covalent_radii", radii, persistent=False)
+        self.register_buffer("charges", torch.tensor(plan.atomic_numbers, dtype=torch.float64), persistent=False)
+
+    def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
+        """Return half the repulsion of each pair in eV, the share of either atom, ``[pairs]``."""
+        z_sender = self.charges[graph.element.index_select(0, graph.pair_sender)]
+        z_receiver = self.charges[graph.element.index_select(0, graph.pair_receiver)]
+        screening = ZBL_LENGTH * ZBL_BOHR / (z_sender**ZBL_POWER + z_receiver**ZBL_POWER)
+        x = lengths / screening
+        phi = sum(c * torch.exp(-a * x) for c, a in zip(ZBL_COEFFICIENTS, ZBL_EXPONENTS, strict=True))
+        envelope = polynomial_envelope(lengths, sum_of_radii(self.covalent_radii, graph), self.p)
+        return 0.5 * COULOMB * z_sender * z_receiver / lengths * phi * envelope

@@ -1,0 +1,45 @@
+"""Readouts: from the scalars of a layer to an energy per atom."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mace.model.activations import activation
+
+
+class LinearReadout(nn.Module):
+    """A weighted sum of the channels.
+
+    Args:
+        n_channels: Number of channels.
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_channels, 1))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
+        return (scalars @ self.weight).squeeze(-1) * self.weight.shape[0] ** -0.5
+
+
+class NonlinearReadout(nn.Module):
+    """One hidden layer.
+
+    Args:
+        n_channels: Number of channels.
+        n_hidden: Width of the hidden layer.
+        gate: Name of its activation.
+    """
+
+    def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
+        super().__init__()
+        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
+        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.activation, self.scale = activation(gate)
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
+        hidden = self.activation(scalars @ self.hidden * self.hidden.shape[0] ** -0.5)
+        return (hidden @ self.weight).squeeze(-1) * (self.scale * self.weight.shape[0] ** -0.5)

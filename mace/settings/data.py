@@ -1,0 +1,215 @@
+"""Settings of the data: files, labels, reference energies, scaling."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from mace.settings.declaration import Settings, read_literal, setting
+
+_FILES = "a path, a pattern such as data/*.xyz, or a list of them"
+_KEY_DEFAULT = "REF_{0} if present, else {0}"
+_HEAVIEST_ELEMENT = 118
+
+
+def _check_atomic_numbers(numbers: list[int]) -> list[int]:
+    if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= _HEAVIEST_ELEMENT for z in numbers):
+        raise ValueError("not atomic numbers")
+    return numbers
+
+
+def _check_files(files: str | list[str]) -> str | list[str]:
+    if not files or not all(files):
+        raise ValueError("no file")
+    return files
+
+
+def parse_E0s_literal(text: str) -> dict[int, float]:
+    """Read reference energies written as a Python or JSON dictionary.
+
+    Args:
+        text: For example ``{1: -13.6, 8: -2041.8}``; JSON's quoted keys are read as well.
+
+    Returns:
+        Energy of the isolated atom in eV by atomic number.
+
+    Raises:
+        ValueError: If the text is no such dictionary.
+    """
+    try:
+        table = read_literal(text)
+    except ValueError as error:
+        raise ValueError(
+            f"is not a dictionary of energies in eV by atomic number, such as {{1: -13.6, 8: -2041.8}}: {text!r}."
+        ) from error
+    return _energies_by_number(table)
+
+
+def _energies_by_number(table: Any) -> dict[int, float]:
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {table!r}.")
+    energies: dict[int, float] = {}
+    for key, value in table.items():
+        try:
+            number, energy = int(key), float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"must map atomic numbers to energies in eV, not {key!r} to {value!r}.") from error
+        if not 1 <= number <= _HEAVIEST_ELEMENT or not math.isfinite(energy):
+            raise ValueError(f"must map atomic numbers to finite energies in eV, not {key!r} to {value!r}.")
+        if number in energies:
+            raise ValueError(f"gives atomic number {number} twice.")
+        energies[number] = energy
+    return energies
+
+
+def _read_E0s(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return parse_E0s_literal(value.strip())
+    if isinstance(value, str) and value.lower() in ("average", "foundation", "estimated"):
+        return value.lower()
+    if value is None or isinstance(value, str):
+        return value
+    return _energies_by_number(value)
+
+
+class DataSettings(Settings):
+    """Which structures are learned from, and which the model is judged by."""
+
+    train_file: Annotated[str | list[str], AfterValidator(_check_files)] = setting(
+        ...,
+        "structures to train on (any format ASE reads)",
+        group="Data",
+        kind="several",
+        placeholder="FILE...",
+        expects=_FILES,
+    )
+    valid_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+        None,
+        "structures to validate on",
+        group="Data",
+        kind="several",
+        placeholder="FILE...",
+        expects=_FILES,
+        default_words="valid_fraction of the training set",
+    )
+    valid_fraction: float = setting(
+        0.1, "fraction of the training set to validate on when there is no valid_file", group="Data", gt=0, lt=1
+    )
+    test_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+        None,
+        "structures to test the final model on",
+        group="Data",
+        kind="several",
+        placeholder="FILE...",
+        expects=_FILES,
+    )
+    test_dir: str | None = setting(
+        None, "folder with several test sets, one file each", group="Data", placeholder="DIR"
+    )
+    batch_size: int = setting(10, "structures per training step", group="Data", ge=1)
+    valid_batch_size: int = setting(10, "structures per evaluation step", group="Data", ge=1)
+    keep_isolated_atoms: bool = setting(
+        False, "train on structures of config_type IsolatedAtom too, after reading E0s from them", group="Data"
+    )
+
+
+class LabelSettings(Settings):
+    """Under which names the files carry their labels."""
+
+    energy_key: str | None = setting(
+        None,
+        "name of the total energies [eV] in the files",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("energy"),
+    )
+    forces_key: str | None = setting(
+        None,
+        "name of the forces [eV/Angstrom]",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("forces"),
+    )
+    stress_key: str | None = setting(
+        None,
+        "name of the stresses, +dE/dstrain/V [eV/Angstrom^3]",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("stress"),
+    )
+    virials_key: str | None = setting(
+        None,
+        "name of the virials, -dE/dstrain [eV]",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("virials"),
+    )
+    dipole_key: str | None = setting(
+        None,
+        "name of the dipoles [e*Angstrom]",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("dipole"),
+    )
+    charges_key: str | None = setting(
+        None,
+        "name of the atomic charges [e]",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=_KEY_DEFAULT.format("charges"),
+    )
+
+
+class ReferenceSettings(Settings):
+    """Energies of isolated atoms, and the scale and shift of what is learned on top of them."""
+
+    E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
+        None,
+        "energies of isolated atoms: average (least squares), a JSON file, or a dictionary by atomic number",
+        group="Reference energies and scaling",
+        unit="eV",
+        placeholder="average|FILE|{Z:E,...}",
+        default_words="from structures of config_type IsolatedAtom",
+        expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
+        unsupported_values={
+            "foundation": "energies of a foundation model are not available yet; give them as a dictionary.",
+            "estimated": "estimates by a foundation model are not available yet; use average or a dictionary.",
+        },
+    )
+    atomic_numbers: Annotated[list[int], AfterValidator(_check_atomic_numbers)] | None = setting(
+        None,
+        "elements the model knows, as a list of atomic numbers",
+        group="Reference energies and scaling",
+        placeholder="[Z,...]",
+        default_words="those in the data",
+        expects="a list of different atomic numbers such as [1,6,8]",
+    )
+    scaling: Literal["std_scaling", "rms_forces_scaling", "no_scaling"] = setting(
+        "rms_forces_scaling", "what the learned energies are measured in", group="Reference energies and scaling"
+    )
+    mean: float | None = setting(
+        None,
+        "shift of the energy per atom",
+        group="Reference energies and scaling",
+        unit="eV",
+        default_words="from the training set",
+    )
+    std: float | None = setting(
+        None,
+        "scale of the learned energies",
+        group="Reference energies and scaling",
+        unit="eV or eV/Angstrom",
+        gt=0,
+        default_words="from the training set",
+    )
+    compute_avg_num_neighbors: bool = setting(
+        True, "measure the mean number of neighbors on the training set", group="Reference energies and scaling"
+    )
+    avg_num_neighbors: float = setting(
+        1.0,
+        "mean number of neighbors messages are divided by, when it is not measured",
+        group="Reference energies and scaling",
+        gt=0,
+    )

@@ -1,0 +1,150 @@
+"""Settings of the fit: loss, optimizer, schedule, stage two, averaging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from mace.settings.declaration import Settings, nearest, setting
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+LEARNING_RATE_FACTORS = (
+    "embedding_lr_factor",
+    "interactions_lr_factor",
+    "products_lr_factor",
+    "readouts_lr_factor",
+)
+"""The parts of the model whose learning rate has a factor of its own."""
+
+_DIPOLE_LOSS = "losses of dipoles are not available yet; choose weighted, stress, huber or universal."
+_LOSS = "Loss and weights"
+_OPTIMIZER = "Optimizer and schedule"
+_STAGE_TWO = "Stage two and averaging"
+
+
+def _complete_factors(factors: dict[str, float]) -> dict[str, float]:
+    for key in factors:
+        if key not in LEARNING_RATE_FACTORS:
+            match = nearest(key, LEARNING_RATE_FACTORS) or LEARNING_RATE_FACTORS[0]
+            raise ValueError(f"has the unknown part {key!r}; the nearest known is {match}.")
+    return {key: factors.get(key, 1.0) for key in LEARNING_RATE_FACTORS}
+
+
+class LossSettings(Settings):
+    """What is minimized."""
+
+    loss: Literal[
+        "ef",
+        "weighted",
+        "forces_only",
+        "virials",
+        "stress",
+        "dipole",
+        "dipole_polar",
+        "huber",
+        "universal",
+        "energy_forces_dipole",
+        "l1l2energyforces",
+    ] = setting(
+        "weighted",
+        "which labels are fitted and how errors count",
+        group=_LOSS,
+        unsupported_values={
+            "dipole": _DIPOLE_LOSS,
+            "dipole_polar": _DIPOLE_LOSS,
+            "energy_forces_dipole": _DIPOLE_LOSS,
+            "l1l2energyforces": "this loss is not available yet; huber and universal are the robust ones.",
+        },
+    )
+    energy_weight: float = setting(1.0, "weight of the energies per atom", group=_LOSS, ge=0)
+    forces_weight: float = setting(100.0, "weight of the forces", group=_LOSS, ge=0)
+    stress_weight: float = setting(1.0, "weight of the stresses", group=_LOSS, ge=0)
+    virials_weight: float = setting(1.0, "weight of the virials per atom", group=_LOSS, ge=0)
+    config_type_weights: dict[str, NonNegative] = setting(
+        {"Default": 1.0},
+        "weight of the structures of each config_type; Default is for all that are not named",
+        group=_LOSS,
+        placeholder="{TYPE:W,...}",
+        expects="a dictionary of weights of at least 0 such as {'Default': 1.0, 'surface': 2.0}",
+    )
+    huber_delta: float = setting(
+        0.01, "error at which huber and universal turn from squares to absolute values", group=_LOSS, gt=0
+    )
+
+
+class OptimizerSettings(Settings):
+    """How the parameters are moved."""
+
+    optimizer: Literal["adam", "adamw", "schedulefree"] = setting("adam", "method", group=_OPTIMIZER)
+    max_num_epochs: int = setting(2048, "passes over the training set", group=_OPTIMIZER, ge=1)
+    patience: int = setting(
+        2048, "evaluations without a better validation loss after which training ends", group=_OPTIMIZER, ge=1
+    )
+    lr: float = setting(0.01, "learning rate at the start", group=_OPTIMIZER, gt=0)
+    weight_decay: float = setting(5e-7, "penalty on large weights", group=_OPTIMIZER, ge=0)
+    amsgrad: bool = setting(True, "divide by the largest second moment seen so far", group=_OPTIMIZER, kind="switch")
+    beta: float = setting(0.9, "decay of the first moment in adam and adamw", group=_OPTIMIZER, ge=0, lt=1)
+    beta1_schedulefree: float = setting(
+        0.9, "interpolation between iterate and average in schedulefree", group=_OPTIMIZER, ge=0, lt=1
+    )
+    beta2_schedulefree: float = setting(
+        0.98, "decay of the second moment in schedulefree", group=_OPTIMIZER, ge=0, lt=1
+    )
+    lr_params_factors: Annotated[dict[str, NonNegative], AfterValidator(_complete_factors)] = setting(
+        dict.fromkeys(LEARNING_RATE_FACTORS, 1.0),
+        f"factors on the learning rate of parts of the model: {', '.join(LEARNING_RATE_FACTORS)}",
+        group=_OPTIMIZER,
+        placeholder="{PART:X,...}",
+        expects="a dictionary of factors of at least 0 such as {'embedding_lr_factor': 0.5}",
+        default_words="1.0 each",
+    )
+    clip_grad: float | None = setting(
+        10.0, "largest norm of the gradient, longer ones are shortened; None for no limit", group=_OPTIMIZER, gt=0
+    )
+    scheduler: Literal["ReduceLROnPlateau", "ExponentialLR"] = setting(
+        "ReduceLROnPlateau", "how the learning rate goes down", group=_OPTIMIZER
+    )
+    lr_factor: float = setting(0.8, "factor of each reduction by ReduceLROnPlateau", group=_OPTIMIZER, gt=0, lt=1)
+    scheduler_patience: int = setting(
+        50, "evaluations without a better loss before ReduceLROnPlateau reduces", group=_OPTIMIZER, ge=0
+    )
+    lr_scheduler_gamma: float = setting(0.9993, "factor per epoch of ExponentialLR", group=_OPTIMIZER, gt=0, le=1)
+
+
+class StageTwoSettings(Settings):
+    """The second stage, with more weight on energies, and the averages of parameters."""
+
+    swa: bool = setting(
+        False,
+        "end with a second stage of other weights and rate",
+        group=_STAGE_TWO,
+        aliases=("stage_two",),
+        kind="switch",
+    )
+    start_swa: int | None = setting(
+        None,
+        "epoch at which stage two begins",
+        group=_STAGE_TWO,
+        aliases=("start_stage_two",),
+        ge=0,
+        default_words="the last 20% of max_num_epochs",
+    )
+    swa_lr: float = setting(0.001, "learning rate in stage two", group=_STAGE_TWO, aliases=("stage_two_lr",), gt=0)
+    swa_energy_weight: float = setting(
+        1000.0, "weight of the energies in stage two", group=_STAGE_TWO, aliases=("stage_two_energy_weight",), ge=0
+    )
+    swa_forces_weight: float = setting(
+        100.0, "weight of the forces in stage two", group=_STAGE_TWO, aliases=("stage_two_forces_weight",), ge=0
+    )
+    swa_stress_weight: float = setting(
+        10.0, "weight of the stresses in stage two", group=_STAGE_TWO, aliases=("stage_two_stress_weight",), ge=0
+    )
+    swa_virials_weight: float = setting(
+        10.0, "weight of the virials in stage two", group=_STAGE_TWO, aliases=("stage_two_virials_weight",), ge=0
+    )
+    ema: bool = setting(
+        False, "evaluate and keep an exponential average of the parameters", group=_STAGE_TWO, kind="switch"
+    )
+    ema_decay: float = setting(0.99, "share of the old average kept at each step", group=_STAGE_TWO, gt=0, lt=1)

@@ -1,0 +1,115 @@
+"""The text ``--help`` prints: one entry per setting, grouped by task, with unit and default."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mace.settings.declaration import (
+    NOT_SUPPORTED,
+    Declaration,
+    alternatives,
+    choices_of,
+    declarations,
+)
+
+_INDENT = 28
+
+
+def supported_groups(model: type[BaseModel]) -> dict[str, list[Declaration]]:
+    """Sort the supported settings by group, in the order of declaration."""
+    groups: dict[str, list[Declaration]] = {}
+    for declaration in declarations(model).values():
+        if not declaration.unsupported:
+            groups.setdefault(declaration.group, []).append(declaration)
+    return groups
+
+
+def unsupported_settings(model: type[BaseModel]) -> list[Declaration]:
+    """List the settings that are refused by name."""
+    return [declaration for declaration in declarations(model).values() if declaration.unsupported]
+
+
+def default_words(field: FieldInfo, declaration: Declaration) -> str:
+    """Say what happens when the setting is not given."""
+    if declaration.default_words:
+        return declaration.default_words
+    return "required" if field.is_required() else str(field.default)
+
+
+def placeholder(field: FieldInfo, declaration: Declaration) -> str:
+    """The word, or the choices, that stand for the value; empty for bare flags."""
+    if declaration.kind in ("switch", "switch_off"):
+        return ""
+    if declaration.placeholder:
+        return declaration.placeholder
+    refused = declaration.unsupported_values or {}
+    choices = [choice for choice in choices_of(field) if choice not in refused]
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    words: dict[Any, str] = {bool: "{True,False}", int: "N", float: "X", str: "TEXT"}
+    return words.get(alternatives(field.annotation)[0], "LITERAL")
+
+
+def help_text(model: type[BaseModel], program: str, description: str, everything: bool = False) -> str:
+    """Write the help of a command.
+
+    Args:
+        model: The class of settings.
+        program: Name of the command.
+        description: One sentence about the command.
+        everything: Whether unsupported settings get entries of their own instead of one compact list.
+
+    Returns:
+        The text, without a newline at its end.
+    """
+    width = min(shutil.get_terminal_size().columns, 120)
+    required = [f"--{name}=..." for name, field in model.model_fields.items() if field.is_required()]
+    lines = [f"usage: {program} {' '.join(required)} [--setting=value ...]", ""]
+    lines += textwrap.wrap(description, width)
+    lines += textwrap.wrap(
+        "Every setting can also be a line 'setting: value' of a YAML file given with --config; the command line wins "
+        "over the file, and of a flag given twice the last one counts. Bare flags (shown without a value) are switched "
+        "off again by --no_<flag>.",
+        width,
+    )
+    for group, members in supported_groups(model).items():
+        lines += ["", f"{group}:"]
+        for declaration in members:
+            lines += _entry(model.model_fields[declaration.name], declaration, width)
+    lines += ["", f"{NOT_SUPPORTED}:", *_unsupported_lines(model, width, everything)]
+    lines += ["", "Help:"]
+    lines += [f"  {'--help':<{_INDENT - 2}}show this text and leave"]
+    lines += [f"  {'--help-all':<{_INDENT - 2}}say for every setting that is not supported yet why, and leave"]
+    return "\n".join(lines)
+
+
+def _entry(field: FieldInfo, declaration: Declaration, width: int) -> list[str]:
+    flag = f"  --{declaration.name} {placeholder(field, declaration)}".rstrip()
+    unit = f" [{declaration.unit}]" if declaration.unit else ""
+    also = f"; also --{', --'.join(declaration.aliases)}" if declaration.aliases else ""
+    text = f"{declaration.help}{unit} (default: {default_words(field, declaration)}{also})"
+    if field.is_required():
+        text = f"{declaration.help}{unit} (required{also})"
+    return _two_columns(flag, text, width)
+
+
+def _two_columns(left: str, right: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(right, max(width - _INDENT, 40), break_on_hyphens=False)
+    body = [" " * _INDENT + line for line in wrapped]
+    if len(left) < _INDENT - 1:
+        return [f"{left:<{_INDENT}}{wrapped[0]}", *body[1:]]
+    return [left, *body]
+
+
+def _unsupported_lines(model: type[BaseModel], width: int, everything: bool) -> list[str]:
+    members = unsupported_settings(model)
+    if everything:
+        entries = [_two_columns(f"  --{d.name}", f"{d.help}. {d.unsupported}", width) for d in members]
+        return [line for entry in entries for line in entry]
+    names = ", ".join(f"--{declaration.name}" for declaration in members)
+    return textwrap.wrap(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

@@ -1,0 +1,132 @@
+"""Settings of the run itself: name, folders, evaluation, checkpoints, devices, logging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from mace.settings.declaration import Settings, setting
+
+_DIPOLE_TABLE = "tables of dipoles are not available yet; choose PerAtomRMSE, TotalRMSE, PerAtomMAE or TotalMAE."
+
+
+def _check_device(device: str) -> str:
+    name, colon, number = device.partition(":")
+    if name not in ("cpu", "cuda", "mps", "xpu") or (colon and not number.isdecimal()):
+        raise ValueError("not a device")
+    return device
+
+
+class RunSettings(Settings):
+    """What the run is called and where its files go."""
+
+    config: str | None = setting(None, "YAML file with settings", group="Run", placeholder="FILE")
+    name: str = setting(..., "name of the run; all its files begin with it", group="Run", placeholder="NAME")
+    seed: int = setting(123, "seed of all random numbers; part of the file names", group="Run", ge=0)
+    work_dir: str = setting(".", "folder for all files of the run", group="Run", placeholder="DIR")
+    log_dir: str | None = setting(
+        None, "folder for log files", group="Run", placeholder="DIR", default_words="<work_dir>/logs"
+    )
+    model_dir: str | None = setting(
+        None, "folder for the final model", group="Run", placeholder="DIR", default_words="<work_dir>"
+    )
+    checkpoints_dir: str | None = setting(
+        None, "folder for checkpoints", group="Run", placeholder="DIR", default_words="<work_dir>/checkpoints"
+    )
+    results_dir: str | None = setting(
+        None,
+        "folder for errors per epoch (JSON lines), tables and plots",
+        group="Run",
+        placeholder="DIR",
+        default_words="<work_dir>/results",
+    )
+    dry_run: bool = setting(
+        False, "read and check the data, print the plan of the run, and leave", group="Run", kind="switch"
+    )
+
+
+class EvaluationSettings(Settings):
+    """How errors are measured and shown."""
+
+    eval_interval: int = setting(
+        1, "epochs from one evaluation on the validation set to the next", group="Evaluation and output", ge=1
+    )
+    error_table: Literal[
+        "PerAtomRMSE",
+        "TotalRMSE",
+        "PerAtomRMSEstressvirials",
+        "PerAtomMAEstressvirials",
+        "PerAtomMAE",
+        "TotalMAE",
+        "DipoleRMSE",
+        "DipoleMAE",
+        "DipolePolarRMSE",
+        "EnergyDipoleRMSE",
+    ] = setting(
+        "PerAtomRMSE",
+        "which errors the final table shows",
+        group="Evaluation and output",
+        unsupported_values={
+            "DipoleRMSE": _DIPOLE_TABLE,
+            "DipoleMAE": _DIPOLE_TABLE,
+            "DipolePolarRMSE": _DIPOLE_TABLE,
+            "EnergyDipoleRMSE": _DIPOLE_TABLE,
+        },
+    )
+    plot: bool = setting(True, "draw the course of training and the predictions", group="Evaluation and output")
+    plot_frequency: int = setting(
+        0, "epochs from one plot to the next; 0 draws only at the end", group="Evaluation and output", ge=0
+    )
+
+
+class CheckpointSettings(Settings):
+    """What is kept on disk during the run."""
+
+    restart_latest: bool = setting(
+        False, "resume from the latest checkpoint of the same name and seed", group="Checkpoints", kind="switch"
+    )
+    keep_checkpoints: bool = setting(
+        False, "keep the checkpoints of earlier best epochs", group="Checkpoints", kind="switch"
+    )
+    save_all_checkpoints: bool = setting(
+        False, "keep a checkpoint of every evaluated epoch", group="Checkpoints", kind="switch"
+    )
+    save_cpu: bool = setting(
+        False, "save the final model with its tensors on the CPU", group="Checkpoints", kind="switch"
+    )
+
+
+class DeviceSettings(Settings):
+    """Where and how fast the numbers are computed."""
+
+    device: Annotated[str, AfterValidator(_check_device)] = setting(
+        "cpu",
+        "where to compute",
+        group="Devices and speed",
+        placeholder="{cpu,cuda,mps,xpu}",
+        expects="cpu, cuda, mps or xpu, with a number where there are several (cuda:0)",
+    )
+    default_dtype: Literal["float32", "float64"] = setting(
+        "float64", "floating point precision", group="Devices and speed"
+    )
+    kernels: Literal["auto", "torch"] = setting(
+        "auto", "implementation of the inner loops; auto takes the fastest at hand", group="Devices and speed"
+    )
+    num_threads: int | None = setting(
+        None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="PyTorch's choice"
+    )
+    pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
+
+
+class LoggingSettings(Settings):
+    """What the run says while it goes on."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting(
+        "INFO", "least important messages that are logged", group="Logging and trackers"
+    )
+    progress: Literal["auto", "bar", "lines", "off"] = setting(
+        "auto",
+        "how progress is shown; auto draws a bar on a terminal and writes lines otherwise",
+        group="Logging and trackers",
+    )

@@ -1,0 +1,80 @@
+"""All settings of ``mace_run_train``, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, model_validator
+
+from mace.settings.data import DataSettings, LabelSettings, ReferenceSettings
+from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.model import ModelSettings
+from mace.settings.reading import parse_settings
+from mace.settings.run import (
+    CheckpointSettings,
+    DeviceSettings,
+    EvaluationSettings,
+    LoggingSettings,
+    RunSettings,
+)
+from mace.settings.unsupported import (
+    UnsupportedFineTuningSettings,
+    UnsupportedLabelSettings,
+    UnsupportedModelSettings,
+    UnsupportedRunSettings,
+)
+
+PROGRAM = "mace_run_train"
+DESCRIPTION = "Train a MACE interatomic potential on labeled structures."
+
+
+# pydantic orders inherited fields from the last base to the first, so help begins with RunSettings
+class TrainingSettings(
+    UnsupportedFineTuningSettings,
+    UnsupportedLabelSettings,
+    UnsupportedModelSettings,
+    UnsupportedRunSettings,
+    LoggingSettings,
+    DeviceSettings,
+    CheckpointSettings,
+    EvaluationSettings,
+    StageTwoSettings,
+    OptimizerSettings,
+    LossSettings,
+    ReferenceSettings,
+    ModelSettings,
+    LabelSettings,
+    DataSettings,
+    RunSettings,
+):
+    """What the user asked for: checked, frozen, and not yet decided upon (``None`` where the data decide)."""
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> TrainingSettings:
+        if isinstance(self.correlation, list) and len(self.correlation) != self.num_interactions:
+            raise ValueError(
+                f"--correlation has {len(self.correlation)} entries for {self.num_interactions} layers; give one "
+                "number, or as many as --num_interactions."
+            )
+        return self
+
+
+def parse_training_settings(argv: Sequence[str]) -> TrainingSettings:
+    """Read the settings of a training run: defaults < YAML ``--config`` < command line.
+
+    Args:
+        argv: The arguments after the name of the program.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        UserError: With one sentence per mistake, one per line.
+        SystemExit: With status 0 after ``--help`` or ``--help-all``.
+    """
+    return parse_settings(TrainingSettings, argv, PROGRAM, DESCRIPTION)
+
+
+def provided(settings: BaseModel) -> frozenset[str]:
+    """Tell which settings somebody gave, on the command line, in a file or as an argument."""
+    return frozenset(settings.model_fields_set)

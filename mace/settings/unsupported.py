@@ -1,0 +1,205 @@
+"""Settings of features that do not exist here yet: known, so that they can be refused by name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mace.settings.declaration import Settings, setting
+
+_WANDB = (
+    "Weights & Biases logging is not available yet; remove the flag (the log, the JSON lines in results/ and the plots "
+    "are always written)."
+)
+_POLAR = "long-range electrostatics (PolarMACE) are not available yet; remove the flag."
+_DIPOLES = "training on dipoles and polarizabilities is not available yet; remove the flag."
+_FOUNDATION = "fine-tuning of foundation models is not available yet; remove the flag to train from scratch."
+_HEADS = "models with several heads are not available yet; remove the flag and train one model per data set."
+_LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
+_PARALLEL = "training on several devices is not available yet; remove the flag to train on one (--device)."
+_KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
+_EMBEDDINGS = "embeddings of charge, spin or temperature are not available yet; remove the flag."
+_ARCHITECTURE = "this variant of the architecture is not available yet; remove the flag."
+_PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
+
+_HYPERS = [
+    "num_channels",
+    "max_L",
+    "correlation",
+    "lr",
+    "swa_lr",
+    "weight_decay",
+    "batch_size",
+    "max_num_epochs",
+    "start_swa",
+    "energy_weight",
+    "forces_weight",
+]
+
+
+class UnsupportedRunSettings(Settings):
+    """Folders, devices, trackers and data loading of features to come."""
+
+    downloads_dir: str | None = setting(
+        None, "folder for downloads", unsupported="nothing is downloaded in this release; remove the flag."
+    )
+    distributed: bool = setting(False, "train on several devices", kind="switch", unsupported=_PARALLEL)
+    launcher: Literal["slurm", "torchrun", "mpi", "none"] = setting(
+        "none", "program that starts the processes of a distributed run", unsupported=_PARALLEL
+    )
+    enable_cueq: bool = setting(False, "use cuEquivariance", unsupported=_KERNELS)
+    only_cueq: bool = setting(False, "use cuEquivariance throughout", unsupported=_KERNELS)
+    enable_oeq: bool = setting(False, "use OpenEquivariance", unsupported=_KERNELS)
+    num_workers: int = setting(
+        0,
+        "processes that load data",
+        unsupported="batches are cut from arrays prepared once, so there are no loading processes; use 0.",
+    )
+    multi_processed_test: bool = setting(False, "test data come in several parts", unsupported=_PREPROCESSED)
+    statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
+    plot_interaction_e: bool = setting(
+        False, "plot energies without E0s", unsupported="this plot is not available yet; remove the flag."
+    )
+    wandb: bool = setting(False, "log to Weights & Biases", kind="switch", unsupported=_WANDB)
+    wandb_dir: str | None = setting(None, "folder of Weights & Biases", unsupported=_WANDB)
+    wandb_project: str = setting("", "project at Weights & Biases", unsupported=_WANDB)
+    wandb_entity: str = setting("", "account at Weights & Biases", unsupported=_WANDB)
+    wandb_name: str = setting("", "name of the run at Weights & Biases", unsupported=_WANDB)
+    wandb_log_hypers: list[str] = setting(
+        _HYPERS, "settings shown at Weights & Biases", kind="several", unsupported=_WANDB
+    )
+
+
+class UnsupportedModelSettings(Settings):
+    """Variants of the model to come."""
+
+    apply_cutoff: bool = setting(
+        True,
+        "apply the cutoff before the radial network",
+        unsupported="applying the cutoff after the radial network is not available yet; use True.",
+    )
+    use_reduced_cg: bool = setting(
+        False,
+        "use the reduced coupling coefficients",
+        unsupported="the reduced coupling coefficients are not available yet; use False.",
+    )
+    use_so3: bool = setting(False, "give up the reflection symmetry", unsupported=_ARCHITECTURE)
+    use_agnostic_product: bool = setting(False, "share the products between elements", unsupported=_ARCHITECTURE)
+    use_last_readout_only: bool = setting(False, "read energies from the last layer only", unsupported=_ARCHITECTURE)
+    use_embedding_readout: bool = setting(False, "read energies from the embedding", unsupported=_ARCHITECTURE)
+    edge_irreps: str | None = setting(None, "irreps of edge features", unsupported=_ARCHITECTURE)
+    use_edge_irreps_first: bool = setting(False, "edge features in the first layer", unsupported=_ARCHITECTURE)
+    embedding_specs: dict[str, Any] | None = setting(None, "embeddings of global features", unsupported=_EMBEDDINGS)
+    compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_DIPOLES)
+    compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_DIPOLES)
+    les_arguments: str | dict[str, Any] | None = setting(
+        None,
+        "arguments of latent Ewald summation",
+        unsupported="latent Ewald summation (MACELES) is not available yet; remove the flag.",
+    )
+    kspace_cutoff_factor: float = setting(1.5, "cutoff in reciprocal space", unsupported=_POLAR)
+    atomic_multipoles_max_l: int = setting(0, "highest l of atomic multipoles", unsupported=_POLAR)
+    atomic_multipoles_smearing_width: float = setting(1.0, "width of atomic multipoles", unsupported=_POLAR)
+    field_feature_max_l: int = setting(0, "highest l of field features", unsupported=_POLAR)
+    field_feature_widths: str | list[float] = setting("[1.0]", "widths of field features", unsupported=_POLAR)
+    field_feature_norms: str | list[float] | None = setting(None, "norms of field features", unsupported=_POLAR)
+    num_recursion_steps: int = setting(1, "steps to self-consistency", unsupported=_POLAR)
+    field_si: bool = setting(False, "self-interaction of fields", unsupported=_POLAR)
+    include_electrostatic_self_interaction: bool = setting(False, "electrostatic self-interaction", unsupported=_POLAR)
+    add_local_electron_energy: bool = setting(False, "local electron energy", unsupported=_POLAR)
+    quadrupole_feature_corrections: bool = setting(False, "quadrupole corrections", unsupported=_POLAR)
+    return_electrostatic_potentials: bool = setting(False, "return potentials", unsupported=_POLAR)
+    field_norm_factor: float = setting(0.02, "norm of field features", unsupported=_POLAR)
+    fixedpoint_update_config: str | dict[str, Any] | None = setting(
+        None, "options of the fixed-point update", unsupported=_POLAR
+    )
+    field_readout_config: str | dict[str, Any] | None = setting(
+        None, "options of the field readout", unsupported=_POLAR
+    )
+
+
+class UnsupportedLabelSettings(Settings):
+    """Labels and weights of properties to come."""
+
+    polarizability_key: str | None = setting(
+        None, "name of the polarizabilities", unsupported=_DIPOLES, inactive=("polarizability",)
+    )
+    head_key: str | None = setting(None, "name of the head of a structure", unsupported=_HEADS, inactive=("head",))
+    elec_temp_key: str | None = setting(
+        None, "name of the electronic temperature", unsupported=_EMBEDDINGS, inactive=("elec_temp",)
+    )
+    total_spin_key: str | None = setting(
+        None, "name of the total spin", unsupported=_EMBEDDINGS, inactive=("total_spin",)
+    )
+    total_charge_key: str | None = setting(
+        None, "name of the total charge", unsupported=_EMBEDDINGS, inactive=("total_charge",)
+    )
+    dipole_weight: float = setting(1.0, "weight of the dipoles", unsupported=_DIPOLES)
+    swa_dipole_weight: float = setting(
+        1.0, "weight of the dipoles in stage two", aliases=("stage_two_dipole_weight",), unsupported=_DIPOLES
+    )
+    polarizability_weight: float = setting(1.0, "weight of the polarizabilities", unsupported=_DIPOLES)
+    swa_polarizability_weight: float = setting(
+        1.0,
+        "weight of the polarizabilities in stage two",
+        aliases=("stage_two_polarizability_weight",),
+        unsupported=_DIPOLES,
+    )
+
+
+class UnsupportedFineTuningSettings(Settings):
+    """Fine-tuning, heads and replay to come."""
+
+    foundation_model: str | None = setting(None, "model to start from", unsupported=_FOUNDATION)
+    foundation_model_kwargs: str | dict[str, Any] = setting(
+        "{}", "arguments of the foundation model", unsupported=_FOUNDATION
+    )
+    foundation_model_readout: bool = setting(
+        True, "give up the readout of the foundation model", kind="switch_off", unsupported=_FOUNDATION
+    )
+    foundation_model_elements: bool = setting(
+        False, "keep all elements of the foundation model", unsupported=_FOUNDATION
+    )
+    foundation_filter_elements: bool = setting(True, "keep only the elements of the data", unsupported=_FOUNDATION)
+    foundation_head: str | None = setting(None, "head to start from", unsupported=_FOUNDATION)
+    freeze: int | None = setting(
+        None,
+        "layers kept as they are",
+        unsupported="freezing layers is not available yet; remove the flag to train all parameters.",
+        inactive=(0,),
+    )
+    lbfgs: bool = setting(
+        False, "end with L-BFGS steps", kind="switch", unsupported="L-BFGS is not available yet; remove the flag."
+    )
+    lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
+    lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA)
+    lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA)
+    heads: str | dict[str, Any] | None = setting(None, "files and E0s of several heads", unsupported=_HEADS)
+    skip_evaluate_heads: str = setting("pt_head", "heads left out of the final tables", unsupported=_HEADS)
+    multiheads_finetuning: bool = setting(
+        True, "keep a head for the data of the foundation model", unsupported=_FOUNDATION, inactive=(False,)
+    )
+    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_FOUNDATION)
+    real_pt_data_ratio_threshold: float = setting(0.1, "least ratio of real to replayed data", unsupported=_FOUNDATION)
+    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_FOUNDATION)
+    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_FOUNDATION)
+    subselect_pt: Literal["fps", "random"] = setting(
+        "random", "how replayed structures are chosen", unsupported=_FOUNDATION
+    )
+    filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
+        "none", "which elements replayed structures have", unsupported=_FOUNDATION
+    )
+    allow_random_padding_pt: bool = setting(
+        True,
+        "fill up with random structures",
+        kind="switch",
+        negations=("disallow_random_padding_pt",),
+        unsupported=_FOUNDATION,
+    )
+    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_FOUNDATION)
+    pt_valid_file: str | None = setting(None, "structures to validate the replay on", unsupported=_FOUNDATION)
+    pseudolabel_replay: bool = setting(
+        False, "label replayed structures with the foundation model", unsupported=_FOUNDATION
+    )
+    pseudolabel_replay_compute_stress: bool = setting(
+        False, "label replayed structures with stresses too", unsupported=_FOUNDATION
+    )

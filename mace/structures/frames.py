@@ -1,0 +1,191 @@
+"""Files become ASE structures, one at a time, so that an unreadable one can be named by its place in the file."""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mace.errors import UserError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_VOIGT_IN_COMMENT = re.compile(r"""(?<![\w-])(stress|virial)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|\[([^\]]*)\])""")
+
+
+_UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What opening and decompressing a text file may raise."""
+
+
+def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Turn file names and glob patterns into the list of existing files they stand for.
+
+    A name that exists is taken literally even where it contains ``*``, ``?`` or ``[``. Files found by a pattern are
+    sorted by name; otherwise the given order is kept.
+
+    Raises:
+        UserError: If a file is missing, empty, a directory or named twice, or if a pattern matches nothing.
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [file for path in given for file in _expand_one(str(path))]
+    if not files:
+        raise UserError("No structure file was given; name at least one.")
+    seen: dict[Path, str] = {}
+    for file in files:
+        _check_file(file)
+        real = Path(file).resolve()
+        if real in seen:
+            raise UserError(
+                f"{file}: the same file is given twice (first as {seen[real]}), and its structures would count double; "
+                "name it once."
+            )
+        seen[real] = file
+    return files
+
+
+def _expand_one(path: str) -> list[str]:
+    if Path(path).exists() or not glob.has_magic(path):
+        return [path]
+    matches = sorted(match for match in glob.glob(path, recursive=True) if not Path(match).is_dir())
+    if not matches:
+        raise UserError(f"{path}: no file matches this pattern, seen from {Path.cwd()}.")
+    return matches
+
+
+def _check_file(file: str) -> None:
+    path = Path(file)
+    if not file.strip():
+        raise UserError("The name of a structure file is empty.")
+    if path.is_dir():
+        raise UserError(f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'.")
+    if not path.exists():
+        raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{file}: the file is empty.")
+
+
+def iterate_frames(file: str) -> Iterator[Atoms]:
+    """Yield the structures of any file that ASE can read, in order.
+
+    Raises:
+        UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
+            names its place, counted from zero.
+    """
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    try:
+        file_format = filetype(file)
+    except (UnknownFileTypeError, *_UNREADABLE_TEXT) as error:
+        raise UserError(f"{file}: ASE cannot tell the format of this file ({_reason(error)}).") from error
+    frames = _extended_xyz_frames(file) if file_format == "extxyz" else _other_frames(file, file_format)
+    is_empty = True
+    for atoms in frames:
+        is_empty = False
+        yield atoms
+    if is_empty:
+        raise UserError(f"{file}: the file holds no structure.")
+
+
+def _other_frames(file: str, file_format: str) -> Iterator[Atoms]:
+    from ase.io import iread
+
+    count = 0
+    try:
+        for atoms in iread(file, index=":", format=file_format, do_not_split_by_at_sign=True):
+            yield atoms
+            count += 1
+    except Exception as error:  # ASE has a reader per format, and each fails in its own way
+        raise _unreadable(file, count, _reason(error)) from error
+
+
+def _extended_xyz_frames(file: str) -> Iterator[Atoms]:
+    """Cut the file into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line."""
+    from ase.io.extxyz import read_xyz
+
+    for index, text in enumerate(_cut_extended_xyz(file)):
+        try:
+            atoms = next(read_xyz(io.StringIO(text), index=0, properties_parser=_parse_comment))
+        except Exception as error:  # the parser raises KeyError, ValueError, IndexError, OSError... for bad text
+            raise _unreadable(file, index, _reason(error)) from error
+        yield atoms
+
+
+def _cut_extended_xyz(file: str) -> Iterator[str]:
+    """Yield the text of one frame after the other; empty lines between frames are skipped."""
+    lines = _lines(file)
+    index = 0
+    line = next(lines, None)
+    while line is not None:
+        if not line.strip():
+            line = next(lines, None)
+            continue
+        n_atoms = _parse_atom_count(line, file, index)
+        frame = [line, *itertools.islice(lines, n_atoms + 1)]
+        if len(frame) < n_atoms + 2:
+            raise _unreadable(file, index, f"the file ends after {max(len(frame) - 2, 0)} of its {n_atoms} atoms")
+        line = next(lines, None)
+        while line is not None and line.lstrip().startswith("VEC"):
+            frame.append(line)  # some programs write the lattice as pseudo-atoms named VEC1 to VEC3
+            line = next(lines, None)
+        yield "".join(frame)
+        index += 1
+
+
+def _parse_atom_count(line: str, file: str, index: int) -> int:
+    try:
+        n_atoms = int(line)
+    except ValueError as error:
+        found = line.strip()[:40]
+        raise _unreadable(file, index, f"a number of atoms is expected where '{found}' stands") from error
+    if n_atoms < 0:
+        raise _unreadable(file, index, f"its number of atoms is {n_atoms}")
+    return n_atoms
+
+
+def _lines(file: str) -> Iterator[str]:
+    """Yield the lines of a text file that may be compressed."""
+    from ase.io.formats import open_with_compression
+
+    try:
+        with open_with_compression(file, "r") as stream:
+            yield from stream
+    except _UNREADABLE_TEXT as error:
+        raise UserError(f"{file}: this is not a readable text file ({_reason(error)}).") from error
+
+
+def _parse_comment(line: str) -> dict[str, Any]:
+    """Parse the comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    if "stress" in line or "virial" in line:
+        line = _VOIGT_IN_COMMENT.sub(_voigt_to_nine, line)
+    parse: Callable[[str], dict[str, Any]] = key_val_str_to_dict
+    return parse(line)
+
+
+def _voigt_to_nine(match: re.Match[str]) -> str:
+    key, *values = match.groups()
+    parts = next(value for value in values if value is not None).replace(",", " ").split()
+    if len(parts) != 6:
+        return match.group(0)
+    xx, yy, zz, yz, xz, xy = parts
+    return f'{key}="{xx} {xy} {xz} {xy} {yy} {yz} {xz} {yz} {zz}"'
+
+
+def _unreadable(file: str, index: int, reason: str) -> UserError:
+    return UserError(f"{file}: structure {index} cannot be read: {reason}; correct it or take it out.")
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says what went wrong, with the kind of error where its text alone would not."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}"[:200].rstrip(": ")

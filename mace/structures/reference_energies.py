@@ -1,0 +1,236 @@
+"""The energy E0 of every element as an isolated atom, which the model adds to what it learns."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mace.elements import ElementTable, atomic_number, chemical_symbol
+from mace.errors import UserError
+from mace.structures.configuration import Configuration
+from mace.structures.statistics import interaction_energies_per_atom
+
+HIGHEST_ATOMIZATION = 20.0
+"""eV per atom; no substance is bound more strongly, carbon has 7 and tungsten 9."""
+
+LOWEST_ATOMIZATION = -1.0
+"""eV per atom; data that are on average less stable than isolated atoms have wrong E0s."""
+
+_WAYS_OUT = (
+    "add a frame of each as an isolated atom (config_type=IsolatedAtom) to the training file, or give --E0s as "
+    "'{\"H\": -13.6, ...}', as a JSON file, or as 'average'"
+)
+
+
+@dataclass(frozen=True)
+class ReferenceEnergies:
+    """The reference energy of every element, and where it comes from.
+
+    Attributes:
+        energies: eV by atomic number, in ascending order of atomic numbers; exactly the elements asked for.
+        source: ``IsolatedAtom frames``, ``command line``, ``file <name>`` or ``least squares``.
+        notes: What is worth a line in the log.
+        warnings: What is probably wrong.
+    """
+
+    energies: dict[int, float]
+    source: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_array(self, elements: ElementTable) -> np.ndarray:
+        """The energies in the order of a table's indices, eV, ``[elements]``, float64."""
+        return np.array([self.energies[number] for number in elements], dtype=np.float64)
+
+
+def resolve_reference_energies(
+    E0s: str | Mapping[Any, float] | None,
+    isolated_atoms: Sequence[Configuration],
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+) -> ReferenceEnergies:
+    """Find the energy of every element as an isolated atom.
+
+    Args:
+        E0s: ``None`` to take the isolated atoms of the data; ``"average"`` to fit the labeled energies;
+            a mapping from symbols or atomic numbers to eV, the same in text, or the name of a JSON file with it.
+        isolated_atoms: Frames of isolated atoms in the training data; anything in ``E0s`` overrules them.
+        configurations: Training structures.
+        elements: The elements that need an energy.
+
+    Raises:
+        UserError: If an element has no energy, or ``E0s`` cannot be understood.
+    """
+    notes: list[str] = []
+    warnings: list[str] = []
+    if E0s is None:
+        energies, source = _from_isolated_atoms(isolated_atoms, elements), "IsolatedAtom frames"
+    elif isinstance(E0s, str) and E0s.strip().lower() == "average":
+        energies, warnings = fit_reference_energies(configurations, elements)
+        source = "least squares"
+    else:
+        energies, source = _parse(E0s)
+        _refuse_missing(energies, elements, f"--E0s ({source})" if source.startswith("file") else "--E0s")
+    if E0s is not None and isolated_atoms:
+        notes.append(f"The data hold {len(isolated_atoms)} IsolatedAtom frames, but --E0s is given and overrules them.")
+    unused = [chemical_symbol(number) for number in sorted(energies) if number not in elements]
+    if unused:
+        notes.append(f"The reference energies of {', '.join(unused)} are not needed: no structure has these elements.")
+    wanted = {number: energies[number] for number in elements}
+    warnings.extend(_judge(wanted, configurations))
+    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings))
+
+
+def fit_reference_energies(
+    configurations: Sequence[Configuration], elements: ElementTable
+) -> tuple[dict[int, float], list[str]]:
+    """Find the reference energies that alone explain the labeled energies best.
+
+    Plain least squares over the structures with an energy; of several solutions, the one with the smallest norm.
+
+    Returns:
+        The energies in eV by atomic number, and a warning if the compositions leave some of them undetermined.
+
+    Raises:
+        UserError: If no structure has an energy.
+    """
+    labeled = [configuration for configuration in configurations if configuration.energy is not None]
+    if not labeled:
+        raise UserError("--E0s average needs structures with an energy, and no training structure has one.")
+    counts = np.zeros((len(labeled), len(elements)))
+    for row, configuration in enumerate(labeled):
+        np.add.at(counts[row], elements.index(configuration.atomic_numbers), 1.0)
+    energies = np.array([configuration.energy for configuration in labeled], dtype=np.float64)
+    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    warnings = []
+    undetermined = undetermined_elements(counts)
+    if undetermined:
+        names = ", ".join(elements.symbols[place] for place in undetermined)
+        warnings.append(
+            f"--E0s average: the compositions of the {len(labeled)} structures with an energy do not determine the "
+            f"reference energies of {names}; the smallest ones that fit were taken. Energies of other compositions "
+            "will be wrong: give these elements' energies with --E0s."
+        )
+    return dict(zip(elements.atomic_numbers, solution.tolist(), strict=True)), warnings
+
+
+def undetermined_elements(counts: np.ndarray) -> list[int]:
+    """Find the unknowns that a linear system leaves open, whatever its right-hand side.
+
+    Args:
+        counts: How many atoms of each element a structure has, ``[structures, elements]``.
+
+    Returns:
+        Indices of the elements whose unit vector is not a combination of the rows.
+
+    >>> undetermined_elements(np.array([[2.0, 1.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
+    [0, 1]
+    """
+    shares = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+    padding = np.zeros((max(counts.shape[1] - len(counts), 0), counts.shape[1]))  # so that every direction comes back
+    _, values, directions = np.linalg.svd(np.concatenate([shares, padding]), full_matrices=False)
+    rank = int((values > values[0] * max(counts.shape) * np.finfo(np.float64).eps).sum())
+    outside = np.linalg.norm(directions[rank:], axis=0)
+    return [place for place in range(counts.shape[1]) if outside[place] > 1.0e-8]
+
+
+def _from_isolated_atoms(isolated_atoms: Sequence[Configuration], elements: ElementTable) -> dict[int, float]:
+    energies: dict[int, float] = {}
+    origin: dict[int, Configuration] = {}
+    for atom in isolated_atoms:
+        number = int(atom.atomic_numbers[0])
+        if atom.energy is None:
+            if number in elements:
+                raise UserError(
+                    f"{atom.where()} is an isolated {chemical_symbol(number)} atom without an energy under the key its "
+                    "file is read with; label it, name the key with --energy_key, or give --E0s."
+                )
+            continue
+        if number in energies and abs(energies[number] - atom.energy) > 1.0e-6:
+            raise UserError(
+                f"{atom.where()} gives an isolated {chemical_symbol(number)} atom {atom.energy:.6f} eV where "
+                f"{origin[number].where()} gives {energies[number]:.6f} eV; keep one of them, or give --E0s."
+            )
+        energies.setdefault(number, atom.energy)
+        origin.setdefault(number, atom)
+    _refuse_missing(energies, elements, "the IsolatedAtom frames" if isolated_atoms else "the training data")
+    return energies
+
+
+def _refuse_missing(energies: Mapping[int, float], elements: ElementTable, source: str) -> None:
+    missing = [chemical_symbol(number) for number in elements if number not in energies]
+    if not missing:
+        return
+    names = ", ".join(missing)
+    if source.startswith("--E0s"):
+        raise UserError(f"{source} gives no reference energy for {names}, which the training data contain; add it.")
+    raise UserError(f"The reference energies (E0s) of {names} are not in {source}; {_WAYS_OUT}.")
+
+
+def _parse(E0s: str | Mapping[Any, float]) -> tuple[dict[int, float], str]:
+    """Understand a mapping, its text, or a JSON file."""
+    if not isinstance(E0s, str):
+        return _check_mapping(E0s, "--E0s"), "command line"
+    text = E0s.strip()
+    if text.endswith(".json") or (text and not text.startswith("{") and Path(text).is_file()):
+        return _check_mapping(_read_json(text), text), f"file {text}"
+    for parser in (ast.literal_eval, json.loads):
+        mapping = _try_parse(parser, text)
+        if isinstance(mapping, Mapping):
+            return _check_mapping(mapping, "--E0s"), "command line"
+    raise UserError(
+        f"--E0s is {E0s!r}, which is neither 'average', nor a JSON file, "
+        "nor a mapping such as '{\"H\": -13.6, 8: -432.1}'."
+    )
+
+
+def _try_parse(parser: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parser(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None  # the caller says what is accepted
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: this file, given as --E0s, cannot be opened ({error.strerror}).") from error
+    except ValueError as error:
+        raise UserError(f"{file}: this file, given as --E0s, is not JSON ({error}).") from error
+
+
+def _check_mapping(mapping: Any, where: str) -> dict[int, float]:
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise UserError(f'{where}: the reference energies are to map elements to eV, such as {{"H": -13.6}}.')
+    energies: dict[int, float] = {}
+    for element, energy in mapping.items():
+        number = atomic_number(element)
+        if isinstance(energy, bool) or not isinstance(energy, (int, float, np.number)) or not math.isfinite(energy):
+            raise UserError(f"{where}: the reference energy of {element} is {energy!r}; it must be a number of eV.")
+        if number in energies:
+            raise UserError(f"{where}: {chemical_symbol(number)} has two reference energies; leave one out.")
+        energies[number] = float(energy)
+    return energies
+
+
+def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration]) -> list[str]:
+    """Warn if the reference energies make the data absurdly stable or unstable."""
+    atomization = -interaction_energies_per_atom(configurations, energies)
+    if not len(atomization):
+        return []
+    mean = float(atomization.mean())
+    if LOWEST_ATOMIZATION <= mean <= HIGHEST_ATOMIZATION:
+        return []
+    return [
+        f"With these reference energies the mean atomization energy of the training structures is {mean:.2f} eV per "
+        f"atom, outside {LOWEST_ATOMIZATION:g} to {HIGHEST_ATOMIZATION:g}; do E0s and data come from the same method, "
+        "both in eV?"
+    ]

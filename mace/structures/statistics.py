@@ -1,0 +1,131 @@
+"""What the training data look like in numbers: elements, coverage, and the scale of energies and forces."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mace.errors import UserError
+from mace.structures.configuration import PROPERTIES, Configuration
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers about a set of structures; a number that nothing defines is ``None``.
+
+    Attributes:
+        n_configurations: Structures.
+        n_atoms: Atoms in all of them.
+        elements: Atomic numbers, ascending.
+        config_types: Number of structures of each type.
+        labeled: Number of structures with each of `PROPERTIES`.
+        mean_energy: eV per atom; mean over the structures with an energy of (E - sum of E0) / atoms.
+        std_energy: eV per atom; standard deviation of the same with n - 1 in the denominator; needs two structures.
+        rms_forces: eV/Angstrom; root mean square of the force components of all atoms with forces.
+    """
+
+    n_configurations: int
+    n_atoms: int
+    elements: tuple[int, ...]
+    config_types: dict[str, int]
+    labeled: dict[str, int]
+    mean_energy: float | None
+    std_energy: float | None
+    rms_forces: float | None
+
+
+def interaction_energies_per_atom(
+    configurations: Iterable[Configuration], reference_energies: Mapping[int, float]
+) -> np.ndarray:
+    """What is left of the energy per atom without the isolated atoms, (E - sum of E0) / atoms.
+
+    Args:
+        configurations: Those without an energy are left out.
+        reference_energies: E0 in eV by atomic number.
+
+    Returns:
+        eV per atom, ``[structures with an energy]``.
+
+    Raises:
+        KeyError: If an element has no reference energy; `resolve_reference_energies` makes sure that all have one.
+    """
+    return np.array(
+        [
+            (configuration.energy - _sum_of_references(configuration, reference_energies)) / configuration.n_atoms
+            for configuration in configurations
+            if configuration.energy is not None
+        ],
+        dtype=np.float64,
+    )
+
+
+def _sum_of_references(configuration: Configuration, reference_energies: Mapping[int, float]) -> float:
+    return math.fsum(reference_energies[number] for number in configuration.atomic_numbers.tolist())
+
+
+def summarize(configurations: Iterable[Configuration], reference_energies: Mapping[int, float]) -> Summary:
+    """Measure a set of structures; one without a label does not count in the numbers made of that label."""
+    configurations = list(configurations)
+    energies = interaction_energies_per_atom(configurations, reference_energies)
+    forces = [configuration.forces for configuration in configurations if configuration.forces is not None]
+    n_components = sum(array.size for array in forces)
+    return Summary(
+        n_configurations=len(configurations),
+        n_atoms=sum(configuration.n_atoms for configuration in configurations),
+        elements=tuple(sorted({z for configuration in configurations for z in configuration.atomic_numbers.tolist()})),
+        config_types=dict(Counter(configuration.config_type for configuration in configurations)),
+        labeled={name: sum(getattr(item, name) is not None for item in configurations) for name in PROPERTIES},
+        mean_energy=float(energies.mean()) if len(energies) else None,
+        std_energy=float(energies.std(ddof=1)) if len(energies) > 1 else None,
+        rms_forces=math.sqrt(math.fsum(float((a * a).sum()) for a in forces) / n_components) if forces else None,
+    )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the model's raw atomic energies become eV: ``scale * raw + shift``.
+
+    Attributes:
+        shift: eV per atom.
+        scale: eV per atom, or eV/Angstrom where it comes from forces; never zero.
+        warnings: Sentences about what could not be measured.
+    """
+
+    shift: float
+    scale: float
+    warnings: tuple[str, ...] = ()
+
+
+def choose_scaling(summary: Summary, scaling: str) -> Scaling:
+    """Turn the word given as ``--scaling`` into numbers.
+
+    ``std_scaling`` takes mean and standard deviation of the interaction energy per atom, ``rms_forces_scaling`` takes
+    the same mean and the root mean square of the forces, ``no_scaling`` takes zero and one. A scale that is zero or
+    that no label defines is replaced by one, a shift that no label defines by zero, each with a warning.
+
+    Raises:
+        UserError: If the word is none of these.
+    """
+    if scaling == "no_scaling":
+        return Scaling(0.0, 1.0)
+    sources = {
+        "std_scaling": (summary.std_energy, "the standard deviation of the interaction energies per atom"),
+        "rms_forces_scaling": (summary.rms_forces, "the root mean square of the forces"),
+    }
+    if scaling not in sources:
+        raise UserError(f"--scaling is '{scaling}'; choose one of std_scaling, rms_forces_scaling, no_scaling.")
+    warnings = []
+    scale, name = sources[scaling]
+    shift = summary.mean_energy
+    if shift is None:
+        warnings.append("No training structure has an energy, so the model's energies are not shifted.")
+        shift = 0.0
+    if not scale:
+        state = "is not defined by the training data" if scale is None else "is zero"
+        warnings.append(f"--scaling {scaling}: {name} {state}, so the model is scaled by one instead.")
+        scale = 1.0
+    return Scaling(shift, scale, tuple(warnings))

@@ -1,0 +1,96 @@
+r"""Stress and virials: their shapes in files, and each from the other.
+
+The stress is :math:`\sigma = +\tfrac{1}{V}\,\partial E/\partial\varepsilon`, positive under tension as in ASE; the
+virials are :math:`-\partial E/\partial\varepsilon`; so virials = -V * stress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mace.structures.configuration import Configuration
+
+SMALLEST_VOLUME = 1.0e-6
+"""Angstrom^3; a cell below it has no stress."""
+
+_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+
+
+def full_tensor(values: np.ndarray) -> np.ndarray:
+    """Write a symmetric tensor as a matrix.
+
+    Args:
+        values: ``[6]`` in the order xx, yy, zz, yz, xz, xy, or ``[9]``, or ``[3, 3]``.
+
+    Returns:
+        The same numbers, ``[3, 3]``.
+
+    Raises:
+        ValueError: If the shape is none of these.
+
+    >>> full_tensor(np.arange(6)).tolist()
+    [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+    """
+    values = np.asarray(values)
+    if values.shape == (6,):
+        return np.take(values, _VOIGT)
+    if values.shape in ((9,), (3, 3)):
+        return values.reshape(3, 3)
+    raise ValueError(f"a tensor has the shape [6], [9] or [3, 3], not {list(values.shape)}")
+
+
+def cell_volume(configuration: Configuration) -> float | None:
+    """Volume in Angstrom^3 of a structure that repeats in all three directions; ``None`` where there is no such thing.
+
+    A slab or a wire has no volume: what its cell measures along a direction that does not repeat is arbitrary.
+    """
+    if not all(configuration.pbc):
+        return None
+    volume = abs(float(np.linalg.det(configuration.cell)))
+    return volume if volume > SMALLEST_VOLUME else None
+
+
+def convert_stress_virials(configuration: Configuration) -> Configuration:
+    """Give a structure that has the stress its virials, and the other way round.
+
+    Nothing changes if both or neither are there, or if the structure has no volume (see `cell_volume`). The derived
+    label inherits the weight of the one it is made from, unless it has a weight of its own.
+
+    Returns:
+        The same object if nothing was to be derived, else a copy with both labels.
+    """
+    stress, virials = configuration.stress, configuration.virials
+    if (stress is None) == (virials is None):
+        return configuration
+    volume = cell_volume(configuration)
+    if volume is None:
+        return configuration
+    weights = dict(configuration.property_weights)
+    if stress is not None:
+        if "stress" in weights:
+            weights.setdefault("virials", weights["stress"])
+        return replace(configuration, virials=-volume * stress, property_weights=weights)
+    assert virials is not None
+    if "virials" in weights:
+        weights.setdefault("stress", weights["virials"])
+    return replace(configuration, stress=-virials / volume, property_weights=weights)
+
+
+def disagree(configuration: Configuration, tolerance: float = 1.0e-2) -> bool:
+    """Whether the labelled stress and virials contradict each other by more than a share of the larger one."""
+    volume = cell_volume(configuration)
+    if configuration.stress is None or configuration.virials is None or volume is None:
+        return False
+    from_stress = -volume * configuration.stress
+    difference = np.abs(from_stress - configuration.virials).max()
+    size = max(np.abs(from_stress).max(), np.abs(configuration.virials).max())
+    return bool(difference > tolerance * size + 1.0e-6)
+
+
+def is_asymmetric(tensor: np.ndarray | None, tolerance: float = 1.0e-3) -> bool:
+    """Whether a tensor that should be symmetric differs from its transpose by a share of its largest entry."""
+    if tensor is None:
+        return False
+    return bool(np.abs(tensor - tensor.T).max() > tolerance * np.abs(tensor).max())

@@ -1,0 +1,127 @@
+"""Where the program's messages go and how their lines look."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from mace.errors import UserError
+from mace.training.tables import find_error_table
+
+LOGGER_NAME = "mace"
+"""The logger above all of ours; no other logger is ever touched."""
+
+_LINE = "%(asctime)s.%(msecs)03d %(levelname)s: %(message)s"
+_DATE = "%Y-%m-%d %H:%M:%S"
+_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+
+
+class ConsoleHandler(logging.Handler):
+    """Write log lines through rich, so that a progress bar on the same console stays below them.
+
+    The text is written as it is: nothing is wrapped, highlighted or read as markup. On a terminal warnings are yellow
+    and errors red.
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``."""
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            line = Text(self.format(record), style=_STYLES.get(record.levelno, ""))
+            self.console.print(line, soft_wrap=True)
+        except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
+            self.handleError(record)
+
+
+class _RunFileHandler(logging.FileHandler):
+    """A class of its own, so that closing removes our file and nobody else's."""
+
+
+def setup_logging(level: int | str, log_path: Path | str | None, console: Console | None) -> logging.Logger:
+    """Send the messages of the ``mace`` logger to the terminal and to a file, with the same lines in both.
+
+    Calling it again replaces what the last call set up. Other loggers, the root logger among them, stay as they are.
+
+    Args:
+        level: Least important level that is shown, as a number or a name such as ``"INFO"``.
+        log_path: File to append to; its folder is created. ``None`` for no file.
+        console: Console to write to, the one that draws the progress bar. ``None`` for no terminal output.
+
+    Returns:
+        The ``mace`` logger.
+
+    Raises:
+        UserError: If the level has no meaning.
+    """
+    number = _level_number(level)
+    close_logging()
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(number)
+    # Otherwise every line appears twice where a library has put a handler on the root logger.
+    logger.propagate = False
+    handlers: list[logging.Handler] = []
+    if console is not None:
+        handlers.append(ConsoleHandler(console))
+    if log_path is not None:
+        Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(_RunFileHandler(log_path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_LINE, _DATE))
+        logger.addHandler(handler)
+    return logger
+
+
+def close_logging() -> None:
+    """Undo `setup_logging`: close the file and leave the ``mace`` logger as it was before."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        if isinstance(handler, (ConsoleHandler, _RunFileHandler)):
+            logger.removeHandler(handler)
+            handler.close()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
+def log_path(directory: Path | str, name: str, seed: int) -> Path:
+    """Return where the log of the run called ``name`` with ``seed`` lies."""
+    return Path(directory) / f"{name}_run-{seed}.log"
+
+
+def epoch_line(epoch: int | None, head: str, loss: float, metrics: Mapping[str, float], error_table: str) -> str:
+    """Say the validation errors of one head in one line, which other programs parse.
+
+    Args:
+        epoch: Epoch, counted from zero; ``None`` before the first step.
+        head: Name of the head.
+        loss: Validation loss.
+        metrics: What `mace.training.metrics.ErrorAccumulator.result` returns.
+        error_table: One of `mace.training.tables.ERROR_TABLES`.
+
+    Returns:
+        For example ``Epoch 3: head: Default, loss=0.01234567, RMSE_E_per_atom=   12.34 meV, RMSE_F=   56.78 meV / A``.
+        An error that does not exist is ``n/a``, in the same place and width as a number.
+
+    Raises:
+        UserError: If there is no such error table.
+    """
+    table = find_error_table(error_table)
+    start = "Initial" if epoch is None else f"Epoch {epoch}"
+    phrases = [phrase.render(metrics, table.width) for phrase in table.phrases(metrics)]
+    return ", ".join([f"{start}: head: {head}", f"loss={loss:{table.loss_format}}", *phrases])
+
+
+def _level_number(level: int | str) -> int:
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise UserError(f"There is no log level '{level}'. Choose --log_level from DEBUG, INFO, WARNING, ERROR.")
+    return number

@@ -1,0 +1,178 @@
+"""Errors of predictions against labels, gathered batch by batch and named as users' scripts expect them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How the errors of one property are named, and which of them exist.
+
+    Attributes:
+        suffix: Last word of every metric's name, for example ``e`` in ``rmse_e``.
+        per_atom: Whether errors divided by the number of atoms are reported too.
+        relative: Whether errors relative to the size of the labels are reported too, in percent.
+    """
+
+    suffix: str
+    per_atom: bool
+    relative: bool
+
+
+_NAMING = {
+    "energy": _Naming("e", per_atom=True, relative=False),
+    "forces": _Naming("f", per_atom=False, relative=True),
+    "stress": _Naming("stress", per_atom=False, relative=False),
+    "virials": _Naming("virials", per_atom=True, relative=False),
+    "dipole": _Naming("mu", per_atom=True, relative=True),
+    "polarizability": _Naming("polarizability", per_atom=True, relative=False),
+}
+
+REPORTED_PROPERTIES = tuple(_NAMING)
+"""Properties whose errors can be accumulated, in the order in which their metrics are listed."""
+
+_TINY = 1.0e-9
+"""Added to the size of the labels, so that labels which are all zero give a huge relative error and not a crash."""
+
+
+@dataclass
+class _Sums:
+    """Running sums over the components of one property; absolute errors are kept, because a percentile needs all."""
+
+    count: int = 0
+    absolute: float = 0.0
+    squared: float = 0.0
+    absolute_per_atom: float = 0.0
+    squared_per_atom: float = 0.0
+    absolute_reference: float = 0.0
+    squared_reference: float = 0.0
+    absolute_errors: list[np.ndarray] = field(default_factory=list)
+
+    def merge(self, other: _Sums) -> None:
+        self.count += other.count
+        self.absolute += other.absolute
+        self.squared += other.squared
+        self.absolute_per_atom += other.absolute_per_atom
+        self.squared_per_atom += other.squared_per_atom
+        self.absolute_reference += other.absolute_reference
+        self.squared_reference += other.squared_reference
+        self.absolute_errors.extend(other.absolute_errors)
+
+
+class ErrorAccumulator:
+    """Gather errors over batches and return them as one flat dictionary of metrics.
+
+    Every component counts once: forces average over atoms and directions, stress and virials over all nine components.
+    Sums are kept in float64 whatever the model's precision. Nothing stays on the accelerator between batches.
+
+    Example:
+        >>> import numpy as np
+        >>> errors = ErrorAccumulator()
+        >>> errors.add("energy", np.array([1.0, 2.0]), np.array([1.5, 2.5]), n_atoms=np.array([5, 5]))
+        >>> errors.result()["rmse_e"], errors.result()["rmse_e_per_atom"]
+        (0.5, 0.1)
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self._sums: dict[str, _Sums] = {}
+
+    def add(
+        self,
+        property: str,
+        reference: np.ndarray | torch.Tensor,
+        prediction: np.ndarray | torch.Tensor,
+        n_atoms: np.ndarray | torch.Tensor | None = None,
+    ) -> None:
+        """Count the labelled part of a batch; what is unlabelled or has zero weight must be left out already.
+
+        Args:
+            property: One of `REPORTED_PROPERTIES`.
+            reference: Labels, ``[structures, ...]``, or ``[atoms, 3]`` for forces. It may be empty.
+            prediction: Predictions of the same shape and unit.
+            n_atoms: Atoms of each structure, ``[structures]``; needed for properties with errors per atom (all except
+                forces and stress) and not read for the others.
+
+        Raises:
+            ValueError: If the property is unknown, shapes differ, or ``n_atoms`` is needed and does not fit.
+        """
+        if property not in _NAMING:
+            raise ValueError(f"No metrics are defined for '{property}'; choose from {', '.join(_NAMING)}.")
+        label, guess = _to_numpy(reference), _to_numpy(prediction)
+        if label.shape != guess.shape:
+            raise ValueError(f"{property}: labels have shape {label.shape}, predictions {guess.shape}.")
+        if label.size == 0:
+            return
+        naming = _NAMING[property]
+        error = guess.astype(np.float64) - label.astype(np.float64)
+        absolute = np.abs(error)
+        # Everything that can be refused comes before the first sum changes.
+        per_atom = error / _column_of_atoms(property, n_atoms, error) if naming.per_atom else None
+        sums = self._sums.setdefault(property, _Sums())
+        sums.count += error.size
+        sums.absolute += float(absolute.sum())
+        sums.squared += float(np.square(error).sum())
+        # Only the percentile reads these, so they need no more digits than the prediction has.
+        sums.absolute_errors.append(absolute.ravel().astype(guess.dtype, copy=False))
+        if per_atom is not None:
+            sums.absolute_per_atom += float(np.abs(per_atom).sum())
+            sums.squared_per_atom += float(np.square(per_atom).sum())
+        if naming.relative:
+            sums.absolute_reference += float(np.abs(label).sum(dtype=np.float64))
+            sums.squared_reference += float(np.square(label, dtype=np.float64).sum())
+
+    def merge(self, other: ErrorAccumulator) -> None:
+        """Count what another accumulator has seen, for example that of another process."""
+        for name, sums in other._sums.items():
+            self._sums.setdefault(name, _Sums()).merge(sums)
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of everything seen so far, in the units of what was added.
+
+        Returns:
+            Mean absolute (``mae_``), root-mean-square (``rmse_``) and 95th-percentile absolute (``q95_``) errors, with
+            ``_per_atom`` and ``rel_`` (percent) variants where they make sense, for example ``rmse_e_per_atom`` and
+            ``rel_rmse_f``. A property with nothing labelled has no entries.
+        """
+        metrics: dict[str, float] = {}
+        for name, naming in _NAMING.items():
+            if name in self._sums:
+                metrics.update(_metrics_of(naming, self._sums[name]))
+        return metrics
+
+
+def _metrics_of(naming: _Naming, sums: _Sums) -> dict[str, float]:
+    suffix, count = naming.suffix, sums.count
+    mae, rmse = sums.absolute / count, float(np.sqrt(sums.squared / count))
+    metrics = {f"mae_{suffix}": mae}
+    if naming.per_atom:
+        metrics[f"mae_{suffix}_per_atom"] = sums.absolute_per_atom / count
+    if naming.relative:
+        metrics[f"rel_mae_{suffix}"] = 100.0 * mae / (sums.absolute_reference / count + _TINY)
+    metrics[f"rmse_{suffix}"] = rmse
+    if naming.per_atom:
+        metrics[f"rmse_{suffix}_per_atom"] = float(np.sqrt(sums.squared_per_atom / count))
+    if naming.relative:
+        metrics[f"rel_rmse_{suffix}"] = 100.0 * rmse / (float(np.sqrt(sums.squared_reference / count)) + _TINY)
+    metrics[f"q95_{suffix}"] = float(np.percentile(np.concatenate(sums.absolute_errors), 95.0))
+    return metrics
+
+
+def _column_of_atoms(property: str, n_atoms: np.ndarray | torch.Tensor | None, error: np.ndarray) -> np.ndarray:
+    """Shape the numbers of atoms so that they divide ``error`` structure by structure."""
+    if n_atoms is None:
+        raise ValueError(f"{property}: the number of atoms is needed for errors per atom.")
+    atoms = _to_numpy(n_atoms)
+    if atoms.shape != error.shape[:1]:
+        raise ValueError(f"{property}: {atoms.shape} numbers of atoms do not fit errors of shape {error.shape}.")
+    return atoms.astype(np.float64).reshape(-1, *([1] * (error.ndim - 1)))
+
+
+def _to_numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)

@@ -1,0 +1,186 @@
+"""Make the stored arrays of this folder with the original, in a virtual environment of its own.
+
+    python -m venv oracle && oracle/bin/pip install torch==2.13.0 mace-torch==0.3.16
+    oracle/bin/python tests/parity/make_references.py tests/parity/references
+
+Each case stores the settings, the structures, the random weights of the original model, and what the original computes
+from them in float64: energies, forces, stress, the loss with its parameter gradients, and parameters and moving averages
+after three steps of Adam with amsgrad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import mace  # noqa: F401  - the original; must be imported before e3nn
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from e3nn import o3
+from mace import data, modules
+from mace.tools import AtomicNumberTable, torch_geometric
+from torch_ema import ExponentialMovingAverage
+
+R_MAX = 4.0
+CHANNELS = 4
+ENERGIES = {1: -13.6, 6: -1027.2, 8: -2041.8, 13: -57.0, 14: -102.5}
+RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
+DENSITY, DENSITY_RESIDUAL = "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"
+
+
+def structures() -> list[Atoms]:
+    """Methanol, a skewed silicon cell with one carbon, an aluminium slab with hydrogen."""
+    rng = np.random.default_rng(7)
+    methanol = molecule("CH3OH")
+    methanol.rattle(0.08, rng=rng)
+    silicon = bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
+    silicon.numbers[1] = 6
+    silicon.set_cell(silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True)
+    silicon.rattle(0.06, rng=rng)
+    slab = fcc111("Al", (2, 1, 2), vacuum=6.0, orthogonal=False)
+    slab.append("H")
+    slab.positions[-1] = slab.positions[-2] + [0.3, 0.2, 1.6]
+    slab.rattle(0.05, rng=rng)
+    slab.pbc = (True, True, False)
+    return [methanol, silicon, slab]
+
+
+def case(name: str, hidden: str, l_max: int, correlation: int, layers: int, **more: object) -> dict:
+    """Describe one case; see `CASES`."""
+    settings = dict(
+        name=name, hidden=hidden, l_max=l_max, correlation=correlation, layers=layers, model="MACE",
+        first=PLAIN, other=RESIDUAL, radial="bessel", transform="None", repulsion=False, gate="silu", seed=len(name),
+    )  # fmt: skip
+    settings.update(more)
+    return settings
+
+
+CASES = [
+    case("scalar_l1_c1_t1", "0e", 1, 1, 1),
+    case("scalar_l3_c3_t2", "0e", 3, 3, 2),
+    case("vector_l3_c3_t2", "0e+1o", 3, 3, 2),
+    case("vector_l2_c2_t3", "0e+1o", 2, 2, 3, model="ScaleShiftMACE", first=RESIDUAL),
+    case("vector_l1_c3_t1", "0e+1o", 1, 3, 1, model="ScaleShiftMACE", first=RESIDUAL),
+    case("tensor_l3_c2_t2", "0e+1o+2e", 3, 2, 2),
+    case("tensor_l2_c3_t2", "0e+1o+2e", 2, 3, 2, model="ScaleShiftMACE", first=RESIDUAL),
+    case("tensor_l2_c1_t3", "0e+1o+2e", 2, 1, 3),
+    case("density_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=DENSITY, other=DENSITY_RESIDUAL),
+    case("repulsion_l3_c2_t2", "0e+1o", 3, 2, 2, model="ScaleShiftMACE", first=RESIDUAL, transform="Agnesi", repulsion=True),
+    case("soft_l1_c2_t2", "0e+1o", 1, 2, 2, radial="gaussian", transform="Soft", gate="tanh"),
+    case("chebyshev_l1_c1_t2", "0e+1o", 1, 1, 2, radial="chebyshev", gate="None"),
+    case("vector_l1_c4_t2", "0e+1o", 1, 4, 2, gate="abs"),
+]  # fmt: skip
+
+
+def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
+    """Build the original's model of a case with random weights."""
+    hidden = o3.Irreps("+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+")))
+    torch.manual_seed(settings["seed"])
+    return modules.ScaleShiftMACE(
+        r_max=R_MAX, num_bessel=6, num_polynomial_cutoff=5, max_ell=settings["l_max"],
+        interaction_cls=modules.interaction_classes[settings["other"]],
+        interaction_cls_first=modules.interaction_classes[settings["first"]],
+        num_interactions=settings["layers"], num_elements=len(elements), hidden_irreps=hidden,
+        MLP_irreps=o3.Irreps("5x0e"), atomic_energies=np.array([ENERGIES[z] for z in elements.zs]),
+        avg_num_neighbors=9.5, atomic_numbers=elements.zs, correlation=settings["correlation"],
+        gate=modules.gate_dict[settings["gate"]], pair_repulsion=settings["repulsion"], use_reduced_cg=False,
+        distance_transform=settings["transform"], radial_MLP=[7, 9], radial_type=settings["radial"],
+        atomic_inter_scale=0.8, atomic_inter_shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0,
+    )  # fmt: skip
+
+
+def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
+    """Collate the structures with made-up labels and uneven weights."""
+    rng = np.random.default_rng(11)
+    items = []
+    for i, atoms in enumerate(structures()):
+        configuration = data.Configuration(
+            atomic_numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array.copy(), pbc=tuple(atoms.pbc),
+            properties={
+                "energy": sum(ENERGIES[z] for z in atoms.numbers) - 4.0 * len(atoms) + rng.normal(),
+                "forces": rng.normal(size=(len(atoms), 3)), "stress": rng.normal(size=(3, 3)) * 0.05,
+                "virials": rng.normal(size=(3, 3)),
+            },
+            property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
+            weight=1.0 + 0.5 * i,
+        )  # fmt: skip
+        items.append(data.AtomicData.from_config(configuration, z_table=elements, cutoff=R_MAX))
+    loader = torch_geometric.dataloader.DataLoader(items, batch_size=len(items), shuffle=False)
+    return next(iter(loader))
+
+
+LOSSES = {
+    "weighted": modules.WeightedEnergyForcesLoss(2.0, 50.0),
+    "stress": modules.WeightedEnergyForcesStressLoss(2.0, 50.0, 10.0),
+    "virials": modules.WeightedEnergyForcesVirialsLoss(2.0, 50.0, 10.0),
+    "forces_only": modules.WeightedForcesLoss(50.0),
+}
+
+
+def decays(name: str) -> bool:
+    """Tell whether the original applies weight decay to a parameter."""
+    return name.startswith("products.") or (name.startswith("interactions.") and "linear.weight" in name)
+
+
+def arrays(prefix: str, tensors) -> dict[str, np.ndarray]:  # noqa: ANN001
+    """Name tensors under a prefix."""
+    return {f"{prefix}/{key}": value.detach().numpy().copy() for key, value in tensors if value is not None}
+
+
+def evaluate(settings: dict) -> dict[str, np.ndarray]:
+    """Run one case."""
+    elements = AtomicNumberTable(sorted(ENERGIES))
+    model, batch = build(settings, elements), make_batch(elements)
+    result = arrays("weights", model.named_parameters())
+    keys = dict(training=True, compute_force=True, compute_virials=True, compute_stress=True)
+    output = model(batch.to_dict(), **keys)
+    for key in ("energy", "forces", "stress", "virials", "node_energy"):
+        result[f"output/{key}"] = output[key].detach().numpy()
+    # stress of the slab is compared on its true volume, which the original inflates: store what it divided by
+    result["output/volume"] = torch.linalg.det(batch.cell.view(-1, 3, 3)).abs().numpy()
+    for key in ("energy", "forces", "stress", "virials"):
+        result[f"labels/{key}"] = batch[key].numpy()
+    for key, loss in LOSSES.items():
+        result[f"loss/{key}"] = loss(pred=output, ref=batch).detach().numpy()
+    LOSSES["weighted"](pred=output, ref=batch).backward()
+    result |= arrays("gradients", ((n, p.grad) for n, p in model.named_parameters()))
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if decays(n)], "weight_decay": 5e-3},
+        {"params": [p for n, p in model.named_parameters() if not decays(n)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True)
+    average = ExponentialMovingAverage(model.parameters(), decay=0.99)
+    for _ in range(3):
+        optimizer.zero_grad()
+        LOSSES["weighted"](pred=model(batch.to_dict(), **keys), ref=batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+        optimizer.step()
+        average.update()
+    result |= arrays("stepped", model.named_parameters())
+    with average.average_parameters():
+        result |= arrays("averaged", model.named_parameters())
+    return result
+
+
+def main() -> None:
+    """Write one file per case and one with the structures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    provenance = {"torch": torch.__version__, "mace-torch": mace.__version__, "python": sys.version.split()[0],
+                  "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
+    for settings in CASES:
+        result = evaluate(settings)
+        np.savez_compressed(folder / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)
+        print(settings["name"], float(result["loss/weighted"]))
+
+
+if __name__ == "__main__":
+    main()
