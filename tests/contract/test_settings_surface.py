@@ -1,0 +1,184 @@
+"""Is every flag of the original command line accepted, or refused by name?"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mace.errors import UserError
+from mace.settings import TrainingSettings, parse_training_settings
+from mace.settings.declaration import declarations
+
+SURFACE = json.loads(Path(__file__).with_name("cli_surface.json").read_text())["build_default_arg_parser"]
+REQUIRED = {"name": "run", "train_file": "train.xyz"}
+
+SUPPORTED = set(
+    """
+    config name seed work_dir log_dir model_dir checkpoints_dir results_dir device default_dtype log_level plot
+    plot_frequency error_table model r_max radial_type num_radial_basis num_cutoff_basis pair_repulsion
+    distance_transform interaction interaction_first max_ell correlation num_interactions MLP_irreps radial_MLP
+    hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
+    compute_forces train_file valid_file valid_fraction test_file test_dir pin_memory atomic_numbers mean std E0s
+    keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key loss forces_weight
+    swa_forces_weight energy_weight swa_energy_weight virials_weight swa_virials_weight stress_weight
+    swa_stress_weight config_type_weights huber_delta optimizer beta beta1_schedulefree beta2_schedulefree
+    batch_size valid_batch_size lr swa_lr weight_decay lr_params_factors amsgrad scheduler lr_factor
+    scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
+    keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
+    """.split()
+)
+
+OURS = {"kernels", "num_threads", "progress", "use_edge_irreps_first"}
+"""Ours, and one flag of the released original that is missing from the surface file."""
+
+REFUSED_CHOICES = {
+    "model": {
+        "BOTNet",
+        "PolarMACE",
+        "MACELES",
+        "ScaleShiftBOTNet",
+        "AtomicDipolesMACE",
+        "AtomicDielectricMACE",
+        "EnergyDipolesMACE",
+    },
+    "interaction": {"RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"},
+    "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
+    "error_table": {"DipoleRMSE", "DipoleMAE", "DipolePolarRMSE", "EnergyDipoleRMSE"},
+    "loss": {"dipole", "dipole_polar", "energy_forces_dipole", "l1l2energyforces"},
+    "launcher": {"slurm", "torchrun", "mpi"},
+    "subselect_pt": {"fps"},
+    "filter_type_pt": {"combinations", "inclusive", "exclusive"},
+}
+
+ACCEPTED_UNSUPPORTED = {("multiheads_finetuning", False)}
+"""Not the default, but exactly what happens here anyway."""
+
+FACTORS = {"embedding_lr_factor": 0.5, "interactions_lr_factor": 1.0, "products_lr_factor": 1.0}
+SAMPLES = {
+    "log_level": ("DEBUG", "DEBUG"),
+    "radial_MLP": ("[32, 16]", [32, 16]),
+    "atomic_numbers": ("[1, 8]", [1, 8]),
+    "E0s": ("average", "average"),
+    "config_type_weights": ('{"Default":1.0, "surface": 2}', {"Default": 1.0, "surface": 2.0}),
+    "lr_params_factors": ('{"embedding_lr_factor": 0.5}', {**FACTORS, "readouts_lr_factor": 1.0}),
+    "scheduler": ("ExponentialLR", "ExponentialLR"),
+    "embedding_specs": ("{'total_spin': {'type': 'categorical'}}", None),
+}
+"""What to type for settings whose type in the surface file says too little, and what it must become."""
+
+DEFAULT_DIFFERENCES = {
+    "launcher": ("slurm", "none"),
+    **{
+        f"{label}_key": (f"DefaultKeys.{label.upper()}.value", None)
+        for label in (
+            "energy forces virials stress dipole polarizability head charges elec_temp total_spin total_charge"
+        ).split()
+    },
+}
+"""Every setting whose default differs: (theirs, ours). A key of None means REF_<label> if present, else <label>."""
+
+
+def name_of(entry: dict) -> str:
+    """Name of the setting a flag of the original sets."""
+    return entry["dest"] or entry["flags"][0][2:]
+
+
+def sample_of(entry: dict) -> tuple[str, object]:
+    """Text to type for a flag, different from its default, and the value it means."""
+    if name_of(entry) in SAMPLES:
+        return SAMPLES[name_of(entry)]
+    if entry["type"] == "str2bool":
+        return str(not entry["default"]), not entry["default"]
+    if entry["type"] == "int":
+        value = int(entry["default"] or 0) + 1
+        return str(value), value
+    if entry["type"] in ("float", "check_float_or_none"):
+        value = 0.75 * (entry["default"] or 1.0)
+        return str(value), value
+    return "sample", "sample"
+
+
+def typed_flags() -> list:
+    """One case per flag, alias and choice: the arguments, the name, the value meant, and whether it is supported."""
+    cases = []
+    for entry in SURFACE:
+        name = name_of(entry)
+        for flag in entry["flags"]:
+            if entry["action"]:
+                value = entry["action"] == "store_true"
+                cases.append((flag, [flag], name, value, name in SUPPORTED))
+            elif entry["choices"]:
+                for choice in entry["choices"]:
+                    refused = choice in REFUSED_CHOICES.get(name, ())
+                    cases.append((flag, [f"{flag}={choice}"], name, choice, not refused))
+            else:
+                text, value = sample_of(entry)
+                supported = name in SUPPORTED or (name, value) in ACCEPTED_UNSUPPORTED
+                cases.append((flag, [flag, text], name, value, supported))
+    return [pytest.param(*case, id=" ".join(case[1])) for case in cases if case[2] != "config"]
+
+
+@pytest.mark.parametrize(("flag", "arguments", "name", "value", "supported"), typed_flags())
+def test_flag_is_obeyed_or_refused_by_name(flag, arguments, name, value, supported):
+    """A flag either has its value in the settings or raises a sentence that names it."""
+    argv = [f"--{key}={text}" for key, text in REQUIRED.items() if key != name] + arguments
+    if supported:
+        settings = parse_training_settings(argv)
+        assert getattr(settings, name) == value
+        assert type(getattr(settings, name)) is type(value)
+        assert name in settings.model_fields_set
+    else:
+        with pytest.raises(UserError) as caught:
+            parse_training_settings(argv)
+        sentence = str(caught.value)
+        assert sentence.startswith(f"{flag}:") or sentence.startswith(f"{flag} {value}:")
+        assert sentence.endswith(".") and "\n" not in sentence
+
+
+def test_no_flag_is_forgotten():
+    """The settings are those of the surface file and a short list of our own."""
+    assert {name_of(entry) for entry in SURFACE} | OURS == set(TrainingSettings.model_fields)
+    unsupported = {name for name, declaration in declarations(TrainingSettings).items() if declaration.unsupported}
+    assert set(TrainingSettings.model_fields) - unsupported == SUPPORTED | (OURS - {"use_edge_irreps_first"})
+
+
+@pytest.mark.parametrize("entry", SURFACE, ids=name_of)
+def test_default(entry):
+    """Defaults are the original's, but for a short table of differences."""
+    name = name_of(entry)
+    settings = parse_training_settings([f"--{key}={text}" for key, text in REQUIRED.items()])
+    ours = getattr(settings, name)
+    theirs = entry["default"]
+    if isinstance(theirs, dict):
+        theirs = theirs["expr"]
+    if name in DEFAULT_DIFFERENCES:
+        assert (theirs, ours) == DEFAULT_DIFFERENCES[name]
+    elif name in REQUIRED:
+        assert TrainingSettings.model_fields[name].is_required()
+    elif entry["action"] == "store_false":
+        assert ours is True
+    elif isinstance(theirs, str) and not isinstance(ours, str):
+        spelled = parse_training_settings([f"--{key}={text}" for key, text in (REQUIRED | {name: theirs}).items()])
+        assert ours == getattr(spelled, name)
+        assert ours is not None
+    else:
+        assert ours == theirs
+
+
+WRITTEN_DEFAULTS = [
+    entry for entry in SURFACE if not entry["action"] and entry["default"] is not None and name_of(entry) != "launcher"
+]
+
+
+@pytest.mark.parametrize("entry", WRITTEN_DEFAULTS, ids=name_of)
+def test_default_may_be_given(entry):
+    """The original's default, written out in somebody's script, is no reason to stop (but for a launcher)."""
+    name = name_of(entry)
+    theirs = entry["default"]
+    if isinstance(theirs, dict):
+        label = name.removesuffix("_key")
+        plain = ("dipole", "polarizability", "head", "total_charge", "total_spin", "elec_temp")
+        theirs = label if label in plain else f"REF_{label}"
+    words = [str(word) for word in theirs] if isinstance(theirs, list) else [str(theirs)]
+    argv = [f"--{key}={text}" for key, text in REQUIRED.items()]
+    assert name in parse_training_settings([*argv, f"--{name}", *words]).model_fields_set

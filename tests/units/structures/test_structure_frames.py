@@ -1,0 +1,126 @@
+"""Files are found, and unreadable structures are named."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from mace.errors import UserError
+from mace.structures.frames import expand_paths, iterate_frames
+
+FRAME = "2\nProperties=species:S:1:pos:R:3 energy=-1.0\nO 0 0 0\nH 0 0 1\n"
+
+
+def test_glob_is_sorted_and_order_of_arguments_kept(write_file: Callable[..., str]) -> None:
+    for name in ("b.xyz", "a.xyz", "z.xyz"):
+        write_file(FRAME, name)
+    assert expand_paths(["z.xyz", "[ab].xyz"]) == ["z.xyz", "a.xyz", "b.xyz"]
+
+
+def test_existing_name_with_glob_characters_is_literal(write_file: Callable[..., str]) -> None:
+    write_file(FRAME, "1.xyz")
+    assert expand_paths(write_file(FRAME, "[1].xyz")) == ["[1].xyz"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("missing.xyz", "missing.xyz: there is no such file"),
+        ("none*.xyz", r"none\*.xyz: no file matches"),
+        ("folder", "folder: this is a directory"),
+        ("empty.xyz", "empty.xyz: the file is empty"),
+        (["full.xyz", "./full.xyz"], "given twice"),
+        ([], "No structure file"),
+        ("", "name of a structure file is empty"),
+    ],
+)
+def test_bad_paths(write_file: Callable[..., str], paths: str | list[str], message: str) -> None:
+    write_file("", "empty.xyz")
+    write_file(FRAME, "full.xyz")
+    Path("folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        expand_paths(paths)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (FRAME.replace("H 0 0 1", "H 0 0 one"), "one"),
+        (FRAME.replace("H 0", "Hx 0"), "Hx"),
+        (FRAME.replace("H 0 0 1\n", ""), ""),
+        (FRAME.replace("H 0 0 1", "H 0 0"), ""),
+        ("two\n", "a number of atoms is expected where 'two' stands"),
+        ("-2\n", "its number of atoms is -2"),
+        (FRAME.replace("2\n", '2\nstress="1 2 3" ', 1), "stress"),
+    ],
+)
+def test_unreadable_frame_is_named(write_file: Callable[..., str], bad: str, reason: str) -> None:
+    file = write_file(FRAME * 3 + bad + FRAME)
+    frames = iterate_frames(file)
+    for _ in range(3):
+        next(frames)
+    with pytest.raises(UserError, match=f"train.xyz: structure 3 cannot be read: .*{reason}"):
+        list(frames)
+
+
+def test_truncated_file_is_named(write_file: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="structure 1 cannot be read: the file ends after 1 of its 2 atoms"):
+        list(iterate_frames(write_file(FRAME + FRAME.replace("H 0 0 1\n", ""))))
+
+
+def test_empty_lines_between_frames_lose_nothing(write_file: Callable[..., str]) -> None:
+    assert len(list(iterate_frames(write_file(FRAME + "\n" + FRAME + "\n\n")))) == 2
+
+
+def test_empty_comment_line_is_part_of_its_frame(write_file: Callable[..., str]) -> None:
+    frames = list(iterate_frames(write_file("1\n\nH 0 0 0\n" * 2)))
+    assert [len(atoms) for atoms in frames] == [1, 1]
+
+
+def test_blank_file(write_file: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="blank.xyz: the file holds no structure"):
+        list(iterate_frames(write_file("\n\n", "blank.xyz")))
+
+
+def test_lattice_as_pseudo_atoms(write_file: Callable[..., str]) -> None:
+    text = "1\ncomment\nH 0 0 0\nVEC1 4 0 0\nVEC2 0 5 0\n"
+    frames = list(iterate_frames(write_file(text * 2)))
+    assert [atoms.cell.lengths().tolist() for atoms in frames] == [[4.0, 5.0, 0.0]] * 2
+
+
+def test_voigt_stress_under_the_plain_name(write_file: Callable[..., str]) -> None:
+    (atoms,) = iterate_frames(write_file(FRAME.replace("energy", "stress='1 2 3 4 5 6' energy")))
+    np.testing.assert_array_equal(atoms.calc.results["stress"], [1, 2, 3, 4, 5, 6])
+
+
+def test_compressed_file(write_file: Callable[..., str]) -> None:
+    file = write_file("", "train.xyz.gz")
+    Path(file).write_bytes(gzip.compress((FRAME * 2).encode()))
+    assert len(list(iterate_frames(file))) == 2
+    Path(file).write_bytes(gzip.compress((FRAME * 200).encode())[:-9])
+    with pytest.raises(UserError, match="train.xyz.gz: .*EOFError"):
+        list(iterate_frames(file))
+
+
+def test_other_format_and_its_bad_frame(write_file: Callable[..., str]) -> None:
+    file = write_file("", "train.traj")
+    write(file, [Atoms("H"), Atoms("HO")])
+    assert [len(atoms) for atoms in iterate_frames(file)] == [1, 2]
+    Path("broken.traj").write_bytes(Path(file).read_bytes()[:400])
+    with pytest.raises(UserError, match=r"broken.traj: structure \d cannot be read"):
+        list(iterate_frames("broken.traj"))
+
+
+def test_unknown_format(write_file: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="notes.unknown: ASE cannot tell the format|cannot be read"):
+        list(iterate_frames(write_file("hello\n", "notes.unknown")))
+
+
+def test_at_sign_belongs_to_the_name(write_file: Callable[..., str]) -> None:
+    assert len(list(iterate_frames(write_file(FRAME * 2, "train@0.xyz")))) == 2

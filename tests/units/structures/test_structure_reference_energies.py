@@ -1,0 +1,150 @@
+"""Every element gets its reference energy from where the user says, or an error says what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.structures.configuration import Configuration
+from mace.structures.reference_energies import resolve_reference_energies, undetermined_elements
+
+OH = ElementTable((1, 8))
+
+
+def test_isolated_atoms(configure: Callable[..., Configuration]) -> None:
+    atoms = [configure([8], energy=-432.0), configure([1], energy=-13.0), configure([26], energy=-1.0)]
+    result = resolve_reference_energies(None, atoms, [configure([1, 8], energy=-450.0)], OH)
+    assert result.energies == {1: -13.0, 8: -432.0}
+    assert (result.source, result.warnings) == ("IsolatedAtom frames", ())
+    assert "Fe" in result.notes[0]
+    np.testing.assert_array_equal(result.as_array(OH), [-13.0, -432.0])
+
+
+def test_missing_isolated_atom_is_named_with_the_way_out(configure: Callable[..., Configuration]) -> None:
+    with pytest.raises(UserError, match=r"of O are not in the IsolatedAtom frames.*--E0s"):
+        resolve_reference_energies(None, [configure([1], energy=-13.0)], [], OH)
+    with pytest.raises(UserError, match=r"of H, O are not in the training data.*config_type=IsolatedAtom.*--E0s"):
+        resolve_reference_energies(None, [], [], OH)
+
+
+def test_unlabeled_isolated_atom_is_not_zero(configure: Callable[..., Configuration]) -> None:
+    atoms = [configure([8], energy=-432.0), configure([1], file="train.xyz", index=3)]
+    with pytest.raises(UserError, match="train.xyz: structure 3 is an isolated H atom without an energy.*--energy_key"):
+        resolve_reference_energies(None, atoms, [], OH)
+
+
+def test_contradicting_isolated_atoms(configure: Callable[..., Configuration]) -> None:
+    same = [configure([1], energy=-13.0), configure([1], energy=-13.0)]
+    assert resolve_reference_energies(None, same, [], ElementTable((1,))).energies == {1: -13.0}
+    with pytest.raises(UserError, match="structure 5 gives an isolated H atom -12.0.*structure 0 gives -13.0"):
+        resolve_reference_energies(None, [*same, configure([1], energy=-12.0, index=5)], [], ElementTable((1,)))
+
+
+@pytest.mark.parametrize(
+    "E0s",
+    ["{1: -13.0, 8: -432.0}", '{"H": -13, "O": -432.0}', '{"1": -13.0, "8": -432.0, "Fe": 1}', {"H": -13.0, 8: -432.0}],
+)
+def test_mappings(E0s: Any) -> None:
+    result = resolve_reference_energies(E0s, [], [], OH)
+    assert result.energies == {1: -13.0, 8: -432.0}
+    assert result.source == "command line"
+
+
+def test_json_file(tmp_path: Path) -> None:
+    file = tmp_path / "E0s.json"
+    file.write_text(json.dumps({"1": -13.0, "O": -432.0}))
+    result = resolve_reference_energies(str(file), [], [], OH)
+    assert result.energies == {1: -13.0, 8: -432.0}
+    assert result.source == f"file {file}"
+    file.write_text("{1: ")
+    with pytest.raises(UserError, match="is not JSON"):
+        resolve_reference_energies(str(file), [], [], OH)
+    with pytest.raises(UserError, match="missing.json.*cannot be opened"):
+        resolve_reference_energies("missing.json", [], [], OH)
+
+
+def test_explicit_energies_overrule_isolated_atoms(configure: Callable[..., Configuration]) -> None:
+    result = resolve_reference_energies({"H": -1.0}, [configure([1], energy=-13.0)], [], ElementTable((1,)))
+    assert result.energies == {1: -1.0}
+    assert "overrules" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("E0s", "message"),
+    [
+        ("", "--E0s is ''"),
+        ("avrage", "--E0s is 'avrage'.*neither 'average'"),
+        ("[1, 2]", "--E0s is"),
+        ("{}", "map elements to eV"),
+        ({}, "map elements to eV"),
+        ("{1: -13.0}", "no reference energy for O"),
+        ("{1: 'a', 8: 1.0}", "energy of 1 is 'a'"),
+        ({1: float("nan"), 8: 0.0}, "energy of 1 is nan"),
+        ({1: True, 8: 0.0}, "energy of 1 is True"),
+        ({"H": -1.0, 1: -1.0, 8: 0.0}, "H has two"),
+        ({"Hx": -1.0}, "'Hx' is not a chemical element"),
+    ],
+)
+def test_bad_mappings(E0s: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_reference_energies(E0s, [], [], OH)
+
+
+def test_average_skips_unlabeled_structures(configure: Callable[..., Configuration]) -> None:
+    compositions = [[1, 1, 8], [1, 1], [8, 8], [1, 8]]
+    configurations = [
+        configure(numbers, energy=sum({1: -13.5, 8: -432.0}[z] for z in numbers)) for numbers in compositions
+    ]
+    result = resolve_reference_energies("average", [], [*configurations, configure([1, 8, 8])], OH)
+    assert result.energies == pytest.approx({1: -13.5, 8: -432.0}, rel=1e-12)
+    assert (result.source, result.warnings) == ("least squares", ())
+
+
+def test_average_without_any_energy(configure: Callable[..., Configuration]) -> None:
+    with pytest.raises(UserError, match="no training structure has one"):
+        resolve_reference_energies("average", [], [configure([1, 8])], OH)
+
+
+def test_average_names_undetermined_elements(configure: Callable[..., Configuration]) -> None:
+    """Water and copper: hydrogen and oxygen only ever come together."""
+    configurations = [
+        configure([8, 1, 1], energy=-5.0),
+        configure([8, 1, 1] * 2, energy=-10.0),
+        configure([29], energy=-3.0),
+    ]
+    result = resolve_reference_energies("Average", [], configurations, ElementTable((1, 8, 29)))
+    assert result.energies == pytest.approx({1: -2.0, 8: -1.0, 29: -3.0})
+    assert len(result.warnings) == 1
+    assert "energies of H, O;" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[1, 0], [0, 1]], []),
+        ([[2, 1]], [0, 1]),
+        ([[1, 0, 0]], [1, 2]),
+        ([[1, 1, 0], [0, 1, 1]], [0, 1, 2]),
+        ([[1, 1, 0], [0, 1, 0]], [2]),
+        ([[1000, 1], [1000, 2]], []),
+    ],
+)
+def test_undetermined_elements(counts: list[list[int]], expected: list[int]) -> None:
+    assert undetermined_elements(np.array(counts, dtype=np.float64)) == expected
+
+
+@pytest.mark.parametrize(("energy", "warned"), [(-10.0, False), (-50.0, True), (3.0, True), (1.0, False)])
+def test_absurd_atomization_energy(configure: Callable[..., Configuration], energy: float, warned: bool) -> None:
+    """Two atoms with E0 = 0; the mean over structures, one of which has no energy."""
+    configurations = [configure([1, 1], energy=energy), configure([1])]
+    result = resolve_reference_energies({"H": 0.0}, [], configurations, ElementTable((1,)))
+    assert len(result.warnings) == int(warned)
+    if warned:
+        assert f"{-energy / 2:.2f} eV per atom" in result.warnings[0]
