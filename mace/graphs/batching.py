@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
+from mace.errors import UserError
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import Neighbors, configuration_neighbors
 from mace.structures.configuration import WEIGHTED_PROPERTIES, Configuration
@@ -100,7 +101,7 @@ class GraphDataset:
         progress: Wraps the iteration over structures, for a progress bar.
 
     Raises:
-        UserError: If a structure has an element that the table lacks.
+        UserError: If a structure has an element that the table lacks, or a stress without a volume.
     """
 
     def __init__(
@@ -122,7 +123,16 @@ class GraphDataset:
         self._pair_pointer = _pointer([len(n.pair_sender) for n in neighbors])
         self._neighbors = _concatenate(neighbors)
         self._max_neighbors = np.array([n.edge_rank.max(initial=-1) + 1 for n in neighbors])
+        self._refuse_stress_without_volume()
         self._collect_labels()
+
+    def _refuse_stress_without_volume(self) -> None:
+        for configuration, volume in zip(self.configurations, self._volume, strict=True):
+            if configuration.stress is not None and np.isnan(volume):
+                raise UserError(
+                    f"{configuration.where()} has a stress but its cell has no volume, so the stress has no meaning; "
+                    "give it a cell of three independent vectors or remove the label."
+                )
 
     def _collect_labels(self) -> None:
         configurations = self.configurations

@@ -83,7 +83,7 @@ def _assemble(
         energy=energy,
         atomic_energies=atomic_energies,
         forces=_forces(gradient, graph) if forces else None,
-        stress=None if strain_gradient is None else strain_gradient / graph.volume.to(gradient.dtype).view(-1, 1, 1),
+        stress=None if strain_gradient is None else _stress(strain_gradient, graph),
         virials=None if strain_gradient is None else -strain_gradient,
         features=output.features,
     )
@@ -93,6 +93,13 @@ def _forces(gradient: Tensor, graph: Graph) -> Tensor:
     """Carry the gradient of each pair to its two atoms."""
     toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
     return -toward_receiver.view(graph.n_atoms, graph.max_neighbors, 3).sum(1)
+
+
+def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:
+    """Divide by the volume; NaN without one, put in afterwards so that no derivative of it becomes NaN."""
+    volume = graph.volume.to(strain_gradient.dtype).view(-1, 1, 1)
+    missing = volume.isnan()
+    return (strain_gradient / volume.masked_fill(missing, 1.0)).masked_fill(missing, float("nan"))
 
 
 def _strain_gradient(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:

@@ -39,9 +39,10 @@ class MACE(nn.Module):
 
     Args:
         plan: The plan, kept as an attribute.
+        dtype: Precision of weights and constants; torch's default precision if none is given.
     """
 
-    def __init__(self, plan: ModelPlan) -> None:
+    def __init__(self, plan: ModelPlan, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.plan = plan
         n = plan.n_channels
@@ -60,10 +61,21 @@ class MACE(nn.Module):
         self.register_buffer("reference_energies", energies, persistent=False)
         signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
         self.register_buffer("inversion", torch.tensor(signs), persistent=False)
-        self.to_precision(torch.get_default_dtype())
+        self._carry_to(dtype or torch.get_default_dtype())
 
     def to_precision(self, dtype: torch.dtype) -> MACE:
-        """Carry weights and constants to a precision; reference energies stay float64 where the device has it."""
+        """Carry weights and constants to a precision; reference energies stay float64 where the device has it.
+
+        Constants are computed anew for a higher precision, so that they are as exact as if it had been built in it.
+        """
+        rounded = torch.finfo(self.dtype).eps > torch.finfo(dtype).eps
+        self._carry_to(dtype)
+        if rounded:
+            for name, constant in MACE(self.plan, dtype).named_buffers():
+                self.get_buffer(name).copy_(constant)
+        return self
+
+    def _carry_to(self, dtype: torch.dtype) -> MACE:
         reference = self.reference_energies
         self.to(dtype)
         self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)

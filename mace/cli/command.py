@@ -1,0 +1,62 @@
+"""What all console scripts have in common: errors in one sentence, exit statuses, and a clear name for the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from mace.errors import UserError
+
+USER_ERROR = 2
+"""Exit status after a problem the user can solve."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+BROKEN_PIPE = 141
+"""Exit status when the reader of the output has gone, as shells have it."""
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
+    """Run a console script with the arguments it was started with.
+
+    Args:
+        main: Does the work; gets the arguments without the program's name, and returns the exit status, None for 0.
+
+    Returns:
+        The exit status, for ``sys.exit``. A `UserError` becomes one sentence on stderr; other errors are defects and
+        keep their traceback.
+    """
+    try:
+        refuse_original()
+        status = main(sys.argv[1:])
+        sys.stdout.flush()  # here, so that a closed pipe is noticed while it can still be handled
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the interpreter flushes once more on its way out, which must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status or 0
+
+
+def refuse_original() -> None:
+    """Make sure that mace-torch is not installed beside this program.
+
+    Raises:
+        UserError: If it is; both install a package called ``mace``, so one overwrites files of the other.
+    """
+    try:
+        found = version("mace-torch")
+    except PackageNotFoundError:
+        return
+    raise UserError(
+        f"mace-torch {found} is installed in this environment ({sys.prefix}) and has the same package 'mace'; run "
+        "'pip uninstall mace-torch' and install mace-train again, or use a new environment."
+    )

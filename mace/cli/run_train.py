@@ -1,0 +1,37 @@
+"""The command ``mace_run_train``: train a model from labelled structures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mace.cli.command import run_command
+from mace.settings import parse_training_settings
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train with the given command-line arguments.
+
+    Raises:
+        UserError: If settings or data do not allow it.
+        SystemExit: With status 0 after ``--help``.
+    """
+    settings = parse_training_settings(arguments)
+    from mace.training.run import run_training  # torch is loaded only once the settings are known to be good
+
+    run_training(settings)
+
+
+def main() -> None:
+    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

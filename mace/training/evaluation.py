@@ -1,0 +1,143 @@
+"""Errors of a model on a set of structures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.graphs.batching import PER_ATOM, Batch, GraphDataset
+from mace.model.derivatives import Prediction, predict
+from mace.model.mace import MACE
+from mace.training.loss import Loss
+from mace.training.metrics import ErrorAccumulator
+
+PREDICTED = ("energy", "forces", "stress", "virials")
+"""What an energy model predicts and data can label."""
+
+
+@dataclass
+class Evaluation:
+    """What came out of an evaluation.
+
+    Attributes:
+        loss: The loss over all structures.
+        metrics: Errors by name.
+        by_type: Errors of each config_type.
+        pairs: Reference and prediction of everything labelled by property, energies per atom; for plots.
+    """
+
+    loss: float
+    metrics: dict[str, float]
+    by_type: dict[str, dict[str, float]] = field(default_factory=dict)
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def evaluate(
+    model: MACE,
+    dataset: GraphDataset,
+    loss: Loss,
+    batch_size: int,
+    stress: bool = False,
+    forces: bool = True,
+    keep_pairs: bool = False,
+    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+) -> Evaluation:
+    """Predict every structure and measure the errors of what is labelled and has weight.
+
+    Args:
+        model: The model.
+        dataset: The structures.
+        loss: Evaluated too; independent of the batch size.
+        batch_size: Structures at a time.
+        stress: Whether stress and virials are wanted beyond what the loss needs.
+        forces: Whether forces are wanted beyond what the loss needs.
+        keep_pairs: Whether to keep predictions and errors by config_type.
+        progress: Wraps the iteration over batches; gets their number.
+
+    Returns:
+        Loss and errors.
+    """
+    device = model.embedding.device
+    total, sums = ErrorAccumulator(), dict[str, list[tuple[Tensor, Tensor]]]()
+    types = np.array([c.config_type for c in dataset.configurations])
+    by_type: dict[str, ErrorAccumulator] = {}
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    n_batches = -(-len(dataset) // batch_size)
+    for batch in progress(dataset.batches(batch_size), n_batches):
+        moved = batch.to(device)
+        prediction = predict(model, moved.graph, forces or loss.needs_forces, stress or loss.needs_stress)
+        with torch.no_grad():
+            for name, pair in loss.sums_and_counts(prediction, moved.targets).items():
+                sums.setdefault(name, []).append(pair)
+        labelled = _labelled_rows(prediction, batch)
+        _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
+        if keep_pairs:
+            of_structure = types[batch.structures]
+            for kind in np.unique(of_structure):
+                _accumulate(by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
+            for name, rows in labelled.items():
+                pairs.setdefault(name, []).append(rows.per_atom_pair())
+    combined = {name: (sum(s for s, _ in parts), sum(c for _, c in parts)) for name, parts in sums.items()}
+    return Evaluation(
+        float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
+        total.result(),
+        {kind: accumulator.result() for kind, accumulator in by_type.items()},
+        {name: _join(parts) for name, parts in pairs.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Labelled rows of one property: reference, prediction, atoms and structure of each row."""
+
+    name: str
+    reference: np.ndarray
+    prediction: np.ndarray
+    n_atoms: np.ndarray
+    structure: np.ndarray
+
+    def per_atom_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return reference and prediction, energies divided by the number of atoms."""
+        scale = 1.0 / self.n_atoms if self.name == "energy" else 1.0
+        return self.reference * scale, self.prediction * scale
+
+
+def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
+    """Select, property by property, what is labelled, has weight and was predicted."""
+    rows = {}
+    targets = batch.targets
+    n_atoms = targets.atoms_per_structure.numpy()
+    for name in PREDICTED:
+        predicted = getattr(prediction, name)
+        if predicted is None:
+            continue
+        chosen = (targets.labelled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
+        structure = np.arange(len(n_atoms))
+        if name in PER_ATOM:
+            structure = structure.repeat(n_atoms)
+        mask = chosen[structure]
+        if not mask.any():
+            continue
+        values = predicted.detach().cpu().double().numpy()[mask]
+        usable = np.isfinite(values).reshape(len(values), -1).all(1) if name == "stress" else np.ones(len(values), bool)
+        reference = targets.values[name].numpy()[mask]
+        structure = structure[mask][usable]
+        rows[name] = _Rows(name, reference[usable], values[usable], n_atoms[structure], structure)
+    return rows
+
+
+def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: np.ndarray) -> None:
+    """Add the rows of the chosen structures."""
+    for name, row in rows.items():
+        mask = chosen[row.structure]
+        if mask.any():
+            n_atoms = None if name in PER_ATOM else row.n_atoms[mask]
+            accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
+
+
+def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

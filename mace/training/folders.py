@@ -1,0 +1,60 @@
+"""Where the files of a run go."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mace.errors import UserError
+from mace.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """The folders of a run, existing and writable.
+
+    Attributes:
+        work: For the indices of validation structures.
+        log: For log files.
+        model: For model files.
+        checkpoints: For checkpoints.
+        results: For JSON lines and plots.
+        tag: ``<name>_run-<seed>``, with which file names begin.
+    """
+
+    work: Path
+    log: Path
+    model: Path
+    checkpoints: Path
+    results: Path
+    tag: str
+
+
+def make_folders(settings: TrainingSettings) -> RunFolders:
+    """Create the folders of a run.
+
+    Raises:
+        UserError: If one of them cannot be created or written to; nothing has been trained then.
+    """
+    work = Path(settings.work_dir)
+    folders = RunFolders(
+        work=work,
+        log=Path(settings.log_dir) if settings.log_dir else work / "logs",
+        model=Path(settings.model_dir) if settings.model_dir else work,
+        checkpoints=Path(settings.checkpoints_dir) if settings.checkpoints_dir else work / "checkpoints",
+        results=Path(settings.results_dir) if settings.results_dir else work / "results",
+        tag=f"{settings.name}_run-{settings.seed}",
+    )
+    if "/" in settings.name or settings.name in ("", ".", ".."):
+        raise UserError(f"--name='{settings.name}' cannot begin a file name; use letters, digits, '-' and '_'.")
+    for folder in (folders.work, folders.log, folders.model, folders.checkpoints, folders.results):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{folders.tag}.writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise UserError(f"{folder}: files cannot be written there ({reason}); choose another --work_dir.") from error
+    return folders

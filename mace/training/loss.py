@@ -1,0 +1,185 @@
+"""What is minimized: sums of errors over labels, each divided by how many labels there are.
+
+The same definition serves training and validation. A term is a weighted sum over what is labelled and the number of
+entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be added
+before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum nor count
+grows; a label whose weight is zero counts with a zero. With every label present the numbers equal those of mace-torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mace.graphs.batching import PER_ATOM, Targets
+from mace.model.derivatives import Prediction
+
+FORCE_STEPS = (100.0, 200.0, 300.0)
+FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
+"""How the universal loss tightens its threshold with the size of the reference force, eV/Angstrom."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One property of a loss.
+
+    Attributes:
+        name: The property.
+        weight: Its weight in the loss.
+        per_atom: Divide the error by the number of atoms first.
+        penalty: From weighted errors and weighted reference to the penalty of each entry.
+        scales_error: Whether the property's weight multiplies the error before the penalty instead of the penalty.
+    """
+
+    name: str
+    weight: float
+    per_atom: bool
+    penalty: Callable[[Tensor, Tensor], Tensor]
+    scales_error: bool = False
+
+    def sum_and_count(self, prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Sum the penalties over what is labelled and count the entries.
+
+        Args:
+            prediction: Must hold the property.
+            targets: Labels and weights of the same batch.
+
+        Returns:
+            Two numbers without dimension.
+        """
+        predicted = getattr(prediction, self.name)
+        assert predicted is not None, f"{self.name} was not predicted"
+        reference = targets.values[self.name].to(predicted.dtype)
+        labelled, property_weight = targets.labelled[self.name], targets.property_weights[self.name]
+        weight, n_atoms = targets.weight, targets.atoms_per_structure
+        if self.name in PER_ATOM:
+            repeats = targets.atoms_per_structure
+            labelled, property_weight, weight = (
+                x.repeat_interleave(repeats, output_size=len(reference)) for x in (labelled, property_weight, weight)
+            )
+        shape = (-1,) + (1,) * (reference.dim() - 1)
+        mask = labelled.view(shape)
+        error = torch.where(mask, predicted - reference, 0.0)
+        reference = torch.where(mask, reference, 0.0)
+        if self.per_atom:
+            error = error / n_atoms.view(shape)
+        property_weight = property_weight.to(predicted.dtype).view(shape)
+        if self.scales_error:
+            penalty = self.penalty(error * property_weight, reference * property_weight)
+        else:
+            penalty = self.penalty(error, reference) * property_weight
+        total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
+        return total, labelled.sum() * reference[:1].numel()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A weighted sum of terms.
+
+    Attributes:
+        name: The word of the command line.
+        terms: Its terms; those of weight zero are left out when it is made.
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def needs_forces(self) -> bool:
+        """Whether any term differentiates with respect to positions."""
+        return any(term.name == "forces" for term in self.terms)
+
+    @property
+    def needs_stress(self) -> bool:
+        """Whether any term differentiates with respect to strain."""
+        return any(term.name in ("stress", "virials") for term in self.terms)
+
+    def sums_and_counts(self, prediction: Prediction, targets: Targets) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return sum and count of every term, by property."""
+        return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
+
+    def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Add ``weight * sum / count``; a term without any label is zero."""
+        parts = []
+        for term in self.terms:
+            total, count = sums_and_counts[term.name]
+            parts.append(term.weight * total / count.clamp(min=1))
+        return torch.stack([part.to(torch.promote_types(part.dtype, parts[0].dtype)) for part in parts]).sum()
+
+    def __call__(self, prediction: Prediction, targets: Targets) -> Tensor:
+        """Return the loss of one batch."""
+        return self.combine(self.sums_and_counts(prediction, targets))
+
+    def __str__(self) -> str:
+        """Write the loss as the log does."""
+        return f"{self.name}(" + ", ".join(f"{t.name}_weight={t.weight:.3f}" for t in self.terms) + ")"
+
+
+def _square(error: Tensor, reference: Tensor) -> Tensor:
+    return error * error
+
+
+def huber(error: Tensor, delta: float | Tensor) -> Tensor:
+    """Penalize small errors by half their square and large ones by their size times the threshold."""
+    size = error.abs()
+    return torch.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+
+
+def _huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda error, reference: huber(error, delta)
+
+
+def _stepped_huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Use a smaller threshold the larger the reference force."""
+
+    def penalty(error: Tensor, reference: Tensor) -> Tensor:
+        norm = reference.norm(dim=-1, keepdim=True)
+        factor = torch.full_like(norm, FORCE_FACTORS[0])
+        for step, value in zip(FORCE_STEPS, FORCE_FACTORS[1:], strict=True):
+            factor = torch.where(norm < step, factor, value)
+        return huber(error, delta * factor)
+
+    return penalty
+
+
+def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01) -> Loss:
+    """Build a loss by its word.
+
+    Args:
+        name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber`` or ``universal``.
+        weights: Weight of each property; what a loss does not use is not looked at.
+        huber_delta: Threshold of the last two.
+
+    Returns:
+        The loss, without the terms whose weight is zero.
+
+    Raises:
+        KeyError: If the word or a weight is missing.
+    """
+    square = {
+        "energy": Term("energy", 0.0, True, _square),
+        "forces": Term("forces", 0.0, False, _square),
+        "stress": Term("stress", 0.0, False, _square),
+        "virials": Term("virials", 0.0, True, _square),
+    }
+    robust = {p: Term(p, 0.0, p == "energy", _huber(huber_delta)) for p in ("energy", "forces", "stress")}
+    universal = {p: Term(p, 0.0, t.per_atom, t.penalty, scales_error=True) for p, t in robust.items()}
+    universal["forces"] = Term("forces", 0.0, False, _stepped_huber(huber_delta), scales_error=True)
+    kinds = {
+        "weighted": [square["energy"], square["forces"]],
+        "ef": [square["energy"], square["forces"]],
+        "forces_only": [square["forces"]],
+        "stress": [square["energy"], square["forces"], square["stress"]],
+        "virials": [square["energy"], square["forces"], square["virials"]],
+        "huber": list(robust.values()),
+        "universal": list(universal.values()),
+    }
+    terms = [
+        Term(t.name, float(weights[t.name]), t.per_atom, t.penalty, t.scales_error)
+        for t in kinds[name]
+        if weights[t.name] > 0.0
+    ]
+    return Loss(name, tuple(terms))

@@ -1,0 +1,162 @@
+"""Optimizer, learning-rate schedule and averages of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mace.model.mace import MACE
+from mace.settings import TrainingSettings
+
+DECAYED = ("interactions_decay", "products")
+"""Groups of parameters that weight decay acts on, as in the original."""
+
+
+def _group_of(name: str) -> str:
+    """Name the group of a parameter."""
+    if name == "embedding":
+        return "embedding"
+    if name.startswith("interactions."):
+        return "interactions_decay" if ".linear." in name else "interactions_no_decay"
+    return "products" if name.startswith("products.") else "readouts"
+
+
+def parameter_groups(
+    model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Sort the parameters into the groups of the original, each with its learning rate and weight decay.
+
+    Args:
+        model: The model.
+        lr: Learning rate.
+        weight_decay: For the groups in `DECAYED`.
+        factors: Factor on the learning rate by ``embedding_lr_factor``, ``interactions_lr_factor``,
+            ``products_lr_factor`` and ``readouts_lr_factor``.
+
+    Returns:
+        What torch's optimizers take, with the group's name and its factor.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        group = _group_of(name)
+        factor = factors.get(f"{group.split('_')[0]}_lr_factor", 1.0)
+        entry = {"name": group, "params": [], "lr": lr * factor, "lr_factor": factor}
+        groups.setdefault(group, entry | {"weight_decay": weight_decay if group in DECAYED else 0.0})
+        groups[group]["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Build the optimizer the settings ask for."""
+    groups = parameter_groups(model, settings.lr, settings.weight_decay, settings.lr_params_factors)
+    if settings.optimizer == "schedulefree":
+        from schedulefree import AdamWScheduleFree  # its import takes time that others need not spend
+
+        betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
+        return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=_can_fuse(model))
+
+
+def _can_fuse(model: MACE) -> bool:
+    """Tell whether torch has a fused update for the model's device."""
+    return model.embedding.device.type in ("cpu", "cuda")
+
+
+class Schedule:
+    """The learning rate over the epochs: one rule in stage one, a constant in stage two.
+
+    Args:
+        optimizer: Whose learning rates to set.
+        settings: ``scheduler`` and its numbers; with the schedule-free optimizer nothing is done in stage one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> None:
+        self._optimizer = optimizer
+        self._rule: torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau | None
+        if settings.optimizer == "schedulefree":
+            self._rule = None
+        elif settings.scheduler == "ExponentialLR":
+            self._rule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=settings.lr_scheduler_gamma)
+        else:
+            self._rule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=settings.lr_factor, patience=settings.scheduler_patience
+            )
+
+    def epoch_ended(self, valid_loss: float | None) -> None:
+        """Move on by one epoch of stage one.
+
+        Args:
+            valid_loss: The validation loss if the epoch was evaluated; a plateau is counted in evaluations.
+        """
+        if isinstance(self._rule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if valid_loss is not None:
+                self._rule.step(valid_loss)
+        elif self._rule is not None:
+            self._rule.step()
+
+    def set_constant(self, lr: float) -> None:
+        """Give every group a learning rate times its own factor."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {} if self._rule is None else self._rule.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where a checkpoint left off."""
+        if self._rule is not None and state:
+            self._rule.load_state_dict(state)
+
+
+class MovingAverage:
+    """Exponential moving average of the parameters, with the short memory at the start that the original uses.
+
+    Args:
+        parameters: The parameters to follow.
+        decay: Share of the old average that is kept at each update, once many have been made.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self._parameters = list(parameters)
+        self.decay = decay
+        self.n_updates = 0
+        self.averages = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages toward the parameters."""
+        self.n_updates += 1
+        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self._parameters], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the model have the averages inside a ``with`` block."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
+        self._copy(self.averages)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"decay": self.decay, "n_updates": self.n_updates, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where a checkpoint left off; the decay stays as set now."""
+        self.n_updates = state["n_updates"]
+        with torch.no_grad():
+            for average, saved in zip(self.averages, state["averages"], strict=True):
+                average.copy_(saved)

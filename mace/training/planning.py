@@ -1,0 +1,160 @@
+"""From settings and data to the plan of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mace.equivariant.irreps import parse_irreps
+from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.model.plan import MAX_L, InteractionPlan, ModelPlan
+from mace.settings import TrainingSettings
+from mace.structures.reference_energies import ReferenceEnergies
+from mace.structures.statistics import Scaling, Summary, choose_scaling
+
+DEFAULT_CHANNELS, DEFAULT_MAX_L = 128, 1
+
+
+@dataclass(frozen=True)
+class HiddenFeatures:
+    """Channels and degrees of the features passed between layers."""
+
+    n_channels: int
+    degrees: tuple[int, ...]
+
+
+def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
+    """Understand ``--hidden_irreps`` or ``--num_channels`` and ``--max_L``.
+
+    Raises:
+        UserError: If they contradict each other or ask for features the model cannot have.
+    """
+    if settings.hidden_irreps is None:
+        channels = settings.num_channels if settings.num_channels is not None else DEFAULT_CHANNELS
+        max_L = settings.max_L if settings.max_L is not None else DEFAULT_MAX_L
+        features = HiddenFeatures(channels, tuple(range(max_L + 1)))
+    else:
+        features = _parse_hidden(settings.hidden_irreps)
+        for flag, given, meant in (
+            ("--num_channels", settings.num_channels, features.n_channels),
+            ("--max_L", settings.max_L, features.degrees[-1]),
+        ):
+            if given is not None and given != meant:
+                raise UserError(
+                    f"{flag}={given} contradicts --hidden_irreps='{settings.hidden_irreps}', which means {meant}; "
+                    "give only one of them."
+                )
+    if features.degrees[-1] > settings.max_ell:
+        raise UserError(
+            f"hidden features of degree {features.degrees[-1]} need --max_ell of at least {features.degrees[-1]}, "
+            f"but it is {settings.max_ell}."
+        )
+    return features
+
+
+def _parse_hidden(text: str) -> HiddenFeatures:
+    try:
+        terms = parse_irreps(text)
+    except ValueError as error:
+        raise UserError(f"--hidden_irreps: {error}.") from error
+    channels = {multiplicity for multiplicity, _ in terms}
+    if len(channels) != 1:
+        raise UserError(
+            f"--hidden_irreps='{text}' has unequal numbers of channels; all degrees need the same, as in "
+            "'128x0e + 128x1o'."
+        )
+    if unnatural := [str(irrep) for _, irrep in terms if not irrep.is_natural]:
+        raise UserError(
+            f"--hidden_irreps='{text}': {', '.join(unnatural)} does not have the parity of a spherical harmonic; "
+            "use 0e, 1o, 2e, 3o, 4e."
+        )
+    degrees = tuple(irrep.l for _, irrep in terms)
+    if list(degrees) != sorted(set(degrees)) or degrees[0] != 0:
+        raise UserError(f"--hidden_irreps='{text}': begin with 0e and let the degrees rise, each once.")
+    if degrees[-1] > MAX_L or channels == {0}:
+        raise UserError(f"--hidden_irreps='{text}': degrees go up to {MAX_L} and at least one channel is needed.")
+    return HiddenFeatures(channels.pop(), degrees)
+
+
+def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]:
+    """Return the kind of each layer; the model word MACE always begins with a layer without residual.
+
+    That is what the original does: with ``--model=MACE`` a residual first layer becomes the plain one.
+    """
+    first, others = settings.interaction_first, settings.interaction
+    if settings.model == "MACE" and "Residual" in first:
+        first = "RealAgnosticInteractionBlock"
+    words = [first] + [others] * (settings.num_interactions - 1)
+    return tuple(
+        InteractionPlan(residual="Residual" in word, normalization="density" if "Density" in word else "count")
+        for word in words
+    )
+
+
+def _readout_channels(text: str) -> int:
+    try:
+        terms = parse_irreps(text)
+    except ValueError as error:
+        raise UserError(f"--MLP_irreps: {error}.") from error
+    if len(terms) != 1 or str(terms[0][1]) != "0e" or terms[0][0] < 1:
+        raise UserError(f"--MLP_irreps='{text}': the readout has scalars only, write for example '16x0e'.")
+    return terms[0][0]
+
+
+def plan_model(
+    settings: TrainingSettings, energies: ReferenceEnergies, scaling: Scaling, avg_num_neighbors: float
+) -> ModelPlan:
+    """Decide every number of the model.
+
+    Args:
+        settings: What was typed.
+        energies: Reference energies of all elements.
+        scaling: Scale and shift of the interaction energy.
+        avg_num_neighbors: What messages are divided by.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: If the settings contradict each other.
+    """
+    features = hidden_features(settings)
+    elements = tuple(sorted(energies.energies))
+    correlation = settings.correlation
+    return ModelPlan(
+        model=settings.model,  # type: ignore[arg-type]  # words that do not exist yet were refused with the settings
+        r_max=settings.r_max,
+        radial_type=settings.radial_type,
+        num_radial_basis=settings.num_radial_basis,
+        num_cutoff_basis=settings.num_cutoff_basis,
+        distance_transform=settings.distance_transform,
+        pair_repulsion=settings.pair_repulsion,
+        l_max=settings.max_ell,
+        n_channels=features.n_channels,
+        hidden_l=features.degrees,
+        interactions=interaction_plans(settings),
+        correlation=tuple(correlation) if isinstance(correlation, list) else (correlation,) * settings.num_interactions,
+        radial_mlp=tuple(settings.radial_MLP),
+        readout_channels=_readout_channels(settings.MLP_irreps),
+        gate=settings.gate,
+        avg_num_neighbors=avg_num_neighbors,
+        atomic_numbers=elements,
+        reference_energies=tuple(energies.energies[z] for z in elements),
+        scale=scaling.scale,
+        shift=scaling.shift if settings.model == "ScaleShiftMACE" else 0.0,
+    )
+
+
+def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
+    """Measure scale and shift on the data, except where ``--std`` and ``--mean`` give them."""
+    measured = choose_scaling(summary, settings.scaling)
+    return Scaling(
+        shift=measured.shift if settings.mean is None else settings.mean,
+        scale=measured.scale if settings.std is None else settings.std,
+        warnings=measured.warnings if settings.mean is None or settings.std is None else (),
+    )
+
+
+def decide_neighbors(settings: TrainingSettings, train_set: GraphDataset) -> float:
+    """Measure the mean number of neighbors, unless it is given."""
+    return train_set.average_neighbors() if settings.compute_avg_num_neighbors else settings.avg_num_neighbors

@@ -1,0 +1,217 @@
+"""Everything that is known before the first step: structures, elements, reference energies, statistics, the plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mace.elements import ElementTable, chemical_symbol
+from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.model.plan import ModelPlan
+from mace.settings import TrainingSettings
+from mace.structures.configuration import Configuration
+from mace.structures.frames import expand_paths
+from mace.structures.labels import LabelKeys, LabelReport, require_labels
+from mace.structures.reading import ReadResult, read_configurations
+from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
+from mace.structures.splitting import check_elements, split_validation, write_valid_indices
+from mace.structures.statistics import summarize
+from mace.training.checkpoints import file_digest
+from mace.training.loss import Loss
+from mace.training.planning import decide_neighbors, decide_scaling, plan_model
+from mace.training.progress import TrainingProgress
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The structures of a run before any neighbor is searched.
+
+    Attributes:
+        train: To learn from.
+        valid: To validate with.
+        tests: Sets to test on, by name.
+        isolated_atoms: Frames of isolated atoms in the training files.
+        report: Which labels the training files have.
+        digest: SHA-256 over the training and validation files.
+    """
+
+    train: list[Configuration]
+    valid: list[Configuration]
+    tests: dict[str, list[Configuration]]
+    isolated_atoms: list[Configuration]
+    report: LabelReport
+    digest: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What training starts from.
+
+    Attributes:
+        plan: The plan of the model.
+        energies: Reference energies and where they come from.
+        train: Graphs to learn from.
+        valid: Graphs to validate with.
+        tests: Structures to test on, by name.
+        digest: SHA-256 over the training and validation files.
+    """
+
+    plan: ModelPlan
+    energies: ReferenceEnergies
+    train: GraphDataset
+    valid: GraphDataset
+    tests: dict[str, list[Configuration]]
+    digest: str
+
+
+def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress: TrainingProgress) -> Structures:
+    """Read all files, set validation structures aside, and make sure the labels that are fitted exist.
+
+    Args:
+        settings: File names, keys, weights, split.
+        losses: The losses of all stages; their labels are needed in the training files.
+        progress: What to show.
+
+    Returns:
+        The structures.
+
+    Raises:
+        UserError: See `mace.structures.reading.read_configurations`, `require_labels` and `split_validation`.
+    """
+    training = _read(settings, settings.train_file, "Training set", progress)
+    require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
+    configurations = list(training.configurations)
+    if settings.keep_isolated_atoms:
+        configurations += training.isolated_atoms
+    files = expand_paths(settings.train_file)
+    if settings.valid_file is None:
+        train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
+        path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid)
+        _LOGGER.info(
+            "Using random %g%% of training set for validation with indices saved in: %s",
+            100 * settings.valid_fraction,
+            path,
+        )
+    else:
+        train, valid = configurations, _read(settings, settings.valid_file, "Validation set", progress).configurations
+        files += expand_paths(settings.valid_file)
+    if not valid:
+        raise UserError(f"{settings.valid_file}: there is no structure to validate with, isolated atoms only.")
+    tests = _read_tests(settings, progress)
+    counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
+    _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
+    digest = file_digest([str(file) for file in files])
+    return Structures(train, valid, tests, training.isolated_atoms, training.report, digest)
+
+
+def _keys(settings: TrainingSettings) -> LabelKeys:
+    return LabelKeys(
+        energy=settings.energy_key,
+        forces=settings.forces_key,
+        stress=settings.stress_key,
+        virials=settings.virials_key,
+        dipole=settings.dipole_key,
+        charges=settings.charges_key,
+    )
+
+
+def _read(
+    settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress
+) -> ReadResult:
+    """Read files and log what was found in them."""
+    result = read_configurations(files, _keys(settings), settings.config_type_weights)
+    for line in result.report.lines():
+        _LOGGER.info("%s: %s", what, line)
+    for note in result.report.notes:
+        _LOGGER.warning(note)
+    return result
+
+
+def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[str, list[Configuration]]:
+    """Read the test structures: those of a file by config_type, those of a folder file by file."""
+    tests: dict[str, list[Configuration]] = {}
+    if settings.test_file is not None:
+        for configuration in _read(settings, settings.test_file, "Test set", progress).configurations:
+            tests.setdefault(f"{configuration.config_type}_{configuration.head}", []).append(configuration)
+    if settings.test_dir is not None:
+        folder = Path(settings.test_dir)
+        if not folder.is_dir():
+            raise UserError(f"--test_dir: {folder} is not a folder.")
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            tests[file.stem] = _read(settings, str(file), "Test set", progress).configurations
+    return {name: configurations for name, configurations in tests.items() if configurations}
+
+
+def prepare(settings: TrainingSettings, losses: Sequence[Loss], progress: TrainingProgress) -> Preparation:
+    """Read the data, measure them, and decide the model.
+
+    Args:
+        settings: What was typed.
+        losses: The losses of all stages.
+        progress: What to show.
+
+    Returns:
+        What training starts from.
+
+    Raises:
+        UserError: If data or settings do not allow a training.
+    """
+    structures = read_structures(settings, losses, progress)
+    elements = _element_table(settings, structures)
+    energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
+    _tell_energies(energies)
+    summary = summarize(structures.train, energies.energies)
+    scaling = decide_scaling(settings, summary)
+    for warning in scaling.warnings:
+        _LOGGER.warning(warning)
+    train = build_dataset(structures.train, elements, settings.r_max, progress, "Neighbors of the training set")
+    valid = build_dataset(structures.valid, elements, settings.r_max, progress, "Neighbors of the validation set")
+    plan = plan_model(settings, energies, scaling, decide_neighbors(settings, train))
+    _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
+    _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
+    return Preparation(plan, energies, train, valid, structures.tests, structures.digest)
+
+
+def build_dataset(
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+    r_max: float,
+    progress: TrainingProgress,
+    description: str,
+) -> GraphDataset:
+    """Search the neighbors of all structures, with progress."""
+
+    def tracked(items: Sequence[Configuration]) -> Iterable[Configuration]:
+        return progress.track(items, description)
+
+    return GraphDataset(configurations, elements, r_max, tracked)
+
+
+def _element_table(settings: TrainingSettings, structures: Structures) -> ElementTable:
+    """Collect the elements of the training set, or take those given, and compare all other sets with them."""
+    found = ElementTable.from_arrays(c.atomic_numbers for c in structures.train)
+    elements = found
+    if settings.atomic_numbers is not None:
+        elements = ElementTable(tuple(settings.atomic_numbers))
+        check_elements(elements, structures.train, purpose="--atomic_numbers")
+    check_elements(elements, structures.valid)
+    for configurations in structures.tests.values():
+        check_elements(elements, configurations)
+    _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
+    return elements
+
+
+def _tell_energies(energies: ReferenceEnergies) -> None:
+    """Log the reference energies, what is worth noting about them, and what is probably wrong."""
+    _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
+    shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
+    _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    for note in energies.notes:
+        _LOGGER.info(note)
+    for warning in energies.warnings:
+        _LOGGER.warning(warning)

@@ -1,0 +1,315 @@
+"""A whole training run: prepare, train, write the model, measure it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import mace
+from mace.deployment.model_file import ModelMetadata, save_model
+from mace.errors import UserError
+from mace.model.mace import MACE
+from mace.model.plan import ModelPlan
+from mace.settings import TrainingSettings, provided
+from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
+from mace.training.devices import PRECISIONS, choose_device, set_threads
+from mace.training.dry_run import describe_plan
+from mace.training.final_report import write_final_report
+from mace.training.folders import RunFolders, make_folders
+from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
+from mace.training.loop import EpochReport, Trainer, stage_two_start
+from mace.training.loss import Loss, make_loss
+from mace.training.plots import plot_learning_curves
+from mace.training.preparation import Preparation, prepare
+from mace.training.progress import TrainingProgress
+from mace.training.records import RecordWriter, results_path
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def run_training(settings: TrainingSettings, console: Console | None = None) -> None:
+    """Do what ``mace_run_train`` does.
+
+    Args:
+        settings: The settings.
+        console: Where to show; standard output if None.
+
+    Raises:
+        UserError: If settings or data do not allow it.
+    """
+    console = console or Console()
+    losses = make_losses(settings)
+    device = choose_device(settings.device, settings.default_dtype)
+    folders = make_folders(settings)
+    setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
+    try:
+        _tell_environment(settings, device)
+        with TrainingProgress(console, settings.progress, error_table=reported_table(settings)) as progress:
+            _run(settings, losses, device, folders, console, progress)
+    except UserError as error:
+        logging.getLogger("mace").debug("stopped: %s", error)
+        raise
+    finally:
+        close_logging()
+
+
+def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
+    """Build the loss of stage one and, with ``--swa``, of stage two, which is of the same kind.
+
+    Raises:
+        UserError: If nothing is left to minimize, or forces are needed but not computed.
+    """
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in ("energy", "forces", "stress", "virials")}
+    if settings.loss == "ef":
+        # the original's word for equal weights; weights that are typed count
+        typed = provided(settings)
+        weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
+    one = make_loss(settings.loss, weights, settings.huber_delta)
+    two = None
+    if settings.swa:
+        second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
+        two = make_loss(settings.loss, second, settings.huber_delta)
+    for loss in (one, two):
+        if loss is not None and not loss.terms:
+            raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
+        if loss is not None and loss.needs_forces and not settings.compute_forces:
+            raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
+    if not settings.swa and settings.start_swa is not None:
+        raise UserError("--start_swa has no effect without --swa; add --swa or leave it out.")
+    return one, two
+
+
+def reported_table(settings: TrainingSettings) -> str:
+    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
+    table = settings.error_table
+    if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
+        return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
+    return table
+
+
+def _tell_environment(settings: TrainingSettings, device: torch.device) -> None:
+    """Log versions, machine and settings."""
+    threads = set_threads(settings.num_threads)
+    _LOGGER.info("===========VERIFYING SETTINGS===========")
+    _LOGGER.info("MACE version: %s", mace.__version__)
+    _LOGGER.info(
+        "Python %s, torch %s, ase %s, %s", platform.python_version(), version("torch"), version("ase"), sys.platform
+    )
+    _LOGGER.info("Using %s, %s, %d threads, kernels: torch", device, settings.default_dtype, threads)
+    _LOGGER.info("Settings: %s", {name: getattr(settings, name) for name in sorted(provided(settings))})
+
+
+def _run(
+    settings: TrainingSettings,
+    losses: tuple[Loss, Loss | None],
+    device: torch.device,
+    folders: RunFolders,
+    console: Console,
+    progress: TrainingProgress,
+) -> None:
+    _LOGGER.info("===========LOADING INPUT DATA===========")
+    preparation = prepare(settings, [loss for loss in losses if loss is not None], progress)
+    checkpoints = CheckpointFolder(
+        folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints
+    )
+    saved = _find_state(settings, checkpoints, preparation.plan, device)
+    plan = preparation.plan if saved is None else ModelPlan.model_validate_json(saved["plan"])
+    model = build_model(plan, settings, device)
+    _tell_model(model, settings)
+    if settings.dry_run:
+        console.print(describe_plan(model, preparation, losses, settings), highlight=False)
+        return
+    results = results_path(folders.results, settings.name, settings.seed)
+    if saved is None:
+        _set_earlier_run_aside(checkpoints, results)
+    with RecordWriter(results) as records:
+        trainer = Trainer(
+            model, losses, settings, preparation.train, preparation.valid, checkpoints, records, progress
+        )
+        if saved is not None:
+            _resume(trainer, saved, settings)
+        _tell_optimizer(trainer, settings, losses)
+        _train(trainer, settings, folders, progress)
+    _finish(trainer, preparation, settings, folders, progress)
+
+
+def build_model(plan: ModelPlan, settings: TrainingSettings, device: torch.device) -> MACE:
+    """Build a model with weights drawn from the seed."""
+    model = MACE(plan).to_precision(PRECISIONS[settings.default_dtype])
+    return model.initialize(torch.Generator().manual_seed(settings.seed)).to(device)
+
+
+def _find_state(
+    settings: TrainingSettings, checkpoints: CheckpointFolder, plan: ModelPlan, device: torch.device
+) -> dict[str, Any] | None:
+    """Read the state to go on from, if that is asked for and there is one."""
+    if not settings.restart_latest:
+        return None
+    if not checkpoints.last.exists():
+        _LOGGER.info("--restart_latest: there is no %s yet; starting from the beginning", checkpoints.last)
+        return None
+    saved = load_safely(checkpoints.last, device)
+    if fields := differing_fields(ModelPlan.model_validate_json(saved["plan"]), plan):
+        raise UserError(
+            f"{checkpoints.last}: the run was started with another model ({'; '.join(fields)}); set these back to go on "
+            "with it, or choose another --name to start afresh."
+        )
+    return saved
+
+
+def _resume(trainer: Trainer, saved: dict[str, Any], settings: TrainingSettings) -> None:
+    """Restore the state and say what is different now."""
+    before = TrainingSettings.model_validate_json(saved["settings"])
+    changes = [
+        f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
+        for name in TrainingSettings.model_fields
+        if getattr(before, name) != getattr(settings, name) and name not in ("restart_latest", "config")
+    ]
+    trainer.restore(saved)
+    _LOGGER.info("Restarting from %s at epoch %d", "the latest checkpoint", trainer.progression.epoch)
+    if changes:
+        _LOGGER.info("continuing with: %s", ", ".join(changes))
+
+
+def _set_earlier_run_aside(checkpoints: CheckpointFolder, results: Any) -> None:
+    """Move checkpoints and results of an earlier run of the same name away, so that they never mix with this one."""
+    target = checkpoints.set_aside()
+    if target is not None:
+        _LOGGER.warning("An earlier run had the same name and seed; its checkpoints were moved to %s", target)
+    if results.exists():
+        number = 1
+        while (moved := results.with_name(f"{results.stem}_earlier-{number}{results.suffix}")).exists():
+            number += 1
+        results.rename(moved)
+        _LOGGER.warning("The results of the earlier run were moved to %s", moved)
+
+
+def _tell_model(model: MACE, settings: TrainingSettings) -> None:
+    """Log the model in words."""
+    plan = model.plan
+    _LOGGER.info("===========MODEL DETAILS===========")
+    hidden = " + ".join(f"{plan.n_channels}x{l}{'eo'[l % 2]}" for l in plan.hidden_l)
+    _LOGGER.info("Message passing with %d channels and max_L=%d (%s)", plan.n_channels, plan.hidden_l[-1], hidden)
+    _LOGGER.info(
+        "%d layers, correlation orders %s (body orders %s), spherical harmonics up to: l=%d",
+        plan.n_layers,
+        list(plan.correlation),
+        [order + 1 for order in plan.correlation],
+        plan.l_max,
+    )
+    _LOGGER.info("%d radial basis functions, cutoff polynomial of order %d", plan.num_radial_basis, plan.num_cutoff_basis)
+    _LOGGER.info(
+        "Radial cutoff: %s A (total receptive field for each atom: %s A)", plan.r_max, plan.r_max * plan.n_layers
+    )
+    _LOGGER.info("Distance transform for radial basis functions: %s", plan.distance_transform)
+    _LOGGER.info("Number of parameters: %d", sum(p.numel() for p in model.parameters()))
+    if not plan.interactions[0].residual and "Residual" in settings.interaction_first and settings.model == "MACE":
+        _LOGGER.info("--model=MACE: the first interaction has no residual, so that an isolated atom has exactly its E0")
+
+
+def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:
+    """Log the optimizer and the losses."""
+    _LOGGER.info("===========OPTIMIZER INFORMATION===========")
+    _LOGGER.info("Using %s as parameter optimizer, amsgrad: %s", settings.optimizer.upper(), settings.amsgrad)
+    _LOGGER.info("Batch size: %d", settings.batch_size)
+    if settings.ema:
+        _LOGGER.info("Using Exponential Moving Average with decay: %s", settings.ema_decay)
+    _LOGGER.info("Number of gradient updates: %d", trainer.batches_per_epoch * settings.max_num_epochs)
+    _LOGGER.info("Learning rate: %s, weight decay: %s", settings.lr, settings.weight_decay)
+    _LOGGER.info("%s", losses[0])
+    if losses[1] is not None:
+        _LOGGER.info(
+            "Stage Two (after %d epochs) with loss function: %s and learning rate : %s",
+            stage_two_start(settings),
+            losses[1],
+            settings.swa_lr,
+        )
+    if settings.clip_grad is not None:
+        _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
+
+
+def _train(trainer: Trainer, settings: TrainingSettings, folders: RunFolders, progress: TrainingProgress) -> None:
+    """Run the loop and tell about every epoch."""
+    _LOGGER.info("===========TRAINING===========")
+    _LOGGER.info("Started training, reporting errors on validation set")
+    progress.start(settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
+    for report in trainer.train():
+        if report.valid_loss is not None:
+            table = reported_table(settings)
+            _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+        if settings.plot and _plot_is_due(report, settings):
+            _plot_curves(settings, folders, trainer)
+    progress.finish()
+    _LOGGER.info("Training complete")
+
+
+def _plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
+    every = settings.plot_frequency
+    return every > 0 and report.epoch is not None and report.epoch > 0 and report.epoch % every == 0
+
+
+def _plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
+    start = trainer.progression.stage_two_start
+    plot_learning_curves(
+        results_path(folders.results, settings.name, settings.seed),
+        folders.results / f"{folders.tag}_learning_curves.png",
+        stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
+    )
+
+
+def _finish(
+    trainer: Trainer,
+    preparation: Preparation,
+    settings: TrainingSettings,
+    folders: RunFolders,
+    progress: TrainingProgress,
+) -> None:
+    """Write the model of each stage first; then measure it and draw."""
+    _LOGGER.info("===========RESULTS===========")
+    for stage, epoch in sorted(trainer.progression.best_epochs.items()):
+        suffix, ending = ("", "") if stage == "one" else ("_swa", "_stagetwo")
+        weights = load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")["weights"]
+        trainer.model.load_state_dict(weights)
+        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        path = folders.model / f"{settings.name}{ending}.model"
+        metadata = _metadata(settings, preparation, epoch, stage, {})
+        save_model(path, trainer.model, metadata)
+        _LOGGER.info("Saved model to %s", path)
+        loss = trainer._losses[1] if stage == "two" and trainer._losses[1] else trainer._losses[0]
+        metrics = write_final_report(
+            trainer.model, loss, preparation, settings, folders, f"stage_{stage}", reported_table(settings), progress
+        )
+        save_model(path, trainer.model, metadata.model_copy(update={"metrics": metrics}))
+    if not trainer.progression.best_epochs:
+        raise UserError(
+            f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
+            "--lr, and check the labels."
+        )
+    if settings.plot:
+        _plot_curves(settings, folders, trainer)
+    _LOGGER.info("Done")
+
+
+def _metadata(
+    settings: TrainingSettings,
+    preparation: Preparation,
+    epoch: int,
+    stage: str,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> ModelMetadata:
+    return ModelMetadata(
+        name=settings.name,
+        settings=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        data_hash=preparation.digest,
+        epoch=epoch,
+        stage=stage,
+        metrics={name: dict(values) for name, values in metrics.items()},
+    )

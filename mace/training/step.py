@@ -1,0 +1,65 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mace.graphs.batching import Batch
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
+from mace.training.loss import Loss
+from mace.training.optimization import MovingAverage
+
+
+def loss_gradient(model: MACE, batch: Batch, loss: Loss) -> Tensor:
+    """Evaluate the loss of a batch and leave its gradient in the parameters.
+
+    Only parameters are differentiated, so the adjoint of the geometry is never formed a second time.
+
+    Args:
+        model: The model.
+        batch: A batch on its device.
+        loss: The loss.
+
+    Returns:
+        The loss, detached, still on the device.
+    """
+    prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
+    value = loss(prediction, batch.targets)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return value.detach()
+
+
+def train_step(
+    model: MACE,
+    batch: Batch,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    clip_grad: float | None = None,
+    average: MovingAverage | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take one step.
+
+    Args:
+        model: The model.
+        batch: A batch on its device.
+        loss: The loss.
+        optimizer: The optimizer.
+        clip_grad: Longest gradient allowed; None for no limit.
+        average: Moving average to update.
+
+    Returns:
+        Loss before the step and norm of the gradient before clipping, both still on the device: reading them here would
+        make the program wait.
+    """
+    value = loss_gradient(model, batch, loss)
+    limit = float("inf") if clip_grad is None else clip_grad
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)
+    optimizer.step()
+    if average is not None:
+        average.update()
+    return value, norm
