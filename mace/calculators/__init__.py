@@ -1,0 +1,27 @@
+"""The import path users know: ``from mace.calculators import MACECalculator``; torch is loaded on first use only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mace.calculators.calculator import MACECalculator
+    from mace.calculators.foundation_models import mace_anicc, mace_mp, mace_off, mace_omol, mace_polar
+
+__all__ = ["MACECalculator", "mace_anicc", "mace_mp", "mace_off", "mace_omol", "mace_polar"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "MACECalculator":
+        from mace.calculators import calculator as module
+    else:
+        from mace.calculators import foundation_models as module
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not yet imported too."""
+    return sorted(__all__)

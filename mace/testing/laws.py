@@ -150,8 +150,8 @@ def assert_forces_are_the_gradient(
     potential: Potential,
     structure: Structure,
     tolerance: float = DIFFERENCED,
-    step: float = 1e-3,
-    directions: int = 4,
+    step: float = 3e-4,
+    directions: int = 3,
     seed: int = 0,
 ) -> None:
     """Assert that the forces are minus the derivative of the energy.
@@ -185,8 +185,8 @@ def assert_stress_is_the_strain_derivative(
     potential: Potential,
     structure: Structure,
     tolerance: float = DIFFERENCED,
-    step: float = 3e-4,
-    directions: int = 4,
+    step: float = 1e-4,
+    directions: int = 3,
     seed: int = 0,
 ) -> None:
     """Assert that the stress is the derivative of the energy by strain divided by the volume of the cell.
@@ -251,7 +251,7 @@ def assert_smooth_at_cutoff(
     pair: tuple[int, int],
     r_max: float,
     tolerance: float = DIFFERENCED,
-    step: float = 2e-3,
+    step: float = 5e-4,
 ) -> None:
     """Assert that energy, forces and their derivative have no jump where one atom leaves the range of another.
 
@@ -278,6 +278,9 @@ def assert_smooth_at_cutoff(
 
     points = np.arange(1, 7)
     inside, outside = (np.stack([at(r_max + sign * step * k) for k in points]) for sign in (-1, 1))
+    # a step of the energy is judged against one, not against the energy of all electrons
+    inside[:, 0] -= outside[0, 0]
+    outside[:, 0] -= outside[0, 0]
     # rows: coefficients that extrapolate the value and the first derivative to distance zero
     extrapolate = np.linalg.inv(np.vander(points, increasing=True).astype(float))[:2]
     (below, slope_below), (above, slope_above) = extrapolate @ inside, extrapolate @ outside

@@ -49,6 +49,11 @@ def structures() -> list[Atoms]:
     return [methanol, silicon, slab]
 
 
+def atoms_arrays(atoms: Atoms) -> dict[str, np.ndarray]:
+    """Return the arrays that make up a structure."""
+    return {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
+
+
 def case(name: str, hidden: str, l_max: int, correlation: int, layers: int, **more: object) -> dict:
     """Describe one case; see `CASES`."""
     settings = dict(
@@ -118,6 +123,8 @@ LOSSES = {
     "stress": modules.WeightedEnergyForcesStressLoss(2.0, 50.0, 10.0),
     "virials": modules.WeightedEnergyForcesVirialsLoss(2.0, 50.0, 10.0),
     "forces_only": modules.WeightedForcesLoss(50.0),
+    "huber": modules.WeightedHuberEnergyForcesStressLoss(2.0, 50.0, 10.0, huber_delta=0.3),
+    "universal": modules.UniversalLoss(2.0, 50.0, 10.0, huber_delta=0.3),
 }
 
 
@@ -176,6 +183,8 @@ def main() -> None:
     torch.set_num_threads(1)
     provenance = {"torch": torch.__version__, "mace-torch": mace.__version__, "python": sys.version.split()[0],
                   "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
+    stored = {f"{i}/{key}": value for i, atoms in enumerate(structures()) for key, value in atoms_arrays(atoms).items()}
+    np.savez_compressed(folder / "structures.npz", **stored)
     for settings in CASES:
         result = evaluate(settings)
         np.savez_compressed(folder / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)

@@ -1,0 +1,48 @@
+"""The stored cases of ``parity/``, for every folder that wants realistic models."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def _load_cases() -> ModuleType:
+    """Import ``parity/cases.py`` by its path, because test folders are no packages."""
+    name = "parity_cases"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "parity" / "cases.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for ``case`` with every stored case."""
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", _load_cases().reference_names(), indirect=True)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Any:
+    """Each stored case in turn, see ``parity/cases.py``."""
+    return _load_cases().load_case(request.param)
+
+
+@pytest.fixture
+def load_case() -> Callable[[str], Any]:
+    """The function that reads a stored case by name."""
+    return _load_cases().load_case
+
+
+@pytest.fixture
+def reference_names() -> list[str]:
+    """The names of the stored cases."""
+    return _load_cases().reference_names()

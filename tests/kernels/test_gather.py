@@ -1,0 +1,119 @@
+"""Are the gathers what they say, and each the derivative of the other?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mace.graphs.graph import Graph
+from mace.kernels.gather import gather_pairs, gather_senders, sum_to_pairs, sum_to_senders
+
+
+def filled_slots(graph: Graph) -> Tensor:
+    """Which slots hold an edge, ``[slots]``."""
+    return graph.pair_of_slot != len(graph.pair_sender) - 1
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def masked(values: Tensor, rows: Tensor) -> Tensor:
+    """Set rows to zero that are not chosen."""
+    return values * rows.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
+
+
+def not_padding(graph: Graph) -> Tensor:
+    """Which pairs are real, ``[pairs]``."""
+    return torch.arange(len(graph.pair_sender)) < len(graph.pair_sender) - 1
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5)])
+def test_gather_senders(graph: Graph, shape: tuple[int, ...]) -> None:
+    values = random(graph.n_atoms, *shape)
+    gathered = gather_senders(values, graph)
+    assert gathered.shape == (graph.n_atoms * graph.max_neighbors, *shape)
+    filled = filled_slots(graph)
+    assert torch.equal(gathered[filled], values[graph.sender_of_slot[filled]])
+    assert int(filled.sum()) == graph.n_edges
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5)])
+def test_sum_to_senders(graph: Graph, shape: tuple[int, ...]) -> None:
+    slots = masked(random(graph.n_atoms * graph.max_neighbors, *shape), filled_slots(graph))
+    expected = torch.zeros(graph.n_atoms, *shape, dtype=torch.float64).index_add(0, graph.sender_of_slot, slots)
+    torch.testing.assert_close(sum_to_senders(slots, graph), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5)])
+def test_gather_pairs(graph: Graph, shape: tuple[int, ...]) -> None:
+    pairs = random(len(graph.pair_sender), *shape)
+    assert torch.equal(gather_pairs(pairs, graph), pairs[graph.pair_of_slot])
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 5)])
+def test_sum_to_pairs(graph: Graph, shape: tuple[int, ...]) -> None:
+    slots = random(graph.n_atoms * graph.max_neighbors, *shape)
+    expected = torch.zeros(len(graph.pair_sender), *shape, dtype=torch.float64)
+    expected = masked(expected.index_add(0, graph.pair_of_slot, slots), not_padding(graph))
+    torch.testing.assert_close(sum_to_pairs(slots, graph), expected)
+
+
+def test_senders_and_slots_are_adjoint(graph: Graph) -> None:
+    atoms = random(graph.n_atoms, 3)
+    slots = masked(random(graph.n_atoms * graph.max_neighbors, 3, seed=1), filled_slots(graph))
+    torch.testing.assert_close((gather_senders(atoms, graph) * slots).sum(), (atoms * sum_to_senders(slots, graph)).sum())
+
+
+def test_pairs_and_slots_are_adjoint(graph: Graph) -> None:
+    pairs = masked(random(len(graph.pair_sender), 3), not_padding(graph))
+    slots = random(graph.n_atoms * graph.max_neighbors, 3, seed=1)
+    torch.testing.assert_close((gather_pairs(pairs, graph) * slots).sum(), (pairs * sum_to_pairs(slots, graph)).sum())
+
+
+def test_derivatives_of_gather_senders(graph: Graph) -> None:
+    """The derivative is right where empty slots are multiplied by zero, as the caller promises."""
+    filled = filled_slots(graph)
+    atoms = random(graph.n_atoms, 3).requires_grad_()
+
+    def through_atoms(values: Tensor) -> Tensor:
+        return masked(gather_senders(values, graph), filled) ** 2
+
+    assert torch.autograd.gradcheck(through_atoms, (atoms,))
+    assert torch.autograd.gradgradcheck(through_atoms, (atoms,))
+
+
+def test_derivatives_of_sum_to_senders(graph: Graph) -> None:
+    filled = filled_slots(graph)
+    slots = random(graph.n_atoms * graph.max_neighbors, 2).requires_grad_()
+
+    def through_slots(values: Tensor) -> Tensor:
+        return sum_to_senders(masked(values, filled), graph) ** 2
+
+    assert torch.autograd.gradcheck(through_slots, (slots,))
+    assert torch.autograd.gradgradcheck(through_slots, (slots,))
+
+
+def test_derivatives_of_gather_pairs(graph: Graph) -> None:
+    """The padding pair is a constant: no derivative reaches it."""
+    real = not_padding(graph)
+    pairs = random(len(graph.pair_sender), 2).requires_grad_()
+
+    def through_pairs(values: Tensor) -> Tensor:
+        return gather_pairs(masked(values, real), graph) ** 2
+
+    assert torch.autograd.gradcheck(through_pairs, (pairs,))
+    assert torch.autograd.gradgradcheck(through_pairs, (pairs,))
+
+
+def test_derivatives_of_sum_to_pairs(graph: Graph) -> None:
+    filled = filled_slots(graph)
+    slots = random(graph.n_atoms * graph.max_neighbors, 2).requires_grad_()
+
+    def through_slots(values: Tensor) -> Tensor:
+        return sum_to_pairs(masked(values, filled), graph) ** 2
+
+    assert torch.autograd.gradcheck(through_slots, (slots,))
+    assert torch.autograd.gradgradcheck(through_slots, (slots,))

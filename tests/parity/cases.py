@@ -1,0 +1,192 @@
+"""The stored cases of this folder, as plans, weights and labelled configurations of this project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mace.compat.weights import weights_from_original
+from mace.elements import ElementTable
+from mace.graphs.batching import GraphDataset
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
+from mace.model.plan import InteractionPlan, ModelPlan
+from mace.structures.configuration import Configuration
+from mace.testing.laws import BatchPotential, Potential, Result, Structure
+
+FOLDER = Path(__file__).parent / "references"
+STRUCTURES = "structures"
+"""Not a case but the atoms that all cases share."""
+
+N_STRUCTURES = 3
+METHANOL, SILICON, SLAB = range(N_STRUCTURES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stored run of the original.
+
+    Attributes:
+        plan: The plan of the same model.
+        weights: The original's weights by the names of this project; do not write into them.
+        configurations: Methanol, silicon and slab with the labels and weights of the stored losses.
+        data: Everything stored, by the original's names.
+        settings: What the case was made from, with the versions.
+    """
+
+    plan: ModelPlan
+    weights: dict[str, np.ndarray]
+    configurations: list[Configuration]
+    data: dict[str, np.ndarray]
+    settings: dict[str, Any]
+
+    def model(self, scale: float | None = None) -> MACE:
+        """Build the model with the stored weights, in float64, with another scale of the energy if one is given."""
+        plan = self.plan if scale is None else self.plan.model_copy(update={"scale": scale})
+        model = MACE(plan, torch.float64)
+        model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
+        return model
+
+    def dataset(self) -> GraphDataset:
+        """Build the graphs of the three structures."""
+        return GraphDataset(self.configurations, ElementTable(self.plan.atomic_numbers), self.plan.r_max)
+
+    def potential(self) -> Potential:
+        """Return the model as a potential that laws can be asserted of."""
+        return potential(self.model())
+
+    def structures(self) -> list[Structure]:
+        """Return methanol, silicon and slab as arguments of a potential."""
+        return [Structure(c.atomic_numbers, c.positions, c.cell, c.pbc) for c in self.configurations]
+
+    def strong_model(self) -> MACE:
+        """Build the model with its energies scaled so that the largest force is one eV/Angstrom.
+
+        Random weights make forces that are very small or very large, which laws would judge too mildly.
+        """
+        forces = predict(self.model(), self.dataset().batch(range(N_STRUCTURES)).graph).forces
+        assert forces is not None
+        return self.model(self.plan.scale / float(forces.abs().max()))
+
+    def reference_energies(self) -> np.ndarray:
+        """Sum the energies of the isolated atoms of every structure, eV, ``[structures]``."""
+        of_element = dict(zip(self.plan.atomic_numbers, self.plan.reference_energies, strict=True))
+        return np.array([sum(of_element[int(z)] for z in c.atomic_numbers) for c in self.configurations])
+
+
+def batch_potential(model: MACE) -> BatchPotential:
+    """Make a function of several structures at once from a model."""
+    elements = ElementTable(model.plan.atomic_numbers)
+
+    def evaluate(structures: Sequence[Structure]) -> list[Result]:
+        configurations = [Configuration(*structure) for structure in structures]
+        batch = GraphDataset(configurations, elements, model.plan.r_max).batch(range(len(structures)))
+        prediction = predict(model, batch.graph, stress=True)
+        assert prediction.forces is not None and prediction.stress is not None
+        counts = [len(structure.atomic_numbers) for structure in structures]
+        forces = prediction.forces.split(counts)
+        # without periodicity a cell is only a box, and stress has no meaning
+        return [
+            (float(prediction.energy[i]), forces[i].numpy(), prediction.stress[i].numpy() if any(structure.pbc) else None)
+            for i, structure in enumerate(structures)
+        ]
+
+    return evaluate
+
+
+def potential(model: MACE) -> Potential:
+    """Make a function of one structure from a model."""
+    evaluate = batch_potential(model)
+
+    def single(
+        atomic_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool]
+    ) -> Result:
+        return evaluate([Structure(atomic_numbers, positions, cell, pbc)])[0]
+
+    return single
+
+
+def reference_names() -> list[str]:
+    """List the stored cases."""
+    return sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != STRUCTURES)
+
+
+def case_plan(settings: dict[str, Any]) -> ModelPlan:
+    """Translate the settings of a case."""
+    kinds = [settings["first"]] + [settings["other"]] * (settings["layers"] - 1)
+    energies = {int(number): energy for number, energy in settings["energies"].items()}
+    return ModelPlan(
+        model=settings["model"],
+        r_max=settings["r_max"],
+        radial_type=settings["radial"],
+        num_radial_basis=6,
+        num_cutoff_basis=5,
+        distance_transform=settings["transform"],
+        pair_repulsion=settings["repulsion"],
+        l_max=settings["l_max"],
+        n_channels=settings["channels"],
+        hidden_l=tuple(int(irrep[0]) for irrep in settings["hidden"].split("+")),
+        interactions=tuple(
+            InteractionPlan(residual="Residual" in kind, normalization="density" if "Density" in kind else "count")
+            for kind in kinds
+        ),
+        correlation=(settings["correlation"],) * settings["layers"],
+        radial_mlp=(7, 9),
+        readout_channels=5,
+        gate=settings["gate"],
+        avg_num_neighbors=9.5,
+        atomic_numbers=tuple(sorted(energies)),
+        reference_energies=tuple(energies[number] for number in sorted(energies)),
+        scale=0.8,
+        shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0,
+    )
+
+
+def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
+    """Join the stored structures with the stored labels and the uneven weights of the stored losses.
+
+    Methanol has no volume and a stress no meaning there: it goes without, though the original's loss has one for it.
+    """
+    stored = np.load(FOLDER / f"{STRUCTURES}.npz")
+    counts = [len(stored[f"{i}/numbers"]) for i in range(N_STRUCTURES)]
+    forces = np.split(data["labels/forces"], np.cumsum(counts)[:-1])
+    return [
+        Configuration(
+            atomic_numbers=stored[f"{i}/numbers"].astype(np.int64),
+            positions=stored[f"{i}/positions"],
+            cell=stored[f"{i}/cell"],
+            pbc=tuple(map(bool, stored[f"{i}/pbc"])),  # type: ignore[arg-type]
+            energy=float(data["labels/energy"][i]),
+            forces=forces[i],
+            stress=data["labels/stress"][i] if i != METHANOL else None,
+            virials=data["labels/virials"][i],
+            weight=1.0 + 0.5 * i,
+            property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
+        )
+        for i in range(N_STRUCTURES)
+    ]
+
+
+@lru_cache(maxsize=None)
+def load_case(name: str) -> Case:
+    """Read one stored case.
+
+    Args:
+        name: One of `reference_names`.
+
+    Returns:
+        The case; it is shared between callers, so do not write into its arrays.
+    """
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        data = {key: stored[key] for key in stored.files}
+    settings = json.loads(str(data.pop("settings")))
+    plan = case_plan(settings)
+    original = {key.removeprefix("weights/"): array for key, array in data.items() if key.startswith("weights/")}
+    return Case(plan, weights_from_original(original, plan), case_configurations(data), data, settings)

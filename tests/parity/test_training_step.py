@@ -1,0 +1,109 @@
+"""Loss, parameter gradients and optimizer steps are those of mace-torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mace.compat.weights import weights_from_original
+from mace.graphs.batching import Batch, Targets
+from mace.model.derivatives import predict
+from mace.training.loss import make_loss
+from mace.training.optimization import MovingAverage, parameter_groups
+from mace.training.step import loss_gradient, train_step
+
+WEIGHTS = {"energy": 2.0, "forces": 50.0, "stress": 10.0, "virials": 10.0}
+TOLERANCE = 1e-8
+
+Loader = Callable[[str], Any]
+
+# torch has no derivative of the Chebyshev polynomials the original calls, so its forces there are not those of its energy
+NAMES = sorted(
+    path.stem
+    for path in (Path(__file__).parent / "references").glob("*.npz")
+    if path.stem != "structures" and not path.stem.startswith("chebyshev")
+)
+
+
+def _stored(case: Any, prefix: str) -> dict[str, np.ndarray]:
+    """Take the arrays of a prefix, by our names."""
+    arrays = {key.removeprefix(prefix + "/"): value for key, value in case.data.items() if key.startswith(prefix + "/")}
+    return weights_from_original(arrays, case.plan)
+
+
+def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    scale = max(np.abs(array).max() for array in theirs.values())
+    for name, array in theirs.items():
+        deviation = np.abs(ours[name] - array).max() / scale
+        assert deviation < TOLERANCE, f"{name} deviates by {deviation:.1e} of the largest"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("word", ["weighted", "forces_only", "virials", "stress", "huber", "universal"])
+def test_loss(name: str, word: str, load_case: Loader) -> None:
+    case = load_case(name)
+    batch = case.dataset().batch([0, 1, 2])
+    # the original divides the virials of what is not periodic everywhere by a volume of its own making
+    graph = replace(batch.graph, volume=torch.tensor(case.data["output/volume"]))
+    prediction = predict(case.model(), graph, stress=True)
+    value = float(make_loss(word, WEIGHTS, huber_delta=0.3)(prediction, _targets(batch, word, case)))
+    assert value == pytest.approx(float(case.data[f"loss/{word}"]), rel=TOLERANCE)
+
+
+def _targets(batch: Batch, word: str, case: Any) -> Targets:
+    """Give the molecule the stress it has in the original, and take away weights that the original does not look at."""
+    stress = torch.tensor(case.data["labels/stress"])
+    labelled = torch.ones(len(stress), dtype=torch.bool)
+    targets = batch.targets
+    targets = replace(
+        targets, values=targets.values | {"stress": stress}, labelled=targets.labelled | {"stress": labelled}
+    )
+    if word in ("huber", "universal"):
+        targets = replace(targets, weight=torch.ones_like(targets.weight))
+    if word == "huber":
+        ones = {key: torch.ones_like(value) for key, value in targets.property_weights.items()}
+        targets = replace(targets, property_weights=ones)
+    return targets
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients(name: str, load_case: Loader) -> None:
+    case = load_case(name)
+    model = case.model()
+    loss_gradient(model, case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS))
+    ours = {key: parameter.grad.numpy() for key, parameter in model.named_parameters() if parameter.grad is not None}
+    _assert_equal(ours, _stored(case, "gradients"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_steps(name: str, load_case: Loader) -> None:
+    case = load_case(name)
+    model = case.model()
+    groups = parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={})
+    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True, fused=True)
+    average = MovingAverage(model.parameters(), decay=0.99)
+    batch, loss = case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS)
+    for _ in range(3):
+        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
+    state = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
+    _assert_equal(state, _stored(case, "stepped"))
+    with average.applied():
+        averaged = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
+    _assert_equal(averaged, _stored(case, "averaged"))
+
+
+def test_a_wrong_decay_is_noticed(load_case: Loader) -> None:
+    case = load_case("vector_l3_c3_t2")
+    model = case.model()
+    optimizer = torch.optim.Adam(parameter_groups(model, lr=0.01, weight_decay=0.0, factors={}), lr=0.01, amsgrad=True)
+    batch, loss = case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS)
+    for _ in range(3):
+        train_step(model, batch, loss, optimizer, clip_grad=10.0)
+    with pytest.raises(AssertionError, match="deviates"):
+        _assert_equal({k: v.detach().numpy() for k, v in model.named_parameters()}, _stored(case, "stepped"))
