@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +16,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "MACECalculator":
-        from mace.calculators import calculator as module
-    else:
-        from mace.calculators import foundation_models as module
-    return getattr(module, name)
+    place = "calculator" if name == "MACECalculator" else "foundation_models"
+    return getattr(import_module(f"{__name__}.{place}"), name)
 
 
 def __dir__() -> list[str]:

@@ -47,10 +47,13 @@ def check_inactive(arguments: Mapping[str, Any]) -> None:
         UserError: If one has a value that would change something.
     """
     for name, value in arguments.items():
-        # compared by identity or as plain words and numbers: arrays and dictionaries are never inactive
-        if not any(value is inactive or (type(value) is type(inactive) and value == inactive)
-                   for inactive in _INACTIVE[name].values):  # fmt: skip
+        if not any(_same(value, harmless) for harmless in _INACTIVE[name].values):
             raise UserError(f"MACECalculator: {name}={value!r} cannot be used: {_INACTIVE[name].reason}.")
+
+
+def _same(value: Any, harmless: Any) -> bool:
+    """Compare values of one type only: ``0 == False``, and arrays do not compare to a truth value."""
+    return value is harmless or (type(value) is type(harmless) and bool(value == harmless))
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:

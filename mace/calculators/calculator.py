@@ -18,7 +18,8 @@ from torch import Tensor
 from mace.calculators.arguments import check_inactive, refuse_unknown
 from mace.deployment.descriptors import invariant_descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
-from mace.deployment.model_file import carry_to, load_model
+from mace.model.kernel_choice import choose_kernels
+from mace.model.model_file import carry_to, load_model
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
@@ -26,6 +27,7 @@ from mace.graphs.graph import Graph
 from mace.model.derivatives import Prediction, predict
 from mace.model.mace import MACE
 from mace.structures.configuration import Configuration
+from mace.structures.stress import SMALLEST_VOLUME
 
 _OF_ASE = ("atoms", "label", "directory")
 _COMMITTEE = ("energy_comm", "energy_var", "forces_comm", "forces_var", "stress_comm", "stress_var")
@@ -40,7 +42,7 @@ _ARGUMENTS = (
 )
 
 
-class MACECalculator(Calculator):  # type: ignore[misc]  # ASE has no types
+class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are not looked at
     """Energies, forces and stress of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
@@ -105,6 +107,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # ASE has no types
             self.models = _copied(models, self.device, dtype)
         for model in self.models:
             model.requires_grad_(False)
+            choose_kernels(model)
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
         if self.num_models > 1:
             self.implemented_properties = [*type(self).implemented_properties, *_COMMITTEE]
@@ -138,7 +141,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # ASE has no types
         """
         super().calculate(atoms, properties, system_changes)
         self.results = {}
-        has_volume = self.atoms.cell.rank == 3
+        structure = self.atoms
+        if structure is None:
+            raise UserError("The calculator has no structure yet; pass atoms.")
+        has_volume = abs(np.linalg.det(structure.cell.array)) > SMALLEST_VOLUME
         wanted = set(properties or ())
         if not has_volume and any(name.startswith("stress") for name in wanted):
             raise PropertyNotImplementedError(
@@ -147,9 +153,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # ASE has no types
             )
         predictions = [
             predict(model, graph, forces=True, stress=has_volume)
-            for model, graph in zip(self.models, self._graphs(self.atoms), strict=True)
+            for model, graph in zip(self.models, self._graphs(structure), strict=True)
         ]
-        self.results = self._collect(predictions, has_volume)
+        self.results = self._collect(predictions, structure.numbers, has_volume)
 
     def get_descriptors(
         self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
@@ -198,13 +204,13 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # ASE has no types
                 made[key] = build_graph(configuration, ElementTable(elements), r_max).to(self.device)
         return [made[key] for key in keys]
 
-    def _collect(self, predictions: list[Prediction], has_volume: bool) -> dict[str, Any]:
+    def _collect(self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool) -> dict[str, Any]:
         """Turn predictions into ASE's results, means over the models."""
         energy_unit, length_unit = self.energy_units_to_eV, self.length_units_to_A
         energy = _stack([p.energy[0] for p in predictions]) * energy_unit
         energies = _stack([p.atomic_energies for p in predictions]) * energy_unit
         forces = _stack([p.forces for p in predictions]) * (energy_unit / length_unit)
-        references = _stack([_reference_energies(m, self.atoms.numbers) for m in self.models]) * energy_unit
+        references = _stack([_reference_energies(m, numbers) for m in self.models]) * energy_unit
         results: dict[str, Any] = {
             "energy": float(energy.mean()),
             "free_energy": float(energy.mean()),
@@ -235,7 +241,7 @@ def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
 
 def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
     """Copy models, so that what happens to the given ones later changes no energy."""
-    given = [models] if isinstance(models, MACE) else list(models)
+    given = [models] if isinstance(models, torch.nn.Module) else list(models)
     if not given:
         raise UserError("MACECalculator: the list of models is empty; name at least one.")
     for model in given:

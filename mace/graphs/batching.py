@@ -234,6 +234,7 @@ class GraphDataset:
             reverse_of_slot=_scattered(
                 np.arange(n_slots), slot, slot[flat.edge_reverse[edges] + 2 * edge_pair_offset]
             ),
+            neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(atoms))),
             slots_of_pair=torch.from_numpy(slots_of_pair),
             atoms_by_element=torch.from_numpy(by_element),
             rank_of_atom=torch.from_numpy(np.argsort(by_element, kind="stable")),

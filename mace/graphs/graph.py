@@ -31,6 +31,7 @@ class Graph:
         sign_of_slot: +1 where the slot's receiver is the pair's receiver, -1 where it is the sender, ``[slots]``.
         sender_of_slot: Sending atom of each slot; any atom for an empty slot, ``[slots]``.
         reverse_of_slot: The slot of the same edge in the other direction; itself for an empty slot, ``[slots]``.
+        neighbor_count: Number of slots of each atom that are not empty, ``[atoms]``.
         slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
         atoms_by_element: Atoms in order of their element, ``[atoms]``.
         rank_of_atom: Place of each atom in `atoms_by_element`, ``[atoms]``.
@@ -52,6 +53,7 @@ class Graph:
     sign_of_slot: Tensor
     sender_of_slot: Tensor
     reverse_of_slot: Tensor
+    neighbor_count: Tensor
     slots_of_pair: Tensor
     atoms_by_element: Tensor
     rank_of_atom: Tensor

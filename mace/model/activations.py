@@ -17,6 +17,10 @@ _SCALED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 part in a thousand (abs: 1), but weights trained with the original assume these."""
 
 
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
 def activation(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
     """Return an activation and its factor; the name ``None`` means no activation.
 
@@ -24,5 +28,5 @@ def activation(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
         KeyError: If the name is not known.
     """
     if name == "None":
-        return (lambda x: x), 1.0
+        return _identity, 1.0
     return _SCALED[name]

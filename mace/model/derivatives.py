@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mace.graphs.graph import Graph, pair_vectors
 from mace.kernels.gather import gather_pairs
+from mace.kernels.passes import Pass, differentiating_by
 from mace.model.mace import MACE
 
 
@@ -73,7 +74,8 @@ def _assemble(
     if keep_graph is None:
         energy = sum_over_structures(atomic_energies, graph)
         return Prediction(energy, atomic_energies, None, None, None, output.features)
-    (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
+    with differentiating_by(Pass.GEOMETRY):
+        (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
     if not keep_graph:
         atomic_energies = atomic_energies.detach()
         vectors = vectors.detach()

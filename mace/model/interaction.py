@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from mace.graphs.graph import Graph
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
+from mace.kernels.emit import lanes
 from mace.kernels.gather import gather_pairs
+from mace.kernels.native import convolve_native, pad_channels
 from mace.model.activations import SILU_SCALE
 from mace.model.plan import ModelPlan
 
@@ -27,12 +29,31 @@ class RadialNetwork(nn.Module):
 
     def forward(self, basis: Tensor) -> Tensor:
         """Evaluate, ``[pairs, inputs]`` to ``[pairs, outputs]``."""
-        *hidden, last = self.weights
+        return self._hidden(basis) @ self._last()
+
+    def blocks(self, basis: Tensor, n_paths: int, n_lanes: int) -> Tensor:
+        """Evaluate in the layout of the compiled kernels, ``[pairs, blocks of channels, paths, lanes]``.
+
+        Channels are padded with zeros to whole blocks.
+        """
+        last = self._last().view(-1, n_paths, self.weights[-1].shape[1] // n_paths)
+        missing = -last.shape[2] % n_lanes
+        last = torch.nn.functional.pad(last, (0, missing)).view(last.shape[0], n_paths, -1, n_lanes)
+        n_blocks = last.shape[2]
+        return (self._hidden(basis) @ last.transpose(1, 2).flatten(1)).view(-1, n_blocks, n_paths, n_lanes)
+
+    def _last(self) -> Tensor:
+        """Return the last weights with their scale."""
+        last = self.weights[-1]
+        return last * ((SILU_SCALE if len(self.weights) > 1 else 1.0) / last.shape[0] ** 0.5)
+
+    def _hidden(self, values: Tensor) -> Tensor:
+        """Evaluate all but the last layer."""
         scale = 1.0
-        for weight in hidden:
-            basis = torch.nn.functional.silu(basis @ (weight * (scale / weight.shape[0] ** 0.5)))
+        for weight in self.weights[:-1]:
+            values = torch.nn.functional.silu(values @ (weight * (scale / weight.shape[0] ** 0.5)))
             scale = SILU_SCALE
-        return basis @ (last * (scale / last.shape[0] ** 0.5))
+        return values
 
 
 def split_by_element(rows: Tensor, graph: Graph) -> tuple[Tensor, ...]:
@@ -51,6 +72,7 @@ class Interaction(nn.Module):
     def __init__(self, plan: ModelPlan, layer: int) -> None:
         super().__init__()
         self.kind = plan.interactions[layer]
+        self.compiled = False
         self.l_in, self.l_out, self.l_max = plan.l_in(layer), plan.l_out(layer), plan.l_max
         self.avg_num_neighbors = plan.avg_num_neighbors
         n, elements = plan.n_channels, plan.n_elements
@@ -80,19 +102,37 @@ class Interaction(nn.Module):
             graph: The graph.
 
         Returns:
-            A with atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``, and by degree the residual, in the
-            same order of atoms, ``[atoms, 2 l + 1, channels]``; empty for a kind without one.
+            A with atoms in order of element, ``[channels, (l_max + 1)^2, atoms]`` or, for the compiled kernels,
+            ``[atoms, (l_max + 1)^2, channels]``; and by degree the residual, in the same order of atoms,
+            ``[atoms, 2 l + 1, channels]``; empty for a kind without one.
         """
         n = self.linear_up.shape[-1]
         mixed = {
             degree: features[degree] @ (weight * n**-0.5)
             for degree, weight in zip(self.l_in, self.linear_up.unbind(0), strict=True)
         }
-        radial = self.radial(basis).view(-1, len(self.paths), n)
-        summed = convolve(mixed, radial, harmonics, self.coupling, self.paths, graph)
+        summed = (self._convolve_compiled if self.compiled else self._convolve)(mixed, basis, harmonics, graph)
         divisor = self._divisor(basis, graph)
         atomic_basis = torch.cat([self._mix(summed[l], l, divisor, graph) for l in range(self.l_max + 1)], dim=1)
         return atomic_basis, self._residual(features, graph) if self.kind.residual else {}
+
+    def _convolve(
+        self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
+    ) -> dict[int, Tensor]:
+        """Sum over neighbors, by degree ``[atoms, 2 l + 1, paths * channels]``."""
+        radial = self.radial(basis).view(-1, len(self.paths), self.linear_up.shape[-1])
+        summed = convolve(features, radial, harmonics, self.coupling, self.paths, graph)
+        return {degree: torch.cat(paths, dim=2) for degree, paths in summed.items()}
+
+    def _convolve_compiled(
+        self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
+    ) -> dict[int, Tensor]:
+        """Do the same with the compiled kernels."""
+        n = self.linear_up.shape[-1]
+        radial = self.radial.blocks(basis, len(self.paths), lanes(basis.dtype))
+        padded = {degree: pad_channels(values) for degree, values in features.items()}
+        summed = convolve_native(padded, radial, harmonics, self.coupling, self.paths, graph)
+        return {degree: values[..., :n].flatten(2) for degree, values in summed.items()}
 
     def _divisor(self, basis: Tensor, graph: Graph) -> Tensor | None:
         """Return one plus the learned density, atoms in order of element, ``[atoms]``; None when counting."""
@@ -102,25 +142,23 @@ class Interaction(nn.Module):
         of_atom = gather_pairs(density, graph).view(graph.n_atoms, graph.max_neighbors).sum(1)
         return of_atom.index_select(0, graph.atoms_by_element) + 1.0
 
-    def _mix(self, paths: list[Tensor], degree: int, divisor: Tensor | None, graph: Graph) -> Tensor:
-        """Mix the channels of all paths of one degree, ``[channels, 2 l + 1, atoms]``."""
+    def _mix(self, summed: Tensor, degree: int, divisor: Tensor | None, graph: Graph) -> Tensor:
+        """Mix the channels of all paths of one degree, ``[channels, 2 l + 1, atoms]``; reversed for compiled kernels."""
         weight = self.linear[degree]
         count, n, _ = weight.shape
         scale = (count * n) ** -0.5 / (self.avg_num_neighbors if divisor is None else 1.0)
         weight = weight.reshape(count * n, n) * scale
-        rows = torch.cat(paths, dim=2).index_select(0, graph.atoms_by_element).transpose(0, 1)
-        if self.kind.residual:
-            mixed = _transposed_product(weight, rows)
-        else:
+        pieces: tuple[Tensor, ...] = (summed.index_select(0, graph.atoms_by_element),)
+        weights = [weight]
+        if not self.kind.residual:
             chosen = self.skip[self.l_skip.index(degree)] * (n * self.skip.shape[1]) ** -0.5
-            pieces = rows.split(graph.element_counts, dim=1)
-            mixed = torch.cat(
-                [
-                    _transposed_product(weight @ chosen[element], piece)
-                    for element, piece in zip(graph.elements_present, pieces, strict=True)
-                ],
-                dim=2,
-            )
+            pieces = pieces[0].split(graph.element_counts)
+            weights = [weight @ chosen[element] for element in graph.elements_present]
+        if self.compiled:
+            mixed = _joined([piece @ w for piece, w in zip(pieces, weights, strict=True)], dim=0)
+            return mixed if divisor is None else mixed / divisor.view(-1, 1, 1)
+        products = [_transposed_product(w, piece.transpose(0, 1)) for piece, w in zip(pieces, weights, strict=True)]
+        mixed = _joined(products, dim=2)
         return mixed if divisor is None else mixed / divisor
 
     def _residual(self, features: dict[int, Tensor], graph: Graph) -> dict[int, Tensor]:
@@ -133,6 +171,11 @@ class Interaction(nn.Module):
                 [p @ (weights[e] * scale) for e, p in zip(graph.elements_present, pieces, strict=True)]
             )
         return result
+
+
+def _joined(pieces: list[Tensor], dim: int) -> Tensor:
+    """Concatenate, without a copy if there is but one piece."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
 def _transposed_product(weight: Tensor, rows: Tensor) -> Tensor:

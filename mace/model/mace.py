@@ -42,6 +42,9 @@ class MACE(nn.Module):
         dtype: Precision of weights and constants; torch's default precision if none is given.
     """
 
+    reference_energies: Tensor
+    inversion: Tensor
+
     def __init__(self, plan: ModelPlan, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.plan = plan
@@ -85,6 +88,12 @@ class MACE(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return self.embedding.dtype
+
+    def use_compiled_kernels(self, compiled: bool) -> MACE:
+        """Choose between the compiled kernels, on the CPU only, and those in torch, which define them."""
+        for part in (*self.interactions, *self.products):
+            part.compiled = compiled
+        return self
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> MACE:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.graphs.graph import Graph
+from mace.kernels.emit_contraction import ContractionTerms
+from mace.kernels.native import contract_native, pad_channels
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.plan import ModelPlan
 
@@ -31,13 +33,19 @@ class Product(nn.Module):
                 if n_paths:
                     shape = (plan.n_elements, n_paths, plan.n_channels)
                     self.weights[f"l{degree}_order{order}"] = nn.Parameter(torch.empty(shape))
+        self.compiled = False
+        self.terms = ContractionTerms(plan.l_max, self.l_out, correlation)
+        tables = self.terms.tables()
+        self._with_terms = frozenset(tables)
+        for (degree, order), table in tables.items():
+            self.register_buffer(f"table_l{degree}_order{order}", torch.as_tensor(table), persistent=False)
         self.linear = nn.Parameter(torch.empty(len(self.l_out), plan.n_channels, plan.n_channels))
 
     def forward(self, atomic_basis: Tensor, residual: dict[int, Tensor], graph: Graph) -> dict[int, Tensor]:
         """Compute the layer's output.
 
         Args:
-            atomic_basis: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``.
+            atomic_basis: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``; reversed for compiled kernels.
             residual: By degree, atoms in order of element, ``[atoms, 2 l + 1, channels]``; may lack degrees.
             graph: The graph.
 
@@ -45,14 +53,36 @@ class Product(nn.Module):
             By degree, atoms in their own order, ``[atoms, 2 l + 1, channels]``.
         """
         weights = {(int(k[1]), int(k[-1])): w for k, w in self.weights.items()}
-        products = self.contraction(atomic_basis, weights, graph.elements_present, graph.element_counts)
+        products = (self._contract_compiled if self.compiled else self._contract)(atomic_basis, weights, graph)
         scale = self.linear.shape[-1] ** -0.5
         result = {}
         for degree, weight in zip(self.l_out, self.linear.unbind(0), strict=True):
-            n_channels, n_components, n_atoms = products[degree].shape
-            mixed = products[degree].reshape(n_channels, -1).t() @ (weight * scale)
-            mixed = mixed.view(n_components, n_atoms, n_channels).transpose(0, 1)
+            mixed = products[degree] @ (weight * scale)
             if degree in residual:
                 mixed = mixed + residual[degree]
             result[degree] = mixed.index_select(0, graph.rank_of_atom)
         return result
+
+    def _contract(
+        self, atomic_basis: Tensor, weights: dict[tuple[int, int], Tensor], graph: Graph
+    ) -> dict[int, Tensor]:
+        """Evaluate the polynomials, by degree ``[atoms, 2 l + 1, channels]``, a view of the kernel's own layout."""
+        products = self.contraction(atomic_basis, weights, graph.elements_present, graph.element_counts)
+        return {degree: values.permute(2, 1, 0) for degree, values in products.items()}
+
+    def _contract_compiled(
+        self, atomic_basis: Tensor, weights: dict[tuple[int, int], Tensor], graph: Graph
+    ) -> dict[int, Tensor]:
+        """Do the same with the compiled kernels."""
+        device = atomic_basis.device
+        present = torch.tensor(graph.elements_present, device=device)
+        counts = torch.tensor(graph.element_counts, device=device)
+        place = torch.arange(len(present), device=device).repeat_interleave(counts, output_size=graph.n_atoms)
+        carried = [
+            getattr(self, f"table_l{degree}_order{order}") @ weight.index_select(0, present)
+            for (degree, order), weight in weights.items()
+            if (degree, order) in self._with_terms
+        ]
+        padded = pad_channels(torch.cat(carried, dim=1))
+        products = contract_native(self.terms, place, pad_channels(atomic_basis), padded)
+        return {degree: values[..., : atomic_basis.shape[2]] for degree, values in products.items()}

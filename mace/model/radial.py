@@ -21,7 +21,7 @@ COULOMB = 14.3996
 def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Tensor:
     r"""Switch smoothly from one at zero distance to zero at the cutoff.
 
-    .. math:: u(x) = 1 - \tfrac{(p+1)(p+2)}{2} x^p + p(p+2)\, x^{p+1} - \tfrac{p(p+1)}{2} x^{p+2}, \quad x = r/r_\text{max}
+    .. math:: u(x) = 1 - \tfrac{(p+1)(p+2)}{2} x^p + p(p+2)\, x^{p+1} - \tfrac{p(p+1)}{2} x^{p+2}, \; x = r/r_\text{max}
 
     Value and first two derivatives vanish at the cutoff, so forces stay continuous when an atom crosses it.
 
@@ -101,6 +101,8 @@ class RadialEmbedding(nn.Module):
         plan: The model's plan.
     """
 
+    covalent_radii: Tensor
+
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__()
         self.plan = plan
@@ -135,19 +137,24 @@ class NuclearRepulsion(nn.Module):
         Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Solids (1985).
     """
 
+    covalent_radii: Tensor
+    charges: Tensor
+
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__()
-        self.p = plan.num_cutoff_basis
+        self.p, self.r_max = plan.num_cutoff_basis, plan.r_max
         radii = torch.tensor([ase.data.covalent_radii[z] for z in plan.atomic_numbers], dtype=torch.float64)
         self.register_buffer("covalent_radii", radii, persistent=False)
         self.register_buffer("charges", torch.tensor(plan.atomic_numbers, dtype=torch.float64), persistent=False)
 
     def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Return half the repulsion of each pair in eV, the share of either atom, ``[pairs]``."""
+        """Return half the repulsion of each pair in eV, the share of either atom, ``[pairs]``; zero past the cutoff."""
         z_sender = self.charges[graph.element.index_select(0, graph.pair_sender)]
         z_receiver = self.charges[graph.element.index_select(0, graph.pair_receiver)]
         screening = ZBL_LENGTH * ZBL_BOHR / (z_sender**ZBL_POWER + z_receiver**ZBL_POWER)
         x = lengths / screening
         phi = sum(c * torch.exp(-a * x) for c, a in zip(ZBL_COEFFICIENTS, ZBL_EXPONENTS, strict=True))
         envelope = polynomial_envelope(lengths, sum_of_radii(self.covalent_radii, graph), self.p)
+        # two large atoms may touch beyond the cutoff; the padding pair, as long as the cutoff, must stay zero even then
+        envelope = envelope * (lengths < self.r_max)
         return 0.5 * COULOMB * z_sender * z_receiver / lengths * phi * envelope

@@ -110,8 +110,10 @@ class DeviceSettings(Settings):
     default_dtype: Literal["float32", "float64"] = setting(
         "float64", "floating point precision", group="Devices and speed"
     )
-    kernels: Literal["auto", "torch"] = setting(
-        "auto", "implementation of the inner loops; auto takes the fastest at hand", group="Devices and speed"
+    kernels: Literal["auto", "torch", "c"] = setting(
+        "auto",
+        "implementation of the inner loops: torch, or C compiled on first use; auto takes C on a CPU with a compiler",
+        group="Devices and speed",
     )
     num_threads: int | None = setting(
         None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="PyTorch's choice"

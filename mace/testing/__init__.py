@@ -1,0 +1,1 @@
+"""Assertions for tests of potentials, of this project and of others."""

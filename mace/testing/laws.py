@@ -140,9 +140,7 @@ def assert_permutation(potential: Potential, structure: Structure, tolerance: fl
     if np.array_equal(order, np.arange(len(order))):
         order = order[::-1]
     energy, forces, stress = potential(*structure)
-    shuffled = structure._replace(
-        atomic_numbers=structure.atomic_numbers[order], positions=structure.positions[order]
-    )
+    shuffled = structure._replace(atomic_numbers=structure.atomic_numbers[order], positions=structure.positions[order])
     _compare("permutation", potential(*shuffled), (energy, forces[order], stress), tolerance)
 
 
@@ -215,7 +213,9 @@ def assert_stress_is_the_strain_derivative(
             return potential(*_deformed(structure, np.eye(3) + amount * direction))[0]
 
         expected = _derivative(energy, step) / volume
-        _check("stress as strain derivative", "stress along the strain", (stress * direction).sum(), expected, tolerance)
+        _check(
+            "stress as strain derivative", "stress along the strain", (stress * direction).sum(), expected, tolerance
+        )
 
 
 def assert_far_structures_add_up(

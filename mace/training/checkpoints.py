@@ -7,13 +7,14 @@ weights with the lowest validation loss so far, as they were validated.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 
@@ -51,12 +52,17 @@ def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
         What was saved.
 
     Raises:
-        UserError: If the file is damaged, no checkpoint of ours, or of a later version.
+        UserError: If the file is missing, damaged, no checkpoint of ours, or of a later version.
     """
     try:
+        with open(path, "rb") as file:
+            if not is_zipfile(file):
+                raise BadZipFile("it is cut off or no archive")
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise UserError(f"{path}: the checkpoint cannot be read; it is damaged or not one of ours ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{path}: the checkpoint cannot be opened ({error.strerror or error}).") from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path}: this is not a checkpoint of this program; move it away to start afresh.")
     if content["format"] > FORMAT:
@@ -83,26 +89,41 @@ class CheckpointFolder:
 
     def files(self) -> list[Path]:
         """List every checkpoint of the run."""
-        return sorted([*self.folder.glob(f"{self.tag}_epoch-*.pt"), *self.folder.glob(f"{self.tag}_last.pt")])
+        return sorted(self._of_epochs() + [self.last] * self.last.exists())
+
+    def _of_epochs(self) -> list[Path]:
+        """List the files of validated weights."""
+        return list(self.folder.glob(f"{glob.escape(self.tag)}_epoch-*.pt"))
+
+    def _of_epoch(self, epoch: int, stage_two: bool) -> Path:
+        return self.folder / f"{self.tag}_epoch-{epoch}{'_swa' if stage_two else ''}.pt"
 
     def save_last(self, state: Mapping[str, Any]) -> None:
         """Write the complete state."""
         save_atomically({"format": FORMAT, **state}, self.last)
 
     def save_weights(self, weights: Mapping[str, Any], plan: ModelPlan, epoch: int, stage_two: bool) -> Path:
-        """Write validated weights of an epoch and remove those of earlier epochs of the same stage, unless kept.
+        """Write validated weights of an epoch.
 
         Returns:
             The file.
         """
-        path = self.folder / f"{self.tag}_epoch-{epoch}{'_swa' if stage_two else ''}.pt"
+        path = self._of_epoch(epoch, stage_two)
         content = {"format": FORMAT, "plan": plan.model_dump_json(), "epoch": epoch, "weights": dict(weights)}
         save_atomically(content, path)
-        if not self._keep_earlier:
-            for earlier in self.folder.glob(f"{self.tag}_epoch-*.pt"):
-                if earlier != path and earlier.stem.endswith("_swa") == stage_two:
-                    earlier.unlink()
         return path
+
+    def remove_earlier(self, epoch: int, stage_two: bool) -> None:
+        """Remove the validated weights of other epochs of the same stage, unless they are to be kept.
+
+        To be called once the complete state names `epoch` as the best: a run that is killed in between would otherwise
+        go on from a state whose best weights are gone.
+        """
+        if self._keep_earlier:
+            return
+        for other in self._of_epochs():
+            if other != self._of_epoch(epoch, stage_two) and other.stem.endswith("_swa") == stage_two:
+                other.unlink()
 
     def set_aside(self) -> Path | None:
         """Move the checkpoints of an earlier run with the same tag into a folder of their own.
@@ -123,7 +144,7 @@ class CheckpointFolder:
 
 
 STRUCTURAL = (
-    "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "distance_transform", "pair_repulsion", "l_max",
+    "model", "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "distance_transform", "pair_repulsion", "l_max",
     "n_channels", "hidden_l", "interactions", "correlation", "radial_mlp", "readout_channels", "gate", "atomic_numbers",
 )  # fmt: skip
 """Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps

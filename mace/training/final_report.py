@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mace.elements import ElementTable
 from mace.graphs.batching import Batch, GraphDataset
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
@@ -16,7 +15,7 @@ from mace.training.evaluation import Evaluation, evaluate
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.plots import plot_parity
-from mace.training.preparation import Preparation, build_dataset
+from mace.training.preparation import Preparation
 from mace.training.progress import TrainingProgress
 from mace.training.tables import error_table
 
@@ -48,10 +47,7 @@ def write_final_report(
     Returns:
         Errors by the name of the set.
     """
-    elements = ElementTable(model.plan.atomic_numbers)
-    sets = {"train_Default": preparation.train, "valid_Default": preparation.valid}
-    for name, configurations in preparation.tests.items():
-        sets[name] = build_dataset(configurations, elements, settings.r_max, progress, f"Neighbors of {name}")
+    sets = {"train_Default": preparation.train, "valid_Default": preparation.valid, **preparation.tests}
     results = {name: _evaluate(model, dataset, loss, settings, name, progress) for name, dataset in sets.items()}
     learned = {name: result.metrics for name, result in results.items() if name in ("train_Default", "valid_Default")}
     tested = {name: result.metrics for name, result in results.items() if name not in learned}
@@ -60,7 +56,7 @@ def write_final_report(
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
     _tell_types(results, table)
     if settings.plot:
-        _plot(results, model, sets, preparation.tests, folders, stage)
+        _plot(results, model, sets, folders, stage)
     return {name: result.metrics for name, result in results.items()}
 
 
@@ -86,8 +82,10 @@ def _tell_types(results: dict[str, Evaluation], table: str) -> None:
     """Log RMSE and MAE of every set, divided by config_type."""
     rows = {}
     for name, result in results.items():
-        name = name.removesuffix("_Default") if name in ("train_Default", "valid_Default") else "test"
-        rows |= {f"{name}/{kind}": metrics for kind, metrics in sorted(result.by_type.items())}
+        name = name.removesuffix("_Default") if name in ("train_Default", "valid_Default") else name
+        for kind, metrics in result.by_type.items():
+            # the sets of a test file are its types already
+            rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
     suffix = "stressvirials" if "stressvirials" in table else ""
     for measure in ("RMSE", "MAE"):
         _LOGGER.info("%s by config_type:\n%s", measure, error_table(f"PerAtom{measure}{suffix}", rows))
@@ -97,7 +95,6 @@ def _plot(
     results: dict[str, Evaluation],
     model: MACE,
     sets: dict[str, GraphDataset],
-    tests: dict[str, list[Configuration]],
     folders: RunFolders,
     stage: str,
 ) -> None:

@@ -48,7 +48,8 @@ def make_folders(settings: TrainingSettings) -> RunFolders:
     )
     if "/" in settings.name or settings.name in ("", ".", ".."):
         raise UserError(f"--name='{settings.name}' cannot begin a file name; use letters, digits, '-' and '_'.")
-    for folder in (folders.work, folders.log, folders.model, folders.checkpoints, folders.results):
+    for kind in ("work", "log", "model", "checkpoints", "results"):
+        folder: Path = getattr(folders, kind)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{folders.tag}.writable"
@@ -56,5 +57,5 @@ def make_folders(settings: TrainingSettings) -> RunFolders:
             probe.unlink()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise UserError(f"{folder}: files cannot be written there ({reason}); choose another --work_dir.") from error
+            raise UserError(f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir.") from error
     return folders

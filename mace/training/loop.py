@@ -27,6 +27,9 @@ from mace.training.step import train_step
 
 _LOGGER = logging.getLogger(__name__)
 
+SET_BY_USER = ("weight_decay", "betas", "amsgrad", "decoupled_weight_decay", "lr_factor")
+"""What settings decide about a group of parameters; all else in it belongs to the state of the optimizer."""
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -56,6 +59,7 @@ class Progression:
         stage_two: Whether stage two has begun.
         stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
         lowest_loss: Lowest validation loss of the present stage.
+        lowest_loss_of_stage_one: The same of stage one, once stage two has begun.
         evaluations_without_gain: Evaluations since then.
         finished: Whether training has come to its end.
         best_epochs: Epoch with the lowest validation loss in each stage, ``one`` and ``two``.
@@ -65,6 +69,7 @@ class Progression:
     stage_two: bool = False
     stage_two_start: int | None = None
     lowest_loss: float = math.inf
+    lowest_loss_of_stage_one: float = math.inf
     evaluations_without_gain: int = 0
     finished: bool = False
     best_epochs: dict[str, int] = field(default_factory=dict)
@@ -107,7 +112,11 @@ class Trainer:
     @property
     def loss(self) -> Loss:
         """The loss of the present stage."""
-        return self._losses[1] if self.progression.stage_two and self._losses[1] else self._losses[0]
+        return self.loss_of("two" if self.progression.stage_two else "one")
+
+    def loss_of(self, stage: str) -> Loss:
+        """Return the loss of stage ``one`` or ``two``."""
+        return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
 
     @property
     def batches_per_epoch(self) -> int:
@@ -133,6 +142,7 @@ class Trainer:
 
     def _begin_stage_two(self) -> None:
         state = self.progression
+        state.lowest_loss_of_stage_one = state.lowest_loss
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
         self.schedule.set_constant(self.settings.swa_lr)
         _LOGGER.info("Changing loss based on Stage Two Weights")
@@ -198,7 +208,8 @@ class Trainer:
         state.evaluations_without_gain += 1
         if state.evaluations_without_gain >= self.settings.patience:
             without = f"Stopping optimization after {state.evaluations_without_gain} epochs without improvement"
-            if state.stage_two_start is not None and not state.stage_two:
+            reachable = state.stage_two_start is not None and state.stage_two_start < self.settings.max_num_epochs
+            if state.stage_two_start is not None and reachable and not state.stage_two:
                 _LOGGER.info("%s and starting Stage Two", without)
                 state.epoch = max(epoch, state.stage_two_start - 1)  # the epochs in between are left out
             else:
@@ -214,6 +225,8 @@ class Trainer:
                 weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self._checkpoints.save_weights(weights, self.model.plan, report.epoch, report.stage_two)
         self._checkpoints.save_last(self.state())
+        if report.improved and report.epoch is not None:
+            self._checkpoints.remove_earlier(report.epoch, report.stage_two)
 
     def state(self) -> dict[str, Any]:
         """Return everything that is needed to go on."""
@@ -251,19 +264,32 @@ class Trainer:
     ) -> None:
         """Let settings that differ from those of the saved state win over the state."""
         now, progression = self.settings, self.progression
-        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
-            for key in set(fresh) - {"lr"}:
-                group[key] = fresh[key]
-            if now.lr != before.lr or now.lr_params_factors != before.lr_params_factors:
-                group["lr"] = fresh["lr"]
-        if progression.stage_two and now.swa_lr != before.swa_lr:
-            self.schedule.set_constant(now.swa_lr)
         if (now.swa, now.start_swa, now.max_num_epochs) != (before.swa, before.start_swa, before.max_num_epochs):
             progression.stage_two_start = stage_two_start
             if progression.stage_two and (stage_two_start is None or progression.epoch < stage_two_start):
-                progression.stage_two = False
+                self._return_to_stage_one(wanted)
+        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
+            group |= {key: fresh[key] for key in SET_BY_USER if key in fresh}
+            if not progression.stage_two and (now.lr, now.lr_params_factors) != (before.lr, before.lr_params_factors):
+                group["lr"] = fresh["lr"]
+        if progression.stage_two and (now.swa_lr, now.lr_params_factors) != (before.swa_lr, before.lr_params_factors):
+            self.schedule.set_constant(now.swa_lr)
+        if now.amsgrad and not before.amsgrad:
+            for moments in self.optimizer.state.values():
+                moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
         if progression.finished and (now.max_num_epochs > progression.epoch and now.patience > before.patience):
             progression.finished = False
+
+    def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
+        """Take back what the beginning of stage two changed, for a run that now has a later one or none."""
+        state = self.progression
+        state.stage_two, state.lowest_loss, state.evaluations_without_gain = False, state.lowest_loss_of_stage_one, 0
+        state.best_epochs.pop("two", None)
+        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["lr"] = fresh["lr"]
+        _LOGGER.warning(
+            "The run was in Stage Two already; with these settings it goes back to Stage One at epoch %d", state.epoch
+        )
 
 
 def stage_two_start(settings: TrainingSettings) -> int:

@@ -109,9 +109,10 @@ class Schedule:
         return {} if self._rule is None else self._rule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where a checkpoint left off."""
-        if self._rule is not None and state:
-            self._rule.load_state_dict(state)
+        """Take up where a checkpoint left off; the numbers of the rule stay as set now, and so does its kind."""
+        own = self.state_dict()
+        if self._rule is not None and state and ("gamma" in own) == ("gamma" in state):
+            self._rule.load_state_dict(state | {key: own[key] for key in ("factor", "patience", "gamma") if key in own})
 
 
 class MovingAverage:

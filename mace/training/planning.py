@@ -91,7 +91,12 @@ def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]
     )
 
 
-def _readout_channels(text: str) -> int:
+def readout_channels(text: str) -> int:
+    """Understand ``--MLP_irreps``.
+
+    Raises:
+        UserError: If it asks for anything but scalars.
+    """
     try:
         terms = parse_irreps(text)
     except ValueError as error:
@@ -135,7 +140,7 @@ def plan_model(
         interactions=interaction_plans(settings),
         correlation=tuple(correlation) if isinstance(correlation, list) else (correlation,) * settings.num_interactions,
         radial_mlp=tuple(settings.radial_MLP),
-        readout_channels=_readout_channels(settings.MLP_irreps),
+        readout_channels=readout_channels(settings.MLP_irreps),
         gate=settings.gate,
         avg_num_neighbors=avg_num_neighbors,
         atomic_numbers=elements,

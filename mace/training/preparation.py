@@ -57,7 +57,7 @@ class Preparation:
         energies: Reference energies and where they come from.
         train: Graphs to learn from.
         valid: Graphs to validate with.
-        tests: Structures to test on, by name.
+        tests: Graphs to test on, by name.
         digest: SHA-256 over the training and validation files.
     """
 
@@ -65,7 +65,7 @@ class Preparation:
     energies: ReferenceEnergies
     train: GraphDataset
     valid: GraphDataset
-    tests: dict[str, list[Configuration]]
+    tests: dict[str, GraphDataset]
     digest: str
 
 
@@ -102,11 +102,34 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
         files += expand_paths(settings.valid_file)
     if not valid:
         raise UserError(f"{settings.valid_file}: there is no structure to validate with, isolated atoms only.")
+    for loss in losses:
+        _require_weight(train, loss, "training")
+        _require_weight(valid, loss, "validation")
     tests = _read_tests(settings, progress)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
     digest = file_digest([str(file) for file in files])
     return Structures(train, valid, tests, training.isolated_atoms, training.report, digest)
+
+
+def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
+    """Make sure that a set says something about a loss: one without labels would make it zero, and so the best."""
+    missing = [
+        term.name
+        for term in loss.terms
+        if not any(
+            getattr(c, term.name) is not None and c.weight * c.property_weights.get(term.name, 1.0) > 0.0
+            for c in configurations
+        )
+    ]
+    file = configurations[0].file
+    if len(missing) == len(loss.terms):
+        raise UserError(
+            f"{file}: no {purpose} structure has a label with weight for the loss {loss} ({', '.join(missing)}); label "
+            "the structures, or choose other ones."
+        )
+    for name in missing:
+        _LOGGER.warning("No %s structure has a label '%s' with weight; that term of %s is zero there", purpose, name, loss)
 
 
 def _keys(settings: TrainingSettings) -> LabelKeys:
@@ -171,10 +194,14 @@ def prepare(settings: TrainingSettings, losses: Sequence[Loss], progress: Traini
         _LOGGER.warning(warning)
     train = build_dataset(structures.train, elements, settings.r_max, progress, "Neighbors of the training set")
     valid = build_dataset(structures.valid, elements, settings.r_max, progress, "Neighbors of the validation set")
+    tests = {  # before training, so that nothing in them can spoil its end
+        name: build_dataset(configurations, elements, settings.r_max, progress, f"Neighbors of {name}")
+        for name, configurations in structures.tests.items()
+    }
     plan = plan_model(settings, energies, scaling, decide_neighbors(settings, train))
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, structures.tests, structures.digest)
+    return Preparation(plan, energies, train, valid, tests, structures.digest)
 
 
 def build_dataset(

@@ -7,14 +7,16 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 import mace
-from mace.deployment.model_file import ModelMetadata, save_model
+from mace.model.model_file import ModelMetadata, save_model
 from mace.errors import UserError
+from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
@@ -26,12 +28,16 @@ from mace.training.folders import RunFolders, make_folders
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
 from mace.training.loop import EpochReport, Trainer, stage_two_start
 from mace.training.loss import Loss, make_loss
+from mace.training.planning import hidden_features, readout_channels
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
 
 _LOGGER = logging.getLogger(__name__)
+
+FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
+"""Settings that became constants of the model when a run was started, and cannot change when it is resumed."""
 
 
 def run_training(settings: TrainingSettings, console: Console | None = None) -> None:
@@ -46,6 +52,8 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     """
     console = console or Console()
     losses = make_losses(settings)
+    # words for the model that make no sense are refused before anything is read
+    hidden_features(settings), readout_channels(settings.MLP_irreps)
     device = choose_device(settings.device, settings.default_dtype)
     folders = make_folders(settings)
     setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
@@ -102,7 +110,7 @@ def _tell_environment(settings: TrainingSettings, device: torch.device) -> None:
     _LOGGER.info(
         "Python %s, torch %s, ase %s, %s", platform.python_version(), version("torch"), version("ase"), sys.platform
     )
-    _LOGGER.info("Using %s, %s, %d threads, kernels: torch", device, settings.default_dtype, threads)
+    _LOGGER.info("Using %s, %s, %d threads", device, settings.default_dtype, threads)
     _LOGGER.info("Settings: %s", {name: getattr(settings, name) for name in sorted(provided(settings))})
 
 
@@ -122,6 +130,7 @@ def _run(
     saved = _find_state(settings, checkpoints, preparation.plan, device)
     plan = preparation.plan if saved is None else ModelPlan.model_validate_json(saved["plan"])
     model = build_model(plan, settings, device)
+    _LOGGER.info("Kernels: %s", choose_kernels(model, settings.kernels))
     _tell_model(model, settings)
     if settings.dry_run:
         console.print(describe_plan(model, preparation, losses, settings), highlight=False)
@@ -134,7 +143,7 @@ def _run(
             model, losses, settings, preparation.train, preparation.valid, checkpoints, records, progress
         )
         if saved is not None:
-            _resume(trainer, saved, settings)
+            _resume(trainer, saved, settings, checkpoints.last)
         _tell_optimizer(trainer, settings, losses)
         _train(trainer, settings, folders, progress)
     _finish(trainer, preparation, settings, folders, progress)
@@ -156,15 +165,34 @@ def _find_state(
         _LOGGER.info("--restart_latest: there is no %s yet; starting from the beginning", checkpoints.last)
         return None
     saved = load_safely(checkpoints.last, device)
-    if fields := differing_fields(ModelPlan.model_validate_json(saved["plan"]), plan):
+    started_with = ModelPlan.model_validate_json(saved["plan"])
+    if fields := differing_fields(started_with, plan) + _fixed_changes(saved, settings):
         raise UserError(
             f"{checkpoints.last}: the run was started with another model ({'; '.join(fields)}); set these back to go on "
             "with it, or choose another --name to start afresh."
         )
+    if started_with != plan:
+        _LOGGER.warning(
+            "The data now give other reference energies, scale or number of neighbors; the model keeps those it was "
+            "started with"
+        )
     return saved
 
 
-def _resume(trainer: Trainer, saved: dict[str, Any], settings: TrainingSettings) -> None:
+def _fixed_changes(saved: dict[str, Any], settings: TrainingSettings) -> list[str]:
+    """Describe what cannot change in a resumed run, besides the shape of the model."""
+    before = TrainingSettings.model_validate_json(saved["settings"])
+    names = list(FIXED_SETTINGS)
+    if "schedulefree" in (before.optimizer, settings.optimizer):
+        names.append("optimizer")  # its state means something else than that of the others
+    return [
+        f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
+        for name in names
+        if getattr(before, name) != getattr(settings, name)
+    ]
+
+
+def _resume(trainer: Trainer, saved: dict[str, Any], settings: TrainingSettings, path: Path) -> None:
     """Restore the state and say what is different now."""
     before = TrainingSettings.model_validate_json(saved["settings"])
     changes = [
@@ -173,7 +201,7 @@ def _resume(trainer: Trainer, saved: dict[str, Any], settings: TrainingSettings)
         if getattr(before, name) != getattr(settings, name) and name not in ("restart_latest", "config")
     ]
     trainer.restore(saved)
-    _LOGGER.info("Restarting from %s at epoch %d", "the latest checkpoint", trainer.progression.epoch)
+    _LOGGER.info("Restarting from %s at epoch %d", path, trainer.progression.epoch)
     if changes:
         _LOGGER.info("continuing with: %s", ", ".join(changes))
 
@@ -231,6 +259,13 @@ def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[
             losses[1],
             settings.swa_lr,
         )
+        if stage_two_start(settings) >= settings.max_num_epochs:
+            _LOGGER.warning(
+                "Stage Two is to begin at epoch %d, which this run of %d epochs does not reach; lower --start_swa or "
+                "raise --max_num_epochs",
+                stage_two_start(settings),
+                settings.max_num_epochs,
+            )
     if settings.clip_grad is not None:
         _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
 
@@ -271,30 +306,52 @@ def _finish(
     folders: RunFolders,
     progress: TrainingProgress,
 ) -> None:
-    """Write the model of each stage first; then measure it and draw."""
+    """Write the models of all stages first; then measure them and draw."""
     _LOGGER.info("===========RESULTS===========")
-    for stage, epoch in sorted(trainer.progression.best_epochs.items()):
-        suffix, ending = ("", "") if stage == "one" else ("_swa", "_stagetwo")
-        weights = load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")["weights"]
-        trainer.model.load_state_dict(weights)
-        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
-        path = folders.model / f"{settings.name}{ending}.model"
-        metadata = _metadata(settings, preparation, epoch, stage, {})
-        save_model(path, trainer.model, metadata)
-        _LOGGER.info("Saved model to %s", path)
-        loss = trainer._losses[1] if stage == "two" and trainer._losses[1] else trainer._losses[0]
-        metrics = write_final_report(
-            trainer.model, loss, preparation, settings, folders, f"stage_{stage}", reported_table(settings), progress
-        )
-        save_model(path, trainer.model, metadata.model_copy(update={"metrics": metrics}))
-    if not trainer.progression.best_epochs:
+    best = sorted(trainer.progression.best_epochs.items())
+    if not best:
         raise UserError(
             f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
             "--lr, and check the labels."
         )
+    if trainer.progression.stage_two and "two" not in trainer.progression.best_epochs:
+        _LOGGER.warning(
+            "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
+        )
+    for stage, epoch in best:
+        _load_best(trainer, folders, stage, epoch)
+        path = save_model(
+            _model_path(settings, folders, stage), trainer.model, _metadata(settings, preparation, epoch, stage, {})
+        )
+        _LOGGER.info("Saved model to %s", path)
+    for stage, epoch in best:
+        _load_best(trainer, folders, stage, epoch)
+        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        metrics = write_final_report(
+            trainer.model,
+            trainer.loss_of(stage),
+            preparation,
+            settings,
+            folders,
+            f"stage_{stage}",
+            reported_table(settings),
+            progress,
+        )
+        path = _model_path(settings, folders, stage)
+        save_model(path, trainer.model, _metadata(settings, preparation, epoch, stage, metrics))
     if settings.plot:
         _plot_curves(settings, folders, trainer)
     _LOGGER.info("Done")
+
+
+def _load_best(trainer: Trainer, folders: RunFolders, stage: str, epoch: int) -> None:
+    """Give the model the weights with the lowest validation loss of a stage."""
+    suffix = "_swa" if stage == "two" else ""
+    trainer.model.load_state_dict(load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")["weights"])
+
+
+def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:
+    return folders.model / f"{settings.name}{'_stagetwo' if stage == 'two' else ''}.model"
 
 
 def _metadata(

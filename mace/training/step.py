@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.batching import Batch
+from mace.kernels.passes import Pass, differentiating_by
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.training.loss import Loss
@@ -28,7 +29,8 @@ def loss_gradient(model: MACE, batch: Batch, loss: Loss) -> Tensor:
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
     value = loss(prediction, batch.targets)
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    with differentiating_by(Pass.PARAMETERS):
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return value.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -212,7 +213,7 @@ def error_table(kind: str, rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _training_first(name: str) -> tuple[int, str]:
-    first_word = name.split("_")[0]
+    first_word = re.split("[_/]", name)[0]
     return {"train": 0, "valid": 1}.get(first_word, 2), name
 
 

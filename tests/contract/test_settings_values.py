@@ -62,7 +62,7 @@ def sentence_of(*arguments: str) -> str:
         ("device", "cuda:", "cuda", "cpu, cuda, mps or xpu"),
         ("default_dtype", "float16", "float32", "one of float32, float64"),
         ("optimizer", "sgd", "adamw", "one of adam, adamw, schedulefree"),
-        ("kernels", "c", "torch", "one of auto, torch"),
+        ("kernels", "fortran", "torch", "one of auto, torch, c"),
         ("progress", "spinner", "bar", "one of auto, bar, lines, off"),
         ("plot", "maybe", "Y", "True or False"),
         ("clip_grad", "0", "None", "a number above 0 or None"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,11 @@ def batch_potential(model: MACE) -> BatchPotential:
         forces = prediction.forces.split(counts)
         # without periodicity a cell is only a box, and stress has no meaning
         return [
-            (float(prediction.energy[i]), forces[i].numpy(), prediction.stress[i].numpy() if any(structure.pbc) else None)
+            (
+                float(prediction.energy[i]),
+                forces[i].numpy(),
+                prediction.stress[i].numpy() if any(structure.pbc) else None,
+            )
             for i, structure in enumerate(structures)
         ]
 
@@ -174,7 +178,7 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_case(name: str) -> Case:
     """Read one stored case.
 

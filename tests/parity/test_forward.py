@@ -47,7 +47,10 @@ def test_interaction_energy(case: Any, prediction: Prediction) -> None:
 def test_atomic_energies(case: Any, prediction: Prediction) -> None:
     isolated = np.concatenate(
         [
-            [dict(zip(case.plan.atomic_numbers, case.plan.reference_energies, strict=True))[z] for z in c.atomic_numbers]
+            [
+                dict(zip(case.plan.atomic_numbers, case.plan.reference_energies, strict=True))[z]
+                for z in c.atomic_numbers
+            ]
             for c in case.configurations
         ]
     )

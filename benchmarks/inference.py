@@ -1,0 +1,87 @@
+"""Compare the time of energy and forces with mace-torch: a periodic box through the calculators, and batches.
+
+python benchmarks/inference.py --peer-python other/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import ase.io
+from comparison import Comparison, compare, make_parser, shared_settings
+from molecules import pack_box, read_molecules
+from report import machine_facts, print_machine, print_times, summary, write_json
+from rich.console import Console
+from workers import BenchmarkError, Settings
+
+DISPLACEMENT = 0.01
+"""Standard deviation in Angstrom of how far atoms move from call to call, so that nothing can be remembered."""
+
+BOX_RANGE = 5.0
+"""Cutoff in Angstrom of the neighbors by which the density of the box is chosen."""
+
+
+def make_options() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = make_parser("Time of energy and forces: mace-torch and ours in turns.")
+    parser.add_argument(
+        "--case",
+        choices=["box", "batch", "both"],
+        default="both",
+        help="the periodic box, batches of molecules, or both",
+    )
+    parser.add_argument("--neighbors", type=float, default=37.0, help=f"neighbors within {BOX_RANGE:g} A in the box")
+    parser.add_argument("--stress", action="store_true", help="ask both sides for stress too")
+    parser.add_argument(
+        "--through",
+        choices=["calculator", "predict"],
+        default="calculator",
+        help="how ours evaluates the box; the peer always uses its calculator",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write; return the exit status."""
+    options = make_options().parse_args(arguments)
+    console = Console()
+    try:
+        facts = machine_facts()
+        settings = shared_settings(options) | {
+            "stress": options.stress,
+            "through": options.through,
+            "displacement": DISPLACEMENT,
+        }
+        cases = ["box", "batch"] if options.case == "both" else [options.case]
+        results = [summary(measure(case, options, settings, console)) for case in cases]
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print_machine(console, facts, settings, results)
+    for result in results:
+        print_times(console, result)
+    if options.json:
+        write_json(options.json, facts, settings, results)
+    return 0
+
+
+def measure(case: str, options: argparse.Namespace, settings: Settings, console: Console) -> Comparison:
+    """Measure the box or batches of molecules.
+
+    Raises:
+        BenchmarkError: If the box cannot be packed, a worker fails, or both sides disagree.
+    """
+    wanted = "energy, forces and stress" if options.stress else "energy and forces"
+    if case == "batch":
+        return compare(f"{wanted}, batches of molecules", options, settings | {"task": "batch"}, console)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "box.xyz"
+        ase.io.write(file, pack_box(read_molecules(options.data), options.neighbors, BOX_RANGE), format="extxyz")
+        return compare(f"{wanted}, periodic box", options, settings | {"task": "box", "box": str(file)}, console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

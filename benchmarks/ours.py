@@ -1,0 +1,205 @@
+"""Worker of this package; it takes over the weights the other worker has written, so that both do the same work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from molecules import read_box, read_molecules
+from torch import Tensor
+from workers import Settings, Task, describe_calculator, serve
+
+import mace
+from mace.compat.weights import weights_from_original
+from mace.elements import ElementTable
+from mace.equivariant.irreps import parse_irreps
+from mace.graphs.batching import Batch, GraphDataset, build_graph
+from mace.model.derivatives import Prediction, predict
+from mace.model.mace import MACE
+from mace.model.plan import InteractionPlan, ModelPlan
+from mace.structures.configuration import Configuration
+
+
+def prepare(settings: Settings) -> Task:
+    """Build what the settings ask for; write the results on the first structures."""
+    torch.set_num_threads(settings["threads"])
+    torch.set_default_dtype(getattr(torch, settings["dtype"]))
+    model = _build_model(settings)
+    task = {"training": _training, "batch": _evaluation, "box": _box}[settings["task"]](settings, model)
+    task.facts.update(
+        package=f"mace-train {mace.__version__}",
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    return task
+
+
+def _build_model(settings: Settings) -> MACE:
+    """Build the model with the other worker's weights."""
+    wanted = settings["model"]
+    irreps = parse_irreps(wanted["hidden"])
+    plan = ModelPlan(
+        model="MACE",
+        r_max=wanted["r_max"],
+        l_max=wanted["l_max"],
+        n_channels=irreps[0][0],
+        hidden_l=tuple(irrep.l for _, irrep in irreps),
+        interactions=tuple(InteractionPlan(residual=layer > 0) for layer in range(wanted["layers"])),
+        correlation=(wanted["correlation"],) * wanted["layers"],
+        avg_num_neighbors=wanted["avg_num_neighbors"],
+        atomic_numbers=tuple(wanted["elements"]),
+        reference_energies=tuple(wanted["reference_energies"]),
+        scale=wanted["scale"],
+    )
+    model = MACE(plan)
+    with np.load(settings["weights"]) as stored:
+        weights = weights_from_original(dict(stored), plan)
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in weights.items()})
+    return model
+
+
+def _configuration(atoms: Atoms, labelled: bool) -> Configuration:
+    return Configuration(
+        atomic_numbers=atoms.numbers.astype(np.int64),
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        energy=atoms.get_potential_energy() if labelled else None,
+        forces=atoms.get_forces() if labelled else None,
+    )
+
+
+def _shuffled(dataset: GraphDataset, size: int, seed: int) -> Iterator[Batch]:
+    """Yield full batches for ever, in a new random order in every round."""
+    generator = np.random.default_rng(seed)
+    while True:
+        order = generator.permutation(len(dataset))
+        yield from dataset.batches(size, order[: len(order) - len(order) % size])
+
+
+def _batched(settings: Settings, model: MACE) -> tuple[Iterator[Batch], dict[str, float]]:
+    """Return an endless iterator of shuffled batches, and facts about them; write the results on the first batch."""
+    structures = [_configuration(atoms, labelled=True) for atoms in read_molecules(Path(settings["data"]))]
+    dataset = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    size, n = settings["batch_size"], len(dataset)
+    _write_results(settings, predict(model, dataset.batch(range(size)).graph))
+    facts = {"atoms": size * dataset.n_atoms / n, "edges": size * dataset.n_edges / n}
+    return _shuffled(dataset, size, settings["model"]["seed"]), facts
+
+
+def _write_results(settings: Settings, prediction: Prediction) -> None:
+    assert prediction.forces is not None
+    energies, forces = prediction.energy.detach().numpy(), prediction.forces.detach().numpy()
+    np.savez(settings["results"], energies=energies, forces=forces)
+
+
+def _loss(prediction: Prediction, batch: Batch, weights: dict[str, float]) -> Tensor:
+    assert prediction.forces is not None
+    energy, forces = batch.targets.values["energy"], batch.targets.values["forces"]
+    per_atom = (prediction.energy - energy) / batch.targets.atoms_per_structure
+    components = prediction.forces - forces.to(prediction.forces.dtype)
+    return weights["energy"] * per_atom.square().mean() + weights["forces"] * components.square().mean()
+
+
+def _training(settings: Settings, model: MACE) -> Task:
+    """One step of training, the collation included."""
+    batches, facts = _batched(settings, model)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(
+        parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], amsgrad=True, foreach=True
+    )
+    averages = [parameter.detach().clone() for parameter in parameters]
+
+    def step() -> None:
+        batch = next(batches)
+        loss = _loss(predict(model, batch.graph, training=True), batch, settings["loss_weights"])
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, settings["clip_grad"], foreach=True)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                averages, [parameter.detach() for parameter in parameters], 1.0 - settings["ema_decay"]
+            )
+        loss.item()
+
+    return Task(step, facts | {"what": "predict, Adam and average of this script"})
+
+
+def _evaluation(settings: Settings, model: MACE) -> Task:
+    """Energies and forces of one batch, the collation included."""
+    model.requires_grad_(False)
+    batches, facts = _batched(settings, model)
+
+    def step() -> None:
+        prediction = predict(model, next(batches).graph, stress=settings["stress"])
+        assert prediction.forces is not None
+        prediction.forces.numpy()
+
+    return Task(step, facts | {"what": "predict and GraphDataset.batch"})
+
+
+def _box(settings: Settings, model: MACE) -> Task:
+    """Energy and forces of a box from positions that differ every time."""
+    model.requires_grad_(False)
+    atoms = read_box(settings["box"])
+    home = atoms.positions.copy()
+    edges = build_graph(_configuration(atoms, False), ElementTable(model.plan.atomic_numbers), model.plan.r_max).n_edges
+    evaluate, what = {"calculator": _through_calculator, "predict": _through_predict}[settings["through"]](
+        settings, model, atoms
+    )
+    generator = np.random.default_rng(settings["model"]["seed"])
+
+    def step() -> None:
+        atoms.positions = home + settings["displacement"] * generator.normal(size=home.shape)
+        evaluate()
+
+    return Task(step, {"atoms": len(atoms), "edges": edges, "what": what})
+
+
+def _through_predict(settings: Settings, model: MACE, atoms: Atoms) -> tuple[Callable[[], None], str]:
+    """Evaluate with the functions under the calculator: neighbors, graph, model."""
+    elements = ElementTable(model.plan.atomic_numbers)
+
+    def prediction() -> Prediction:
+        graph = build_graph(_configuration(atoms, False), elements, model.plan.r_max)
+        return predict(model, graph, stress=settings["stress"])
+
+    _write_results(settings, prediction())
+
+    def evaluate() -> None:
+        forces = prediction().forces
+        assert forces is not None
+        forces.numpy()
+
+    return evaluate, f"build_graph and predict, stress {'computed too' if settings['stress'] else 'not computed'}"
+
+
+def _through_calculator(settings: Settings, model: MACE, atoms: Atoms) -> tuple[Callable[[], None], str]:
+    """Evaluate as users do: a model file, read by the calculator."""
+    # imported here, so that everything else can be measured without them
+    from mace.calculators import MACECalculator
+    from mace.model.model_file import save_model
+
+    file = Path(settings["results"]).with_suffix(".model")
+    save_model(file, model)
+    atoms.calc = MACECalculator(model_paths=str(file), device="cpu", default_dtype=settings["dtype"])
+    np.savez(settings["results"], energies=atoms.get_potential_energy(), forces=atoms.get_forces())
+
+    def evaluate() -> None:
+        atoms.get_forces()
+        atoms.get_potential_energy()
+        if settings["stress"]:
+            atoms.get_stress()
+
+    evaluate()
+    return evaluate, describe_calculator(atoms.calc.results)
+
+
+if __name__ == "__main__":
+    serve(prepare)

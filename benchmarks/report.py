@@ -1,0 +1,105 @@
+"""What the commands print and write: the machine, the times, and their ratio."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison import Comparison
+from rich.console import Console
+from rich.table import Table
+from workers import Settings
+
+
+def machine_facts() -> dict[str, Any]:
+    """Describe the machine and the moment."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts: dict[str, Any] = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": available,
+        "system": platform.platform(),
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_before"] = round(os.getloadavg()[0], 2)
+    return facts
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def summary(comparison: Comparison) -> dict[str, Any]:
+    """Condense the times: median, least and largest of each side, and the ratio with its spread over the repeats."""
+    sides = []
+    for facts, seconds in zip(comparison.facts, comparison.seconds, strict=True):
+        median = float(np.median(seconds))
+        times = {"median_s": median, "min_s": float(np.min(seconds)), "max_s": float(np.max(seconds))}
+        sides.append(facts | times | {"atoms_per_s": facts["atoms"] / median, "seconds": seconds})
+    by_repeat = np.median(comparison.seconds[0], axis=1) / np.median(comparison.seconds[1], axis=1)
+    return {
+        "title": comparison.title,
+        "peer": sides[0],
+        "ours": sides[1],
+        "ratio": sides[0]["median_s"] / sides[1]["median_s"],
+        "ratio_of_repeats": [float(by_repeat.min()), float(by_repeat.max())],
+        "disagreement_of_forces": comparison.disagreement,
+    }
+
+
+def print_machine(console: Console, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
+    """Print on which machine, with what and with which model the times were taken."""
+    model = settings["model"]
+    load = f", load {facts['load_before']} before the start" if "load_before" in facts else ""
+    lines = [f"{facts['date']}  {facts['cpu']}, {facts['cores']} cores{load}", facts["system"]]
+    for side in ("peer", "ours"):
+        told = results[0][side]
+        lines.append(
+            f"{side}: {told['package']}, torch {told['torch']}, threads {told['threads']}, "
+            f"{told['parameters']} parameters"
+        )
+    lines.append(
+        f"{model['hidden']}, l_max {model['l_max']}, correlation {model['correlation']}, layers {model['layers']}, "
+        f"r_max {model['r_max']:g} A, {settings['dtype']}"
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_times(console: Console, result: dict[str, Any]) -> None:
+    """Print the times of both sides and their ratio as a table."""
+    ours = result["ours"]
+    count = sum(len(turn) for turn in ours["seconds"])
+    table = Table(
+        title=f"{result['title']}: {ours['atoms']:.0f} atoms, {ours['edges']:.0f} edges", title_justify="left"
+    )
+    for heading in ("", "median ms", "min ms", "max ms", "atoms/s"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in ("peer", "ours"):
+        side = result[name]
+        times = (f"{1e3 * side[key]:.1f}" for key in ("median_s", "min_s", "max_s"))
+        table.add_row(side["package"], *times, f"{side['atoms_per_s']:.0f}")
+    low, high = result["ratio_of_repeats"]
+    console.print(table)
+    for line in (
+        f"ratio of medians {result['ratio']:.2f} ({low:.2f} to {high:.2f} by repeat), {count} steps each",
+        f"measured: peer {result['peer']['what']}; ours {ours['what']}",
+        f"largest difference of forces {result['disagreement_of_forces']:.0e} of their root mean square",
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def write_json(file: Path, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
+    """Write everything that was measured, every single time included."""
+    content = {"machine": facts, "settings": settings, "results": results}
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

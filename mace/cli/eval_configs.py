@@ -1,0 +1,171 @@
+"""The command ``mace_eval_configs``: predict all structures of a file and write them with the predictions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import argparse
+import difflib
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from mace.cli.command import run_command
+from mace.errors import UserError
+
+if TYPE_CHECKING:
+    from mace.deployment.evaluation import EvaluationSummary
+
+_LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
+_Item = TypeVar("_Item")
+
+_REFUSED = {
+    "enable_cueq": "--enable_cueq: this kernel library is not used here; remove the flag.",
+    "compute_bec": "--compute_bec: Born effective charges are not available yet; remove the flag.",
+    "return_contributions": "--return_contributions: energies by body order are not available yet; remove the flag.",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the flags."""
+    parser = argparse.ArgumentParser(
+        prog="mace_eval_configs",
+        description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
+    add("--model", required=True, help="model file")
+    add("--output", required=True, help="extended XYZ file to write")
+    add("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to compute")
+    add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
+    add("--batch_size", type=int, default=64, help="structures at a time; lower it if memory runs out")
+    add("--compute_stress", action="store_true", help="predict stress too, eV/Angstrom^3")
+    add("--return_node_energies", action="store_true", help="write the energy of every atom, eV")
+    add("--return_descriptors", action="store_true", help="write the scalar features of every atom")
+    add("--descriptor_num_layers", type=int, default=-1, help="layers the features are taken from; -1 for all")
+    add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="instead of one row per atom")
+    add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="only True is possible yet")
+    add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
+    add("--head", help="head of the model; only Default is possible yet")
+    for name, refusal in _REFUSED.items():
+        add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the flags and refuse what has no effect or no feature behind it.
+
+    Raises:
+        UserError: If a flag is unknown or cannot be obeyed.
+        SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
+    """
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
+        raise UserError(f"{unknown[0]} is no flag of mace_eval_configs; {hint}")
+    for name, refusal in _REFUSED.items():
+        if getattr(options, name):
+            raise UserError(refusal)
+    if options.head not in (None, "Default", "default"):
+        raise UserError(f"--head={options.head}: models with several heads are not available yet; remove the flag.")
+    if options.descriptor_invariants_only == "False":
+        raise UserError("--descriptor_invariants_only=False: only invariant descriptors are available yet; use True.")
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
+    if not options.return_descriptors and (
+        options.descriptor_num_layers != -1 or options.descriptor_aggregation_method
+    ):
+        raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
+    return options
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Evaluate with the given command-line arguments.
+
+    Raises:
+        UserError: If arguments, model or structures do not allow it.
+        SystemExit: See `parse_arguments`.
+    """
+    options = parse_arguments(arguments)
+    # torch is loaded only once the arguments are known to be good
+    from rich.console import Console
+
+    from mace.deployment.evaluation import Wanted, evaluate_files
+    from mace.deployment.loading import find_device, find_dtype
+    from mace.model.kernel_choice import choose_kernels
+    from mace.model.model_file import load_model
+    from mace.training.logging_setup import close_logging, setup_logging
+    from mace.training.progress import track
+
+    console = Console()
+    setup_logging("INFO", None, console)
+    try:
+        loaded = load_model(options.model, find_device(options.device), find_dtype(options.default_dtype))
+        wanted = Wanted(
+            stress=options.compute_stress,
+            node_energies=options.return_node_energies,
+            descriptors=options.return_descriptors,
+            descriptor_layers=options.descriptor_num_layers,
+            descriptor_aggregation=options.descriptor_aggregation_method,
+            prefix=options.info_prefix,
+        )
+
+        def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
+            return track(batches, f"Evaluating {options.configs}", total, console=console)
+
+        model = loaded.model.requires_grad_(False)
+        choose_kernels(model)
+        summary = evaluate_files(model, options.configs, options.output, wanted, options.batch_size, progress)
+        _report(summary, options)
+    finally:
+        close_logging()
+
+
+def _report(summary: EvaluationSummary, options: argparse.Namespace) -> None:
+    """Say what was found, how fast it was, and how large the errors are."""
+    from mace.training.tables import error_table
+
+    for line in summary.report.lines():
+        _LOGGER.info("%s", line)
+    for note in summary.report.notes:
+        _LOGGER.warning("%s", note)
+    if summary.without_stress:
+        _LOGGER.warning(
+            "%d of %d structures have no stress, because their cell has no volume.",
+            summary.without_stress,
+            summary.n_structures,
+        )
+    _LOGGER.info(
+        "Evaluated %d structures with %d atoms in %.2f s (%.3g structures/s, %.3g atoms/s)",
+        summary.n_structures,
+        summary.n_atoms,
+        summary.seconds,
+        summary.n_structures / summary.seconds,
+        summary.n_atoms / summary.seconds,
+    )
+    if summary.errors:
+        kind = "PerAtomRMSEstressvirials" if options.compute_stress else "PerAtomRMSE"
+        _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))
+    else:
+        _LOGGER.info("The structures have no labels of energy, forces or stress to compare with.")
+    _LOGGER.info("Wrote %s", options.output)
+
+
+def main() -> None:
+    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Predictions for all structures of some files, written beside what the files already say."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from torch import Tensor
+
+from mace.deployment.annotation import AnnotatedFile
+from mace.deployment.descriptors import invariant_descriptors
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
+from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.frames import expand_paths, iterate_frames
+from mace.structures.labels import LabelReport
+from mace.structures.reading import read_configurations
+from mace.structures.splitting import check_elements
+from mace.structures.stress import SMALLEST_VOLUME
+from mace.training.metrics import ErrorAccumulator
+
+AGGREGATIONS = ("mean", "per_element_mean")
+"""How the descriptors of a structure's atoms may be put together."""
+
+_PER_ATOM = ("forces", "node_energies", "descriptors")
+
+Batches = Iterable[list[Configuration]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to predict besides energy and forces, and how to call it.
+
+    Attributes:
+        stress: Stress of every structure whose cell has a volume.
+        node_energies: Energy of every atom, with its reference energy.
+        descriptors: Scalar features of every atom.
+        descriptor_layers: Of the first so many layers; -1 for all.
+        descriptor_aggregation: One of `AGGREGATIONS`, or None for one row per atom.
+        prefix: Start of the key of everything that is predicted.
+    """
+
+    stress: bool = False
+    node_energies: bool = False
+    descriptors: bool = False
+    descriptor_layers: int = -1
+    descriptor_aggregation: str | None = None
+    prefix: str = "MACE_"
+
+    def keys(self) -> list[str]:
+        """Return the keys that will be written."""
+        names = {"stress": self.stress, "node_energies": self.node_energies, "descriptors": self.descriptors}
+        return [self.prefix + name for name in ("energy", "forces", *(name for name, on in names.items() if on))]
+
+
+@dataclass
+class EvaluationSummary:
+    """What an evaluation went through and found.
+
+    Attributes:
+        report: Where labels were found.
+        n_structures: Structures.
+        n_atoms: Atoms in all of them.
+        seconds: Time for neighbors, predictions and writing, without reading.
+        without_stress: Structures that have no stress because their cell has no volume.
+        errors: Metrics by config_type, isolated atoms left out, and of all structures under ``"all"``; only what is
+            labelled.
+    """
+
+    report: LabelReport
+    n_structures: int = 0
+    n_atoms: int = 0
+    seconds: float = 0.0
+    without_stress: int = 0
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def evaluate_files(
+    model: MACE,
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path,
+    wanted: Wanted,
+    batch_size: int = 64,
+    progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
+) -> EvaluationSummary:
+    """Predict all structures of some files and write them, in their order, as one extended XYZ file.
+
+    Everything the files say of a structure is kept: labels, other keys, constraints. The output appears only once it
+    is complete, so it may be the input itself.
+
+    Args:
+        model: The model, on its device and in its precision.
+        paths: Files of any format ASE reads, and patterns.
+        output: The file to write.
+        wanted: What to predict.
+        batch_size: Structures at a time.
+        progress: Wraps the iteration over batches; gets their number.
+
+    Returns:
+        Counts and errors.
+
+    Raises:
+        UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
+            prediction would take the place of a label.
+    """
+    files = expand_paths(paths)
+    reading = read_configurations(files)
+    configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
+    check_elements(model.plan.atomic_numbers, configurations, "the model's training data")
+    _check_keys(wanted, reading.report)
+    summary = EvaluationSummary(reading.report)
+    errors: dict[str, ErrorAccumulator] = {}
+    isolated = {id(configuration) for configuration in reading.isolated_atoms}
+    batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
+    frames = itertools.chain.from_iterable(iterate_frames(file) for file in files)
+    began = time.perf_counter()
+    with AnnotatedFile(output) as stream:
+        for batch in progress(batches, len(batches)):
+            predictions = predict_configurations(model, batch, wanted)
+            for configuration, prediction, atoms in zip(batch, predictions, frames, strict=False):
+                stream.write(atoms, *_annotations(prediction, atoms, wanted), configuration.where())
+                if id(configuration) not in isolated:
+                    accumulator = errors.setdefault(configuration.config_type, ErrorAccumulator())
+                    _add_errors(accumulator, configuration, prediction)
+                summary.n_structures += 1
+                summary.n_atoms += configuration.n_atoms
+                summary.without_stress += wanted.stress and "stress" not in prediction
+    summary.seconds = time.perf_counter() - began
+    summary.errors = _combined(errors)
+    return summary
+
+
+def predict_configurations(
+    model: MACE, configurations: Sequence[Configuration], wanted: Wanted
+) -> list[dict[str, Any]]:
+    """Predict some structures at once.
+
+    Args:
+        model: The model.
+        configurations: Structures of elements the model knows; as many as memory allows.
+        wanted: What to predict.
+
+    Returns:
+        For each structure ``energy``, ``forces`` ``[atoms, 3]`` and, where wanted, ``stress`` ``[3, 3]`` (left out
+        without a volume), ``node_energies`` ``[atoms]`` and ``descriptors`` ``[atoms, features]``; float64, in eV and
+        Angstrom.
+    """
+    dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    graph = dataset.batch(range(len(dataset))).graph.to(model.embedding.device)
+    prediction = predict(model, graph, forces=True, stress=wanted.stress)
+    of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
+    if wanted.node_energies:
+        of_atoms["node_energies"] = prediction.atomic_energies
+    if wanted.descriptors:
+        of_atoms["descriptors"] = invariant_descriptors(prediction, wanted.descriptor_layers)
+    ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
+    pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
+    energies = _to_array(prediction.energy)
+    results: list[dict[str, Any]] = [
+        {"energy": float(energy), **{name: piece[i] for name, piece in pieces.items()}}
+        for i, energy in enumerate(energies)
+    ]
+    if prediction.stress is not None:
+        for result, configuration, stress in zip(results, configurations, _to_array(prediction.stress), strict=True):
+            if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
+                result["stress"] = stress
+    return results
+
+
+def _to_array(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().cpu().double().numpy()
+    return array
+
+
+def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> list[Configuration]:
+    """Sort structures as they stand in the files: reading puts isolated atoms apart."""
+    place = {file: i for i, file in enumerate(files)}
+    return sorted(configurations, key=lambda configuration: (place[configuration.file], configuration.index))
+
+
+def _check_keys(wanted: Wanted, report: LabelReport) -> None:
+    """Refuse a prefix that makes a prediction take the place of a label."""
+    for file in report.files:
+        keys = {key for _, key in file.keys}
+        labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
+        for key in wanted.keys():
+            if key in labels & keys:
+                raise UserError(
+                    f"{file.file}: with --info_prefix='{wanted.prefix}' predictions would take the place of the "
+                    f"label '{key}'; choose another prefix, such as MACE_."
+                )
+
+
+def _annotations(
+    prediction: dict[str, Any], atoms: Atoms, wanted: Wanted
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Divide a prediction into columns and entries of the comment line, with descriptors put together as wanted."""
+    columns = {name: prediction[name] for name in _PER_ATOM if name in prediction}
+    entries = {name: value for name, value in prediction.items() if name not in _PER_ATOM}
+    if wanted.descriptor_aggregation:
+        rows = columns.pop("descriptors")
+        symbols = np.array(atoms.get_chemical_symbols())
+        means = {str(symbol): rows[symbols == symbol].mean(0).tolist() for symbol in np.unique(symbols)}
+        entries["descriptors"] = rows.mean(0) if wanted.descriptor_aggregation == "mean" else means
+    return (
+        {wanted.prefix + name: value for name, value in columns.items()},
+        {wanted.prefix + name: value for name, value in entries.items()},
+    )
+
+
+def _add_errors(errors: ErrorAccumulator, configuration: Configuration, prediction: dict[str, Any]) -> None:
+    """Compare what is both labelled and predicted."""
+    if configuration.energy is not None:
+        n_atoms = np.array([configuration.n_atoms])
+        errors.add("energy", np.array([configuration.energy]), np.array([prediction["energy"]]), n_atoms)
+    if configuration.forces is not None:
+        errors.add("forces", configuration.forces, prediction["forces"])
+    if configuration.stress is not None and "stress" in prediction:
+        errors.add("stress", configuration.stress[None], prediction["stress"][None])
+
+
+def _combined(errors: dict[str, ErrorAccumulator]) -> dict[str, dict[str, float]]:
+    """Return the metrics of every type, and of all structures where there are several types."""
+    total = ErrorAccumulator()
+    for accumulator in errors.values():
+        total.merge(accumulator)
+    rows = {kind: accumulator.result() for kind, accumulator in sorted(errors.items())}
+    rows = {kind: metrics for kind, metrics in rows.items() if metrics}
+    return {**rows, "all": total.result()} if rows else {}

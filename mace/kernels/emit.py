@@ -1,0 +1,54 @@
+"""What every generated C file begins and ends with."""
+
+from __future__ import annotations
+
+import torch
+
+VECTOR_BYTES = 64
+"""Width of the vectors in the generated source; compilers split it where registers are narrower."""
+
+TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Return how many channels one vector holds."""
+    return VECTOR_BYTES // (4 if dtype == torch.float32 else 8)
+
+
+def prelude(dtype: torch.dtype) -> str:
+    """Return the types, and a loop over blocks of channels that is shared out among threads.
+
+    Every kernel has the signature of ``kernel``; thread ``t`` of ``n`` gets a contiguous range of blocks, so nothing is
+    written by two threads and the result does not depend on who comes first.
+    """
+    return f"""\
+#include <stdint.h>
+#include <string.h>
+typedef {TYPES[dtype]} T;
+typedef T V __attribute__((vector_size({VECTOR_BYTES}), aligned({VECTOR_BYTES // lanes(dtype)})));
+#define L {lanes(dtype)}
+#define LOAD(p) (*(const V *)(p))
+#define STORE(p, v) (*(V *)(p) = (v))
+typedef void kernel(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread);
+typedef void parallel(void (*)(void *), void *, unsigned, unsigned);
+typedef struct {{ kernel *run; T *const *p; const int64_t *d; int64_t blocks, threads; int (*number)(void); }} Job;
+static void share(void *job) {{
+  const Job *j = job;
+  int64_t t = j->number();
+  j->run(j->p, j->d, j->blocks * t / j->threads, j->blocks * (t + 1) / j->threads, t);
+}}
+static void launch(kernel *run, T *const *p, const int64_t *d, int64_t blocks, int64_t threads, parallel *fork, int (*number)(void)) {{
+  if (!fork || threads <= 1) {{ run(p, d, 0, blocks, 0); return; }}
+  Job job = {{run, p, d, blocks, threads, number}};
+  fork(share, &job, (unsigned)threads, 0);
+}}
+"""
+
+
+def entry(name: str) -> str:
+    """Return the exported function that launches the kernel ``<name>_blocks``."""
+    return f"""\
+void {name}(T *const *p, const int64_t *d, int64_t blocks, int64_t threads, void *fork, void *number) {{
+  launch({name}_blocks, p, d, blocks, threads, (parallel *)fork, (int (*)(void))number);
+}}
+"""

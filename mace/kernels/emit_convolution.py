@@ -1,0 +1,303 @@
+r"""C source of the convolution, its derivative, and the derivative of that.
+
+All three come from one form, linear in each of its operands: features :math:`x` of the sender, radial weights :math:`R` of
+the pair, the matrix :math:`G` of the edge (coefficients contracted with harmonics), and a cotangent :math:`g` of the result,
+
+.. math:: T = \sum_p \sum_{m_3 m_1} g_{p m_3} G_{p, m_3 m_1} R_p\, x_{m_1}.
+
+Its derivative by :math:`g` is the convolution; those by :math:`x`, :math:`R` and, through :math:`G`, by the harmonics are the
+backward pass; differentiating the sum of these, weighted with their own cotangents, gives the second backward pass, where
+an operand is replaced by its cotangent once in each term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mace.equivariant.coupling import coupling_coefficients
+from mace.kernels.convolution import ConvolutionPath
+from mace.kernels.emit import entry, lanes, prelude
+
+LARGEST_GROUP = 18
+"""Sums of the forward kernel that are kept in registers at a time."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of a path are.
+
+    Attributes:
+        path: The path.
+        index: Its number, the row of its radial weight.
+        coupling: First element of its matrix ``[m3, m1]`` in G.
+        degree_slot: Which of the path's degree it is.
+        sums: First of its sums in a flat list of all ``(path, m3)``.
+    """
+
+    path: ConvolutionPath
+    index: int
+    coupling: int
+    degree_slot: int
+    sums: int
+
+
+@dataclass(frozen=True)
+class ConvolutionLayout:
+    """The layout of all arrays of a convolution kernel.
+
+    Attributes:
+        paths: The paths in order.
+        l_in: Degrees of the features; each is an array of its own.
+        l_max: Highest degree of harmonics and result; each resulting degree is an array of its own.
+    """
+
+    paths: tuple[ConvolutionPath, ...]
+    l_in: tuple[int, ...]
+    l_max: int
+
+    def places(self) -> list[_Place]:
+        """Locate every path."""
+        places, coupling, sums = [], 0, 0
+        slots: dict[int, int] = {}
+        for index, path in enumerate(self.paths):
+            slot = slots.get(path.l3, 0)
+            slots[path.l3] = slot + 1
+            places.append(_Place(path, index, coupling, slot, sums))
+            coupling += (2 * path.l3 + 1) * (2 * path.l1 + 1)
+            sums += 2 * path.l3 + 1
+        return places
+
+    def n_paths(self, l3: int) -> int:
+        """Count the paths to a degree."""
+        return sum(path.l3 == l3 for path in self.paths)
+
+
+def _result(layout: ConvolutionLayout, place: _Place, m3: int, base: int) -> str:
+    """Address of one sum of atom ``i``: ``[atoms, m3, paths of the degree, channels]``."""
+    l3, n_paths = place.path.l3, layout.n_paths(place.path.l3)
+    return f"p[{base + l3}] + ((i * {2 * l3 + 1} + {m3}) * {n_paths} + {place.degree_slot}) * C + b * L"
+
+
+def _features(layout: ConvolutionLayout, l1: int, base: int, atom: str) -> str:
+    """Address of the features of a degree: ``[atoms, m1, channels]``."""
+    return f"p[{base + layout.l_in.index(l1)}] + {atom} * {2 * l1 + 1} * C + b * L"
+
+
+_DIMENSIONS = "  const int64_t N = d[0], K = d[1], P = d[2], C = d[3], B = d[4];\n"
+_INDICES = (
+    "  const int64_t *count = (const int64_t *)p[0], *sender = (const int64_t *)p[1],"
+    " *pair = (const int64_t *)p[2], *reverse = (const int64_t *)p[3];\n"
+)
+
+
+def _loops(name: str, body: str, before_edges: str, after_edges: str) -> str:
+    """Wrap code for one edge into the loops over blocks, receivers and their edges."""
+    return f"""\
+static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+{_DIMENSIONS}{_INDICES}
+  for (int64_t b = begin; b < end; b++)
+  for (int64_t i = 0; i < N; i++) {{
+{before_edges}
+    for (int64_t s = i * K; s < i * K + count[i]; s++) {{
+      const int64_t j = sender[s], q = pair[s];
+{body}
+    }}
+{after_edges}
+  }}
+}}
+{entry(name)}"""
+
+
+def emit_forward(layout: ConvolutionLayout) -> str:
+    """Pointers: 4 index arrays, G, R, then features by degree, then results by degree."""
+    n_in = len(layout.l_in)
+    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
+    groups: list[list[_Place]] = [[]]
+    for place in layout.places():
+        if sum(2 * other.path.l3 + 1 for other in groups[-1]) + 2 * place.path.l3 + 1 > LARGEST_GROUP and groups[-1]:
+            groups.append([])
+        groups[-1].append(place)
+    code = []
+    for group in groups:
+        names = [(place, m3) for place in group for m3 in range(2 * place.path.l3 + 1)]
+        code.append("    {\n    V " + ", ".join(f"a{pl.sums + m} = {{0}}" for pl, m in names) + ";")
+        code.append("    for (int64_t s = i * K; s < i * K + count[i]; s++) {")
+        code.append("      const int64_t j = sender[s], q = pair[s];")
+        code.append(f"      const T *g = p[4] + s * {n_coupling}, *r = p[5] + (q * B + b) * {len(layout.paths)} * L;")
+        for l1 in sorted({place.path.l1 for place in group}):
+            code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
+        for place in group:
+            path = place.path
+            for m1 in range(2 * path.l1 + 1):
+                z = f"LOAD(r + {place.index} * L) * LOAD(x{path.l1} + {m1} * C)"
+                code.append(f"      {{ const V z = {z};")
+                for m3 in range(2 * path.l3 + 1):
+                    code.append(f"      a{place.sums + m3} += g[{place.coupling + m3 * (2 * path.l1 + 1) + m1}] * z;")
+                code.append("      }")
+        code.append("    }")
+        code += [f"    STORE({_result(layout, place, m, 6 + n_in)}, a{place.sums + m});" for place, m in names]
+        code.append("    }")
+    body = "\n".join(code)
+    return f"""\
+static void conv_forward_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+{_DIMENSIONS}{_INDICES}
+  for (int64_t b = begin; b < end; b++)
+  for (int64_t i = 0; i < N; i++) {{
+{body}
+  }}
+}}
+{entry("conv_forward")}"""
+
+
+def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
+    """Copy the cotangents of the results of atom ``i`` to a contiguous array."""
+    lines = [f"    V c[{sum(2 * path.l3 + 1 for path in layout.paths)}];"]
+    for place in layout.places():
+        for m3 in range(2 * place.path.l3 + 1):
+            lines.append(f"    c[{place.sums + m3}] = LOAD({_result(layout, place, m3, base)});")
+    return "\n".join(lines)
+
+
+def emit_backward(layout: ConvolutionLayout, with_harmonics: bool) -> str:
+    """Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
+
+    The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``.
+    Gradients of features and harmonics must be zero on entry.
+    """
+    n_in, n_out = len(layout.l_in), layout.l_max + 1
+    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
+    n_harmonics = (layout.l_max + 1) ** 2
+    cotangents, radial = 6 + n_in, 6 + n_in + n_out
+    code = [
+        f"      const T *g = p[4] + s * {n_coupling}, *r = p[5] + (q * B + b) * {len(layout.paths)} * L;",
+        f"      T *gr = p[{radial}] + (q * B + b) * {len(layout.paths)} * L;",
+        "      const int first = reverse[s] > s;",
+    ]
+    if with_harmonics:
+        code.append("      V " + ", ".join(f"y{m} = {{0}}" for m in range(n_harmonics)) + ";")
+    for l1 in layout.l_in:
+        code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
+        code.append(f"      T *gx{l1} = {_features(layout, l1, radial + 1, 'j')};")
+        for m1 in range(2 * l1 + 1):
+            code.append(f"      V f{l1}_{m1} = LOAD(gx{l1} + {m1} * C);")
+    for place in layout.places():
+        code += _path_backward(place, with_harmonics)
+    for l1 in layout.l_in:
+        code += [f"      STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1)]
+    if with_harmonics:
+        code.append(f"      T *gy = p[{radial + 1 + n_in}] + (thread * N * K + s) * {n_harmonics};")
+        code += [f"      gy[{m}] += total(y{m});" for m in range(n_harmonics)]
+    name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
+    return _loops(name, "\n".join(code), _load_cotangents(layout, cotangents), "")
+
+
+def _path_backward(place: _Place, with_harmonics: bool) -> list[str]:
+    """Return the code of one path in the backward pass."""
+    path, n_in = place.path, 2 * place.path.l1 + 1
+    code = ["      {", f"      const V w = LOAD(r + {place.index} * L); V h = {{0}};"]
+    for m1 in range(n_in):
+        dots = [f"g[{place.coupling + m3 * n_in + m1}] * c[{place.sums + m3}]" for m3 in range(2 * path.l3 + 1)]
+        code.append(f"      {{ const V t = {' + '.join(dots)}; const V x = LOAD(x{path.l1} + {m1} * C);")
+        code.append(f"      h += x * t; f{path.l1}_{m1} += w * t; }}")
+    if with_harmonics:
+        block = coupling_coefficients(path.l1, path.l2, path.l3) * np.sqrt(2 * path.l3 + 1)
+        for m1 in range(n_in):
+            if not np.any(block[m1]):
+                continue
+            code.append(f"      {{ const V z = w * LOAD(x{path.l1} + {m1} * C);")
+            for m3 in range(2 * path.l3 + 1):
+                nonzero = np.flatnonzero(block[m1, :, m3])
+                if len(nonzero) == 0:
+                    continue
+                code.append(f"      {{ const V u = z * c[{place.sums + m3}];")
+                code += [f"      y{path.l2**2 + m2} += (T){float(block[m1, m2, m3])!r} * u;" for m2 in nonzero]
+                code.append("      }")
+            code.append("      }")
+    code.append(f"      if (!first) h += LOAD(gr + {place.index} * L);")
+    code.append(f"      STORE(gr + {place.index} * L, h);")
+    code.append("      }")
+    return code
+
+
+def emit_second(layout: ConvolutionLayout) -> str:
+    """Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of the backward pass's results
+    (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the cotangents,
+    of R and of the features.
+    """
+    n_in, n_out = len(layout.l_in), layout.l_max + 1
+    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
+    cotangents = 6 + n_in
+    other = cotangents + n_out  # H, cotangent of R, cotangents of features
+    gradients = other + 2 + n_in  # of cotangents, then of R, then of features
+    n_sums = sum(2 * path.l3 + 1 for path in layout.paths)
+    n_paths = len(layout.paths)
+    before = _load_cotangents(layout, cotangents) + f"\n    V a[{n_sums}]; memset(a, 0, sizeof a);"
+    code = [
+        f"      const T *g = p[4] + s * {n_coupling}, *h = p[{other}] + s * {n_coupling};",
+        f"      const T *r = p[5] + (q * B + b) * {n_paths} * L, *v = p[{other + 1}] + (q * B + b) * {n_paths} * L;",
+        f"      T *gr = p[{gradients + n_out}] + (q * B + b) * {n_paths} * L;",
+        "      const int first = reverse[s] > s;",
+    ]
+    for l1 in layout.l_in:
+        code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
+        code.append(f"      const T *u{l1} = {_features(layout, l1, other + 2, 'j')};")
+        code.append(f"      T *gx{l1} = {_features(layout, l1, gradients + n_out + 1, 'j')};")
+        for m1 in range(2 * l1 + 1):
+            code.append(f"      V f{l1}_{m1} = LOAD(gx{l1} + {m1} * C);")
+    for place in layout.places():
+        code += _path_second(place)
+    for l1 in layout.l_in:
+        code += [f"      STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1)]
+    after = "\n".join(
+        f"    STORE({_result(layout, place, m3, gradients)}, a[{place.sums + m3}]);"
+        for place in layout.places()
+        for m3 in range(2 * place.path.l3 + 1)
+    )
+    return _loops("conv_second", "\n".join(code), before, after)
+
+
+def _path_second(place: _Place) -> list[str]:
+    """Return the code of one path in the second backward pass."""
+    path, n_in, n_out = place.path, 2 * place.path.l1 + 1, 2 * place.path.l3 + 1
+    code = ["      {", f"      const V w = LOAD(r + {place.index} * L), o = LOAD(v + {place.index} * L); V k = {{0}};"]
+    code.append("      V " + ", ".join(f"e{m3} = a[{place.sums + m3}]" for m3 in range(n_out)) + ";")
+    for m1 in range(n_in):
+        code.append(f"      {{ const V x = LOAD(x{path.l1} + {m1} * C), u = LOAD(u{path.l1} + {m1} * C);")
+        code.append("      const V z = w * x, n = o * x + w * u; V t = {0}, y = {0};")
+        for m3 in range(n_out):
+            at = place.coupling + m3 * n_in + m1
+            code.append(f"      e{m3} += g[{at}] * n + h[{at}] * z;")
+            code.append(f"      t += g[{at}] * c[{place.sums + m3}]; y += h[{at}] * c[{place.sums + m3}];")
+        code.append(f"      k += u * t + x * y; f{path.l1}_{m1} += o * t + w * y; }}")
+    code += [f"      a[{place.sums + m3}] = e{m3};" for m3 in range(n_out)]
+    code.append(f"      if (!first) k += LOAD(gr + {place.index} * L);")
+    code.append(f"      STORE(gr + {place.index} * L, k);")
+    code.append("      }")
+    return code
+
+
+def _total(dtype: torch.dtype) -> str:
+    """Return a function that adds the lanes of a vector, by halves."""
+    steps, width = [], lanes(dtype)
+    lines = ["static inline T total(V v) {", f"  T w[{width}]; STORE(w, v);"]
+    while width > 1:
+        width //= 2
+        steps.append(f"  for (int k = 0; k < {width}; k++) w[k] += w[k + {width}];")
+    return "\n".join([*lines, *steps, "  return w[0];", "}"]) + "\n"
+
+
+def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
+    """Return the C file of a layer's convolution."""
+    return "\n".join(
+        [
+            prelude(dtype),
+            _total(dtype),
+            emit_forward(layout),
+            emit_backward(layout, with_harmonics=True),
+            emit_backward(layout, with_harmonics=False),
+            emit_second(layout),
+        ]
+    )

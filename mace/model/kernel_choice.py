@@ -1,0 +1,74 @@
+"""Which implementation of the kernels a model uses; decided here, once, and told."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from mace.errors import UserError
+from mace.kernels.compiler import CompilationError
+from mace.kernels.native import compile_contraction, compile_convolution
+from mace.model.mace import MACE
+
+_LOGGER = logging.getLogger(__name__)
+
+VARIABLE = "MACE_KERNELS"
+"""Environment variable that decides where nothing else does."""
+
+CHOICES = ("auto", "torch", "c")
+
+
+def choose_kernels(model: MACE, wanted: str = "auto") -> str:
+    """Let a model use compiled kernels where that is possible.
+
+    Args:
+        model: The model, on its device and in its precision.
+        wanted: ``torch``; ``c``, which must be possible then; or ``auto`` for ``c`` where it is possible. ``auto`` is
+            overruled by the environment variable ``MACE_KERNELS``.
+
+    Returns:
+        ``torch`` or ``c``.
+
+    Raises:
+        UserError: If ``c`` is wanted and not possible, or the word is none of these.
+    """
+    source = "--kernels"
+    if wanted == "auto" and VARIABLE in os.environ:
+        wanted, source = os.environ[VARIABLE], VARIABLE
+    if wanted not in CHOICES:
+        raise UserError(f"{source}={wanted} is not one of {', '.join(CHOICES)}.")
+    model.use_compiled_kernels(False)
+    if wanted == "torch":
+        return "torch"
+    device = model.embedding.device.type
+    if device != "cpu":
+        if wanted == "c":
+            raise UserError(f"{source}=c runs on the CPU only, not on {device}; use --kernels=torch there.")
+        return "torch"
+    try:
+        _compile(model)
+    except CompilationError as error:
+        if wanted == "c":
+            raise UserError(f"{source}=c is not possible: {error}; install gcc or 'mace-train[compiler]'.") from error
+        _LOGGER.warning(
+            "The kernels run in torch, several times slower than compiled ones, because %s; a C compiler (gcc, clang, or "
+            "pip install 'mace-train[compiler]') makes them fast.",
+            error,
+        )
+        return "torch"
+    model.use_compiled_kernels(True)
+    return "c"
+
+
+def _compile(model: MACE) -> None:
+    """Compile all layers, several at a time; compilers are programs of their own."""
+    plan, jobs = model.plan, list[Callable[[], None]]()
+    for interaction, product in zip(model.interactions, model.products, strict=True):
+        jobs.append(partial(compile_convolution, interaction.paths, interaction.l_in, plan.l_max, model.dtype))
+        jobs.append(partial(compile_contraction, product.terms, model.dtype))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for future in [pool.submit(job) for job in jobs]:
+            future.result()

@@ -1,0 +1,225 @@
+"""Are the compiled kernels the torch ones, in value, first and second derivative?"""
+
+# ruff: noqa: E741 - l is the field's symbol
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mace.elements import ElementTable
+from mace.equivariant.symmetric_basis import symmetric_basis
+from mace.graphs.batching import GraphDataset
+from mace.graphs.graph import Graph
+from mace.kernels.compiler import find_compiler
+from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
+from mace.kernels.emit import lanes
+from mace.kernels.emit_contraction import ContractionTerms
+from mace.kernels.native import contract_native, convolve_native, pad_channels
+from mace.kernels.passes import Pass, differentiating_by
+from mace.kernels.symmetric_contraction import SymmetricContraction
+from mace.model.derivatives import predict
+from mace.structures.configuration import Configuration
+from mace.training.loss import make_loss
+from mace.training.step import loss_gradient
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+CHANNELS = [1, 7, 16, 64]
+SHAPES = [((0,), 0), ((0,), 3), ((0, 1), 1), ((0, 1, 2), 2), ((0, 1), 4), ((0, 2), 3), ((0, 1, 2, 3), 3)]
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Compare on the scale of the largest entry."""
+    scale = max(float(theirs.detach().abs().max()) if theirs.numel() else 0.0, 1e-30)
+    deviation = float((ours - theirs).detach().abs().max()) / scale if theirs.numel() else 0.0
+    assert deviation < TOLERANCE[theirs.dtype] * 10, f"deviates by {deviation:.1e}"
+
+
+def make_graph(kind: str) -> Graph:
+    """Build graphs with and without edges."""
+    rng = np.random.default_rng(3)
+    atom = Configuration(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3)
+    cell = np.eye(3) * 4.0 + 0.3 * rng.normal(size=(3, 3))
+    crystal = Configuration(np.array([6, 1, 6]), rng.uniform(0, 4, (3, 3)), cell, (True,) * 3)
+    kinds = {"atom": [atom], "crystal": [crystal], "mixed": [atom, crystal, atom]}
+    return GraphDataset(kinds[kind], ElementTable((1, 6, 8)), 3.5).batch(range(len(kinds[kind]))).graph
+
+
+def gradients(values: Any, leaves: list[Tensor], cotangents: list[Tensor], create_graph: bool = False) -> Any:
+    """Differentiate; what nothing depends on, as where there are no edges, has a zero gradient."""
+    chosen = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
+    return torch.autograd.grad(
+        [v for v, _ in chosen], leaves, [c for _, c in chosen], create_graph=create_graph, materialize_grads=True
+    )
+
+
+def draw(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def blocks(radial: Tensor) -> Tensor:
+    """Lay radial weights out as the kernels read them."""
+    padded = pad_channels(radial)
+    return padded.view(*radial.shape[:2], -1, lanes(radial.dtype)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("kind", ["atom", "crystal", "mixed"])
+def test_convolution(kind: str, channels: int, dtype: torch.dtype) -> None:
+    shapes = SHAPES if channels == 7 else SHAPES[3:4]
+    for l_in, l_max in shapes:
+        _compare_convolutions(make_graph(kind), l_in, l_max, channels, dtype)
+
+
+def _compare_convolutions(graph: Graph, l_in: tuple[int, ...], l_max: int, channels: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    paths = convolution_paths(l_in, l_max)
+    coupling = torch.as_tensor(coupling_matrix(paths, l_max)).to(dtype)
+    n_pairs, n_slots = len(graph.pair_sender), len(graph.sender_of_slot)
+    filled = (graph.pair_of_slot != n_pairs - 1).to(dtype).unsqueeze(1)
+    real = torch.ones(n_pairs, 1, 1, dtype=dtype)
+    real[-1] = 0.0
+    harmonics = draw(generator, n_slots, (l_max + 1) ** 2, dtype=dtype)
+    radial = draw(generator, n_pairs, len(paths), channels, dtype=dtype)
+    features = [draw(generator, graph.n_atoms, 2 * l + 1, channels, dtype=dtype) for l in l_in]
+    leaves = [harmonics, radial, *features]
+
+    def in_torch() -> list[Tensor]:
+        given = dict(zip(l_in, features, strict=True))
+        result = convolve(given, radial * real, harmonics * filled, coupling, paths, graph)
+        return [torch.stack(result[l], dim=2) for l in range(l_max + 1)]
+
+    def in_c() -> list[Tensor]:
+        given = {l: pad_channels(f) for l, f in zip(l_in, features, strict=True)}
+        result = convolve_native(given, blocks(radial * real), harmonics * filled, coupling, paths, graph)
+        return [result[l][..., :channels] for l in range(l_max + 1)]
+
+    _compare(in_torch, in_c, leaves, second=leaves[1:], generator=generator)
+
+
+def _compare(
+    in_torch: Callable[[], list[Tensor]],
+    in_c: Callable[[], list[Tensor]],
+    leaves: list[Tensor],
+    second: list[Tensor],
+    generator: torch.Generator,
+    geometry: list[Tensor] | None = None,
+) -> None:
+    """Compare values, gradients and gradients of gradients."""
+    geometry = leaves if geometry is None else geometry
+    theirs, ours = in_torch(), in_c()
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b)
+    cotangents = [draw(generator, *value.shape, dtype=value.dtype) for value in theirs]
+    for a, b in zip(gradients(in_c(), leaves, cotangents), gradients(in_torch(), leaves, cotangents), strict=True):
+        assert_close(a, b)
+    with differentiating_by(Pass.GEOMETRY):
+        first = gradients(ours, geometry, cotangents, create_graph=True)
+    expected = gradients(theirs, geometry, cotangents, create_graph=True)
+    tangents = [draw(generator, *value.shape, dtype=value.dtype).detach() for value in expected]
+    with differentiating_by(Pass.PARAMETERS):
+        found = gradients(first, [*second, *cotangents], tangents)
+    for a, b in zip(found, gradients(expected, [*second, *cotangents], tangents), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(
+    ("l_max", "l_out", "correlation"), [(0, (0,), 1), (1, (0, 1), 4), (2, (0, 1, 2), 2), (2, (0, 2), 3), (3, (0, 1), 3)]
+)
+def test_contraction(l_max: int, l_out: tuple[int, ...], correlation: int, channels: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    terms = ContractionTerms(l_max, l_out, correlation)
+    plain = SymmetricContraction(l_max, l_out, correlation).to(dtype)
+    tables = {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
+    present, counts = (0, 2), (3, 1)  # element 1 of three is absent
+    keys = [(l, order) for l in l_out for order in range(1, correlation + 1) if symmetric_basis(l_max, l, order).n_paths]
+    weights = {
+        key: draw(generator, 3, symmetric_basis(l_max, *key).n_paths, channels, dtype=dtype) for key in keys
+    }
+    features = draw(generator, sum(counts), (l_max + 1) ** 2, channels, dtype=dtype)
+    place = torch.tensor([0, 0, 0, 1])
+
+    def in_torch() -> list[Tensor]:
+        result = plain(features.permute(2, 1, 0), weights, present, counts)
+        return [result[l].permute(2, 1, 0) for l in l_out]
+
+    def in_c() -> list[Tensor]:
+        carried = [tables[key] @ weights[key][list(present)] for key in keys if key in tables]
+        result = contract_native(terms, place, pad_channels(features), pad_channels(torch.cat(carried, dim=1)))
+        return [result[l][..., :channels] for l in l_out]
+
+    leaves = [features, *(weights[key] for key in keys if key in tables)]
+    _compare(in_torch, in_c, leaves, second=leaves, generator=generator, geometry=[features])
+
+
+def test_models(case: Any) -> None:
+    """The whole training gradient, with stress, is the same."""
+    batch = case.dataset().batch([0, 1, 2])
+    loss = make_loss("weighted", {"energy": 2.0, "forces": 50.0})
+    results = []
+    for compiled in (False, True):
+        model = case.model().use_compiled_kernels(compiled)
+        prediction = predict(model, batch.graph, stress=True)
+        value = loss_gradient(model, batch, loss)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append([prediction.energy, prediction.forces, prediction.virials, value, *gradients])
+    for a, b in zip(results[1], results[0], strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_again(load_case: Any, threads: int) -> None:
+    case = load_case("vector_l3_c3_t2")
+    batch, before = case.dataset().batch([0, 1, 2]), torch.get_num_threads()
+    loss = make_loss("weighted", {"energy": 2.0, "forces": 50.0})
+    torch.set_num_threads(threads)
+    try:
+        runs = []
+        for _ in range(2):
+            model = case.model().use_compiled_kernels(True)
+            loss_gradient(model, batch, loss)
+            runs.append([p.grad for p in model.parameters() if p.grad is not None])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_two_threads_are_one(load_case: Any) -> None:
+    """Threads own blocks of channels; what is added over all blocks differs by rounding at most."""
+    graph = make_graph("mixed")
+    before, results = torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(4)
+    paths = convolution_paths((0, 1), 2)
+    coupling = torch.as_tensor(coupling_matrix(paths, 2))
+    harmonics = draw(generator, len(graph.sender_of_slot), 9, dtype=torch.float64)
+    radial = draw(generator, len(graph.pair_sender), len(paths), 32, dtype=torch.float64)
+    features = {l: draw(generator, graph.n_atoms, 2 * l + 1, 32, dtype=torch.float64) for l in (0, 1)}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            value = convolve_native(features, blocks(radial), harmonics, coupling, paths, graph)
+            leaves = [harmonics, radial, *features.values()]
+            results.append([*value.values(), *torch.autograd.grad([v.sum() for v in value.values()], leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b)
+
+
+def test_second_geometry_derivative_is_refused(load_case: Any) -> None:
+    case = load_case("vector_l1_c3_t1")
+    model = case.model().use_compiled_kernels(True)
+    prediction = predict(model, case.dataset().batch([0]).graph, training=True)
+    with pytest.raises(RuntimeError, match="torch kernels"):
+        assert prediction.forces is not None
+        torch.autograd.grad(prediction.forces.sum(), model.embedding)

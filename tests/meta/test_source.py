@@ -1,0 +1,204 @@
+"""Is the house in order: direction of imports, names, docstrings, sizes?"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mace"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_LINES = 500
+FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}
+
+# what each part may import, besides itself; parts not named here are refused
+VOCABULARY = {"errors", "units", "elements"}
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "units": set(),
+    "elements": {"errors"},
+    "settings": VOCABULARY,
+    "structures": VOCABULARY | {"settings"},
+    "graphs": VOCABULARY | {"settings", "structures"},
+    "equivariant": {"errors"},
+    "kernels": {"errors", "equivariant", "graphs"},
+}
+DATA = VOCABULARY | {"settings", "structures", "graphs", "equivariant", "kernels"}
+for _part in ("model", "training", "finetuning", "deployment", "calculators", "compat", "cli"):
+    ALLOWED[_part] = DATA | {"__init__"}
+    DATA = DATA | {_part}
+ALLOWED["testing"] = DATA | {"__init__"}
+
+
+def part_of(module: str) -> str:
+    """Name the folder or file below ``mace`` that a dotted name lies in."""
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+def imported(file: Path, top_only: bool = False) -> Iterator[tuple[str, int]]:
+    """List the modules of this project that a file imports, anywhere or at its top only, with the line."""
+    package = [*file.relative_to(ROOT).parts[:-1]]
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "mace":
+                    yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            prefix = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*prefix, *([node.module] if node.module else [])])
+            if module == "mace":
+                # a name taken from the package is either one of its modules or what its first file defines
+                for alias in node.names:
+                    is_module = (PACKAGE / alias.name).is_dir() or (PACKAGE / f"{alias.name}.py").exists()
+                    yield f"mace.{alias.name}" if is_module else "mace", node.lineno
+            elif module.split(".")[0] == "mace":
+                yield module, node.lineno
+
+
+def outside_imports(file: Path) -> Iterator[tuple[str, int]]:
+    """List the top names of what a file imports at any level from elsewhere."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], node.lineno
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.split(".")[0], node.lineno
+
+
+def dotted(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def wrong_imports(file: Path) -> list[str]:
+    """List the imports of a file that point the wrong way."""
+    part = part_of(dotted(file))
+    allowed = ALLOWED[part] | {part}
+    return [
+        f"{file.relative_to(ROOT)}:{line} imports {module}"
+        for module, line in imported(file)
+        if part_of(module) not in allowed
+    ]
+
+
+def test_every_part_has_a_place_in_the_order() -> None:
+    assert {part_of(dotted(file)) for file in FILES} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_imports_point_one_way(file: Path) -> None:
+    assert not wrong_imports(file)
+
+
+def test_no_module_needs_itself() -> None:
+    """Imports at the top of files form no circle, so that every module can be imported first."""
+    names = {dotted(file) for file in FILES}
+    needs = {}
+    for file in FILES:
+        targets = {module for module, _ in imported(file, top_only=True)}
+        # a package is imported before what it holds, but does not wait for it
+        needs[dotted(file)] = {m for m in targets & names if not dotted(file).startswith(m)}
+    done: set[str] = set()
+    while needs:
+        free = {module for module, others in needs.items() if others <= done}
+        assert free, f"a circle among {sorted(needs)}"
+        done |= free
+        needs = {module: others for module, others in needs.items() if module not in free}
+
+
+def test_kernels_know_graphs_only_by_their_type() -> None:
+    for file in (PACKAGE / "kernels").glob("*.py"):
+        assert {module for module, _ in imported(file) if part_of(module) == "graphs"} <= {"mace.graphs.graph"}
+
+
+def test_testing_is_imported_by_nothing() -> None:
+    users = [
+        dotted(f) for f in FILES if part_of(dotted(f)) != "testing" for m, _ in imported(f) if part_of(m) == "testing"
+    ]
+    assert not users
+
+
+def test_a_wrong_direction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for text in (
+        "from mace.training.loss import x",
+        "import mace.cli",
+        "from mace import model",
+        "def f():\n    import mace.model.mace",
+    ):
+        source = tmp_path / "mace" / "graphs" / "wrong.py"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text(text, encoding="utf-8")
+        assert len(wrong_imports(source)) == 1, text
+
+
+def test_settings_import_neither_torch_nor_ase() -> None:
+    heavy = [
+        f"{dotted(file)}:{line} imports {name}"
+        for file in (PACKAGE / "settings").rglob("*.py")
+        for name, line in outside_imports(file)
+        if name in {"torch", "ase", "vesin", "matplotlib"}
+    ]
+    assert not heavy
+
+
+def test_only_compat_may_know_the_original() -> None:
+    """Nothing imports what this project replaces, nor the library it stands on."""
+    wrong = [
+        f"{dotted(f)}:{line}"
+        for f in FILES
+        for name, line in outside_imports(f)
+        if name in {"e3nn", "mace_torch", "cuequivariance"}
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_names_say_what_is_inside(file: Path) -> None:
+    assert not FORBIDDEN_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize(
+    "file", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda f: str(f.relative_to(ROOT))
+)
+def test_files_stay_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """List public functions and classes of a module and the public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for member in node.body:
+                    if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith("_"):
+                        yield f"{node.name}.{member.name}", member
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_everything_public_has_a_docstring(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    missing = [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]  # type: ignore[arg-type]
+    if tree.body and not ast.get_docstring(tree):
+        missing.append("the module")
+    assert not missing
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_no_error_is_swallowed(file: Path) -> None:
+    """No bare ``except``, and none that passes over everything but by the contract of ``logging``."""
+    blind = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
+            raises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
+            reports = any(isinstance(n, ast.Attribute) and n.attr == "handleError" for n in ast.walk(node))
+            if names & {"Exception", "BaseException"} and not raises and not reports:
+                blind.append(node.lineno)
+    assert not blind

@@ -1,0 +1,149 @@
+"""Neighbors against a loop over images, in cells nobody drew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from mace.graphs.neighbors import Neighbors, configuration_neighbors, find_neighbors
+from mace.structures.configuration import Configuration
+
+PBC = tuple(product((False, True), repeat=3))
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much], derandomize=True)
+
+
+def brute_force(
+    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
+) -> Counter[tuple[int, int, int, int, int]]:
+    """Count every directed edge (sender, receiver, translation of the receiver) by looking at all images in reach."""
+    if any(pbc):
+        # how far an image can be in lattice coordinates: rows of the pseudo-inverse bound them
+        repeating = cell[np.array(pbc)]
+        inverse = np.linalg.pinv(repeating)
+        spread = np.ptp(positions @ inverse, axis=0)
+        reach = np.zeros(3, dtype=int)
+        reach[np.array(pbc)] = np.ceil(spread + r_max * np.linalg.norm(inverse, axis=0)).astype(int)
+    else:
+        reach = np.zeros(3, dtype=int)
+    shifts = np.array(list(product(*[range(-n, n + 1) for n in reach])))
+    between = positions[None, :, :] - positions[:, None, :]
+    near = np.linalg.norm(between + (shifts @ cell)[:, None, None, :], axis=3) < r_max
+    near[(shifts == 0).all(axis=1)] &= ~np.eye(len(positions), dtype=bool)
+    return Counter((int(i), int(j), *shifts[s].tolist()) for s, i, j in np.argwhere(near))
+
+
+def directed(neighbors: Neighbors) -> Counter[tuple[int, int, int, int, int]]:
+    """Write the edges as the brute-force search does."""
+    shift = neighbors.pair_shift[neighbors.edge_pair] * neighbors.edge_sign[:, None].astype(int)
+    edges = zip(neighbors.edge_sender.tolist(), neighbors.edge_receiver.tolist(), shift.tolist(), strict=True)
+    return Counter((i, j, *map(int, s)) for i, j, s in edges)  # type: ignore[misc]
+
+
+def on_the_edge(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> bool:
+    """Whether rounding decides about an edge: a distance within 1e-9 of the cutoff."""
+    near = brute_force(positions, cell, pbc, r_max - 1e-9)
+    return near != brute_force(positions, cell, pbc, r_max + 1e-9)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, tuple[bool, bool, bool], float]:
+    """Skewed and thin cells, down to a fraction of the cutoff, with atoms up to many cells away."""
+    pbc = draw(st.sampled_from(PBC))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    lengths = [draw(st.floats(1.2, 8.0)) for _ in range(3)]
+    skew = draw(st.sampled_from([0.0, 0.5, 3.0]))
+    cell = np.diag(lengths) + skew * rng.uniform(-1.0, 1.0, size=(3, 3))
+    cell = cell[:, draw(st.permutations(range(3)))]
+    assume(abs(np.linalg.det(cell)) > 3.0)
+    for d in range(3):
+        if not pbc[d] and draw(st.booleans()):
+            cell[d] = 0.0
+    n_atoms = draw(st.integers(1, 5))
+    positions = rng.uniform(-1.0, 1.0, size=(n_atoms, 3)) * draw(
+        st.sampled_from([0.0 if n_atoms == 1 else 1.5, 4.0, 12.0])
+    )
+    return positions, cell, pbc, draw(st.floats(1.5, 4.5))
+
+
+@QUICK
+@given(boxes())
+def test_neighbors_are_those_of_a_loop_over_images(
+    box: tuple[np.ndarray, np.ndarray, tuple[bool, bool, bool], float],
+) -> None:
+    positions, cell, pbc, r_max = box
+    assume(not on_the_edge(positions, cell, pbc, r_max))
+    assert directed(find_neighbors(positions, cell, pbc, r_max)) == brute_force(positions, cell, pbc, r_max)
+
+
+@QUICK
+@given(boxes())
+def test_the_arrangement_is_consistent(box: tuple[np.ndarray, np.ndarray, tuple[bool, bool, bool], float]) -> None:
+    n = find_neighbors(*box)
+    n_pairs, n_edges = len(n.pair_sender), len(n.edge_sender)
+    assert n_edges == 2 * n_pairs
+    assert (np.diff(n.edge_receiver) >= 0).all()
+    # a pair's first edge has its direction, the second is the reverse of the first
+    first, second = n.pair_edges[:, 0], n.pair_edges[:, 1]
+    assert sorted([*first, *second]) == list(range(n_edges))
+    assert (n.edge_sign[first] == 1.0).all() and (n.edge_sign[second] == -1.0).all()
+    assert (n.edge_pair[first] == np.arange(n_pairs)).all() and (n.edge_pair[second] == np.arange(n_pairs)).all()
+    assert (n.edge_reverse[first] == second).all() and (n.edge_reverse[second] == first).all()
+    assert (n.edge_sender[first] == n.pair_sender).all() and (n.edge_receiver[first] == n.pair_receiver).all()
+    assert (n.edge_sender[n.edge_reverse] == n.edge_receiver).all()
+    # ranks count the edges of each receiver from zero
+    for atom in range(len(box[0])):
+        ranks = n.edge_rank[n.edge_receiver == atom]
+        assert ranks.tolist() == list(range(len(ranks)))
+
+
+@pytest.mark.parametrize("pbc", PBC)
+@pytest.mark.parametrize("far", [0.0, 1e3])
+def test_one_atom(pbc: tuple[bool, bool, bool], far: float) -> None:
+    """In a cell smaller than the cutoff an atom is its own neighbor, wherever it is."""
+    cell = np.diag([2.0, 2.5, 3.0])
+    n = find_neighbors(np.array([[-far, 0.3 * far, far]]), cell, pbc, 3.5)
+    assert directed(n) == brute_force(np.zeros((1, 3)), cell, pbc, 3.5)
+    assert len(n.edge_sender) >= 2 * sum(pbc)
+
+
+@pytest.mark.parametrize("pbc", [p for p in PBC if not all(p)])
+def test_vectors_of_directions_that_do_not_repeat_do_not_matter(pbc: tuple[bool, bool, bool]) -> None:
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(6, 3)) * 2.0
+    cell = np.diag([4.0, 5.0, 6.0]) + 0.4 * rng.normal(size=(3, 3))
+    expected = directed(find_neighbors(positions, cell, pbc, 3.0))
+    for replacement in (np.zeros(3), np.array([0.1, 0.0, 0.0]), np.array([50.0, 40.0, 30.0])):
+        changed = cell.copy()
+        changed[~np.array(pbc)] = replacement
+        assert directed(find_neighbors(positions, changed, pbc, 3.0)) == expected
+
+
+def test_a_left_handed_cell() -> None:
+    rng = np.random.default_rng(1)
+    cell = (np.diag([3.0, 4.0, 5.0]) + 0.3 * rng.normal(size=(3, 3)))[[1, 0, 2]]
+    assert np.linalg.det(cell) < 0
+    positions = rng.uniform(-8.0, 8.0, size=(4, 3))
+    pbc = (True, True, True)
+    assert directed(find_neighbors(positions, cell, pbc, 3.3)) == brute_force(positions, cell, pbc, 3.3)
+
+
+def test_order_does_not_depend_on_chance() -> None:
+    rng = np.random.default_rng(2)
+    arguments = (rng.uniform(0, 5, size=(8, 3)), np.eye(3) * 5.0, (True, True, True), 3.0)
+    one, two = find_neighbors(*arguments), find_neighbors(*arguments)
+    for name in Neighbors.__dataclass_fields__:
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_no_neighbors() -> None:
+    n = configuration_neighbors(
+        Configuration(np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), np.zeros((3, 3)), (False,) * 3),
+        3.0,
+    )
+    assert len(n.edge_sender) == len(n.pair_sender) == len(n.edge_rank) == 0
+    assert n.pair_shift.shape == (0, 3) and n.pair_edges.shape == (0, 2)

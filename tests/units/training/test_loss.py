@@ -1,0 +1,246 @@
+"""Does a loss count what is labelled, with its weights, and nothing else?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mace.elements import ElementTable
+from mace.graphs.batching import GraphDataset, Targets
+from mace.model.derivatives import Prediction
+from mace.structures.configuration import Configuration
+from mace.training.loss import Loss, huber, make_loss
+
+WEIGHTS = {"energy": 2.0, "forces": 10.0, "stress": 3.0, "virials": 5.0}
+ALL_LOSSES = ("weighted", "ef", "forces_only", "stress", "virials", "huber", "universal")
+CELL = np.diag([4.0, 5.0, 6.0])
+
+
+def structure(n_atoms: int, seed: int = 0, **labels: Any) -> Configuration:
+    """A structure with every label, except those set to None."""
+    rng = np.random.default_rng([n_atoms, seed])
+    full = {
+        "energy": float(rng.normal()),
+        "forces": rng.normal(size=(n_atoms, 3)),
+        "stress": rng.normal(size=(3, 3)),
+        "virials": rng.normal(size=(3, 3)),
+    }
+    return Configuration(
+        atomic_numbers=np.ones(n_atoms, dtype=np.int64),
+        positions=3.0 * rng.random((n_atoms, 3)),
+        cell=CELL,
+        pbc=(True, True, True),
+        **{**full, **labels},
+    )
+
+
+def targets_of(*structures: Configuration) -> Targets:
+    dataset = GraphDataset(structures, ElementTable((1,)), 0.5)
+    return dataset.batch(range(len(structures))).targets
+
+
+def prediction_of(*structures: Configuration, dtype: torch.dtype = torch.float64) -> Prediction:
+    """Numbers that differ from structure to structure and are the same whatever else is in the batch."""
+    energies, forces, tensors = [], [], []
+    for item in structures:
+        rng = np.random.default_rng([item.n_atoms, 99])
+        energies.append(rng.normal())
+        forces.append(rng.normal(size=(item.n_atoms, 3)))
+        tensors.append(rng.normal(size=(2, 3, 3)))
+    stress, virials = torch.tensor(np.array(tensors), dtype=dtype).unbind(1)
+    energy = torch.tensor(energies, dtype=torch.float64)
+    return Prediction(energy, energy, torch.tensor(np.concatenate(forces), dtype=dtype), stress, virials, [])
+
+
+def value(loss: Loss, *structures: Configuration) -> float:
+    return float(loss(prediction_of(*structures), targets_of(*structures)))
+
+
+def test_the_weighted_loss_by_hand() -> None:
+    a, b = structure(2, energy=1.0), structure(3, energy=-1.0)
+    prediction = prediction_of(a, b)
+    prediction = replace(prediction, energy=torch.tensor([1.4, -1.9], dtype=torch.float64))
+    assert a.forces is not None and b.forces is not None and prediction.forces is not None
+    energy = ((0.4 / 2) ** 2 + (0.9 / 3) ** 2) / 2
+    forces = np.square(prediction.forces.numpy() - np.concatenate([a.forces, b.forces])).mean()
+    expected = 2.0 * energy + 10.0 * forces
+    assert float(make_loss("weighted", WEIGHTS)(prediction, targets_of(a, b))) == pytest.approx(expected, rel=1e-14)
+
+
+def test_stress_counts_nine_components_and_virials_are_divided_by_the_atoms() -> None:
+    a = structure(2)
+    prediction = prediction_of(a)
+    assert prediction.stress is not None and prediction.virials is not None
+    weights = {"energy": 0.0, "forces": 0.0, "stress": 3.0, "virials": 5.0}
+    stress = 3.0 * np.square(prediction.stress[0].numpy() - a.stress).mean()
+    virials = 5.0 * np.square((prediction.virials[0].numpy() - a.virials) / 2).mean()
+    assert value(make_loss("stress", weights), a) == pytest.approx(stress, rel=1e-14)
+    assert value(make_loss("virials", weights), a) == pytest.approx(virials, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_a_structure_without_labels_changes_nothing(name: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    bare = structure(4, energy=None, forces=None, stress=None, virials=None)
+    assert value(loss, structure(2), bare, structure(3)) == value(loss, structure(2), structure(3))
+
+
+@pytest.mark.parametrize("missing", ["energy", "forces", "stress", "virials"])
+@pytest.mark.parametrize("name", ["stress", "virials", "universal", "huber"])
+def test_a_missing_label_leaves_the_other_terms_alone(name: str, missing: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    complete, partial = (structure(2), structure(3)), (structure(2), structure(3, **{missing: None}))
+    for term in loss.terms:
+        only = Loss(name, (term,))
+        if term.name == missing:
+            assert value(only, *partial) == value(only, structure(2))
+        else:
+            assert value(only, *partial) == value(only, *complete)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_without_any_label_the_loss_is_zero_and_so_is_its_gradient(name: str) -> None:
+    bare = structure(4, energy=None, forces=None, stress=None, virials=None)
+    prediction = prediction_of(bare)
+    for tensor in (prediction.energy, prediction.forces, prediction.stress, prediction.virials):
+        assert tensor is not None
+        tensor.requires_grad_(True)
+    loss = make_loss(name, WEIGHTS)(prediction, targets_of(bare))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0.0
+    gradients = [getattr(prediction, term.name).grad for term in make_loss(name, WEIGHTS).terms]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_weight_zero_gives_exactly_zero(name: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    assert value(loss, structure(2), structure(3)) > 0.0
+    by_structure = [structure(n, weight=0.0) for n in (2, 3)]
+    by_property = [structure(n, property_weights=dict.fromkeys(WEIGHTS, 0.0)) for n in (2, 3)]
+    assert value(loss, *by_structure) == 0.0
+    assert value(loss, *by_property) == 0.0
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_a_term_without_weight_is_not_evaluated(name: str) -> None:
+    loss = make_loss(name, {**WEIGHTS, "forces": 0.0, "stress": 0.0, "virials": 0.0})
+    assert not loss.needs_forces and not loss.needs_stress
+    if name != "forces_only":
+        prediction = replace(prediction_of(structure(2)), forces=None, stress=None, virials=None)
+        assert float(loss(prediction, targets_of(structure(2)))) > 0.0
+    else:
+        assert loss.terms == ()
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (2, 3), (4, 1), (5,)])
+def test_batches_add_up_to_the_loss_of_the_whole(name: str, sizes: tuple[int, ...]) -> None:
+    loss = make_loss(name, WEIGHTS)
+    items = [structure(n, energy=None if n == 3 else 0.5, stress=None if n < 4 else CELL) for n in range(2, 7)]
+    sums: dict[str, Any] = {}
+    start = 0
+    for size in sizes:
+        part = items[start : start + size]
+        start += size
+        for key, (total, count) in loss.sums_and_counts(prediction_of(*part), targets_of(*part)).items():
+            before = sums.get(key, (0.0, 0))
+            sums[key] = (before[0] + total, before[1] + count)
+    assert float(loss.combine(sums)) == pytest.approx(value(loss, *items), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_the_weight_of_a_structure_multiplies_its_share(name: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    plain, heavy = structure(2), structure(2, weight=3.0)
+    assert value(loss, heavy) == pytest.approx(3.0 * value(loss, plain), rel=1e-14)
+    # the normalization is by the number of labels, not by the sum of weights
+    other = structure(2, seed=1)
+    share = value(loss, plain, other) - value(loss, structure(2, weight=0.0), other)
+    gain = value(loss, heavy, other) - value(loss, plain, other)
+    assert gain == pytest.approx(2.0 * share, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["weighted", "stress", "virials", "huber"])
+@pytest.mark.parametrize("kind", ["energy", "forces", "stress", "virials"])
+def test_the_weight_of_a_property_multiplies_its_term_alone(name: str, kind: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    for term in loss.terms:
+        only = Loss(name, (term,))
+        factor = 0.25 if term.name == kind else 1.0
+        weighted = structure(2, property_weights={kind: 0.25})
+        assert value(only, weighted) == pytest.approx(factor * value(only, structure(2)), rel=1e-14)
+
+
+def test_huber_is_a_parabola_that_goes_on_as_a_line() -> None:
+    errors = torch.tensor([0.0, 0.1, -0.1, 0.5, 2.0, -2.0], dtype=torch.float64)
+    expected = [0.0, 0.005, 0.005, 0.125, 0.5 * (2.0 - 0.25), 0.5 * (2.0 - 0.25)]
+    np.testing.assert_allclose(huber(errors, 0.5).numpy(), expected, rtol=1e-14)
+
+
+def test_the_huber_loss_by_hand() -> None:
+    a = structure(2, energy=0.0, forces=np.zeros((2, 3)), stress=np.zeros((3, 3)))
+    forces = torch.zeros(2, 3, dtype=torch.float64)
+    forces[0, 0], forces[1, 2] = 0.2, -3.0
+    stress = torch.zeros(1, 3, 3, dtype=torch.float64)
+    stress[0, 1, 1] = 0.4
+    prediction = replace(
+        prediction_of(a), energy=torch.tensor([4.0], dtype=torch.float64), forces=forces, stress=stress
+    )
+    # energy: 2 eV per atom, beyond the threshold of 0.5; one force below and one above it; stress below it
+    energy = 0.5 * (2.0 - 0.25)
+    force = (0.5 * 0.2**2 + 0.5 * (3.0 - 0.25)) / 6
+    expected = 2.0 * energy + 10.0 * force + 3.0 * (0.5 * 0.4**2) / 9
+    assert float(make_loss("huber", WEIGHTS, 0.5)(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("reference", "threshold"), [(50.0, 0.5), (100.0, 0.35), (150.0, 0.35), (250.0, 0.2), (400.0, 0.05)]
+)
+def test_the_universal_loss_tightens_its_threshold_for_large_forces(reference: float, threshold: float) -> None:
+    labels = np.array([[reference, 0.0, 0.0]])
+    a = structure(1, energy=0.0, forces=labels, stress=None)
+    prediction = replace(
+        prediction_of(a),
+        energy=torch.zeros(1, dtype=torch.float64),
+        forces=torch.tensor(labels + [[0.0, 4.0, 0.0]], dtype=torch.float64),
+    )
+    expected = 10.0 * threshold * (4.0 - 0.5 * threshold) / 3
+    loss = make_loss("universal", WEIGHTS, 0.5)
+    assert float(loss(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-13)
+
+
+def test_in_the_universal_loss_a_property_weight_multiplies_the_error() -> None:
+    a = structure(2, energy=0.0, forces=None, stress=None, property_weights={"energy": 0.5})
+    prediction = replace(prediction_of(a), energy=torch.tensor([8.0], dtype=torch.float64))
+    # 4 eV per atom become 2, which lie beyond the threshold
+    expected = 2.0 * 0.5 * (2.0 - 0.25)
+    assert float(make_loss("universal", WEIGHTS, 0.5)(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_single_precision_predictions_give_the_same_number(name: str) -> None:
+    items = (structure(2), structure(3))
+    loss = make_loss(name, WEIGHTS)
+    single = loss(prediction_of(*items, dtype=torch.float32), targets_of(*items))
+    assert float(single) == pytest.approx(value(loss, *items), rel=1e-5)
+
+
+def test_no_gradient_of_an_unlabelled_entry_is_nan() -> None:
+    """A structure without a volume predicts NaN for its stress; without the label that must not matter."""
+    a = structure(2, stress=None)
+    prediction = prediction_of(a)
+    stress = torch.full((1, 3, 3), float("nan"), dtype=torch.float64, requires_grad=True)
+    loss = make_loss("stress", WEIGHTS)(replace(prediction, stress=stress), targets_of(a))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert stress.grad is not None and not stress.grad.any()
+
+
+def test_an_unknown_word_is_no_loss() -> None:
+    with pytest.raises(KeyError):
+        make_loss("wighted", WEIGHTS)
