@@ -85,7 +85,7 @@ class ContractionTerms:
 
 
 def _weight(node: _Node) -> str:
-    return f"LOAD(W + {node.weight} * C)" if node.weight is not None else "(V){0}"
+    return f"LOAD(W + {node.weight} * L)" if node.weight is not None else "(V){0}"
 
 
 def _value(node: _Node, depth: int) -> list[str]:
@@ -103,11 +103,11 @@ def _reverse(node: _Node, depth: int, weights: bool) -> list[str]:
     """Leave the value in ``s<depth>``, given the adjoint ``t<depth>``, and add to the gradients below the node."""
     code = [f"s{depth} = {_weight(node)};"]
     if weights and node.weight is not None:
-        code.append(f"ADD(G + {node.weight} * C, t{depth});")
+        code.append(f"ADD(G + {node.weight} * L, t{depth});")
     for c, child in node.children.items():
         if not child.children:
             code.append(f"{{ const V w = {_weight(child)}; s{depth} += A[{c}] * w; a[{c}] += t{depth} * w;")
-            code.append(f"ADD(G + {child.weight} * C, t{depth} * A[{c}]); }}" if weights else "}")
+            code.append(f"ADD(G + {child.weight} * L, t{depth} * A[{c}]); }}" if weights else "}")
             continue
         code.append(f"{{ V s{depth + 1}; const V t{depth + 1} = t{depth} * A[{c}];")
         code += _reverse(child, depth + 1, weights)
@@ -120,11 +120,11 @@ def _second(node: _Node, depth: int) -> list[str]:
     n = depth + 1
     code = [f"s{depth} = {_weight(node)}; d{depth} = (V){{0}};"]
     if node.weight is not None:
-        code.append(f"ADD(G + {node.weight} * C, t{depth});")
+        code.append(f"ADD(G + {node.weight} * L, t{depth});")
     for c, child in node.children.items():
         if not child.children:
             code.append(f"{{ const V w = {_weight(child)}; s{depth} += A[{c}] * w; d{depth} += u[{c}] * w;")
-            code.append(f"a[{c}] += t{depth} * w; ADD(G + {child.weight} * C, t{depth} * A[{c}] + e{depth} * u[{c}]); }}")
+            code.append(f"a[{c}] += t{depth} * w; ADD(G + {child.weight} * L, t{depth} * A[{c}] + e{depth} * u[{c}]); }}")
             continue
         code.append(f"{{ V s{n}, d{n}; const V t{n} = t{depth} * A[{c}] + e{depth} * u[{c}], e{n} = e{depth} * A[{c}];")
         code += _second(child, n)
@@ -134,9 +134,9 @@ def _second(node: _Node, depth: int) -> list[str]:
 
 
 _SIGNATURES = {
-    "forward": "const V *restrict A, const T *restrict W, int64_t C",
-    "backward": "const V *restrict A, const T *restrict W, T *restrict G, V *restrict a, V t0, int64_t C",
-    "second": "const V *restrict A, const V *restrict u, const T *restrict W, T *restrict G, V *restrict a, V e0, int64_t C",
+    "forward": "const V *restrict A, const T *restrict W",
+    "backward": "const V *restrict A, const T *restrict W, T *restrict G, V *restrict a, V t0",
+    "second": "const V *restrict A, const V *restrict u, const T *restrict W, T *restrict G, V *restrict a, V e0",
 }
 
 
@@ -161,7 +161,7 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     Pointers: place of each atom's element among those present, features, weights, then by kind
     forward: results; backward: cotangents of results, gradients of features and of weights;
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
-    Gradients of weights must be zero on entry.
+    Weights lie ``[elements, blocks of channels, terms, lanes]``. Gradients of weights must be zero on entry.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []
@@ -171,22 +171,22 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
         functions.append(_function(kind, name, tree))
         at = f"(i * {2 * degree + 1} + {m}) * C + b * L"
         if kind == "forward":
-            call.append(f"STORE(p[{3 + slot}] + {at}, {name}(A, W, C));")
+            call.append(f"STORE(p[{3 + slot}] + {at}, {name}(A, W));")
         elif kind == "second":
             cotangent = f"LOAD(p[{3 + slot}] + {at})"
-            call.append(f"STORE(p[{4 + n_out + slot}] + {at}, {name}(A, u, W, G, a, {cotangent}, C));")
+            call.append(f"STORE(p[{4 + n_out + slot}] + {at}, {name}(A, u, W, G, a, {cotangent}));")
         else:
-            call.append(f"{name}(A, W, G, a, LOAD(p[{3 + slot}] + {at}), C);")
+            call.append(f"{name}(A, W, G, a, LOAD(p[{3 + slot}] + {at}));")
     gradient = {"forward": None, "second": 4 + 2 * n_out}.get(kind, 3 + n_out)
     lines = [f"    V A[{n}]; for (int k = 0; k < {n}; k++) A[k] = LOAD(p[1] + (i * {n} + k) * C + b * L);"]
-    lines.append(f"    const T *W = p[2] + element[i] * {n_terms} * C + b * L;")
+    lines.append(f"    const T *W = p[2] + (element[i] * B + b) * {n_terms} * L;")
     if kind == "second":
         lines.append(
             f"    V u[{n}]; for (int k = 0; k < {n}; k++) u[k] = LOAD(p[{3 + n_out}] + (i * {n} + k) * C + b * L);"
         )
     if gradient is not None:
         lines.append(f"    V a[{n}]; memset(a, 0, sizeof a);")
-        weights = f"p[{gradient + 1}] + element[i] * {n_terms} * C + b * L" if kind != "backward_features" else "0"
+        weights = f"p[{gradient + 1}] + (element[i] * B + b) * {n_terms} * L" if kind != "backward_features" else "0"
         lines.append(f"    T *G = {weights};")
     lines += [f"    {line}" for line in call]
     if gradient is not None:
@@ -196,7 +196,7 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
         "\n".join(functions)
         + f"""
 static void contraction_{kind}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
-  const int64_t N = d[0], C = d[1];
+  const int64_t N = d[0], C = d[1], B = d[2];
   const int64_t *element = (const int64_t *)p[0];
   for (int64_t b = begin; b < end; b++)
   for (int64_t i = 0; i < N; i++) {{

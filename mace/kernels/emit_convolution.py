@@ -161,10 +161,11 @@ def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
     return "\n".join(lines)
 
 
-def emit_backward(layout: ConvolutionLayout, with_harmonics: bool) -> str:
+def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool) -> str:
     """Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
 
-    The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``.
+    The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``,
+    the harmonics rounded up to whole vectors.
     Gradients of features and harmonics must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
@@ -188,8 +189,12 @@ def emit_backward(layout: ConvolutionLayout, with_harmonics: bool) -> str:
     for l1 in layout.l_in:
         code += [f"      STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1)]
     if with_harmonics:
-        code.append(f"      T *gy = p[{radial + 1 + n_in}] + (thread * N * K + s) * {n_harmonics};")
-        code += [f"      gy[{m}] += total(y{m});" for m in range(n_harmonics)]
+        width = -(-n_harmonics // n_lanes) * n_lanes
+        code.append(f"      T *gy = p[{radial + 1 + n_in}] + (thread * N * K + s) * {width};")
+        for start in range(0, n_harmonics, n_lanes):
+            names = [f"y{m}" if m < n_harmonics else None for m in range(start, start + n_lanes)]
+            lines, total = _lane_sums(names, n_lanes)
+            code += [*lines, f"      STORE(gy + {start}, LOAD(gy + {start}) + {total});"]
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
     return _loops(name, "\n".join(code), _load_cotangents(layout, cotangents), "")
 
@@ -279,14 +284,48 @@ def _path_second(place: _Place) -> list[str]:
     return code
 
 
-def _total(dtype: torch.dtype) -> str:
-    """Return a function that adds the lanes of a vector, by halves."""
-    steps, width = [], lanes(dtype)
-    lines = ["static inline T total(V v) {", f"  T w[{width}]; STORE(w, v);"]
-    while width > 1:
-        width //= 2
-        steps.append(f"  for (int k = 0; k < {width}; k++) w[k] += w[k + {width}];")
-    return "\n".join([*lines, *steps, "  return w[0];", "}"]) + "\n"
+def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
+    """Add the lanes of as many vectors as there are lanes; the sums become the lanes of one vector.
+
+    Two vectors at a time are folded into one, of which each half holds what is left of one of them; None stands for a
+    vector of zeros.
+
+    Returns:
+        Code, and the expression of the result.
+    """
+    code: list[str] = []
+    level, items = 0, list(names)
+    while len(items) > 1:
+        segment = n_lanes >> level  # lanes that each of the vector's sums still occupies
+        starts = range(0, n_lanes, segment)
+        low = [at + k for vector in (0, n_lanes) for start in starts for at in [vector + start] for k in range(segment // 2)]
+        high = [lane + segment // 2 for lane in low]
+        folded: list[str | None] = []
+        for number in range(0, len(items), 2):
+            a, b = items[number], items[number + 1]
+            if a is None and b is None:
+                folded.append(None)
+                continue
+            name = f"{names[0]}_{level}_{number // 2}"
+            pair = f"{a or '(V){0}'}, {b or '(V){0}'}"
+            lows, highs = ", ".join(map(str, low)), ", ".join(map(str, high))
+            code.append(f"      const V {name} = SHUFFLE({pair}, {lows}) + SHUFFLE({pair}, {highs});")
+            folded.append(name)
+        level, items = level + 1, folded
+    return code, items[0] or "(V){0}"
+
+
+def _shuffle(dtype: torch.dtype) -> str:
+    """Return the macro that takes lanes out of two vectors, for compilers old and new."""
+    integer = "int32_t" if dtype == torch.float32 else "int64_t"
+    return f"""\
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef {integer} I __attribute__((vector_size(64)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){{__VA_ARGS__}})
+#endif
+"""
 
 
 def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
@@ -294,10 +333,10 @@ def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
     return "\n".join(
         [
             prelude(dtype),
-            _total(dtype),
+            _shuffle(dtype),
             emit_forward(layout),
-            emit_backward(layout, with_harmonics=True),
-            emit_backward(layout, with_harmonics=False),
+            emit_backward(layout, lanes(dtype), with_harmonics=True),
+            emit_backward(layout, lanes(dtype), with_harmonics=False),
             emit_second(layout),
         ]
     )

@@ -154,9 +154,9 @@ class _ConvolveBackward(torch.autograd.Function):
             work.run("conv_backward_parameters", inputs)
             return (None, gradient, *gradients)
         threads = min(torch.get_num_threads(), work.blocks)
-        parts = harmonics.new_zeros(threads, *harmonics.shape)
+        parts = harmonics.new_zeros(threads, len(harmonics), padded_channels(harmonics.shape[1], harmonics.dtype))
         work.run("conv_backward_full", (*inputs, parts))
-        return (parts.sum(0), gradient, *gradients)
+        return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
@@ -257,7 +257,7 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     features = arrays[1]
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
-    _contraction_library(terms, features.dtype).call(name, arrays, (n_atoms, n_channels), blocks)
+    _contraction_library(terms, features.dtype).call(name, arrays, (n_atoms, n_channels, blocks), blocks)
 
 
 def contract_native(terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor) -> dict[int, Tensor]:
@@ -272,5 +272,7 @@ def contract_native(terms: ContractionTerms, place: Tensor, features: Tensor, we
     Returns:
         By degree, ``[atoms, 2 l + 1, channels]``.
     """
-    results = _Contract.apply(terms, place, features.contiguous(), weights.contiguous())
+    # blocks of channels first: a kernel walks through all terms of one block
+    blocked = weights.unflatten(2, (-1, lanes(weights.dtype))).transpose(1, 2).contiguous()
+    results = _Contract.apply(terms, place, features.contiguous(), blocked)
     return dict(zip(terms.l_out, results, strict=True))

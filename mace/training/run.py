@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 
 import mace
-from mace.model.model_file import ModelMetadata, save_model
 from mace.errors import UserError
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
+from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely

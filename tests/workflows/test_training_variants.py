@@ -13,8 +13,8 @@ import torch
 from ase.io import read, write
 from training_runs import TINY_MODEL, Run, copper, isolated_atoms, train, water, write_water
 
-from mace.model.model_file import load_model
 from mace.errors import UserError
+from mace.model.model_file import load_model
 
 PROGRAM = Path(__file__).parents[2] / "mace" / "cli" / "run_train.py"
 
