@@ -18,14 +18,14 @@ from torch import Tensor
 from mace.calculators.arguments import check_inactive, refuse_unknown
 from mace.deployment.descriptors import invariant_descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
-from mace.model.kernel_choice import choose_kernels
-from mace.model.model_file import carry_to, load_model
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
 from mace.graphs.graph import Graph
 from mace.model.derivatives import Prediction, predict
+from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
+from mace.model.model_file import carry_to, load_model
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 

@@ -7,14 +7,13 @@ of Condon and Shortley carried to the real basis, scaled to unit Frobenius norm,
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import factorial, sqrt
 
 import numpy as np
 
 _TURNED = frozenset(
-    {(1, l, l) for l in range(2, 9)}
-    | {(3, 4, 6), (3, 5, 7), (3, 6, 8), (4, 4, 5), (4, 5, 6), (4, 6, 7), (4, 7, 8)}
+    {(1, l, l) for l in range(2, 9)} | {(3, 4, 6), (3, 5, 7), (3, 6, 8), (4, 4, 5), (4, 5, 6), (4, 6, 7), (4, 7, 8)}
 )
 """Degrees, in rising order, whose coefficients e3nn 0.4.4 stores with the other sign.
 
@@ -46,7 +45,7 @@ def _clebsch_gordan(j1: int, m1: int, j2: int, m2: int, j3: int, m3: int) -> flo
     return total * sqrt(under_root_numerator / f(j1 + j2 + j3 + 1))
 
 
-def _real_to_complex(l: int) -> np.ndarray:  # noqa: E741
+def _real_to_complex(l: int) -> np.ndarray:
     """Return the unitary matrix from the real to the complex basis of degree ``l``, ``[2l+1, 2l+1]``."""
     matrix = np.zeros((2 * l + 1, 2 * l + 1), dtype=complex)
     matrix[l, l] = 1.0
@@ -59,7 +58,7 @@ def _real_to_complex(l: int) -> np.ndarray:  # noqa: E741
     return (-1j) ** l * matrix
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling_coefficients(l1: int, l2: int, l3: int) -> np.ndarray:
     r"""Return the invariant tensor that couples three degrees.
 

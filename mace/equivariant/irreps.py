@@ -17,7 +17,7 @@ class Irrep:
         parity: +1 (even, ``e``) or -1 (odd, ``o``) under inversion.
     """
 
-    l: int  # noqa: E741 - the field's symbol
+    l: int
     parity: int
 
     @property
@@ -39,7 +39,7 @@ class Irrep:
         return f"{self.l}{'e' if self.parity == 1 else 'o'}"
 
 
-def natural(l: int) -> Irrep:  # noqa: E741
+def natural(l: int) -> Irrep:
     """Return the irrep of the spherical harmonics of degree ``l``."""
     return Irrep(l, (-1) ** l)
 
@@ -63,7 +63,9 @@ def parse_irreps(text: str) -> list[tuple[int, Irrep]]:
     for term in text.split("+"):
         match = _TERM.match(term)
         if match is None:
-            raise ValueError(f"cannot read the term '{term.strip()}' of the irreps '{text}': write them as '128x0e + 128x1o'")
+            raise ValueError(
+                f"cannot read the term '{term.strip()}' of the irreps '{text}': write them as '128x0e + 128x1o'"
+            )
         multiplicity, l, letter = match.groups()
         terms.append((int(multiplicity or 1), Irrep(int(l), 1 if letter == "e" else -1)))
     return terms

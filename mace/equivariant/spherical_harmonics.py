@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-def _polar_polynomials(l: int, m: int) -> list[float]:  # noqa: E741
-    r"""Return the coefficients, by rising power of u, of the m-th derivative of the Legendre polynomial :math:`P_l(u)`."""
+def _polar_polynomials(l: int, m: int) -> list[float]:
+    r"""Return the coefficients of :math:`d^m P_l/du^m`, a derivative of a Legendre polynomial, by rising power of u."""
     legendre = np.polynomial.legendre.Legendre.basis(l).convert(kind=np.polynomial.Polynomial)
     return [float(c) for c in legendre.deriv(m).coef] if m else [float(c) for c in legendre.coef]
 
@@ -46,7 +46,7 @@ def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
     x, y, z = unit_vectors.unbind(-1)
     cosines: list[Tensor | None] = [None]
     sines: list[Tensor | None] = [None]
-    for m in range(1, l_max + 1):
+    for _ in range(l_max):
         previous_cosine, previous_sine = cosines[-1], sines[-1]
         if previous_cosine is None or previous_sine is None:
             cosines.append(z)
@@ -55,13 +55,13 @@ def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
             cosines.append(previous_cosine * z - previous_sine * x)
             sines.append(previous_cosine * x + previous_sine * z)
     columns = []
-    for l in range(l_max + 1):  # noqa: E741
+    for l in range(l_max + 1):
         for m in range(-l, l + 1):
             columns.append(_harmonic(l, m, y, cosines, sines))
     return torch.stack(columns, dim=-1)
 
 
-def _harmonic(l: int, m: int, y: Tensor, cosines: list[Tensor | None], sines: list[Tensor | None]) -> Tensor:  # noqa: E741
+def _harmonic(l: int, m: int, y: Tensor, cosines: list[Tensor | None], sines: list[Tensor | None]) -> Tensor:
     """Return one harmonic, ``[edges]``."""
     order = abs(m)
     norm = sqrt((2 * l + 1) * (2 if order else 1) * factorial(l - order) / factorial(l + order))

@@ -1,15 +1,15 @@
 r"""Equivariant polynomials of the atomic basis: what a symmetric contraction evaluates.
 
 The product of ``order`` copies of the same feature vector :math:`A` (one channel, all degrees up to ``l_max``) is
-coupled step by step to a target irrep. Every way of doing so (a *path*) has a learned weight. Because the copies are the
-same vector the result is a polynomial, so each path is stored by its coefficients on the distinct monomials of
+coupled step by step to a target irrep. Every way of doing so (a *path*) has a learned weight. Because the copies are
+the same vector the result is a polynomial, so each path is stored by its coefficients on the distinct monomials of
 :math:`A`; for three copies and ``l_max = 3`` this is 816 monomials instead of 4096 products, most of them zero.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -39,7 +39,7 @@ class SymmetricBasis:
         return len(self.coefficients)
 
 
-@lru_cache(maxsize=None)
+@cache
 def symmetric_basis(l_max: int, l_out: int, order: int) -> SymmetricBasis:
     """Couple ``order`` copies of harmonics up to ``l_max`` to degree ``l_out`` with natural parity.
 
@@ -88,7 +88,7 @@ def _grow_paths(
     product = np.array([[place[tuple(sorted((*m, c)))] for c in range(n_components)] for m in left_monomials])
     paths = []
     for left_irrep, left in left_paths:
-        for l in range(l_max + 1):  # noqa: E741
+        for l in range(l_max + 1):
             for irrep in left_irrep.products(natural(l)):
                 if natural_only and not irrep.is_natural or not _within_reach(irrep, target, steps_left, l_max):
                     continue
@@ -105,7 +105,7 @@ def _within_reach(irrep: Irrep, target: Irrep, steps_left: int, l_max: int) -> b
 
 
 def _multiply(
-    left_irrep: Irrep, left: np.ndarray, l: int, irrep: Irrep, product: np.ndarray, n_monomials: int  # noqa: E741
+    left_irrep: Irrep, left: np.ndarray, l: int, irrep: Irrep, product: np.ndarray, n_monomials: int
 ) -> np.ndarray:
     """Couple one path with one degree of the basis and collect equal monomials, ``[2l+1, monomials]``."""
     coupling = coupling_coefficients(irrep.l, left_irrep.l, l) * np.sqrt(irrep.dimension)

@@ -75,9 +75,7 @@ class Batch:
         """Return the batch on a device."""
         if torch.device(device).type == "cpu":
             return self
-        return replace(
-            self, graph=self.graph.to(device, non_blocking), targets=self.targets.to(device, non_blocking)
-        )
+        return replace(self, graph=self.graph.to(device, non_blocking), targets=self.targets.to(device, non_blocking))
 
 
 def _slices(pointer: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,9 +229,7 @@ class GraphDataset:
             sender_of_slot=_scattered(
                 np.zeros(n_slots, dtype=np.int64), slot, flat.edge_sender[edges] + edge_atom_offset
             ),
-            reverse_of_slot=_scattered(
-                np.arange(n_slots), slot, slot[flat.edge_reverse[edges] + 2 * edge_pair_offset]
-            ),
+            reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[flat.edge_reverse[edges] + 2 * edge_pair_offset]),
             neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(atoms))),
             slots_of_pair=torch.from_numpy(slots_of_pair),
             atoms_by_element=torch.from_numpy(by_element),

@@ -39,9 +39,7 @@ class Neighbors:
     pair_edges: np.ndarray
 
 
-def find_neighbors(
-    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
-) -> Neighbors:
+def find_neighbors(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> Neighbors:
     """Find all pairs closer than the cutoff, images of an atom with itself included.
 
     Args:
@@ -80,9 +78,7 @@ def _wrap(positions: np.ndarray, box: np.ndarray, pbc: tuple[bool, bool, bool]) 
     return positions - translation @ box, translation
 
 
-def _closed_cell(
-    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
-) -> np.ndarray:
+def _closed_cell(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> np.ndarray:
     """Replace lattice vectors that do not repeat by ones so long and upright that no image is in reach."""
     box = np.array(cell, dtype=float)
     repeating = [d for d in range(3) if pbc[d]]

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,7 +29,17 @@ CACHE_VARIABLE = "MACE_KERNEL_CACHE"
 TARGET_VARIABLE = "MACE_KERNEL_TARGET"
 """Environment variable with the compiler's ``-march``; ``native`` if unset."""
 
-_FLAGS = ("-O2", "-fno-tree-vectorize", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
+_FLAGS = (
+    "-O2",
+    "-fno-tree-vectorize",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-ffp-contract=fast",
+    "-w",
+)
 
 
 class CompilationError(RuntimeError):
@@ -38,7 +48,7 @@ class CompilationError(RuntimeError):
 
 @lru_cache(maxsize=1)
 def find_compiler() -> tuple[str, ...] | None:
-    """Return the command of a C compiler: ``$CC``, cc, gcc, clang, or the one in the wheel ziglang; None without one."""
+    """Return the command of a C compiler: ``$CC``, cc, gcc, clang, or that of the wheel ziglang; None without one."""
     for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
         path = shutil.which(name)
         if path is not None:
@@ -89,7 +99,7 @@ def _temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="mace-kernels-"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_and_load(source: str) -> ctypes.CDLL:
     """Compile C source unless that was done before, and load it.
 
@@ -110,7 +120,7 @@ def compile_and_load(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _target_flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
     """Return the flags for this CPU, or none if the compiler does not know it."""
     target = os.environ.get(TARGET_VARIABLE, "native")

@@ -37,7 +37,8 @@ static void share(void *job) {{
   int64_t t = j->number();
   j->run(j->p, j->d, j->blocks * t / j->threads, j->blocks * (t + 1) / j->threads, t);
 }}
-static void launch(kernel *run, T *const *p, const int64_t *d, int64_t blocks, int64_t threads, parallel *fork, int (*number)(void)) {{
+static void launch(kernel *run, T *const *p, const int64_t *d, int64_t blocks, int64_t threads, parallel *fork,
+                   int (*number)(void)) {{
   if (!fork || threads <= 1) {{ run(p, d, 0, blocks, 0); return; }}
   Job job = {{run, p, d, blocks, threads, number}};
   fork(share, &job, (unsigned)threads, 0);

@@ -1,9 +1,9 @@
 r"""C source of the symmetric contraction, its derivative, and the derivative of that.
 
-For every component of the result the monomials form a tree: a node stands for a product of components, its children multiply
-one more. Horner's rule evaluates the tree from the leaves, :math:`s = W + \sum_c A_c\, s_c`. Reverse differentiation walks
-the same tree and carries the adjoint down, :math:`\sigma_c = \sigma A_c`, and so does the second derivative, with the
-tangent :math:`s' = \sum_c (u_c s_c + A_c s'_c)` beside the value.
+For every component of the result the monomials form a tree: a node stands for a product of components, its children
+multiply one more. Horner's rule evaluates the tree from the leaves, :math:`s = W + \sum_c A_c\, s_c`. Reverse
+differentiation walks the same tree and carries the adjoint down, :math:`\sigma_c = \sigma A_c`, and so does the second
+derivative, with the tangent :math:`s' = \sum_c (u_c s_c + A_c s'_c)` beside the value.
 """
 
 from __future__ import annotations
@@ -95,7 +95,11 @@ def _value(node: _Node, depth: int) -> list[str]:
         if not child.children:
             code.append(f"s{depth} += A[{component}] * {_weight(child)};")
         else:
-            code += ["{ V s%d;" % (depth + 1), *_value(child, depth + 1), f"s{depth} += A[{component}] * s{depth + 1}; }}"]
+            code += [
+                f"{{ V s{depth + 1};",
+                *_value(child, depth + 1),
+                f"s{depth} += A[{component}] * s{depth + 1}; }}",
+            ]
     return code
 
 
@@ -124,7 +128,9 @@ def _second(node: _Node, depth: int) -> list[str]:
     for c, child in node.children.items():
         if not child.children:
             code.append(f"{{ const V w = {_weight(child)}; s{depth} += A[{c}] * w; d{depth} += u[{c}] * w;")
-            code.append(f"a[{c}] += t{depth} * w; ADD(G + {child.weight} * L, t{depth} * A[{c}] + e{depth} * u[{c}]); }}")
+            code.append(
+                f"a[{c}] += t{depth} * w; ADD(G + {child.weight} * L, t{depth} * A[{c}] + e{depth} * u[{c}]); }}"
+            )
             continue
         code.append(f"{{ V s{n}, d{n}; const V t{n} = t{depth} * A[{c}] + e{depth} * u[{c}], e{n} = e{depth} * A[{c}];")
         code += _second(child, n)

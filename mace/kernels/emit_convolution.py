@@ -1,13 +1,14 @@
 r"""C source of the convolution, its derivative, and the derivative of that.
 
-All three come from one form, linear in each of its operands: features :math:`x` of the sender, radial weights :math:`R` of
-the pair, the matrix :math:`G` of the edge (coefficients contracted with harmonics), and a cotangent :math:`g` of the result,
+All three come from one form, linear in each of its operands: features :math:`x` of the sender, radial weights :math:`R`
+of the pair, the matrix :math:`G` of the edge (coefficients contracted with harmonics), and a cotangent :math:`g` of the
+result,
 
 .. math:: T = \sum_p \sum_{m_3 m_1} g_{p m_3} G_{p, m_3 m_1} R_p\, x_{m_1}.
 
-Its derivative by :math:`g` is the convolution; those by :math:`x`, :math:`R` and, through :math:`G`, by the harmonics are the
-backward pass; differentiating the sum of these, weighted with their own cotangents, gives the second backward pass, where
-an operand is replaced by its cotangent once in each term.
+Its derivative by :math:`g` is the convolution; those by :math:`x`, :math:`R` and, through :math:`G`, by the harmonics
+are the backward pass; differentiating the sum of these, weighted with their own cotangents, gives the second backward
+pass, where an operand is replaced by its cotangent once in each term.
 """
 
 from __future__ import annotations
@@ -112,7 +113,10 @@ static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t 
 
 
 def emit_forward(layout: ConvolutionLayout) -> str:
-    """Pointers: 4 index arrays, G, R, then features by degree, then results by degree."""
+    """Return the kernel of the convolution.
+
+    Pointers: 4 index arrays, G, R, then features by degree, then results by degree.
+    """
     n_in = len(layout.l_in)
     n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     groups: list[list[_Place]] = [[]]
@@ -162,7 +166,9 @@ def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
 
 
 def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool) -> str:
-    """Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
+    """Return the kernel of the backward pass.
+
+    Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
 
     The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
@@ -228,9 +234,11 @@ def _path_backward(place: _Place, with_harmonics: bool) -> list[str]:
 
 
 def emit_second(layout: ConvolutionLayout) -> str:
-    """Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of the backward pass's results
-    (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the cotangents,
-    of R and of the features.
+    """Return the kernel of the second backward pass.
+
+    Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of what the backward pass gave
+    (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the
+    cotangents, of R and of the features. Gradients of features must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
@@ -298,7 +306,13 @@ def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
     while len(items) > 1:
         segment = n_lanes >> level  # lanes that each of the vector's sums still occupies
         starts = range(0, n_lanes, segment)
-        low = [at + k for vector in (0, n_lanes) for start in starts for at in [vector + start] for k in range(segment // 2)]
+        low = [
+            at + k
+            for vector in (0, n_lanes)
+            for start in starts
+            for at in [vector + start]
+            for k in range(segment // 2)
+        ]
         high = [lane + segment // 2 for lane in low]
         folded: list[str | None] = []
         for number in range(0, len(items), 2):

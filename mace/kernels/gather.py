@@ -54,7 +54,7 @@ class _GatherSenders(torch.autograd.Function):
         return values.index_select(0, graph.sender_of_slot)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return sum_to_senders(gradient, ctx.graph), None
 
 
@@ -66,7 +66,7 @@ class _SumToSenders(torch.autograd.Function):
         return reversed_rows.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gather_senders(gradient, ctx.graph), None
 
 
@@ -77,7 +77,7 @@ class _GatherPairs(torch.autograd.Function):
         return values.index_select(0, graph.pair_of_slot)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return sum_to_pairs(gradient, ctx.graph), None
 
 
@@ -92,5 +92,5 @@ class _SumToPairs(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gather_pairs(gradient, ctx.graph), None

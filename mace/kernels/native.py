@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,12 +41,12 @@ class _Library:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _convolution_library(layout: ConvolutionLayout, dtype: torch.dtype) -> _Library:
     return _Library(convolution_source(layout, dtype))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _contraction_library(terms: ContractionTerms, dtype: torch.dtype) -> _Library:
     return _Library(contraction_source(terms, dtype))
 
@@ -126,7 +126,9 @@ class _Convolution:
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: _Convolution, harmonics: Tensor, radial: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, work: _Convolution, harmonics: Tensor, radial: Tensor, *features: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.work = work
         ctx.save_for_backward(harmonics, radial, *features)
         results = work.empty_results()
@@ -134,7 +136,7 @@ class _Convolve(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         harmonics, radial, *features = ctx.saved_tensors
         contiguous = [c.contiguous() for c in cotangents]
         gradients = _ConvolveBackward.apply(ctx.work, len(features), harmonics, radial, *features, *contiguous)
@@ -159,7 +161,7 @@ class _ConvolveBackward(torch.autograd.Function):
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
-    def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
         if current_pass() is not Pass.PARAMETERS:
             raise RuntimeError("second derivatives by the geometry need the torch kernels; choose them for this model")
         harmonics, radial, *others = ctx.saved_tensors
@@ -208,7 +210,9 @@ def convolve_native(
 
 class _Contract(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.terms, ctx.place = terms, place
         ctx.save_for_backward(features, weights)
         n_atoms, _, n_channels = features.shape
@@ -217,7 +221,7 @@ class _Contract(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         contiguous = [c.contiguous() for c in cotangents]
         gradients = _ContractBackward.apply(ctx.terms, ctx.place, *ctx.saved_tensors, *contiguous)
         return (None, None, *gradients)
@@ -241,7 +245,7 @@ class _ContractBackward(torch.autograd.Function):
         return gradient, of_weights
 
     @staticmethod
-    def backward(ctx: Any, tangent: Tensor | None, of_weights: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, tangent: Tensor | None, of_weights: Tensor | None) -> tuple[Any, ...]:
         if of_weights is not None and bool(of_weights.any()):
             raise RuntimeError("second derivatives by the weights need the torch kernels; choose them for this model")
         features, weights, *cotangents = ctx.saved_tensors

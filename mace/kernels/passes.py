@@ -1,8 +1,8 @@
 """Which derivatives a backward pass is for, so that kernels leave out those that nobody will read.
 
 Training differentiates twice: the energy by the geometry, which gives forces, and the loss by the parameters. Autograd
-cannot tell a custom function that, in the first pass, nobody asks for gradients of weights, nor that in the second nobody
-asks for gradients of the harmonics; the caller says so here.
+cannot tell a custom function that, in the first pass, nobody asks for gradients of weights, nor that in the second
+nobody asks for gradients of the harmonics; the caller says so here.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _blocks(l_max: int, l_out: tuple[int, ...]) -> list[_Block]:
 
 
 def _table(l_max: int, block: _Block, order: int, rows: dict[tuple[int, ...], int]) -> np.ndarray | None:
-    """Return how the paths of an order fill a block, ``[paths, components * (2 l + 1) * factors]``; None if not at all."""
+    """Return how the paths of an order fill a block, ``[paths, components * (2 l + 1) * factors]``, or None."""
     basis = symmetric_basis(l_max, block.l_out, order)
     place = {component: i for i, component in enumerate(block.components)}
     table = np.zeros((basis.n_paths, len(block.components), 2 * block.l_out + 1, len(rows)))
@@ -98,6 +98,8 @@ class SymmetricContraction(nn.Module):
         l_out: Degrees of the result.
         correlation: Highest number of factors.
     """
+
+    single: Tensor
 
     def __init__(self, l_max: int, l_out: tuple[int, ...], correlation: int) -> None:
         super().__init__()

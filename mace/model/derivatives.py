@@ -40,9 +40,7 @@ def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
     return total.index_add(0, graph.structure_of_atom, values)
 
 
-def predict(
-    model: MACE, graph: Graph, forces: bool = True, stress: bool = False, training: bool = False
-) -> Prediction:
+def predict(model: MACE, graph: Graph, forces: bool = True, stress: bool = False, training: bool = False) -> Prediction:
     """Evaluate a model on a batch.
 
     Args:

@@ -69,6 +69,8 @@ class Interaction(nn.Module):
         layer: Which layer, from zero.
     """
 
+    coupling: Tensor
+
     def __init__(self, plan: ModelPlan, layer: int) -> None:
         super().__init__()
         self.kind = plan.interactions[layer]
@@ -143,7 +145,7 @@ class Interaction(nn.Module):
         return of_atom.index_select(0, graph.atoms_by_element) + 1.0
 
     def _mix(self, summed: Tensor, degree: int, divisor: Tensor | None, graph: Graph) -> Tensor:
-        """Mix the channels of all paths of one degree, ``[channels, 2 l + 1, atoms]``; reversed for compiled kernels."""
+        """Mix the channels of all paths of a degree, ``[channels, 2 l + 1, atoms]``; reversed for compiled kernels."""
         weight = self.linear[degree]
         count, n, _ = weight.shape
         scale = (count * n) ** -0.5 / (self.avg_num_neighbors if divisor is None else 1.0)

@@ -10,6 +10,8 @@ from functools import partial
 
 from mace.errors import UserError
 from mace.kernels.compiler import CompilationError
+from mace.kernels.convolution import convolution_paths
+from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.native import compile_contraction, compile_convolution
 from mace.model.mace import MACE
 
@@ -54,8 +56,8 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
         if wanted == "c":
             raise UserError(f"{source}=c is not possible: {error}; install gcc or 'mace-train[compiler]'.") from error
         _LOGGER.warning(
-            "The kernels run in torch, several times slower than compiled ones, because %s; a C compiler (gcc, clang, or "
-            "pip install 'mace-train[compiler]') makes them fast.",
+            "The kernels run in torch, several times slower than compiled ones, because %s; a C compiler (gcc, clang, "
+            "or pip install 'mace-train[compiler]') makes them fast.",
             error,
         )
         return "torch"
@@ -66,9 +68,11 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
 def _compile(model: MACE) -> None:
     """Compile all layers, several at a time; compilers are programs of their own."""
     plan, jobs = model.plan, list[Callable[[], None]]()
-    for interaction, product in zip(model.interactions, model.products, strict=True):
-        jobs.append(partial(compile_convolution, interaction.paths, interaction.l_in, plan.l_max, model.dtype))
-        jobs.append(partial(compile_contraction, product.terms, model.dtype))
+    for layer in range(plan.n_layers):
+        paths = convolution_paths(plan.l_in(layer), plan.l_max)
+        terms = ContractionTerms(plan.l_max, plan.l_out(layer), plan.correlation[layer])
+        jobs.append(partial(compile_convolution, paths, plan.l_in(layer), plan.l_max, model.dtype))
+        jobs.append(partial(compile_contraction, terms, model.dtype))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for future in [pool.submit(job) for job in jobs]:
             future.result()

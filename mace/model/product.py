@@ -45,7 +45,7 @@ class Product(nn.Module):
         """Compute the layer's output.
 
         Args:
-            atomic_basis: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``; reversed for compiled kernels.
+            atomic_basis: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``; reversed where compiled.
             residual: By degree, atoms in order of element, ``[atoms, 2 l + 1, channels]``; may lack degrees.
             graph: The graph.
 

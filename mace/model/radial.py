@@ -122,9 +122,7 @@ class RadialEmbedding(nn.Module):
 def sum_of_radii(radii: Tensor, graph: Graph) -> Tensor:
     """Add the radii of the two elements of every pair, ``[pairs]``."""
     element = graph.element
-    return (
-        radii[element.index_select(0, graph.pair_sender)] + radii[element.index_select(0, graph.pair_receiver)]
-    )
+    return radii[element.index_select(0, graph.pair_sender)] + radii[element.index_select(0, graph.pair_receiver)]
 
 
 class NuclearRepulsion(nn.Module):

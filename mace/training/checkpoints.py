@@ -1,8 +1,8 @@
 """Checkpoints: complete states and best weights, written atomically and read without running code.
 
 A run keeps two kinds of file in its folder. ``<tag>_last.pt`` is everything needed to go on: raw and averaged weights,
-optimizer, schedule, stage, epoch, patience and best loss. ``<tag>_epoch-<n>.pt`` (``_swa`` added in stage two) holds the
-weights with the lowest validation loss so far, as they were validated.
+optimizer, schedule, stage, epoch, patience and best loss. ``<tag>_epoch-<n>.pt`` (``_swa`` added in stage two) holds
+the weights with the lowest validation loss so far, as they were validated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
                 raise BadZipFile("it is cut off or no archive")
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
-        raise UserError(f"{path}: the checkpoint cannot be read; it is damaged or not one of ours ({error}).") from error
+        raise UserError(f"{path}: the checkpoint cannot be read; it is damaged or no checkpoint ({error}).") from error
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be opened ({error.strerror or error}).") from error
     if not isinstance(content, dict) or "format" not in content:
@@ -144,8 +144,9 @@ class CheckpointFolder:
 
 
 STRUCTURAL = (
-    "model", "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "distance_transform", "pair_repulsion", "l_max",
-    "n_channels", "hidden_l", "interactions", "correlation", "radial_mlp", "readout_channels", "gate", "atomic_numbers",
+    "model", "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "distance_transform", "pair_repulsion",
+    "l_max", "n_channels", "hidden_l", "interactions", "correlation", "radial_mlp", "readout_channels", "gate",
+    "atomic_numbers",
 )  # fmt: skip
 """Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps
 those it was started with, even if the data have changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -25,15 +26,15 @@ def choose_device(name: str, precision: str) -> torch.device:
     device = torch.device(name)
     if device.type == "mps" and precision == "float64":
         raise UserError("--device=mps has no double precision; add --default_dtype=float32.")
-    available = {
+    available: dict[str, Callable[[], bool]] = {
         "cpu": lambda: True,
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
         "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
-    }[device.type]
-    if not available():
+    }
+    if not available[device.type]():
         raise UserError(f"--device={name} is not available on this machine; use --device=cpu.")
-    count = {"cuda": torch.cuda.device_count}.get(device.type, lambda: 1)()
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
         raise UserError(f"--device={name}: this machine has {count} such device(s), numbered from 0.")
     return device

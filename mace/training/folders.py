@@ -57,5 +57,7 @@ def make_folders(settings: TrainingSettings) -> RunFolders:
             probe.unlink()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise UserError(f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir.") from error
+            raise UserError(
+                f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir."
+            ) from error
     return folders

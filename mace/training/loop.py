@@ -153,7 +153,8 @@ class Trainer:
         settings, device = self.settings, self.model.embedding.device
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(self._train_set))
         self._optimizer_mode("train")
-        lr = self.optimizer.param_groups[0]["lr"]
+        groups = self.optimizer.param_groups
+        lr = next((group["lr"] for group in groups if group["lr_factor"] == 1.0), groups[0]["lr"])
         pending: list[tuple[Tensor, float, int]] = []
         for number, batch in enumerate(self._train_set.batches(settings.batch_size, order)):
             start = time.perf_counter()

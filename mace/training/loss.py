@@ -1,9 +1,10 @@
 """What is minimized: sums of errors over labels, each divided by how many labels there are.
 
 The same definition serves training and validation. A term is a weighted sum over what is labelled and the number of
-entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be added
-before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum nor count
-grows; a label whose weight is zero counts with a zero. With every label present the numbers equal those of mace-torch.
+entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be
+added before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum
+nor count grows; a label whose weight is zero counts with a zero. With every label present the numbers equal those of
+mace-torch.
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
     """
     training = _read(settings, settings.train_file, "Training set", progress)
     require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
-    configurations = list(training.configurations)
-    if settings.keep_isolated_atoms:
-        configurations += training.isolated_atoms
+    configurations = training.configurations
     files = expand_paths(settings.train_file)
     if settings.valid_file is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
@@ -100,6 +98,9 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
     else:
         train, valid = configurations, _read(settings, settings.valid_file, "Validation set", progress).configurations
         files += expand_paths(settings.valid_file)
+    if settings.keep_isolated_atoms:
+        # after the split: an isolated atom among the validation structures says nothing about what is learned
+        train = [*train, *training.isolated_atoms]
     if not valid:
         raise UserError(f"{settings.valid_file}: there is no structure to validate with, isolated atoms only.")
     for loss in losses:
@@ -129,7 +130,9 @@ def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose
             "the structures, or choose other ones."
         )
     for name in missing:
-        _LOGGER.warning("No %s structure has a label '%s' with weight; that term of %s is zero there", purpose, name, loss)
+        _LOGGER.warning(
+            "No %s structure has a label '%s' with weight; that term of %s is zero there", purpose, name, loss
+        )
 
 
 def _keys(settings: TrainingSettings) -> LabelKeys:

@@ -53,7 +53,8 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     console = console or Console()
     losses = make_losses(settings)
     # words for the model that make no sense are refused before anything is read
-    hidden_features(settings), readout_channels(settings.MLP_irreps)
+    hidden_features(settings)
+    readout_channels(settings.MLP_irreps)
     device = choose_device(settings.device, settings.default_dtype)
     folders = make_folders(settings)
     setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
@@ -168,8 +169,8 @@ def _find_state(
     started_with = ModelPlan.model_validate_json(saved["plan"])
     if fields := differing_fields(started_with, plan) + _fixed_changes(saved, settings):
         raise UserError(
-            f"{checkpoints.last}: the run was started with another model ({'; '.join(fields)}); set these back to go on "
-            "with it, or choose another --name to start afresh."
+            f"{checkpoints.last}: the run was started with another model ({'; '.join(fields)}); set these back to go "
+            "on with it, or choose another --name to start afresh."
         )
     if started_with != plan:
         _LOGGER.warning(
@@ -223,7 +224,7 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
     """Log the model in words."""
     plan = model.plan
     _LOGGER.info("===========MODEL DETAILS===========")
-    hidden = " + ".join(f"{plan.n_channels}x{l}{'eo'[l % 2]}" for l in plan.hidden_l)
+    hidden = " + ".join(f"{plan.n_channels}x{degree}{'eo'[degree % 2]}" for degree in plan.hidden_l)
     _LOGGER.info("Message passing with %d channels and max_L=%d (%s)", plan.n_channels, plan.hidden_l[-1], hidden)
     _LOGGER.info(
         "%d layers, correlation orders %s (body orders %s), spherical harmonics up to: l=%d",
@@ -232,7 +233,9 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
         [order + 1 for order in plan.correlation],
         plan.l_max,
     )
-    _LOGGER.info("%d radial basis functions, cutoff polynomial of order %d", plan.num_radial_basis, plan.num_cutoff_basis)
+    _LOGGER.info(
+        "%d radial basis functions, cutoff polynomial of order %d", plan.num_radial_basis, plan.num_cutoff_basis
+    )
     _LOGGER.info(
         "Radial cutoff: %s A (total receptive field for each atom: %s A)", plan.r_max, plan.r_max * plan.n_layers
     )
@@ -347,7 +350,8 @@ def _finish(
 def _load_best(trainer: Trainer, folders: RunFolders, stage: str, epoch: int) -> None:
     """Give the model the weights with the lowest validation loss of a stage."""
     suffix = "_swa" if stage == "two" else ""
-    trainer.model.load_state_dict(load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")["weights"])
+    content = load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")
+    trainer.model.load_state_dict(content["weights"])
 
 
 def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:

@@ -259,7 +259,8 @@ def test_a_misspelt_flag(refused: Callable[..., str], data: Path) -> None:
 
 
 def run_program(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), *flags], cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(PROGRAM), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

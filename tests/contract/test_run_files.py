@@ -258,7 +258,7 @@ def test_plots_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     data = write_water(tmp_path / "train.xyz")
     drawn: list[int] = []
-    monkeypatch.setattr(module, "_plot_curves", lambda settings, folders, trainer: drawn.append(trainer.progression.epoch))
+    monkeypatch.setattr(module, "_plot_curves", lambda *args: drawn.append(args[-1].progression.epoch))
     monkeypatch.setattr(final_report, "_plot", lambda *args: None)
     train(tmp_path, data, "--max_num_epochs=5", "--plot=True", "--plot_frequency=2")
     assert drawn == [3, 5, 5]  # after epochs 2 and 4, and at the end

@@ -1,7 +1,5 @@
 """Are the compiled kernels the torch ones, in value, first and second derivative?"""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 from collections.abc import Callable

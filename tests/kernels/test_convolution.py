@@ -1,7 +1,5 @@
 """Is the convolution the sum over edges that its equation says, with its derivatives?"""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 import numpy as np

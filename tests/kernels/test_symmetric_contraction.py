@@ -1,7 +1,5 @@
 """Is the symmetric contraction the polynomial, and is that polynomial the coupled product of copies?"""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 from itertools import product

@@ -26,7 +26,6 @@ def water(tmp_path: Path) -> Path:
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the validation losses after the initial one by given numbers."""
-
     measure = loop.evaluate
 
     def replace(*losses: float) -> None:
@@ -109,6 +108,12 @@ def test_stage_two_changes_weights_and_rate(tmp_path: Path, water: Path) -> None
     rates = {record["epoch"]: record["lr"] for record in run.records if record["mode"] == "opt"}
     assert rates == {0: 0.01, 1: 0.01, 2: 0.002}
     assert run.said(r"Stage Two: weighted\(energy_weight=1000.000, forces_weight=100.000\), learning rate 0.002")
+
+
+def test_the_recorded_rate_is_that_of_the_parts_without_a_factor(tmp_path: Path, water: Path) -> None:
+    factors = "--lr_params_factors={'embedding_lr_factor': 0.0}"
+    run = train(tmp_path, water, "--max_num_epochs=1", "--lr=0.01", factors)
+    assert {record["lr"] for record in run.records if record["mode"] == "opt"} == {0.01}
 
 
 def test_the_validated_weights_of_the_best_epoch_become_the_model(

@@ -166,6 +166,16 @@ def test_structures_without_weight_do_not_teach(tmp_path: Path) -> None:
     assert other.records[1]["loss"] == pytest.approx(0.8 * one.records[1]["loss"], rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_isolated_atoms_are_trained_on_but_never_validated_on(tmp_path: Path, seed: int) -> None:
+    data = write_water(tmp_path / "train.xyz", count=4)
+    flags = ("--keep_isolated_atoms=True", "--valid_fraction=0.25", "--batch_size=1", f"--seed={seed}")
+    run = train(tmp_path, data, *flags, "--max_num_epochs=1")
+    assert run.said("Total number of configurations: train=5, valid=1")  # three molecules and two atoms
+    assert sum(record["mode"] == "opt" for record in run.records) == 5
+    assert losses(run)[0] > 1.0  # an isolated atom has a loss of exactly zero
+
+
 def test_the_same_seed_gives_the_same_model_bit_for_bit(tmp_path: Path, data: Path) -> None:
     flags = ("--max_num_epochs=4", "--ema", "--swa")
     runs = [train(tmp_path / name, data, *flags) for name in ("a", "b")]

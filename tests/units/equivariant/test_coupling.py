@@ -1,7 +1,5 @@
 """Coupling coefficients: orthogonal, and invariant under the rotations that the harmonics define."""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 from functools import cache

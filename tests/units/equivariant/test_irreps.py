@@ -1,7 +1,5 @@
 """The notation of irreps and their products."""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 import pytest

@@ -1,7 +1,5 @@
 """Spherical harmonics by the theorems that define them."""
 
-# ruff: noqa: E741 - l is the field's symbol
-
 from __future__ import annotations
 
 import numpy as np
