@@ -16,6 +16,9 @@ TORCH ?= torch==2.13.0
 DEMO ?=
 TESTS ?=
 
+# The inner loops are compiled on first use. Where there is no C compiler, one is installed as a Python package.
+COMPILER := $(if $(shell command -v cc || command -v gcc || command -v clang),,[compiler])
+
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -49,7 +52,7 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.$(COMPILER)'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.package

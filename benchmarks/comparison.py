@@ -55,6 +55,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--r-max", type=float, default=5.0, help="cutoff in Angstrom")
     parser.add_argument("--batch-size", type=_positive, default=10, help="molecules in a batch")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision")
+    parser.add_argument("--kernels", choices=["auto", "torch", "c"], default="auto", help="our kernels")
     parser.add_argument("--threads", type=_positive, default=2, help="threads of each side")
     parser.add_argument("--repeats", type=_positive, default=5, help="turns of each side")
     parser.add_argument("--steps", type=_positive, default=5, help="steps in a turn")
@@ -104,6 +105,7 @@ def shared_settings(options: argparse.Namespace) -> Settings:
         "data": str(options.data.resolve()),
         "batch_size": options.batch_size,
         "dtype": options.dtype,
+        "kernels": options.kernels,
         "threads": options.threads,
     }
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from molecules import read_box, read_molecules
-from torch import Tensor
 from workers import Settings, Task, describe_calculator, serve
 
 import mace
@@ -18,9 +17,14 @@ from mace.elements import ElementTable
 from mace.equivariant.irreps import parse_irreps
 from mace.graphs.batching import Batch, GraphDataset, build_graph
 from mace.model.derivatives import Prediction, predict
+from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
+from mace.training.loss import make_loss
+from mace.training.optimization import MovingAverage, make_optimizer
+from mace.training.step import train_step
 
 
 def prepare(settings: Settings) -> Task:
@@ -28,9 +32,10 @@ def prepare(settings: Settings) -> Task:
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(getattr(torch, settings["dtype"]))
     model = _build_model(settings)
+    kernels = choose_kernels(model, settings["kernels"])
     task = {"training": _training, "batch": _evaluation, "box": _box}[settings["task"]](settings, model)
     task.facts.update(
-        package=f"mace-train {mace.__version__}",
+        package=f"mace-train {mace.__version__} ({kernels} kernels)",
         torch=torch.__version__,
         threads=torch.get_num_threads(),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -97,38 +102,27 @@ def _write_results(settings: Settings, prediction: Prediction) -> None:
     np.savez(settings["results"], energies=energies, forces=forces)
 
 
-def _loss(prediction: Prediction, batch: Batch, weights: dict[str, float]) -> Tensor:
-    assert prediction.forces is not None
-    energy, forces = batch.targets.values["energy"], batch.targets.values["forces"]
-    per_atom = (prediction.energy - energy) / batch.targets.atoms_per_structure
-    components = prediction.forces - forces.to(prediction.forces.dtype)
-    return weights["energy"] * per_atom.square().mean() + weights["forces"] * components.square().mean()
-
-
 def _training(settings: Settings, model: MACE) -> Task:
     """One step of training, the collation included."""
     batches, facts = _batched(settings, model)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(
-        parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], amsgrad=True, foreach=True
+    wanted = TrainingSettings(
+        name="benchmark",
+        train_file=["unused"],
+        lr=settings["lr"],
+        weight_decay=settings["weight_decay"],
+        amsgrad=True,
     )
-    averages = [parameter.detach().clone() for parameter in parameters]
+    optimizer = make_optimizer(model, wanted)
+    loss, average = (
+        make_loss("weighted", settings["loss_weights"]),
+        MovingAverage(model.parameters(), settings["ema_decay"]),
+    )
 
     def step() -> None:
-        batch = next(batches)
-        loss = _loss(predict(model, batch.graph, training=True), batch, settings["loss_weights"])
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, settings["clip_grad"], foreach=True)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                averages, [parameter.detach() for parameter in parameters], 1.0 - settings["ema_decay"]
-            )
-        loss.item()
+        value, _ = train_step(model, next(batches), loss, optimizer, settings["clip_grad"], average)
+        value.item()
 
-    return Task(step, facts | {"what": "predict, Adam and average of this script"})
+    return Task(step, facts | {"what": "train_step and GraphDataset.batch"})
 
 
 def _evaluation(settings: Settings, model: MACE) -> Task:
