@@ -134,9 +134,7 @@ class Run:
 
 def settings_of(folder: Path, train_file: Path | str, *flags: str) -> TrainingSettings:
     """Read settings of a tiny run in a folder; later flags win."""
-    return parse_training_settings(
-        [*TINY_MODEL, *QUICK, f"--work_dir={folder}", f"--train_file={train_file}", *flags]
-    )
+    return parse_training_settings([*TINY_MODEL, *QUICK, f"--work_dir={folder}", f"--train_file={train_file}", *flags])
 
 
 def train(folder: Path, train_file: Path | str, *flags: str) -> Run:

@@ -22,6 +22,7 @@ from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
 from mace.graphs.graph import Graph
+from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import Prediction, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -68,6 +69,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
         charges_key: Not used by the models of this release; refused unless left at its default.
         model_type: Only ``MACE``.
+        skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
+            while atoms move less than half of it; results do not depend on it.
         **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
             calculators; and the other arguments of mace-torch's calculator, at their defaults only.
 
@@ -88,6 +91,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         default_dtype: str = "",
         charges_key: str = "Qs",
         model_type: str = "MACE",
+        skin: float = DEFAULT_SKIN,
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
@@ -108,6 +112,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         for model in self.models:
             model.requires_grad_(False)
             choose_kernels(model)
+        self.skin = _skin(skin)
+        self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
         if self.num_models > 1:
             self.implemented_properties = [*type(self).implemented_properties, *_COMMITTEE]
@@ -201,7 +207,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             if key not in made:
                 elements, r_max = key
                 _check_elements(configuration, elements)
-                made[key] = build_graph(configuration, ElementTable(elements), r_max).to(self.device)
+                search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
+                made[key] = build_graph(configuration, ElementTable(elements), r_max, search).to(self.device)
         return [made[key] for key in keys]
 
     def _collect(self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool) -> dict[str, Any]:
@@ -261,6 +268,12 @@ def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None) -> list
 def _positive(value: float, name: str) -> float:
     if not (math.isfinite(value) and value > 0.0):
         raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")
+    return float(value)
+
+
+def _skin(value: float) -> float:
+    if not (math.isfinite(value) and value >= 0.0):
+        raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
     return float(value)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.graph import Graph
+from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import Neighbors, configuration_neighbors
 from mace.structures.configuration import WEIGHTED_PROPERTIES, Configuration
 
@@ -40,20 +40,14 @@ class Targets:
     property_weights: dict[str, Tensor]
     atoms_per_structure: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        """Return the targets on a device, in float32 where it has no float64."""
-
-        def moved(value: Tensor) -> Tensor:
-            if torch.device(device).type == "mps" and value.dtype == torch.float64:
-                value = value.to(torch.float32)
-            return value.to(device, non_blocking=non_blocking)
-
+    def to(self, device: torch.device | str, pinned: bool = False) -> Targets:
+        """Return the targets on a device; see `mace.graphs.graph.carry`."""
         return Targets(
-            {key: moved(value) for key, value in self.values.items()},
-            {key: moved(value) for key, value in self.labelled.items()},
-            moved(self.weight),
-            {key: moved(value) for key, value in self.property_weights.items()},
-            moved(self.atoms_per_structure),
+            {key: carry(value, device, pinned) for key, value in self.values.items()},
+            {key: carry(value, device, pinned) for key, value in self.labelled.items()},
+            carry(self.weight, device, pinned),
+            {key: carry(value, device, pinned) for key, value in self.property_weights.items()},
+            carry(self.atoms_per_structure, device, pinned),
         )
 
 
@@ -71,11 +65,11 @@ class Batch:
     targets: Targets
     structures: np.ndarray
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device."""
+    def to(self, device: torch.device | str, pinned: bool = False) -> Batch:
+        """Return the batch on a device; see `mace.graphs.graph.carry`."""
         if torch.device(device).type == "cpu":
             return self
-        return replace(self, graph=self.graph.to(device, non_blocking), targets=self.targets.to(device, non_blocking))
+        return replace(self, graph=self.graph.to(device, pinned), targets=self.targets.to(device, pinned))
 
 
 def _slices(pointer: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,6 +91,7 @@ class GraphDataset:
         elements: The model's table of elements.
         r_max: Cutoff in Angstrom.
         progress: Wraps the iteration over structures, for a progress bar.
+        search: Finds the neighbors of a structure within the cutoff.
 
     Raises:
         UserError: If a structure has an element that the table lacks, or a stress without a volume.
@@ -108,6 +103,7 @@ class GraphDataset:
         elements: ElementTable,
         r_max: float,
         progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
+        search: Callable[[Configuration, float], Neighbors] = configuration_neighbors,
     ) -> None:
         self.configurations = list(configurations)
         self.r_max = r_max
@@ -116,7 +112,7 @@ class GraphDataset:
         self._cell = np.stack([c.cell for c in configurations])
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
-        neighbors = [configuration_neighbors(c, r_max) for c in progress(self.configurations)]
+        neighbors = [search(c, r_max) for c in progress(self.configurations)]
         self._atom_pointer = _pointer([c.n_atoms for c in configurations])
         self._pair_pointer = _pointer([len(n.pair_sender) for n in neighbors])
         self._neighbors = _concatenate(neighbors)
@@ -258,6 +254,11 @@ def _concatenate(neighbors: Sequence[Neighbors]) -> Neighbors:
     return Neighbors(**{name: np.concatenate([getattr(n, name) for n in neighbors]) for name in names})
 
 
-def build_graph(configuration: Configuration, elements: ElementTable, r_max: float) -> Graph:
-    """Build the graph of a single structure."""
-    return GraphDataset([configuration], elements, r_max).batch([0]).graph
+def build_graph(
+    configuration: Configuration,
+    elements: ElementTable,
+    r_max: float,
+    search: Callable[[Configuration, float], Neighbors] = configuration_neighbors,
+) -> Graph:
+    """Build the graph of a single structure; see `GraphDataset`."""
+    return GraphDataset([configuration], elements, r_max, search=search).batch([0]).graph

@@ -76,16 +76,33 @@ class Graph:
         """Count the atoms of each structure, ``[structures]``."""
         return torch.bincount(self.structure_of_atom, minlength=self.n_structures)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
-        """Return the graph with every tensor on a device; float64 becomes float32 where a device has no float64."""
+    def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
+        """Return the graph with every tensor on a device; see `carry`."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                if torch.device(device).type == "mps" and value.dtype == torch.float64:
-                    value = value.to(torch.float32)
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
+                moved[field.name] = carry(value, device, pinned)
         return replace(self, **moved)
+
+
+def carry(value: Tensor, device: torch.device | str, pinned: bool = False) -> Tensor:
+    """Copy a tensor to a device.
+
+    Args:
+        value: The tensor.
+        device: Where to. On mps, which has no float64, that becomes float32.
+        pinned: Copy to a CUDA device through page-locked memory, so that the program need not wait for it.
+
+    Returns:
+        The tensor there.
+    """
+    kind = torch.device(device).type
+    if kind == "mps" and value.dtype == torch.float64:
+        value = value.to(torch.float32)
+    if pinned and kind == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:

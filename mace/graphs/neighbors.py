@@ -51,15 +51,45 @@ def find_neighbors(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, boo
     Returns:
         Pairs and directed edges.
     """
-    sender, receiver, shift = _half_list(positions, cell, pbc, r_max)
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], sender, receiver))
-    return _arrange(sender[order], receiver[order], shift[order], len(positions))
+    # a hair beyond, so that only the comparison in `select_near` decides
+    return select_near(*find_pairs(positions, cell, pbc, r_max * (1.0 + 1e-9)), positions, cell, r_max)
 
 
-def _half_list(
+def select_near(
+    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float
+) -> Neighbors:
+    """Keep the pairs closer than the cutoff.
+
+    Args:
+        sender: ``[pairs]``.
+        receiver: ``[pairs]``.
+        shift: Lattice translations of the receiver's image, ``[pairs, 3]``.
+        positions: Angstrom, ``[atoms, 3]``.
+        cell: Rows are lattice vectors in Angstrom, ``[3, 3]``.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        Pairs, in the order given, and directed edges.
+    """
+    vectors = positions[receiver] - positions[sender] + shift @ cell
+    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
+    return _arrange(sender[near], receiver[near], shift[near], len(positions))
+
+
+def find_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return sender, receiver and lattice translation of each undirected pair."""
+    """Search every undirected pair, each in one agreed direction and all in one agreed order.
+
+    Args:
+        positions: Angstrom, ``[atoms, 3]``.
+        cell: Rows are lattice vectors in Angstrom, ``[3, 3]``.
+        pbc: Which directions repeat.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        Sender, receiver and lattice translation of the receiver's image, ``[pairs]``, ``[pairs]``, ``[pairs, 3]``.
+    """
     calculator = vesin.NeighborList(cutoff=r_max, full_list=False)
     periodic = any(pbc)
     box = _closed_cell(positions, cell, pbc, r_max) if periodic else np.eye(3)
@@ -68,7 +98,12 @@ def _half_list(
     i, j, s = calculator.compute(points=home, box=box, periodic=periodic, quantities="ijS")
     sender, receiver = i.astype(np.int64), j.astype(np.int64)
     shift = s.astype(np.int64) + translation[sender] - translation[receiver]
-    return sender, receiver, shift
+    first_nonzero = np.sign(shift[np.arange(len(shift)), np.argmax(shift != 0, axis=1)])
+    turned = (sender > receiver) | ((sender == receiver) & (first_nonzero < 0))
+    sender, receiver = np.where(turned, receiver, sender), np.where(turned, sender, receiver)
+    shift = np.where(turned[:, None], -shift, shift)
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], sender, receiver))
+    return sender[order], receiver[order], shift[order]
 
 
 def _wrap(positions: np.ndarray, box: np.ndarray, pbc: tuple[bool, bool, bool]) -> tuple[np.ndarray, np.ndarray]:

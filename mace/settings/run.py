@@ -93,7 +93,10 @@ class CheckpointSettings(Settings):
         False, "keep a checkpoint of every evaluated epoch", group="Checkpoints", kind="switch"
     )
     save_cpu: bool = setting(
-        False, "save the final model with its tensors on the CPU", group="Checkpoints", kind="switch"
+        False,
+        "accepted for compatibility: model files always hold tensors that any device can load",
+        group="Checkpoints",
+        kind="switch",
     )
 
 

@@ -25,7 +25,7 @@ LOWEST_ATOMIZATION = -1.0
 
 _WAYS_OUT = (
     "add a frame of each as an isolated atom (config_type=IsolatedAtom) to the training file, or give --E0s as "
-    "'{\"H\": -13.6, ...}', as a JSON file, or as 'average'"
+    "'{1: -13.6, ...}' by atomic number, as a JSON file, or as 'average'"
 )
 
 
@@ -187,7 +187,7 @@ def _parse(E0s: str | Mapping[Any, float]) -> tuple[dict[int, float], str]:
             return _check_mapping(mapping, "--E0s"), "command line"
     raise UserError(
         f"--E0s is {E0s!r}, which is neither 'average', nor a JSON file, "
-        "nor a mapping such as '{\"H\": -13.6, 8: -432.1}'."
+        "nor a mapping such as '{1: -13.6, 8: -432.1}'."
     )
 
 

@@ -60,9 +60,7 @@ def describe_plan(
     return table
 
 
-def _measure(
-    model: MACE, preparation: Preparation, loss: Loss, settings: TrainingSettings
-) -> tuple[float, float]:
+def _measure(model: MACE, preparation: Preparation, loss: Loss, settings: TrainingSettings) -> tuple[float, float]:
     """Return seconds per directed edge and the memory in use at the peak, in megabytes."""
     device = model.embedding.device
     batch = preparation.train.batch(range(min(settings.batch_size, len(preparation.train)))).to(device)

@@ -102,9 +102,7 @@ def _plot(
     energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=True))
     joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for name, result in results.items():
-        group = joined.setdefault(
-            {"train_Default": "train", "valid_Default": "valid"}.get(name, "test"), {}
-        )
+        group = joined.setdefault({"train_Default": "train", "valid_Default": "valid"}.get(name, "test"), {})
         for quantity, pair in result.pairs.items():
             if quantity == "energy":
                 pair = _without_references(pair, sets[name].configurations, energies)
@@ -122,9 +120,7 @@ def _without_references(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Subtract the mean reference energy per atom of every labelled structure with weight."""
     labelled = [
-        c
-        for c in configurations
-        if c.energy is not None and c.weight * c.property_weights.get("energy", 1.0) > 0.0
+        c for c in configurations if c.energy is not None and c.weight * c.property_weights.get("energy", 1.0) > 0.0
     ]
     offset = np.array([np.mean([energies[z] for z in c.atomic_numbers.tolist()]) for c in labelled])
     return pair[0] - offset, pair[1] - offset

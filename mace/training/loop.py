@@ -158,7 +158,7 @@ class Trainer:
         pending: list[tuple[Tensor, float, int]] = []
         for number, batch in enumerate(self._train_set.batches(settings.batch_size, order)):
             start = time.perf_counter()
-            moved = batch.to(device, non_blocking=settings.pin_memory)
+            moved = batch.to(device, pinned=settings.pin_memory)
             loss, _ = train_step(self.model, moved, self.loss, self.optimizer, settings.clip_grad, self.average)
             self._progress.step(epoch, number, loss, batch.graph.n_atoms)
             pending.append((loss, time.perf_counter() - start, epoch))

@@ -25,9 +25,7 @@ def _group_of(name: str) -> str:
     return "products" if name.startswith("products.") else "readouts"
 
 
-def parameter_groups(
-    model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
     """Sort the parameters into the groups of the original, each with its learning rate and weight decay.
 
     Args:

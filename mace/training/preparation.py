@@ -146,9 +146,7 @@ def _keys(settings: TrainingSettings) -> LabelKeys:
     )
 
 
-def _read(
-    settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress
-) -> ReadResult:
+def _read(settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress) -> ReadResult:
     """Read files and log what was found in them."""
     result = read_configurations(files, _keys(settings), settings.config_type_weights)
     for line in result.report.lines():

@@ -140,9 +140,7 @@ def _run(
     if saved is None:
         _set_earlier_run_aside(checkpoints, results)
     with RecordWriter(results) as records:
-        trainer = Trainer(
-            model, losses, settings, preparation.train, preparation.valid, checkpoints, records, progress
-        )
+        trainer = Trainer(model, losses, settings, preparation.train, preparation.valid, checkpoints, records, progress)
         if saved is not None:
             _resume(trainer, saved, settings, checkpoints.last)
         _tell_optimizer(trainer, settings, losses)
@@ -311,6 +309,8 @@ def _finish(
 ) -> None:
     """Write the models of all stages first; then measure them and draw."""
     _LOGGER.info("===========RESULTS===========")
+    if settings.save_cpu:
+        _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
     best = sorted(trainer.progression.best_epochs.items())
     if not best:
         raise UserError(

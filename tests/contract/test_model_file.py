@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mace
-from mace.model import model_file
-from mace.model.model_file import METADATA_KEY, ModelMetadata, load_model, save_model
 from mace.errors import UserError
+from mace.model import model_file
 from mace.model.mace import MACE
+from mace.model.model_file import METADATA_KEY, ModelMetadata, load_model, save_model
 from mace.model.plan import InteractionPlan, ModelPlan
 
 

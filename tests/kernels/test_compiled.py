@@ -140,10 +140,10 @@ def test_contraction(l_max: int, l_out: tuple[int, ...], correlation: int, chann
     plain = SymmetricContraction(l_max, l_out, correlation).to(dtype)
     tables = {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
     present, counts = (0, 2), (3, 1)  # element 1 of three is absent
-    keys = [(l, order) for l in l_out for order in range(1, correlation + 1) if symmetric_basis(l_max, l, order).n_paths]
-    weights = {
-        key: draw(generator, 3, symmetric_basis(l_max, *key).n_paths, channels, dtype=dtype) for key in keys
-    }
+    keys = [
+        (l, order) for l in l_out for order in range(1, correlation + 1) if symmetric_basis(l_max, l, order).n_paths
+    ]
+    weights = {key: draw(generator, 3, symmetric_basis(l_max, *key).n_paths, channels, dtype=dtype) for key in keys}
     features = draw(generator, sum(counts), (l_max + 1) ** 2, channels, dtype=dtype)
     place = torch.tensor([0, 0, 0, 1])
 

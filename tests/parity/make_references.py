@@ -4,8 +4,8 @@
     oracle/bin/python tests/parity/make_references.py tests/parity/references
 
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
-from them in float64: energies, forces, stress, the loss with its parameter gradients, and parameters and moving averages
-after three steps of Adam with amsgrad.
+from them in float64: energies, forces, stress, the loss with its parameter gradients, and parameters and moving
+averages after three steps of Adam with amsgrad.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def structures() -> list[Atoms]:
     methanol.rattle(0.08, rng=rng)
     silicon = bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
     silicon.numbers[1] = 6
-    silicon.set_cell(silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True)
+    silicon.set_cell(
+        silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True
+    )
     silicon.rattle(0.06, rng=rng)
     slab = fcc111("Al", (2, 1, 2), vacuum=6.0, orthogonal=False)
     slab.append("H")
@@ -74,7 +76,8 @@ CASES = [
     case("tensor_l2_c3_t2", "0e+1o+2e", 2, 3, 2, model="ScaleShiftMACE", first=RESIDUAL),
     case("tensor_l2_c1_t3", "0e+1o+2e", 2, 1, 3),
     case("density_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=DENSITY, other=DENSITY_RESIDUAL),
-    case("repulsion_l3_c2_t2", "0e+1o", 3, 2, 2, model="ScaleShiftMACE", first=RESIDUAL, transform="Agnesi", repulsion=True),
+    case("repulsion_l3_c2_t2", "0e+1o", 3, 2, 2, model="ScaleShiftMACE", first=RESIDUAL,
+         transform="Agnesi", repulsion=True),
     case("soft_l1_c2_t2", "0e+1o", 1, 2, 2, radial="gaussian", transform="Soft", gate="tanh"),
     case("chebyshev_l1_c1_t2", "0e+1o", 1, 1, 2, radial="chebyshev", gate="None"),
     case("vector_l1_c4_t2", "0e+1o", 1, 4, 2, gate="abs"),

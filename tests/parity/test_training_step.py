@@ -23,7 +23,7 @@ TOLERANCE = 1e-8
 
 Loader = Callable[[str], Any]
 
-# torch has no derivative of the Chebyshev polynomials the original calls, so its forces there are not those of its energy
+# torch has no derivative of the Chebyshev polynomials the original calls: its forces there are not those of its energy
 NAMES = sorted(
     path.stem
     for path in (Path(__file__).parent / "references").glob("*.npz")

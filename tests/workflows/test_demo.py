@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,13 +11,19 @@ from pathlib import Path
 
 from ase.io import read
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "methanol"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "examples" / "methanol"
 
 
 def test_the_demo_trains_compares_and_runs_dynamics(tmp_path: Path) -> None:
     arguments = ["--epochs", "2", "--steps", "20", "--work_dir", str(tmp_path)]
     finished = subprocess.run(
-        [sys.executable, DEMO / "demo.py", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, DEMO / "demo.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # the checkout, installed or not
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     output = finished.stdout

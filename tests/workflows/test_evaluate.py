@@ -20,9 +20,9 @@ from ase.constraints import FixAtoms
 
 from mace.calculators import MACECalculator
 from mace.cli import command, eval_configs
-from mace.model.model_file import save_model
 from mace.errors import UserError
 from mace.model.mace import MACE
+from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
 
 REPOSITORY = Path(__file__).resolve().parents[2]

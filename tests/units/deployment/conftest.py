@@ -11,8 +11,8 @@ import pytest
 import torch
 from ase import Atoms
 
-from mace.model.model_file import ModelMetadata, save_model
 from mace.model.mace import MACE
+from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import InteractionPlan, ModelPlan
 
 

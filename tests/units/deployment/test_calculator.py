@@ -20,12 +20,12 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 import mace.calculators
 from mace.calculators import MACECalculator
-from mace.model.model_file import save_model
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
+from mace.model.model_file import save_model
 from mace.structures.configuration import Configuration
 
 
