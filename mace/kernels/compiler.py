@@ -6,20 +6,31 @@ torch's own OpenMP runtime, reached through its entry point, so that there is on
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import importlib.util
 import logging
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: processes then compile the same source each for itself
+    fcntl = None  # type: ignore[assignment]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -27,10 +38,20 @@ CACHE_VARIABLE = "MACE_KERNEL_CACHE"
 """Environment variable naming another folder for compiled kernels."""
 
 TARGET_VARIABLE = "MACE_KERNEL_TARGET"
-"""Environment variable with the compiler's ``-march``; ``native`` if unset."""
+"""Environment variable with the compiler's ``-march``; ``native`` if unset, the compiler's own choice if empty."""
 
+LOCK_SECONDS = 600.0
+"""How long a process waits for another one that compiles the same source."""
+
+COMPILER_SECONDS = 600.0
+"""How long a compiler may take for one source."""
+
+# GCC 12.2 at -O3 packs straight-line code (-ftree-slp-vectorize) in a way that puts lanes of the convolution's backward
+# pass in wrong places. Results are right at -O1, at -O2, and at -O3 -fno-tree-slp-vectorize. Explicit vectors are all
+# that these sources need, so the compiler's own vectorization is off.
 _FLAGS = (
     "-O2",
+    "-g0",
     "-fno-tree-vectorize",
     "-std=gnu11",
     "-fPIC",
@@ -41,23 +62,262 @@ _FLAGS = (
     "-w",
 )
 
+_PROBE = """\
+#include <stdint.h>
+#include <string.h>
+typedef float V __attribute__((vector_size(64), aligned(4)));
+void probe(V *a, const V *b) { V c; memset(&c, 0, sizeof c); *a += *b * *b + c; }
+"""
+"""What all sources rely on; a compiler that cannot make a library of it is of no use."""
+
 
 class CompilationError(RuntimeError):
-    """No compiler, or it failed."""
+    """Kernels cannot be compiled here."""
+
+
+class NoCompilerError(CompilationError):
+    """There is no C compiler that works; installing one is the way out."""
+
+
+@dataclass(frozen=True)
+class _Toolchain:
+    """A compiler that was tried.
+
+    Attributes:
+        command: How it is called.
+        flags: Options for the sources.
+        problem: Why it cannot be used, or an empty text.
+    """
+
+    command: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    problem: str = ""
+
+
+_SETUP = threading.RLock()
+"""Held while the compiler and the folder are chosen: several threads may compile, but one of them finds out how."""
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning, each only once in a process."""
+    _LOGGER.warning("%s", text)
+
+
+def find_compiler() -> tuple[str, ...] | None:
+    """Return the command of the first C compiler that works: ``$CC``, cc, gcc, clang, the wheel ziglang; or None."""
+    return next((command for command in _candidates() if not _toolchain(command).problem), None)
+
+
+def _candidates() -> list[tuple[str, ...]]:
+    """List the commands of compilers that exist, the preferred first; whether they work is another question."""
+    commands = []
+    named = os.environ.get("CC", "").strip()
+    if named:
+        try:
+            words = shlex.split(named)
+        except ValueError:  # an unfinished quotation
+            words = [named]
+        path = shutil.which(words[0])
+        if path is None:
+            _warn(f"The C compiler that CC names, {named}, is not there; another one is looked for")
+        else:
+            commands.append((path, *words[1:]))
+    for name in ("cc", "gcc", "clang"):
+        path = shutil.which(name)
+        if path is not None and (path,) not in commands:
+            commands.append((path,))
+    if importlib.util.find_spec("ziglang") is not None:
+        commands.append((sys.executable, "-m", "ziglang", "cc"))
+    return commands
+
+
+def _toolchain(command: tuple[str, ...]) -> _Toolchain:
+    """Find out once in a process how, and whether, a compiler can be used."""
+    with _SETUP:
+        return _examined(command, os.environ.get(TARGET_VARIABLE, "native").strip())
+
+
+@cache
+def _examined(command: tuple[str, ...], target: str) -> _Toolchain:
+    problem = ""
+    for chosen in _target_choices(target):
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            try:
+                ctypes.CDLL(str(_run_compiler(command, (*_FLAGS, *chosen), _PROBE, Path(folder))))
+            except CompilationError as error:
+                # what is wrong without a flag is wrong with it too, so the plainest attempt explains most
+                problem = str(error)
+            except OSError as error:
+                problem = f"what {shlex.join(command)} makes cannot be loaded ({error}; does it lie where nothing may "
+                problem += f"be executed? {CACHE_VARIABLE} names another folder)"
+            else:
+                if target == "native" and not chosen:
+                    _warn(f"{shlex.join(command)} has no flag for this CPU; kernels are slower than they could be")
+                return _Toolchain(command, (*_FLAGS, *chosen))
+    if target not in ("", "native"):
+        problem += f" (with {TARGET_VARIABLE}={target})"
+    return _Toolchain(command, problem=problem)
+
+
+def _target_choices(target: str) -> Iterator[tuple[str, ...]]:
+    """Yield flags for a CPU from the best to the plainest; compilers spell them in different ways."""
+    if target:
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        for spelling in dict.fromkeys((target, target.replace("-", "_"))):  # zig has underscores
+            if x86:
+                # on some CPUs compilers would use half of the registers' width
+                yield f"-march={spelling}", "-mprefer-vector-width=512"
+            yield (f"-march={spelling}",)
+        if not x86:  # where it means something else
+            yield (f"-mcpu={target}",)
+    if target in ("", "native"):
+        yield ()
+
+
+def _run_compiler(command: tuple[str, ...], flags: Sequence[str], source: str, folder: Path) -> Path:
+    """Compile a source into a library inside a folder.
+
+    Raises:
+        CompilationError: If that fails.
+    """
+    file, result = folder / "kernel.c", folder / "kernel.so"
+    # zig keeps what it needs for all sources, by default at home, where it may not be allowed to write
+    zig = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder)}
+    try:
+        file.write_text(source, encoding="utf-8")
+        done = subprocess.run(
+            [*command, *flags, str(file), "-o", str(result)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=zig | dict(os.environ),
+            timeout=COMPILER_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompilationError(f"{shlex.join(command)} did not finish in {COMPILER_SECONDS:g} s") from error
+    except OSError as error:
+        raise CompilationError(f"{shlex.join(command)} cannot be run in {folder} ({error.strerror})") from error
+    if done.returncode != 0 or not result.is_file():
+        said = " / ".join(done.stderr.split("\n")[-8:]).strip(" /")[-500:]
+        raise CompilationError(f"{shlex.join(command)} ends with status {done.returncode}: {said or 'no message'}")
+    return result
+
+
+def cache_folder() -> Path:
+    """Return a folder for compiled kernels that only this user can write to.
+
+    A folder others can write to is not trusted, for whoever puts a library there has it run. Where there is no such
+    folder at home, as with a read-only home, a private temporary one serves this process alone.
+    """
+    with _SETUP:
+        return _usable_folder(os.environ.get(CACHE_VARIABLE, ""), os.environ.get("XDG_CACHE_HOME", ""))
+
+
+@cache
+def _usable_folder(named: str, caches: str) -> Path:
+    folder: Path | None = None
+    try:
+        home = Path(caches) if caches else Path.home() / ".cache"
+        folder = (Path(named).expanduser() if named else home / "mace" / "kernels").absolute()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_private(folder.stat()):
+            reason = "others can write to it"
+        else:
+            with tempfile.TemporaryFile(dir=folder):  # permissions do not tell of read-only or full file systems
+                return folder
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except RuntimeError as error:  # no home directory is known
+        reason = str(error)
+    temporary = Path(tempfile.mkdtemp(prefix="mace-kernels-"))
+    atexit.register(_remove, temporary, os.getpid())
+    _warn(
+        f"Compiled kernels cannot be kept in {folder or 'the home directory'} ({reason}), so every process compiles "
+        f"them again; {CACHE_VARIABLE} can name a folder that you alone can write to"
+    )
+    return temporary
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Delete a temporary folder, unless this is a child of the process that made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Return whether a file belongs to this user, and nobody else can write to it."""
+    if not hasattr(os, "getuid"):  # no POSIX permissions
+        return True
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@cache
+def compile_and_load(source: str) -> ctypes.CDLL:
+    """Compile C source unless that was done before, and load it.
+
+    Of several processes that need the same library at the same time, one compiles and the others wait for it.
+
+    Raises:
+        NoCompilerError: If there is no compiler that works.
+        CompilationError: If all of them reject the source.
+    """
+    errors: list[CompilationError] = []
+    for command in _candidates():
+        try:
+            library = _load_or_compile(source, command)
+        except CompilationError as error:
+            errors.append(error)
+            continue
+        except OSError as error:
+            errors.append(CompilationError(f"{error}; {CACHE_VARIABLE} can name another folder than {cache_folder()}"))
+            continue
+        for failed in errors:
+            _warn(f"{failed}; {shlex.join(command)} is used instead")
+        return library
+    if not errors:
+        raise NoCompilerError("no C compiler was found")
+    kind = NoCompilerError if all(isinstance(error, NoCompilerError) for error in errors) else CompilationError
+    raise kind("; ".join(dict.fromkeys(map(str, errors))))
+
+
+def _load_or_compile(source: str, command: tuple[str, ...]) -> ctypes.CDLL:
+    """Load what this compiler made of a source before, or let it do so now."""
+    folder, key = cache_folder(), _key(source, command)
+    library = _load_kept(folder, key, discard=False)
+    if library is not None:
+        return library
+    toolchain = _toolchain(command)
+    if toolchain.problem:
+        raise NoCompilerError(toolchain.problem)
+    with _locked(folder / f"kernel-{key}.lock"):
+        # what another process has made meanwhile
+        library = _load_kept(folder, key, discard=True)
+        if library is not None:
+            return library
+        file = _compile(source, toolchain, folder, key)
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError as error:
+            raise CompilationError(
+                f"{file} was compiled but cannot be loaded ({error}); {CACHE_VARIABLE} can name another folder"
+            ) from error
+
+
+def _key(source: str, command: tuple[str, ...]) -> str:
+    """Return a name for all that decides about the result; to compute it, no compiler is run."""
+    try:
+        compiler = os.stat(command[0])
+        version = f"{os.path.realpath(command[0])} {compiler.st_size} {compiler.st_mtime_ns}"
+    except OSError:
+        version = "unknown"
+    target = os.environ.get(TARGET_VARIABLE, "native").strip()
+    facts = (source, *command, version, *_FLAGS, target, _cpu_facts())
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)
-def find_compiler() -> tuple[str, ...] | None:
-    """Return the command of a C compiler: ``$CC``, cc, gcc, clang, or that of the wheel ziglang; None without one."""
-    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
-        path = shutil.which(name)
-        if path is not None:
-            return (path,)
-    if importlib.util.find_spec("ziglang") is not None:
-        return (sys.executable, "-m", "ziglang", "cc")
-    return None
-
-
 def _cpu_facts() -> str:
     """Return what compiled code depends on beside source and flags."""
     facts = [platform.machine(), platform.system()]
@@ -72,80 +332,86 @@ def _cpu_facts() -> str:
     return "\n".join(facts)
 
 
-def cache_folder() -> Path:
-    """Return a folder for compiled kernels that only this user can write to.
+def _load_kept(folder: Path, key: str, discard: bool) -> ctypes.CDLL | None:
+    """Load a library that was kept; its name ends with a digest of its content.
 
-    A folder others can write to is not trusted, for whoever puts a library there has it run. Where there is no such
-    folder at home, as with a read-only home, a private temporary one serves this process alone.
+    Args:
+        folder: Where it is.
+        key: What it was made from.
+        discard: Delete a library that cannot be used; only for the holder of the lock.
+
+    Returns:
+        The library, or None if there is none that can be used.
     """
-    named = os.environ.get(CACHE_VARIABLE)
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mace" / "kernels"
-    try:
-        base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = base.stat()
-        private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if private and os.access(base, os.W_OK):
-            return base
-        reason = "others can write to it" if not private else "it is not writable"
-    except OSError as error:
-        reason = str(error)
-    temporary = _temporary_folder()
-    _LOGGER.warning("Compiled kernels are not kept in %s (%s) but for this process in %s", base, reason, temporary)
-    return temporary
+    for file in folder.glob(f"kernel-{key}-*.so"):
+        try:
+            reason = _reason_for_distrust(file)
+            if not reason:
+                return ctypes.CDLL(str(file))
+        except OSError as error:
+            reason = str(error)
+        if discard:
+            _LOGGER.warning("The compiled kernel %s is deleted and made again: %s", file, reason)
+            file.unlink(missing_ok=True)
+    return None
 
 
-@lru_cache(maxsize=1)
-def _temporary_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="mace-kernels-"))
+def _reason_for_distrust(file: Path) -> str:
+    """Say why a library must not be loaded; an empty text if it may be.
 
-
-@cache
-def compile_and_load(source: str) -> ctypes.CDLL:
-    """Compile C source unless that was done before, and load it.
-
-    Several processes may do so at once: each compiles into a file of its own and renames it, which replaces equal by
-    equal.
-
-    Raises:
-        CompilationError: If there is no compiler or it rejects the source.
+    The digest is checked because the system's loader does not look whether a file is complete: it ends the process.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise CompilationError("no C compiler was found")
-    flags = (*_FLAGS, *_target_flags(compiler))
-    key = hashlib.sha256("\0".join((source, *compiler, *flags, _cpu_facts())).encode()).hexdigest()[:32]
-    library = cache_folder() / f"kernel-{key}.so"
-    if not library.exists():
-        _compile(source, compiler, flags, library)
-    return ctypes.CDLL(str(library))
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return "it is not a plain file"
+    if not _is_private(status):
+        return "others can write to it"
+    if not file.stem.endswith(f"-{_digest(file)}"):
+        return "its content is damaged"
+    return ""
 
 
-@cache
-def _target_flags(compiler: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the flags for this CPU, or none if the compiler does not know it."""
-    target = os.environ.get(TARGET_VARIABLE, "native")
-    if not target:
-        return ()
-    flags = [f"-march={target}"]
-    if target == "native" and platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")
-    for chosen in (tuple(flags), tuple(flags[:1]), (f"-mcpu={target}",), ()):
-        probe = [*compiler, *chosen, "-x", "c", "-c", os.devnull, "-o", os.devnull]
-        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-            return chosen
-    raise CompilationError(f"the C compiler {' '.join(compiler)} does not work")
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _compile(source: str, compiler: tuple[str, ...], flags: tuple[str, ...], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        file, result = Path(folder) / "kernel.c", Path(folder) / "kernel.so"
-        file.write_text(source)
-        done = subprocess.run(
-            [*compiler, *flags, str(file), "-o", str(result)], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise CompilationError(f"{' '.join(compiler)} failed: {done.stderr.strip()[:2000]}")
-        os.replace(result, library)
+def _compile(source: str, toolchain: _Toolchain, folder: Path, key: str) -> Path:
+    """Compile in a folder aside and move the complete library to its place."""
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        result = _run_compiler(toolchain.command, toolchain.flags, source, Path(aside))
+        result.chmod(0o700)  # whatever the user's mask, or it would not be trusted later
+        return result.replace(folder / f"kernel-{key}-{_digest(result)}.so")
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Let one process at a time into the ``with`` block, as far as the file system can tell them apart.
+
+    Without locks, and after `LOCK_SECONDS`, several may be in it; they do the same work and replace equal by equal.
+    """
+    if fcntl is None:
+        yield
+        return
+    with file.open("w") as handle:
+        _wait_for_lock(handle.fileno())
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError as error:  # a file system without locks
+            _LOGGER.debug("compiling without a lock: %s", error)
+            return
+    _warn(f"Another process has been compiling for {LOCK_SECONDS:g} s; this one no longer waits for it")
 
 
 @dataclass(frozen=True)
@@ -155,20 +421,24 @@ class ThreadPool:
     Attributes:
         parallel: Address of ``GOMP_parallel``; zero runs everything in the calling thread.
         thread_number: Address of ``omp_get_thread_num``.
+        team_size: Address of ``omp_get_num_threads``.
     """
 
     parallel: int
     thread_number: int
+    team_size: int
 
 
 @lru_cache(maxsize=1)
 def thread_pool() -> ThreadPool:
-    """Find the runtime that torch has loaded into this process."""
+    """Find the runtime that torch, imported before, has loaded into this process."""
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     try:
         process = ctypes.CDLL(None)
-        parallel = ctypes.cast(process.GOMP_parallel, ctypes.c_void_p).value
-        number = ctypes.cast(process.omp_get_thread_num, ctypes.c_void_p).value
-    except (AttributeError, OSError):
-        _LOGGER.warning("torch's OpenMP runtime has no GNU entry point here; the C kernels run in one thread")
-        return ThreadPool(0, 0)
-    return ThreadPool(parallel or 0, number or 0)
+        addresses = [ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0 for name in names]
+    except (AttributeError, OSError, TypeError):  # no such function; no way to ask, which is what Windows says
+        addresses = [0]
+    if not all(addresses):
+        _warn("torch's OpenMP runtime has no GNU entry point here; the compiled kernels run in one thread")
+        return ThreadPool(0, 0, 0)
+    return ThreadPool(*addresses)

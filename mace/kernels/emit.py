@@ -18,8 +18,9 @@ def lanes(dtype: torch.dtype) -> int:
 def prelude(dtype: torch.dtype) -> str:
     """Return the types, and a loop over blocks of channels that is shared out among threads.
 
-    Every kernel has the signature of ``kernel``; thread ``t`` of ``n`` gets a contiguous range of blocks, so nothing is
-    written by two threads and the result does not depend on who comes first.
+    Every kernel has the signature of ``kernel``; share ``t`` of ``n`` is a contiguous range of blocks, so nothing is
+    written by two threads and the result does not depend on who comes first. The runtime may grant fewer threads than
+    asked for, so a thread goes on with further shares until all are done.
     """
     return f"""\
 #include <stdint.h>
@@ -31,16 +32,17 @@ typedef T V __attribute__((vector_size({VECTOR_BYTES}), aligned({VECTOR_BYTES //
 #define STORE(p, v) (*(V *)(p) = (v))
 typedef void kernel(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread);
 typedef void parallel(void (*)(void *), void *, unsigned, unsigned);
-typedef struct {{ kernel *run; T *const *p; const int64_t *d; int64_t blocks, threads; int (*number)(void); }} Job;
+typedef int count(void);
+typedef struct {{ kernel *run; T *const *p; const int64_t *d; int64_t blocks, shares; count *number, *team; }} Job;
 static void share(void *job) {{
   const Job *j = job;
-  int64_t t = j->number();
-  j->run(j->p, j->d, j->blocks * t / j->threads, j->blocks * (t + 1) / j->threads, t);
+  for (int64_t t = j->number(), n = j->team(); t < j->shares; t += n)
+    j->run(j->p, j->d, j->blocks * t / j->shares, j->blocks * (t + 1) / j->shares, t);
 }}
 static void launch(kernel *run, T *const *p, const int64_t *d, int64_t blocks, int64_t threads, parallel *fork,
-                   int (*number)(void)) {{
+                   count *number, count *team) {{
   if (!fork || threads <= 1) {{ run(p, d, 0, blocks, 0); return; }}
-  Job job = {{run, p, d, blocks, threads, number}};
+  Job job = {{run, p, d, blocks, threads, number, team}};
   fork(share, &job, (unsigned)threads, 0);
 }}
 """
@@ -49,7 +51,7 @@ static void launch(kernel *run, T *const *p, const int64_t *d, int64_t blocks, i
 def entry(name: str) -> str:
     """Return the exported function that launches the kernel ``<name>_blocks``."""
     return f"""\
-void {name}(T *const *p, const int64_t *d, int64_t blocks, int64_t threads, void *fork, void *number) {{
-  launch({name}_blocks, p, d, blocks, threads, (parallel *)fork, (int (*)(void))number);
+void {name}(T *const *p, const int64_t *d, int64_t blocks, int64_t threads, void *fork, void *number, void *team) {{
+  launch({name}_blocks, p, d, blocks, threads, (parallel *)fork, (count *)number, (count *)team);
 }}
 """

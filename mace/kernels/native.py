@@ -38,6 +38,7 @@ class _Library:
             ctypes.c_int64(min(torch.get_num_threads(), blocks)),
             ctypes.c_void_p(pool.parallel),
             ctypes.c_void_p(pool.thread_number),
+            ctypes.c_void_p(pool.team_size),
         )
 
 

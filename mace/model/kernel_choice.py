@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 
 from mace.errors import UserError
-from mace.kernels.compiler import CompilationError
+from mace.kernels.compiler import CompilationError, NoCompilerError
 from mace.kernels.convolution import convolution_paths
 from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.native import compile_contraction, compile_convolution
@@ -21,6 +21,8 @@ VARIABLE = "MACE_KERNELS"
 """Environment variable that decides where nothing else does."""
 
 CHOICES = ("auto", "torch", "c")
+
+_ADVICE = "a C compiler makes them fast: install gcc or clang, or pip install 'mace-train[compiler]'"
 
 
 def choose_kernels(model: MACE, wanted: str = "auto") -> str:
@@ -38,7 +40,7 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
         UserError: If ``c`` is wanted and not possible, or the word is none of these.
     """
     source = "--kernels"
-    if wanted == "auto" and VARIABLE in os.environ:
+    if wanted == "auto" and os.environ.get(VARIABLE):
         wanted, source = os.environ[VARIABLE], VARIABLE
     if wanted not in CHOICES:
         raise UserError(f"{source}={wanted} is not one of {', '.join(CHOICES)}.")
@@ -48,31 +50,36 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
     device = model.embedding.device.type
     if device != "cpu":
         if wanted == "c":
-            raise UserError(f"{source}=c runs on the CPU only, not on {device}; use --kernels=torch there.")
+            raise UserError(f"{source}=c runs on the CPU only, not on {device}; use {source}=torch there.")
         return "torch"
     try:
         _compile(model)
     except CompilationError as error:
+        missing = isinstance(error, NoCompilerError)
         if wanted == "c":
-            raise UserError(f"{source}=c is not possible: {error}; install gcc or 'mace-train[compiler]'.") from error
-        _LOGGER.warning(
-            "The kernels run in torch, several times slower than compiled ones, because %s; a C compiler (gcc, clang, "
-            "or pip install 'mace-train[compiler]') makes them fast.",
-            error,
-        )
+            advice = _ADVICE if missing else f"use {source}=torch"
+            raise UserError(f"{source}=c is not possible, because {error}; {advice}.") from error
+        advice = f"; {_ADVICE}" if missing else ""
+        _warn(f"The kernels run in torch, several times slower than compiled ones, because {error}{advice}.")
         return "torch"
     model.use_compiled_kernels(True)
     return "c"
 
 
+@cache
+def _warn(text: str) -> None:
+    """Log a warning, each only once in a process: a committee has many models, but the machine is one."""
+    _LOGGER.warning("%s", text)
+
+
 def _compile(model: MACE) -> None:
     """Compile all layers, several at a time; compilers are programs of their own."""
-    plan, jobs = model.plan, list[Callable[[], None]]()
+    plan, jobs = model.plan, dict[tuple[object, ...], Callable[[], None]]()
     for layer in range(plan.n_layers):
         paths = convolution_paths(plan.l_in(layer), plan.l_max)
         terms = ContractionTerms(plan.l_max, plan.l_out(layer), plan.correlation[layer])
-        jobs.append(partial(compile_convolution, paths, plan.l_in(layer), plan.l_max, model.dtype))
-        jobs.append(partial(compile_contraction, terms, model.dtype))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for future in [pool.submit(job) for job in jobs]:
+        jobs[paths] = partial(compile_convolution, paths, plan.l_in(layer), plan.l_max, model.dtype)
+        jobs[terms,] = partial(compile_contraction, terms, model.dtype)
+    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+        for future in [pool.submit(job) for job in jobs.values()]:
             future.result()

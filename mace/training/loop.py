@@ -293,6 +293,11 @@ class Trainer:
         )
 
 
+def has_stage_two(settings: TrainingSettings) -> bool:
+    """Tell whether there is a stage two: it is asked for, or its beginning is given, as in the original."""
+    return settings.swa or settings.start_swa is not None
+
+
 def stage_two_start(settings: TrainingSettings) -> int:
     """Return the epoch at which stage two begins: as set, or after four fifths of the epochs."""
     if settings.start_swa is not None:

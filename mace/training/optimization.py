@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mace.errors import UserError
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
 
@@ -46,6 +48,19 @@ def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mappi
         groups.setdefault(group, entry | {"weight_decay": weight_decay if group in DECAYED else 0.0})
         groups[group]["params"].append(parameter)
     return list(groups.values())
+
+
+def require_optimizer(settings: TrainingSettings) -> None:
+    """Make sure that the optimizer is there before anything is read.
+
+    Raises:
+        UserError: If the package of the schedule-free optimizer is not installed.
+    """
+    if settings.optimizer == "schedulefree" and find_spec("schedulefree") is None:
+        raise UserError(
+            "--optimizer=schedulefree needs the package schedulefree; install it with "
+            "pip install 'mace-train[schedulefree]', or choose adam or adamw."
+        )
 
 
 def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optimizer:

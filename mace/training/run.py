@@ -26,8 +26,9 @@ from mace.training.dry_run import describe_plan
 from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, make_folders
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
-from mace.training.loop import EpochReport, Trainer, stage_two_start
+from mace.training.loop import EpochReport, Trainer, has_stage_two, stage_two_start
 from mace.training.loss import Loss, make_loss
+from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_channels
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation, prepare
@@ -52,6 +53,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     """
     console = console or Console()
     losses = make_losses(settings)
+    require_optimizer(settings)
     # words for the model that make no sense are refused before anything is read
     hidden_features(settings)
     readout_channels(settings.MLP_irreps)
@@ -70,7 +72,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
 
 
 def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
-    """Build the loss of stage one and, with ``--swa``, of stage two, which is of the same kind.
+    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
 
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
@@ -82,7 +84,7 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
         weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
     one = make_loss(settings.loss, weights, settings.huber_delta)
     two = None
-    if settings.swa:
+    if has_stage_two(settings):
         second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
         two = make_loss(settings.loss, second, settings.huber_delta)
     for loss in (one, two):
@@ -90,8 +92,6 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
             raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
         if loss is not None and loss.needs_forces and not settings.compute_forces:
             raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
-    if not settings.swa and settings.start_swa is not None:
-        raise UserError("--start_swa has no effect without --swa; add --swa or leave it out.")
     return one, two
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -283,3 +284,15 @@ def test_a_term_that_the_validation_set_says_nothing_about_is_told(tmp_path: Pat
     run = train(tmp_path, path, f"--valid_file={valid}", "--loss=stress")
     assert run.said("WARNING: No validation structure has a label 'stress' with weight; that term of .* is zero there")
     assert run.said("Done")
+
+
+def test_start_swa_alone_means_stage_two(data: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", data, "--start_swa=1", "--max_num_epochs=2")
+    assert list(run.folder.glob("*_stagetwo.model"))
+
+
+def test_a_missing_optimizer_is_said_before_anything_is_read(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("mace.training.optimization.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        train(tmp_path / "run", data, "--optimizer=schedulefree")
+    assert not (tmp_path / "run").exists()
