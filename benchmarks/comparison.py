@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,30 +14,34 @@ from typing import Any
 import numpy as np
 from molecules import mean_neighbors, read_molecules, read_reference_energies, rms_force
 from rich.console import Console
-from workers import BenchmarkError, Settings, Worker, alternate
+from workers import BenchmarkError, Settings, Worker
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_DATA = FOLDER.parent.parent / "shared" / "data" / "acac"
 PEER_VERSION = "mace-torch 0.3.16"
+SYMMETRIX_VERSION = "symmetrix-xl 0.1.1"
 TOLERANCE = {"float32": 1.0e-3, "float64": 1.0e-8}
 """Largest difference that counts as agreement: of forces in root mean square forces, of energies in eV/atom."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The times of both sides at the same work.
+    """The times of all sides at the same work.
+
+    The sides are called ``peer`` (mace-torch), ``ours``, and ``symmetrix`` where it takes part.
 
     Attributes:
         title: What was done.
-        facts: Of each worker, peer first.
-        seconds: Of every step of each worker, peer first, ``[repeats][steps]``.
-        disagreement: Largest difference between force components of both, in units of the root mean square force.
+        facts: Of each side's worker.
+        seconds: Of every step of each side, ``[repeats][steps]``.
+        disagreement: Of each side but the peer, the largest difference between its force components and the peer's,
+            in units of the root mean square force.
     """
 
     title: str
-    facts: tuple[dict[str, Any], dict[str, Any]]
-    seconds: tuple[list[list[float]], list[list[float]]]
-    disagreement: float
+    facts: dict[str, dict[str, Any]]
+    seconds: dict[str, list[list[float]]]
+    disagreement: dict[str, float]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -110,57 +116,107 @@ def shared_settings(options: argparse.Namespace) -> Settings:
     }
 
 
-def compare(title: str, options: argparse.Namespace, settings: Settings, console: Console) -> Comparison:
-    """Run peer and ours alternately on the same work.
+def compare(
+    title: str,
+    options: argparse.Namespace,
+    settings: Settings,
+    console: Console,
+    symmetrix_python: str | None = None,
+) -> Comparison:
+    """Run all sides in turns on the same work.
 
     Args:
         title: What the work is.
         options: Of the command line.
-        settings: For both workers; the places of files they exchange are added.
+        settings: For all workers; the places of files they exchange are added.
         console: Shows what is going on.
+        symmetrix_python: Interpreter of an environment with Symmetrix-XL, if it is to take part.
 
     Returns:
         The times.
 
     Raises:
-        BenchmarkError: If a worker fails, or both do not compute the same forces.
+        BenchmarkError: If a worker fails, or not all compute the same forces.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        console.status(f"{title}: preparing") as status,
-        Worker("mace-torch", options.peer_python, FOLDER / "peer.py", options.threads) as peer,
-        Worker("mace", options.our_python, FOLDER / "ours.py", options.threads, FOLDER.parent) as ours,
-    ):
-        results = [str(Path(folder) / f"{side}_results.npz") for side in ("peer", "ours")]
-        settings = settings | {"weights": str(Path(folder) / "weights.npz")}
-        # in this order: the peer writes the weights that ours reads
-        peer_facts = peer.prepare(settings | {"results": results[0]})
-        our_facts = ours.prepare(settings | {"results": results[1]})
-        if peer_facts["package"] != PEER_VERSION:
-            console.print(f"[yellow]The peer is {peer_facts['package']}, not {PEER_VERSION}.[/]")
-        disagreement = _check_agreement(results[0], results[1], TOLERANCE[settings["dtype"]])
-        seconds = alternate(
-            peer,
-            ours,
-            options.repeats,
-            options.steps,
-            options.warmup,
-            told=lambda text: status.update(f"{title}: {text}"),
-        )
-    return Comparison(title, (peer_facts, our_facts), seconds, disagreement)
+    with ExitStack() as open_things:
+        folder = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
+        status = open_things.enter_context(console.status(f"{title}: preparing"))
+        # in this order: the peer writes the weights that the others read
+        programs: dict[str, tuple[str, str, str, Path | None]] = {
+            "peer": ("mace-torch", options.peer_python, "peer.py", None),
+            "ours": ("mace", options.our_python, "ours.py", FOLDER.parent),
+        }
+        if symmetrix_python is not None:
+            programs["symmetrix"] = ("symmetrix", symmetrix_python, "symmetrix_worker.py", None)
+        workers = {
+            side: open_things.enter_context(Worker(name, python, FOLDER / script, options.threads, import_from))
+            for side, (name, python, script, import_from) in programs.items()
+        }
+        settings = settings | {"weights": str(folder / "weights.npz")}
+        results = {side: str(folder / f"{side}_results.npz") for side in workers}
+        facts = {}
+        for side, worker in workers.items():
+            status.update(f"{title}: preparing {worker.name}")
+            facts[side] = worker.prepare(settings | {"results": results[side]})
+        _check_versions(facts, console)
+        tolerance = TOLERANCE[settings["dtype"]]
+        disagreement = {
+            side: _check_agreement(worker.name, results["peer"], results[side], tolerance)
+            for side, worker in workers.items()
+            if side != "peer"
+        }
+        seconds = _take_turns(workers, options, told=lambda text: status.update(f"{title}: {text}"))
+    return Comparison(title, facts, seconds, disagreement)
 
 
-def _check_agreement(peer_file: str, our_file: str, tolerance: float) -> float:
-    """Compare the forces of both sides on the same structures with the same weights; a ratio needs equal work."""
-    with np.load(peer_file) as peer, np.load(our_file) as ours:
-        if peer["forces"].shape != ours["forces"].shape:
-            raise BenchmarkError("Both sides evaluated different structures; there is nothing to compare.")
+def _check_versions(facts: Mapping[str, dict[str, Any]], console: Console) -> None:
+    """Say so if another side is not of the release this benchmark was written for."""
+    for side, wanted in (("peer", PEER_VERSION), ("symmetrix", SYMMETRIX_VERSION)):
+        package = facts[side]["package"] if side in facts else wanted
+        if not package.startswith(wanted):
+            console.print(f"[yellow]The {side} is {package}, not {wanted}.[/]")
+
+
+def _take_turns(
+    workers: Mapping[str, Worker], options: argparse.Namespace, told: Callable[[str], None]
+) -> dict[str, list[list[float]]]:
+    """Let the workers take turns; who begins changes with every repeat, so that a slow drift favors none.
+
+    Args:
+        workers: Prepared, by side.
+        options: Of the command line: how many repeats, steps, and steps before anything is recorded.
+        told: Receives a line of text on every turn.
+
+    Returns:
+        Seconds of every step of each side, ``[repeats][steps]``.
+
+    Raises:
+        BenchmarkError: If a worker fails.
+    """
+    for worker in workers.values():
+        told(f"warm-up of {worker.name}")
+        worker.run(options.warmup)
+    seconds: dict[str, list[list[float]]] = {side: [] for side in workers}
+    sides = list(workers)
+    for repeat in range(options.repeats):
+        first = repeat % len(sides)
+        for side in sides[first:] + sides[:first]:
+            told(f"repeat {repeat + 1} of {options.repeats}: {workers[side].name}")
+            seconds[side].append(workers[side].run(options.steps))
+    return seconds
+
+
+def _check_agreement(name: str, peer_file: str, other_file: str, tolerance: float) -> float:
+    """Compare forces with the peer's on the same structures with the same weights; a ratio needs equal work."""
+    with np.load(peer_file) as peer, np.load(other_file) as other:
+        if peer["forces"].shape != other["forces"].shape:
+            raise BenchmarkError(f"{name} evaluated other structures than the peer; there is nothing to compare.")
         scale = float(np.sqrt(np.mean(peer["forces"] ** 2)))
-        disagreement = float(np.abs(peer["forces"] - ours["forces"]).max()) / scale
-        energy_gap = abs(float(np.sum(peer["energies"]) - np.sum(ours["energies"]))) / len(ours["forces"])
+        disagreement = float(np.abs(peer["forces"] - other["forces"]).max()) / scale
+        energy_gap = abs(float(np.sum(peer["energies"]) - np.sum(other["energies"]))) / len(other["forces"])
     if not disagreement < tolerance or not energy_gap < tolerance:
         raise BenchmarkError(
-            f"Both sides disagree with the same weights: forces by {disagreement:.1e} of their root mean square, "
-            f"energies by {energy_gap:.1e} eV per atom; a ratio of their times would mean nothing."
+            f"{name} and the peer disagree with the same weights: forces by {disagreement:.1e} of their root mean "
+            f"square, energies by {energy_gap:.1e} eV per atom; a ratio of their times would mean nothing."
         )
     return disagreement

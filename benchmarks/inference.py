@@ -1,6 +1,6 @@
 """Compare the time of energy and forces with mace-torch: a periodic box through the calculators, and batches.
 
-python benchmarks/inference.py --peer-python other/bin/python
+python benchmarks/inference.py --peer-python other/bin/python [--symmetrix-python third/bin/python]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import ase.io
-from comparison import Comparison, compare, make_parser, shared_settings
+from comparison import SYMMETRIX_VERSION, Comparison, compare, make_parser, shared_settings
 from molecules import pack_box, read_molecules
 from report import machine_facts, print_machine, print_times, summary, write_json
 from rich.console import Console
@@ -28,13 +28,18 @@ def make_options() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = make_parser("Time of energy and forces: mace-torch and ours in turns.")
     parser.add_argument(
+        "--symmetrix-python",
+        metavar="PATH",
+        help=f"interpreter of an environment with {SYMMETRIX_VERSION}, which then evaluates the box too",
+    )
+    parser.add_argument(
         "--case",
         choices=["box", "batch", "both"],
         default="both",
         help="the periodic box, batches of molecules, or both",
     )
     parser.add_argument("--neighbors", type=float, default=37.0, help=f"neighbors within {BOX_RANGE:g} A in the box")
-    parser.add_argument("--stress", action="store_true", help="ask both sides for stress too")
+    parser.add_argument("--stress", action="store_true", help="ask all sides for stress too")
     parser.add_argument(
         "--through",
         choices=["calculator", "predict"],
@@ -46,7 +51,10 @@ def make_options() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return the exit status."""
-    options = make_options().parse_args(arguments)
+    parser = make_options()
+    options = parser.parse_args(arguments)
+    if options.symmetrix_python and options.case == "batch":
+        parser.error("--symmetrix-python: Symmetrix evaluates the box only; ask for --case box or both")
     console = Console()
     try:
         facts = machine_facts()
@@ -72,7 +80,7 @@ def measure(case: str, options: argparse.Namespace, settings: Settings, console:
     """Measure the box or batches of molecules.
 
     Raises:
-        BenchmarkError: If the box cannot be packed, a worker fails, or both sides disagree.
+        BenchmarkError: If the box cannot be packed, a worker fails, or the sides disagree.
     """
     wanted = "energy, forces and stress" if options.stress else "energy and forces"
     if case == "batch":
@@ -80,7 +88,8 @@ def measure(case: str, options: argparse.Namespace, settings: Settings, console:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "box.xyz"
         ase.io.write(file, pack_box(read_molecules(options.data), options.neighbors, BOX_RANGE), format="extxyz")
-        return compare(f"{wanted}, periodic box", options, settings | {"task": "box", "box": str(file)}, console)
+        box = settings | {"task": "box", "box": str(file)}
+        return compare(f"{wanted}, periodic box", options, box, console, options.symmetrix_python)
 
 
 if __name__ == "__main__":

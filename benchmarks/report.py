@@ -40,21 +40,30 @@ def _cpu_model() -> str:
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
-    """Condense the times: median, least and largest of each side, and the ratio with its spread over the repeats."""
-    sides = []
-    for facts, seconds in zip(comparison.facts, comparison.seconds, strict=True):
+    """Condense the times: median, least and largest of each side, and how many times longer each takes than ours.
+
+    ``ratio`` and ``ratio_of_repeats``, its least and largest value in a repeat, compare the peer with ours; the like of
+    Symmetrix, where it takes part, have its name in front.
+    """
+    result: dict[str, Any] = {"title": comparison.title}
+    for side, facts in comparison.facts.items():
+        seconds = comparison.seconds[side]
         median = float(np.median(seconds))
         times = {"median_s": median, "min_s": float(np.min(seconds)), "max_s": float(np.max(seconds))}
-        sides.append(facts | times | {"atoms_per_s": facts["atoms"] / median, "seconds": seconds})
-    by_repeat = np.median(comparison.seconds[0], axis=1) / np.median(comparison.seconds[1], axis=1)
-    return {
-        "title": comparison.title,
-        "peer": sides[0],
-        "ours": sides[1],
-        "ratio": sides[0]["median_s"] / sides[1]["median_s"],
-        "ratio_of_repeats": [float(by_repeat.min()), float(by_repeat.max())],
-        "disagreement_of_forces": comparison.disagreement,
-    }
+        result[side] = facts | times | {"atoms_per_s": facts["atoms"] / median, "seconds": seconds}
+    for side, prefix in (("peer", ""), ("symmetrix", "symmetrix_")):
+        if side in comparison.facts:
+            by_repeat = np.median(comparison.seconds[side], axis=1) / np.median(comparison.seconds["ours"], axis=1)
+            result[f"{prefix}ratio"] = result[side]["median_s"] / result["ours"]["median_s"]
+            result[f"{prefix}ratio_of_repeats"] = [float(by_repeat.min()), float(by_repeat.max())]
+    result["disagreement_of_forces"] = comparison.disagreement["ours"]
+    if "symmetrix" in comparison.disagreement:
+        result["symmetrix_disagreement_of_forces"] = comparison.disagreement["symmetrix"]
+    return result
+
+
+def _sides(result: dict[str, Any]) -> list[str]:
+    return [side for side in ("peer", "ours", "symmetrix") if side in result]
 
 
 def print_machine(console: Console, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
@@ -62,12 +71,11 @@ def print_machine(console: Console, facts: dict[str, Any], settings: Settings, r
     model = settings["model"]
     load = f", load {facts['load_before']} before the start" if "load_before" in facts else ""
     lines = [f"{facts['date']}  {facts['cpu']}, {facts['cores']} cores{load}", facts["system"]]
-    for side in ("peer", "ours"):
+    for side in _sides(results[0]):
         told = results[0][side]
-        lines.append(
-            f"{side}: {told['package']}, torch {told['torch']}, threads {told['threads']}, "
-            f"{told['parameters']} parameters"
-        )
+        torch = f", torch {told['torch']}" if "torch" in told else ""
+        parameters = f", {told['parameters']} parameters" if "parameters" in told else ""
+        lines.append(f"{side}: {told['package']}{torch}, threads {told['threads']}{parameters}")
     lines.append(
         f"{model['hidden']}, l_max {model['l_max']}, correlation {model['correlation']}, layers {model['layers']}, "
         f"r_max {model['r_max']:g} A, {settings['dtype']}"
@@ -77,7 +85,7 @@ def print_machine(console: Console, facts: dict[str, Any], settings: Settings, r
 
 
 def print_times(console: Console, result: dict[str, Any]) -> None:
-    """Print the times of both sides and their ratio as a table."""
+    """Print the times of all sides and their ratios as a table."""
     ours = result["ours"]
     count = sum(len(turn) for turn in ours["seconds"])
     table = Table(
@@ -85,18 +93,25 @@ def print_times(console: Console, result: dict[str, Any]) -> None:
     )
     for heading in ("", "median ms", "min ms", "max ms", "atoms/s"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name in ("peer", "ours"):
+    for name in _sides(result):
         side = result[name]
         times = (f"{1e3 * side[key]:.1f}" for key in ("median_s", "min_s", "max_s"))
         table.add_row(side["package"], *times, f"{side['atoms_per_s']:.0f}")
-    low, high = result["ratio_of_repeats"]
     console.print(table)
-    for line in (
-        f"ratio of medians {result['ratio']:.2f} ({low:.2f} to {high:.2f} by repeat), {count} steps each",
-        f"measured: peer {result['peer']['what']}; ours {ours['what']}",
-        f"largest difference of forces {result['disagreement_of_forces']:.0e} of their root mean square",
-    ):
+    lines = [f"{_ratio(result)}, {count} steps each"]
+    if "symmetrix" in result:
+        lines.append(_ratio(result, "symmetrix", "symmetrix_"))
+    lines.append("measured: " + "; ".join(f"{name} {result[name]['what']}" for name in _sides(result)))
+    lines.append(f"largest difference of forces {result['disagreement_of_forces']:.0e} of their root mean square")
+    if "symmetrix" in result:
+        lines[-1] += f", symmetrix to peer {result['symmetrix_disagreement_of_forces']:.0e}"
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _ratio(result: dict[str, Any], side: str = "peer", prefix: str = "") -> str:
+    low, high = result[f"{prefix}ratio_of_repeats"]
+    return f"ratio of medians {side} to ours {result[f'{prefix}ratio']:.2f} ({low:.2f} to {high:.2f} by repeat)"
 
 
 def write_json(file: Path, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:

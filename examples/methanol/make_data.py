@@ -6,12 +6,12 @@ Three steps, each of which can be killed and started again:
 2. *label*: energy, forces and dipole of every frame from PBE/def2-SVP, in shuffled order, one small file per frame;
 3. *collect*: everything labelled so far is written to ``methanol_train.xyz`` and ``methanol_test.xyz``.
 
-Pairs with a hydrogen bond are all labelled, the other frames in part; ``--frames 600`` labels all. The split depends on
+Pairs with a hydrogen bond are all labelled, the other frames up to ``--frames``, by default all. The split depends on
 the seed and the number of sampled frames alone, so labelling more never moves a frame from one side to the other.
 
 Usage::
 
-    OMP_NUM_THREADS=1 python make_data.py            # all three steps, about half an hour on one core
+    OMP_NUM_THREADS=1 python make_data.py            # all three steps, about an hour on one core
     python make_data.py --collect                    # only write what has been labelled so far
     python make_data.py --check                      # compare forces with finite differences of the energy
 """
@@ -364,7 +364,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--monomers", type=int, default=480, help="frames of one molecule, over all temperatures")
     parser.add_argument("--dimers", type=int, default=120, help="frames of two molecules, over all temperatures")
     parser.add_argument("--bonded_dimers", type=int, default=48, help="frames of hydrogen-bonded pairs, likewise")
-    parser.add_argument("--frames", type=int, default=260, help="monomer and dimer frames to label, of those sampled")
+    parser.add_argument("--frames", type=int, default=600, help="monomer and dimer frames to label, of those sampled")
     parser.add_argument("--seed", type=int, default=1, help="decides the dynamics, the order and the split")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of intermediate files")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the two data files")

@@ -1,4 +1,4 @@
-"""Does the C compiler serve, whatever state machine, home and cache are in? Most tests run it in programs of their own."""
+"""Do kernels get compiled, whatever state machine, home and cache are in? Most tests start programs for that."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Machine:
         self.script("logged")
 
     def script(self, name: str, before: str = "") -> None:
-        """Install a compiler that writes its arguments and sources down, does something else, and calls the real one."""
+        """Install a compiler that notes its arguments and sources, does something more, and calls the real one."""
         writing = f'echo "arguments $@" >> {self.log}\nfor a; do case $a in *.c) /bin/cat $a >> {self.log};; esac; done'
         file = self.bin / name
         file.write_text(f'#!/bin/sh\n{writing}\n{before}\nPATH={SYSTEM_PATH} exec {GCC} "$@"\n')
@@ -193,8 +193,8 @@ def test_old_compiler(machine: Machine, refused: str, used: str, messages: int) 
     machine.script("logged", before=f"for a; do case $a in {refused}) exit 1;; esac; done")
     output, told = machine.run()
     assert output == "42" and told.count("\n") == messages
-    last = [line for line in machine.log.read_text().splitlines() if line.startswith("arguments")][-1]
-    assert used in last and refused.strip("*") not in last.replace("-march", "" if messages == 0 else "-march")
+    last = [line.split() for line in machine.log.read_text().splitlines() if line.startswith("arguments")][-1]
+    assert used in last and not any(word.startswith(refused.strip("*")) for word in last)
 
 
 @needs_compiler
@@ -236,9 +236,9 @@ for dtype in (torch.float32, torch.float64):
     theirs = [torch.stack(theirs[l], dim=2) for l in (0, 1)]
     ours = list(convolve_native(features, blocks, harmonics, coupling, paths, graph).values())
     for value in (theirs, ours):
-        value += torch.autograd.grad(sum((v * v).sum() for v in value), leaves)
+        value += torch.autograd.grad(sum((v * v).sum() for v in value), leaves, retain_graph=True)
     scale = 1e-5 if dtype == torch.float32 else 1e-13
-    worst = max([worst, *(float((a - b).abs().max() / b.abs().max() / scale) for a, b in zip(ours, theirs))])
+    worst = max([worst, *(float((a - b).detach().abs().max() / b.abs().max() / scale) for a, b in zip(ours, theirs))])
 print(" ".join(find_compiler()), worst)
 """
 
@@ -274,6 +274,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if GCC is None:
         pytest.skip("there is no C compiler on this machine")
     monkeypatch.setenv("MACE_KERNEL_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ziglang", None)  # after a failure it would be tried next, and begin slowly
     compiler._warn.cache_clear()
     yield tmp_path
     compile_and_load.cache_clear()
