@@ -160,38 +160,3 @@ class Worker:
         self._process.wait()
         self._log.seek(0)
         return "".join(self._log.readlines()[-20:])
-
-
-def alternate(
-    first: Worker,
-    second: Worker,
-    repeats: int,
-    steps: int,
-    warmup: int,
-    told: Callable[[str], None] = lambda text: None,
-) -> tuple[list[list[float]], list[list[float]]]:
-    """Let two workers take turns; who begins changes with every repeat, so that a slow drift favors neither.
-
-    Args:
-        first: One worker, prepared.
-        second: The other, prepared.
-        repeats: Turns of each.
-        steps: Steps in a turn.
-        warmup: Steps of each before anything is recorded.
-        told: Receives a line of text on every turn.
-
-    Returns:
-        Seconds of every step of the first and of the second, ``[repeats][steps]``.
-
-    Raises:
-        BenchmarkError: If a worker fails.
-    """
-    seconds: dict[str, list[list[float]]] = {first.name: [], second.name: []}
-    for worker in (first, second):
-        told(f"warm-up of {worker.name}")
-        worker.run(warmup)
-    for repeat in range(repeats):
-        for worker in (first, second) if repeat % 2 == 0 else (second, first):
-            told(f"repeat {repeat + 1} of {repeats}: {worker.name}")
-            seconds[worker.name].append(worker.run(steps))
-    return seconds[first.name], seconds[second.name]
