@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mace.elements import ElementTable
 from mace.equivariant.irreps import parse_irreps
 from mace.graphs.batching import Batch, GraphDataset, build_graph
 from mace.model.derivatives import Prediction, predict
-from mace.model.kernel_choice import choose_kernels
+from mace.model.kernel_choice import VARIABLE, choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
@@ -32,7 +33,9 @@ def prepare(settings: Settings) -> Task:
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(getattr(torch, settings["dtype"]))
     model = _build_model(settings)
-    kernels = choose_kernels(model, settings["kernels"])
+    if settings["kernels"] != "auto":
+        os.environ[VARIABLE] = settings["kernels"]  # the calculator, which loads a model of its own, reads it too
+    kernels = choose_kernels(model)
     task = {"training": _training, "batch": _evaluation, "box": _box}[settings["task"]](settings, model)
     task.facts.update(
         package=f"mace-train {mace.__version__} ({kernels} kernels)",
