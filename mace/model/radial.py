@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ase.data
 import torch
 from torch import Tensor, nn
 
+from mace.elements import covalent_radii
 from mace.graphs.graph import Graph
 from mace.model.plan import ModelPlan
 
@@ -106,7 +106,7 @@ class RadialEmbedding(nn.Module):
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__()
         self.plan = plan
-        radii = torch.tensor([ase.data.covalent_radii[z] for z in plan.atomic_numbers], dtype=torch.float64)
+        radii = torch.from_numpy(covalent_radii(plan.atomic_numbers))
         self.register_buffer("covalent_radii", radii, persistent=False)
 
     def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
@@ -141,7 +141,7 @@ class NuclearRepulsion(nn.Module):
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__()
         self.p, self.r_max = plan.num_cutoff_basis, plan.r_max
-        radii = torch.tensor([ase.data.covalent_radii[z] for z in plan.atomic_numbers], dtype=torch.float64)
+        radii = torch.from_numpy(covalent_radii(plan.atomic_numbers))
         self.register_buffer("covalent_radii", radii, persistent=False)
         self.register_buffer("charges", torch.tensor(plan.atomic_numbers, dtype=torch.float64), persistent=False)
 

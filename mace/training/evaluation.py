@@ -86,7 +86,7 @@ def evaluate(
         float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
         total.result(),
         {kind: accumulator.result() for kind, accumulator in by_type.items()},
-        {name: _join(parts) for name, parts in pairs.items()},
+        {name: join_pairs(parts) for name, parts in pairs.items()},
     )
 
 
@@ -139,5 +139,6 @@ def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: n
             accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
 
 
-def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def join_pairs(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenate the references and the predictions of several parts."""
     return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

@@ -11,7 +11,7 @@ from mace.graphs.batching import Batch, GraphDataset
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.training.evaluation import Evaluation, evaluate
+from mace.training.evaluation import Evaluation, evaluate, join_pairs
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.plots import plot_parity
@@ -109,7 +109,7 @@ def _plot(
                 quantity = "interaction_energy"
             if quantity != "virials":
                 group.setdefault(quantity, []).append(pair)
-    data = {name: {q: _join(parts) for q, parts in group.items()} for name, group in joined.items() if group}
+    data = {name: {q: join_pairs(parts) for q, parts in group.items()} for name, group in joined.items() if group}
     path = folders.results / f"{folders.tag}_parity_{stage}.png"
     plot_parity(data, path, title=f"{folders.tag}, {stage.replace('_', ' ')}")
     _LOGGER.info("Saved plot to %s", path)
@@ -124,7 +124,3 @@ def _without_references(
     ]
     offset = np.array([np.mean([energies[z] for z in c.atomic_numbers.tolist()]) for c in labelled])
     return pair[0] - offset, pair[1] - offset
-
-
-def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

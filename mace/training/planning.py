@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mace.equivariant.irreps import parse_irreps
+from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.plan import MAX_L, InteractionPlan, ModelPlan
@@ -52,11 +52,16 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
     return features
 
 
-def _parse_hidden(text: str) -> HiddenFeatures:
+def _read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
+    """Read irreps, or say which flag cannot be read."""
     try:
-        terms = parse_irreps(text)
+        return parse_irreps(text)
     except ValueError as error:
-        raise UserError(f"--hidden_irreps: {error}.") from error
+        raise UserError(f"{flag}: {error}.") from error
+
+
+def _parse_hidden(text: str) -> HiddenFeatures:
+    terms = _read_irreps("--hidden_irreps", text)
     channels = {multiplicity for multiplicity, _ in terms}
     if len(channels) != 1:
         raise UserError(
@@ -97,10 +102,7 @@ def readout_channels(text: str) -> int:
     Raises:
         UserError: If it asks for anything but scalars.
     """
-    try:
-        terms = parse_irreps(text)
-    except ValueError as error:
-        raise UserError(f"--MLP_irreps: {error}.") from error
+    terms = _read_irreps("--MLP_irreps", text)
     if len(terms) != 1 or str(terms[0][1]) != "0e" or terms[0][0] < 1:
         raise UserError(f"--MLP_irreps='{text}': the readout has scalars only, write for example '16x0e'.")
     return terms[0][0]
