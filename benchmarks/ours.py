@@ -23,6 +23,7 @@ from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
+from mace.training.devices import keep_freed_memory
 from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage, make_optimizer
 from mace.training.step import train_step
@@ -106,7 +107,8 @@ def _write_results(settings: Settings, prediction: Prediction) -> None:
 
 
 def _training(settings: Settings, model: MACE) -> Task:
-    """One step of training, the collation included."""
+    """One step of training, the collation included, in a process prepared as a run prepares it."""
+    keep_freed_memory()
     batches, facts = _batched(settings, model)
     wanted = TrainingSettings(
         name="benchmark",

@@ -6,27 +6,16 @@ degree the order is :math:`m = -l \dots l`, and the squares of the ``2 l + 1`` c
 
 from __future__ import annotations
 
-from math import factorial, sqrt
+from collections import defaultdict
+from functools import cache
+from math import comb, factorial, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def _polar_polynomials(l: int, m: int) -> list[float]:
-    r"""Return the coefficients of :math:`d^m P_l/du^m`, a derivative of a Legendre polynomial, by rising power of u."""
-    legendre = np.polynomial.legendre.Legendre.basis(l).convert(kind=np.polynomial.Polynomial)
-    return [float(c) for c in legendre.deriv(m).coef] if m else [float(c) for c in legendre.coef]
-
-
-def _evaluate_polynomial(coefficients: list[float], u: Tensor) -> Tensor | float:
-    """Evaluate by Horner's rule; a constant stays a number so that no tensor is made for it."""
-    value: Tensor | float = coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * u
-        if coefficient != 0.0:
-            value = value + coefficient
-    return value
+Polynomial = dict[tuple[int, int, int], float]
+"""Coefficients by the powers of x, y and z."""
 
 
 def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
@@ -37,36 +26,63 @@ def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
         l_max: The highest degree.
 
     Returns:
-        ``[edges, (l_max + 1)^2]``, degrees in rising order. Derivatives are those of a polynomial in the three
-        components; only their part tangential to the sphere has a meaning.
+        ``[edges, (l_max + 1)^2]``, degrees in rising order. Derivatives are those of a homogeneous polynomial in the
+        three components; only their part tangential to the sphere has a meaning.
 
     Source:
         Addition theorem with :math:`Y_{lm} \propto \frac{d^m P_l}{du^m}(y)\, \mathrm{Re/Im}\,(z + i x)^m`.
     """
-    x, y, z = unit_vectors.unbind(-1)
-    cosines: list[Tensor | None] = [None]
-    sines: list[Tensor | None] = [None]
-    for _ in range(l_max):
-        previous_cosine, previous_sine = cosines[-1], sines[-1]
-        if previous_cosine is None or previous_sine is None:
-            cosines.append(z)
-            sines.append(x)
-        else:
-            cosines.append(previous_cosine * z - previous_sine * x)
-            sines.append(previous_cosine * x + previous_sine * z)
-    columns = []
-    for l in range(l_max + 1):
-        for m in range(-l, l + 1):
-            columns.append(_harmonic(l, m, y, cosines, sines))
-    return torch.stack(columns, dim=-1)
+    power = torch.ones_like(unit_vectors[:, :1])
+    degrees = [power]
+    for l in range(1, l_max + 1):
+        # all products of l components: few large operations, in the derivatives too, instead of many small ones
+        power = (power.unsqueeze(2) * unit_vectors.unsqueeze(1)).flatten(1)
+        degrees.append(power @ _table(l, unit_vectors.dtype, unit_vectors.device))
+    return torch.cat(degrees, dim=1)
 
 
-def _harmonic(l: int, m: int, y: Tensor, cosines: list[Tensor | None], sines: list[Tensor | None]) -> Tensor:
-    """Return one harmonic, ``[edges]``."""
+@cache
+def _table(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the coefficients of a degree on all products of ``l`` components, ``[3^l, 2 l + 1]``."""
+    table = np.zeros((3,) * l + (2 * l + 1,))
+    for column, m in enumerate(range(-l, l + 1)):
+        for (x, y, z), coefficient in _solid_harmonic(l, m).items():
+            table[(0,) * x + (1,) * y + (2,) * z + (column,)] = coefficient
+    return torch.as_tensor(table.reshape(3**l, -1), dtype=dtype, device=device)
+
+
+def _solid_harmonic(l: int, m: int) -> Polynomial:
+    """Write a harmonic as a homogeneous polynomial of degree ``l``."""
     order = abs(m)
     norm = sqrt((2 * l + 1) * (2 if order else 1) * factorial(l - order) / factorial(l + order))
-    value = _evaluate_polynomial([norm * c for c in _polar_polynomials(l, order)], y)
-    azimuth = (cosines if m > 0 else sines)[order]
-    if azimuth is not None:
-        value = value * azimuth
-    return value if isinstance(value, Tensor) else torch.full_like(y, value)
+    return _product(_polar(l, order, norm), _azimuth(order, sine=m < 0))
+
+
+def _polar(l: int, order: int, norm: float) -> Polynomial:
+    r"""Write :math:`d^m P_l/du^m` at u = y, each power of y raised to degree ``l - order`` by the squared length."""
+    legendre = np.polynomial.legendre.Legendre.basis(l).convert(kind=np.polynomial.Polynomial)
+    coefficients = (legendre.deriv(order) if order else legendre).coef
+    result: Polynomial = defaultdict(float)
+    for power, coefficient in enumerate(coefficients.tolist()):
+        half, odd = divmod(l - order - power, 2)
+        if odd or coefficient == 0.0:
+            continue
+        for i in range(half + 1):
+            for j in range(half - i + 1):
+                ways = comb(half, i) * comb(half - i, j)
+                result[2 * i, power + 2 * j, 2 * (half - i - j)] += norm * coefficient * ways
+    return result
+
+
+def _azimuth(order: int, sine: bool) -> Polynomial:
+    """Write the real or the imaginary part of ``(z + i x)^order``."""
+    return {(k, 0, order - k): float(comb(order, k) * (-1) ** (k // 2)) for k in range(order + 1) if k % 2 == int(sine)}
+
+
+def _product(a: Polynomial, b: Polynomial) -> Polynomial:
+    """Multiply two polynomials."""
+    result: Polynomial = defaultdict(float)
+    for (x, y, z), p in a.items():
+        for (u, v, w), q in b.items():
+            result[x + u, y + v, z + w] += p * q
+    return result

@@ -204,10 +204,11 @@ class GraphDataset:
         flat, total_pairs = self._neighbors, int(n_pairs.sum())
         atom_offset = np.repeat(first_atom, n_pairs)
         edge_atom_offset, edge_pair_offset = np.repeat(first_atom, 2 * n_pairs), np.repeat(first_pair, 2 * n_pairs)
-        slot = (flat.edge_receiver[edges] + edge_atom_offset) * k + flat.edge_rank[edges]
-        n_slots = len(atoms) * k
         element = self._element[atoms]
         by_element = np.argsort(element, kind="stable")
+        row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
+        slot = row[flat.edge_receiver[edges] + edge_atom_offset] * k + flat.edge_rank[edges]
+        n_slots = len(atoms) * k
         present, counts = np.unique(element, return_counts=True)
         slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
         slots_of_pair[:-1] = slot[flat.pair_edges[pairs] + 2 * np.repeat(first_pair, n_pairs)[:, None]]
@@ -223,13 +224,13 @@ class GraphDataset:
             pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, flat.edge_pair[edges] + edge_pair_offset),
             sign_of_slot=_scattered(np.ones(n_slots), slot, flat.edge_sign[edges]),
             sender_of_slot=_scattered(
-                np.zeros(n_slots, dtype=np.int64), slot, flat.edge_sender[edges] + edge_atom_offset
+                np.zeros(n_slots, dtype=np.int64), slot, row[flat.edge_sender[edges] + edge_atom_offset]
             ),
             reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[flat.edge_reverse[edges] + 2 * edge_pair_offset]),
             neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(atoms))),
             slots_of_pair=torch.from_numpy(slots_of_pair),
             atoms_by_element=torch.from_numpy(by_element),
-            rank_of_atom=torch.from_numpy(np.argsort(by_element, kind="stable")),
+            row_of_atom=torch.from_numpy(row),
             elements_present=tuple(present.tolist()),
             element_counts=tuple(counts.tolist()),
             n_structures=len(chosen),

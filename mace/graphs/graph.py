@@ -13,8 +13,11 @@ from torch import Tensor
 class Graph:
     """Atoms of one or several structures and the neighbors within the cutoff.
 
+    Atoms are in the order of the structures. Inside a model, features have one *row* for each atom in the order of its
+    element, so that a matrix of an element acts on a contiguous block.
+
     Every neighbor relation occurs as two directed edges; what depends on the distance alone is evaluated once per
-    undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving atom, in order of the
+    undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving row, in order of the
     receivers, the empty ones at the end of each row. The last pair is padding: it lies beyond the cutoff, empty slots
     point to it, and nothing computed from it reaches an energy.
 
@@ -29,12 +32,12 @@ class Graph:
         pair_shift: Lattice translations of the receiver's image, ``[pairs, 3]``.
         pair_of_slot: Pair of each slot; the last pair for an empty slot, ``[atoms * max_neighbors]``.
         sign_of_slot: +1 where the slot's receiver is the pair's receiver, -1 where it is the sender, ``[slots]``.
-        sender_of_slot: Sending atom of each slot; any atom for an empty slot, ``[slots]``.
+        sender_of_slot: Row of the sending atom of each slot; any row for an empty slot, ``[slots]``.
         reverse_of_slot: The slot of the same edge in the other direction; itself for an empty slot, ``[slots]``.
-        neighbor_count: Number of slots of each atom that are not empty, ``[atoms]``.
+        neighbor_count: Number of slots of each row that are not empty, ``[atoms]``.
         slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
-        atoms_by_element: Atoms in order of their element, ``[atoms]``.
-        rank_of_atom: Place of each atom in `atoms_by_element`, ``[atoms]``.
+        atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
+        row_of_atom: The row of each atom, ``[atoms]``.
         elements_present: Elements that occur, in rising order.
         element_counts: How many atoms each of them has.
         n_structures: Number of structures.
@@ -56,7 +59,7 @@ class Graph:
     neighbor_count: Tensor
     slots_of_pair: Tensor
     atoms_by_element: Tensor
-    rank_of_atom: Tensor
+    row_of_atom: Tensor
     elements_present: tuple[int, ...]
     element_counts: tuple[int, ...]
     n_structures: int

@@ -1,4 +1,4 @@
-"""Moves between atoms, pairs and slots whose derivatives are gathers too.
+"""Moves between atoms, pairs and slots whose derivatives are as cheap: gathers, splits and concatenations.
 
 Every directed edge has a reverse, so the adjoint of "take the sender's row" is "sum over my own slots the rows of the
 reversed edges": a gather and a dense sum, never a scatter. Results are deterministic on every device.
@@ -6,6 +6,7 @@ reversed edges": a gather and a dense sum, never a scatter. Results are determin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from mace.graphs.graph import Graph
 
 
 def gather_senders(values: Tensor, graph: Graph) -> Tensor:
-    """Copy each sending atom's row to its slots.
+    """Copy each sender's row to its slots.
 
     Rows of empty slots are arbitrary finite numbers: multiply them by a radial weight, which is zero there.
 
     Args:
-        values: ``[atoms, ...]``.
+        values: Rows, ``[atoms, ...]``.
         graph: The graph.
 
     Returns:
@@ -30,7 +31,7 @@ def gather_senders(values: Tensor, graph: Graph) -> Tensor:
 
 
 def sum_to_senders(values: Tensor, graph: Graph) -> Tensor:
-    """Sum the slots of every atom as a sender; adjoint of `gather_senders`, ``[slots, ...]`` to ``[atoms, ...]``.
+    """Sum the slots of every row as a sender; adjoint of `gather_senders`, ``[slots, ...]`` to ``[atoms, ...]``.
 
     Rows of empty slots must be zero.
     """
@@ -45,6 +46,38 @@ def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
 def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
     """Add the two slots of every pair, zero for the padding; adjoint of `gather_pairs`."""
     return _SumToPairs.apply(values, graph)
+
+
+def restore_order(rows: Tensor, graph: Graph) -> Tensor:
+    """Bring rows, which are in the order of elements, into the order of the atoms, ``[atoms, ...]``."""
+    return _Permute.apply(rows, graph.row_of_atom, graph.atoms_by_element)
+
+
+def join_components(pieces: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the second dimension; each derivative is one split or one concatenation, nothing is filled."""
+    return pieces[0] if len(pieces) == 1 else _Join.apply(*pieces)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.order, ctx.inverse = order, inverse
+        return values.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Permute.apply(gradient, ctx.inverse, ctx.order), None, None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *pieces: Tensor) -> Tensor:
+        ctx.sizes = [piece.shape[1] for piece in pieces]
+        return torch.cat(pieces, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient.split(ctx.sizes, dim=1)
 
 
 class _GatherSenders(torch.autograd.Function):

@@ -89,6 +89,11 @@ def pad_channels(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
+def unpad_channels(values: Tensor, n_channels: int) -> Tensor:
+    """Leave out what `pad_channels` appended."""
+    return values if values.shape[-1] == n_channels else values[..., :n_channels]
+
+
 class _Convolution:
     """One layer's convolution on one graph."""
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from mace.graphs.graph import Graph
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes
-from mace.kernels.gather import gather_pairs
-from mace.kernels.native import convolve_native, pad_channels
+from mace.kernels.gather import gather_pairs, join_components
+from mace.kernels.native import convolve_native, pad_channels, unpad_channels
 from mace.model.activations import SILU_SCALE
 from mace.model.plan import ModelPlan
 
@@ -56,11 +56,6 @@ class RadialNetwork(nn.Module):
         return values
 
 
-def split_by_element(rows: Tensor, graph: Graph) -> tuple[Tensor, ...]:
-    """Sort the rows of atoms by element and cut them, one piece for each element present."""
-    return rows.index_select(0, graph.atoms_by_element).split(graph.element_counts, dim=0)
-
-
 class Interaction(nn.Module):
     """Gather, couple, sum and mix the features of the neighbors.
 
@@ -98,15 +93,14 @@ class Interaction(nn.Module):
         """Compute the atomic basis A and the skip connection.
 
         Args:
-            features: By degree, ``[atoms, 2 l + 1, channels]``.
+            features: Rows by degree, ``[atoms, 2 l + 1, channels]``.
             basis: Radial basis, ``[pairs, num_radial_basis]``.
             harmonics: ``[slots, (l_max + 1)^2]``.
             graph: The graph.
 
         Returns:
-            A with atoms in order of element, ``[channels, (l_max + 1)^2, atoms]`` or, for the compiled kernels,
-            ``[atoms, (l_max + 1)^2, channels]``; and by degree the residual, in the same order of atoms,
-            ``[atoms, 2 l + 1, channels]``; empty for a kind without one.
+            A, ``[channels, (l_max + 1)^2, atoms]`` or, for the compiled kernels, ``[atoms, (l_max + 1)^2, channels]``;
+            and by degree the residual, ``[atoms, 2 l + 1, channels]``; empty for a kind without one.
         """
         n = self.linear_up.shape[-1]
         mixed = {
@@ -115,8 +109,11 @@ class Interaction(nn.Module):
         }
         summed = (self._convolve_compiled if self.compiled else self._convolve)(mixed, basis, harmonics, graph)
         divisor = self._divisor(basis, graph)
-        atomic_basis = torch.cat([self._mix(summed[l], l, divisor, graph) for l in range(self.l_max + 1)], dim=1)
-        return atomic_basis, self._residual(features, graph) if self.kind.residual else {}
+        skips = self.skip.unbind(0)
+        atomic_basis = join_components(
+            [self._mix(summed[l], l, None if self.kind.residual else skips[l], divisor, graph) for l in summed]
+        )
+        return atomic_basis, self._residual(features, skips, graph) if self.kind.residual else {}
 
     def _convolve(
         self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
@@ -134,27 +131,27 @@ class Interaction(nn.Module):
         radial = self.radial.blocks(basis, len(self.paths), lanes(basis.dtype))
         padded = {degree: pad_channels(values) for degree, values in features.items()}
         summed = convolve_native(padded, radial, harmonics, self.coupling, self.paths, graph)
-        return {degree: values[..., :n].flatten(2) for degree, values in summed.items()}
+        return {degree: unpad_channels(values, n).flatten(2) for degree, values in summed.items()}
 
     def _divisor(self, basis: Tensor, graph: Graph) -> Tensor | None:
-        """Return one plus the learned density, atoms in order of element, ``[atoms]``; None when counting."""
+        """Return one plus the learned density of every row, ``[atoms]``; None when counting."""
         if self.kind.normalization == "count":
             return None
         density = torch.tanh((basis @ (self.density * self.density.shape[0] ** -0.5)) ** 2)
         of_atom = gather_pairs(density, graph).view(graph.n_atoms, graph.max_neighbors).sum(1)
-        return of_atom.index_select(0, graph.atoms_by_element) + 1.0
+        return of_atom + 1.0
 
-    def _mix(self, summed: Tensor, degree: int, divisor: Tensor | None, graph: Graph) -> Tensor:
+    def _mix(self, summed: Tensor, degree: int, skip: Tensor | None, divisor: Tensor | None, graph: Graph) -> Tensor:
         """Mix the channels of all paths of a degree, ``[channels, 2 l + 1, atoms]``; reversed for compiled kernels."""
         weight = self.linear[degree]
         count, n, _ = weight.shape
         scale = (count * n) ** -0.5 / (self.avg_num_neighbors if divisor is None else 1.0)
         weight = weight.reshape(count * n, n) * scale
-        pieces: tuple[Tensor, ...] = (summed.index_select(0, graph.atoms_by_element),)
+        pieces: tuple[Tensor, ...] = (summed,)
         weights = [weight]
-        if not self.kind.residual:
-            chosen = self.skip[self.l_skip.index(degree)] * (n * self.skip.shape[1]) ** -0.5
-            pieces = pieces[0].split(graph.element_counts)
+        if skip is not None:  # one matrix of each element, not a view into the parameter, whose derivative fills zeros
+            chosen = (skip * (n * self.skip.shape[1]) ** -0.5).unbind(0)
+            pieces = summed.split(graph.element_counts)
             weights = [weight @ chosen[element] for element in graph.elements_present]
         if self.compiled:
             mixed = _joined([piece @ w for piece, w in zip(pieces, weights, strict=True)], dim=0)
@@ -163,15 +160,13 @@ class Interaction(nn.Module):
         mixed = _joined(products, dim=2)
         return mixed if divisor is None else mixed / divisor
 
-    def _residual(self, features: dict[int, Tensor], graph: Graph) -> dict[int, Tensor]:
-        """Map the input with the matrix of each atom's element, atoms in order of element."""
+    def _residual(self, features: dict[int, Tensor], skips: tuple[Tensor, ...], graph: Graph) -> dict[int, Tensor]:
+        """Map the input with the matrix of each atom's element."""
         scale = (self.skip.shape[-1] * self.skip.shape[1]) ** -0.5
         result = {}
-        for degree, weights in zip(self.l_skip, self.skip.unbind(0), strict=True):
-            pieces = split_by_element(features[degree], graph)
-            result[degree] = torch.cat(
-                [p @ (weights[e] * scale) for e, p in zip(graph.elements_present, pieces, strict=True)]
-            )
+        for degree, skip in zip(self.l_skip, skips, strict=True):
+            pieces, weights = features[degree].split(graph.element_counts), (skip * scale).unbind(0)
+            result[degree] = torch.cat([p @ weights[e] for e, p in zip(graph.elements_present, pieces, strict=True)])
         return result
 
 

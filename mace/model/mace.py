@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
-from mace.kernels.gather import gather_pairs
+from mace.kernels.gather import gather_pairs, restore_order
 from mace.model.interaction import Interaction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
@@ -126,17 +126,18 @@ class MACE(nn.Module):
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
         harmonics_of_slot = gather_pairs(harmonics, graph) * signs
         energies = self._repulsion(lengths, graph)
-        features = {0: self.embedding.index_select(0, graph.element).unsqueeze(1) * self.plan.n_elements**-0.5}
+        element = graph.element.index_select(0, graph.atoms_by_element)
+        features = {0: self.embedding.index_select(0, element).unsqueeze(1) * self.plan.n_elements**-0.5}
         outputs = []
         for interaction, product, readout in zip(self.interactions, self.products, self.readouts, strict=True):
             atomic_basis, residual = interaction(features, basis, harmonics_of_slot, graph)
             features = product(atomic_basis, residual, graph)
-            outputs.append(features)
+            outputs.append({degree: restore_order(rows, graph) for degree, rows in features.items()})
             energies = energies + readout(features[0].squeeze(1))
-        return AtomicOutput(energies * self.plan.scale + self.plan.shift, outputs)
+        return AtomicOutput(restore_order(energies, graph) * self.plan.scale + self.plan.shift, outputs)
 
     def _repulsion(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Return each atom's share of the nuclear repulsion, ``[atoms]``."""
+        """Return each row's share of the nuclear repulsion, ``[atoms]``."""
         if self.repulsion is None:
             return lengths.new_zeros(graph.n_atoms)
         shares = gather_pairs(self.repulsion(lengths, graph), graph)

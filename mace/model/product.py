@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.graphs.graph import Graph
 from mace.kernels.emit_contraction import ContractionTerms
-from mace.kernels.native import contract_native, pad_channels
+from mace.kernels.native import contract_native, pad_channels, unpad_channels
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.plan import ModelPlan
 
@@ -45,12 +45,12 @@ class Product(nn.Module):
         """Compute the layer's output.
 
         Args:
-            atomic_basis: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``; reversed where compiled.
-            residual: By degree, atoms in order of element, ``[atoms, 2 l + 1, channels]``; may lack degrees.
+            atomic_basis: ``[channels, (l_max + 1)^2, atoms]``; reversed where compiled.
+            residual: By degree, ``[atoms, 2 l + 1, channels]``; may lack degrees.
             graph: The graph.
 
         Returns:
-            By degree, atoms in their own order, ``[atoms, 2 l + 1, channels]``.
+            By degree, ``[atoms, 2 l + 1, channels]``.
         """
         weights = {(int(k[1]), int(k[-1])): w for k, w in self.weights.items()}
         products = (self._contract_compiled if self.compiled else self._contract)(atomic_basis, weights, graph)
@@ -60,7 +60,7 @@ class Product(nn.Module):
             mixed = products[degree] @ (weight * scale)
             if degree in residual:
                 mixed = mixed + residual[degree]
-            result[degree] = mixed.index_select(0, graph.rank_of_atom)
+            result[degree] = mixed
         return result
 
     def _contract(
@@ -85,4 +85,4 @@ class Product(nn.Module):
         ]
         padded = pad_channels(torch.cat(carried, dim=1))
         products = contract_native(self.terms, place, pad_channels(atomic_basis), padded)
-        return {degree: values[..., : atomic_basis.shape[2]] for degree, values in products.items()}
+        return {degree: unpad_channels(values, atomic_basis.shape[2]) for degree, values in products.items()}

@@ -21,7 +21,7 @@ from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
-from mace.training.devices import PRECISIONS, choose_device, set_threads
+from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory, set_threads
 from mace.training.dry_run import describe_plan
 from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, make_folders
@@ -52,6 +52,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         UserError: If settings or data do not allow it.
     """
     console = console or Console()
+    keep_freed_memory()
     losses = make_losses(settings)
     require_optimizer(settings)
     # words for the model that make no sense are refused before anything is read

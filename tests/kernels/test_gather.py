@@ -8,7 +8,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from mace.graphs.graph import Graph
-from mace.kernels.gather import gather_pairs, gather_senders, sum_to_pairs, sum_to_senders
+from mace.kernels.gather import (
+    gather_pairs,
+    gather_senders,
+    join_components,
+    restore_order,
+    sum_to_pairs,
+    sum_to_senders,
+)
 
 TIGHT = {"atol": 1e-8, "rtol": 1e-6}
 """What polynomials of low degree allow; the tolerances of torch would let an error of 0.1 % pass."""
@@ -123,3 +130,22 @@ def test_derivatives_of_sum_to_pairs(graph: Graph) -> None:
 
     assert gradcheck(through_slots, (slots,), **TIGHT)
     assert gradgradcheck(through_slots, (slots,), **TIGHT)
+
+
+def test_restore_order(graph: Graph) -> None:
+    rows = graph.element.index_select(0, graph.atoms_by_element)
+    assert torch.equal(restore_order(rows, graph), graph.element)
+
+
+def test_derivatives_of_restore_order(graph: Graph) -> None:
+    values = torch.randn(graph.n_atoms, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: restore_order(v, graph), (values,))
+    assert torch.autograd.gradgradcheck(lambda v: restore_order(v, graph) ** 2, (values,))
+
+
+def test_joined_components_and_their_derivatives() -> None:
+    pieces = [torch.randn(3, n, 2, dtype=torch.float64, requires_grad=True) for n in (1, 3, 5)]
+    assert torch.equal(join_components(pieces), torch.cat(pieces, dim=1))
+    assert join_components(pieces[:1]) is pieces[0]
+    assert torch.autograd.gradcheck(lambda *p: join_components(p), pieces)
+    assert torch.autograd.gradgradcheck(lambda *p: join_components(p) ** 3, pieces)

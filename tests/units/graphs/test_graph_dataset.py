@@ -64,7 +64,9 @@ def assert_slots_are_consistent(graph: Graph) -> None:
     forward = sign > 0
     senders = torch.where(forward, graph.pair_sender[pair], graph.pair_receiver[pair])
     receivers = torch.where(forward, graph.pair_receiver[pair], graph.pair_sender[pair])
-    assert torch.equal(senders, graph.sender_of_slot[filled]) and torch.equal(receivers, receiver[filled])
+    atom = graph.atoms_by_element
+    assert torch.equal(senders, atom[graph.sender_of_slot[filled]])
+    assert torch.equal(receivers, atom[receiver[filled]])
     # the reverse is an involution that swaps sender and receiver and keeps the pair
     reverse = graph.reverse_of_slot
     assert torch.equal(reverse[reverse], slots)
@@ -77,7 +79,7 @@ def assert_slots_are_consistent(graph: Graph) -> None:
         assert torch.equal(graph.pair_of_slot[of_pair], torch.arange(n_pairs))
         assert (graph.sign_of_slot[of_pair] == direction).all()
     # order by element
-    assert torch.equal(graph.atoms_by_element[graph.rank_of_atom], torch.arange(graph.n_atoms))
+    assert torch.equal(graph.atoms_by_element[graph.row_of_atom], torch.arange(graph.n_atoms))
     assert (graph.element[graph.atoms_by_element].diff() >= 0).all()
     assert graph.element[graph.atoms_by_element].tolist() == [
         e for e, n in zip(graph.elements_present, graph.element_counts, strict=True) for _ in range(n)
@@ -90,9 +92,9 @@ def edges(graph: Graph) -> list[set[tuple[float, ...]]]:
     filled = graph.pair_of_slot < len(graph.pair_sender) - 1
     found: list[set[tuple[float, ...]]] = [set() for _ in range(graph.n_atoms)]
     for slot in torch.nonzero(filled).flatten().tolist():
-        element = int(graph.element[graph.sender_of_slot[slot]])
+        element = int(graph.element[graph.atoms_by_element[graph.sender_of_slot[slot]]])
         rounded = (np.round(vectors[slot].numpy(), 9) + 0.0).tolist()
-        found[slot // graph.max_neighbors].add((element, *rounded))
+        found[int(graph.atoms_by_element[slot // graph.max_neighbors])].add((element, *rounded))
     return found
 
 
