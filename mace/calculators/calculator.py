@@ -18,6 +18,7 @@ from torch import Tensor
 from mace.calculators.arguments import check_inactive, refuse_unknown
 from mace.deployment.descriptors import invariant_descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
+from mace.deployment.radial_tables import choose_radial_tables
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
@@ -71,6 +72,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         model_type: Only ``MACE``.
         skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
             while atoms move less than half of it; results do not depend on it.
+        radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
+            fast; None for tables in float32 if they change no force of a test structure by more than 1e-5 eV/Angstrom.
         **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
             calculators; and the other arguments of mace-torch's calculator, at their defaults only.
 
@@ -92,6 +95,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         charges_key: str = "Qs",
         model_type: str = "MACE",
         skin: float = DEFAULT_SKIN,
+        radial_tables: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
@@ -112,6 +116,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         for model in self.models:
             model.requires_grad_(False)
             choose_kernels(model)
+            choose_radial_tables(model, radial_tables)
         self.skin = _skin(skin)
         self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
+from mace.kernels.target import TARGET_VARIABLE, target
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system: processes then compile the same source each for itself
@@ -36,9 +38,6 @@ _LOGGER = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MACE_KERNEL_CACHE"
 """Environment variable naming another folder for compiled kernels."""
-
-TARGET_VARIABLE = "MACE_KERNEL_TARGET"
-"""Environment variable with the compiler's ``-march``; ``native`` if unset, the compiler's own choice if empty."""
 
 LOCK_SECONDS = 600.0
 """How long a process waits for another one that compiles the same source."""
@@ -135,13 +134,13 @@ def _candidates() -> list[tuple[str, ...]]:
 def _toolchain(command: tuple[str, ...]) -> _Toolchain:
     """Find out once in a process how, and whether, a compiler can be used."""
     with _SETUP:
-        return _examined(command, os.environ.get(TARGET_VARIABLE, "native").strip())
+        return _examined(command, target())
 
 
 @cache
-def _examined(command: tuple[str, ...], target: str) -> _Toolchain:
+def _examined(command: tuple[str, ...], wanted: str) -> _Toolchain:
     problem = ""
-    for chosen in _target_choices(target):
+    for chosen in _target_choices(wanted):
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
             try:
                 ctypes.CDLL(str(_run_compiler(command, (*_FLAGS, *chosen), _PROBE, Path(folder))))
@@ -152,26 +151,26 @@ def _examined(command: tuple[str, ...], target: str) -> _Toolchain:
                 problem = f"what {shlex.join(command)} makes cannot be loaded ({error}; does it lie where nothing may "
                 problem += f"be executed? {CACHE_VARIABLE} names another folder)"
             else:
-                if target == "native" and not chosen:
+                if wanted == "native" and not chosen:
                     _warn(f"{shlex.join(command)} has no flag for this CPU; kernels are slower than they could be")
                 return _Toolchain(command, (*_FLAGS, *chosen))
-    if target not in ("", "native"):
-        problem += f" (with {TARGET_VARIABLE}={target})"
+    if wanted not in ("", "native"):
+        problem += f" (with {TARGET_VARIABLE}={wanted})"
     return _Toolchain(command, problem=problem)
 
 
-def _target_choices(target: str) -> Iterator[tuple[str, ...]]:
+def _target_choices(wanted: str) -> Iterator[tuple[str, ...]]:
     """Yield flags for a CPU from the best to the plainest; compilers spell them in different ways."""
-    if target:
+    if wanted:
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        for spelling in dict.fromkeys((target, target.replace("-", "_"))):  # zig has underscores
+        for spelling in dict.fromkeys((wanted, wanted.replace("-", "_"))):  # zig has underscores
             if x86:
                 # on some CPUs compilers would use half of the registers' width
                 yield f"-march={spelling}", "-mprefer-vector-width=512"
             yield (f"-march={spelling}",)
         if not x86:  # where it means something else
-            yield (f"-mcpu={target}",)
-    if target in ("", "native"):
+            yield (f"-mcpu={wanted}",)
+    if wanted in ("", "native"):
         yield ()
 
 
@@ -312,8 +311,7 @@ def _key(source: str, command: tuple[str, ...]) -> str:
         version = f"{os.path.realpath(command[0])} {compiler.st_size} {compiler.st_mtime_ns}"
     except OSError:
         version = "unknown"
-    target = os.environ.get(TARGET_VARIABLE, "native").strip()
-    facts = (source, *command, version, *_FLAGS, target, _cpu_facts())
+    facts = (source, *command, version, *_FLAGS, target(), _cpu_facts())
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-VECTOR_BYTES = 64
-"""Width of the vectors in the generated source; compilers split it where registers are narrower."""
+from mace.kernels.target import vector_bytes
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def lanes(dtype: torch.dtype) -> int:
     """Return how many channels one vector holds."""
-    return VECTOR_BYTES // (4 if dtype == torch.float32 else 8)
+    return vector_bytes() // (4 if dtype == torch.float32 else 8)
 
 
 def prelude(dtype: torch.dtype) -> str:
@@ -26,7 +25,7 @@ def prelude(dtype: torch.dtype) -> str:
 #include <stdint.h>
 #include <string.h>
 typedef {TYPES[dtype]} T;
-typedef T V __attribute__((vector_size({VECTOR_BYTES}), aligned({VECTOR_BYTES // lanes(dtype)})));
+typedef T V __attribute__((vector_size({vector_bytes()}), aligned({vector_bytes() // lanes(dtype)})));
 #define L {lanes(dtype)}
 #define LOAD(p) (*(const V *)(p))
 #define STORE(p, v) (*(V *)(p) = (v))

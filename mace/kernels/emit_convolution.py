@@ -9,6 +9,9 @@ result,
 Its derivative by :math:`g` is the convolution; those by :math:`x`, :math:`R` and, through :math:`G`, by the harmonics
 are the backward pass; differentiating the sum of these, weighted with their own cotangents, gives the second backward
 pass, where an operand is replaced by its cotangent once in each term.
+
+Radial weights are either stored, one for every pair, or *tabulated*: interpolated where they are used, from the six
+numbers of the interval the pair's length falls into (`mace.kernels.radial_table`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.convolution import ConvolutionPath
 from mace.kernels.emit import entry, lanes, prelude
+from mace.kernels.target import vector_bytes
 
 LARGEST_GROUP = 18
 """Sums of the forward kernel that are kept in registers at a time."""
@@ -112,12 +116,43 @@ static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t 
 {entry(name)}"""
 
 
-def emit_forward(layout: ConvolutionLayout) -> str:
+@dataclass(frozen=True)
+class _Radial:
+    """Where a kernel finds the radial weights of the pair ``q``.
+
+    Attributes:
+        n_paths: Number of paths.
+        table: Pointer of the table and, following it, of the intervals; None where the weights are stored. The sixth
+            pointer is that of the weights or, with a table, of the coefficients of the interpolation.
+    """
+
+    n_paths: int
+    table: int | None = None
+
+    def pointer(self) -> str:
+        """Return the code that finds the pair's weights."""
+        if self.table is None:
+            return f"const T *r = p[5] + (q * B + b) * {self.n_paths} * L;"
+        node = f"b * d[5] + ((const int64_t *)p[{self.table + 1}])[q]"
+        return f"const T *w = p[5] + q * 12, *r = p[{self.table}] + ({node}) * {3 * self.n_paths} * L;"
+
+    def value(self, index: int, derivative: bool = False) -> str:
+        """Return the expression of a path's weight or, with a table, of its derivative by the length."""
+        if self.table is None:
+            return f"LOAD(r + {index} * L)"
+        first = 6 if derivative else 0
+        return " + ".join(f"w[{first + k}] * LOAD(r + {k * self.n_paths + index} * L)" for k in range(6))
+
+
+def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     """Return the kernel of the convolution.
 
-    Pointers: 4 index arrays, G, R, then features by degree, then results by degree.
+    Pointers: 4 index arrays, G, R, then features by degree, then results by degree; where tabulated, coefficients
+    instead of R, and table and intervals at the end.
     """
     n_in = len(layout.l_in)
+    radial = _Radial(len(layout.paths), 6 + n_in + layout.l_max + 1 if tabulated else None)
+    name = "conv_forward_tabulated" if tabulated else "conv_forward"
     n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     groups: list[list[_Place]] = [[]]
     for place in layout.places():
@@ -130,30 +165,31 @@ def emit_forward(layout: ConvolutionLayout) -> str:
         code.append("    {\n    V " + ", ".join(f"a{pl.sums + m} = {{0}}" for pl, m in names) + ";")
         code.append("    for (int64_t s = i * K; s < i * K + count[i]; s++) {")
         code.append("      const int64_t j = sender[s], q = pair[s];")
-        code.append(f"      const T *g = p[4] + s * {n_coupling}, *r = p[5] + (q * B + b) * {len(layout.paths)} * L;")
+        code.append(f"      const T *g = p[4] + s * {n_coupling}; {radial.pointer()}")
         for l1 in sorted({place.path.l1 for place in group}):
             code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
         for place in group:
             path = place.path
+            code.append(f"      {{ const V w{place.index} = {radial.value(place.index)};")
             for m1 in range(2 * path.l1 + 1):
-                z = f"LOAD(r + {place.index} * L) * LOAD(x{path.l1} + {m1} * C)"
-                code.append(f"      {{ const V z = {z};")
+                code.append(f"      {{ const V z = w{place.index} * LOAD(x{path.l1} + {m1} * C);")
                 for m3 in range(2 * path.l3 + 1):
                     code.append(f"      a{place.sums + m3} += g[{place.coupling + m3 * (2 * path.l1 + 1) + m1}] * z;")
                 code.append("      }")
+            code.append("      }")
         code.append("    }")
         code += [f"    STORE({_result(layout, place, m, 6 + n_in)}, a{place.sums + m});" for place, m in names]
         code.append("    }")
     body = "\n".join(code)
     return f"""\
-static void conv_forward_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_DIMENSIONS}{_INDICES}
   for (int64_t b = begin; b < end; b++)
   for (int64_t i = 0; i < N; i++) {{
 {body}
   }}
 }}
-{entry("conv_forward")}"""
+{entry(name)}"""
 
 
 def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
@@ -165,7 +201,7 @@ def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
     return "\n".join(lines)
 
 
-def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool) -> str:
+def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool, tabulated: bool = False) -> str:
     """Return the kernel of the backward pass.
 
     Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
@@ -173,52 +209,59 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool)
     The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
     Gradients of features and harmonics must be zero on entry.
+
+    Where tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
+    the length in the place of that of the first harmonic, which is constant.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     n_harmonics = (layout.l_max + 1) ** 2
-    cotangents, radial = 6 + n_in, 6 + n_in + n_out
-    code = [
-        f"      const T *g = p[4] + s * {n_coupling}, *r = p[5] + (q * B + b) * {len(layout.paths)} * L;",
-        f"      T *gr = p[{radial}] + (q * B + b) * {len(layout.paths)} * L;",
-        "      const int first = reverse[s] > s;",
-    ]
+    cotangents, gradients = 6 + n_in, 6 + n_in + n_out + (not tabulated)
+    radial = _Radial(len(layout.paths), gradients + n_in + 1 if tabulated else None)
+    code = [f"      const T *g = p[4] + s * {n_coupling}; {radial.pointer()}"]
+    if not tabulated:
+        code += [
+            f"      T *gr = p[{gradients - 1}] + (q * B + b) * {len(layout.paths)} * L;",
+            "      const int first = reverse[s] > s;",
+        ]
     if with_harmonics:
         code.append("      V " + ", ".join(f"y{m} = {{0}}" for m in range(n_harmonics)) + ";")
     for l1 in layout.l_in:
         code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
-        code.append(f"      T *gx{l1} = {_features(layout, l1, radial + 1, 'j')};")
+        code.append(f"      T *gx{l1} = {_features(layout, l1, gradients, 'j')};")
         for m1 in range(2 * l1 + 1):
             code.append(f"      V f{l1}_{m1} = LOAD(gx{l1} + {m1} * C);")
     for place in layout.places():
-        code += _path_backward(place, with_harmonics)
+        code += _path_backward(place, radial, with_harmonics)
     for l1 in layout.l_in:
         code += [f"      STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1)]
     if with_harmonics:
         width = -(-n_harmonics // n_lanes) * n_lanes
-        code.append(f"      T *gy = p[{radial + 1 + n_in}] + (thread * N * K + s) * {width};")
+        code.append(f"      T *gy = p[{gradients + n_in}] + (thread * N * K + s) * {width};")
         for start in range(0, n_harmonics, n_lanes):
             names = [f"y{m}" if m < n_harmonics else None for m in range(start, start + n_lanes)]
             lines, total = _lane_sums(names, n_lanes)
             code += [*lines, f"      STORE(gy + {start}, LOAD(gy + {start}) + {total});"]
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
+    if tabulated:
+        name = "conv_backward_tabulated"
     return _loops(name, "\n".join(code), _load_cotangents(layout, cotangents), "")
 
 
-def _path_backward(place: _Place, with_harmonics: bool) -> list[str]:
+def _path_backward(place: _Place, radial: _Radial, with_harmonics: bool) -> list[str]:
     """Return the code of one path in the backward pass."""
     path, n_in = place.path, 2 * place.path.l1 + 1
-    code = ["      {", f"      const V w = LOAD(r + {place.index} * L); V h = {{0}};"]
+    code = ["      {", f"      const V v = {radial.value(place.index)}; V h = {{0}};"]
     for m1 in range(n_in):
         dots = [f"g[{place.coupling + m3 * n_in + m1}] * c[{place.sums + m3}]" for m3 in range(2 * path.l3 + 1)]
         code.append(f"      {{ const V t = {' + '.join(dots)}; const V x = LOAD(x{path.l1} + {m1} * C);")
-        code.append(f"      h += x * t; f{path.l1}_{m1} += w * t; }}")
-    if with_harmonics:
+        code.append(f"      h += x * t; f{path.l1}_{m1} += v * t; }}")
+    if with_harmonics and not (path.l2 == 0 and radial.table is not None):
         block = coupling_coefficients(path.l1, path.l2, path.l3) * np.sqrt(2 * path.l3 + 1)
         for m1 in range(n_in):
             if not np.any(block[m1]):
                 continue
-            code.append(f"      {{ const V z = w * LOAD(x{path.l1} + {m1} * C);")
+            code.append(f"      {{ const V z = v * LOAD(x{path.l1} + {m1} * C);")
             for m3 in range(2 * path.l3 + 1):
                 nonzero = np.flatnonzero(block[m1, :, m3])
                 if len(nonzero) == 0:
@@ -227,8 +270,11 @@ def _path_backward(place: _Place, with_harmonics: bool) -> list[str]:
                 code += [f"      y{path.l2**2 + m2} += (T){float(block[m1, m2, m3])!r} * u;" for m2 in nonzero]
                 code.append("      }")
             code.append("      }")
-    code.append(f"      if (!first) h += LOAD(gr + {place.index} * L);")
-    code.append(f"      STORE(gr + {place.index} * L, h);")
+    if radial.table is not None:
+        code.append(f"      y0 += h * ({radial.value(place.index, derivative=True)});")
+    else:
+        code.append(f"      if (!first) h += LOAD(gr + {place.index} * L);")
+        code.append(f"      STORE(gr + {place.index} * L, h);")
     code.append("      }")
     return code
 
@@ -336,7 +382,7 @@ def _shuffle(dtype: torch.dtype) -> str:
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef {integer} I __attribute__((vector_size(64)));
+typedef {integer} I __attribute__((vector_size({vector_bytes()})));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){{__VA_ARGS__}})
 #endif
 """
@@ -352,5 +398,17 @@ def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
             emit_backward(layout, lanes(dtype), with_harmonics=True),
             emit_backward(layout, lanes(dtype), with_harmonics=False),
             emit_second(layout),
+        ]
+    )
+
+
+def tabulated_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
+    """Return the C file of a layer's convolution with tabulated radial weights, differentiable by the geometry."""
+    return "\n".join(
+        [
+            prelude(dtype),
+            _shuffle(dtype),
+            emit_forward(layout, tabulated=True),
+            emit_backward(layout, lanes(dtype), with_harmonics=True, tabulated=True),
         ]
     )

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import CompilationError, compile_and_load, thread_pool
 from mace.kernels.convolution import ConvolutionPath
 from mace.kernels.emit import lanes
 from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
-from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source
+from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
+from mace.kernels.gather import sum_to_pairs
 from mace.kernels.passes import Pass, current_pass
+from mace.kernels.radial_table import RadialTable
 
 
 class _Library:
@@ -48,6 +51,11 @@ def _convolution_library(layout: ConvolutionLayout, dtype: torch.dtype) -> _Libr
 
 
 @cache
+def _tabulated_library(layout: ConvolutionLayout, dtype: torch.dtype) -> _Library:
+    return _Library(tabulated_source(layout, dtype))
+
+
+@cache
 def _contraction_library(terms: ContractionTerms, dtype: torch.dtype) -> _Library:
     return _Library(contraction_source(terms, dtype))
 
@@ -61,6 +69,17 @@ def compile_convolution(
         CompilationError: If that is not possible here.
     """
     _convolution_library(ConvolutionLayout(paths, l_in, l_max), dtype)
+
+
+def compile_tabulated_convolution(
+    paths: tuple[ConvolutionPath, ...], l_in: tuple[int, ...], l_max: int, dtype: torch.dtype
+) -> None:
+    """Compile a layer's convolution with tabulated radial weights now rather than at its first use.
+
+    Raises:
+        CompilationError: If that is not possible here.
+    """
+    _tabulated_library(ConvolutionLayout(paths, l_in, l_max), dtype)
 
 
 def compile_contraction(terms: ContractionTerms, dtype: torch.dtype) -> None:
@@ -97,13 +116,15 @@ def unpad_channels(values: Tensor, n_channels: int) -> Tensor:
 class _Convolution:
     """One layer's convolution on one graph."""
 
-    def __init__(self, layout: ConvolutionLayout, graph: Graph, coupling: Tensor, n_channels: int) -> None:
+    def __init__(
+        self, layout: ConvolutionLayout, graph: Graph, coupling: Tensor, n_channels: int, tabulated: bool = False
+    ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
-        self.library = _convolution_library(layout, coupling.dtype)
+        self.library = (_tabulated_library if tabulated else _convolution_library)(layout, coupling.dtype)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
         n_pairs = graph.pair_sender.shape[0]
-        self.dimensions = (graph.n_atoms, graph.max_neighbors, n_pairs, n_channels, self.blocks)
+        self.dimensions: tuple[int, ...] = (graph.n_atoms, graph.max_neighbors, n_pairs, n_channels, self.blocks)
         self.indices = (graph.neighbor_count, graph.sender_of_slot, graph.pair_of_slot, graph.reverse_of_slot)
         self.radial_shape = (n_pairs, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
@@ -122,6 +143,11 @@ class _Convolution:
     def zero_features(self) -> list[Tensor]:
         """Allocate gradients of the features."""
         return [self.coupling.new_zeros(self.graph.n_atoms, 2 * l + 1, self.n_channels) for l in self.layout.l_in]
+
+    def zero_harmonics(self, harmonics: Tensor) -> Tensor:
+        """Allocate gradients of the harmonics, one array for each share of the work, rows rounded up to vectors."""
+        shares = min(torch.get_num_threads(), self.blocks)
+        return harmonics.new_zeros(shares, len(harmonics), padded_channels(harmonics.shape[1], harmonics.dtype))
 
     def empty_radial(self) -> Tensor:
         """Allocate a gradient of the radial weights; every pair but the padding is written by the kernels."""
@@ -161,8 +187,7 @@ class _ConvolveBackward(torch.autograd.Function):
         if ctx.kind is Pass.PARAMETERS:
             work.run("conv_backward_parameters", inputs)
             return (None, gradient, *gradients)
-        threads = min(torch.get_num_threads(), work.blocks)
-        parts = harmonics.new_zeros(threads, len(harmonics), padded_channels(harmonics.shape[1], harmonics.dtype))
+        parts = work.zero_harmonics(harmonics)
         work.run("conv_backward_full", (*inputs, parts))
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
@@ -212,6 +237,78 @@ def convolve_native(
     contiguous = [values.contiguous() for values in (harmonics, radial, *(features[l] for l in l_in))]
     results = _Convolve.apply(work, *contiguous)
     return dict(enumerate(results))
+
+
+class _ConvolveTabulated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        work: _Convolution,
+        rows: Tensor,
+        table: RadialTable,
+        harmonics: Tensor,
+        lengths: Tensor,
+        *features: Tensor,
+    ) -> tuple[Tensor, ...]:
+        interval, factors = table.coefficients(lengths)
+        ctx.work, ctx.tail = work, (rows, interval)
+        ctx.save_for_backward(harmonics, factors, *features)
+        results = work.empty_results()
+        work.run("conv_forward_tabulated", (harmonics @ work.coupling, factors, *features, *results, *ctx.tail))
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        harmonics, factors, *features = ctx.saved_tensors
+        work = ctx.work
+        contiguous = [c.contiguous() for c in cotangents]
+        gradients, parts = work.zero_features(), work.zero_harmonics(harmonics)
+        inputs = (harmonics @ work.coupling, factors, *features, *contiguous)
+        work.run("conv_backward_tabulated", (*inputs, *gradients, parts, *ctx.tail))
+        of_harmonics = parts.sum(0)[:, : harmonics.shape[1]]
+        # the first harmonic is constant; in its place stands the gradient by the length
+        of_lengths = sum_to_pairs(of_harmonics[:, 0], work.graph)
+        return (None, None, None, of_harmonics, of_lengths, *gradients)
+
+
+def blocked_table(table: RadialTable) -> Tensor:
+    """Bring a table into the layout of the kernels, ``[blocks of channels, nodes, 3, paths, lanes]``."""
+    padded = pad_channels(table.values)
+    return padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
+
+
+def convolve_tabulated(
+    features: dict[int, Tensor],
+    lengths: Tensor,
+    table: RadialTable,
+    rows: Tensor,
+    harmonics: Tensor,
+    coupling: Tensor,
+    paths: tuple[ConvolutionPath, ...],
+    graph: Graph,
+) -> dict[int, Tensor]:
+    """Do what `convolve_native` does, with radial weights from a table; differentiable once, by the geometry.
+
+    Args:
+        features: By degree, ``[atoms, 2 l + 1, channels]``, channels padded to whole vectors.
+        lengths: Angstrom, ``[pairs]``.
+        table: The radial weights.
+        rows: `blocked_table` of it.
+        harmonics: ``[slots, (l_max + 1)^2]``.
+        coupling: The coupling matrix of the paths.
+        paths: The paths.
+        graph: The graph, on the CPU.
+
+    Returns:
+        By degree, ``[atoms, 2 l + 1, paths of the degree, channels]``.
+    """
+    l_in = tuple(sorted(features))
+    layout = ConvolutionLayout(paths, l_in, int(harmonics.shape[1] ** 0.5) - 1)
+    work = _Convolution(layout, graph, coupling, features[l_in[0]].shape[-1], tabulated=True)
+    work.dimensions = (*work.dimensions, len(table.values))
+    contiguous = [values.contiguous() for values in (harmonics, lengths, *(features[l] for l in l_in))]
+    return dict(enumerate(_ConvolveTabulated.apply(work, rows, table, *contiguous)))
 
 
 class _Contract(torch.autograd.Function):

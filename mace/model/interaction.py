@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +12,11 @@ from mace.graphs.graph import Graph
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes
 from mace.kernels.gather import gather_pairs, join_components
-from mace.kernels.native import convolve_native, pad_channels, unpad_channels
+from mace.kernels.native import blocked_table, convolve_native, convolve_tabulated, pad_channels, unpad_channels
+from mace.kernels.radial_table import RadialTable, tabulate
 from mace.model.activations import SILU_SCALE
 from mace.model.plan import ModelPlan
+from mace.model.radial import RadialEmbedding
 
 
 class RadialNetwork(nn.Module):
@@ -70,6 +75,7 @@ class Interaction(nn.Module):
         super().__init__()
         self.kind = plan.interactions[layer]
         self.compiled = False
+        self._table: RadialTable | None = None
         self.l_in, self.l_out, self.l_max = plan.l_in(layer), plan.l_out(layer), plan.l_max
         self.avg_num_neighbors = plan.avg_num_neighbors
         n, elements = plan.n_channels, plan.n_elements
@@ -87,14 +93,39 @@ class Interaction(nn.Module):
         if self.kind.normalization == "density":
             self.density = nn.Parameter(torch.empty(plan.num_radial_basis, 1))
 
+    def tabulate(self, embedding: RadialEmbedding, n_nodes: int) -> RadialTable:
+        """Tabulate the radial weights, computed in float64 from the present parameters, in their precision."""
+        network = deepcopy(self.radial).double().requires_grad_(False)
+
+        def weights(lengths: Tensor) -> Tensor:
+            return network(embedding.of_length(lengths, lengths))
+
+        table = tabulate(weights, len(self.paths), embedding.plan.r_max, n_nodes)
+        return replace(table, values=table.values.to(self.linear_up))
+
+    def use_table(self, table: RadialTable | None) -> None:
+        """Read the radial weights from a table instead of evaluating the network; None for the network again.
+
+        Args:
+            table: In the precision and on the device of the weights.
+        """
+        self._table = table
+        self._blocked_table = blocked_table(table) if table is not None and self.compiled else None
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether the radial basis is needed; a table goes without, unless a density is learned from it."""
+        return self._table is None or self.kind.normalization == "density"
+
     def forward(
-        self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
+        self, features: dict[int, Tensor], lengths: Tensor, basis: Tensor, harmonics: Tensor, graph: Graph
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Compute the atomic basis A and the skip connection.
 
         Args:
             features: Rows by degree, ``[atoms, 2 l + 1, channels]``.
-            basis: Radial basis, ``[pairs, num_radial_basis]``.
+            lengths: Angstrom, ``[pairs]``.
+            basis: Radial basis, ``[pairs, num_radial_basis]``; anything where it is not needed.
             harmonics: ``[slots, (l_max + 1)^2]``.
             graph: The graph.
 
@@ -107,7 +138,8 @@ class Interaction(nn.Module):
             degree: features[degree] @ (weight * n**-0.5)
             for degree, weight in zip(self.l_in, self.linear_up.unbind(0), strict=True)
         }
-        summed = (self._convolve_compiled if self.compiled else self._convolve)(mixed, basis, harmonics, graph)
+        convolve = self._convolve_compiled if self.compiled else self._convolve
+        summed = convolve(mixed, lengths, basis, harmonics, graph)
         divisor = self._divisor(basis, graph)
         skips = self.skip.unbind(0)
         atomic_basis = join_components(
@@ -116,21 +148,29 @@ class Interaction(nn.Module):
         return atomic_basis, self._residual(features, skips, graph) if self.kind.residual else {}
 
     def _convolve(
-        self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
+        self, features: dict[int, Tensor], lengths: Tensor, basis: Tensor, harmonics: Tensor, graph: Graph
     ) -> dict[int, Tensor]:
         """Sum over neighbors, by degree ``[atoms, 2 l + 1, paths * channels]``."""
-        radial = self.radial(basis).view(-1, len(self.paths), self.linear_up.shape[-1])
+        if self._table is not None:
+            radial = self._table.evaluate(lengths)
+        else:
+            radial = self.radial(basis).view(-1, len(self.paths), self.linear_up.shape[-1])
         summed = convolve(features, radial, harmonics, self.coupling, self.paths, graph)
         return {degree: torch.cat(paths, dim=2) for degree, paths in summed.items()}
 
     def _convolve_compiled(
-        self, features: dict[int, Tensor], basis: Tensor, harmonics: Tensor, graph: Graph
+        self, features: dict[int, Tensor], lengths: Tensor, basis: Tensor, harmonics: Tensor, graph: Graph
     ) -> dict[int, Tensor]:
         """Do the same with the compiled kernels."""
         n = self.linear_up.shape[-1]
-        radial = self.radial.blocks(basis, len(self.paths), lanes(basis.dtype))
         padded = {degree: pad_channels(values) for degree, values in features.items()}
-        summed = convolve_native(padded, radial, harmonics, self.coupling, self.paths, graph)
+        if self._table is not None and self._blocked_table is not None:
+            summed = convolve_tabulated(
+                padded, lengths, self._table, self._blocked_table, harmonics, self.coupling, self.paths, graph
+            )
+        else:
+            radial = self.radial.blocks(basis, len(self.paths), lanes(basis.dtype))
+            summed = convolve_native(padded, radial, harmonics, self.coupling, self.paths, graph)
         return {degree: unpad_channels(values, n).flatten(2) for degree, values in summed.items()}
 
     def _divisor(self, basis: Tensor, graph: Graph) -> Tensor | None:

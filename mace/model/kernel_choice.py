@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
@@ -12,7 +12,7 @@ from mace.errors import UserError
 from mace.kernels.compiler import CompilationError, NoCompilerError
 from mace.kernels.convolution import convolution_paths
 from mace.kernels.emit_contraction import ContractionTerms
-from mace.kernels.native import compile_contraction, compile_convolution
+from mace.kernels.native import compile_contraction, compile_convolution, compile_tabulated_convolution
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)
@@ -73,13 +73,31 @@ def _warn(text: str) -> None:
 
 
 def _compile(model: MACE) -> None:
-    """Compile all layers, several at a time; compilers are programs of their own."""
+    """Compile all layers."""
     plan, jobs = model.plan, dict[tuple[object, ...], Callable[[], None]]()
     for layer in range(plan.n_layers):
         paths = convolution_paths(plan.l_in(layer), plan.l_max)
         terms = ContractionTerms(plan.l_max, plan.l_out(layer), plan.correlation[layer])
         jobs[paths] = partial(compile_convolution, paths, plan.l_in(layer), plan.l_max, model.dtype)
         jobs[terms,] = partial(compile_contraction, terms, model.dtype)
+    _run_all(jobs.values())
+
+
+def compile_radial_tables(model: MACE) -> None:
+    """Compile the convolutions that read radial weights from tables.
+
+    Raises:
+        CompilationError: If that is not possible here.
+    """
+    plan = model.plan
+    layers = {plan.l_in(layer): convolution_paths(plan.l_in(layer), plan.l_max) for layer in range(plan.n_layers)}
+    _run_all(
+        [partial(compile_tabulated_convolution, paths, l_in, plan.l_max, model.dtype) for l_in, paths in layers.items()]
+    )
+
+
+def _run_all(jobs: Collection[Callable[[], None]]) -> None:
+    """Run several jobs at a time; compilers are programs of their own."""
     with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-        for future in [pool.submit(job) for job in jobs.values()]:
+        for future in [pool.submit(job) for job in jobs]:
             future.result()

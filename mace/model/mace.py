@@ -80,6 +80,7 @@ class MACE(nn.Module):
 
     def _carry_to(self, dtype: torch.dtype) -> MACE:
         reference = self.reference_energies
+        self.use_radial_tables(None)
         self.to(dtype)
         self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
         return self
@@ -93,7 +94,31 @@ class MACE(nn.Module):
         """Choose between the compiled kernels, on the CPU only, and those in torch, which define them."""
         for part in (*self.interactions, *self.products):
             part.compiled = compiled
+        return self.use_radial_tables(None)
+
+    def use_radial_tables(self, n_nodes: int | None) -> MACE:
+        """Read radial weights from tables made of the present weights, for inference; None for the networks again.
+
+        Precision, device and kernels must have been chosen before. Energies can then be differentiated once, by the
+        geometry.
+
+        Args:
+            n_nodes: Number of nodes of each table.
+
+        Raises:
+            ValueError: If the radial weights depend on more than the length.
+        """
+        if n_nodes is not None and not self.has_radial_functions_of_length:
+            raise ValueError("with a distance transform the radial weights depend on the elements too")
+        for interaction in self.interactions:
+            assert isinstance(interaction, Interaction)
+            interaction.use_table(None if n_nodes is None else interaction.tabulate(self.radial_embedding, n_nodes))
         return self
+
+    @property
+    def has_radial_functions_of_length(self) -> bool:
+        """Whether the radial weights of a pair depend on its length alone."""
+        return self.plan.distance_transform == "None"
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> MACE:
@@ -120,7 +145,8 @@ class MACE(nn.Module):
             Energies and features.
         """
         lengths = vectors.norm(dim=-1)
-        basis = self.radial_embedding(lengths, graph)
+        needed = any(interaction.needs_basis for interaction in self.interactions)
+        basis = self.radial_embedding(lengths, graph) if needed else lengths
         harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
         # the reverse of an edge has the opposite direction: odd harmonics change sign
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
@@ -130,7 +156,7 @@ class MACE(nn.Module):
         features = {0: self.embedding.index_select(0, element).unsqueeze(1) * self.plan.n_elements**-0.5}
         outputs = []
         for interaction, product, readout in zip(self.interactions, self.products, self.readouts, strict=True):
-            atomic_basis, residual = interaction(features, basis, harmonics_of_slot, graph)
+            atomic_basis, residual = interaction(features, lengths, basis, harmonics_of_slot, graph)
             features = product(atomic_basis, residual, graph)
             outputs.append({degree: restore_order(rows, graph) for degree, rows in features.items()})
             energies = energies + readout(features[0].squeeze(1))

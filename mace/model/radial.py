@@ -111,12 +111,16 @@ class RadialEmbedding(nn.Module):
 
     def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
         """Evaluate, ``[pairs]`` to ``[pairs, num_radial_basis]``; exactly zero for the padding."""
+        if self.plan.distance_transform == "None":
+            return self.of_length(lengths, lengths)
+        transform = agnesi_transform if self.plan.distance_transform == "Agnesi" else soft_transform
+        return self.of_length(lengths, transform(lengths, sum_of_radii(self.covalent_radii, graph)))
+
+    def of_length(self, lengths: Tensor, transformed: Tensor) -> Tensor:
+        """Evaluate the basis at transformed lengths times the envelope at the lengths themselves."""
         plan = self.plan
         envelope = polynomial_envelope(lengths, plan.r_max, plan.num_cutoff_basis)
-        if plan.distance_transform != "None":
-            transform = agnesi_transform if plan.distance_transform == "Agnesi" else soft_transform
-            lengths = transform(lengths, sum_of_radii(self.covalent_radii, graph))
-        return BASES[plan.radial_type](lengths, plan.r_max, plan.num_radial_basis) * envelope.unsqueeze(-1)
+        return BASES[plan.radial_type](transformed, plan.r_max, plan.num_radial_basis) * envelope.unsqueeze(-1)
 
 
 def sum_of_radii(radii: Tensor, graph: Graph) -> Tensor:
