@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from mace.errors import UserError
 
 Level = Literal["error", "warning", "note"]
@@ -137,9 +139,10 @@ _KINDS = (
         "take the unconstrained forces, or leave the forces out",
     ),
     FindingKind(
-        "absurd-reference-energies",
+        "doubtful-reference-energies",
         "warning",
-        "With these E0s, the atomization energy per atom is above 20 eV or below -1 eV.",
+        "With these E0s the atomization energy per atom is above 20 eV or below -1 eV, or the compositions do not "
+        "determine them.",
         "take E0s of the same method as the data, both in eV",
     ),
     FindingKind(
@@ -238,7 +241,9 @@ class Finding:
         return self.level == "error" and not self.allowed
 
 
-def found(name: str, file: str, text: str, structures: Sequence[int] = (), of: int | None = None) -> Finding:
+def found(
+    name: str, file: str, text: str, structures: Sequence[int] | np.ndarray = (), of: int | None = None
+) -> Finding:
     """Write a finding as a sentence.
 
     Args:

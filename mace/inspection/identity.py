@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from mace.inspection.findings import Finding, describe_structures, found
+from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 
 RESOLUTION = 1.0e-5
@@ -93,23 +93,23 @@ def _same_order(file: FlatFile, group: np.ndarray) -> bool:
 
 
 def check_leakage(files: Sequence[FlatFile]) -> Iterator[Finding]:
-    """Find structures that occur in two sets of different roles."""
+    """Find structures that occur in two sets of different roles, or in two training files."""
     marks = [fingerprints(file) for file in files]
     for one, other in combinations(range(len(files)), 2):
         first, second = files[one], files[other]
-        if first.role == second.role:
+        if first.role == second.role != "training":
             continue
         shared = np.isin(marks[other], marks[one])
         if not shared.any():
             continue
         place = int(np.flatnonzero(shared)[0])
         twin = int(np.flatnonzero(marks[one] == marks[other][place])[0])
-        subject = describe_structures([int(first.index[twin])])
+        name = "duplicates" if first.role == second.role else "leakage"
         yield found(
-            "leakage",
+            name,
             second.file,
-            f"of the {second.role} set {'is' if shared.sum() == 1 else 'are'} in the {first.role} set "
-            f"{first.file} too (structure {second.index[place]} is {subject} there)",
+            f"of the {second.role} set {'is' if shared.sum() == 1 else 'are'} in the {first.role} file {first.file} "
+            f"too (structure {second.index[place]} is structure {first.index[twin]} there)",
             second.places(shared),
             len(second),
         )

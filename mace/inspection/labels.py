@@ -100,9 +100,7 @@ def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]
     some = (counts > 0) & (counts < file.n_atoms) & np.isin(file.index, labels.constrained)
     if some.any():
         verb = "has constraints and atoms" if some.sum() == 1 else "have constraints and atoms"
-        yield found(
-            "zeroed-forces", file.file, f"{verb} whose forces are exactly zero", file.places(some), len(file)
-        )
+        yield found("zeroed-forces", file.file, f"{verb} whose forces are exactly zero", file.places(some), len(file))
 
 
 def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Finding]:

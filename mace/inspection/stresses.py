@@ -150,9 +150,10 @@ def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
 
 
 def _pair_reason(result: Comparison, as_virials: Comparison) -> str:
-    if abs(as_virials.correlation) > abs(result.correlation) and _is_one(as_virials):
-        return _virials_reason(as_virials)
-    return explain(result.ratio, STRESS_EXPLANATIONS, EXPLAINED_WITHIN) or "the sign or the unit is another one"
+    reasons = [explain(result.ratio, STRESS_EXPLANATIONS, EXPLAINED_WITHIN)]
+    if _is_one(as_virials):
+        reasons.append(_virials_reason(as_virials))
+    return " or ".join(reason for reason in reasons if reason) or "the sign or the unit is another one"
 
 
 def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iterator[Finding]:

@@ -154,9 +154,7 @@ def _groups_of_equal_atoms(file: FlatFile, usable: np.ndarray) -> list[np.ndarra
     return sorted(groups, key=len, reverse=True)
 
 
-def _differences_in_group(
-    file: FlatFile, group: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _differences_in_group(file: FlatFile, group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return energy differences, what forces say, the largest move of an atom, and the pairs."""
     if len(group) > _MOST_IN_GROUP:
         # a stretch of neighbors, and structures from everywhere

@@ -118,7 +118,7 @@ def explain(ratio: float, explanations: Mapping[str, float], within: float = _NA
     """
     if not math.isfinite(ratio) or ratio == 0.0:
         return None
-    if abs(math.log(abs(ratio))) < math.log(_ALIKE[1]):
+    if abs(math.log(abs(ratio))) < max(within, math.log(_ALIKE[1])):
         return "the sign is opposite" if ratio < 0 else None
     misfits = {name: abs(math.log(abs(ratio) / value)) for name, value in explanations.items()}
     fitting = sorted((name for name in misfits if misfits[name] < within), key=lambda name: misfits[name])
