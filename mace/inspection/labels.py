@@ -39,9 +39,12 @@ def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
 
 def check_coverage(file: FlatFile) -> Iterator[Finding]:
     """Find labels that only a part of the structures has."""
-    for name in PROPERTIES:
-        has = np.array([getattr(c, name) is not None for c in file.configurations], dtype=bool)
-        if has.any() and not has.all():
+    labeled = {
+        name: np.array([getattr(c, name) is not None for c in file.configurations], dtype=bool) for name in PROPERTIES
+    }
+    for name, has in labeled.items():
+        is_converted = name == "virials" and np.array_equal(has, labeled["stress"])
+        if has.any() and not has.all() and not is_converted:
             verb = "has" if (~has).sum() == 1 else "have"
             yield found(
                 "partly-labeled",

@@ -179,15 +179,13 @@ def _without_trace(tensors: np.ndarray) -> np.ndarray:
 
 def check_virials(file: FlatFile) -> Iterator[Finding]:
     """Compare labeled virials with -volume * labeled stress."""
-    both = [
-        place
-        for place, c in enumerate(file.configurations)
-        if c.stress is not None and c.virials is not None and np.isfinite(file.volumes[place])
-    ]
-    if not both:
+    volumes = file.volumes
+    labeled = [c.stress is not None and c.virials is not None for c in file.configurations]
+    both = np.flatnonzero(np.array(labeled, dtype=bool) & np.isfinite(volumes))
+    if not len(both):
         return
-    virials = np.array([file.configurations[place].virials for place in both])
-    expected = -file.volumes[both, None, None] * file.stresses[both]
+    virials = np.array([file.configurations[place].virials for place in both.tolist()])
+    expected = -volumes[both, None, None] * file.stresses[both]
     size = np.maximum(np.abs(virials), np.abs(expected)).max(axis=(1, 2))
     bad = np.abs(virials - expected).max(axis=(1, 2)) > 1.0e-2 * size + 1.0e-6
     if not bad.any():
@@ -199,6 +197,6 @@ def check_virials(file: FlatFile) -> Iterator[Finding]:
         "contradicting-virials",
         file.file,
         f"{'has' if bad.sum() == 1 else 'have'} virials that are not -volume * stress ({times})",
-        file.index[np.array(both)[bad]],
+        file.index[both[bad]],
         len(file),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import mace
@@ -11,7 +11,7 @@ from mace.inspection.findings import KINDS, LEVELS, Finding
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.reporting.charts import histogram, sparkline
-from mace.reporting.terminal import atoms_each, verdict
+from mace.reporting.terminal import atoms_each, is_partial, verdict
 from mace.structures.configuration import PROPERTIES
 
 _MOST_GROUPS = 60
@@ -42,9 +42,9 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 ul.findings { list-style: none; margin: 10px 0 0; padding: 0; }
 ul.findings li { border-left: 4px solid; border-radius: 4px; padding: 8px 12px; margin: 8px 0;
   overflow-wrap: anywhere; }
-li.error { border-color: var(--error); background: var(--error-back); }
-li.warning { border-color: var(--warning); background: var(--warning-back); }
-li.note { border-color: var(--note); background: var(--note-back); }
+ul.findings li.error { border-color: var(--error); background: var(--error-back); }
+ul.findings li.warning { border-color: var(--warning); background: var(--warning-back); }
+ul.findings li.note { border-color: var(--note); background: var(--note-back); }
 li .badge { font-weight: 700; margin-right: 6px; } li.error .badge { color: var(--error); }
 li.warning .badge { color: var(--warning); } li.note .badge { color: var(--note); }
 code { font: .9em ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; }
@@ -67,6 +67,12 @@ _CHARTS = (
     ("forces", "Norms of the forces", "eV/\u00c5"),
     ("stresses", "Stress, a third of the trace", "eV/\u00c5\u00b3"),
 )
+
+_GROUP_COLUMNS = {
+    "energies": ["E min", "E mean", "E max", "E"],
+    "forces": ["|F| rms", "|F| max", "|F|"],
+    "stresses": ["stress min", "stress max"],
+}
 
 
 class _Drawing(str):
@@ -192,31 +198,44 @@ def _labels_table(file: FileReport) -> str:
             str(entry.isolated or "\u2013"),
         )
         for entry in file.labels.coverage
+        if entry.labeled + entry.converted + entry.isolated or entry.name in ("energy", "forces")
     ]
     return _table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
 
 
 def _groups_table(file: FileReport) -> str:
-    labels = [name for name in PROPERTIES if any(group.labeled[name] for group in file.groups)]
-    header = ["config_type", "head", "structures", "atoms each", "elements", *labels]
-    header += ["E min", "E mean", "E max", "E", "|F| rms", "|F| max", "|F|", "stress min", "stress max"]
-    rows = [_group_row(group, labels) for group in file.groups[:_MOST_GROUPS]]
+    labels = [name for name in PROPERTIES if is_partial(file, name)]
+    columns = {
+        "head": len({group.head for group in file.groups}) > 1,
+        "energies": file.whole.energies is not None,
+        "forces": file.whole.forces is not None,
+        "stresses": file.whole.stresses is not None,
+    }
+    header = ["config_type", *(["head"] if columns["head"] else []), "structures", "atoms each", "elements"]
+    header += [f"with {name}" for name in labels]
+    for name, titles in _GROUP_COLUMNS.items():
+        header += titles if columns[name] else []
+    rows = [_group_row(group, labels, columns) for group in file.groups[:_MOST_GROUPS]]
     hidden = len(file.groups) - _MOST_GROUPS
     if hidden > 0:
         rows.append([f"and {hidden} more types", *[""] * (len(header) - 1)])
     return _table(header, rows)
 
 
-def _group_row(group: Group, labels: Sequence[str]) -> list[str]:
-    def number(numbers: Distribution | None, name: str) -> str:
-        return "\u2013" if numbers is None else f"{getattr(numbers, name):.4g}"
+def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool]) -> list[str]:
+    row = [group.config_type, *([group.head] if columns["head"] else [])]
+    row += [f"{group.frames:,}", atoms_each(group), " ".join(group.elements)]
+    row += [f"{group.labeled[name]:,}" for name in labels]
+    if columns["energies"]:
+        row += [_number(group.energies, name) for name in ("smallest", "mean", "largest")]
+        row.append(_Drawing(sparkline(group.energies)))
+    if columns["forces"]:
+        row += [_number(group.forces, name) for name in ("rms", "largest")]
+        row.append(_Drawing(sparkline(group.forces)))
+    if columns["stresses"]:
+        row += [_number(group.stresses, name) for name in ("smallest", "largest")]
+    return row
 
-    return [
-        *(group.config_type, group.head, f"{group.frames:,}", atoms_each(group), " ".join(group.elements)),
-        *(f"{group.labeled[name]:,}" for name in labels),
-        *(number(group.energies, name) for name in ("smallest", "mean", "largest")),
-        _Drawing(sparkline(group.energies)),
-        *(number(group.forces, name) for name in ("rms", "largest")),
-        _Drawing(sparkline(group.forces)),
-        *(number(group.stresses, name) for name in ("smallest", "largest")),
-    ]
+
+def _number(numbers: Distribution | None, name: str) -> str:
+    return "\u2013" if numbers is None else f"{getattr(numbers, name):.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 from rich import box
@@ -13,23 +14,29 @@ from mace.elements import chemical_symbol
 from mace.inspection.findings import LEVELS, Finding
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
+from mace.structures.configuration import PROPERTIES
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST_GROUPS = 40
-_SHORT = {"energy": "E", "forces": "F", "stress": "S"}
+_WIDEST = 200
 
 
 def print_report(report: DataReport, console: Console) -> None:
-    """Show files, labels, groups and findings."""
-    console.print(_files_table(report))
-    console.print(_labels_table(report))
-    console.print(_groups_table(report))
+    """Show what every file holds, and all findings."""
     if report.reference_energies:
         shown = ", ".join(f"{chemical_symbol(z)} {energy:.6g}" for z, energy in report.reference_energies.items())
-        console.print(Text(f"E0s / eV: {shown} ({report.reference_source})"))
+        console.print(Text(f"E0s / eV: {shown} ({report.reference_source})"), soft_wrap=True)
+    for file in report.files:
+        console.print(Text(f"\n{_heading(file)}", style="bold"), soft_wrap=True)
+        labels = [entry.text for entry in file.labels.coverage if entry.labeled + entry.converted]
+        if labels:
+            console.print(Text(", ".join(labels)), soft_wrap=True)
+        if file.groups:
+            console.print(Text(_at_its_own_width(_groups_table(file))), soft_wrap=True)
+    console.print()
     for finding in report.findings:
         console.print(_line(finding), soft_wrap=True)
-    console.print(Text(verdict(report), style="bold"))
+    console.print(Text(verdict(report), style="bold"), soft_wrap=True)
 
 
 def summary_lines(report: DataReport) -> Iterator[str]:
@@ -66,65 +73,58 @@ def _line(finding: Finding) -> Text:
     return Text.assemble((label, _STYLES[finding.level]), f" [{finding.name}] {finding.sentence}")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.ASCII, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+def _at_its_own_width(table: Table) -> str:
+    """Write a table as text; numbers cut off on a narrow terminal would be worse than long lines."""
+    output = io.StringIO()
+    Console(file=output, width=_WIDEST).print(table)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def _heading(file: FileReport) -> str:
+    whole = file.whole
+    parts = []
+    if whole.frames:
+        periodic = {0: "none periodic", whole.frames: "all periodic"}.get(whole.periodic, f"{whole.periodic} periodic")
+        atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
+        parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
+    if file.labels.isolated_atoms:
+        parts.append(f"{file.labels.isolated_atoms} isolated atoms")
+    return f"{file.file} ({file.role}): {', '.join(parts)}"
+
+
+def _groups_table(file: FileReport) -> Table:
+    """One row per head and config_type; columns that would say the same in all rows are left out."""
+    with_heads = len({group.head for group in file.groups}) > 1
+    labels = [name for name in PROPERTIES if is_partial(file, name)]
+    has_stress = file.whole.stresses is not None
+    table = Table(box=box.ASCII)
+    table.add_column("config_type", overflow="fold", max_width=30)
+    if with_heads:
+        table.add_column("head", overflow="fold", max_width=30)
+    numbers = ["frames", *(f"with {name}" for name in labels), "(E - E0s) / atoms, eV", "|F| rms, eV/A", "|F| max"]
+    for name in [*numbers, *(["stress, eV/A^3"] if has_stress else [])]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in file.groups[:_MOST_GROUPS]:
+        row = [group.config_type, *([group.head] if with_heads else []), str(group.frames)]
+        row += [str(group.labeled[name]) for name in labels]
+        row += [_range(group.energies), _number(group.forces, "rms"), _number(group.forces, "largest")]
+        table.add_row(*row, *([_range(group.stresses)] if has_stress else []))
+    if len(file.groups) > _MOST_GROUPS:
+        table.add_row(f"and {len(file.groups) - _MOST_GROUPS} more types")
     return table
 
 
-def _files_table(report: DataReport) -> Table:
-    table = _table("Files", "file", "role", "structures", "isolated atoms", "atoms", "atoms each", "elements")
-    for file in report.files:
-        whole = file.whole
-        row = [file.file, file.role, whole.frames, file.labels.isolated_atoms, whole.atoms, atoms_each(whole)]
-        table.add_row(*(str(cell) for cell in row), " ".join(whole.elements))
-    return table
-
-
-def _labels_table(report: DataReport) -> Table:
-    table = _table("Labels", "file", "label", "structures", "key", "found in", "converted")
-    for file in report.files:
-        for entry in file.labels.coverage:
-            if entry.labeled + entry.converted + entry.isolated or entry.name in ("energy", "forces"):
-                table.add_row(
-                    file.file,
-                    entry.name,
-                    f"{entry.labeled + entry.converted} of {entry.frames}",
-                    entry.key or "-",
-                    " and ".join(entry.places) or "-",
-                    str(entry.converted or "-"),
-                )
-    return table
-
-
-def _groups_table(report: DataReport) -> Table:
-    table = _table(
-        "By head and config_type (E - E0s in eV/atom, |F| in eV/A, stress: a third of the trace in eV/A^3)",
-        *("file", "head", "config_type", "structures", *_SHORT.values(), "E min", "E mean", "E max"),
-        *("|F| rms", "|F| max", "stress min", "stress max"),
-    )
-    for file in report.files:
-        for group in file.groups[:_MOST_GROUPS]:
-            table.add_row(*_group_row(file, group))
-        if len(file.groups) > _MOST_GROUPS:
-            table.add_row(file.file, "", f"and {len(file.groups) - _MOST_GROUPS} more types")
-    return table
-
-
-def _group_row(file: FileReport, group: Group) -> list[str]:
-    labeled = [str(group.labeled[name]) for name in _SHORT]
-    energy, force, stress = group.energies, group.forces, group.stresses
-    return [
-        *(file.file, group.head, group.config_type, str(group.frames), *labeled),
-        *(_number(energy, name) for name in ("smallest", "mean", "largest")),
-        *(_number(force, name) for name in ("rms", "largest")),
-        *(_number(stress, name) for name in ("smallest", "largest")),
-    ]
+def _range(numbers: Distribution | None) -> str:
+    return "-" if numbers is None else f"{numbers.smallest:.3g} to {numbers.largest:.3g}"
 
 
 def _number(numbers: Distribution | None, name: str) -> str:
-    return "-" if numbers is None else f"{getattr(numbers, name):.4g}"
+    return "-" if numbers is None else f"{getattr(numbers, name):.3g}"
+
+
+def is_partial(file: FileReport, name: str) -> bool:
+    """Whether some but not all structures of a file, isolated atoms left out, have a label."""
+    return 0 < file.whole.labeled[name] < file.whole.frames
 
 
 def atoms_each(group: Group) -> str:
