@@ -134,6 +134,7 @@ def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
         return
     labels = file.stresses[chosen]
     fitted = _without_trace(fit.stresses)
+    yield from _check_order(file, labels, fit.stresses)
     result = compare(fitted, _without_trace(labels))
     as_virials = compare(fitted, _without_trace(_from_virials(file)[chosen]))
     if max(abs(result.correlation), abs(as_virials.correlation)) < CLEAR_CORRELATION:
@@ -146,7 +147,6 @@ def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
             f"labeled stress without its trace (correlation {abs(result.correlation):.2f}); it looks as if "
             f"{_pair_reason(result, as_virials)}",
         )
-    yield from _check_order(file, labels, fit.stresses * np.sign(result.ratio))
 
 
 def _pair_reason(result: Comparison, as_virials: Comparison) -> str:
@@ -161,15 +161,17 @@ def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iter
     label = np.stack([labels[:, a, b] for a, b in _OFF_DIAGONAL], axis=1)
     expected = np.stack([fitted[:, a, b] for a, b in _OFF_DIAGONAL], axis=1)
     fits = {order: compare(expected, label[:, order]).correlation for order in permutations(range(3))}
-    best, as_given = max(fits, key=lambda order: fits[order]), fits[0, 1, 2]
-    if fits[best] < _IN_ORDER or as_given > fits[best] - _BETTER_BY:
+    best = max(fits, key=lambda order: abs(fits[order]))
+    correlation = abs(fits[best])
+    as_given = fits[0, 1, 2] * np.sign(fits[best])  # the sign of all may be opposite
+    if correlation < _IN_ORDER or as_given > correlation - _BETTER_BY:
         return
     written = " ".join(_OFF_DIAGONAL_NAMES[best.index(place)] for place in range(3))
     yield found(
         "swapped-stress",
         file.file,
         f"the stress goes with the forces if its last three components are taken as {written} (correlation "
-        f"{fits[best]:.2f}) instead of yz xz xy ({as_given:.2f})",
+        f"{correlation:.2f}) instead of yz xz xy ({as_given:.2f})",
     )
 
 
