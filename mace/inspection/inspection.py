@@ -174,8 +174,7 @@ def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], I
     return [
         lambda flat: check_file_labels(labels),
         check_close_atoms,
-        check_forces_against_energies,
-        check_stress,
+        _check_consistency,
         check_virials,
         check_large_stress,
         check_large_forces,
@@ -188,6 +187,13 @@ def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], I
         lambda flat: check_lone_atoms(flat, demands.r_max),
         lambda flat: check_thin_cells(flat, demands.r_max),
     ]
+
+
+def _check_consistency(file: FlatFile) -> Iterator[Finding]:
+    """Compare energies, forces and stress with each other."""
+    of_forces = list(check_forces_against_energies(file))
+    yield from of_forces
+    yield from check_stress(file, trust_forces=not of_forces)
 
 
 def _flat_files(part: StructureSet) -> list[FlatFile]:
@@ -215,9 +221,9 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     try:
         references = resolve_reference_energies(demands.E0s, training.isolated_atoms, configurations, elements)
     except UserError as error:
-        findings.append(Finding("missing-reference-energies", file, str(error)))
         if not any(c.energy is not None for c in configurations):
-            return None, findings
+            return None, []  # the finding is that labels are missing
+        findings.append(Finding("missing-reference-energies", file, str(error)))
         references = resolve_reference_energies("average", (), configurations, elements)
         return replace(references, source="least squares, for this report only"), findings
     findings += [Finding("doubtful-reference-energies", file, warning) for warning in references.warnings]
