@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import mace
-from mace.elements import chemical_symbol
+from mace.elements import atomic_number, chemical_symbol
 from mace.inspection.findings import KINDS, LEVELS, Finding
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
@@ -49,15 +49,15 @@ li .badge { font-weight: 700; margin-right: 6px; } li.error .badge { color: var(
 li.warning .badge { color: var(--warning); } li.note .badge { color: var(--note); }
 code { font: .9em ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .87rem; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); white-space: nowrap;
+th, td { text-align: right; padding: 4px 6px; border-bottom: 1px solid var(--line); white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 14px;
   margin-top: 12px; }
-figure { margin: 0; min-width: 0; } figcaption { font-size: .87rem; font-weight: 600; }
+figure { margin: 0; min-width: 0; max-width: 460px; } figcaption { font-size: .87rem; font-weight: 600; }
 figure p { font-size: .8rem; color: var(--soft); margin: 0; }
 svg { display: block; width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-svg.spark { width: 80px; height: 18px; display: inline-block; vertical-align: middle; }
+svg.spark { width: 64px; height: 16px; display: inline-block; vertical-align: middle; }
 .bar { fill: var(--bar); } .axis { stroke: var(--soft); stroke-width: 1; }
 .grid { stroke: var(--line); stroke-width: 1; }
 """
@@ -109,7 +109,7 @@ def write_page(report: DataReport, title: str) -> str:
 def _head(report: DataReport, title: str) -> str:
     frames = sum(file.whole.frames for file in report.files)
     atoms = sum(file.whole.atoms for file in report.files)
-    elements = sorted({symbol for file in report.files for symbol in file.whole.elements})
+    elements = sorted({symbol for file in report.files for symbol in file.whole.elements}, key=atomic_number)
     tiles = [
         ("files", f"{len(report.files)}"),
         ("structures", f"{frames:,}"),

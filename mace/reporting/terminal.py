@@ -61,10 +61,14 @@ def verdict(report: DataReport) -> str:
     """Count the findings in one sentence."""
     if not report.findings:
         return "Nothing was found that deserves attention."
-    counts = {level: len(report.of_level(level)) for level in LEVELS}
-    words = [f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count]
-    allowed = sum(finding.allowed for finding in report.of_level("error"))
-    text = ", ".join(words) + (f" ({allowed} allowed)" if allowed else "")
+    words = []
+    for level in LEVELS:
+        of_level = report.of_level(level)
+        allowed = sum(finding.allowed for finding in of_level)
+        if of_level:
+            plural = "" if len(of_level) == 1 else "s"
+            words.append(f"{len(of_level)} {level}{plural}" + (f" ({allowed} allowed)" if allowed else ""))
+    text = ", ".join(words)
     return f"Found {text}; training refuses these data." if report.errors else f"Found {text}."
 
 
