@@ -115,6 +115,24 @@ class DataSettings(Settings):
     )
 
 
+def _as_list(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+class CheckingSettings(Settings):
+    """What is let pass although it looks wrong."""
+
+    allow: Annotated[str | list[str], AfterValidator(_as_list)] = setting(
+        [],
+        "let a finding of the data report pass by its name; may be given several times",
+        group="Data",
+        kind="repeated",
+        placeholder="NAME...",
+        default_words="none",
+        expects="the name of a finding, or several, such as close-atoms",
+    )
+
+
 class LabelSettings(Settings):
     """Under which names the files carry their labels."""
 

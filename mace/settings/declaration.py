@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-Kind = Literal["value", "several", "switch", "switch_off"]
-"""How a flag is written: with one value, with one or more values, bare for True, or bare for False."""
+Kind = Literal["value", "several", "repeated", "switch", "switch_off"]
+"""How a flag is written: with one value, with one or more values, the same but collecting the values of every use, bare
+for True, or bare for False."""
 
 NOT_SUPPORTED = "Not supported yet"
 """The group of the settings that are only recognized, so that they can be refused by name."""

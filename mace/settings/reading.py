@@ -54,6 +54,20 @@ class _Record(argparse.Action):
         setattr(namespace, self.dest, Given(value, option_string or self.dest))
 
 
+class _RecordMore(_Record):
+    """Keep the values of every use of a flag."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        super().__call__(parser, namespace, [*(before.value if before else []), *values], option_string)
+
+
 class _ShowHelp(argparse.Action):
     """Print the help and leave with status 0."""
 
@@ -103,8 +117,9 @@ class SettingsParser(argparse.ArgumentParser):
                 negated = [f"--{name}" for name in declaration.negations]
                 self.add_argument(*negated, action=_Record, nargs=0, const=False, dest=declaration.name)
         else:
-            nargs = "+" if declaration.kind == "several" else None
-            self.add_argument(*flags, action=_Record, nargs=nargs, dest=declaration.name)
+            nargs = "+" if declaration.kind in ("several", "repeated") else None
+            action = _RecordMore if declaration.kind == "repeated" else _Record
+            self.add_argument(*flags, action=action, nargs=nargs, dest=declaration.name)
 
     def format_help(self) -> str:
         """Return the text ``--help`` prints."""

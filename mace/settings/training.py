@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, model_validator
 
-from mace.settings.data import DataSettings, LabelSettings, ReferenceSettings
+from mace.settings.data import CheckingSettings, DataSettings, LabelSettings, ReferenceSettings
 from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -44,6 +44,7 @@ class TrainingSettings(
     ReferenceSettings,
     ModelSettings,
     LabelSettings,
+    CheckingSettings,
     DataSettings,
     RunSettings,
 ):

@@ -89,6 +89,21 @@ class LabelCoverage:
 
 
 @dataclass(frozen=True)
+class LabelFault:
+    """A label that is NaN or infinite and was left out.
+
+    Attributes:
+        name: The property, one of `PROPERTIES`.
+        key: Its key in the file.
+        index: Place of the structure in the file, counted from zero.
+    """
+
+    name: str
+    key: str
+    index: int
+
+
+@dataclass(frozen=True)
 class FileLabels:
     """What one file holds.
 
@@ -99,6 +114,8 @@ class FileLabels:
         keys: How many frames have a key, by (place, key); whatever the file carries, not labels only.
         coverage: One entry for each of `PROPERTIES`.
         notes: Sentences about what deserves attention.
+        faults: Labels that were left out because they are no finite numbers.
+        constrained: Places of the structures with constraints, such as fixed atoms.
     """
 
     file: str
@@ -107,6 +124,8 @@ class FileLabels:
     keys: Counter[tuple[str, str]]
     coverage: tuple[LabelCoverage, ...]
     notes: tuple[str, ...] = ()
+    faults: tuple[LabelFault, ...] = ()
+    constrained: tuple[int, ...] = ()
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""

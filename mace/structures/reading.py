@@ -14,7 +14,7 @@ import numpy as np
 from mace.errors import UserError
 from mace.structures.configuration import PROPERTIES, WEIGHTED_PROPERTIES, Configuration
 from mace.structures.frames import expand_paths, iterate_frames
-from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelKeys, LabelReport, choose_key
+from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
 from mace.structures.stress import convert_stress_virials, disagree, full_tensor, is_asymmetric
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class _Frame:
 
     configuration: Configuration
     found: dict[str, tuple[str, Any]]
+    constrained: bool
 
     @property
     def is_isolated_atom(self) -> bool:
@@ -71,6 +72,7 @@ def read_configurations(
     config_type_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     head: str = "Default",
+    skip_non_finite: bool = False,
 ) -> ReadResult:
     """Read labeled structures from any files ASE knows.
 
@@ -83,6 +85,7 @@ def read_configurations(
         config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
         progress: Told of every structure read.
         head: Name of the readout head these labels belong to.
+        skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
 
     Raises:
         UserError: If a file or structure cannot be read, holds no atoms, has a cell that does not span the directions
@@ -98,8 +101,11 @@ def read_configurations(
         all_keys: Counter[tuple[str, str]] = Counter()
         frames = list(_read_frames(file, keys, weights, head, all_keys, progress))
         chosen = _choose_keys(frames, keys)
+        faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
         labeled = [_attach_labels(frame, chosen) for frame in frames]
-        files.append(_describe_file(file, keys, chosen, labeled, all_keys))
+        described = _describe_file(file, keys, chosen, labeled, all_keys)
+        constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
+        files.append(replace(described, faults=tuple(faults), constrained=constrained))
         for item in labeled:
             (isolated_atoms if item.frame.is_isolated_atom else configurations).append(item.complete)
     report = LabelReport(_note_unused_weights(files, weights, [*configurations, *isolated_atoms]))
@@ -126,7 +132,7 @@ def _read_frames(
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
-        yield _Frame(_bare_configuration(atoms, file, index, type_weights, head), found)
+        yield _Frame(_bare_configuration(atoms, file, index, type_weights, head), found, bool(atoms.constraints))
         if progress is not None:
             progress(file, index + 1)
 
@@ -200,6 +206,21 @@ def _choose_keys(frames: Sequence[_Frame], keys: LabelKeys) -> dict[str, str | N
     """Decide for a whole file under which key each property stands."""
     found = {key for frame in frames for key in frame.found}
     return {name: choose_key(keys.candidates(name), found) for name in PROPERTIES}
+
+
+def _leave_out_non_finite(frames: Sequence[_Frame], chosen: Mapping[str, str | None]) -> list[LabelFault]:
+    """Take labels that are NaN or infinite away from their frames; labels that are no numbers stay to be refused."""
+    faults = []
+    for name, key in chosen.items():
+        for frame in frames:
+            if key is None or key not in frame.found:
+                continue
+            values = frame.found[key][1]
+            is_number = isinstance(values, (int, float, np.number))
+            if (is_number or getattr(values, "dtype", np.dtype(object)).kind == "f") and not np.isfinite(values).all():
+                del frame.found[key]
+                faults.append(LabelFault(name, key, frame.configuration.index))
+    return faults
 
 
 def _attach_labels(frame: _Frame, chosen: Mapping[str, str | None]) -> _Labeled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from mace.structures.reference_energies import ReferenceEnergies, resolve_refere
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import summarize
 from mace.training.checkpoints import file_digest
+from mace.training.data_report import DataSets, inspect_data, tell_report
+from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.planning import decide_neighbors, decide_scaling, plan_model
-from mace.training.progress import TrainingProgress
+from mace.training.progress import ReadingProgress, TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,25 +71,38 @@ class Preparation:
     digest: str
 
 
-def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress: TrainingProgress) -> Structures:
-    """Read all files, set validation structures aside, and make sure the labels that are fitted exist.
+def read_sets(settings: TrainingSettings, progress: TrainingProgress) -> DataSets:
+    """Read all files and log where their labels were found; labels that are NaN are left out and reported.
+
+    Raises:
+        UserError: See `mace.structures.reading.read_configurations`.
+    """
+    return DataSets(
+        training=_read(settings, settings.train_file, "Training set", progress),
+        validation=_read(settings, settings.valid_file, "Validation set", progress) if settings.valid_file else None,
+        tests=_read_tests(settings, progress),
+    )
+
+
+def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -> Structures:
+    """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
-        settings: File names, keys, weights, split.
+        settings: File names and split.
         losses: The losses of all stages; their labels are needed in the training files.
-        progress: What to show.
+        sets: What was read.
 
     Returns:
         The structures.
 
     Raises:
-        UserError: See `mace.structures.reading.read_configurations`, `require_labels` and `split_validation`.
+        UserError: See `require_labels` and `split_validation`.
     """
-    training = _read(settings, settings.train_file, "Training set", progress)
+    training = sets.training
     require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
     configurations = training.configurations
     files = expand_paths(settings.train_file)
-    if settings.valid_file is None:
+    if settings.valid_file is None or sets.validation is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid)
         _LOGGER.info(
@@ -96,7 +111,7 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
             path,
         )
     else:
-        train, valid = configurations, _read(settings, settings.valid_file, "Validation set", progress).configurations
+        train, valid = configurations, sets.validation.configurations
         files += expand_paths(settings.valid_file)
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
@@ -106,7 +121,7 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
     for loss in losses:
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
-    tests = _read_tests(settings, progress)
+    tests = _named_tests(sets.tests)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
     digest = file_digest([str(file) for file in files])
@@ -148,35 +163,51 @@ def _keys(settings: TrainingSettings) -> LabelKeys:
 
 def _read(settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress) -> ReadResult:
     """Read files and log what was found in them."""
-    result = read_configurations(files, _keys(settings), settings.config_type_weights)
+    reading = ReadingProgress(progress)
+    try:
+        result = read_configurations(
+            files, _keys(settings), settings.config_type_weights, progress=reading, skip_non_finite=True
+        )
+    finally:
+        reading.close()
     for line in result.report.lines():
         _LOGGER.info("%s: %s", what, line)
-    for note in result.report.notes:
-        _LOGGER.warning(note)
     return result
 
 
-def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[str, list[Configuration]]:
-    """Read the test structures: those of a file by config_type, those of a folder file by file."""
-    tests: dict[str, list[Configuration]] = {}
+def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[str, ReadResult]:
+    """Read the test structures: those of the test file under an empty name, those of a folder by file."""
+    tests: dict[str, ReadResult] = {}
     if settings.test_file is not None:
-        for configuration in _read(settings, settings.test_file, "Test set", progress).configurations:
-            tests.setdefault(f"{configuration.config_type}_{configuration.head}", []).append(configuration)
+        tests[""] = _read(settings, settings.test_file, "Test set", progress)
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = _read(settings, str(file), "Test set", progress).configurations
-    return {name: configurations for name, configurations in tests.items() if configurations}
+            tests[file.stem] = _read(settings, str(file), "Test set", progress)
+    return tests
 
 
-def prepare(settings: TrainingSettings, losses: Sequence[Loss], progress: TrainingProgress) -> Preparation:
-    """Read the data, measure them, and decide the model.
+def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configuration]]:
+    """Divide the structures of a test file by config_type; those of a folder stay file by file."""
+    tests: dict[str, list[Configuration]] = {}
+    for name, result in results.items():
+        for configuration in result.configurations:
+            by_type = f"{configuration.config_type}_{configuration.head}"
+            tests.setdefault(name or by_type, []).append(configuration)
+    return tests
+
+
+def prepare(
+    settings: TrainingSettings, losses: Sequence[Loss], folders: RunFolders, progress: TrainingProgress
+) -> Preparation:
+    """Read the data, check and measure them, and decide the model.
 
     Args:
         settings: What was typed.
         losses: The losses of all stages.
+        folders: Where the report on the data goes.
         progress: What to show.
 
     Returns:
@@ -185,7 +216,11 @@ def prepare(settings: TrainingSettings, losses: Sequence[Loss], progress: Traini
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    structures = read_structures(settings, losses, progress)
+    sets = read_sets(settings, progress)
+    report = inspect_data(settings, losses, sets, progress)
+    tell_report(report, folders.results / f"{folders.tag}_data.html", f"Data of {folders.tag}")
+    report.refuse_errors()
+    structures = divide(settings, losses, sets)
     elements = _element_table(settings, structures)
     energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
     _tell_energies(energies)
@@ -235,11 +270,9 @@ def _element_table(settings: TrainingSettings, structures: Structures) -> Elemen
 
 
 def _tell_energies(energies: ReferenceEnergies) -> None:
-    """Log the reference energies, what is worth noting about them, and what is probably wrong."""
+    """Log the reference energies and what is worth noting; the report on the data has said what is wrong with them."""
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
     shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
     _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
     for note in energies.notes:
         _LOGGER.info(note)
-    for warning in energies.warnings:
-        _LOGGER.warning(warning)

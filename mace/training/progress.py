@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from types import TracebackType
 from typing import SupportsFloat, TypeVar
 
@@ -226,6 +227,34 @@ class TrainingProgress:
         seconds_per_batch = (self._clock() - self._first_step) / self._steps
         batches = (self._total_epochs - self._epoch) * self._batches_per_epoch - self._batches_done
         return _duration(seconds_per_batch * max(batches, 0))
+
+
+class ReadingProgress:
+    """Show how many structures were read from a file; called after each one, see `mace.structures.reading.Progress`.
+
+    Args:
+        progress: What shows it.
+    """
+
+    def __init__(self, progress: TrainingProgress) -> None:
+        """Prepare; nothing is shown before the first structure."""
+        self._progress = progress
+        self._file = ""
+        self._counter: Iterator[int] = iter(())
+
+    def __call__(self, file: str, count: int) -> None:
+        """Count one structure."""
+        if file != self._file:
+            self.close()
+            self._file = file
+            self._counter = self._progress.track(itertools.count(), f"Reading {file}")
+        next(self._counter)
+
+    def close(self) -> None:
+        """Take away what is shown."""
+        if isinstance(self._counter, Generator):
+            self._counter.close()
+        self._file = ""
 
 
 def track(

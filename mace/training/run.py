@@ -15,6 +15,7 @@ from rich.console import Console
 
 import mace
 from mace.errors import UserError
+from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import ModelMetadata, save_model
@@ -55,6 +56,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     keep_freed_memory()
     losses = make_losses(settings)
     require_optimizer(settings)
+    check_allowed(settings.allow)
     # words for the model that make no sense are refused before anything is read
     hidden_features(settings)
     readout_channels(settings.MLP_irreps)
@@ -125,7 +127,7 @@ def _run(
     progress: TrainingProgress,
 ) -> None:
     _LOGGER.info("===========LOADING INPUT DATA===========")
-    preparation = prepare(settings, [loss for loss in losses if loss is not None], progress)
+    preparation = prepare(settings, [loss for loss in losses if loss is not None], folders, progress)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints
     )

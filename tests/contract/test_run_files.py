@@ -46,6 +46,7 @@ def test_the_files_of_a_run(both_stages: Run) -> None:
         "tiny_valid_indices_7.txt",
         "logs/tiny_run-7.log",
         "results/tiny_run-7_train.txt",
+        "results/tiny_run-7_data.html",
         "results/tiny_run-7_learning_curves.png",
         "results/tiny_run-7_parity_stage_one.png",
         "results/tiny_run-7_parity_stage_two.png",
@@ -67,6 +68,7 @@ def test_every_folder_can_be_chosen(tmp_path: Path) -> None:
         "checkpoints/tiny_run-7_epoch-0.pt",
         "checkpoints/tiny_run-7_last.pt",
         "results/tiny_run-7_train.txt",
+        "results/tiny_run-7_data.html",
     }
 
 

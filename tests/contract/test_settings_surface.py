@@ -28,7 +28,7 @@ SUPPORTED = set(
     """.split()
 )
 
-OURS = {"kernels", "num_threads", "progress", "use_edge_irreps_first"}
+OURS = {"allow", "kernels", "num_threads", "progress", "use_edge_irreps_first"}
 """Ours, and one flag of the released original that is missing from the surface file."""
 
 REFUSED_CHOICES = {

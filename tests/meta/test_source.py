@@ -24,10 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "settings": VOCABULARY,
     "structures": VOCABULARY | {"settings"},
     "graphs": VOCABULARY | {"settings", "structures"},
+    "inspection": VOCABULARY | {"settings", "structures", "graphs"},
+    "reporting": VOCABULARY | {"settings", "structures", "inspection", "__init__"},
     "equivariant": {"errors"},
     "kernels": {"errors", "equivariant", "graphs"},
 }
-DATA = VOCABULARY | {"settings", "structures", "graphs", "equivariant", "kernels"}
+DATA = VOCABULARY | {"settings", "structures", "graphs", "inspection", "reporting", "equivariant", "kernels"}
 for _part in ("model", "training", "finetuning", "deployment", "calculators", "compat", "cli"):
     ALLOWED[_part] = DATA | {"__init__"}
     DATA = DATA | {_part}

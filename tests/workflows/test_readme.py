@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ase.io import read, write
 
-from mace.cli import eval_configs, run_train
+from mace.cli import check_data, eval_configs, run_train
 from mace.settings import parse_training_settings, provided
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_shows_each_command() -> None:
     assert len(commands("mace_run_train")) == 3
     assert len(commands("mace_eval_configs")) == 1
+    assert len(commands("mace_check_data")) == 1
 
 
 @pytest.mark.parametrize("arguments", commands("mace_run_train"), ids=lambda words: f"{len(words)} flags")
@@ -77,7 +78,7 @@ def test_links_lead_somewhere() -> None:
 def test_console_scripts_lead_to_programs() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     scripts = re.findall(r'^(mace_\w+) = "([\w.]+):(\w+)"', text, flags=re.MULTILINE)
-    assert [name for name, _, _ in scripts] == ["mace_run_train", "mace_eval_configs"]
+    assert [name for name, _, _ in scripts] == ["mace_run_train", "mace_eval_configs", "mace_check_data"]
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
 
@@ -86,6 +87,8 @@ def test_a_strangers_first_training(
     stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(stranger)
+    assert check_data.run(commands("mace_check_data")[0]) == 0
+    assert Path("train_data.html").exists()
     dry, first, _ = commands("mace_run_train")
     run_train.run([*dry, *SMALL[:-1]])
     assert "Plan of the run first" in capsys.readouterr().out

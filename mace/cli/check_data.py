@@ -1,0 +1,40 @@
+"""The command ``mace_check_data``: say what labelled structures hold and what is wrong with them, without training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mace.cli.command import USER_ERROR, run_command
+from mace.settings.checking import parse_check_settings
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Check with the given command-line arguments.
+
+    Returns:
+        The exit status: 0, or 2 if training would refuse the data.
+
+    Raises:
+        UserError: If settings or files do not allow it.
+        SystemExit: With status 0 after ``--help``.
+    """
+    settings = parse_check_settings(arguments)
+    from mace.training.check import check_data  # torch is loaded only once the settings are known to be good
+
+    return USER_ERROR if check_data(settings).errors else 0
+
+
+def main() -> None:
+    """Run as a program: exit with 0, or with 2 if there are errors in data or settings."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

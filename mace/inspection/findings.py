@@ -1,0 +1,297 @@
+"""What can be found in data: a name, a level, a meaning and a way out for each kind of finding."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mace.errors import UserError
+
+Level = Literal["error", "warning", "note"]
+"""``error``: training refuses; ``warning``: probably wrong; ``note``: legal, but good to know."""
+
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+_NAMED_STRUCTURES = 5
+
+
+@dataclass(frozen=True)
+class FindingKind:
+    """One kind of finding.
+
+    Attributes:
+        name: What ``--allow`` takes; it never changes.
+        level: How serious it is.
+        meaning: A sentence about what was found.
+        way_out: What to do about it, beginning with a verb in lower case.
+        allowable: Whether an error can be let pass; without labels or reference energies nothing can be trained.
+    """
+
+    name: str
+    level: Level
+    meaning: str
+    way_out: str
+    allowable: bool = True
+
+
+_KINDS = (
+    FindingKind(
+        "missing-label",
+        "error",
+        "No training structure has a label that the loss needs.",
+        "name its key with a flag such as `--energy_key`, or choose another loss",
+        allowable=False,
+    ),
+    FindingKind(
+        "missing-reference-energies",
+        "error",
+        "An element has no E0, or E0s contradict each other.",
+        "add frames of isolated atoms, or give `--E0s`",
+        allowable=False,
+    ),
+    FindingKind(
+        "unknown-elements",
+        "error",
+        "Validation or test structures have elements that the training structures lack.",
+        "add structures with them to the training data, or take these out",
+        allowable=False,
+    ),
+    FindingKind(
+        "non-finite-label",
+        "error",
+        "A label is NaN or infinite. If it is allowed, the label counts as missing.",
+        "correct it, or leave it out where it is unknown",
+    ),
+    FindingKind(
+        "close-atoms",
+        "error",
+        "Two atoms, or an atom and its periodic image, are closer than 0.3 Angstrom.",
+        "correct the positions, their unit or the cell, or take the structures out",
+    ),
+    FindingKind(
+        "contradicting-forces",
+        "error",
+        "Energies of almost equal structures change by what forces of another sign or unit would give, all along.",
+        "convert energies to eV and forces to eV/Angstrom, -dE/dx",
+    ),
+    FindingKind(
+        "contradicting-stress",
+        "error",
+        "Energies of strained cells change by what a stress of another sign or unit would give, all along.",
+        "convert the stress to eV/Angstrom^3, +dE/dstrain/V (positive under tension)",
+    ),
+    FindingKind(
+        "suspicious-forces",
+        "warning",
+        "Differences of energies of almost equal structures do not go with the forces.",
+        "check sign and unit of energies and forces, and that both belong to the same calculation",
+    ),
+    FindingKind(
+        "suspicious-stress",
+        "warning",
+        "The stress does not go with energies of strained cells, or with a pair interaction fitted to the forces.",
+        "check sign and unit of the stress: eV/Angstrom^3, positive under tension",
+    ),
+    FindingKind(
+        "swapped-stress",
+        "warning",
+        "The components of the stress fit the forces better in another order.",
+        "give six components as xx yy zz yz xz xy",
+    ),
+    FindingKind(
+        "contradicting-virials",
+        "warning",
+        "Labeled virials are not -volume * stress.",
+        "check sign and unit of both, or remove one of them",
+    ),
+    FindingKind(
+        "large-stress",
+        "warning",
+        "Most stresses are above 1 eV/Angstrom^3 (160 GPa), as numbers in kbar or GPa, or virials, would be.",
+        "convert the stress to eV/Angstrom^3, or name virials with `--virials_key`",
+    ),
+    FindingKind(
+        "large-forces",
+        "warning",
+        "An atom has a force above 100 eV/Angstrom.",
+        "make sure that the calculation converged and that you want such structures",
+    ),
+    FindingKind(
+        "energy-outliers",
+        "warning",
+        "An energy per atom, E0s subtracted, is far from all others in its file.",
+        "make sure that the calculation converged and used the same method and unit",
+    ),
+    FindingKind(
+        "zero-energies",
+        "warning",
+        "The energy of several structures is exactly zero, as if it stood for a missing one.",
+        "leave unknown energies out",
+    ),
+    FindingKind(
+        "zeroed-forces",
+        "warning",
+        "In structures with constraints, atoms have forces of exactly zero, as programs write for fixed atoms.",
+        "take the unconstrained forces, or leave the forces out",
+    ),
+    FindingKind(
+        "doubtful-reference-energies",
+        "warning",
+        "With these E0s the atomization energy per atom is above 20 eV or below -1 eV, or the compositions do not "
+        "determine them.",
+        "take E0s of the same method as the data, both in eV",
+    ),
+    FindingKind(
+        "unlikely-distances",
+        "warning",
+        "Distances between nearest neighbors are nowhere near the sum of covalent radii, as lengths in bohr or nm.",
+        "convert positions and cells to Angstrom",
+    ),
+    FindingKind(
+        "duplicates",
+        "warning",
+        "Structures of a file are identical, and count double.",
+        "keep one of each",
+    ),
+    FindingKind(
+        "contradicting-duplicates",
+        "warning",
+        "Identical structures have different energies.",
+        "keep the one that is right",
+    ),
+    FindingKind(
+        "leakage",
+        "warning",
+        "Structures for validation or testing are in the training set (or in both) too; their errors mean nothing.",
+        "take them out of one of the two",
+    ),
+    FindingKind(
+        "unmarked-isolated-atoms",
+        "warning",
+        "Single atoms without surroundings are not marked as `config_type=IsolatedAtom`, so no E0 is read from them.",
+        "mark them, or take them out",
+    ),
+    FindingKind(
+        "label-remarks",
+        "warning",
+        "The reader of the labels noticed something: mixed keys, an asymmetric stress, weights of types that do not "
+        "occur.",
+        "the sentence says it",
+    ),
+    FindingKind(
+        "partly-labeled",
+        "note",
+        "Some structures of a file lack a label that others have; they are not trained on it.",
+        "add the label if it should be there",
+    ),
+    FindingKind(
+        "constraints",
+        "note",
+        "Structures carry constraints such as FixAtoms; their labeled forces are used as they are, on all atoms.",
+        "make sure that the forces on fixed atoms are the real ones",
+    ),
+    FindingKind(
+        "lone-atoms",
+        "note",
+        "Atoms have no neighbor within the cutoff, so their energy cannot depend on where they are.",
+        "raise `--r_max` if they should feel the others",
+    ),
+    FindingKind(
+        "thin-cells",
+        "note",
+        "Cells are thinner than the cutoff, so atoms see their own images. This is legal and exact.",
+        "nothing has to be done",
+    ),
+)
+
+KINDS: dict[str, FindingKind] = {kind.name: kind for kind in _KINDS}
+"""Every kind of finding by name, the most serious first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something found in one file, or in two compared with each other.
+
+    Attributes:
+        name: Its kind, a key of `KINDS`.
+        file: The file, as the user named it.
+        sentence: What was found, with file, structures and way out.
+        structures: Places in the file of the structures concerned, counted from zero; empty where all are.
+        allowed: Whether the user let it pass by name.
+    """
+
+    name: str
+    file: str
+    sentence: str
+    structures: tuple[int, ...] = ()
+    allowed: bool = False
+
+    @property
+    def level(self) -> Level:
+        """How serious it is."""
+        return KINDS[self.name].level
+
+    @property
+    def stops(self) -> bool:
+        """Whether training refuses because of it."""
+        return self.level == "error" and not self.allowed
+
+
+def found(
+    name: str, file: str, text: str, structures: Sequence[int] | np.ndarray = (), of: int | None = None
+) -> Finding:
+    """Write a finding as a sentence.
+
+    Args:
+        name: Its kind.
+        file: The file.
+        text: The rest of the sentence after file and structures, without the way out; it may begin with a colon.
+        structures: Places of the structures concerned.
+        of: Structures in the file, to be told with their number.
+
+    >>> found("close-atoms", "a.xyz", "has atoms 0.1 Angstrom apart", [4]).sentence.partition(";")[0]
+    'a.xyz: structure 4 has atoms 0.1 Angstrom apart'
+    """
+    kind = KINDS[name]
+    places = tuple(int(place) for place in structures)
+    subject = f"{describe_structures(places, of)}{'' if text.startswith(':') else ' '}" if places else ""
+    allow = f", or let it pass with --allow {name}" if kind.level == "error" and kind.allowable else ""
+    way_out = kind.way_out.replace("`", "")
+    return Finding(name, file, f"{file}: {subject}{text}; {way_out}{allow}.", places)
+
+
+def describe_structures(places: Sequence[int], of: int | None = None) -> str:
+    """Name structures: the first few of them, and how many they are.
+
+    >>> describe_structures([3]), describe_structures([3, 5, 8], of=10)
+    ('structure 3', 'structures 3, 5, 8 (3 of 10)')
+    >>> describe_structures(range(20))
+    'structures 0, 1, 2, 3, 4 and 15 more'
+    """
+    if len(places) == 1:
+        return f"structure {places[0]}"
+    text = "structures " + ", ".join(str(place) for place in places[:_NAMED_STRUCTURES])
+    if len(places) > _NAMED_STRUCTURES:
+        text += f" and {len(places) - _NAMED_STRUCTURES} more"
+    return text if of is None else f"{text} ({len(places)} of {of})"
+
+
+def check_allowed(names: Iterable[str]) -> frozenset[str]:
+    """Make sure that what ``--allow`` names can be let pass.
+
+    Raises:
+        UserError: If a name is unknown, or belongs to what no training can do without.
+    """
+    names = frozenset(names)
+    for name in sorted(names):
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}."
+            raise UserError(f"--allow {name}: there is no such finding; {hint}")
+        if not KINDS[name].allowable:
+            raise UserError(f"--allow {name}: this cannot be let pass; {KINDS[name].way_out.replace('`', '')}.")
+    return names

@@ -1,0 +1,266 @@
+"""All checks on all files, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.inspection.findings import KINDS, LEVELS, Finding, Level
+from mace.inspection.flat import FlatFile, flatten
+from mace.inspection.geometry import (
+    check_close_atoms,
+    check_distances,
+    check_lone_atoms,
+    check_thin_cells,
+    check_unmarked_isolated_atoms,
+)
+from mace.inspection.groups import Group, group_file, group_isolated, interaction_energies
+from mace.inspection.identity import check_duplicates, check_leakage
+from mace.inspection.labels import (
+    check_coverage,
+    check_energy_outliers,
+    check_file_labels,
+    check_large_forces,
+    check_large_stress,
+    check_zero_energies,
+    check_zeroed_forces,
+)
+from mace.inspection.stresses import check_stress, check_virials
+from mace.inspection.trajectories import check_forces_against_energies
+from mace.structures.configuration import Configuration
+from mace.structures.labels import FileLabels, require_labels
+from mace.structures.reading import ReadResult
+from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
+from mace.structures.splitting import check_elements
+
+Track = Callable[[Sequence["_Work"], str], Iterable["_Work"]]
+"""Yields what it is given and shows how much is done, see `mace.training.progress.TrainingProgress.track`."""
+
+_Work = tuple[FlatFile, Callable[[FlatFile], Iterator[Finding]]]
+
+
+@dataclass(frozen=True)
+class StructureSet:
+    """Structures of one purpose.
+
+    Attributes:
+        role: ``training``, ``validation`` or ``test``.
+        result: What was read from its files.
+    """
+
+    role: str
+    result: ReadResult
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a training asks of the data.
+
+    Attributes:
+        r_max: Cutoff in Angstrom.
+        labels: Labels that the losses need.
+        E0s: What was given as reference energies, see `resolve_reference_energies`.
+        atomic_numbers: Elements the model is to know; None for those of the training set.
+        allow: Names of findings that are let pass.
+    """
+
+    r_max: float
+    labels: Sequence[str] = ("energy", "forces")
+    E0s: str | Mapping[Any, float] | None = None
+    atomic_numbers: Sequence[int] | None = None
+    allow: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What one file holds.
+
+    Attributes:
+        file: As the user named it.
+        role: ``training``, ``validation`` or ``test``.
+        labels: Where its labels were found.
+        whole: All its structures but isolated atoms.
+        groups: The same by head and config_type, isolated atoms last.
+    """
+
+    file: str
+    role: str
+    labels: FileLabels
+    whole: Group
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What all files hold, and everything that was found.
+
+    Attributes:
+        files: One entry per file.
+        findings: The most serious first.
+        r_max: Cutoff in Angstrom the data were inspected for.
+        reference_energies: E0 in eV by atomic number; empty if there are none.
+        reference_source: Where they come from.
+    """
+
+    files: tuple[FileReport, ...]
+    findings: tuple[Finding, ...]
+    r_max: float
+    reference_energies: Mapping[int, float] = field(default_factory=dict)
+    reference_source: str = ""
+
+    def of_level(self, level: Level) -> tuple[Finding, ...]:
+        """The findings of one level, those let pass included."""
+        return tuple(finding for finding in self.findings if finding.level == level)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings because of which training refuses."""
+        return tuple(finding for finding in self.findings if finding.stops)
+
+    def refuse_errors(self) -> None:
+        """Stop if there are errors that were not let pass.
+
+        Raises:
+            UserError: With the sentences of all of them, one per line.
+        """
+        if self.errors:
+            raise UserError("\n".join(finding.sentence for finding in self.errors))
+
+
+def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | None = None) -> DataReport:
+    """Inspect all structures of a training.
+
+    Args:
+        sets: The training set first.
+        demands: What the training needs.
+        track: Shows progress.
+
+    Returns:
+        The report; it never raises what it finds, see `DataReport.refuse_errors`.
+    """
+    training = sets[0].result
+    references, findings = _reference_energies(training, demands)
+    files = [flat for part in sets for flat in _flat_files(part)]
+    findings += _missing_labels(training, demands) + _unknown_elements(sets, demands)
+    labels = [file for part in sets for file in part.result.report.files]
+    energies = references.energies if references is not None else None
+    work = [(flat, check) for flat, of_file in zip(files, labels, strict=True) for check in _checks(of_file, demands)]
+    for flat, check in track(work, "Checking the data") if track else work:
+        findings += check(flat)
+    findings += check_leakage(files)
+    reports = []
+    for flat, of_file, isolated in zip(files, labels, _isolated_by_file(sets), strict=True):
+        interaction = interaction_energies(flat, energies)
+        findings += check_energy_outliers(flat, interaction)
+        whole, groups = group_file(flat, interaction)
+        single = group_isolated(isolated)
+        reports.append(FileReport(flat.file, flat.role, of_file, whole, (*groups, *([single] if single else []))))
+    return DataReport(
+        files=tuple(reports),
+        findings=_in_order(findings, demands.allow),
+        r_max=demands.r_max,
+        reference_energies=energies or {},
+        reference_source=references.source if references is not None else "",
+    )
+
+
+def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], Iterator[Finding]]]:
+    """Every check of a single file."""
+    return [
+        lambda flat: check_file_labels(labels),
+        check_close_atoms,
+        _check_consistency,
+        check_virials,
+        check_large_stress,
+        check_large_forces,
+        check_zero_energies,
+        lambda flat: check_zeroed_forces(flat, labels),
+        check_distances,
+        check_duplicates,
+        check_unmarked_isolated_atoms,
+        check_coverage,
+        lambda flat: check_lone_atoms(flat, demands.r_max),
+        lambda flat: check_thin_cells(flat, demands.r_max),
+    ]
+
+
+def _check_consistency(file: FlatFile) -> Iterator[Finding]:
+    """Compare energies, forces and stress with each other."""
+    of_forces = list(check_forces_against_energies(file))
+    yield from of_forces
+    yield from check_stress(file, trust_forces=not of_forces)
+
+
+def _flat_files(part: StructureSet) -> list[FlatFile]:
+    by_file: dict[str, list[Configuration]] = {file.file: [] for file in part.result.report.files}
+    for configuration in part.result.configurations:
+        by_file[configuration.file].append(configuration)
+    return [flatten(file, part.role, configurations) for file, configurations in by_file.items()]
+
+
+def _isolated_by_file(sets: Sequence[StructureSet]) -> list[list[Configuration]]:
+    return [
+        [atom for atom in part.result.isolated_atoms if atom.file == file.file]
+        for part in sets
+        for file in part.result.report.files
+    ]
+
+
+def _reference_energies(training: ReadResult, demands: Demands) -> tuple[ReferenceEnergies | None, list[Finding]]:
+    """Find the reference energies; without them, least squares shows the energies all the same."""
+    configurations, file = training.configurations, training.report.files[0].file
+    if not configurations:
+        return None, []
+    elements = _elements(training, demands)
+    findings = []
+    try:
+        references = resolve_reference_energies(demands.E0s, training.isolated_atoms, configurations, elements)
+    except UserError as error:
+        if not any(c.energy is not None for c in configurations):
+            return None, []  # the finding is that labels are missing
+        findings.append(Finding("missing-reference-energies", file, str(error)))
+        references = resolve_reference_energies("average", (), configurations, elements)
+        return replace(references, source="least squares, for this report only"), findings
+    findings += [Finding("doubtful-reference-energies", file, warning) for warning in references.warnings]
+    return references, findings
+
+
+def _elements(training: ReadResult, demands: Demands) -> ElementTable:
+    found = ElementTable.from_arrays(c.atomic_numbers for c in training.configurations)
+    return ElementTable((*found, *demands.atomic_numbers)) if demands.atomic_numbers is not None else found
+
+
+def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
+    try:
+        require_labels(training.report, demands.labels)
+    except UserError as error:
+        return [Finding("missing-label", training.report.files[0].file, str(error))]
+    return []
+
+
+def _unknown_elements(sets: Sequence[StructureSet], demands: Demands) -> list[Finding]:
+    """Compare the elements of every set with those of the training set, or with those given."""
+    training = sets[0].result.configurations
+    known = {number for c in training for number in np.unique(c.atomic_numbers).tolist()}
+    purpose, others = "the training data", sets[1:]
+    if demands.atomic_numbers is not None:
+        known, purpose, others = set(demands.atomic_numbers), "--atomic_numbers", sets
+    findings = []
+    for part in others:
+        try:
+            check_elements(known, part.result.configurations, purpose)
+        except UserError as error:
+            findings.append(Finding("unknown-elements", part.result.report.files[0].file, str(error)))
+    return findings
+
+
+def _in_order(findings: Iterable[Finding], allow: frozenset[str]) -> tuple[Finding, ...]:
+    """Sort by level, then by kind, and mark those that are let pass."""
+    names = list(KINDS)
+    marked = [replace(finding, allowed=finding.name in allow) for finding in findings]
+    return tuple(sorted(marked, key=lambda finding: (LEVELS.index(finding.level), names.index(finding.name))))

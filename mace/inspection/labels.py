@@ -1,0 +1,131 @@
+"""Checks of labels by themselves: incomplete, not finite, absurdly large, zero where they should not be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from mace.inspection.findings import Finding, found
+from mace.inspection.flat import FlatFile
+from mace.structures.configuration import PROPERTIES
+from mace.structures.labels import FileLabels
+
+LARGEST_FORCE = 100.0
+"""eV/Angstrom; forces above it are rarely wanted."""
+
+LARGEST_STRESS = 1.0
+"""eV/Angstrom^3; half of the structures above it means another unit."""
+
+_OUTLIER_WIDTHS = 15.0
+_OUTLIER_ENERGY = 5.0
+_FEWEST_FOR_OUTLIERS = 10
+
+
+def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
+    """Turn what the reader noted about a file into findings."""
+    faults = defaultdict(list)
+    for fault in labels.faults:
+        faults[fault.name, fault.key].append(fault.index)
+    for (name, key), places in faults.items():
+        yield found("non-finite-label", labels.file, f": the label '{name}' (key '{key}') is NaN or infinite", places)
+    for note in labels.notes:
+        yield Finding("label-remarks", labels.file, note)
+    if labels.constrained:
+        verb = "has constraints" if len(labels.constrained) == 1 else "have constraints"
+        yield found("constraints", labels.file, verb, labels.constrained, labels.frames + labels.isolated_atoms)
+
+
+def check_coverage(file: FlatFile) -> Iterator[Finding]:
+    """Find labels that only a part of the structures has."""
+    labeled = {
+        name: np.array([getattr(c, name) is not None for c in file.configurations], dtype=bool) for name in PROPERTIES
+    }
+    for name, has in labeled.items():
+        is_converted = name == "virials" and np.array_equal(has, labeled["stress"])
+        if has.any() and not has.all() and not is_converted:
+            verb = "has" if (~has).sum() == 1 else "have"
+            yield found(
+                "partly-labeled",
+                file.file,
+                f"{verb} no label '{name}', which others have",
+                file.places(~has),
+                len(file),
+            )
+
+
+def check_large_forces(file: FlatFile) -> Iterator[Finding]:
+    """Find forces above `LARGEST_FORCE`."""
+    norms = np.linalg.norm(file.forces, axis=1)
+    large = norms > LARGEST_FORCE  # false for NaN
+    if large.any():
+        structures = np.unique(file.structure_of_atom[large])
+        verb = "has" if len(structures) == 1 else "have"
+        yield found(
+            "large-forces",
+            file.file,
+            f"{verb} forces above {LARGEST_FORCE:g} eV/Angstrom (largest: {np.nanmax(norms):.4g})",
+            file.places(structures),
+            len(file),
+        )
+
+
+def check_large_stress(file: FlatFile) -> Iterator[Finding]:
+    """Find a file most of whose stresses are beyond what matter bears."""
+    largest = np.abs(file.stresses).reshape(-1, 9).max(axis=1, initial=0.0)
+    labeled = np.isfinite(largest)
+    if labeled.any() and np.median(largest[labeled]) > LARGEST_STRESS:
+        large = labeled & (largest > LARGEST_STRESS)
+        yield found(
+            "large-stress",
+            file.file,
+            f"{'has' if large.sum() == 1 else 'have'} a stress above {LARGEST_STRESS:g} eV/Angstrom^3 (median of "
+            f"the largest component: {np.median(largest[labeled]):.4g})",
+            file.places(large),
+            len(file),
+        )
+
+
+def check_zero_energies(file: FlatFile) -> Iterator[Finding]:
+    """Find several energies that are exactly zero."""
+    zero = (file.energies == 0.0) & (file.n_atoms > 1)
+    if zero.sum() > 1:
+        yield found("zero-energies", file.file, "have an energy of exactly zero", file.places(zero), len(file))
+
+
+def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
+    """Find structures with constraints where some but not all forces are exactly zero."""
+    if not labels.constrained:
+        return
+    zero = (file.forces == 0.0).all(axis=1)
+    counts = np.bincount(file.structure_of_atom, weights=zero, minlength=len(file))
+    some = (counts > 0) & (counts < file.n_atoms) & np.isin(file.index, labels.constrained)
+    if some.any():
+        verb = "has constraints and atoms" if some.sum() == 1 else "have constraints and atoms"
+        yield found("zeroed-forces", file.file, f"{verb} whose forces are exactly zero", file.places(some), len(file))
+
+
+def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Finding]:
+    """Find energies far from all others.
+
+    Args:
+        file: The structures.
+        energies: eV per atom with the reference energies subtracted, ``[structures]``.
+    """
+    labeled = np.isfinite(energies)
+    if labeled.sum() < _FEWEST_FOR_OUTLIERS:
+        return
+    middle = np.median(energies[labeled])
+    distance = np.abs(energies - middle)
+    width = 1.4826 * np.median(distance[labeled])
+    far = distance > max(_OUTLIER_WIDTHS * width, _OUTLIER_ENERGY)
+    if far.any():
+        verb = "has an energy" if far.sum() == 1 else "have energies"
+        yield found(
+            "energy-outliers",
+            file.file,
+            f"{verb} per atom (E0s subtracted) up to {np.nanmax(distance):.4g} eV from the median of {middle:.4g}",
+            file.places(far),
+            len(file),
+        )

@@ -1,0 +1,83 @@
+"""A report on data as a JSON document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mace
+from mace.errors import UserError
+from mace.inspection.groups import Group
+from mace.inspection.inspection import DataReport, FileReport
+
+FORMAT = 1
+"""Raised when a key changes its meaning."""
+
+
+def as_document(report: DataReport) -> dict[str, Any]:
+    """Turn a report into what JSON can hold; numbers are in eV and Angstrom."""
+    return {
+        "format": FORMAT,
+        "program": f"mace {mace.__version__}",
+        "r_max": report.r_max,
+        "reference_energies": {str(number): energy for number, energy in report.reference_energies.items()},
+        "reference_source": report.reference_source,
+        "files": [_file(file) for file in report.files],
+        "findings": [{"level": finding.level, **asdict(finding)} for finding in report.findings],
+        "errors": len(report.errors),
+    }
+
+
+def _file(file: FileReport) -> dict[str, Any]:
+    coverage = [
+        {
+            "label": entry.name,
+            "key": entry.key,
+            "places": entry.places,
+            "labeled": entry.labeled,
+            "converted": entry.converted,
+            "frames": entry.frames,
+        }
+        for entry in file.labels.coverage
+    ]
+    return {
+        "file": file.file,
+        "role": file.role,
+        "isolated_atoms": file.labels.isolated_atoms,
+        "labels": coverage,
+        "whole": _group(file.whole),
+        "groups": [_group(group) for group in file.groups],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return asdict(group)
+
+
+def write_text(path: str | Path, text: str, flag: str) -> Path:
+    """Write a file and create its folder.
+
+    Args:
+        path: Where to.
+        text: What to write.
+        flag: The flag that chooses another place, for the message.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: the report cannot be written there ({error.strerror}); choose another {flag}."
+        ) from error
+    return path
+
+
+def document_text(report: DataReport) -> str:
+    """Write a report as JSON."""
+    return json.dumps(as_document(report), indent=1, allow_nan=False) + "\n"

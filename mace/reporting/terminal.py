@@ -1,0 +1,136 @@
+"""A report on data as tables for a terminal, and in a few lines for the log of a training."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mace.elements import chemical_symbol
+from mace.inspection.findings import LEVELS, Finding
+from mace.inspection.groups import Distribution, Group
+from mace.inspection.inspection import DataReport, FileReport
+from mace.structures.configuration import PROPERTIES
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_MOST_GROUPS = 40
+_WIDEST = 200
+
+
+def print_report(report: DataReport, console: Console) -> None:
+    """Show what every file holds, and all findings."""
+    if report.reference_energies:
+        shown = ", ".join(f"{chemical_symbol(z)} {energy:.6g}" for z, energy in report.reference_energies.items())
+        console.print(Text(f"E0s / eV: {shown} ({report.reference_source})"), soft_wrap=True)
+    for file in report.files:
+        console.print(Text(f"\n{_heading(file)}", style="bold"), soft_wrap=True)
+        labels = [entry.text for entry in file.labels.coverage if entry.labeled + entry.converted]
+        if labels:
+            console.print(Text(", ".join(labels)), soft_wrap=True)
+        if file.groups:
+            console.print(Text(_at_its_own_width(_groups_table(file))), soft_wrap=True)
+    console.print()
+    for finding in report.findings:
+        console.print(_line(finding), soft_wrap=True)
+    console.print(Text(verdict(report), style="bold"), soft_wrap=True)
+
+
+def summary_lines(report: DataReport) -> Iterator[str]:
+    """Describe every file in one line, for a log."""
+    for file in report.files:
+        parts = [
+            f"{file.whole.frames} structures",
+            f"{file.whole.atoms} atoms",
+            " ".join(file.whole.elements) or "no elements",
+        ]
+        for name, numbers, unit in (
+            ("energy", file.whole.energies, "eV/atom"),
+            ("forces", file.whole.forces, "eV/A"),
+            ("pressure-like stress", file.whole.stresses, "eV/A^3"),
+        ):
+            if numbers is not None:
+                parts.append(f"{name} {numbers.smallest:.4g} to {numbers.largest:.4g} {unit}")
+        yield f"{file.file} ({file.role}): {', '.join(parts)}"
+
+
+def verdict(report: DataReport) -> str:
+    """Count the findings in one sentence."""
+    if not report.findings:
+        return "Nothing was found that deserves attention."
+    words = []
+    for level in LEVELS:
+        of_level = report.of_level(level)
+        allowed = sum(finding.allowed for finding in of_level)
+        if of_level:
+            plural = "" if len(of_level) == 1 else "s"
+            words.append(f"{len(of_level)} {level}{plural}" + (f" ({allowed} allowed)" if allowed else ""))
+    text = ", ".join(words)
+    return f"Found {text}; training refuses these data." if report.errors else f"Found {text}."
+
+
+def _line(finding: Finding) -> Text:
+    label = f"{finding.level}{' (allowed)' if finding.allowed else ''}"
+    return Text.assemble((label, _STYLES[finding.level]), f" [{finding.name}] {finding.sentence}")
+
+
+def _at_its_own_width(table: Table) -> str:
+    """Write a table as text; numbers cut off on a narrow terminal would be worse than long lines."""
+    output = io.StringIO()
+    Console(file=output, width=_WIDEST).print(table)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def _heading(file: FileReport) -> str:
+    whole = file.whole
+    parts = []
+    if whole.frames:
+        periodic = {0: "none periodic", whole.frames: "all periodic"}.get(whole.periodic, f"{whole.periodic} periodic")
+        atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
+        parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
+    if file.labels.isolated_atoms:
+        parts.append(f"{file.labels.isolated_atoms} isolated atoms")
+    return f"{file.file} ({file.role}): {', '.join(parts)}"
+
+
+def _groups_table(file: FileReport) -> Table:
+    """One row per head and config_type; columns that would say the same in all rows are left out."""
+    with_heads = len({group.head for group in file.groups}) > 1
+    labels = [name for name in PROPERTIES if is_partial(file, name)]
+    has_stress = file.whole.stresses is not None
+    table = Table(box=box.ASCII)
+    table.add_column("config_type", overflow="fold", max_width=30)
+    if with_heads:
+        table.add_column("head", overflow="fold", max_width=30)
+    numbers = ["frames", *(f"with {name}" for name in labels), "(E - E0s) / atoms, eV", "|F| rms, eV/A", "|F| max"]
+    for name in [*numbers, *(["stress, eV/A^3"] if has_stress else [])]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in file.groups[:_MOST_GROUPS]:
+        row = [group.config_type, *([group.head] if with_heads else []), str(group.frames)]
+        row += [str(group.labeled[name]) for name in labels]
+        row += [_range(group.energies), _number(group.forces, "rms"), _number(group.forces, "largest")]
+        table.add_row(*row, *([_range(group.stresses)] if has_stress else []))
+    if len(file.groups) > _MOST_GROUPS:
+        table.add_row(f"and {len(file.groups) - _MOST_GROUPS} more types")
+    return table
+
+
+def _range(numbers: Distribution | None) -> str:
+    return "-" if numbers is None else f"{numbers.smallest:.3g} to {numbers.largest:.3g}"
+
+
+def _number(numbers: Distribution | None, name: str) -> str:
+    return "-" if numbers is None else f"{getattr(numbers, name):.3g}"
+
+
+def is_partial(file: FileReport, name: str) -> bool:
+    """Whether some but not all structures of a file, isolated atoms left out, have a label."""
+    return 0 < file.whole.labeled[name] < file.whole.frames
+
+
+def atoms_each(group: Group) -> str:
+    """The sizes of structures, as in ``2-54``."""
+    return str(group.smallest) if group.smallest == group.largest else f"{group.smallest}-{group.largest}"

@@ -1,0 +1,60 @@
+"""A check of data as a whole: read, inspect, show, write."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from mace.inspection.findings import check_allowed
+from mace.inspection.inspection import DataReport
+from mace.reporting.document import document_text, write_text
+from mace.reporting.page import write_page
+from mace.reporting.terminal import print_report
+from mace.settings.checking import CheckSettings
+from mace.training.data_report import inspect_data
+from mace.training.logging_setup import close_logging, setup_logging
+from mace.training.preparation import read_sets
+from mace.training.progress import TrainingProgress
+from mace.training.run import make_losses
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_data(settings: CheckSettings, console: Console | None = None) -> DataReport:
+    """Do what ``mace_check_data`` does.
+
+    Args:
+        settings: The settings.
+        console: Where to show; standard output if None.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: If settings or files do not allow it.
+    """
+    console = console or Console()
+    losses = [loss for loss in make_losses(settings) if loss is not None]
+    check_allowed(settings.allow)
+    setup_logging(settings.log_level, None, console)
+    try:
+        with TrainingProgress(console, settings.progress) as progress:
+            report = inspect_data(settings, losses, read_sets(settings, progress), progress)
+        name = settings.name or _name_of(settings.train_file)
+        page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
+        print_report(report, console)
+        _LOGGER.info("Wrote %s", write_text(page, write_page(report, f"Data of {name}"), "--html"))
+        if settings.json_file is not None:
+            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(report), "--json"))
+    finally:
+        close_logging()
+    return report
+
+
+def _name_of(files: str | list[str]) -> str:
+    """The name of the first file without folder and ending; of a pattern, without what is no letter."""
+    first = files if isinstance(files, str) else files[0]
+    stem = Path(first).name.partition(".")[0]
+    return "".join(letter for letter in stem if letter.isalnum() or letter in "-_") or "data"
