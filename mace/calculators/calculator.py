@@ -24,7 +24,7 @@ from mace.errors import UserError
 from mace.graphs.batching import build_graph
 from mace.graphs.graph import Graph
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
-from mace.model.derivatives import Prediction, predict
+from mace.model.derivatives import Prediction, hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import carry_to, load_model
@@ -195,13 +195,28 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             found.append(invariant_descriptors(prediction, num_layers).cpu().numpy())
         return found if self.num_models > 1 else found[0]
 
-    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
-        """Refuse to give second derivatives.
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
+        """Return the second derivatives of the energy by the positions.
+
+        Args:
+            atoms: The structure; that of the last calculation if there is none.
+
+        Returns:
+            eV/Angstrom^2, ``[3 atoms, atoms, 3]``; a list of them for a committee.
 
         Raises:
-            UserError: Always; they are not available yet.
+            UserError: If there is no structure.
         """
-        raise UserError("get_hessian: second derivatives are not available yet; differentiate forces numerically.")
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise UserError("get_hessian needs a structure; pass atoms.")
+        unit = self.energy_units_to_eV / self.length_units_to_A**2
+        graphs = self._graphs(atoms)
+        found = [
+            hessian(model, graph).detach().cpu().double().numpy() * unit
+            for model, graph in zip(self.models, graphs, strict=True)
+        ]
+        return found if self.num_models > 1 else found[0]
 
     def _graphs(self, atoms: Atoms) -> list[Graph]:
         """Build the graph for every model; models with the same elements and cutoff share one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,29 @@ def predict(model: MACE, graph: Graph, forces: bool = True, stress: bool = False
     vectors.requires_grad_(True)
     with torch.enable_grad():
         return _assemble(model, graph, vectors, training, forces, stress)
+
+
+def hessian(model: MACE, graph: Graph) -> Tensor:
+    """Differentiate the energy twice by the positions.
+
+    Compiled kernels and radial tables know first derivatives by the geometry only; those in torch are used meanwhile.
+
+    Args:
+        model: The model.
+        graph: One structure, on the model's device.
+
+    Returns:
+        eV/Angstrom^2, ``[3 atoms, atoms, 3]``: row ``3 i + k`` differentiates by component ``k`` of atom ``i`` first.
+    """
+    positions = graph.positions.detach().clone().requires_grad_(True)
+    moved = replace(graph, positions=positions)
+    with torch.enable_grad(), model.plain_kernels():
+        energy = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies.sum()
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=True, materialize_grads=True)
+        if not gradient.requires_grad:  # atoms without neighbors
+            return positions.new_zeros(positions.numel(), *positions.shape)
+        rows = [torch.autograd.grad(g, positions, retain_graph=True)[0] for g in gradient.flatten().unbind()]
+    return torch.stack(rows)
 
 
 def _assemble(

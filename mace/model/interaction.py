@@ -112,6 +112,12 @@ class Interaction(nn.Module):
         self._table = table
         self._blocked_table = blocked_table(table) if table is not None and self.compiled else None
 
+    def take_table(self) -> RadialTable | None:
+        """Return the table that was read and evaluate the network from now on."""
+        table = self._table
+        self.use_table(None)
+        return table
+
     @property
     def needs_basis(self) -> bool:
         """Whether the radial basis is needed; a table goes without, unless a density is learned from it."""

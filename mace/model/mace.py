@@ -6,6 +6,8 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +97,22 @@ class MACE(nn.Module):
         for part in (*self.interactions, *self.products):
             part.compiled = compiled
         return self.use_radial_tables(None)
+
+    @contextmanager
+    def plain_kernels(self) -> Iterator[None]:
+        """Use the kernels in torch and the radial networks inside a ``with`` block, whatever was chosen before."""
+        parts = [part for part in self.modules() if isinstance(part, (Interaction, Product))]
+        before = [(part, part.compiled) for part in parts]
+        tables = [(part, part.take_table()) for part in parts if isinstance(part, Interaction)]
+        for part in parts:
+            part.compiled = False
+        try:
+            yield
+        finally:
+            for part, compiled in before:
+                part.compiled = compiled
+            for interaction, table in tables:
+                interaction.use_table(table)
 
     def use_radial_tables(self, n_nodes: int | None) -> MACE:
         """Read radial weights from tables made of the present weights, for inference; None for the networks again.

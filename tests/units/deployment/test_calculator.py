@@ -343,9 +343,35 @@ def test_foundation_models_are_refused(loader: str) -> None:
         getattr(mace.calculators, loader)("medium", device="cpu")
 
 
-def test_hessian_is_refused(calculator: MACECalculator) -> None:
-    with pytest.raises(UserError, match="not available yet"):
-        calculator.get_hessian()
+def test_hessian_is_the_derivative_of_the_forces(calculator: MACECalculator, crystal: Atoms) -> None:
+    hessian = calculator.get_hessian(crystal)
+    assert hessian.shape == (12, 4, 3)
+    step, numerical = 1e-4, np.zeros((12, 12))
+    for row in range(12):
+        for sign in (1, -1):
+            moved = crystal.copy()
+            moved.positions.reshape(-1)[row] += sign * step
+            numerical[row] -= sign * calculator.get_forces(moved).reshape(-1) / (2 * step)
+    flat = hessian.reshape(12, 12)
+    np.testing.assert_allclose(flat, numerical, atol=1e-6 * np.abs(flat).max())
+    np.testing.assert_allclose(flat, flat.T, atol=1e-10 * np.abs(flat).max())
+
+
+def test_hessian_needs_no_compiled_kernels_and_leaves_them(make_model: Callable[..., MACE], water: Atoms) -> None:
+    plain, fast = MACECalculator(models=make_model()), MACECalculator(models=make_model(), radial_tables=None)
+    fast.models[0].use_compiled_kernels(False)
+    before = [part.compiled for part in plain.models[0].interactions]
+    np.testing.assert_allclose(plain.get_hessian(water), fast.get_hessian(water), atol=1e-10)
+    assert [part.compiled for part in plain.models[0].interactions] == before
+    np.testing.assert_allclose(plain.get_forces(water), fast.get_forces(water), atol=1e-10)
+
+
+def test_hessian_of_lonely_atoms_and_of_committees(make_model: Callable[..., MACE]) -> None:
+    committee = MACECalculator(models=[make_model(0), make_model(1)])
+    hessians = committee.get_hessian(Atoms("HH", positions=[[0, 0, 0], [0, 0, 9.0]]))
+    assert len(hessians) == 2 and not np.any(hessians[0])
+    with pytest.raises(UserError, match="needs a structure"):
+        committee.get_hessian()
 
 
 def test_importing_the_package_loads_no_torch() -> None:
