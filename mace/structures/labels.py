@@ -28,6 +28,7 @@ class LabelKeys:
     stress: str | None = None
     virials: str | None = None
     dipole: str | None = None
+    polarizability: str | None = None
     charges: str | None = None
 
     def given(self, name: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES, WEIGHTED_PROPERTIES, Configuration
+from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frames import expand_paths, iterate_frames
 from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelKeys, LabelReport, choose_key
 from mace.structures.stress import convert_stress_virials, disagree, full_tensor, is_asymmetric
@@ -25,9 +25,12 @@ Progress = Callable[[str, int], None]
 
 _ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
-_WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in WEIGHTED_PROPERTIES)}
+_WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)}
 
-_STRUCTURE_KEYS = _WEIGHT_KEYS | {"config_type", "numbers", "positions"}
+_ATOM_WEIGHT_KEYS = {"forces": "forces_weight"}
+"""Column with the weights of atoms, by property."""
+
+_STRUCTURE_KEYS = _WEIGHT_KEYS | {*_ATOM_WEIGHT_KEYS.values(), "config_type", "numbers", "positions"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _bare_configuration(
         index=index,
     )
     _check_geometry(configuration)
-    return _attach_weights(configuration, atoms.info, type_weights)
+    return _attach_atom_weights(_attach_weights(configuration, atoms.info, type_weights), atoms)
 
 
 def _check_geometry(configuration: Configuration) -> None:
@@ -176,13 +179,36 @@ def _attach_weights(
 ) -> Configuration:
     type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
     given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS if key in info}
-    property_weights = {
-        name: given[f"config_{name}_weight"] for name in WEIGHTED_PROPERTIES if f"config_{name}_weight" in given
-    }
+    property_weights = {name: given[f"config_{name}_weight"] for name in PROPERTIES if f"config_{name}_weight" in given}
     weight = type_weight * given.get("config_weight", 1.0)
     if weight == 1.0 and not property_weights:
         return configuration
     return replace(configuration, weight=weight, property_weights=property_weights)
+
+
+def _attach_atom_weights(configuration: Configuration, atoms: Atoms) -> Configuration:
+    weights: dict[str, np.ndarray] = {}
+    for name, key in _ATOM_WEIGHT_KEYS.items():
+        if key in atoms.info:
+            raise UserError(
+                f"{configuration.where()}: '{key}' is the weight of each atom and stands in a column of its own; the "
+                f"weight of the {name} of the whole structure is called 'config_{name}_weight'."
+            )
+        if key not in atoms.arrays:
+            continue
+        array = np.asarray(atoms.arrays[key])
+        if array.shape not in ((configuration.n_atoms,), (configuration.n_atoms, 1)):
+            raise UserError(
+                f"{configuration.where()}: the column '{key}' has the shape {list(array.shape)}; it holds one weight "
+                "per atom."
+            )
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all() or array.min() < 0:
+            raise UserError(
+                f"{configuration.where()}: the column '{key}' holds what is no weight; a weight is a finite number, "
+                "zero or larger."
+            )
+        weights[name] = array.reshape(-1).astype(np.float64)
+    return replace(configuration, atom_weights=weights) if weights else configuration
 
 
 def _check_weight(value: Any, name: str, where: str) -> float:
@@ -229,7 +255,7 @@ def _parse_label(name: str, key: str, value: Any, configuration: Configuration) 
         return float(array.item())
     if name == "forces" and (array.shape == (n_atoms, 3) or (n_atoms == 1 and array.shape == (3,))):
         return array.reshape(n_atoms, 3)
-    if name in ("stress", "virials") and array.shape in ((6,), (9,), (3, 3)):
+    if name in ("stress", "virials", "polarizability") and array.shape in ((6,), (9,), (3, 3)):
         return full_tensor(array)
     if name == "dipole" and array.shape in ((3,), (1, 3)):
         return array.reshape(3)
@@ -241,6 +267,7 @@ def _parse_label(name: str, key: str, value: Any, configuration: Configuration) 
         "stress": "[6], [9] or [3, 3]",
         "virials": "[6], [9] or [3, 3]",
         "dipole": "[3]",
+        "polarizability": "[6], [9] or [3, 3]",
         "charges": f"[{n_atoms}]",
     }[name]
     raise UserError(f"{label} has the shape {list(array.shape)} where {expected} is expected; is this the right key?")

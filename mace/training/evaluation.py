@@ -120,6 +120,8 @@ def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         if name in PER_ATOM:
             structure = structure.repeat(n_atoms)
         mask = chosen[structure]
+        if name in PER_ATOM:
+            mask = mask & (targets.atom_weights[name] > 0.0).numpy()
         if not mask.any():
             continue
         values = predicted.detach().cpu().double().numpy()[mask]

@@ -115,14 +115,7 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
     """Make sure that a set says something about a loss: one without labels would make it zero, and so the best."""
-    missing = [
-        term.name
-        for term in loss.terms
-        if not any(
-            getattr(c, term.name) is not None and c.weight * c.property_weights.get(term.name, 1.0) > 0.0
-            for c in configurations
-        )
-    ]
+    missing = [term.name for term in loss.terms if not any(c.has_weight(term.name) for c in configurations)]
     file = configurations[0].file
     if len(missing) == len(loss.terms):
         raise UserError(

@@ -44,7 +44,7 @@ REFUSED_CHOICES = {
     "interaction": {"RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"},
     "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
     "error_table": {"DipoleRMSE", "DipoleMAE", "DipolePolarRMSE", "EnergyDipoleRMSE"},
-    "loss": {"dipole", "dipole_polar", "energy_forces_dipole", "l1l2energyforces"},
+    "loss": {"dipole", "dipole_polar", "energy_forces_dipole"},
     "launcher": {"slurm", "torchrun", "mpi"},
     "subselect_pt": {"fps"},
     "filter_type_pt": {"combinations", "inclusive", "exclusive"},
