@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from mace.settings.declaration import Settings, read_literal, setting
+from mace.settings.labels import Files
 
-_FILES = "a path, a pattern such as data/*.xyz, or a list of them"
-_KEY_DEFAULT = "REF_{0} if present, else {0}"
+_FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
 _HEAVIEST_ELEMENT = 118
 
 
@@ -18,12 +18,6 @@ def _check_atomic_numbers(numbers: list[int]) -> list[int]:
     if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= _HEAVIEST_ELEMENT for z in numbers):
         raise ValueError("not atomic numbers")
     return numbers
-
-
-def _check_files(files: str | list[str]) -> str | list[str]:
-    if not files or not all(files):
-        raise ValueError("no file")
-    return files
 
 
 def parse_E0s_literal(text: str) -> dict[int, float]:
@@ -77,7 +71,7 @@ def _read_E0s(value: Any) -> Any:
 class DataSettings(Settings):
     """Which structures are learned from, and which the model is judged by."""
 
-    train_file: Annotated[str | list[str], AfterValidator(_check_files)] = setting(
+    train_file: Files = setting(
         ...,
         "structures to train on (any format ASE reads)",
         group="Data",
@@ -85,7 +79,7 @@ class DataSettings(Settings):
         placeholder="FILE...",
         expects=_FILES,
     )
-    valid_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+    valid_file: Files | None = setting(
         None,
         "structures to validate on",
         group="Data",
@@ -97,7 +91,7 @@ class DataSettings(Settings):
     valid_fraction: float = setting(
         0.1, "fraction of the training set to validate on when there is no valid_file", group="Data", gt=0, lt=1
     )
-    test_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+    test_file: Files | None = setting(
         None,
         "structures to test the final model on",
         group="Data",
@@ -112,53 +106,6 @@ class DataSettings(Settings):
     valid_batch_size: int = setting(10, "structures per evaluation step", group="Data", ge=1)
     keep_isolated_atoms: bool = setting(
         False, "train on structures of config_type IsolatedAtom too, after reading E0s from them", group="Data"
-    )
-
-
-class LabelSettings(Settings):
-    """Under which names the files carry their labels."""
-
-    energy_key: str | None = setting(
-        None,
-        "name of the total energies [eV] in the files",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("energy"),
-    )
-    forces_key: str | None = setting(
-        None,
-        "name of the forces [eV/Angstrom]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("forces"),
-    )
-    stress_key: str | None = setting(
-        None,
-        "name of the stresses, +dE/dstrain/V [eV/Angstrom^3]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("stress"),
-    )
-    virials_key: str | None = setting(
-        None,
-        "name of the virials, -dE/dstrain [eV]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("virials"),
-    )
-    dipole_key: str | None = setting(
-        None,
-        "name of the dipoles [e*Angstrom]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("dipole"),
-    )
-    charges_key: str | None = setting(
-        None,
-        "name of the atomic charges [e]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("charges"),
     )
 
 

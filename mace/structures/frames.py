@@ -37,9 +37,20 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
     files = [file for path in given for file in _expand_one(str(path))]
     if not files:
         raise UserError("No structure file was given; name at least one.")
-    seen: dict[Path, str] = {}
     for file in files:
         _check_file(file)
+    refuse_repeated(files)
+    return files
+
+
+def refuse_repeated(files: Sequence[str]) -> None:
+    """Make sure that no file is read twice.
+
+    Raises:
+        UserError: If two names stand for the same file.
+    """
+    seen: dict[Path, str] = {}
+    for file in files:
         real = Path(file).resolve()
         if real in seen:
             raise UserError(
@@ -47,7 +58,6 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
                 "name it once."
             )
         seen[real] = file
-    return files
 
 
 def _expand_one(path: str) -> list[str]:

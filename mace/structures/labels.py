@@ -100,6 +100,7 @@ class FileLabels:
         keys: How many frames have a key, by (place, key); whatever the file carries, not labels only.
         coverage: One entry for each of `PROPERTIES`.
         notes: Sentences about what deserves attention.
+        units: Which units were converted, in words; empty if none.
     """
 
     file: str
@@ -108,6 +109,7 @@ class FileLabels:
     keys: Counter[tuple[str, str]]
     coverage: tuple[LabelCoverage, ...]
     notes: tuple[str, ...] = ()
+    units: str = ""
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""
@@ -127,7 +129,7 @@ class FileLabels:
             or len(entry.candidates) == 1
         ]
         line = f"{self.file}: " + ", ".join(shown)
-        return f"{line}; {isolated}" if self.isolated_atoms else line
+        return "; ".join([line] + [isolated] * bool(self.isolated_atoms) + [self.units] * bool(self.units))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.frames import expand_paths
-from mace.structures.labels import LabelKeys, LabelReport, require_labels
-from mace.structures.reading import ReadResult, read_configurations
+from mace.structures.labels import LabelReport, require_labels
+from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
+from mace.structures.sources import Source, expand_sources, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import summarize
 from mace.training.checkpoints import file_digest
@@ -69,24 +70,23 @@ class Preparation:
     digest: str
 
 
-def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress: TrainingProgress) -> Structures:
+def read_structures(settings: TrainingSettings, losses: Sequence[Loss]) -> Structures:
     """Read all files, set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
         settings: File names, keys, weights, split.
         losses: The losses of all stages; their labels are needed in the training files.
-        progress: What to show.
 
     Returns:
         The structures.
 
     Raises:
-        UserError: See `mace.structures.reading.read_configurations`, `require_labels` and `split_validation`.
+        UserError: See `mace.structures.reading.read_sources`, `require_labels` and `split_validation`.
     """
-    training = _read(settings, settings.train_file, "Training set", progress)
+    sources = sources_of(settings, settings.train_file)
+    training = _read(sources, "Training set")
     require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
     configurations = training.configurations
-    files = expand_paths(settings.train_file)
     if settings.valid_file is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid)
@@ -96,20 +96,22 @@ def read_structures(settings: TrainingSettings, losses: Sequence[Loss], progress
             path,
         )
     else:
-        train, valid = configurations, _read(settings, settings.valid_file, "Validation set", progress).configurations
-        files += expand_paths(settings.valid_file)
+        valid_sources = sources_of(settings, settings.valid_file)
+        train, valid = configurations, _read(valid_sources, "Validation set").configurations
+        sources += valid_sources
+        if not valid:
+            names = ", ".join(file for file, _ in expand_sources(valid_sources))
+            raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
         train = [*train, *training.isolated_atoms]
-    if not valid:
-        raise UserError(f"{settings.valid_file}: there is no structure to validate with, isolated atoms only.")
     for loss in losses:
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
-    tests = _read_tests(settings, progress)
+    tests = _read_tests(settings)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    digest = file_digest([str(file) for file in files])
+    digest = file_digest([file for source in sources for file in expand_paths(source.paths)])
     return Structures(train, valid, tests, training.isolated_atoms, training.report, digest)
 
 
@@ -128,20 +130,9 @@ def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose
         )
 
 
-def _keys(settings: TrainingSettings) -> LabelKeys:
-    return LabelKeys(
-        energy=settings.energy_key,
-        forces=settings.forces_key,
-        stress=settings.stress_key,
-        virials=settings.virials_key,
-        dipole=settings.dipole_key,
-        charges=settings.charges_key,
-    )
-
-
-def _read(settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress) -> ReadResult:
+def _read(sources: Sequence[Source], what: str) -> ReadResult:
     """Read files and log what was found in them."""
-    result = read_configurations(files, _keys(settings), settings.config_type_weights)
+    result = read_sources(sources)
     for line in result.report.lines():
         _LOGGER.info("%s: %s", what, line)
     for note in result.report.notes:
@@ -149,18 +140,18 @@ def _read(settings: TrainingSettings, files: str | Sequence[str], what: str, pro
     return result
 
 
-def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[str, list[Configuration]]:
+def _read_tests(settings: TrainingSettings) -> dict[str, list[Configuration]]:
     """Read the test structures: those of a file by config_type, those of a folder file by file."""
     tests: dict[str, list[Configuration]] = {}
     if settings.test_file is not None:
-        for configuration in _read(settings, settings.test_file, "Test set", progress).configurations:
+        for configuration in _read(sources_of(settings, settings.test_file), "Test set").configurations:
             tests.setdefault(f"{configuration.config_type}_{configuration.head}", []).append(configuration)
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = _read(settings, str(file), "Test set", progress).configurations
+            tests[file.stem] = _read(sources_of(settings, str(file)), "Test set").configurations
     return {name: configurations for name, configurations in tests.items() if configurations}
 
 
@@ -178,7 +169,7 @@ def prepare(settings: TrainingSettings, losses: Sequence[Loss], progress: Traini
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    structures = read_structures(settings, losses, progress)
+    structures = read_structures(settings, losses)
     elements = _element_table(settings, structures)
     energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
     _tell_energies(energies)
