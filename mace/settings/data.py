@@ -7,15 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
+from mace.elements import LARGEST_ATOMIC_NUMBER, atomic_number
+from mace.errors import UserError
 from mace.settings.declaration import Settings, read_literal, setting
 from mace.settings.labels import Files
 
 _FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
-_HEAVIEST_ELEMENT = 118
 
 
 def _check_atomic_numbers(numbers: list[int]) -> list[int]:
-    if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= _HEAVIEST_ELEMENT for z in numbers):
+    if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= LARGEST_ATOMIC_NUMBER for z in numbers):
         raise ValueError("not atomic numbers")
     return numbers
 
@@ -24,7 +25,7 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
     """Read reference energies written as a Python or JSON dictionary.
 
     Args:
-        text: For example ``{1: -13.6, 8: -2041.8}``; JSON's quoted keys are read as well.
+        text: For example ``{1: -13.6, 8: -2041.8}``; symbols and JSON's quoted keys are read as well.
 
     Returns:
         Energy of the isolated atom in eV by atomic number.
@@ -41,17 +42,23 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
     return _energies_by_number(table)
 
 
+def _atomic_number(key: Any) -> int:
+    """Understand a number, and a symbol too, for which alone ASE must be loaded."""
+    text = str(key).strip()
+    return int(text) if text.isascii() and text.isdigit() else atomic_number(text)
+
+
 def _energies_by_number(table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table:
         raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {table!r}.")
     energies: dict[int, float] = {}
     for key, value in table.items():
         try:
-            number, energy = int(key), float(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"must map atomic numbers to energies in eV, not {key!r} to {value!r}.") from error
-        if not 1 <= number <= _HEAVIEST_ELEMENT or not math.isfinite(energy):
-            raise ValueError(f"must map atomic numbers to finite energies in eV, not {key!r} to {value!r}.")
+            number, energy = _atomic_number(key), float(value)
+        except (TypeError, ValueError, UserError) as error:
+            raise ValueError(f"must map elements to energies in eV, not {key!r} to {value!r}.") from error
+        if not 1 <= number <= LARGEST_ATOMIC_NUMBER or not math.isfinite(energy):
+            raise ValueError(f"must map elements to finite energies in eV, not {key!r} to {value!r}.")
         if number in energies:
             raise ValueError(f"gives atomic number {number} twice.")
         energies[number] = energy

@@ -25,6 +25,9 @@ _ATOM_WEIGHT_KEYS = {"forces": "forces_weight"}
 STRUCTURE_KEYS = _WEIGHT_KEYS | {*_ATOM_WEIGHT_KEYS.values(), "config_type", "numbers", "positions"}
 """Keys that hold no label, whatever a user calls the labels."""
 
+SHORTEST_LATTICE_VECTOR = 0.5
+"""Angstrom; two hydrogen atoms are 0.74 apart, and nothing repeats more closely than that."""
+
 
 def check_geometry(configuration: Configuration) -> None:
     """Make sure that a structure has atoms of known elements at finite places, and the lattice it repeats with.
@@ -55,6 +58,11 @@ def check_geometry(configuration: Configuration) -> None:
         raise UserError(
             f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
             "give it a cell, or set pbc to F where it does not repeat."
+        )
+    if len(vectors) and lengths.min() < SHORTEST_LATTICE_VECTOR:
+        raise UserError(
+            f"{where} has a lattice vector of {lengths.min():.3g} Angstrom, shorter than any atom is wide; correct the "
+            "cell, or name its unit with --length_unit."
         )
 
 

@@ -24,6 +24,7 @@ from mace.training.checkpoints import file_digest
 from mace.training.loss import Loss
 from mace.training.planning import decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import TrainingProgress
+from mace.training.tables import residual_table
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -223,6 +224,8 @@ def _tell_energies(energies: ReferenceEnergies) -> None:
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
     shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
     _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    if energies.residuals:
+        _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
     for note in energies.notes:
         _LOGGER.info(note)
     for warning in energies.warnings:
