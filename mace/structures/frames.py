@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 _VOIGT_IN_COMMENT = re.compile(r"""(?<![\w-])(stress|virial)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|\[([^\]]*)\])""")
 
 _PROPERTIES = re.compile(r"""(?<![\w-])Properties\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""")
-_QUOTED_IN_COMMENT = re.compile(r"""(?<==)\s*(?:"[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])""")
-_KEY_IN_COMMENT = re.compile(r"(?:^|\s)([^\s=\"']+)\s*=")
+_QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]"""
+_QUOTED_IN_COMMENT = re.compile(_QUOTED)
+_WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
+_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)([^\s=]+)=\s+[^\s=]+\s*=")
+_EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
+_EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
 
 _UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""
@@ -192,7 +196,7 @@ def _check_columns(text: str) -> None:
     if (twice := _first_repeated(names)) is not None:
         raise UserError(f"it has the column '{twice}' twice")
     if len(parts) % 3 or not all(count.isdecimal() for count in counts):
-        return  # the parser says what is wrong
+        raise UserError(f"its Properties are '{':'.join(parts)}', which is not name:type:columns for each")
     expected = sum(int(count) for count in counts)
     for place, row in enumerate(rows):
         found = len(row.split())
@@ -208,17 +212,31 @@ def _parse_comment(line: str) -> dict[str, Any]:
     """Parse the comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses.
 
     Raises:
-        UserError: If a key comes twice, of which ASE alone takes the last.
+        UserError: If a key comes twice, of which ASE alone takes the last; if a quote does not end or a key has no
+            value, where ASE alone takes the next keys for text; or if ``pbc`` is a word, which ASE alone takes for yes.
     """
     from ase.io.extxyz import key_val_str_to_dict
 
-    keys = _KEY_IN_COMMENT.findall(_QUOTED_IN_COMMENT.sub("0", line))
-    if (twice := _first_repeated(keys)) is not None:
+    line = _EMPTY_IN_COMMENT.sub(" ", line)
+    if (twice := _first_repeated(_keys_in_comment(line))) is not None:
         raise UserError(f"its comment line has the key '{twice}' twice")
     if "stress" in line or "virial" in line:
         line = _VOIGT_IN_COMMENT.sub(_voigt_to_nine, line)
     parse: Callable[[str], dict[str, Any]] = key_val_str_to_dict
-    return parse(line)
+    entries = parse(line)
+    if isinstance(entries.get("pbc"), str):
+        raise UserError(f"its pbc is '{entries['pbc']}', which is neither T nor F for each direction")
+    return entries
+
+
+def _keys_in_comment(line: str) -> list[str]:
+    """List the keys of a comment line as ASE divides it, which takes no notice of what looks wrong."""
+    if _WORD_IN_COMMENT.sub("", line).strip():
+        raise UserError("its comment line has a quote or bracket that does not end")
+    plain = _QUOTED_IN_COMMENT.sub("0", line)
+    if (match := _NO_VALUE_IN_COMMENT.search(plain)) is not None:
+        raise UserError(f"its comment line has no value for the key '{match.group(1)}'")
+    return [word.partition("=")[0] for word in _EQUALS_IN_COMMENT.sub("=", plain).split()]
 
 
 def _voigt_to_nine(match: re.Match[str]) -> str:

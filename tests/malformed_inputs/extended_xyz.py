@@ -66,6 +66,8 @@ refuse(
 )
 refuse("text of two bytes a letter", sound().encode("utf-16"), "train.xyz")
 refuse("zero bytes", changed(12, "O \x00 0 0 0 0 0\n"), "structure 2")
+refuse("a key without a value", spoilt(info="config_type="), "structure 2", "no value for the key 'config_type'")
+refuse("an apostrophe", spoilt(info="author=O'Brien"), "structure 2", "a quote or bracket that does not end")
 refuse("a table of numbers", "1.0 2.0 3.0\n" * 9, "structure 0 cannot be read")
 
 add("read", "carriage returns and line feeds", text_case(sound().replace("\n", "\r\n")), check=has_waters())
@@ -79,7 +81,12 @@ add(
     check=has_waters(),
 )
 add("read", "no end of the last line", text_case(sound().rstrip()), check=has_waters())
-add("read", "blanks around the number of atoms", text_case(sound().replace("3\n", "  3  \n")), check=has_waters())
+add(
+    "read",
+    "blanks around the number of atoms",
+    text_case(" " + sound().replace("\n3\n", "\n  3  \n")),
+    check=has_waters(),
+)
 add("read", "elements in small letters", text_case(sound().replace("O ", "o ").replace("H ", "h ")), check=has_waters())
 add(
     "read",
@@ -93,5 +100,13 @@ add(
     text_case(
         "".join(frame(i, row=lambda s, p, f: f"{s} " + " ".join(f"{x:.9E}" for x in (*p, *f))) for i in waters())
     ),
+    check=has_waters(),
+)
+add("read", "an empty value before the labels", text_case(sound(info="note=\"\" author=''")), check=has_waters())
+add("read", "blanks around equals signs", text_case(sound(info="a = 3 b =4 c= 5")), check=has_waters())
+add(
+    "read",
+    "words and tables among the entries",
+    text_case(sound(info='checked note="a=b c=d" m=[[1,0],[0,1]] n={1 2} k="_JSON {\\"a\\": \\"b=c\\"}"')),
     check=has_waters(),
 )

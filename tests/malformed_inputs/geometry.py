@@ -50,7 +50,7 @@ def _left_handed(result: ReadResult) -> None:
     for configuration in result.configurations:
         assert configuration.stress is not None and configuration.virials is not None
         np.testing.assert_allclose(configuration.virials, -512.0 * configuration.stress)
-        assert configuration.virials[0, 0] == -512.0 * 0.001
+        assert configuration.virials[0, 0] < 0.0 < configuration.stress[0, 0]
 
 
 LEFT = 'Lattice="0 8 0 8 0 0 0 0 8" pbc="T T T" REF_stress="0.001 0 0 0 0.001 0 0 0 0.001" '

@@ -39,7 +39,7 @@ for _value in ("nan", "inf", "NaN", "-inf"):
         "structure 2: the label 'energy'",
         "NaN or infinite",
     )
-for _value in ("unknown", "None", "T", "-1.0D+02", "********", '""', "1,5", "1+2j", '"1 2"', "[[1,2],[3,4]]"):
+for _value in ("unknown", "None", "T", "-1.0D+02", "********", "1,5", "1+2j", '"1 2"', "[[1,2],[3,4]]"):
     refuse(f"an energy that is {_value}", spoilt(energy=f"REF_energy={_value}"), "structure 2", "'energy'")
 refuse("an energy without a value", spoilt(energy="REF_energy"), "structure 2: the label 'energy'", "not a number")
 for _value in ("nan", "inf"):
@@ -135,6 +135,7 @@ def _one_is_missing(result: ReadResult) -> None:
 
 
 add("read", "a structure without an energy", text_case(spoilt(energy="")), check=_one_is_missing)
+add("read", "a structure with an empty energy", text_case(spoilt(energy='REF_energy=""')), check=_one_is_missing)
 add(
     "read",
     "a structure without an energy and the key energy",

@@ -108,7 +108,7 @@ def test_average_skips_unlabeled_structures(configure: Callable[..., Configurati
 
 
 def test_average_without_any_energy(configure: Callable[..., Configuration]) -> None:
-    with pytest.raises(UserError, match="no training structure has one"):
+    with pytest.raises(UserError, match="no training structure does"):
         resolve_reference_energies("average", [], [configure([1, 8])], OH)
 
 
