@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from mace.elements import LARGEST_ATOMIC_NUMBER, atomic_number
 from mace.errors import UserError
 from mace.settings.declaration import Settings, read_literal, setting
 from mace.settings.labels import Files
@@ -16,6 +15,8 @@ _FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, en
 
 
 def _check_atomic_numbers(numbers: list[int]) -> list[int]:
+    from mace.elements import LARGEST_ATOMIC_NUMBER  # here, so that help needs no numpy
+
     if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= LARGEST_ATOMIC_NUMBER for z in numbers):
         raise ValueError("not atomic numbers")
     return numbers
@@ -43,9 +44,10 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
 
 
 def _atomic_number(key: Any) -> int:
-    """Understand a number, and a symbol too, for which alone ASE must be loaded."""
-    text = str(key).strip()
-    return int(text) if text.isascii() and text.isdigit() else atomic_number(text)
+    """Understand a symbol, a number, or a number in text."""
+    from mace.elements import atomic_number  # here, so that help needs no numpy
+
+    return atomic_number(str(key))
 
 
 def _energies_by_number(table: Any) -> dict[int, float]:
@@ -57,7 +59,7 @@ def _energies_by_number(table: Any) -> dict[int, float]:
             number, energy = _atomic_number(key), float(value)
         except (TypeError, ValueError, UserError) as error:
             raise ValueError(f"must map elements to energies in eV, not {key!r} to {value!r}.") from error
-        if not 1 <= number <= LARGEST_ATOMIC_NUMBER or not math.isfinite(energy):
+        if not math.isfinite(energy):
             raise ValueError(f"must map elements to finite energies in eV, not {key!r} to {value!r}.")
         if number in energies:
             raise ValueError(f"gives atomic number {number} twice.")
