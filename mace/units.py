@@ -26,3 +26,24 @@ DEBYE = 0.20819433442462576
 
 MILLI = 1.0e-3
 """For printing: one thousandth of a unit."""
+
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "meV": MILLI,
+    "Hartree": HARTREE,
+    "Rydberg": 0.5 * HARTREE,
+    "kcal/mol": KCAL_PER_MOL,
+    "kJ/mol": KJ_PER_MOL,
+}
+"""Units of energy that data may have, in eV."""
+
+LENGTH_UNITS = {"Angstrom": 1.0, "bohr": BOHR, "nm": 10.0}
+"""Units of length that data may have, in Angstrom."""
+
+STRESS_UNITS = {
+    "eV/Angstrom^3": 1.0,
+    "GPa": GIGAPASCAL,
+    "kbar": KILOBAR,
+    "Hartree/bohr^3": HARTREE / BOHR**3,
+}
+"""Units of stress that data may have, in eV/Angstrom^3."""

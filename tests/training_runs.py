@@ -132,12 +132,13 @@ class Run:
         return re.search(pattern, self.log) is not None
 
 
-def settings_of(folder: Path, train_file: Path | str, *flags: str) -> TrainingSettings:
+def settings_of(folder: Path, train_file: Path | str | None, *flags: str) -> TrainingSettings:
     """Read settings of a tiny run in a folder; later flags win."""
-    return parse_training_settings([*TINY_MODEL, *QUICK, f"--work_dir={folder}", f"--train_file={train_file}", *flags])
+    files = () if train_file is None else (f"--train_file={train_file}",)
+    return parse_training_settings([*TINY_MODEL, *QUICK, f"--work_dir={folder}", *files, *flags])
 
 
-def train(folder: Path, train_file: Path | str, *flags: str) -> Run:
+def train(folder: Path, train_file: Path | str | None, *flags: str) -> Run:
     """Train a tiny model in this process."""
     settings = settings_of(folder, train_file, *flags)
     output = io.StringIO()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,10 @@ from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.structures.configuration import PROPERTIES, Configuration
-from mace.structures.frames import expand_paths, iterate_frames
+from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelReport
-from mace.structures.reading import read_configurations
+from mace.structures.reading import read_sources
+from mace.structures.sources import Source
 from mace.structures.splitting import check_elements
 from mace.structures.stress import SMALLEST_VOLUME
 from mace.training.metrics import ErrorAccumulator
@@ -113,7 +113,8 @@ def evaluate_files(
             prediction would take the place of a label.
     """
     files = expand_paths(paths)
-    reading = read_configurations(files)
+    frames: list[Atoms] = []
+    reading = read_sources([Source(files)], observe=frames.append)
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     check_elements(model.plan.atomic_numbers, configurations, "the model's training data")
     _check_keys(wanted, reading.report)
@@ -121,12 +122,12 @@ def evaluate_files(
     errors: dict[str, ErrorAccumulator] = {}
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
     batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
-    frames = itertools.chain.from_iterable(iterate_frames(file) for file in files)
+    remaining = iter(frames)
     began = time.perf_counter()
     with AnnotatedFile(output) as stream:
         for batch in progress(batches, len(batches)):
             predictions = predict_configurations(model, batch, wanted)
-            for configuration, prediction, atoms in zip(batch, predictions, frames, strict=False):
+            for configuration, prediction, atoms in zip(batch, predictions, remaining, strict=False):
                 stream.write(atoms, *_annotations(prediction, atoms, wanted), configuration.where())
                 if id(configuration) not in isolated:
                     accumulator = errors.setdefault(configuration.config_type, ErrorAccumulator())

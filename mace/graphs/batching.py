@@ -13,13 +13,13 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import Neighbors, configuration_neighbors
-from mace.structures.configuration import WEIGHTED_PROPERTIES, Configuration
+from mace.structures.configuration import Configuration
 
 PER_ATOM = ("forces",)
 """Labels with one row per atom; all others have one per structure."""
 
 SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "virials": (3, 3), "dipole": (3,)}
-"""Shape of one row of each label."""
+"""Shape of one row of each label that can be learned from."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Targets:
         labelled: By property, whether each structure has the label, ``[structures]``.
         weight: Weight of each structure, ``[structures]``.
         property_weights: By property, ``[structures]``.
+        atom_weights: By property with one row per atom, ``[atoms]``.
         atoms_per_structure: ``[structures]``.
     """
 
@@ -38,6 +39,7 @@ class Targets:
     labelled: dict[str, Tensor]
     weight: Tensor
     property_weights: dict[str, Tensor]
+    atom_weights: dict[str, Tensor]
     atoms_per_structure: Tensor
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Targets:
@@ -47,6 +49,7 @@ class Targets:
             {key: carry(value, device, pinned) for key, value in self.labelled.items()},
             carry(self.weight, device, pinned),
             {key: carry(value, device, pinned) for key, value in self.property_weights.items()},
+            {key: carry(value, device, pinned) for key, value in self.atom_weights.items()},
             carry(self.atoms_per_structure, device, pinned),
         )
 
@@ -130,9 +133,9 @@ class GraphDataset:
 
     def _collect_labels(self) -> None:
         configurations = self.configurations
-        self._values, self._labelled, self._weights = {}, {}, {}
+        self._values, self._labelled, self._weights, self._atom_weights = {}, {}, {}, {}
         self._weight = np.array([c.weight for c in configurations])
-        for name in WEIGHTED_PROPERTIES:
+        for name in SHAPES:
             labels = [getattr(c, name) for c in configurations]
             rows = [
                 np.zeros(((c.n_atoms,) if name in PER_ATOM else ()) + SHAPES[name]) if label is None else label
@@ -141,6 +144,9 @@ class GraphDataset:
             self._values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
             self._labelled[name] = np.array([label is not None for label in labels])
             self._weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
+            if name in PER_ATOM:
+                weights = [c.atom_weights.get(name, np.ones(c.n_atoms)) for c in configurations]
+                self._atom_weights[name] = np.concatenate(weights)
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -192,6 +198,7 @@ class GraphDataset:
             {k: torch.from_numpy(v[chosen]) for k, v in self._labelled.items()},
             torch.from_numpy(self._weight[chosen]),
             {k: torch.from_numpy(v[chosen]) for k, v in self._weights.items()},
+            {k: torch.from_numpy(v[atoms]) for k, v in self._atom_weights.items()},
             torch.from_numpy(n_atoms),
         )
 

@@ -227,14 +227,15 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: this is a directory; name the model file in it.")
     try:
         with path.open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such model file, seen from {Path.cwd()}.") from error
     except OSError as error:
         raise UserError(f"{path}: the model file cannot be opened ({error.strerror}).") from error
     if not start:
         raise UserError(f"{path}: the model file is empty; copy or train it again.")
-    if start.startswith(_TORCH_SAVE_MAGIC):
+    # a safetensors file begins with the length of its header, whose lowest byte may be that of a pickle
+    if start.startswith(_TORCH_SAVE_MAGIC) and start[8:] != b"{":
         raise UserError(
             f"{path}: this file was written by torch.save, as mace-torch does; such models cannot be opened yet, so "
             "train the model again with mace_run_train, or name a .model file made by it."

@@ -7,30 +7,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
+from mace.errors import UserError
 from mace.settings.declaration import Settings, read_literal, setting
+from mace.settings.labels import Files
 
-_FILES = "a path, a pattern such as data/*.xyz, or a list of them"
-_KEY_DEFAULT = "REF_{0} if present, else {0}"
-_HEAVIEST_ELEMENT = 118
+_FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
 
 
 def _check_atomic_numbers(numbers: list[int]) -> list[int]:
-    if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= _HEAVIEST_ELEMENT for z in numbers):
+    from mace.elements import LARGEST_ATOMIC_NUMBER  # here, so that help needs no numpy
+
+    if not numbers or len(set(numbers)) != len(numbers) or not all(1 <= z <= LARGEST_ATOMIC_NUMBER for z in numbers):
         raise ValueError("not atomic numbers")
     return numbers
-
-
-def _check_files(files: str | list[str]) -> str | list[str]:
-    if not files or not all(files):
-        raise ValueError("no file")
-    return files
 
 
 def parse_E0s_literal(text: str) -> dict[int, float]:
     """Read reference energies written as a Python or JSON dictionary.
 
     Args:
-        text: For example ``{1: -13.6, 8: -2041.8}``; JSON's quoted keys are read as well.
+        text: For example ``{1: -13.6, 8: -2041.8}``; symbols and JSON's quoted keys are read as well.
 
     Returns:
         Energy of the isolated atom in eV by atomic number.
@@ -47,17 +43,24 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
     return _energies_by_number(table)
 
 
+def _atomic_number(key: Any) -> int:
+    """Understand a symbol, a number, or a number in text."""
+    from mace.elements import atomic_number  # here, so that help needs no numpy
+
+    return atomic_number(str(key))
+
+
 def _energies_by_number(table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table:
         raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {table!r}.")
     energies: dict[int, float] = {}
     for key, value in table.items():
         try:
-            number, energy = int(key), float(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"must map atomic numbers to energies in eV, not {key!r} to {value!r}.") from error
-        if not 1 <= number <= _HEAVIEST_ELEMENT or not math.isfinite(energy):
-            raise ValueError(f"must map atomic numbers to finite energies in eV, not {key!r} to {value!r}.")
+            number, energy = _atomic_number(key), float(value)
+        except (TypeError, ValueError, UserError) as error:
+            raise ValueError(f"must map elements to energies in eV, not {key!r} to {value!r}.") from error
+        if not math.isfinite(energy):
+            raise ValueError(f"must map elements to finite energies in eV, not {key!r} to {value!r}.")
         if number in energies:
             raise ValueError(f"gives atomic number {number} twice.")
         energies[number] = energy
@@ -77,7 +80,7 @@ def _read_E0s(value: Any) -> Any:
 class DataSettings(Settings):
     """Which structures are learned from, and which the model is judged by."""
 
-    train_file: Annotated[str | list[str], AfterValidator(_check_files)] = setting(
+    train_file: Files = setting(
         ...,
         "structures to train on (any format ASE reads)",
         group="Data",
@@ -85,7 +88,7 @@ class DataSettings(Settings):
         placeholder="FILE...",
         expects=_FILES,
     )
-    valid_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+    valid_file: Files | None = setting(
         None,
         "structures to validate on",
         group="Data",
@@ -97,7 +100,7 @@ class DataSettings(Settings):
     valid_fraction: float = setting(
         0.1, "fraction of the training set to validate on when there is no valid_file", group="Data", gt=0, lt=1
     )
-    test_file: Annotated[str | list[str], AfterValidator(_check_files)] | None = setting(
+    test_file: Files | None = setting(
         None,
         "structures to test the final model on",
         group="Data",
@@ -130,53 +133,6 @@ class CheckingSettings(Settings):
         placeholder="NAME...",
         default_words="none",
         expects="the name of a finding, or several, such as close-atoms",
-    )
-
-
-class LabelSettings(Settings):
-    """Under which names the files carry their labels."""
-
-    energy_key: str | None = setting(
-        None,
-        "name of the total energies [eV] in the files",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("energy"),
-    )
-    forces_key: str | None = setting(
-        None,
-        "name of the forces [eV/Angstrom]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("forces"),
-    )
-    stress_key: str | None = setting(
-        None,
-        "name of the stresses, +dE/dstrain/V [eV/Angstrom^3]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("stress"),
-    )
-    virials_key: str | None = setting(
-        None,
-        "name of the virials, -dE/dstrain [eV]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("virials"),
-    )
-    dipole_key: str | None = setting(
-        None,
-        "name of the dipoles [e*Angstrom]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("dipole"),
-    )
-    charges_key: str | None = setting(
-        None,
-        "name of the atomic charges [e]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("charges"),
     )
 
 

@@ -181,12 +181,18 @@ def read_literal(text: str) -> Any:
     """Read a number, list or dictionary written as a Python or JSON literal.
 
     Raises:
-        ValueError: If the text is neither.
+        ValueError: If the text is neither, or a dictionary has a key twice.
     """
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError) as error:
+        tree = ast.parse(text.strip(), mode="eval")
+        value = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{text!r} is not a Python literal") from error
+    for node in ast.walk(tree):
+        keys = [ast.dump(key) for key in node.keys if key is not None] if isinstance(node, ast.Dict) else []
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{text!r} has a key twice, of which the last alone would count")
+    return value
 
 
 def expectation(field: FieldInfo, declaration: Declaration) -> str:

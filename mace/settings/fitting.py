@@ -55,7 +55,6 @@ class LossSettings(Settings):
             "dipole": _DIPOLE_LOSS,
             "dipole_polar": _DIPOLE_LOSS,
             "energy_forces_dipole": _DIPOLE_LOSS,
-            "l1l2energyforces": "this loss is not available yet; huber and universal are the robust ones.",
         },
     )
     energy_weight: float = setting(1.0, "weight of the energies per atom", group=_LOSS, ge=0)

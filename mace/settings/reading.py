@@ -356,7 +356,7 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling}: {declaration.unsupported}"
     if problem["type"] == "unsupported":
         return f"{spelling} {value}: {problem['msg']}"
-    if problem["type"] == "value_error" and cause.endswith("."):
+    if problem["type"] == "value_error" and cause.endswith((".", "?")):
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."

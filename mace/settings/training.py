@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, model_validator
 
-from mace.settings.data import CheckingSettings, DataSettings, LabelSettings, ReferenceSettings
+from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
 from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
 from mace.settings.run import (

@@ -120,9 +120,6 @@ class UnsupportedModelSettings(Settings):
 class UnsupportedLabelSettings(Settings):
     """Labels and weights of properties to come."""
 
-    polarizability_key: str | None = setting(
-        None, "name of the polarizabilities", unsupported=_DIPOLES, inactive=("polarizability",)
-    )
     head_key: str | None = setting(None, "name of the head of a structure", unsupported=_HEADS, inactive=("head",))
     elec_temp_key: str | None = setting(
         None, "name of the electronic temperature", unsupported=_EMBEDDINGS, inactive=("elec_temp",)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-PROPERTIES = ("energy", "forces", "stress", "virials", "dipole", "charges")
-"""Every label a configuration can carry, in the order in which tables show them."""
+PROPERTIES = ("energy", "forces", "stress", "virials", "dipole", "polarizability", "charges")
+"""Every label a configuration can carry, in the order in which tables show them.
 
-WEIGHTED_PROPERTIES = ("energy", "forces", "stress", "virials", "dipole")
-"""Labels that have a weight of their own in the loss (``config_<property>_weight``)."""
+Each has a weight of its own in the loss, ``config_<property>_weight``.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,12 @@ class Configuration:
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[3, 3]``.
         virials: -dE/dstrain in eV, ``[3, 3]``.
         dipole: e*Angstrom, ``[3]``.
+        polarizability: e^2*Angstrom^2/eV, ``[3, 3]``.
         charges: Elementary charges, ``[atoms]``.
         weight: Weight of the whole configuration in the loss.
-        property_weights: Weight of each of `WEIGHTED_PROPERTIES`; a missing key means one.
+        property_weights: Weight of each of `PROPERTIES`; a missing key means one.
+        atom_weights: Weight of each atom in the terms of labels it has, by property, ``[atoms]``; a missing key means
+            one for all.
         config_type: The group the structure belongs to in weights and tables.
         head: Name of the readout head the labels belong to.
         file: The file it was read from, as the user named it.
@@ -45,9 +48,11 @@ class Configuration:
     stress: np.ndarray | None = None
     virials: np.ndarray | None = None
     dipole: np.ndarray | None = None
+    polarizability: np.ndarray | None = None
     charges: np.ndarray | None = None
     weight: float = 1.0
     property_weights: dict[str, float] = field(default_factory=dict)
+    atom_weights: dict[str, np.ndarray] = field(default_factory=dict)
     config_type: str = "Default"
     head: str = "Default"
     file: str = ""
@@ -57,6 +62,14 @@ class Configuration:
     def n_atoms(self) -> int:
         """Number of atoms."""
         return len(self.atomic_numbers)
+
+    def has_weight(self, name: str) -> bool:
+        """Tell whether the label of a property is there and counts in a loss, for one atom at least."""
+        return (
+            getattr(self, name) is not None
+            and self.weight * self.property_weights.get(name, 1.0) > 0.0
+            and bool(np.any(self.atom_weights.get(name, 1.0)))
+        )
 
     def where(self) -> str:
         """Name the structure as error messages do, for example ``train.xyz: structure 17``."""

@@ -8,6 +8,7 @@ import itertools
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 _VOIGT_IN_COMMENT = re.compile(r"""(?<![\w-])(stress|virial)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|\[([^\]]*)\])""")
 
+_PROPERTIES = re.compile(r"""(?<![\w-])Properties\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""")
+_QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]"""
+_QUOTED_IN_COMMENT = re.compile(_QUOTED)
+_WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
+_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)([^\s=]+)=\s+[^\s=]+\s*=")
+_EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
+_EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
 
 _UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""
@@ -37,9 +45,20 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
     files = [file for path in given for file in _expand_one(str(path))]
     if not files:
         raise UserError("No structure file was given; name at least one.")
-    seen: dict[Path, str] = {}
     for file in files:
         _check_file(file)
+    refuse_repeated(files)
+    return files
+
+
+def refuse_repeated(files: Sequence[str]) -> None:
+    """Make sure that no file is read twice.
+
+    Raises:
+        UserError: If two names stand for the same file.
+    """
+    seen: dict[Path, str] = {}
+    for file in files:
         real = Path(file).resolve()
         if real in seen:
             raise UserError(
@@ -47,7 +66,6 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
                 "name it once."
             )
         seen[real] = file
-    return files
 
 
 def _expand_one(path: str) -> list[str]:
@@ -67,7 +85,9 @@ def _check_file(file: str) -> None:
         raise UserError(f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'.")
     if not path.exists():
         raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
-    if path.is_file() and path.stat().st_size == 0:
+    if not path.is_file():
+        raise UserError(f"{file}: this is not a regular file and cannot be read more than once; write it to one first.")
+    if path.stat().st_size == 0:
         raise UserError(f"{file}: the file is empty.")
 
 
@@ -111,6 +131,7 @@ def _extended_xyz_frames(file: str) -> Iterator[Atoms]:
 
     for index, text in enumerate(_cut_extended_xyz(file)):
         try:
+            _check_columns(text)
             atoms = next(read_xyz(io.StringIO(text), index=0, properties_parser=_parse_comment))
         except Exception as error:  # the parser raises KeyError, ValueError, IndexError, OSError... for bad text
             raise _unreadable(file, index, _reason(error)) from error
@@ -121,7 +142,7 @@ def _cut_extended_xyz(file: str) -> Iterator[str]:
     """Yield the text of one frame after the other; empty lines between frames are skipped."""
     lines = _lines(file)
     index = 0
-    line = next(lines, None)
+    line = next(lines, "").removeprefix("\N{BYTE ORDER MARK}") or None
     while line is not None:
         if not line.strip():
             line = next(lines, None)
@@ -160,14 +181,62 @@ def _lines(file: str) -> Iterator[str]:
         raise UserError(f"{file}: this is not a readable text file ({_reason(error)}).") from error
 
 
+def _check_columns(text: str) -> None:
+    """Make sure that each atom has the columns its comment line promises: ASE alone ignores what is too much.
+
+    Raises:
+        UserError: If one has not, or a column comes twice.
+    """
+    _, comment, *rows = text.splitlines()
+    match = _PROPERTIES.search(comment)
+    if match is None:
+        return
+    parts = next(part for part in match.groups() if part is not None).split(":")
+    names, counts = parts[::3], parts[2::3]
+    if (twice := _first_repeated(names)) is not None:
+        raise UserError(f"it has the column '{twice}' twice")
+    if len(parts) % 3 or not all(count.isdecimal() for count in counts):
+        raise UserError(f"its Properties are '{':'.join(parts)}', which is not name:type:columns for each")
+    expected = sum(int(count) for count in counts)
+    for place, row in enumerate(rows):
+        found = len(row.split())
+        if found != expected and not row.startswith("VEC"):
+            raise UserError(f"its atom {place} has {found} columns where Properties names {expected}")
+
+
+def _first_repeated(words: Sequence[str]) -> str | None:
+    return next((word for word, count in Counter(words).items() if count > 1), None)
+
+
 def _parse_comment(line: str) -> dict[str, Any]:
-    """Parse the comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses."""
+    """Parse the comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses.
+
+    Raises:
+        UserError: If a key comes twice, of which ASE alone takes the last; if a quote does not end or a key has no
+            value, where ASE alone takes the next keys for text; or if ``pbc`` is a word, which ASE alone takes for yes.
+    """
     from ase.io.extxyz import key_val_str_to_dict
 
+    line = _EMPTY_IN_COMMENT.sub(" ", line)
+    if (twice := _first_repeated(_keys_in_comment(line))) is not None:
+        raise UserError(f"its comment line has the key '{twice}' twice")
     if "stress" in line or "virial" in line:
         line = _VOIGT_IN_COMMENT.sub(_voigt_to_nine, line)
     parse: Callable[[str], dict[str, Any]] = key_val_str_to_dict
-    return parse(line)
+    entries = parse(line)
+    if isinstance(entries.get("pbc"), str):
+        raise UserError(f"its pbc is '{entries['pbc']}', which is neither T nor F for each direction")
+    return entries
+
+
+def _keys_in_comment(line: str) -> list[str]:
+    """List the keys of a comment line as ASE divides it, which takes no notice of what looks wrong."""
+    if _WORD_IN_COMMENT.sub("", line).strip():
+        raise UserError("its comment line has a quote or bracket that does not end")
+    plain = _QUOTED_IN_COMMENT.sub("0", line)
+    if (match := _NO_VALUE_IN_COMMENT.search(plain)) is not None:
+        raise UserError(f"its comment line has no value for the key '{match.group(1)}'")
+    return [word.partition("=")[0] for word in _EQUALS_IN_COMMENT.sub("=", plain).split()]
 
 
 def _voigt_to_nine(match: re.Match[str]) -> str:

@@ -28,6 +28,7 @@ class LabelKeys:
     stress: str | None = None
     virials: str | None = None
     dipole: str | None = None
+    polarizability: str | None = None
     charges: str | None = None
 
     def given(self, name: str) -> str | None:
@@ -116,6 +117,7 @@ class FileLabels:
         notes: Sentences about what deserves attention.
         faults: Labels that were left out because they are no finite numbers.
         constrained: Places of the structures with constraints, such as fixed atoms.
+        units: Which units were converted, in words; empty if none.
     """
 
     file: str
@@ -126,6 +128,7 @@ class FileLabels:
     notes: tuple[str, ...] = ()
     faults: tuple[LabelFault, ...] = ()
     constrained: tuple[int, ...] = ()
+    units: str = ""
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""
@@ -145,7 +148,7 @@ class FileLabels:
             or len(entry.candidates) == 1
         ]
         line = f"{self.file}: " + ", ".join(shown)
-        return f"{line}; {isolated}" if self.isolated_atoms else line
+        return "; ".join([line] + [isolated] * bool(self.isolated_atoms) + [self.units] * bool(self.units))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES, WEIGHTED_PROPERTIES, Configuration
-from mace.structures.frames import expand_paths, iterate_frames
+from mace.structures.checks import (
+    STRUCTURE_KEYS,
+    attach_atom_weights,
+    attach_weights,
+    check_geometry,
+    check_type_weights,
+    parse_label,
+)
+from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.conversion import FileUnits
+from mace.structures.frames import iterate_frames
 from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
-from mace.structures.stress import convert_stress_virials, disagree, full_tensor, is_asymmetric
+from mace.structures.sources import Source, expand_sources
+from mace.structures.stress import convert_stress_virials, disagree, is_asymmetric
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -24,10 +32,6 @@ Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
 
 _ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
-
-_WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in WEIGHTED_PROPERTIES)}
-
-_STRUCTURE_KEYS = _WEIGHT_KEYS | {"config_type", "numbers", "positions"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,9 @@ def read_configurations(
     progress: Progress | None = None,
     head: str = "Default",
     skip_non_finite: bool = False,
+    units: FileUnits | None = None,
 ) -> ReadResult:
-    """Read labeled structures from any files ASE knows.
-
-    A label that a structure lacks is ``None``, never zero. Forces are the labeled ones even on constrained atoms.
-    Stress and virials are derived from each other where only one is there and the cell has a volume.
+    """Read labeled structures from files that are all read in the same way; see `read_sources`.
 
     Args:
         paths: File names and glob patterns.
@@ -86,120 +88,101 @@ def read_configurations(
         progress: Told of every structure read.
         head: Name of the readout head these labels belong to.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
+        units: Units of the files' numbers.
+
+    Raises:
+        UserError: See `read_sources`.
+    """
+    source = Source(paths, keys or LabelKeys(), units or FileUnits(), config_type_weights or {})
+    return read_sources([source], progress, head, skip_non_finite=skip_non_finite)
+
+
+def read_sources(
+    sources: Sequence[Source],
+    progress: Progress | None = None,
+    head: str = "Default",
+    observe: Callable[[Atoms], None] | None = None,
+    skip_non_finite: bool = False,
+) -> ReadResult:
+    """Read labeled structures from any files ASE knows.
+
+    A label that a structure lacks is ``None``, never zero. Forces are the labeled ones even on constrained atoms.
+    Stress and virials are derived from each other where only one is there and the cell has a volume.
+
+    Args:
+        sources: The files, and how to read them.
+        progress: Told of every structure read.
+        head: Name of the readout head these labels belong to.
+        observe: Given every structure as ASE read it, in the order of the files.
+        skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
 
     Raises:
         UserError: If a file or structure cannot be read, holds no atoms, has a cell that does not span the directions
             in which it repeats, or has a label or weight that is no finite number of the right shape. A label that is
             nowhere is no error here; see `mace.structures.labels.require_labels`.
     """
-    keys = keys or LabelKeys()
-    weights = _check_type_weights(config_type_weights or {})
+    for source in sources:
+        check_type_weights(source.config_type_weights)
     configurations: list[Configuration] = []
     isolated_atoms: list[Configuration] = []
     files: list[FileLabels] = []
-    for file in expand_paths(paths):
+    expanded = expand_sources(sources)
+    for file, source in expanded:
         all_keys: Counter[tuple[str, str]] = Counter()
-        frames = list(_read_frames(file, keys, weights, head, all_keys, progress))
-        chosen = _choose_keys(frames, keys)
+        frames = list(_read_frames(file, source, head, all_keys, progress, observe))
+        chosen = _choose_keys(frames, source.keys)
         faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
-        labeled = [_attach_labels(frame, chosen) for frame in frames]
-        described = _describe_file(file, keys, chosen, labeled, all_keys)
+        labeled = [_attach_labels(frame, chosen, source.units) for frame in frames]
+        described = _describe_file(file, source, chosen, labeled, all_keys)
         constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
         files.append(replace(described, faults=tuple(faults), constrained=constrained))
         for item in labeled:
             (isolated_atoms if item.frame.is_isolated_atom else configurations).append(item.complete)
-    report = LabelReport(_note_unused_weights(files, weights, [*configurations, *isolated_atoms]))
+    report = LabelReport(_note_unused_weights(files, expanded, [*configurations, *isolated_atoms]))
     return ReadResult(configurations, isolated_atoms, report)
 
 
 def _read_frames(
     file: str,
-    keys: LabelKeys,
-    type_weights: Mapping[str, float],
+    source: Source,
     head: str,
     all_keys: Counter[tuple[str, str]],
     progress: Progress | None,
+    observe: Callable[[Atoms], None] | None,
 ) -> Iterator[_Frame]:
     """Yield checked structures, keeping of each only what may be needed: `Atoms` objects are large."""
-    wanted = {key for name in PROPERTIES for key in keys.candidates(name)}
+    wanted = {key for name in PROPERTIES for key in source.keys.candidates(name)}
     for index, atoms in enumerate(iterate_frames(file)):
         places = {"info": atoms.info, "arrays": atoms.arrays, "calculator": getattr(atoms.calc, "results", {})}
         found: dict[str, tuple[str, Any]] = {}
         for place in PLACES:
             for key, value in places[place].items():
-                if value is None or key in _STRUCTURE_KEYS:
+                if value is None or key in STRUCTURE_KEYS:
                     continue
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
-        yield _Frame(_bare_configuration(atoms, file, index, type_weights, head), found, bool(atoms.constraints))
+        yield _Frame(_bare_configuration(atoms, file, index, source, head), found, bool(atoms.constraints))
+        if observe is not None:
+            observe(atoms)
         if progress is not None:
             progress(file, index + 1)
 
 
-def _bare_configuration(
-    atoms: Atoms, file: str, index: int, type_weights: Mapping[str, float], head: str
-) -> Configuration:
+def _bare_configuration(atoms: Atoms, file: str, index: int, source: Source, head: str) -> Configuration:
     """Turn a structure into a configuration without labels."""
     configuration = Configuration(
         atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
-        positions=np.array(atoms.positions, dtype=np.float64),
-        cell=np.array(atoms.cell.array, dtype=np.float64),
+        positions=source.units.of_length * np.array(atoms.positions, dtype=np.float64),
+        cell=source.units.of_length * np.array(atoms.cell.array, dtype=np.float64),
         pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
         config_type=str(atoms.info.get("config_type", "Default")),
         head=head,
         file=file,
         index=index,
     )
-    _check_geometry(configuration)
-    return _attach_weights(configuration, atoms.info, type_weights)
-
-
-def _check_geometry(configuration: Configuration) -> None:
-    where = configuration.where()
-    positions, cell = configuration.positions, configuration.cell
-    if configuration.n_atoms == 0:
-        raise UserError(f"{where} has no atoms; take it out.")
-    if configuration.atomic_numbers.min() < 1:
-        raise UserError(f"{where} has an atom 'X' that is no chemical element; name its element or take it out.")
-    for name, values in (("position", positions), ("cell", cell)):
-        if not np.isfinite(values).all():
-            raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
-    if configuration.n_atoms > 1 and not positions.any():
-        raise UserError(f"{where} has all its atoms at the origin, as if the file gave no positions; add them.")
-    vectors = cell[list(configuration.pbc)]
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if len(vectors) and (lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6):
-        directions = " ".join("T" if periodic else "F" for periodic in configuration.pbc)
-        raise UserError(
-            f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
-            "give it a cell, or set pbc to F where it does not repeat."
-        )
-
-
-def _attach_weights(
-    configuration: Configuration, info: Mapping[str, Any], type_weights: Mapping[str, float]
-) -> Configuration:
-    type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
-    given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS if key in info}
-    property_weights = {
-        name: given[f"config_{name}_weight"] for name in WEIGHTED_PROPERTIES if f"config_{name}_weight" in given
-    }
-    weight = type_weight * given.get("config_weight", 1.0)
-    if weight == 1.0 and not property_weights:
-        return configuration
-    return replace(configuration, weight=weight, property_weights=property_weights)
-
-
-def _check_weight(value: Any, name: str, where: str) -> float:
-    array = np.asarray(value)
-    if array.dtype.kind not in "iuf" or array.size != 1 or not math.isfinite(array.item()) or array.item() < 0:
-        raise UserError(f"{where}: the weight '{name}' is {value!r}; a weight is a finite number, zero or larger.")
-    return float(array.item())
-
-
-def _check_type_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    return {str(name): _check_weight(weight, str(name), "--config_type_weights") for name, weight in weights.items()}
+    check_geometry(configuration)
+    return attach_atom_weights(attach_weights(configuration, atoms.info, source.config_type_weights), atoms)
 
 
 def _choose_keys(frames: Sequence[_Frame], keys: LabelKeys) -> dict[str, str | None]:
@@ -223,9 +206,9 @@ def _leave_out_non_finite(frames: Sequence[_Frame], chosen: Mapping[str, str | N
     return faults
 
 
-def _attach_labels(frame: _Frame, chosen: Mapping[str, str | None]) -> _Labeled:
+def _attach_labels(frame: _Frame, chosen: Mapping[str, str | None], units: FileUnits) -> _Labeled:
     labels = {
-        name: _parse_label(name, key, frame.found[key][1], frame.configuration)
+        name: parse_label(name, key, frame.found[key][1], frame.configuration, units.of_label(name))
         for name, key in chosen.items()
         if key is not None and key in frame.found
     }
@@ -233,43 +216,9 @@ def _attach_labels(frame: _Frame, chosen: Mapping[str, str | None]) -> _Labeled:
     return _Labeled(frame, configuration, convert_stress_virials(configuration))
 
 
-def _parse_label(name: str, key: str, value: Any, configuration: Configuration) -> Any:
-    """Check one label and give it the shape it has in a `Configuration`."""
-    label = f"{configuration.where()}: the label '{name}' (key '{key}')"
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise UserError(f"{label} is not an array of numbers; correct it.") from error
-    if array.dtype.kind not in "iuf":
-        raise UserError(f"{label} is {str(value)[:40]!r} and not a number; correct it, or leave it out where unknown.")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
-    n_atoms = configuration.n_atoms
-    if name == "energy" and array.size == 1:
-        return float(array.item())
-    if name == "forces" and (array.shape == (n_atoms, 3) or (n_atoms == 1 and array.shape == (3,))):
-        return array.reshape(n_atoms, 3)
-    if name in ("stress", "virials") and array.shape in ((6,), (9,), (3, 3)):
-        return full_tensor(array)
-    if name == "dipole" and array.shape in ((3,), (1, 3)):
-        return array.reshape(3)
-    if name == "charges" and array.size == n_atoms and array.shape in ((), (n_atoms,), (n_atoms, 1)):
-        return array.reshape(n_atoms)
-    expected = {
-        "energy": "one number",
-        "forces": f"[{n_atoms}, 3]",
-        "stress": "[6], [9] or [3, 3]",
-        "virials": "[6], [9] or [3, 3]",
-        "dipole": "[3]",
-        "charges": f"[{n_atoms}]",
-    }[name]
-    raise UserError(f"{label} has the shape {list(array.shape)} where {expected} is expected; is this the right key?")
-
-
 def _describe_file(
     file: str,
-    keys: LabelKeys,
+    source: Source,
     chosen: Mapping[str, str | None],
     labeled: Sequence[_Labeled],
     all_keys: Counter[tuple[str, str]],
@@ -285,7 +234,7 @@ def _describe_file(
             LabelCoverage(
                 name=name,
                 key=key,
-                candidates=keys.candidates(name),
+                candidates=source.keys.candidates(name),
                 places={place: places[place] for place in PLACES if places[place]},
                 labeled=count,
                 converted=sum(getattr(item.complete, name) is not None for item in ordinary) - count,
@@ -293,14 +242,16 @@ def _describe_file(
                 isolated=sum(key in frame.found for frame in isolated) if key else 0,
             )
         )
-    notes = tuple(f"{file}: {note}" for note in _notes(keys, chosen, labeled))
-    return FileLabels(file, len(ordinary), len(isolated), all_keys, tuple(coverage), notes)
+    notes = tuple(f"{file}: {note}" for note in _notes(source, chosen, labeled))
+    return FileLabels(file, len(ordinary), len(isolated), all_keys, tuple(coverage), notes, units=source.units.text)
 
 
-def _notes(keys: LabelKeys, chosen: Mapping[str, str | None], labeled: Sequence[_Labeled]) -> Iterator[str]:
+def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_Labeled]) -> Iterator[str]:
     """Sentences about labels that are legal but suspicious."""
+    if chosen["stress"] is not None and source.units.leave_stress_open:
+        yield "stresses are read as eV/Angstrom^3 though other units are given; name their unit with --stress_unit."
     for name, key in chosen.items():
-        for other in keys.candidates(name):
+        for other in source.keys.candidates(name):
             if key is None or other == key:
                 continue
             count = sum(key not in item.frame.found and other in item.frame.found for item in labeled)
@@ -335,14 +286,24 @@ def _is_isolated_type(config_type: str) -> bool:
 
 
 def _note_unused_weights(
-    files: Sequence[FileLabels], weights: Mapping[str, float], configurations: Sequence[Configuration]
+    files: Sequence[FileLabels], expanded: Sequence[tuple[str, Source]], configurations: Sequence[Configuration]
 ) -> tuple[FileLabels, ...]:
     """Note types that have a weight but no structure: most often they are misspelled."""
-    present = {configuration.config_type for configuration in configurations}
-    unused = [name for name in weights if name != "Default" and name not in present]
-    if not unused:
-        return tuple(files)
-    names = ", ".join(f"'{name}'" for name in unused)
-    known = ", ".join(f"'{name}'" for name in sorted(present))
-    note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
-    return (*files[:-1], replace(files[-1], notes=(*files[-1].notes, note)))
+    types: dict[str, set[str]] = {}
+    for configuration in configurations:
+        types.setdefault(configuration.file, set()).add(configuration.config_type)
+    noted = list(files)
+    for place, (_, source) in enumerate(expanded):
+        sharing = [
+            other for other, (_, s) in enumerate(expanded) if s.config_type_weights == source.config_type_weights
+        ]
+        if place != sharing[-1]:
+            continue  # files with the same weights are judged together, at the last of them
+        present = set().union(*(types.get(expanded[other][0], set()) for other in sharing))
+        unused = [name for name in source.config_type_weights if name != "Default" and name not in present]
+        if unused:
+            names = ", ".join(f"'{name}'" for name in unused)
+            known = ", ".join(f"'{name}'" for name in sorted(present))
+            note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
+            noted[place] = replace(noted[place], notes=(*noted[place].notes, note))
+    return tuple(noted)

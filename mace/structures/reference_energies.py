@@ -30,6 +30,25 @@ _WAYS_OUT = (
 
 
 @dataclass(frozen=True)
+class Residual:
+    """What reference energies alone leave unexplained in the structures of one ``config_type``.
+
+    Attributes:
+        config_type: The type.
+        structures: Structures of it with an energy that counts.
+        rms: Root mean square of (E - sum of E0) / atoms, eV.
+        largest: The largest absolute value of the same, eV.
+        where: The structure that has it.
+    """
+
+    config_type: str
+    structures: int
+    rms: float
+    largest: float
+    where: str
+
+
+@dataclass(frozen=True)
 class ReferenceEnergies:
     """The reference energy of every element, and where it comes from.
 
@@ -38,12 +57,14 @@ class ReferenceEnergies:
         source: ``IsolatedAtom frames``, ``command line``, ``file <name>`` or ``least squares``.
         notes: What is worth a line in the log.
         warnings: What is probably wrong.
+        residuals: By ``config_type``, if the energies were fitted; empty otherwise.
     """
 
     energies: dict[int, float]
     source: str
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    residuals: tuple[Residual, ...] = ()
 
     def as_array(self, elements: ElementTable) -> np.ndarray:
         """The energies in the order of a table's indices, eV, ``[elements]``, float64."""
@@ -85,7 +106,8 @@ def resolve_reference_energies(
         notes.append(f"The reference energies of {', '.join(unused)} are not needed: no structure has these elements.")
     wanted = {number: energies[number] for number in elements}
     warnings.extend(_judge(wanted, configurations))
-    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings))
+    residuals = fit_residuals(configurations, wanted) if source == "least squares" else ()
+    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), residuals)
 
 
 def fit_reference_energies(
@@ -93,22 +115,27 @@ def fit_reference_energies(
 ) -> tuple[dict[int, float], list[str]]:
     """Find the reference energies that alone explain the labeled energies best.
 
-    Plain least squares over the structures with an energy; of several solutions, the one with the smallest norm.
+    Least squares over the structures with an energy, each with its weight (`Configuration.weight` times that of the
+    energy; weight zero leaves it out). Of several solutions, the one with the smallest norm: what a ridge tends to as
+    it vanishes.
 
     Returns:
         The energies in eV by atomic number, and a warning if the compositions leave some of them undetermined.
 
     Raises:
-        UserError: If no structure has an energy.
+        UserError: If no structure has an energy with weight.
     """
-    labeled = [configuration for configuration in configurations if configuration.energy is not None]
+    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
     if not labeled:
-        raise UserError("--E0s average needs structures with an energy, and no training structure has one.")
+        raise UserError(
+            "--E0s average needs structures with an energy that has weight, and no training structure does."
+        )
     counts = np.zeros((len(labeled), len(elements)))
     for row, configuration in enumerate(labeled):
         np.add.at(counts[row], elements.index(configuration.atomic_numbers), 1.0)
     energies = np.array([configuration.energy for configuration in labeled], dtype=np.float64)
-    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    weights = np.sqrt([c.weight * c.property_weights.get("energy", 1.0) for c in labeled])
+    solution = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)[0]
     warnings = []
     undetermined = undetermined_elements(counts)
     if undetermined:
@@ -119,6 +146,24 @@ def fit_reference_energies(
             "will be wrong: give these elements' energies with --E0s."
         )
     return dict(zip(elements.atomic_numbers, solution.tolist(), strict=True)), warnings
+
+
+def fit_residuals(configurations: Sequence[Configuration], energies: Mapping[int, float]) -> tuple[Residual, ...]:
+    """Measure by ``config_type`` what reference energies leave unexplained where an energy has weight.
+
+    Returns:
+        One entry for each type, in alphabetical order.
+    """
+    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
+    rest = np.abs(interaction_energies_per_atom(labeled, energies))
+    types = np.array([configuration.config_type for configuration in labeled])
+    residuals = []
+    for kind in np.unique(types):
+        places = np.flatnonzero(types == kind)
+        worst = places[rest[places].argmax()]
+        rms = float(np.sqrt(np.square(rest[places]).mean()))
+        residuals.append(Residual(str(kind), len(places), rms, float(rest[worst]), labeled[worst].where()))
+    return tuple(residuals)
 
 
 def undetermined_elements(counts: np.ndarray) -> list[int]:
@@ -200,11 +245,20 @@ def _try_parse(parser: Callable[[str], Any], text: str) -> Any:
 
 def _read_json(file: str) -> Any:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        return json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_unrepeated)
     except OSError as error:
         raise UserError(f"{file}: this file, given as --E0s, cannot be opened ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(f"{file}: this file, given as --E0s, is not JSON ({error}).") from error
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a table of JSON, of which the last of several equal keys would silently win."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return table
 
 
 def _check_mapping(mapping: Any, where: str) -> dict[int, float]:
@@ -222,15 +276,22 @@ def _check_mapping(mapping: Any, where: str) -> dict[int, float]:
 
 
 def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration]) -> list[str]:
-    """Warn if the reference energies make the data absurdly stable or unstable."""
-    atomization = -interaction_energies_per_atom(configurations, energies)
+    """Warn if the reference energies make the data, or some of them, absurdly stable or unstable."""
+    labeled = [configuration for configuration in configurations if configuration.energy is not None]
+    atomization = -interaction_energies_per_atom(labeled, energies)
     if not len(atomization):
         return []
-    mean = float(atomization.mean())
-    if LOWEST_ATOMIZATION <= mean <= HIGHEST_ATOMIZATION:
+    mean, span = float(atomization.mean()), f"{LOWEST_ATOMIZATION:g} to {HIGHEST_ATOMIZATION:g}"
+    if not LOWEST_ATOMIZATION <= mean <= HIGHEST_ATOMIZATION:
+        return [
+            f"With these reference energies the mean atomization energy of the training structures is {mean:.2f} eV "
+            f"per atom, outside {span}; do E0s and data come from the same method, both in eV?"
+        ]
+    outside = np.flatnonzero((atomization < LOWEST_ATOMIZATION) | (atomization > HIGHEST_ATOMIZATION))
+    if not len(outside):
         return []
+    worst = outside[np.abs(atomization[outside] - mean).argmax()]
     return [
-        f"With these reference energies the mean atomization energy of the training structures is {mean:.2f} eV per "
-        f"atom, outside {LOWEST_ATOMIZATION:g} to {HIGHEST_ATOMIZATION:g}; do E0s and data come from the same method, "
-        "both in eV?"
+        f"With these reference energies the atomization energy of {len(outside)} training structures is outside {span} "
+        f"eV per atom, most of all {atomization[worst]:.2f} of {labeled[worst].where()}; are their energies right?"
     ]

@@ -13,6 +13,7 @@ from mace.reporting.document import document_text, write_text
 from mace.reporting.page import write_page
 from mace.reporting.terminal import print_report
 from mace.settings.checking import CheckSettings
+from mace.settings.labels import Files
 from mace.training.data_report import inspect_data
 from mace.training.logging_setup import close_logging, setup_logging
 from mace.training.preparation import read_sets
@@ -53,8 +54,9 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     return report
 
 
-def _name_of(files: str | list[str]) -> str:
+def _name_of(files: Files) -> str:
     """The name of the first file without folder and ending; of a pattern, without what is no letter."""
-    first = files if isinstance(files, str) else files[0]
-    stem = Path(first).name.partition(".")[0]
+    while not isinstance(files, str):
+        files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]
+    stem = Path(files).name.partition(".")[0]
     return "".join(letter for letter in stem if letter.isalnum() or letter in "-_") or "data"

@@ -53,8 +53,8 @@ def evaluate(
         dataset: The structures.
         loss: Evaluated too; independent of the batch size.
         batch_size: Structures at a time.
-        stress: Whether stress and virials are wanted beyond what the loss needs.
-        forces: Whether forces are wanted beyond what the loss needs.
+        stress: Whether stress and virials are wanted beyond what the loss needs, where they are labelled.
+        forces: Whether forces are wanted beyond what the loss needs, where they are labelled.
         keep_pairs: Whether to keep predictions and errors by config_type.
         progress: Wraps the iteration over batches; gets their number.
 
@@ -66,10 +66,13 @@ def evaluate(
     types = np.array([c.config_type for c in dataset.configurations])
     by_type: dict[str, ErrorAccumulator] = {}
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    forces = loss.needs_forces or (forces and bool(dataset.labelled("forces").any()))
+    labelled_stress = bool((dataset.labelled("stress") | dataset.labelled("virials")).any())
+    stress = loss.needs_stress or (stress and labelled_stress)
     n_batches = -(-len(dataset) // batch_size)
     for batch in progress(dataset.batches(batch_size), n_batches):
         moved = batch.to(device)
-        prediction = predict(model, moved.graph, forces or loss.needs_forces, stress or loss.needs_stress)
+        prediction = predict(model, moved.graph, forces, stress)
         with torch.no_grad():
             for name, pair in loss.sums_and_counts(prediction, moved.targets).items():
                 sums.setdefault(name, []).append(pair)
@@ -120,6 +123,8 @@ def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         if name in PER_ATOM:
             structure = structure.repeat(n_atoms)
         mask = chosen[structure]
+        if name in PER_ATOM:
+            mask = mask & (targets.atom_weights[name] > 0.0).numpy()
         if not mask.any():
             continue
         values = predicted.detach().cpu().double().numpy()[mask]

@@ -119,8 +119,6 @@ def _without_references(
     pair: tuple[np.ndarray, np.ndarray], configurations: list[Configuration], energies: dict[int, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Subtract the mean reference energy per atom of every labelled structure with weight."""
-    labelled = [
-        c for c in configurations if c.energy is not None and c.weight * c.property_weights.get("energy", 1.0) > 0.0
-    ]
+    labelled = [c for c in configurations if c.has_weight("energy")]
     offset = np.array([np.mean([energies[z] for z in c.atomic_numbers.tolist()]) for c in labelled])
     return pair[0] - offset, pair[1] - offset

@@ -3,8 +3,8 @@
 The same definition serves training and validation. A term is a weighted sum over what is labelled and the number of
 entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be
 added before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum
-nor count grows; a label whose weight is zero counts with a zero. With every label present the numbers equal those of
-mace-torch.
+nor count grows; a label whose weight is zero counts with a zero. Every term obeys the weights of structures, properties
+and atoms. With every label present and weights that mace-torch looks at, the numbers equal its.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Term:
         name: The property.
         weight: Its weight in the loss.
         per_atom: Divide the error by the number of atoms first.
-        penalty: From weighted errors and weighted reference to the penalty of each entry.
+        penalty: From weighted errors and weighted reference to the penalty of each entry; entries may be fewer than
+            components, as when the length of a vector counts.
         scales_error: Whether the property's weight multiplies the error before the penalty instead of the penalty.
     """
 
@@ -57,10 +58,10 @@ class Term:
         labelled, property_weight = targets.labelled[self.name], targets.property_weights[self.name]
         weight, n_atoms = targets.weight, targets.atoms_per_structure
         if self.name in PER_ATOM:
-            repeats = targets.atoms_per_structure
             labelled, property_weight, weight = (
-                x.repeat_interleave(repeats, output_size=len(reference)) for x in (labelled, property_weight, weight)
+                x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labelled, property_weight, weight)
             )
+            weight = weight * targets.atom_weights[self.name]
         shape = (-1,) + (1,) * (reference.dim() - 1)
         mask = labelled.view(shape)
         error = torch.where(mask, predicted - reference, 0.0)
@@ -73,7 +74,7 @@ class Term:
         else:
             penalty = self.penalty(error, reference) * property_weight
         total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, labelled.sum() * reference[:1].numel()
+        return total, labelled.sum() * penalty[:1].numel()
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,15 @@ def _square(error: Tensor, reference: Tensor) -> Tensor:
     return error * error
 
 
+def _size(error: Tensor, reference: Tensor) -> Tensor:
+    return error.abs()
+
+
+def _length(error: Tensor, reference: Tensor) -> Tensor:
+    """Penalize a vector by its length, one entry instead of three."""
+    return torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+
+
 def huber(error: Tensor, delta: float | Tensor) -> Tensor:
     """Penalize small errors by half their square and large ones by their size times the threshold."""
     size = error.abs()
@@ -150,9 +160,10 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
     """Build a loss by its word.
 
     Args:
-        name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber`` or ``universal``.
+        name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber``, ``universal`` or
+            ``l1l2energyforces``.
         weights: Weight of each property; what a loss does not use is not looked at.
-        huber_delta: Threshold of the last two.
+        huber_delta: Threshold of ``huber`` and ``universal``.
 
     Returns:
         The loss, without the terms whose weight is zero.
@@ -177,6 +188,7 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "virials": [square["energy"], square["forces"], square["virials"]],
         "huber": list(robust.values()),
         "universal": list(universal.values()),
+        "l1l2energyforces": [Term("energy", 0.0, True, _size), Term("forces", 0.0, False, _length)],
     }
     terms = [
         Term(t.name, float(weights[t.name]), t.per_atom, t.penalty, t.scales_error)

@@ -14,9 +14,10 @@ from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.frames import expand_paths
-from mace.structures.labels import LabelKeys, LabelReport, require_labels
-from mace.structures.reading import ReadResult, read_configurations
+from mace.structures.labels import LabelReport, require_labels
+from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
+from mace.structures.sources import Source, expand_sources, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import summarize
 from mace.training.checkpoints import file_digest
@@ -25,6 +26,7 @@ from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.planning import decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
+from mace.training.tables import residual_table
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,13 +77,13 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress) -> DataSet
     """Read all files and log where their labels were found; labels that are NaN are left out and reported.
 
     Raises:
-        UserError: See `mace.structures.reading.read_configurations`.
+        UserError: See `mace.structures.reading.read_sources`.
     """
-    return DataSets(
-        training=_read(settings, settings.train_file, "Training set", progress),
-        validation=_read(settings, settings.valid_file, "Validation set", progress) if settings.valid_file else None,
-        tests=_read_tests(settings, progress),
-    )
+    validation = None
+    training = _read(sources_of(settings, settings.train_file), "Training set", progress)
+    if settings.valid_file:
+        validation = _read(sources_of(settings, settings.valid_file), "Validation set", progress)
+    return DataSets(training, validation, _read_tests(settings, progress))
 
 
 def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -> Structures:
@@ -101,7 +103,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -
     training = sets.training
     require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
     configurations = training.configurations
-    files = expand_paths(settings.train_file)
+    sources = sources_of(settings, settings.train_file)
     if settings.valid_file is None or sets.validation is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid)
@@ -112,32 +114,26 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -
         )
     else:
         train, valid = configurations, sets.validation.configurations
-        files += expand_paths(settings.valid_file)
+        sources += sources_of(settings, settings.valid_file)
+        if not valid:
+            names = ", ".join(file for file, _ in expand_sources(sources_of(settings, settings.valid_file)))
+            raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
         train = [*train, *training.isolated_atoms]
-    if not valid:
-        raise UserError(f"{settings.valid_file}: there is no structure to validate with, isolated atoms only.")
     for loss in losses:
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
     tests = _named_tests(sets.tests)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    digest = file_digest([str(file) for file in files])
+    digest = file_digest([file for source in sources for file in expand_paths(source.paths)])
     return Structures(train, valid, tests, training.isolated_atoms, training.report, digest)
 
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
     """Make sure that a set says something about a loss: one without labels would make it zero, and so the best."""
-    missing = [
-        term.name
-        for term in loss.terms
-        if not any(
-            getattr(c, term.name) is not None and c.weight * c.property_weights.get(term.name, 1.0) > 0.0
-            for c in configurations
-        )
-    ]
+    missing = [term.name for term in loss.terms if not any(c.has_weight(term.name) for c in configurations)]
     file = configurations[0].file
     if len(missing) == len(loss.terms):
         raise UserError(
@@ -150,24 +146,11 @@ def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose
         )
 
 
-def _keys(settings: TrainingSettings) -> LabelKeys:
-    return LabelKeys(
-        energy=settings.energy_key,
-        forces=settings.forces_key,
-        stress=settings.stress_key,
-        virials=settings.virials_key,
-        dipole=settings.dipole_key,
-        charges=settings.charges_key,
-    )
-
-
-def _read(settings: TrainingSettings, files: str | Sequence[str], what: str, progress: TrainingProgress) -> ReadResult:
+def _read(sources: Sequence[Source], what: str, progress: TrainingProgress) -> ReadResult:
     """Read files and log what was found in them."""
     reading = ReadingProgress(progress)
     try:
-        result = read_configurations(
-            files, _keys(settings), settings.config_type_weights, progress=reading, skip_non_finite=True
-        )
+        result = read_sources(sources, progress=reading, skip_non_finite=True)
     finally:
         reading.close()
     for line in result.report.lines():
@@ -179,13 +162,13 @@ def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[
     """Read the test structures: those of the test file under an empty name, those of a folder by file."""
     tests: dict[str, ReadResult] = {}
     if settings.test_file is not None:
-        tests[""] = _read(settings, settings.test_file, "Test set", progress)
+        tests[""] = _read(sources_of(settings, settings.test_file), "Test set", progress)
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = _read(settings, str(file), "Test set", progress)
+            tests[file.stem] = _read(sources_of(settings, str(file)), "Test set", progress)
     return tests
 
 
@@ -274,5 +257,7 @@ def _tell_energies(energies: ReferenceEnergies) -> None:
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
     shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
     _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    if energies.residuals:
+        _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
     for note in energies.notes:
         _LOGGER.info(note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mace.errors import UserError
+from mace.structures.reference_energies import Residual
 from mace.units import DEBYE, MILLI
 
 _PER_MILLI = 1.0 / MILLI
@@ -206,6 +207,28 @@ def error_table(kind: str, rows: Mapping[str, Mapping[str, float]]) -> str:
         table.add_column(Text(column.title), justify="right", no_wrap=True)
     for name in sorted(rows, key=_training_first):
         table.add_row(Text(name), *(column.render(rows[name]) for column in columns))
+    return _drawn(table)
+
+
+def residual_table(residuals: Sequence[Residual]) -> str:
+    """Draw what fitted reference energies leave unexplained, by config_type.
+
+    Args:
+        residuals: One entry for each type.
+
+    Returns:
+        The table, without a newline at its end.
+    """
+    table = Table(box=box.ASCII2, show_lines=False)
+    for title in ("config_type", "structures", "RMS / meV / atom", "largest / meV / atom", "of"):
+        table.add_column(title, justify="left" if title in ("config_type", "of") else "right", no_wrap=True)
+    for item in residuals:
+        numbers = (str(item.structures), f"{item.rms / MILLI:.1f}", f"{item.largest / MILLI:.1f}")
+        table.add_row(Text(item.config_type), *numbers, Text(item.where))
+    return _drawn(table)
+
+
+def _drawn(table: Table) -> str:
     output = io.StringIO()
     # Wider than any table, so that rich has no reason to shorten a cell.
     Console(file=output, width=100_000, color_system=None, force_terminal=False).print(table, soft_wrap=True)

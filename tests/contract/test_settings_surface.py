@@ -19,7 +19,8 @@ SUPPORTED = set(
     distance_transform interaction interaction_first max_ell correlation num_interactions MLP_irreps radial_MLP
     hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
     compute_forces train_file valid_file valid_fraction test_file test_dir pin_memory atomic_numbers mean std E0s
-    keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key loss forces_weight
+    keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key polarizability_key loss
+    forces_weight
     swa_forces_weight energy_weight swa_energy_weight virials_weight swa_virials_weight stress_weight
     swa_stress_weight config_type_weights huber_delta optimizer beta beta1_schedulefree beta2_schedulefree
     batch_size valid_batch_size lr swa_lr weight_decay lr_params_factors amsgrad scheduler lr_factor
@@ -28,7 +29,7 @@ SUPPORTED = set(
     """.split()
 )
 
-OURS = {"allow", "kernels", "num_threads", "progress", "use_edge_irreps_first"}
+OURS = set("allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first".split())
 """Ours, and one flag of the released original that is missing from the surface file."""
 
 REFUSED_CHOICES = {
@@ -44,7 +45,7 @@ REFUSED_CHOICES = {
     "interaction": {"RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"},
     "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
     "error_table": {"DipoleRMSE", "DipoleMAE", "DipolePolarRMSE", "EnergyDipoleRMSE"},
-    "loss": {"dipole", "dipole_polar", "energy_forces_dipole", "l1l2energyforces"},
+    "loss": {"dipole", "dipole_polar", "energy_forces_dipole"},
     "launcher": {"slurm", "torchrun", "mpi"},
     "subselect_pt": {"fps"},
     "filter_type_pt": {"combinations", "inclusive", "exclusive"},

@@ -186,6 +186,7 @@ def test_files(arguments, value):
         ("{1:-13.6, 6:-1029}", {1: -13.6, 6: -1029.0}),
         ('{"1": -13.6, "8": "-2e3"}', {1: -13.6, 8: -2000.0}),
         ("{118: 0}", {118: 0.0}),
+        ("{'H': -13.6, 8: -2}", {1: -13.6, 8: -2.0}),
     ],
 )
 def test_E0s_dictionary(text, energies):
@@ -196,9 +197,11 @@ def test_E0s_dictionary(text, energies):
     assert all(type(number) is int for number in found)
 
 
-@pytest.mark.parametrize("text", ["{H: -13.6}", "{'H': -13.6}", "{1: 'x'}", "{0: 1}", "{119: 1}", "{1: 1e999}", "{}"])
+@pytest.mark.parametrize(
+    "text", ["{H: -13.6}", "{'Hx': -13.6}", "{1.5: -13.6}", "{1: 'x'}", "{0: 1}", "{119: 1}", "{1: 1e999}", "{}"]
+)
 def test_wrong_E0s_dictionary(text):
-    """Keys are atomic numbers and values finite energies."""
+    """Keys are elements and values finite energies."""
     with pytest.raises(ValueError, match="energies in eV"):
         parse_E0s_literal(text)
     assert sentence_of(f"--E0s={text}").startswith("--E0s ")

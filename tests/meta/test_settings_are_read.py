@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mace.settings import TrainingSettings
 from mace.settings.declaration import declarations
+from mace.structures.configuration import PROPERTIES
 
 ROOT = Path(__file__).parents[2] / "mace"
 
@@ -27,6 +28,10 @@ def names_read() -> set[str]:
             found |= {
                 f"{prefix}{p}_weight" for prefix in ("", "swa_") for p in ("energy", "forces", "stress", "virials")
             }
+        if 'f"{name}_key"' in text:
+            found |= {f"{p}_key" for p in PROPERTIES}
+        if 'f"{name}_unit"' in text:
+            found |= {f"{quantity}_unit" for quantity in ("energy", "length", "stress")}
     return found
 
 

@@ -128,6 +128,7 @@ LOSSES = {
     "forces_only": modules.WeightedForcesLoss(50.0),
     "huber": modules.WeightedHuberEnergyForcesStressLoss(2.0, 50.0, 10.0, huber_delta=0.3),
     "universal": modules.UniversalLoss(2.0, 50.0, 10.0, huber_delta=0.3),
+    "l1l2energyforces": modules.WeightedEnergyForcesL1L2Loss(2.0, 50.0),
 }
 
 

@@ -45,7 +45,9 @@ def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("word", ["weighted", "forces_only", "virials", "stress", "huber", "universal"])
+@pytest.mark.parametrize(
+    "word", ["weighted", "forces_only", "virials", "stress", "huber", "universal", "l1l2energyforces"]
+)
 def test_loss(name: str, word: str, load_case: Loader) -> None:
     case = load_case(name)
     batch = case.dataset().batch([0, 1, 2])
@@ -69,6 +71,9 @@ def _targets(batch: Batch, word: str, case: Any) -> Targets:
     if word == "huber":
         ones = {key: torch.ones_like(value) for key, value in targets.property_weights.items()}
         targets = replace(targets, property_weights=ones)
+    if word == "l1l2energyforces":  # forces without any weight
+        ones = torch.ones_like(targets.weight)
+        targets = replace(targets, property_weights=targets.property_weights | {"forces": 1.0 / targets.weight})
     return targets
 
 

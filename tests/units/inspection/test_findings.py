@@ -163,7 +163,7 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0] + 0.1)),
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0])),
         lambda: with_change(4, close_images),
-        lambda: with_change(4, lambda atoms: atoms.set_cell([5.0, 5.0, 0.2])),
+        lambda: with_change(4, lambda atoms: atoms.set_cell([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 4.9, 0.2]])),
     ],
     "contradicting-forces": [
         lambda: {**clean(), "training": changed(copper(40), forces=-1.0)},

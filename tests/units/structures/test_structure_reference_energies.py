@@ -108,7 +108,7 @@ def test_average_skips_unlabeled_structures(configure: Callable[..., Configurati
 
 
 def test_average_without_any_energy(configure: Callable[..., Configuration]) -> None:
-    with pytest.raises(UserError, match="no training structure has one"):
+    with pytest.raises(UserError, match="no training structure does"):
         resolve_reference_energies("average", [], [configure([1, 8])], OH)
 
 
@@ -148,3 +148,33 @@ def test_absurd_atomization_energy(configure: Callable[..., Configuration], ener
     assert len(result.warnings) == int(warned)
     if warned:
         assert f"{-energy / 2:.2f} eV per atom" in result.warnings[0]
+
+
+def test_average_weighs_structures(configure: Callable[..., Configuration]) -> None:
+    """Two energies of one atom: the mean is weighted, and a structure of weight zero says nothing."""
+    H = ElementTable((1,))
+    two = [configure([1], energy=-1.0, weight=3.0), configure([1], energy=-2.0, property_weights={"energy": 1.0})]
+    assert resolve_reference_energies("average", [], two, H).energies[1] == pytest.approx(-1.25)
+    silent = configure([1], energy=900.0, property_weights={"energy": 0.0})
+    assert resolve_reference_energies("average", [], [*two, silent], H).energies[1] == pytest.approx(-1.25)
+    with pytest.raises(UserError, match="an energy that has weight"):
+        resolve_reference_energies("average", [], [silent], H)
+
+
+def test_average_tells_what_is_left(configure: Callable[..., Configuration]) -> None:
+    items = [
+        configure([1, 1], energy=-2.2, config_type="b"),
+        configure([1, 1], energy=-1.8, config_type="a", index=4),
+        configure([1, 1], energy=-2.0, config_type="a"),
+    ]
+    first, second = resolve_reference_energies("average", [], items, ElementTable((1,))).residuals
+    assert (first.config_type, first.structures, second.config_type, second.structures) == ("a", 2, "b", 1)
+    assert (first.rms, first.largest, first.where) == pytest.approx((0.1 / 2**0.5, 0.1, "structure 4"))
+    assert resolve_reference_energies({"H": -1.0}, [], items, ElementTable((1,))).residuals == ()
+
+
+def test_one_absurd_structure_is_named(configure: Callable[..., Configuration]) -> None:
+    items = [configure([1, 1], energy=-4.0, index=place) for place in range(9)]
+    items += [configure([1, 1], energy=-60.0, index=9)]
+    (warning,) = resolve_reference_energies({"H": 0.0}, [], items, ElementTable((1,))).warnings
+    assert "of 1 training structures is outside -1 to 20 eV per atom, most of all 30.00 of structure 9" in warning

@@ -16,7 +16,7 @@ from mace.structures.configuration import Configuration
 from mace.training.loss import Loss, huber, make_loss
 
 WEIGHTS = {"energy": 2.0, "forces": 10.0, "stress": 3.0, "virials": 5.0}
-ALL_LOSSES = ("weighted", "ef", "forces_only", "stress", "virials", "huber", "universal")
+ALL_LOSSES = ("weighted", "ef", "forces_only", "stress", "virials", "huber", "universal", "l1l2energyforces")
 CELL = np.diag([4.0, 5.0, 6.0])
 
 
@@ -220,6 +220,45 @@ def test_in_the_universal_loss_a_property_weight_multiplies_the_error() -> None:
     # 4 eV per atom become 2, which lie beyond the threshold
     expected = 2.0 * 0.5 * (2.0 - 0.25)
     assert float(make_loss("universal", WEIGHTS, 0.5)(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-14)
+
+
+def test_absolute_energies_and_lengths_of_forces_by_hand() -> None:
+    a, b = structure(2, energy=1.0), structure(3, energy=-1.0)
+    prediction = replace(prediction_of(a, b), energy=torch.tensor([1.4, -1.9], dtype=torch.float64))
+    assert a.forces is not None and b.forces is not None and prediction.forces is not None
+    energy = (0.4 / 2 + 0.9 / 3) / 2
+    forces = np.linalg.norm(prediction.forces.numpy() - np.concatenate([a.forces, b.forces]), axis=1).mean()
+    loss = make_loss("l1l2energyforces", WEIGHTS)
+    assert float(loss(prediction, targets_of(a, b))) == pytest.approx(2.0 * energy + 10.0 * forces, rel=1e-14)
+
+
+def test_a_force_that_is_exact_has_a_gradient() -> None:
+    """The length of a vector has a kink at zero; a perfect prediction must not become NaN."""
+    a = structure(2)
+    forces = torch.tensor(a.forces, requires_grad=True)
+    make_loss("l1l2energyforces", WEIGHTS)(replace(prediction_of(a), forces=forces), targets_of(a)).backward()  # type: ignore[no-untyped-call]
+    assert forces.grad is not None and torch.isfinite(forces.grad).all()
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_the_weight_of_an_atom_multiplies_its_share_of_the_forces(name: str) -> None:
+    loss = make_loss(name, WEIGHTS)
+    only = Loss(name, tuple(term for term in loss.terms if term.name == "forces"))
+    others = Loss(name, tuple(term for term in loss.terms if term.name != "forces"))
+    first, second = (structure(2, atom_weights={"forces": np.array(w)}) for w in ([1.0, 0.0], [0.0, 1.0]))
+    both = structure(2, atom_weights={"forces": np.array([2.0, 0.5])})
+    expected = 2.0 * value(only, first) + 0.5 * value(only, second)
+    assert value(only, first) > 0.0 and value(only, second) > 0.0
+    assert value(only, both) == pytest.approx(expected, rel=1e-14)
+    assert value(only, first) + value(only, second) == pytest.approx(value(only, structure(2)), rel=1e-14)
+    if others.terms:
+        assert value(others, both) == value(others, structure(2))
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
+def test_atoms_without_weight_give_exactly_zero(name: str) -> None:
+    loss = make_loss(name, {**WEIGHTS, "energy": 0.0, "stress": 0.0, "virials": 0.0})
+    assert value(loss, structure(2, atom_weights={"forces": np.zeros(2)})) == 0.0
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)

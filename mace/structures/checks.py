@@ -1,0 +1,176 @@
+"""What a file says of one structure, checked and given its shape: geometry, weights, labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mace.elements import LARGEST_ATOMIC_NUMBER
+from mace.errors import UserError
+from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.stress import full_tensor
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)}
+
+_ATOM_WEIGHT_KEYS = {"forces": "forces_weight"}
+"""Column with the weights of atoms, by property."""
+
+STRUCTURE_KEYS = _WEIGHT_KEYS | {*_ATOM_WEIGHT_KEYS.values(), "config_type", "numbers", "positions"}
+"""Keys that hold no label, whatever a user calls the labels."""
+
+SHORTEST_LATTICE_VECTOR = 0.5
+"""Angstrom; two hydrogen atoms are 0.74 apart, and nothing repeats more closely than that."""
+
+
+def check_geometry(configuration: Configuration) -> None:
+    """Make sure that a structure has atoms of known elements at finite places, and the lattice it repeats with.
+
+    Raises:
+        UserError: If not.
+    """
+    where = configuration.where()
+    positions, cell = configuration.positions, configuration.cell
+    if configuration.n_atoms == 0:
+        raise UserError(f"{where} has no atoms; take it out.")
+    if configuration.atomic_numbers.max() > LARGEST_ATOMIC_NUMBER:
+        raise UserError(
+            f"{where} has an atom of atomic number {configuration.atomic_numbers.max()}, but there are "
+            f"{LARGEST_ATOMIC_NUMBER} elements; correct it or take the structure out."
+        )
+    if configuration.atomic_numbers.min() < 1:
+        raise UserError(f"{where} has an atom 'X' that is no chemical element; name its element or take it out.")
+    for name, values in (("position", positions), ("cell", cell)):
+        if not np.isfinite(values).all():
+            raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
+    if configuration.n_atoms > 1 and not positions.any():
+        raise UserError(f"{where} has all its atoms at the origin, as if the file gave no positions; add them.")
+    vectors = cell[list(configuration.pbc)]
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if len(vectors) and (lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6):
+        directions = " ".join("T" if periodic else "F" for periodic in configuration.pbc)
+        raise UserError(
+            f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
+            "give it a cell, or set pbc to F where it does not repeat."
+        )
+    if len(vectors) and lengths.min() < SHORTEST_LATTICE_VECTOR:
+        raise UserError(
+            f"{where} has a lattice vector of {lengths.min():.3g} Angstrom, shorter than any atom is wide; correct the "
+            "cell, or name its unit with --length_unit."
+        )
+
+
+def attach_weights(
+    configuration: Configuration, info: Mapping[str, Any], type_weights: Mapping[str, float]
+) -> Configuration:
+    """Give a configuration the weights of its type and of its comment line.
+
+    Raises:
+        UserError: If a weight is no finite number of at least zero.
+    """
+    type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
+    given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS if key in info}
+    property_weights = {name: given[f"config_{name}_weight"] for name in PROPERTIES if f"config_{name}_weight" in given}
+    weight = type_weight * given.get("config_weight", 1.0)
+    if weight == 1.0 and not property_weights:
+        return configuration
+    return replace(configuration, weight=weight, property_weights=property_weights)
+
+
+def attach_atom_weights(configuration: Configuration, atoms: Atoms) -> Configuration:
+    """Give a configuration the weights of its atoms, where there is a column with them.
+
+    Raises:
+        UserError: If the column does not hold one weight for each atom.
+    """
+    weights: dict[str, np.ndarray] = {}
+    for name, key in _ATOM_WEIGHT_KEYS.items():
+        if key in atoms.info:
+            raise UserError(
+                f"{configuration.where()}: '{key}' is the weight of each atom and stands in a column of its own; the "
+                f"weight of the {name} of the whole structure is called 'config_{name}_weight'."
+            )
+        if key not in atoms.arrays:
+            continue
+        array = np.asarray(atoms.arrays[key])
+        if array.shape not in ((configuration.n_atoms,), (configuration.n_atoms, 1)):
+            raise UserError(
+                f"{configuration.where()}: the column '{key}' has the shape {list(array.shape)}; it holds one weight "
+                "per atom."
+            )
+        if array.dtype.kind not in "biuf" or not np.isfinite(array).all() or array.min() < 0:
+            raise UserError(
+                f"{configuration.where()}: the column '{key}' holds what is no weight; a weight is a finite number, "
+                "zero or larger."
+            )
+        weights[name] = array.reshape(-1).astype(np.float64)
+    return replace(configuration, atom_weights=weights) if weights else configuration
+
+
+def _check_weight(value: Any, name: str, where: str) -> float:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" or array.size != 1 or not math.isfinite(array.item()) or array.item() < 0:
+        raise UserError(f"{where}: the weight '{name}' is {value!r}; a weight is a finite number, zero or larger.")
+    return float(array.item())
+
+
+def check_type_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return weights of types as numbers.
+
+    Raises:
+        UserError: If a weight is no finite number of at least zero.
+    """
+    return {str(name): _check_weight(weight, str(name), "--config_type_weights") for name, weight in weights.items()}
+
+
+def parse_label(name: str, key: str, value: Any, configuration: Configuration, factor: float = 1.0) -> Any:
+    """Check one label and give it the shape it has in a `Configuration`.
+
+    Args:
+        name: The property.
+        key: Its key in the file.
+        value: What stands there.
+        configuration: The structure.
+        factor: From the unit of the file to ours.
+
+    Raises:
+        UserError: If it is no array of finite numbers of the right shape.
+    """
+    label = f"{configuration.where()}: the label '{name}' (key '{key}')"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise UserError(f"{label} is not an array of numbers; correct it.") from error
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{label} is {str(value)[:40]!r} and not a number; correct it, or leave it out where unknown.")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
+    array *= factor
+    n_atoms = configuration.n_atoms
+    if name == "energy" and array.size == 1:
+        return float(array.item())
+    if name == "forces" and (array.shape == (n_atoms, 3) or (n_atoms == 1 and array.shape == (3,))):
+        return array.reshape(n_atoms, 3)
+    if name in ("stress", "virials", "polarizability") and array.shape in ((6,), (9,), (3, 3)):
+        return full_tensor(array)
+    if name == "dipole" and array.shape in ((3,), (1, 3)):
+        return array.reshape(3)
+    if name == "charges" and array.size == n_atoms and array.shape in ((), (n_atoms,), (n_atoms, 1)):
+        return array.reshape(n_atoms)
+    expected = {
+        "energy": "one number",
+        "forces": f"[{n_atoms}, 3]",
+        "stress": "[6], [9] or [3, 3]",
+        "virials": "[6], [9] or [3, 3]",
+        "dipole": "[3]",
+        "polarizability": "[6], [9] or [3, 3]",
+        "charges": f"[{n_atoms}]",
+    }[name]
+    raise UserError(f"{label} has the shape {list(array.shape)} where {expected} is expected; is this the right key?")

@@ -1,0 +1,79 @@
+"""Files that are read in the same way: names of the labels, units, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mace.settings import TrainingSettings
+from mace.settings.labels import FileSettings, LabelSettings
+from mace.structures.configuration import PROPERTIES
+from mace.structures.conversion import FileUnits
+from mace.structures.frames import expand_paths, refuse_repeated
+from mace.structures.labels import LabelKeys
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files, and how to read them.
+
+    Attributes:
+        paths: File names and patterns.
+        keys: The labels' keys; without them every file decides, see `LabelKeys`.
+        units: Units of the files' numbers.
+        config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
+    """
+
+    paths: str | Path | Sequence[str | Path]
+    keys: LabelKeys = field(default_factory=LabelKeys)
+    units: FileUnits = field(default_factory=FileUnits)
+    config_type_weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
+    """List the files of several sources in order, each with the source it belongs to.
+
+    Raises:
+        UserError: See `expand_paths`; also if two sources name the same file.
+    """
+    files = [(file, source) for source in sources for file in expand_paths(source.paths)]
+    refuse_repeated([file for file, _ in files])
+    return files
+
+
+def sources_of(
+    settings: TrainingSettings, files: str | FileSettings | Sequence[str | FileSettings]
+) -> tuple[Source, ...]:
+    """Understand what was typed for ``train_file``, ``valid_file`` or ``test_file``.
+
+    Args:
+        settings: Give the keys, units and weights of all files that have none of their own.
+        files: The value of one of these settings.
+
+    Returns:
+        One source for each file name or table, in order.
+    """
+    items = [files] if isinstance(files, (str, FileSettings)) else list(files)
+    return tuple(_source(settings, item) for item in items)
+
+
+def _source(settings: TrainingSettings, item: str | FileSettings) -> Source:
+    own = item if isinstance(item, FileSettings) else None
+    weights = own.config_type_weights if own is not None else None
+    return Source(
+        paths=item if isinstance(item, str) else item.file,
+        keys=LabelKeys(**{name: _own_or_shared(f"{name}_key", own, settings) for name in PROPERTIES}),
+        units=FileUnits(
+            **{name: _own_or_shared(f"{name}_unit", own, settings) for name in ("energy", "length", "stress")}
+        ),
+        config_type_weights=settings.config_type_weights if weights is None else weights,
+    )
+
+
+def _own_or_shared(name: str, own: LabelSettings | None, shared: LabelSettings) -> str | None:
+    """Return what a file says of itself, else what is said of all files."""
+    value: str | None = getattr(own, name, None)
+    if value is None:
+        value = getattr(shared, name)
+    return value

@@ -1,0 +1,166 @@
+"""Data that are sound one by one, where only statistics of all of them can notice what is wrong.
+
+The word after the name is the finding that the report on data is expected to give.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import write as write_structures
+from ase.units import Bohr, GPa, Hartree, kcal, mol
+
+from malformed_inputs.cases import E0S, sound, suspect, trained_on, write
+
+COPPER = "--E0s={29: 3.5}"
+
+
+def strained_copper(count: int = 24) -> list[Atoms]:
+    """Sheared, strained and distorted copper, with labels of ASE's effective-medium potential."""
+    rng = np.random.default_rng(5)
+    frames = []
+    for _ in range(count):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0.0, 0.03, (3, 3))), scale_atoms=True)
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = EMT()
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.info["REF_stress"] = atoms.get_stress()
+        atoms.calc = None
+        frames.append(atoms)
+    return frames
+
+
+def _trained_on(folder: Path, frames: list[Atoms]) -> list[str]:
+    for atoms in frames:
+        if "REF_stress" in atoms.info:
+            xx, yy, zz, yz, xz, xy = np.asarray(atoms.info["REF_stress"], dtype=float)
+            atoms.info["REF_stress"] = np.array([xx, xy, xz, xy, yy, yz, xz, yz, zz])
+    write_structures(folder / "train.xyz", frames, format="extxyz")
+    return [f"--train_file={folder / 'train.xyz'}", COPPER, "--loss=stress"]
+
+
+@suspect("a stress in the order of VASP", "stress_order")
+def _order(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_stress"] = atoms.info["REF_stress"][[0, 1, 2, 5, 3, 4]]
+    return _trained_on(folder, frames)
+
+
+@suspect("a stress in kbar", "stress_unit")
+def _kilobar(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_stress"] = atoms.info["REF_stress"] / (0.1 * GPa)
+    return _trained_on(folder, frames)
+
+
+@suspect("a stress in GPa", "stress_unit")
+def _gigapascal(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_stress"] = atoms.info["REF_stress"] / GPa
+    return _trained_on(folder, frames)
+
+
+@suspect("a stress of the opposite sign", "stress_sign")
+def _pressure(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_stress"] = -atoms.info["REF_stress"]
+    return _trained_on(folder, frames)
+
+
+@suspect("forces of the opposite sign", "forces_sign")
+def _gradients(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = -atoms.arrays["REF_forces"]
+    return _trained_on(folder, frames)
+
+
+@suspect("lengths in bohr", "length_unit")
+def _bohr(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.set_cell(atoms.cell.array / Bohr, scale_atoms=True)
+    return _trained_on(folder, frames)
+
+
+@suspect("forces in Hartree per bohr", "forces_unit")
+def _atomic_forces(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = atoms.arrays["REF_forces"] / (Hartree / Bohr)
+    return _trained_on(folder, frames)
+
+
+@suspect("energies in kcal/mol", "energy_unit")
+def _kilocalories(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_energy"] = atoms.info["REF_energy"] / (kcal / mol)
+    return _trained_on(folder, frames)
+
+
+@suspect("virials of the sign of a stress", "virials_sign")
+def _virials(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.info["REF_virials"] = np.diag(atoms.get_volume() * atoms.info.pop("REF_stress")[:3]).ravel()
+    return _trained_on(folder, frames)
+
+
+@suspect("positions as fractions of the cell", "close_atoms")
+def _fractions(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.positions = atoms.get_scaled_positions()
+    return _trained_on(folder, frames)
+
+
+@suspect("two atoms at one place", "close_atoms")
+def _same_place(folder: Path) -> list[str]:
+    frames = strained_copper()
+    frames[3].positions[1] = frames[3].positions[0] + [0.01, 0.0, 0.0]
+    return _trained_on(folder, frames)
+
+
+@suspect("a structure that comes twice", "duplicates")
+def _duplicates(folder: Path) -> list[str]:
+    frames = strained_copper()
+    return _trained_on(folder, [*frames, frames[3].copy()])
+
+
+@suspect("one structure with two energies", "duplicates")
+def _contradictions(folder: Path) -> list[str]:
+    frames = strained_copper()
+    again = frames[3].copy()
+    again.info["REF_energy"] += 1.0
+    return _trained_on(folder, [*frames, again])
+
+
+@suspect("forces of zero on fixed atoms", "zero_forces")
+def _fixed(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames:
+        atoms.arrays["REF_forces"][:2] = 0.0
+    return _trained_on(folder, frames)
+
+
+@suspect("the same structures for training and validation", "leakage")
+def _leakage(folder: Path) -> list[str]:
+    return trained_on(folder, sound(), f"--valid_file={write(folder, sound(), 'valid.xyz')}")
+
+
+@suspect("a force beyond reason", "large_forces")
+def _large_forces(folder: Path) -> list[str]:
+    text = sound()
+    lines = text.splitlines()
+    lines[2] = "O 0.0 0.0 0.12 500.0 0.0 0.0"
+    return [f"--train_file={write(folder, chr(10).join(lines) + chr(10))}", E0S]
