@@ -23,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Random alloys as data for benchmarks.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--elements", type=int, default=89)
-    parser.add_argument("--neighbors", type=float, default=62.0, help="that the density asks for; the number found is printed")
+    parser.add_argument(
+        "--neighbors", type=float, default=62.0, help="that the density asks for; the number found is printed"
+    )
     parser.add_argument("--structures", type=int, default=20)
     options = parser.parse_args()
     generator = np.random.default_rng(0)
