@@ -121,9 +121,7 @@ def _assemble(
     )
 
 
-def _dipoles(
-    model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool
-) -> tuple[Tensor | None, Tensor | None]:
+def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:
     """Add up the dipoles of the atoms and the given charges times the positions; by structure and by atom."""
     if output.dipoles is None:
         return None, None

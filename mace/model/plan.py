@@ -10,6 +10,13 @@ MAX_L = 4
 """Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
 
 
+WITH_ENERGY = ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE")
+"""Models that have energies, and with them forces, stress and virials."""
+
+WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
+"""Models that have dipoles."""
+
+
 class InteractionPlan(BaseModel):
     """What kind of interaction a layer uses.
 
@@ -42,8 +49,8 @@ class ModelPlan(BaseModel):
         correlation: Factors of the symmetric contraction, layer by layer.
         radial_mlp: Widths of the hidden layers of the radial network.
         readout_channels: Width of the hidden layer of the last readout of energies; 0 where no energy is predicted.
-        readout_vectors: Width of the hidden layer of the last readout of dipoles; 0 for none, as with one layer or where
-            no dipole is predicted.
+        readout_vectors: Width of the hidden layer of the last readout of dipoles; 0 for none, as where no dipole is
+            predicted.
         gate: Activation of the last readout.
         avg_num_neighbors: What messages are divided by.
         atomic_numbers: The elements, in rising order.
@@ -102,12 +109,12 @@ class ModelPlan(BaseModel):
     @property
     def predicts_energy(self) -> bool:
         """Whether the model has energies, and with them forces, stress and virials."""
-        return self.model != "AtomicDipolesMACE"
+        return self.model in WITH_ENERGY
 
     @property
     def predicts_dipole(self) -> bool:
         """Whether the model has dipoles."""
-        return self.model in ("AtomicDipolesMACE", "EnergyDipolesMACE")
+        return self.model in WITH_DIPOLE
 
     @property
     def n_layers(self) -> int:

@@ -4,8 +4,8 @@
     oracle/bin/python tests/parity/make_references.py tests/parity/references
 
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
-from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and moving
-averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``.
+from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
+moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``.
 """
 
 from __future__ import annotations
@@ -215,7 +215,9 @@ def evaluate(settings: dict) -> dict[str, np.ndarray]:
         result[f"loss/{key}"] = loss(pred=output, ref=batch).detach().numpy()
     minimized(pred=output, ref=batch).backward()
     # what does not matter has no gradient here, a zero there
-    result |= arrays("gradients", ((n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in model.named_parameters()))
+    result |= arrays(
+        "gradients", ((n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in model.named_parameters())
+    )
     groups = [
         {"params": [p for n, p in model.named_parameters() if decays(n)], "weight_decay": 5e-3},
         {"params": [p for n, p in model.named_parameters() if not decays(n)], "weight_decay": 0.0},
