@@ -96,7 +96,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         TypeError: If an argument is not known.
     """
 
-    implemented_properties = [*_OF_ENERGY_MODELS, "dipole"]
+    implemented_properties = list(_OF_ENERGY_MODELS)
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -56,11 +55,9 @@ def test_images_matter_only_to_charges(dipole_case: Any) -> None:
 
 
 def test_energies_of_models_with_dipoles(load_case: Any) -> None:
-    for name in sys.modules["parity_cases"].dipole_reference_names():
-        case = load_case(name)
-        if case.plan.predicts_energy:
-            for structure in case.structures():
-                laws.assert_all_laws(case.potential(), structure)
+    case = load_case("dipoles/energy_vector_l1_c3_t1")
+    for structure in case.structures()[METHANOL], case.structures()[SLAB]:
+        laws.assert_all_laws(case.potential(), structure)
 
 
 @pytest.fixture
