@@ -54,6 +54,17 @@ def test_images_matter_only_to_charges(dipole_case: Any) -> None:
     np.testing.assert_allclose(difference, charges[1] * structure.cell[2], atol=1e-11)
 
 
+def test_a_supercell_has_as_many_times_the_learned_dipole(dipole_case: Any) -> None:
+    silicon, dipole = dipole_case.structures()[SILICON], dipole_of(dipole_case, None)
+    doubled = Structure(
+        np.tile(silicon.atomic_numbers, 2),
+        np.concatenate([silicon.positions, silicon.positions + silicon.cell[1]]),
+        silicon.cell * np.array([[1.0], [2.0], [1.0]]),
+        silicon.pbc,
+    )
+    np.testing.assert_allclose(dipole(*doubled), 2.0 * dipole(*silicon), atol=1e-11)
+
+
 def test_energies_of_models_with_dipoles(load_case: Any) -> None:
     case = load_case("dipoles/energy_vector_l1_c3_t1")
     for structure in case.structures()[METHANOL], case.structures()[SLAB]:
