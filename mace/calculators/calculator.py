@@ -230,11 +230,13 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             eV/Angstrom^2, ``[3 atoms, atoms, 3]``; a list of them for a committee.
 
         Raises:
-            UserError: If there is no structure.
+            UserError: If there is no structure, or the models predict no energy.
         """
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise UserError("get_hessian needs a structure; pass atoms.")
+        if not self.models[0].plan.predicts_energy:
+            raise UserError(f"get_hessian: a {self.models[0].plan.model} model predicts no energy to differentiate.")
         unit = self.energy_units_to_eV / self.length_units_to_A**2
         graphs = self._graphs(atoms)
         found = [

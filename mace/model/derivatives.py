@@ -81,7 +81,10 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
     positions = graph.positions.detach().clone().requires_grad_(True)
     moved = replace(graph, positions=positions)
     with torch.enable_grad(), model.plain_kernels():
-        energy = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies.sum()
+        energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
+        if energies is None:
+            raise ValueError(f"a {model.plan.model} model has no energy to differentiate")
+        energy = energies.sum()
         (gradient,) = torch.autograd.grad(energy, positions, create_graph=True, materialize_grads=True)
         if not gradient.requires_grad:  # atoms without neighbors
             return positions.new_zeros(positions.numel(), *positions.shape)

@@ -109,6 +109,14 @@ def test_settings_of_the_model_file(tmp_path: Path, data: Path) -> None:
     assert run.said("--model=AtomicDipolesMACE is trained with --loss=dipole")
 
 
+def test_dipoles_alone_need_no_reference_energies(tmp_path: Path, data: Path) -> None:
+    """Neither frames of isolated atoms nor --E0s, though there are energies."""
+    ase.io.write(data, water(8), format="extxyz")
+    assert train(tmp_path, data, *ATOMIC).said("Done")
+    with pytest.raises(UserError, match="E0s"):
+        train(tmp_path, data, *ENERGY)
+
+
 def test_a_missing_dipole_is_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserError, match="no structure has a label 'dipole' under the key 'mu'.*--dipole_key"):
         train(tmp_path, data, *ATOMIC, "--dipole_key=mu")
@@ -168,8 +176,20 @@ def test_the_calculator_knows_what_the_model_is(tmp_path: Path, data: Path, flag
         assert atoms.calc.implemented_properties == ["dipole"]
         with pytest.raises(PropertyNotImplementedError):
             atoms.get_potential_energy()
+        with pytest.raises(UserError, match="AtomicDipolesMACE model predicts no energy"):
+            atoms.calc.get_hessian(atoms)
     else:
         assert np.isfinite(atoms.get_potential_energy()) and atoms.get_forces().shape == (3, 3)
+
+
+def test_single_precision(tmp_path: Path, data: Path, flags: tuple[str, ...]) -> None:
+    """In float32 the calculator reads radial functions from tables; dipoles hardly change."""
+    path = model_path(train(tmp_path, data, *flags))
+    atoms = water(1, seed=5)[0]
+    exact = MACECalculator(path).get_property("dipole", atoms)
+    single = MACECalculator(path, default_dtype="float32")
+    assert np.abs(single.get_property("dipole", atoms) - exact).max() < 1e-4
+    assert single.get_descriptors(atoms).shape == (3, 8)
 
 
 def test_committees(tmp_path: Path, data: Path, flags: tuple[str, ...]) -> None:
