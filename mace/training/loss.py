@@ -18,6 +18,9 @@ from torch import Tensor
 from mace.graphs.batching import PER_ATOM, Targets
 from mace.model.derivatives import Prediction
 
+FITTED = ("energy", "forces", "stress", "virials", "dipole")
+"""Properties that losses have terms of, each with a weight among the settings."""
+
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
 """How the universal loss tightens its threshold with the size of the reference force, eV/Angstrom."""

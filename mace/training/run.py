@@ -21,7 +21,6 @@ from mace.model.mace import MACE
 from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
-from mace.structures.configuration import WEIGHTED_PROPERTIES
 from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory, set_threads
 from mace.training.dry_run import describe_plan
@@ -29,7 +28,7 @@ from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, make_folders
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
 from mace.training.loop import EpochReport, Trainer, has_stage_two, stage_two_start
-from mace.training.loss import Loss, make_loss
+from mace.training.loss import FITTED, Loss, make_loss
 from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths
@@ -85,7 +84,7 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
     """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in WEIGHTED_PROPERTIES}
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
     if settings.loss == "ef":
         # the original's word for equal weights; weights that are typed count
         typed = provided(settings)
