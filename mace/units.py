@@ -24,6 +24,10 @@ KILOBAR = 0.1 * GIGAPASCAL
 DEBYE = 0.20819433442462576
 """One Debye in e*Angstrom."""
 
+DEBYE_OF_MACE_TORCH = 0.20819433270935597
+"""One Debye in e*Angstrom with the charge of the electron as defined since 2019: the number by which mace-torch divides
+charges times positions, so that dipoles of its models are turned into e*Angstrom exactly."""
+
 MILLI = 1.0e-3
 """For printing: one thousandth of a unit."""
 

@@ -25,14 +25,22 @@ def _load_cases() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``case`` with every stored case."""
+    """Run a test that asks for ``case`` or ``dipole_case`` with every stored case of energies or of dipoles."""
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", _load_cases().reference_names(), indirect=True)
+    if "dipole_case" in metafunc.fixturenames:
+        metafunc.parametrize("dipole_case", _load_cases().dipole_reference_names(), indirect=True)
 
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Any:
     """Each stored case in turn, see ``parity/cases.py``."""
+    return _load_cases().load_case(request.param)
+
+
+@pytest.fixture
+def dipole_case(request: pytest.FixtureRequest) -> Any:
+    """Each stored case of a model with dipoles in turn."""
     return _load_cases().load_case(request.param)
 
 

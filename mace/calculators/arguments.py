@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mace.errors import UserError
+from mace.model.plan import ModelPlan
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,9 @@ class _Inactive:
 _KERNELS = "this kernel library is not used here; leave the argument out"
 _COMPILED = "compiled models are not available yet; leave the argument out"
 _PADDING = "padding serves compiled models only, which are not available yet; leave the argument out"
-_INPUTS = "the models of this release see elements, positions and cell only; leave the argument out"
+_INPUTS = "models without dipoles see elements, positions and cell only; leave the argument out"
 
 _INACTIVE = {
-    "model_type": _Inactive(("MACE",), "models of dipoles, polarizabilities and charges are not available yet"),
     "compile_mode": _Inactive((None,), _COMPILED),
     "fullgraph": _Inactive((True,), _COMPILED),
     "enable_cueq": _Inactive((False,), _KERNELS),
@@ -34,10 +34,48 @@ _INACTIVE = {
     "warmup": _Inactive((False,), _COMPILED),
     "info_keys": _Inactive((None,), _INPUTS),
     "arrays_keys": _Inactive((None,), _INPUTS),
-    "charges_key": _Inactive(("Qs",), _INPUTS),
     "head": _Inactive((None, "Default", "default"), "models with several heads are not available yet"),
     "compute_atomic_stresses": _Inactive((False,), "stresses of single atoms are not available yet"),
 }
+
+DEFAULT_CHARGES_KEY = "Qs"
+
+_MODEL_TYPES = {
+    "MACE": ("MACE", "ScaleShiftMACE"),
+    "DipoleMACE": ("AtomicDipolesMACE",),
+    "EnergyDipoleMACE": ("EnergyDipolesMACE",),
+}
+"""Words of mace-torch's calculator for models that a model here says of itself."""
+
+
+def check_model_type(model_type: str | None, plan: ModelPlan) -> None:
+    """Refuse a word for the kind of model that contradicts the model.
+
+    Raises:
+        UserError: If it does, or there are no such models.
+    """
+    if model_type is None or model_type == plan.model:
+        return
+    if model_type not in _MODEL_TYPES:
+        raise UserError(
+            f"MACECalculator: model_type={model_type!r} cannot be used: there are {', '.join(_MODEL_TYPES)} only; "
+            "leave the argument out, the model knows what it is."
+        )
+    if plan.model not in _MODEL_TYPES[model_type]:
+        raise UserError(
+            f"MACECalculator: model_type={model_type!r} contradicts the model, which is of the kind {plan.model}; "
+            "leave the argument out, the model knows what it is."
+        )
+
+
+def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
+    """Refuse the name of charges for a model that does not look at charges.
+
+    Raises:
+        UserError: If it has another than its default value for a model without dipoles.
+    """
+    if charges_key != DEFAULT_CHARGES_KEY and not plan.predicts_dipole:
+        raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_INPUTS}.")
 
 
 def check_inactive(arguments: Mapping[str, Any]) -> None:

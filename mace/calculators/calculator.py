@@ -15,7 +15,13 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
-from mace.calculators.arguments import check_inactive, refuse_unknown
+from mace.calculators.arguments import (
+    DEFAULT_CHARGES_KEY,
+    check_charges_key,
+    check_inactive,
+    check_model_type,
+    refuse_unknown,
+)
 from mace.deployment.descriptors import invariant_descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
@@ -32,7 +38,7 @@ from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 
 _OF_ASE = ("atoms", "label", "directory")
-_COMMITTEE = ("energy_comm", "energy_var", "forces_comm", "forces_var", "stress_comm", "stress_var")
+_OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
 _ARGUMENTS = (
     "model_paths",
     "model_path",
@@ -41,11 +47,13 @@ _ARGUMENTS = (
     "energy_units_to_eV",
     "length_units_to_A",
     "default_dtype",
+    "charges_key",
+    "model_type",
 )
 
 
 class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are not looked at
-    """Energies, forces and stress of a trained model, for ASE.
+    """Energies, forces, stress and dipole of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
     reference energy), ``node_energy`` (of each atom, without it), ``forces``, and ``stress``. All of them are computed
@@ -56,10 +64,15 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     own calculators; of a slab it is thus per volume with the vacuum. Without such a cell, asking for it raises
     ``PropertyNotImplementedError``.
 
-    Several models form a committee: energy, energies, forces and stress are means, and there are ``energy_comm``
-    ``[models]``, ``forces_comm`` ``[models, atoms, 3]``, ``stress_comm`` ``[models, 3, 3]``, with ``energy_var``,
-    ``forces_var`` ``[atoms, 3]`` and ``stress_var`` ``[3, 3]``, the variances over the models (divided by their
-    number).
+    A model of dipoles has ``dipole`` in e*Angstrom (``atoms.get_dipole_moment()``): with the results above if it is an
+    EnergyDipolesMACE, and nothing else if it is an AtomicDipolesMACE. Charges of the atoms, if the structure has them,
+    are part of it as charge times position. Of a periodic structure it is the sum over the atoms as they are given;
+    without charges it does not depend on which images these are.
+
+    Several models form a committee: energy, energies, forces, stress and dipole are means, and there are
+    ``energy_comm`` ``[models]``, ``forces_comm`` ``[models, atoms, 3]``, ``stress_comm`` ``[models, 3, 3]``,
+    ``dipole_comm`` ``[models, 3]``, with ``energy_var``, ``forces_var`` ``[atoms, 3]``, ``stress_var`` ``[3, 3]`` and
+    ``dipole_var`` ``[3]``, the variances over the models (divided by their number).
 
     Args:
         model_paths: A model file, a glob pattern, or a list of either.
@@ -68,8 +81,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
         default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
-        charges_key: Not used by the models of this release; refused unless left at its default.
-        model_type: Only ``MACE``.
+        charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
+        model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
+            compared with that.
         skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
             while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
@@ -82,7 +96,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         TypeError: If an argument is not known.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "node_energy", "forces", "stress"]
+    implemented_properties = list(_OF_ENERGY_MODELS)
 
     def __init__(
         self,
@@ -92,8 +106,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         energy_units_to_eV: float = 1.0,
         length_units_to_A: float = 1.0,
         default_dtype: str = "",
-        charges_key: str = "Qs",
-        model_type: str = "MACE",
+        charges_key: str = DEFAULT_CHARGES_KEY,
+        model_type: str | None = None,
         skin: float = DEFAULT_SKIN,
         radial_tables: bool | None = None,
         **kwargs: Any,
@@ -102,7 +116,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         model_paths = _take_older_name(model_paths, kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
-        check_inactive({"charges_key": charges_key, "model_type": model_type, **kwargs})
+        check_inactive(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
@@ -113,15 +127,17 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             self.models = _loaded(model_paths, self.device, dtype)
         else:
             self.models = _copied(models, self.device, dtype)
+        self.charges_key = charges_key
         for model in self.models:
+            check_model_type(model_type, model.plan)
+            check_charges_key(charges_key, model.plan)
             model.requires_grad_(False)
             choose_kernels(model)
             choose_radial_tables(model, radial_tables)
+        self.implemented_properties = _implemented(self.models)
         self.skin = _skin(skin)
         self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
-        if self.num_models > 1:
-            self.implemented_properties = [*type(self).implemented_properties, *_COMMITTEE]
 
     @property
     def num_models(self) -> int:
@@ -132,6 +148,15 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     def r_max(self) -> float:
         """The largest cutoff of the models, in Angstrom."""
         return max(model.plan.r_max for model in self.models) * self.length_units_to_A
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Tell what has changed since the last calculation, charges included, which ASE does not look at."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and self.models[0].plan.predicts_dipole:
+            before, now = (a.arrays.get(self.charges_key) for a in (self.atoms, atoms))
+            if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
+                changes = ["charges"]
+        return changes
 
     def calculate(
         self,
@@ -205,11 +230,13 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             eV/Angstrom^2, ``[3 atoms, atoms, 3]``; a list of them for a committee.
 
         Raises:
-            UserError: If there is no structure.
+            UserError: If there is no structure, or the models predict no energy.
         """
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise UserError("get_hessian needs a structure; pass atoms.")
+        if not self.models[0].plan.predicts_energy:
+            raise UserError(f"get_hessian: a {self.models[0].plan.model} model predicts no energy to differentiate.")
         unit = self.energy_units_to_eV / self.length_units_to_A**2
         graphs = self._graphs(atoms)
         found = [
@@ -220,7 +247,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
 
     def _graphs(self, atoms: Atoms) -> list[Graph]:
         """Build the graph for every model; models with the same elements and cutoff share one."""
-        configuration = _to_configuration(atoms, self.length_units_to_A)
+        charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
+        configuration = _to_configuration(atoms, self.length_units_to_A, charges)
         made: dict[tuple[tuple[int, ...], float], Graph] = {}
         keys = [(model.plan.atomic_numbers, model.plan.r_max) for model in self.models]
         for key in keys:
@@ -233,8 +261,25 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
 
     def _collect(self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool) -> dict[str, Any]:
         """Turn predictions into ASE's results, means over the models."""
+        results: dict[str, Any] = {}
+        members: dict[str, np.ndarray] = {}
+        if self.models[0].plan.predicts_energy:
+            results, members = self._collect_energies(predictions, numbers, has_volume)
+        if self.models[0].plan.predicts_dipole:
+            members["dipole"] = _stack([p.dipole for p in predictions])[:, 0] * self.length_units_to_A
+            results["dipole"] = members["dipole"].mean(0)
+        if self.num_models > 1:
+            for name, values in members.items():
+                results[f"{name}_comm"] = values
+                results[f"{name}_var"] = values.var(0) if values.ndim > 1 else float(values.var())
+        return results
+
+    def _collect_energies(
+        self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Collect what models with energies say: means over the models, and what each of them says."""
         energy_unit, length_unit = self.energy_units_to_eV, self.length_units_to_A
-        energy = _stack([p.energy[0] for p in predictions]) * energy_unit
+        energy = _stack([p.energy for p in predictions])[:, 0] * energy_unit
         energies = _stack([p.atomic_energies for p in predictions]) * energy_unit
         forces = _stack([p.forces for p in predictions]) * (energy_unit / length_unit)
         references = _stack([_reference_energies(m, numbers) for m in self.models]) * energy_unit
@@ -250,11 +295,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             stress = _stack([p.stress[0] for p in predictions if p.stress is not None])
             members["stress"] = stress * (energy_unit / length_unit**3)
             results["stress"] = full_3x3_to_voigt_6_stress(members["stress"].mean(0))
-        if self.num_models > 1:
-            for name, values in members.items():
-                results[f"{name}_comm"] = values
-                results[f"{name}_var"] = values.var(0) if values.ndim > 1 else float(values.var())
-        return results
+        return results, members
 
 
 def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
@@ -264,6 +305,24 @@ def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
     if model_paths is not None:
         raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
     return kwargs.pop("model_path")
+
+
+def _implemented(models: list[MACE]) -> list[str]:
+    """List the results of some models.
+
+    Raises:
+        UserError: If they do not all predict the same.
+    """
+    kinds = {(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}
+    if len(kinds) > 1:
+        words = " and ".join(sorted({model.plan.model for model in models}))
+        raise UserError(
+            f"MACECalculator: a committee of {words} models cannot be formed; they predict different things."
+        )
+    energy, dipole = kinds.pop()
+    members = [*(("energy", "forces", "stress") if energy else ()), *(("dipole",) if dipole else ())]
+    committee = [f"{name}_{what}" for name in members for what in ("comm", "var")] if len(models) > 1 else []
+    return [*(_OF_ENERGY_MODELS if energy else ()), *(("dipole",) if dipole else ()), *committee]
 
 
 def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
@@ -297,11 +356,12 @@ def _skin(value: float) -> float:
     return float(value)
 
 
-def _to_configuration(atoms: Atoms, length_unit: float) -> Configuration:
+def _to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | None) -> Configuration:
     """Check a structure and carry it to the model's unit of length.
 
     Raises:
-        UserError: If it has no atoms, numbers that are NaN or infinite, or no cell where it repeats.
+        UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
+            not one number per atom.
     """
     if len(atoms) == 0:
         raise UserError("The structure has no atoms, so there is nothing to calculate.")
@@ -314,7 +374,10 @@ def _to_configuration(atoms: Atoms, length_unit: float) -> Configuration:
             f"The structure repeats along pbc={list(pbc)}, but its lattice vectors there are zero or linearly "
             "dependent; give it a cell, or set pbc to False."
         )
+    if charges is not None and (charges.shape != (len(atoms),) or not np.isfinite(charges).all()):
+        raise UserError("The charges of the structure must be one finite number for every atom.")
     return Configuration(
+        charges=None if charges is None else charges.astype(np.float64),
         atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
         positions=positions / length_unit,
         cell=cell / length_unit,

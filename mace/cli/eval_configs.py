@@ -21,6 +21,7 @@ from mace.errors import UserError
 
 if TYPE_CHECKING:
     from mace.deployment.evaluation import EvaluationSummary
+    from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--descriptor_num_layers", type=int, default=-1, help="layers the features are taken from; -1 for all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="instead of one row per atom")
     add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="only True is possible yet")
+    add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--head", help="head of the model; only Default is possible yet")
     for name, refusal in _REFUSED.items():
@@ -126,13 +128,26 @@ def run(arguments: Sequence[str]) -> None:
 
         model = loaded.model.requires_grad_(False)
         choose_kernels(model)
-        summary = evaluate_files(model, options.configs, options.output, wanted, options.batch_size, progress)
-        _report(summary, options)
+        if options.charges_key is not None and not model.plan.predicts_dipole:
+            raise UserError(f"--charges_key has no effect on a {model.plan.model} model; remove the flag.")
+        choices = (wanted, options.batch_size, options.charges_key)
+        summary = evaluate_files(model, options.configs, options.output, *choices, progress)
+        _report(summary, options, _tables(model.plan, options.compute_stress))
     finally:
         close_logging()
 
 
-def _report(summary: EvaluationSummary, options: argparse.Namespace) -> None:
+def _tables(plan: ModelPlan, stress: bool) -> list[str]:
+    """Choose the error tables of what a model predicts."""
+    if not plan.predicts_energy:
+        return ["DipoleRMSE"]
+    of_energies = ["PerAtomRMSEstressvirials"] if stress else ["PerAtomRMSE"]
+    if plan.predicts_dipole:
+        return ["EnergyDipoleRMSE", *(of_energies if stress else [])]
+    return of_energies
+
+
+def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Sequence[str]) -> None:
     """Say what was found, how fast it was, and how large the errors are."""
     from mace.training.tables import error_table
 
@@ -155,10 +170,10 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace) -> None:
         summary.n_atoms / summary.seconds,
     )
     if summary.errors:
-        kind = "PerAtomRMSEstressvirials" if options.compute_stress else "PerAtomRMSE"
-        _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))
+        for kind in tables:
+            _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))
     else:
-        _LOGGER.info("The structures have no labels of energy, forces or stress to compare with.")
+        _LOGGER.info("The structures have no labels of what the model predicts to compare with.")
     _LOGGER.info("Wrote %s", options.output)
 
 

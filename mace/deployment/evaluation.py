@@ -19,9 +19,10 @@ from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
+from mace.model.plan import ModelPlan
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frames import expand_paths
-from mace.structures.labels import LabelReport
+from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import read_sources
 from mace.structures.sources import Source
 from mace.structures.splitting import check_elements
@@ -38,7 +39,7 @@ Batches = Iterable[list[Configuration]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to predict besides energy and forces, and how to call it.
+    """What to predict besides energy, forces and dipole, and how to call it.
 
     Attributes:
         stress: Stress of every structure whose cell has a volume.
@@ -56,10 +57,17 @@ class Wanted:
     descriptor_aggregation: str | None = None
     prefix: str = "MACE_"
 
-    def keys(self) -> list[str]:
-        """Return the keys that will be written."""
-        names = {"stress": self.stress, "node_energies": self.node_energies, "descriptors": self.descriptors}
-        return [self.prefix + name for name in ("energy", "forces", *(name for name, on in names.items() if on))]
+    def keys(self, plan: ModelPlan) -> list[str]:
+        """Return the keys that will be written with what a model predicts."""
+        names = {
+            "energy": plan.predicts_energy,
+            "forces": plan.predicts_energy,
+            "dipole": plan.predicts_dipole,
+            "stress": self.stress,
+            "node_energies": self.node_energies,
+            "descriptors": self.descriptors,
+        }
+        return [self.prefix + name for name, on in names.items() if on]
 
 
 @dataclass
@@ -90,6 +98,7 @@ def evaluate_files(
     output: str | Path,
     wanted: Wanted,
     batch_size: int = 64,
+    charges_key: str | None = None,
     progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
 ) -> EvaluationSummary:
     """Predict all structures of some files and write them, in their order, as one extended XYZ file.
@@ -103,6 +112,7 @@ def evaluate_files(
         output: The file to write.
         wanted: What to predict.
         batch_size: Structures at a time.
+        charges_key: Key of the charges that are part of dipoles; see `mace.structures.labels.LabelKeys`.
         progress: Wraps the iteration over batches; gets their number.
 
     Returns:
@@ -110,14 +120,15 @@ def evaluate_files(
 
     Raises:
         UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
-            prediction would take the place of a label.
+            prediction would take the place of a label, or the model does not predict what is wanted.
     """
     files = expand_paths(paths)
+    _check_model(model.plan, wanted)
     frames: list[Atoms] = []
-    reading = read_sources([Source(files)], observe=frames.append)
+    reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     check_elements(model.plan.atomic_numbers, configurations, "the model's training data")
-    _check_keys(wanted, reading.report)
+    _check_keys(wanted.keys(model.plan), wanted.prefix, reading.report)
     summary = EvaluationSummary(reading.report)
     errors: dict[str, ErrorAccumulator] = {}
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
@@ -151,9 +162,9 @@ def predict_configurations(
         wanted: What to predict.
 
     Returns:
-        For each structure ``energy``, ``forces`` ``[atoms, 3]`` and, where wanted, ``stress`` ``[3, 3]`` (left out
-        without a volume), ``node_energies`` ``[atoms]`` and ``descriptors`` ``[atoms, features]``; float64, in eV and
-        Angstrom.
+        For each structure what the model predicts of ``energy``, ``forces`` ``[atoms, 3]`` and ``dipole`` ``[3]`` and,
+        where wanted, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
+        ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
     """
     dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     graph = dataset.batch(range(len(dataset))).graph.to(model.embedding.device)
@@ -165,11 +176,15 @@ def predict_configurations(
         of_atoms["descriptors"] = invariant_descriptors(prediction, wanted.descriptor_layers)
     ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
     pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
-    energies = _to_array(prediction.energy)
     results: list[dict[str, Any]] = [
-        {"energy": float(energy), **{name: piece[i] for name, piece in pieces.items()}}
-        for i, energy in enumerate(energies)
+        {name: piece[i] for name, piece in pieces.items()} for i in range(len(configurations))
     ]
+    if prediction.energy is not None:
+        for result, energy in zip(results, _to_array(prediction.energy), strict=True):
+            result["energy"] = float(energy)
+    if prediction.dipole is not None:
+        for result, dipole in zip(results, _to_array(prediction.dipole), strict=True):
+            result["dipole"] = dipole
     if prediction.stress is not None:
         for result, configuration, stress in zip(results, configurations, _to_array(prediction.stress), strict=True):
             if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
@@ -188,15 +203,22 @@ def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> 
     return sorted(configurations, key=lambda configuration: (place[configuration.file], configuration.index))
 
 
-def _check_keys(wanted: Wanted, report: LabelReport) -> None:
+def _check_model(plan: ModelPlan, wanted: Wanted) -> None:
+    """Refuse to predict what a model without energies does not."""
+    for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
+        if on and not plan.predicts_energy:
+            raise UserError(f"The model is of the kind {plan.model} and predicts dipoles only; do not ask for {name}.")
+
+
+def _check_keys(predicted: Sequence[str], prefix: str, report: LabelReport) -> None:
     """Refuse a prefix that makes a prediction take the place of a label."""
     for file in report.files:
         keys = {key for _, key in file.keys}
-        labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
-        for key in wanted.keys():
+        labels = {file.of(name).key for name in PROPERTIES} | (keys if not prefix else set())
+        for key in predicted:
             if key in labels & keys:
                 raise UserError(
-                    f"{file.file}: with --info_prefix='{wanted.prefix}' predictions would take the place of the "
+                    f"{file.file}: with --info_prefix='{prefix}' predictions would take the place of the "
                     f"label '{key}'; choose another prefix, such as MACE_."
                 )
 
@@ -220,13 +242,15 @@ def _annotations(
 
 def _add_errors(errors: ErrorAccumulator, configuration: Configuration, prediction: dict[str, Any]) -> None:
     """Compare what is both labelled and predicted."""
-    if configuration.energy is not None:
-        n_atoms = np.array([configuration.n_atoms])
+    n_atoms = np.array([configuration.n_atoms])
+    if configuration.energy is not None and "energy" in prediction:
         errors.add("energy", np.array([configuration.energy]), np.array([prediction["energy"]]), n_atoms)
-    if configuration.forces is not None:
+    if configuration.forces is not None and "forces" in prediction:
         errors.add("forces", configuration.forces, prediction["forces"])
     if configuration.stress is not None and "stress" in prediction:
         errors.add("stress", configuration.stress[None], prediction["stress"][None])
+    if configuration.dipole is not None and "dipole" in prediction:
+        errors.add("dipole", configuration.dipole[None], prediction["dipole"][None], n_atoms)
 
 
 def _combined(errors: dict[str, ErrorAccumulator]) -> dict[str, dict[str, float]]:

@@ -82,18 +82,18 @@ def _obstacle(model: MACE) -> str | None:
 
 
 def largest_error(model: MACE, n_nodes: int) -> float:
-    """Measure in float64 by how much tables change a force of a test structure, eV/Angstrom."""
+    """Measure in float64 by how much tables change a force or dipole of a test structure, eV/Angstrom or e*Angstrom."""
     exact = deepcopy(model).requires_grad_(False).use_compiled_kernels(False).to_precision(torch.float64)
     graph = build_graph(disordered_structure(model), ElementTable(model.plan.atomic_numbers), model.plan.r_max)
 
-    from_networks = _forces(exact, graph)
-    return float((from_networks - _forces(exact.use_radial_tables(n_nodes), graph)).abs().max())
+    from_networks = _of_atoms(exact, graph)
+    return float((from_networks - _of_atoms(exact.use_radial_tables(n_nodes), graph)).abs().max())
 
 
-def _forces(model: MACE, graph: Graph) -> Tensor:
-    forces = predict(model, graph).forces
-    assert forces is not None
-    return forces
+def _of_atoms(model: MACE, graph: Graph) -> Tensor:
+    """Return what the model predicts of forces and dipoles, ``[properties, atoms, 3]``."""
+    prediction = predict(model, graph)
+    return torch.stack([p for p in (prediction.forces, prediction.atomic_dipoles) if p is not None])
 
 
 def disordered_structure(model: MACE) -> Configuration:

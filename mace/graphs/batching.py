@@ -113,6 +113,9 @@ class GraphDataset:
         self._element = np.concatenate([elements.index(c.atomic_numbers) for c in configurations])
         self._positions = np.concatenate([c.positions for c in configurations])
         self._cell = np.stack([c.cell for c in configurations])
+        self._charges = np.concatenate(
+            [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
+        )
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
         neighbors = [search(c, r_max) for c in progress(self.configurations)]
@@ -224,6 +227,7 @@ class GraphDataset:
             structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(chosen)), n_atoms)),
             positions=torch.from_numpy(self._positions[atoms]),
             cell=torch.from_numpy(self._cell[chosen]),
+            charges=torch.from_numpy(self._charges[atoms]),
             volume=torch.from_numpy(self._volume[chosen]),
             pair_sender=_padded(flat.pair_sender[pairs] + atom_offset),
             pair_receiver=_padded(flat.pair_receiver[pairs] + atom_offset),

@@ -26,6 +26,7 @@ class Graph:
         structure_of_atom: Structure each atom belongs to, ``[atoms]``.
         positions: Angstrom, float64, ``[atoms, 3]``.
         cell: Rows are lattice vectors in Angstrom, float64, ``[structures, 3, 3]``.
+        charges: Given elementary charges, zero where none are given, float64, ``[atoms]``.
         volume: Angstrom^3, float64, ``[structures]``; what stresses are divided by, NaN where stress has no meaning.
         pair_sender: Sending atom of each pair, ``[pairs]``.
         pair_receiver: Receiving atom of each pair, ``[pairs]``.
@@ -48,6 +49,7 @@ class Graph:
     structure_of_atom: Tensor
     positions: Tensor
     cell: Tensor
+    charges: Tensor
     volume: Tensor
     pair_sender: Tensor
     pair_receiver: Tensor

@@ -65,6 +65,7 @@ class Demands:
         r_max: Cutoff in Angstrom.
         labels: Labels that the losses need.
         E0s: What was given as reference energies, see `resolve_reference_energies`.
+        needs_E0s: Whether there must be some; a model that predicts no energy needs none.
         atomic_numbers: Elements the model is to know; None for those of the training set.
         allow: Names of findings that are let pass.
     """
@@ -72,6 +73,7 @@ class Demands:
     r_max: float
     labels: Sequence[str] = ("energy", "forces")
     E0s: str | Mapping[Any, float] | None = None
+    needs_E0s: bool = True
     atomic_numbers: Sequence[int] | None = None
     allow: frozenset[str] = frozenset()
 
@@ -223,7 +225,8 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     except UserError as error:
         if not any(c.energy is not None for c in configurations):
             return None, []  # the finding is that labels are missing
-        findings.append(Finding("missing-reference-energies", file, str(error)))
+        if demands.needs_E0s:
+            findings.append(Finding("missing-reference-energies", file, str(error)))
         references = resolve_reference_energies("average", (), configurations, elements)
         return replace(references, source="least squares, for this report only"), findings
     findings += [Finding("doubtful-reference-energies", file, warning) for warning in references.warnings]

@@ -1,4 +1,4 @@
-"""Energies, forces, stress and virials of a batch, by differentiating the energy with respect to pair vectors."""
+"""Energies and dipoles of a batch, with forces, stress and virials by differentiating with respect to pair vectors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from mace.graphs.graph import Graph, pair_vectors
 from mace.kernels.gather import gather_pairs, restore_order
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.mace import MACE
+from mace.model.mace import MACE, AtomicOutput
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts for a batch; what was not asked for is ``None``.
+    """What a model predicts for a batch; what was not asked for or is not predicted is ``None``.
 
     Attributes:
         energy: Total energy in eV, float64 where the device has it, ``[structures]``.
@@ -24,14 +24,18 @@ class Prediction:
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
+        dipole: e*Angstrom, that of the given charges included, float64 where the device has it, ``[structures, 3]``.
+        atomic_dipoles: What each atom adds to it, without its charge times its position, ``[atoms, 3]``.
     """
 
-    energy: Tensor
-    atomic_energies: Tensor
+    energy: Tensor | None
+    atomic_energies: Tensor | None
     forces: Tensor | None
     stress: Tensor | None
     virials: Tensor | None
     features: list[dict[int, Tensor]]
+    dipole: Tensor | None = None
+    atomic_dipoles: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -46,15 +50,15 @@ def predict(model: MACE, graph: Graph, forces: bool = True, stress: bool = False
     Args:
         model: The model.
         graph: Atoms and neighbors, on the model's device.
-        forces: Whether forces are wanted.
-        stress: Whether stress and virials are wanted.
+        forces: Whether forces are wanted; a model without energies has none.
+        stress: Whether stress and virials are wanted; likewise.
         training: Keep the graph of operations, so that a loss of the result can be differentiated.
 
     Returns:
-        Energies and the derivatives asked for.
+        Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    if not (forces or stress):
+    if not (forces or stress) or not model.plan.predicts_energy:
         with torch.set_grad_enabled(training):
             return _assemble(model, graph, vectors, None, forces, stress)
     vectors.requires_grad_(True)
@@ -77,7 +81,10 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
     positions = graph.positions.detach().clone().requires_grad_(True)
     moved = replace(graph, positions=positions)
     with torch.enable_grad(), model.plain_kernels():
-        energy = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies.sum()
+        energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
+        if energies is None:
+            raise ValueError(f"a {model.plan.model} model has no energy to differentiate")
+        energy = energies.sum()
         (gradient,) = torch.autograd.grad(energy, positions, create_graph=True, materialize_grads=True)
         if not gradient.requires_grad:  # atoms without neighbors
             return positions.new_zeros(positions.numel(), *positions.shape)
@@ -90,11 +97,14 @@ def _assemble(
 ) -> Prediction:
     """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
     output = model(graph, vectors)
+    dipole, atomic_dipoles = _dipoles(model, output, graph, keep_graph is not False)
+    if output.energies is None:
+        return Prediction(None, None, None, None, None, output.features, dipole, atomic_dipoles)
     reference = model.reference_energies.index_select(0, graph.element)
     atomic_energies = reference + output.energies.to(reference.dtype)
     if keep_graph is None:
         energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, None, None, None, output.features)
+        return Prediction(energy, atomic_energies, None, None, None, output.features, dipole, atomic_dipoles)
     with differentiating_by(Pass.GEOMETRY):
         (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
     if not keep_graph:
@@ -109,7 +119,19 @@ def _assemble(
         stress=None if strain_gradient is None else _stress(strain_gradient, graph),
         virials=None if strain_gradient is None else -strain_gradient,
         features=output.features,
+        dipole=dipole,
+        atomic_dipoles=atomic_dipoles,
     )
+
+
+def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Add up the dipoles of the atoms and the given charges times the positions; by structure and by atom."""
+    if output.dipoles is None:
+        return None, None
+    precision = model.reference_energies.dtype
+    learned = output.dipoles.to(precision) if keep_graph else output.dipoles.detach().to(precision)
+    of_charges = graph.charges.to(precision).unsqueeze(1) * graph.positions.to(precision)
+    return sum_over_structures(learned + of_charges, graph), learned
 
 
 def _forces(gradient: Tensor, graph: Graph) -> Tensor:

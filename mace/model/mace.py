@@ -1,4 +1,4 @@
-r"""The MACE model: atomic energies from many-body messages.
+r"""The MACE model: atomic energies and dipoles from many-body messages.
 
 Source:
     Batatia, Kovacs, Simm, Ortner, Csanyi, NeurIPS 2022, arXiv:2206.07697.
@@ -20,19 +20,21 @@ from mace.model.interaction import Interaction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.radial import NuclearRepulsion, RadialEmbedding
-from mace.model.readout import LinearReadout, NonlinearReadout
+from mace.model.readout import GatedDipoleReadout, LinearDipoleReadout, LinearReadout, NonlinearReadout
 
 
 @dataclass(frozen=True)
 class AtomicOutput:
-    """What the model says of every atom.
+    """What the model says of every atom; ``None`` stands for what it does not predict.
 
     Attributes:
         energies: Interaction energy (without the reference energy) in eV, ``[atoms]``.
+        dipoles: Learned dipole in e*Angstrom, without that of the charges, ``[atoms, 3]``.
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
     """
 
-    energies: Tensor
+    energies: Tensor | None
+    dipoles: Tensor | None
     features: list[dict[int, Tensor]]
 
 
@@ -56,12 +58,8 @@ class MACE(nn.Module):
         self.repulsion = NuclearRepulsion(plan) if plan.pair_repulsion else None
         self.interactions = nn.ModuleList(Interaction(plan, layer) for layer in range(plan.n_layers))
         self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
-        self.readouts = nn.ModuleList(
-            NonlinearReadout(n, plan.readout_channels, plan.gate)
-            if 0 < layer == plan.n_layers - 1
-            else LinearReadout(n)
-            for layer in range(plan.n_layers)
-        )
+        self.readouts = nn.ModuleList(_energy_readouts(plan) if plan.predicts_energy else ())
+        self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if plan.predicts_dipole else ())
         energies = torch.tensor(plan.reference_energies, dtype=torch.float64)
         self.register_buffer("reference_energies", energies, persistent=False)
         signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
@@ -153,14 +151,14 @@ class MACE(nn.Module):
         return self
 
     def forward(self, graph: Graph, vectors: Tensor) -> AtomicOutput:
-        """Evaluate the interaction energy of every atom.
+        """Evaluate the interaction energy and the dipole of every atom.
 
         Args:
             graph: Atoms and neighbors.
             vectors: From sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
 
         Returns:
-            Energies and features.
+            Energies, dipoles and features.
         """
         lengths = vectors.norm(dim=-1)
         needed = any(interaction.needs_basis for interaction in self.interactions)
@@ -169,16 +167,38 @@ class MACE(nn.Module):
         # the reverse of an edge has the opposite direction: odd harmonics change sign
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
         harmonics_of_slot = gather_pairs(harmonics, graph) * signs
-        energies = self._repulsion(lengths, graph)
         element = graph.element.index_select(0, graph.atoms_by_element)
         features = {0: self.embedding.index_select(0, element).unsqueeze(1) * self.plan.n_elements**-0.5}
-        outputs = []
-        for interaction, product, readout in zip(self.interactions, self.products, self.readouts, strict=True):
+        layers = []
+        for interaction, product in zip(self.interactions, self.products, strict=True):
             atomic_basis, residual = interaction(features, lengths, basis, harmonics_of_slot, graph)
             features = product(atomic_basis, residual, graph)
-            outputs.append({degree: restore_order(rows, graph) for degree, rows in features.items()})
+            layers.append(features)
+        energies, dipoles = self._energies(layers, lengths, graph), self._dipoles(layers)
+        outputs = [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in layers]
+        return AtomicOutput(
+            None if energies is None else restore_order(energies, graph),
+            None if dipoles is None else restore_order(dipoles, graph),
+            outputs,
+        )
+
+    def _energies(self, layers: list[dict[int, Tensor]], lengths: Tensor, graph: Graph) -> Tensor | None:
+        """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
+        if not self.plan.predicts_energy:
+            return None
+        energies = self._repulsion(lengths, graph)
+        for readout, features in zip(self.readouts, layers, strict=True):
             energies = energies + readout(features[0].squeeze(1))
-        return AtomicOutput(restore_order(energies, graph) * self.plan.scale + self.plan.shift, outputs)
+        return energies * self.plan.scale + self.plan.shift
+
+    def _dipoles(self, layers: list[dict[int, Tensor]]) -> Tensor | None:
+        """Read the dipoles out of all layers that have a readout, rows in order of element, ``[atoms, 3]``."""
+        if not self.plan.predicts_dipole:
+            return None
+        dipoles = layers[0][1].new_zeros(layers[0][1].shape[:2])
+        for readout, features in zip(self.dipole_readouts, layers, strict=False):
+            dipoles = dipoles + readout(features[0].squeeze(1), features[1])
+        return dipoles * self.plan.dipole_scale
 
     def _repulsion(self, lengths: Tensor, graph: Graph) -> Tensor:
         """Return each row's share of the nuclear repulsion, ``[atoms]``."""
@@ -186,3 +206,18 @@ class MACE(nn.Module):
             return lengths.new_zeros(graph.n_atoms)
         shares = gather_pairs(self.repulsion(lengths, graph), graph)
         return shares.view(graph.n_atoms, graph.max_neighbors).sum(1)
+
+
+def _energy_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build a linear readout for every layer but the last of several, which has a hidden layer."""
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear: list[nn.Module] = [LinearReadout(n) for _ in range(plan.n_layers - several)]
+    return [*linear, NonlinearReadout(n, plan.readout_channels, plan.gate)] if several else linear
+
+
+def _dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
+    gated = several and plan.readout_vectors > 0
+    return [*linear, GatedDipoleReadout(n, plan.readout_vectors, plan.gate)] if gated else linear

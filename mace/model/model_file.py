@@ -37,7 +37,13 @@ FORMAT_VERSION = 1
 METADATA_KEY = "mace"
 """The entry of the safetensors metadata that holds the document."""
 
-UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
+UNITS = {
+    "energy": "eV",
+    "length": "Angstrom",
+    "forces": "eV/Angstrom",
+    "stress": "eV/Angstrom^3",
+    "dipole": "e*Angstrom",
+}
 """What the numbers of every model file mean."""
 
 Document = dict[str, Any]

@@ -10,6 +10,13 @@ MAX_L = 4
 """Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
 
 
+WITH_ENERGY = ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE")
+"""Models that have energies, and with them forces, stress and virials."""
+
+WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
+"""Models that have dipoles."""
+
+
 class InteractionPlan(BaseModel):
     """What kind of interaction a layer uses.
 
@@ -41,17 +48,20 @@ class ModelPlan(BaseModel):
         interactions: Kind of each layer.
         correlation: Factors of the symmetric contraction, layer by layer.
         radial_mlp: Widths of the hidden layers of the radial network.
-        readout_channels: Width of the hidden layer of the last readout.
+        readout_channels: Width of the hidden layer of the last readout of energies; 0 where no energy is predicted.
+        readout_vectors: Width of the hidden layer of the last readout of dipoles; 0 for none, as where no dipole is
+            predicted.
         gate: Activation of the last readout.
         avg_num_neighbors: What messages are divided by.
         atomic_numbers: The elements, in rising order.
-        reference_energies: Energy of each isolated element in eV.
+        reference_energies: Energy of each isolated element in eV; empty where no energy is predicted.
         scale: Factor on the learned atomic energy, eV.
         shift: Constant added to it for every atom, eV.
+        dipole_scale: Factor on the learned atomic dipoles, e*Angstrom.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    model: Literal["MACE", "ScaleShiftMACE"]
+    model: Literal["MACE", "ScaleShiftMACE", "AtomicDipolesMACE", "EnergyDipolesMACE"]
     r_max: float = Field(gt=0)
     radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
     num_radial_basis: int = Field(default=8, ge=1)
@@ -64,13 +74,15 @@ class ModelPlan(BaseModel):
     interactions: tuple[InteractionPlan, ...] = Field(min_length=1)
     correlation: tuple[int, ...]
     radial_mlp: tuple[int, ...] = (64, 64, 64)
-    readout_channels: int = Field(default=16, ge=1)
+    readout_channels: int = Field(default=16, ge=0)
+    readout_vectors: int = Field(default=0, ge=0)
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
     avg_num_neighbors: float = Field(gt=0)
     atomic_numbers: tuple[int, ...] = Field(min_length=1)
     reference_energies: tuple[float, ...]
     scale: float = 1.0
     shift: float = 0.0
+    dipole_scale: float = 1.0
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:
@@ -82,11 +94,27 @@ class ModelPlan(BaseModel):
             raise ValueError("one correlation order per layer is needed")
         if not all(1 <= order <= 4 for order in self.correlation):
             raise ValueError("correlation orders lie between 1 and 4")
-        if len(self.reference_energies) != len(self.atomic_numbers):
-            raise ValueError("one reference energy per element is needed")
+        if len(self.reference_energies) != (len(self.atomic_numbers) if self.predicts_energy else 0):
+            raise ValueError("one reference energy per element is needed, none where no energy is predicted")
+        if self.predicts_dipole and 1 not in self.hidden_l:
+            raise ValueError("a dipole needs hidden features of degree 1")
+        if self.readout_vectors and not self.predicts_dipole or self.readout_channels and not self.predicts_energy:
+            raise ValueError("the last readout has widths for what the model does not predict")
+        if self.predicts_energy and not self.readout_channels:
+            raise ValueError("the last readout of energies needs a width")
         if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
             raise ValueError("atomic numbers must rise")
         return self
+
+    @property
+    def predicts_energy(self) -> bool:
+        """Whether the model has energies, and with them forces, stress and virials."""
+        return self.model in WITH_ENERGY
+
+    @property
+    def predicts_dipole(self) -> bool:
+        """Whether the model has dipoles."""
+        return self.model in WITH_DIPOLE
 
     @property
     def n_layers(self) -> int:
@@ -103,5 +131,6 @@ class ModelPlan(BaseModel):
         return (0,) if layer == 0 else self.hidden_l
 
     def l_out(self, layer: int) -> tuple[int, ...]:
-        """Return the degrees that leave a layer: scalars only from the last."""
-        return (0,) if layer == self.n_layers - 1 else self.hidden_l
+        """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""
+        last = (0, 1) if self.predicts_dipole else (0,)
+        return last if layer == self.n_layers - 1 else self.hidden_l

@@ -18,7 +18,6 @@ LEARNING_RATE_FACTORS = (
 )
 """The parts of the model whose learning rate has a factor of its own."""
 
-_DIPOLE_LOSS = "losses of dipoles are not available yet; choose weighted, stress, huber or universal."
 _LOSS = "Loss and weights"
 _OPTIMIZER = "Optimizer and schedule"
 _STAGE_TWO = "Stage two and averaging"
@@ -51,16 +50,16 @@ class LossSettings(Settings):
         "weighted",
         "which labels are fitted and how errors count",
         group=_LOSS,
+        default_words="weighted; dipole for AtomicDipolesMACE, energy_forces_dipole for EnergyDipolesMACE",
         unsupported_values={
-            "dipole": _DIPOLE_LOSS,
-            "dipole_polar": _DIPOLE_LOSS,
-            "energy_forces_dipole": _DIPOLE_LOSS,
+            "dipole_polar": "losses of polarizabilities are not available yet; choose dipole.",
         },
     )
     energy_weight: float = setting(1.0, "weight of the energies per atom", group=_LOSS, ge=0)
     forces_weight: float = setting(100.0, "weight of the forces", group=_LOSS, ge=0)
     stress_weight: float = setting(1.0, "weight of the stresses", group=_LOSS, ge=0)
     virials_weight: float = setting(1.0, "weight of the virials per atom", group=_LOSS, ge=0)
+    dipole_weight: float = setting(1.0, "weight of the dipoles per atom", group=_LOSS, ge=0)
     config_type_weights: dict[str, NonNegative] = setting(
         {"Default": 1.0},
         "weight of the structures of each config_type; Default is for all that are not named",
@@ -142,6 +141,9 @@ class StageTwoSettings(Settings):
     )
     swa_virials_weight: float = setting(
         10.0, "weight of the virials in stage two", group=_STAGE_TWO, aliases=("stage_two_virials_weight",), ge=0
+    )
+    swa_dipole_weight: float = setting(
+        1.0, "weight of the dipoles in stage two", group=_STAGE_TWO, aliases=("stage_two_dipole_weight",), ge=0
     )
     ema: bool = setting(
         False, "evaluate and keep an exponential average of the parameters", group=_STAGE_TWO, kind="switch"

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from mace.settings.declaration import Settings, setting
 
 _NOT_BUILT = "this model is not available yet; choose MACE or ScaleShiftMACE."
-_DIPOLES = "models of dipoles and polarizabilities are not available yet; choose MACE or ScaleShiftMACE."
+_DIELECTRIC = "models of polarizabilities are not available yet; choose AtomicDipolesMACE or EnergyDipolesMACE."
 _NO_ATTENTION = "interactions with attention are not available yet; choose RealAgnosticResidualInteractionBlock."
 _NO_NONLINEAR = "non-linear interactions are not available yet; choose RealAgnosticResidualInteractionBlock."
 _LARGEST_CORRELATION = 4
@@ -36,16 +36,15 @@ class ModelSettings(Settings):
         "EnergyDipolesMACE",
     ] = setting(
         "MACE",
-        "MACE keeps isolated atoms at exactly E0; ScaleShiftMACE also learns around a shift per atom",
+        "MACE keeps isolated atoms at exactly E0; ScaleShiftMACE also learns around a shift per atom; "
+        "AtomicDipolesMACE has dipoles only; EnergyDipolesMACE is MACE with dipoles",
         group="Model",
         unsupported_values={
             "BOTNet": _NOT_BUILT,
             "ScaleShiftBOTNet": _NOT_BUILT,
             "PolarMACE": _NOT_BUILT,
             "MACELES": _NOT_BUILT,
-            "AtomicDipolesMACE": _DIPOLES,
-            "AtomicDielectricMACE": _DIPOLES,
-            "EnergyDipolesMACE": _DIPOLES,
+            "AtomicDielectricMACE": _DIELECTRIC,
         },
     )
     r_max: float = setting(5.0, "distance up to which atoms are neighbors", group="Model", unit="Angstrom", gt=0)
@@ -120,7 +119,13 @@ class ModelSettings(Settings):
         group="Model",
         unsupported_values={"RealAgnosticResidualNonLinearInteractionBlock": _NO_NONLINEAR},
     )
-    MLP_irreps: str = setting("16x0e", "hidden layer of the last readout", group="Model", placeholder="IRREPS")
+    MLP_irreps: str = setting(
+        "16x0e",
+        "hidden layer of the last readout",
+        group="Model",
+        placeholder="IRREPS",
+        default_words="16x0e, with as many 1o where dipoles are predicted",
+    )
     gate: Literal["silu", "tanh", "abs", "None"] = setting("silu", "non-linearity of the last readout", group="Model")
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from mace.settings.declaration import Settings, setting
 
-_DIPOLE_TABLE = "tables of dipoles are not available yet; choose PerAtomRMSE, TotalRMSE, PerAtomMAE or TotalMAE."
+_POLAR_TABLE = "tables of polarizabilities are not available yet; choose DipoleRMSE or DipoleMAE."
 
 
 def _check_device(device: str) -> str:
@@ -67,12 +67,8 @@ class EvaluationSettings(Settings):
         "PerAtomRMSE",
         "which errors the final table shows",
         group="Evaluation and output",
-        unsupported_values={
-            "DipoleRMSE": _DIPOLE_TABLE,
-            "DipoleMAE": _DIPOLE_TABLE,
-            "DipolePolarRMSE": _DIPOLE_TABLE,
-            "EnergyDipoleRMSE": _DIPOLE_TABLE,
-        },
+        default_words="PerAtomRMSE; DipoleRMSE for AtomicDipolesMACE, EnergyDipoleRMSE for EnergyDipolesMACE",
+        unsupported_values={"DipolePolarRMSE": _POLAR_TABLE},
     )
     plot: bool = setting(True, "draw the course of training and the predictions", group="Evaluation and output")
     plot_frequency: int = setting(

@@ -11,7 +11,8 @@ _WANDB = (
     "are always written)."
 )
 _POLAR = "long-range electrostatics (PolarMACE) are not available yet; remove the flag."
-_DIPOLES = "training on dipoles and polarizabilities is not available yet; remove the flag."
+_POLARIZABILITIES = "polarizabilities are not available yet; remove the flag."
+_ATOMIC_DIPOLES = "choose --model=AtomicDipolesMACE or EnergyDipolesMACE for dipoles, and remove the flag."
 _FOUNDATION = "fine-tuning of foundation models is not available yet; remove the flag to train from scratch."
 _HEADS = "models with several heads are not available yet; remove the flag and train one model per data set."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
@@ -89,8 +90,8 @@ class UnsupportedModelSettings(Settings):
     edge_irreps: str | None = setting(None, "irreps of edge features", unsupported=_ARCHITECTURE)
     use_edge_irreps_first: bool = setting(False, "edge features in the first layer", unsupported=_ARCHITECTURE)
     embedding_specs: dict[str, Any] | None = setting(None, "embeddings of global features", unsupported=_EMBEDDINGS)
-    compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_DIPOLES)
-    compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_DIPOLES)
+    compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_POLARIZABILITIES)
+    compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_ATOMIC_DIPOLES)
     les_arguments: str | dict[str, Any] | None = setting(
         None,
         "arguments of latent Ewald summation",
@@ -130,16 +131,12 @@ class UnsupportedLabelSettings(Settings):
     total_charge_key: str | None = setting(
         None, "name of the total charge", unsupported=_EMBEDDINGS, inactive=("total_charge",)
     )
-    dipole_weight: float = setting(1.0, "weight of the dipoles", unsupported=_DIPOLES)
-    swa_dipole_weight: float = setting(
-        1.0, "weight of the dipoles in stage two", aliases=("stage_two_dipole_weight",), unsupported=_DIPOLES
-    )
-    polarizability_weight: float = setting(1.0, "weight of the polarizabilities", unsupported=_DIPOLES)
+    polarizability_weight: float = setting(1.0, "weight of the polarizabilities", unsupported=_POLARIZABILITIES)
     swa_polarizability_weight: float = setting(
         1.0,
         "weight of the polarizabilities in stage two",
         aliases=("stage_two_polarizability_weight",),
-        unsupported=_DIPOLES,
+        unsupported=_POLARIZABILITIES,
     )
 
 

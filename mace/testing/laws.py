@@ -51,6 +51,9 @@ class Structure(NamedTuple):
     pbc: tuple[bool, bool, bool]
 
 
+DipoleMoment = Callable[[np.ndarray, np.ndarray, np.ndarray, tuple[bool, bool, bool]], np.ndarray]
+"""From the arguments of a potential to a dipole in e*Angstrom ``[3]``."""
+
 BatchPotential = Callable[[Sequence[Structure]], Sequence[Result]]
 """A potential that evaluates several structures at once."""
 
@@ -355,6 +358,42 @@ def assert_batching(potential: BatchPotential, structures: Sequence[Structure], 
         together = potential([structures[i] for i in order])
         for place, i in enumerate(order):
             _compare(f"batching, structure {i}", together[place], alone[i], tolerance)
+
+
+def assert_dipole_turns(dipole: DipoleMoment, structure: Structure, tolerance: float = EXACT, seed: int = 0) -> None:
+    """Assert that a dipole turns with the structure and is odd under inversion.
+
+    Args:
+        dipole: The dipole.
+        structure: Any structure; its cell turns with the atoms.
+        tolerance: Largest deviation allowed.
+        seed: Chooses the rotation.
+
+    Raises:
+        AssertionError: If it does not or is not.
+    """
+    for law, matrix in (("dipole under rotation", _random_rotation(seed)), ("dipole under inversion", -np.eye(3))):
+        _check(law, "dipole", dipole(*_deformed(structure, matrix)), dipole(*structure) @ matrix.T, tolerance)
+
+
+def assert_dipole_of_shifted_atoms(
+    dipole: DipoleMoment, structure: Structure, charge: float = 0.0, tolerance: float = EXACT, seed: int = 0
+) -> None:
+    """Assert that moving all atoms by a vector adds the total charge times the vector, nothing to what is neutral.
+
+    Args:
+        dipole: The dipole.
+        structure: Any structure.
+        charge: Total charge in elementary charges.
+        tolerance: Largest deviation allowed.
+        seed: Chooses the vector, of several Angstrom.
+
+    Raises:
+        AssertionError: If something else is added.
+    """
+    shift = 5.0 * _random_rotation(seed)[1]
+    found = dipole(*structure._replace(positions=structure.positions + shift))
+    _check("dipole of shifted atoms", "dipole", found, dipole(*structure) + charge * shift, tolerance)
 
 
 def assert_all_laws(potential: Potential, structure: Structure) -> None:

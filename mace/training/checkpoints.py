@@ -145,8 +145,8 @@ class CheckpointFolder:
 
 STRUCTURAL = (
     "model", "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "distance_transform", "pair_repulsion",
-    "l_max", "n_channels", "hidden_l", "interactions", "correlation", "radial_mlp", "readout_channels", "gate",
-    "atomic_numbers",
+    "l_max", "n_channels", "hidden_l", "interactions", "correlation", "radial_mlp", "readout_channels",
+    "readout_vectors", "gate", "atomic_numbers",
 )  # fmt: skip
 """Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps
 those it was started with, even if the data have changed."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
+from mace.model.plan import WITH_ENERGY
 from mace.reporting.document import write_text
 from mace.reporting.page import write_page
 from mace.reporting.terminal import summary_lines, verdict
@@ -53,6 +54,7 @@ def inspect_data(
         r_max=settings.r_max,
         labels=sorted({term.name for loss in losses for term in loss.terms}),
         E0s=settings.E0s,
+        needs_E0s=settings.model in WITH_ENERGY,
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),
     )

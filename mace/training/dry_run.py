@@ -41,10 +41,7 @@ def describe_plan(
         "structures": f"{len(train)} training, {len(preparation.valid)} validation, "
         f"{sum(len(c) for c in preparation.tests.values())} test",
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
-        "E0s / eV": ", ".join(
-            f"{chemical_symbol(z)} {e:.6f}" for z, e in zip(plan.atomic_numbers, plan.reference_energies, strict=True)
-        )
-        + f" ({preparation.energies.source})",
+        "E0s / eV": _energies(preparation),
         "neighbors": f"{plan.avg_num_neighbors:.2f} on average within {plan.r_max} Angstrom",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "loss": str(losses[0]),
@@ -58,6 +55,14 @@ def describe_plan(
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _energies(preparation: Preparation) -> str:
+    """Say the reference energies in words."""
+    if preparation.energies is None:
+        return "none: the model predicts no energy"
+    energies = ", ".join(f"{chemical_symbol(z)} {e:.6f}" for z, e in preparation.energies.energies.items())
+    return f"{energies} ({preparation.energies.source})"
 
 
 def _measure(model: MACE, preparation: Preparation, loss: Loss, settings: TrainingSettings) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from mace.model.mace import MACE
 from mace.training.loss import Loss
 from mace.training.metrics import ErrorAccumulator
 
-PREDICTED = ("energy", "forces", "stress", "virials")
-"""What an energy model predicts and data can label."""
+PREDICTED = ("energy", "forces", "stress", "virials", "dipole")
+"""What models predict, each kind some of it, and data can label."""
 
 
 @dataclass

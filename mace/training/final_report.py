@@ -9,6 +9,7 @@ import numpy as np
 
 from mace.graphs.batching import Batch, GraphDataset
 from mace.model.mace import MACE
+from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.training.evaluation import Evaluation, evaluate, join_pairs
@@ -54,7 +55,7 @@ def write_final_report(
     _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, learned))
     if tested:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
-    _tell_types(results, table)
+    _tell_types(results, table, model.plan)
     if settings.plot:
         _plot(results, model, sets, folders, stage)
     return {name: result.metrics for name, result in results.items()}
@@ -78,7 +79,7 @@ def _evaluate(
     )
 
 
-def _tell_types(results: dict[str, Evaluation], table: str) -> None:
+def _tell_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> None:
     """Log RMSE and MAE of every set, divided by config_type."""
     rows = {}
     for name, result in results.items():
@@ -88,7 +89,9 @@ def _tell_types(results: dict[str, Evaluation], table: str) -> None:
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
     suffix = "stressvirials" if "stressvirials" in table else ""
     for measure in ("RMSE", "MAE"):
-        _LOGGER.info("%s by config_type:\n%s", measure, error_table(f"PerAtom{measure}{suffix}", rows))
+        kinds = [f"PerAtom{measure}{suffix}"] * plan.predicts_energy + [f"Dipole{measure}"] * plan.predicts_dipole
+        for kind in kinds:
+            _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
 def _plot(
@@ -99,7 +102,7 @@ def _plot(
     stage: str,
 ) -> None:
     """Draw predictions against labels, energies without the isolated atoms."""
-    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=True))
+    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=model.plan.predicts_energy))
     joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for name, result in results.items():
         group = joined.setdefault({"train_Default": "train", "valid_Default": "valid"}.get(name, "test"), {})

@@ -18,6 +18,9 @@ from torch import Tensor
 from mace.graphs.batching import PER_ATOM, Targets
 from mace.model.derivatives import Prediction
 
+FITTED = ("energy", "forces", "stress", "virials", "dipole")
+"""Properties that losses have terms of, each with a weight among the settings."""
+
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
 """How the universal loss tightens its threshold with the size of the reference force, eV/Angstrom."""
@@ -133,6 +136,11 @@ def _length(error: Tensor, reference: Tensor) -> Tensor:
     return torch.linalg.vector_norm(error, dim=-1, keepdim=True)
 
 
+def _hundred_squares(error: Tensor, reference: Tensor) -> Tensor:
+    """Count dipoles a hundred times, as mace-torch does: they are small numbers beside energies."""
+    return 100.0 * error * error
+
+
 def huber(error: Tensor, delta: float | Tensor) -> Tensor:
     """Penalize small errors by half their square and large ones by their size times the threshold."""
     size = error.abs()
@@ -160,8 +168,8 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
     """Build a loss by its word.
 
     Args:
-        name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber``, ``universal`` or
-            ``l1l2energyforces``.
+        name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber``, ``universal``,
+            ``l1l2energyforces``, ``dipole`` or ``energy_forces_dipole``.
         weights: Weight of each property; what a loss does not use is not looked at.
         huber_delta: Threshold of ``huber`` and ``universal``.
 
@@ -176,6 +184,7 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "forces": Term("forces", 0.0, False, _square),
         "stress": Term("stress", 0.0, False, _square),
         "virials": Term("virials", 0.0, True, _square),
+        "dipole": Term("dipole", 0.0, True, _hundred_squares),
     }
     robust = {p: Term(p, 0.0, p == "energy", _huber(huber_delta)) for p in ("energy", "forces", "stress")}
     universal = {p: Term(p, 0.0, t.per_atom, t.penalty, scales_error=True) for p, t in robust.items()}
@@ -189,6 +198,8 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "huber": list(robust.values()),
         "universal": list(universal.values()),
         "l1l2energyforces": [Term("energy", 0.0, True, _size), Term("forces", 0.0, False, _length)],
+        "dipole": [square["dipole"]],
+        "energy_forces_dipole": [square["energy"], square["forces"], square["dipole"]],
     }
     terms = [
         Term(t.name, float(weights[t.name]), t.per_atom, t.penalty, t.scales_error)

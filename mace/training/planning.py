@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
-from mace.model.plan import MAX_L, InteractionPlan, ModelPlan
+from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling, Summary, choose_scaling
 
 DEFAULT_CHANNELS, DEFAULT_MAX_L = 128, 1
+
+NO_SCALING = Scaling(shift=0.0, scale=1.0)
+"""What models of dipoles have, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,15 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
             f"hidden features of degree {features.degrees[-1]} need --max_ell of at least {features.degrees[-1]}, "
             f"but it is {settings.max_ell}."
         )
+    if settings.model in WITH_DIPOLE and 1 not in features.degrees:
+        raise UserError(
+            f"--model={settings.model} needs vectors among the hidden features; choose --max_L of at least 1, or "
+            "--hidden_irreps with 1o."
+        )
     return features
 
 
-def _read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
+def read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
     """Read irreps, or say which flag cannot be read."""
     try:
         return parse_irreps(text)
@@ -61,7 +70,7 @@ def _read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
 
 
 def _parse_hidden(text: str) -> HiddenFeatures:
-    terms = _read_irreps("--hidden_irreps", text)
+    terms = read_irreps("--hidden_irreps", text)
     channels = {multiplicity for multiplicity, _ in terms}
     if len(channels) != 1:
         raise UserError(
@@ -82,12 +91,12 @@ def _parse_hidden(text: str) -> HiddenFeatures:
 
 
 def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]:
-    """Return the kind of each layer; the model word MACE always begins with a layer without residual.
+    """Return the kind of each layer; all models but ScaleShiftMACE begin with a layer without residual.
 
     That is what the original does: with ``--model=MACE`` a residual first layer becomes the plain one.
     """
     first, others = settings.interaction_first, settings.interaction
-    if settings.model == "MACE" and "Residual" in first:
+    if settings.model != "ScaleShiftMACE" and "Residual" in first:
         first = "RealAgnosticInteractionBlock"
     words = [first] + [others] * (settings.num_interactions - 1)
     return tuple(
@@ -96,26 +105,44 @@ def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]
     )
 
 
-def readout_channels(text: str) -> int:
+@dataclass(frozen=True)
+class ReadoutWidths:
+    """Scalars and vectors in the hidden layer of the last readout; 0 for what the model does not read."""
+
+    scalars: int
+    vectors: int
+
+
+def readout_widths(settings: TrainingSettings) -> ReadoutWidths:
     """Understand ``--MLP_irreps``.
 
     Raises:
-        UserError: If it asks for anything but scalars.
+        UserError: If it asks for anything but scalars, or vectors where there are no dipoles.
     """
-    terms = _read_irreps("--MLP_irreps", text)
-    if len(terms) != 1 or str(terms[0][1]) != "0e" or terms[0][0] < 1:
+    text, has_dipoles = settings.MLP_irreps, settings.model in WITH_DIPOLE
+    terms = read_irreps("--MLP_irreps", text)
+    widths = {str(irrep): multiplicity for multiplicity, irrep in terms}
+    allowed = ("0e", "1o") if has_dipoles else ("0e",)
+    if len(widths) != len(terms) or not widths.keys() <= set(allowed) or not all(widths.values()):
+        if has_dipoles:
+            raise UserError(f"--MLP_irreps='{text}': write scalars and vectors, each once, as in '16x0e + 16x1o'.")
         raise UserError(f"--MLP_irreps='{text}': the readout has scalars only, write for example '16x0e'.")
-    return terms[0][0]
+    return ReadoutWidths(widths.get("0e", 0) if settings.model in WITH_ENERGY else 0, widths.get("1o", 0))
 
 
 def plan_model(
-    settings: TrainingSettings, energies: ReferenceEnergies, scaling: Scaling, avg_num_neighbors: float
+    settings: TrainingSettings,
+    elements: ElementTable,
+    energies: ReferenceEnergies | None,
+    scaling: Scaling,
+    avg_num_neighbors: float,
 ) -> ModelPlan:
     """Decide every number of the model.
 
     Args:
         settings: What was typed.
-        energies: Reference energies of all elements.
+        elements: The elements.
+        energies: Their reference energies; None where no energy is predicted.
         scaling: Scale and shift of the interaction energy.
         avg_num_neighbors: What messages are divided by.
 
@@ -125,8 +152,7 @@ def plan_model(
     Raises:
         UserError: If the settings contradict each other.
     """
-    features = hidden_features(settings)
-    elements = tuple(sorted(energies.energies))
+    features, readout = hidden_features(settings), readout_widths(settings)
     correlation = settings.correlation
     return ModelPlan(
         model=settings.model,  # type: ignore[arg-type]  # words that do not exist yet were refused with the settings
@@ -142,18 +168,21 @@ def plan_model(
         interactions=interaction_plans(settings),
         correlation=tuple(correlation) if isinstance(correlation, list) else (correlation,) * settings.num_interactions,
         radial_mlp=tuple(settings.radial_MLP),
-        readout_channels=readout_channels(settings.MLP_irreps),
+        readout_channels=readout.scalars,
+        readout_vectors=readout.vectors,
         gate=settings.gate,
         avg_num_neighbors=avg_num_neighbors,
-        atomic_numbers=elements,
-        reference_energies=tuple(energies.energies[z] for z in elements),
+        atomic_numbers=elements.atomic_numbers,
+        reference_energies=() if energies is None else tuple(energies.energies[z] for z in elements),
         scale=scaling.scale,
         shift=scaling.shift if settings.model == "ScaleShiftMACE" else 0.0,
     )
 
 
 def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
-    """Measure scale and shift on the data, except where ``--std`` and ``--mean`` give them."""
+    """Measure scale and shift on the data, except where ``--std`` and ``--mean`` give them; dipoles have none."""
+    if settings.model in WITH_DIPOLE:
+        return NO_SCALING
     measured = choose_scaling(summary, settings.scaling)
     return Scaling(
         shift=measured.shift if settings.mean is None else settings.mean,

@@ -10,7 +10,7 @@ from pathlib import Path
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
-from mace.model.plan import ModelPlan
+from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.frames import expand_paths
@@ -19,12 +19,12 @@ from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
 from mace.structures.sources import Source, expand_sources, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
-from mace.structures.statistics import summarize
+from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digest
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
-from mace.training.planning import decide_neighbors, decide_scaling, plan_model
+from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
 from mace.training.tables import residual_table
 
@@ -58,7 +58,7 @@ class Preparation:
 
     Attributes:
         plan: The plan of the model.
-        energies: Reference energies and where they come from.
+        energies: Reference energies and where they come from; None for a model without energies.
         train: Graphs to learn from.
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
@@ -66,7 +66,7 @@ class Preparation:
     """
 
     plan: ModelPlan
-    energies: ReferenceEnergies
+    energies: ReferenceEnergies | None
     train: GraphDataset
     valid: GraphDataset
     tests: dict[str, GraphDataset]
@@ -205,22 +205,53 @@ def prepare(
     report.refuse_errors()
     structures = divide(settings, losses, sets)
     elements = _element_table(settings, structures)
-    energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
-    _tell_energies(energies)
-    summary = summarize(structures.train, energies.energies)
-    scaling = decide_scaling(settings, summary)
-    for warning in scaling.warnings:
-        _LOGGER.warning(warning)
+    energies, scaling = _decide_energies(settings, structures, elements)
+    if settings.model in WITH_DIPOLE:
+        _tell_charges([*structures.train, *structures.valid])
     train = build_dataset(structures.train, elements, settings.r_max, progress, "Neighbors of the training set")
     valid = build_dataset(structures.valid, elements, settings.r_max, progress, "Neighbors of the validation set")
     tests = {  # before training, so that nothing in them can spoil its end
         name: build_dataset(configurations, elements, settings.r_max, progress, f"Neighbors of {name}")
         for name, configurations in structures.tests.items()
     }
-    plan = plan_model(settings, energies, scaling, decide_neighbors(settings, train))
+    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train))
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
-    _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
+    if plan.predicts_energy:
+        _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
     return Preparation(plan, energies, train, valid, tests, structures.digest)
+
+
+def _decide_energies(
+    settings: TrainingSettings, structures: Structures, elements: ElementTable
+) -> tuple[ReferenceEnergies | None, Scaling]:
+    """Find reference energies, scale and shift, for a model that has energies."""
+    if settings.model not in WITH_ENERGY:
+        return None, NO_SCALING
+    energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
+    _tell_energies(energies)
+    scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
+    for warning in scaling.warnings:
+        _LOGGER.warning(warning)
+    return energies, scaling
+
+
+def _tell_charges(configurations: Sequence[Configuration]) -> None:
+    """Say whether charges enter the dipoles: a model that learned without them is wrong with them."""
+    count = sum(configuration.charges is not None for configuration in configurations)
+    if count == 0:
+        _LOGGER.info("The structures have no charges, so the whole dipole is learned")
+        return
+    _LOGGER.info("Charges of %d structures enter their dipoles as charge times position", count)
+    if count < len(configurations):
+        _LOGGER.warning(
+            "%d of %d structures have no charges and count as uncharged; give all of them charges, or none",
+            len(configurations) - count,
+            len(configurations),
+        )
+    if any(c.charges is not None and any(c.pbc) for c in configurations):
+        _LOGGER.warning(
+            "Charges of periodic structures make their dipoles depend on which images of the atoms the files give"
+        )
 
 
 def build_dataset(

@@ -28,9 +28,10 @@ from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, make_folders
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
 from mace.training.loop import EpochReport, Trainer, has_stage_two, stage_two_start
-from mace.training.loss import Loss, make_loss
+from mace.training.loss import FITTED, Loss, make_loss
+from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
-from mace.training.planning import hidden_features, readout_channels
+from mace.training.planning import hidden_features, readout_widths
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
@@ -54,17 +55,20 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     """
     console = console or Console()
     keep_freed_memory()
+    settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
     require_optimizer(settings)
     check_allowed(settings.allow)
     # words for the model that make no sense are refused before anything is read
     hidden_features(settings)
-    readout_channels(settings.MLP_irreps)
+    readout_widths(settings)
     device = choose_device(settings.device, settings.default_dtype)
     folders = make_folders(settings)
     setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
     try:
         _tell_environment(settings, device)
+        for note in notes:
+            _LOGGER.info("%s", note)
         with TrainingProgress(console, settings.progress, error_table=reported_table(settings)) as progress:
             _run(settings, losses, device, folders, console, progress)
     except UserError as error:
@@ -80,7 +84,7 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
     """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in ("energy", "forces", "stress", "virials")}
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
     if settings.loss == "ef":
         # the original's word for equal weights; weights that are typed count
         typed = provided(settings)
@@ -242,8 +246,9 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
     )
     _LOGGER.info("Distance transform for radial basis functions: %s", plan.distance_transform)
     _LOGGER.info("Number of parameters: %d", sum(p.numel() for p in model.parameters()))
-    if not plan.interactions[0].residual and "Residual" in settings.interaction_first and settings.model == "MACE":
-        _LOGGER.info("--model=MACE: the first interaction has no residual, so that an isolated atom has exactly its E0")
+    if not plan.interactions[0].residual and "Residual" in settings.interaction_first:
+        why = "so that an isolated atom has exactly its E0" if plan.predicts_energy else "as in all models but one"
+        _LOGGER.info("--model=%s: the first interaction has no residual, %s", plan.model, why)
 
 
 def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:

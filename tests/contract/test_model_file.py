@@ -139,6 +139,7 @@ def test_others_can_read_it(path: Path) -> None:
         "length": "Angstrom",
         "forces": "eV/Angstrom",
         "stress": "eV/Angstrom^3",
+        "dipole": "e*Angstrom",
     }
     assert document["plan"]["reference_energies"] == [-13.600000000000001, -2041.8396277138045]
     assert names == {name for name, _ in _model().named_parameters()}
@@ -233,6 +234,16 @@ class _Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.abort, ()
+
+
+def test_a_header_of_any_length_can_be_read(tmp_path: Path) -> None:
+    """The file begins with that length; one in 32 begins like a pickle."""
+    starts = set()
+    for length in range(0, 256, 8):
+        path = save_model(tmp_path / "a.model", _model(), METADATA.model_copy(update={"comment": "x" * length}))
+        starts.add(path.read_bytes()[:1])
+        assert load_model(path).metadata.comment == "x" * length
+    assert b"\x80" in starts
 
 
 @pytest.mark.parametrize("write", [lambda bomb, path: torch.save(bomb, path), lambda b, p: p.write_bytes(b)])

@@ -108,7 +108,7 @@ def test_yaml_values(write, text, name, value):
         ("no_amsgrad: maybe", ["run.yaml: no_amsgrad must be True or False"]),
         ("wandb: true", ["run.yaml: wandb: Weights & Biases"]),
         ("heads: {a: {train_file: a.xyz}}", ["run.yaml: heads: models with several heads"]),
-        ("loss: dipole", ["run.yaml: loss dipole: "]),
+        ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),
         ("lr: 1\nlr: 2", ["run.yaml", "'lr' comes twice"]),
         ("config: other.yaml", ["'config' cannot be given inside"]),

@@ -25,7 +25,7 @@ SUPPORTED = set(
     swa_stress_weight config_type_weights huber_delta optimizer beta beta1_schedulefree beta2_schedulefree
     batch_size valid_batch_size lr swa_lr weight_decay lr_params_factors amsgrad scheduler lr_factor
     scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
-    keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
+    dipole_weight swa_dipole_weight keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
     """.split()
 )
 
@@ -38,14 +38,12 @@ REFUSED_CHOICES = {
         "PolarMACE",
         "MACELES",
         "ScaleShiftBOTNet",
-        "AtomicDipolesMACE",
         "AtomicDielectricMACE",
-        "EnergyDipolesMACE",
     },
     "interaction": {"RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"},
     "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
-    "error_table": {"DipoleRMSE", "DipoleMAE", "DipolePolarRMSE", "EnergyDipoleRMSE"},
-    "loss": {"dipole", "dipole_polar", "energy_forces_dipole"},
+    "error_table": {"DipolePolarRMSE"},
+    "loss": {"dipole_polar"},
     "launcher": {"slurm", "torchrun", "mpi"},
     "subselect_pt": {"fps"},
     "filter_type_pt": {"combinations", "inclusive", "exclusive"},

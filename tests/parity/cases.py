@@ -20,8 +20,12 @@ from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
+from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = Path(__file__).parent / "references"
+DIPOLES = "dipoles"
+"""The folder of the cases with dipoles."""
+
 STRUCTURES = "structures"
 """Not a case but the atoms that all cases share."""
 
@@ -122,12 +126,28 @@ def reference_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != STRUCTURES)
 
 
+def dipole_reference_names() -> list[str]:
+    """List the stored cases of models with dipoles."""
+    return sorted(f"{DIPOLES}/{path.stem}" for path in (FOLDER / DIPOLES).glob("*.npz"))
+
+
 def case_plan(settings: dict[str, Any]) -> ModelPlan:
     """Translate the settings of a case."""
+    plan = _common_plan(settings)
+    if "vectors" not in settings:
+        return plan
+    changes = {"scale": 1.0, "readout_vectors": settings["vectors"], "dipole_scale": DEBYE_OF_MACE_TORCH}
+    if settings["model"] == "AtomicDipolesMACE":
+        changes |= {"readout_channels": 0, "reference_energies": ()}
+    return ModelPlan.model_validate(plan.model_dump() | {"model": settings["model"], **changes})
+
+
+def _common_plan(settings: dict[str, Any]) -> ModelPlan:
+    """Translate what models of energies and of dipoles have in common."""
     kinds = [settings["first"]] + [settings["other"]] * (settings["layers"] - 1)
     energies = {int(number): energy for number, energy in settings["energies"].items()}
     return ModelPlan(
-        model=settings["model"],
+        model="MACE" if "vectors" in settings else settings["model"],
         r_max=settings["r_max"],
         radial_type=settings["radial"],
         num_radial_basis=6,
@@ -157,10 +177,16 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
     """Join the stored structures with the stored labels and the uneven weights of the stored losses.
 
     Methanol has no volume and a stress no meaning there: it goes without, though the original's loss has one for it.
+    Dipoles are turned from Debye into e*Angstrom; the original's losses do not look at weights of theirs, so that they
+    have weights here that leave none.
     """
     stored = np.load(FOLDER / f"{STRUCTURES}.npz")
     counts = [len(stored[f"{i}/numbers"]) for i in range(N_STRUCTURES)]
     forces = np.split(data["labels/forces"], np.cumsum(counts)[:-1])
+    dipoles, charges = [None] * N_STRUCTURES, [None] * N_STRUCTURES
+    if "labels/dipole" in data:
+        dipoles = list(data["labels/dipole"] * DEBYE_OF_MACE_TORCH)
+        charges = np.split(data["labels/charges"], np.cumsum(counts)[:-1])
     return [
         Configuration(
             atomic_numbers=stored[f"{i}/numbers"].astype(np.int64),
@@ -171,8 +197,16 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
             forces=forces[i],
             stress=data["labels/stress"][i] if i != METHANOL else None,
             virials=data["labels/virials"][i],
+            dipole=dipoles[i],
+            charges=charges[i],
             weight=1.0 + 0.5 * i,
-            property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
+            property_weights={
+                "energy": 1.0 + i,
+                "forces": 0.5 + i,
+                "stress": 2.0 - 0.3 * i,
+                "virials": 1.0 + 0.2 * i,
+                "dipole": 1.0 / (1.0 + 0.5 * i),
+            },
         )
         for i in range(N_STRUCTURES)
     ]
@@ -183,7 +217,7 @@ def load_case(name: str) -> Case:
     """Read one stored case.
 
     Args:
-        name: One of `reference_names`.
+        name: One of `reference_names` or `dipole_reference_names`.
 
     Returns:
         The case; it is shared between callers, so do not write into its arrays.

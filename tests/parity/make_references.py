@@ -4,8 +4,8 @@
     oracle/bin/python tests/parity/make_references.py tests/parity/references
 
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
-from them in float64: energies, forces, stress, the loss with its parameter gradients, and parameters and moving
-averages after three steps of Adam with amsgrad.
+from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
+moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``.
 """
 
 from __future__ import annotations
@@ -84,8 +84,43 @@ CASES = [
 ]  # fmt: skip
 
 
+ATOMIC, ENERGY = dict(model="AtomicDipolesMACE", vectors=3), dict(model="EnergyDipolesMACE", vectors=3)
+DIPOLE_CASES = [
+    case("atomic_vector_l2_c2_t1", "0e+1o", 2, 2, 1, **ATOMIC),
+    case("atomic_vector_l3_c3_t2", "0e+1o", 3, 3, 2, **ATOMIC),
+    case("atomic_tensor_l3_c2_t2", "0e+1o+2e", 3, 2, 2, **ATOMIC, gate="tanh"),
+    case("atomic_tensor_l2_c2_t3", "0e+1o+2e", 2, 2, 3, **ATOMIC, first=RESIDUAL),
+    case("energy_vector_l1_c3_t1", "0e+1o", 1, 3, 1, **ENERGY),
+    case("energy_vector_l3_c3_t2", "0e+1o", 3, 3, 2, **ENERGY),
+    case("energy_tensor_l3_c2_t2", "0e+1o+2e", 3, 2, 2, **ENERGY, gate="tanh"),
+    case("energy_tensor_l2_c2_t3", "0e+1o+2e", 2, 2, 3, **ENERGY, first=RESIDUAL, gate="None"),
+    case("energy_density_l2_c2_t2", "0e+1o", 2, 2, 2, **ENERGY, first=DENSITY, other=DENSITY_RESIDUAL, gate="abs"),
+    case("energy_scalars_l2_c2_t2", "0e+1o", 2, 2, 2, model="EnergyDipolesMACE", vectors=0),
+]  # fmt: skip
+"""Models with dipoles; ``vectors`` is the number of vectors in the hidden layer of the last readout."""
+
+
+def build_dipole_model(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
+    """Build the original's model of a case with dipoles, with random weights."""
+    energies = settings["model"] == "EnergyDipolesMACE"
+    hidden = ["5x0e"] * energies + [f"{settings['vectors']}x1o"] * (settings["vectors"] > 0)
+    torch.manual_seed(settings["seed"])
+    return getattr(modules, settings["model"])(
+        r_max=R_MAX, num_bessel=6, num_polynomial_cutoff=5, max_ell=settings["l_max"],
+        interaction_cls=modules.interaction_classes[settings["other"]],
+        interaction_cls_first=modules.interaction_classes[settings["first"]],
+        num_interactions=settings["layers"], num_elements=len(elements),
+        hidden_irreps=o3.Irreps("+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+"))),
+        MLP_irreps=o3.Irreps("+".join(hidden)), avg_num_neighbors=9.5, atomic_numbers=elements.zs,
+        atomic_energies=np.array([ENERGIES[z] for z in elements.zs]) if energies else None,
+        correlation=settings["correlation"], gate=modules.gate_dict[settings["gate"]], radial_MLP=[7, 9],
+    )  # fmt: skip
+
+
 def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
     """Build the original's model of a case with random weights."""
+    if "vectors" in settings:
+        return build_dipole_model(settings, elements)
     hidden = o3.Irreps("+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+")))
     torch.manual_seed(settings["seed"])
     return modules.ScaleShiftMACE(
@@ -103,7 +138,7 @@ def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
 
 def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
     """Collate the structures with made-up labels and uneven weights."""
-    rng = np.random.default_rng(11)
+    rng, rng_of_dipoles = np.random.default_rng(11), np.random.default_rng(13)
     items = []
     for i, atoms in enumerate(structures()):
         configuration = data.Configuration(
@@ -111,7 +146,8 @@ def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the ori
             properties={
                 "energy": sum(ENERGIES[z] for z in atoms.numbers) - 4.0 * len(atoms) + rng.normal(),
                 "forces": rng.normal(size=(len(atoms), 3)), "stress": rng.normal(size=(3, 3)) * 0.05,
-                "virials": rng.normal(size=(3, 3)),
+                "virials": rng.normal(size=(3, 3)), "dipole": rng_of_dipoles.normal(size=3),
+                "charges": rng_of_dipoles.normal(size=len(atoms)) * 0.3,
             },
             property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
             weight=1.0 + 0.5 * i,
@@ -130,6 +166,10 @@ LOSSES = {
     "universal": modules.UniversalLoss(2.0, 50.0, 10.0, huber_delta=0.3),
     "l1l2energyforces": modules.WeightedEnergyForcesL1L2Loss(2.0, 50.0),
 }
+DIPOLE_LOSSES = {
+    "AtomicDipolesMACE": {"dipole": modules.DipoleSingleLoss(3.0)},
+    "EnergyDipolesMACE": {"energy_forces_dipole": modules.WeightedEnergyForcesDipoleLoss(2.0, 50.0, 3.0)},
+}
 
 
 def decays(name: str) -> bool:
@@ -142,23 +182,42 @@ def arrays(prefix: str, tensors) -> dict[str, np.ndarray]:  # noqa: ANN001
     return {f"{prefix}/{key}": value.detach().numpy().copy() for key, value in tensors if value is not None}
 
 
+def compute(settings: dict, model: torch.nn.Module, batch) -> dict[str, torch.Tensor]:  # noqa: ANN001
+    """Let the original predict all it can."""
+    if settings["model"] == "AtomicDipolesMACE":
+        return model(batch.to_dict(), training=True)
+    return model(batch.to_dict(), training=True, compute_force=True, compute_virials=True, compute_stress=True)
+
+
+def losses_of(settings: dict) -> tuple[dict[str, torch.nn.Module], torch.nn.Module]:
+    """Return the losses of a case, and the one that is minimized."""
+    losses = DIPOLE_LOSSES.get(settings["model"], LOSSES)
+    return losses, next(iter(losses.values()))
+
+
 def evaluate(settings: dict) -> dict[str, np.ndarray]:
     """Run one case."""
     elements = AtomicNumberTable(sorted(ENERGIES))
     model, batch = build(settings, elements), make_batch(elements)
+    losses, minimized = losses_of(settings)
     result = arrays("weights", model.named_parameters())
-    keys = dict(training=True, compute_force=True, compute_virials=True, compute_stress=True)
-    output = model(batch.to_dict(), **keys)
-    for key in ("energy", "forces", "stress", "virials", "node_energy"):
+    output = compute(settings, model, batch)
+    predicted = [key for key in ("energy", "forces", "stress", "virials", "node_energy") if key in output]
+    # the node energies of EnergyDipolesMACE are those of isolated atoms
+    predicted = [key for key in predicted if "vectors" not in settings or key != "node_energy"]
+    for key in predicted + ["dipole", "atomic_dipoles"] * ("vectors" in settings):
         result[f"output/{key}"] = output[key].detach().numpy()
     # stress of the slab is compared on its true volume, which the original inflates: store what it divided by
     result["output/volume"] = torch.linalg.det(batch.cell.view(-1, 3, 3)).abs().numpy()
-    for key in ("energy", "forces", "stress", "virials"):
+    for key in ("energy", "forces", "stress", "virials") + ("dipole", "charges") * ("vectors" in settings):
         result[f"labels/{key}"] = batch[key].numpy()
-    for key, loss in LOSSES.items():
+    for key, loss in losses.items():
         result[f"loss/{key}"] = loss(pred=output, ref=batch).detach().numpy()
-    LOSSES["weighted"](pred=output, ref=batch).backward()
-    result |= arrays("gradients", ((n, p.grad) for n, p in model.named_parameters()))
+    minimized(pred=output, ref=batch).backward()
+    # what does not matter has no gradient here, a zero there
+    result |= arrays(
+        "gradients", ((n, torch.zeros_like(p) if p.grad is None else p.grad) for n, p in model.named_parameters())
+    )
     groups = [
         {"params": [p for n, p in model.named_parameters() if decays(n)], "weight_decay": 5e-3},
         {"params": [p for n, p in model.named_parameters() if not decays(n)], "weight_decay": 0.0},
@@ -167,7 +226,7 @@ def evaluate(settings: dict) -> dict[str, np.ndarray]:
     average = ExponentialMovingAverage(model.parameters(), decay=0.99)
     for _ in range(3):
         optimizer.zero_grad()
-        LOSSES["weighted"](pred=model(batch.to_dict(), **keys), ref=batch).backward()
+        minimized(pred=compute(settings, model, batch), ref=batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
         optimizer.step()
         average.update()
@@ -189,10 +248,11 @@ def main() -> None:
                   "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
     stored = {f"{i}/{key}": value for i, atoms in enumerate(structures()) for key, value in atoms_arrays(atoms).items()}
     np.savez_compressed(folder / "structures.npz", **stored)
-    for settings in CASES:
-        result = evaluate(settings)
-        np.savez_compressed(folder / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)
-        print(settings["name"], float(result["loss/weighted"]))
+    (folder / "dipoles").mkdir(exist_ok=True)
+    for settings in CASES + DIPOLE_CASES:
+        result, place = evaluate(settings), folder / "dipoles" if "vectors" in settings else folder
+        np.savez_compressed(place / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)
+        print(settings["name"], float(result[f"loss/{next(iter(losses_of(settings)[0]))}"]))
 
 
 if __name__ == "__main__":

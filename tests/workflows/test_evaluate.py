@@ -196,7 +196,7 @@ def test_reports_errors_of_what_is_labelled(
 
 def test_structures_without_labels(tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _evaluated(tmp_path, model_path, _frames())
-    assert "no labels of energy, forces or stress to compare with" in capsys.readouterr().out
+    assert "no labels of what the model predicts to compare with" in capsys.readouterr().out
 
 
 def test_single_precision(tmp_path: Path, model_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_no_stress_without_volume(calculator: MACECalculator, water: Atoms, cell
 def test_one_call_gives_all_results(calculator: MACECalculator, crystal: Atoms) -> None:
     crystal.calc = calculator
     crystal.get_potential_energy()
-    assert set(MACECalculator.implemented_properties) <= set(calculator.results)
+    assert set(calculator.implemented_properties) <= set(calculator.results)
+    assert "dipole" not in calculator.implemented_properties
 
 
 def test_follows_every_change_of_the_structure(calculator: MACECalculator, model_path: Path, crystal: Atoms) -> None:
@@ -240,7 +241,8 @@ def test_ase_dynamics_conserves_energy(calculator: MACECalculator, water: Atoms)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model_type": "DipoleMACE"}, "model_type='DipoleMACE' cannot be used"),
+        ({"model_type": "DipoleMACE"}, "model_type='DipoleMACE' contradicts the model.*ScaleShiftMACE"),
+        ({"model_type": "PolarMACE"}, "model_type='PolarMACE' cannot be used"),
         ({"compile_mode": "default"}, "compile_mode='default' cannot be used"),
         ({"enable_cueq": True}, "enable_cueq=True cannot be used"),
         ({"enable_oeq": True}, "enable_oeq=True"),

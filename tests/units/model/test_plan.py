@@ -42,7 +42,12 @@ def settings(**changes: Any) -> dict[str, Any]:
         ({"l_max": 5}, "less than or equal to 4"),
         ({"num_cutoff_basis": 1}, "greater than or equal to 2"),
         ({"gate": "relu"}, "'silu', 'tanh', 'abs' or 'None'"),
-        ({"model": "MACELES"}, "'MACE' or 'ScaleShiftMACE'"),
+        ({"model": "MACELES"}, "'MACE', 'ScaleShiftMACE', 'AtomicDipolesMACE' or 'EnergyDipolesMACE'"),
+        ({"model": "EnergyDipolesMACE", "hidden_l": (0,)}, "features of degree 1"),
+        ({"model": "AtomicDipolesMACE", "readout_channels": 0}, "none where no energy is predicted"),
+        ({"model": "AtomicDipolesMACE", "reference_energies": ()}, "widths for what the model does not predict"),
+        ({"readout_vectors": 4}, "widths for what the model does not predict"),
+        ({"readout_channels": 0}, "energies needs a width"),
         ({"nonsense": 1}, "not permitted"),
     ],
 )

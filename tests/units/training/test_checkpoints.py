@@ -173,7 +173,7 @@ def test_constants_measured_on_the_data_may_differ() -> None:
 
 
 def test_every_field_of_a_plan_is_either_structural_or_a_constant() -> None:
-    constants = {"avg_num_neighbors", "reference_energies", "scale", "shift"}
+    constants = {"avg_num_neighbors", "reference_energies", "scale", "shift", "dipole_scale"}
     assert set(STRUCTURAL) | constants == set(ModelPlan.model_fields)
 
 

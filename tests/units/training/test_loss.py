@@ -283,3 +283,35 @@ def test_no_gradient_of_an_unlabelled_entry_is_nan() -> None:
 def test_an_unknown_word_is_no_loss() -> None:
     with pytest.raises(KeyError):
         make_loss("wighted", WEIGHTS)
+
+
+def dipole_terms(errors: list[float], *structures: Configuration, word: str = "dipole") -> float:
+    """Return the loss where every component of every dipole is off by the error of its structure."""
+    prediction = prediction_of(*structures)
+    labels = np.array([np.zeros(3) if s.dipole is None else s.dipole for s in structures])
+    dipole = torch.tensor(labels + np.array(errors)[:, None])
+    weights = {"energy": 0.0, "forces": 0.0, "dipole": 7.0}
+    return float(make_loss(word, weights)(replace(prediction, dipole=dipole), targets_of(*structures)))
+
+
+@pytest.mark.parametrize("word", ["dipole", "energy_forces_dipole"])
+def test_dipoles_by_hand(word: str) -> None:
+    label = np.array([0.3, -0.1, 0.2])
+    a, b = structure(2, dipole=label), structure(4, dipole=-label)
+    per_atom = ((0.6 / 2) ** 2 + (0.8 / 4) ** 2) / 2
+    assert dipole_terms([0.6, 0.8], a, b, word=word) == pytest.approx(7.0 * 100.0 * per_atom, rel=1e-14)
+    weighted = replace(b, weight=3.0, property_weights={"dipole": 0.5, "energy": 9.0})
+    per_atom = ((0.6 / 2) ** 2 + 1.5 * (0.8 / 4) ** 2) / 2
+    assert dipole_terms([0.6, 0.8], a, weighted, word=word) == pytest.approx(7.0 * 100.0 * per_atom, rel=1e-14)
+    nothing = replace(b, property_weights={"dipole": 0.0})
+    assert dipole_terms([0.0, 0.8], a, nothing, word=word) == 0.0
+    unlabelled = structure(4)
+    alone = dipole_terms([0.6], a, word=word)
+    assert dipole_terms([0.6, 0.8], a, unlabelled, word=word) == alone == pytest.approx(700.0 * 0.09)
+
+
+def test_dipoles_need_no_forces() -> None:
+    loss = make_loss("dipole", {"dipole": 1.0})
+    assert not loss.needs_forces and not loss.needs_stress
+    assert str(loss) == "dipole(dipole_weight=1.000)"
+    assert make_loss("energy_forces_dipole", {"energy": 1.0, "forces": 1.0, "dipole": 1.0}).needs_forces

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.reference_energies import ReferenceEnergies
@@ -57,7 +58,8 @@ def test_features_that_cannot_be_are_refused(flags: tuple[str, ...], sentence: s
 
 def _plan(*flags: str) -> object:
     energies = ReferenceEnergies({1: -1.0, 8: -2.0}, "command line")
-    return plan_model(settings("--max_L=0", "--num_channels=4", *flags), energies, Scaling(0.5, 2.0), 7.0)
+    typed = settings("--max_L=0", "--num_channels=4", *flags)
+    return plan_model(typed, ElementTable((1, 8)), energies, Scaling(0.5, 2.0), 7.0)
 
 
 @pytest.mark.parametrize("text", ["16x1o", "8x0e + 8x1o", "scalars", "0x0e"])

@@ -1,0 +1,90 @@
+"""What follows for other settings from the kind of model: the loss, the error table, the last readout."""
+
+from __future__ import annotations
+
+from mace.errors import UserError
+from mace.model.plan import WITH_ENERGY
+from mace.settings import TrainingSettings, provided
+from mace.training.planning import read_irreps
+
+LOSS_OF_DIPOLE_MODEL = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
+"""The loss of each model of dipoles."""
+
+_TABLES = {
+    "AtomicDipolesMACE": ("DipoleRMSE", "DipoleMAE"),
+    "EnergyDipolesMACE": (
+        *("EnergyDipoleRMSE", "DipoleRMSE", "DipoleMAE", "PerAtomRMSE", "TotalRMSE", "PerAtomMAE", "TotalMAE"),
+        *("PerAtomRMSEstressvirials", "PerAtomMAEstressvirials"),
+    ),
+}
+"""The error tables of each model of dipoles, the one that is shown by itself first."""
+
+_WITHOUT_EFFECT = {
+    "AtomicDipolesMACE": ("E0s", "scaling", "mean", "std", "compute_stress"),
+    "EnergyDipolesMACE": ("scaling", "mean", "std"),
+}
+"""Settings that mace-torch takes for these models and does not look at."""
+
+
+def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
+    """Choose what was left open and belongs to the kind of model, and refuse what contradicts it.
+
+    Args:
+        settings: What was typed.
+
+    Returns:
+        The settings, completed for models of dipoles, and sentences for the log that say what was chosen.
+
+    Raises:
+        UserError: If loss, error table or another setting do not fit the model.
+    """
+    if settings.model not in LOSS_OF_DIPOLE_MODEL:
+        _refuse_dipoles(settings)
+        return settings, []
+    given, notes, changes = provided(settings), list[str](), dict[str, str]()
+    loss, tables = LOSS_OF_DIPOLE_MODEL[settings.model], _TABLES[settings.model]
+    for name, allowed in (("loss", (loss,)), ("error_table", tables)):
+        value = getattr(settings, name)
+        if name not in given:
+            changes[name] = allowed[0]
+            notes.append(f"--model={settings.model} is trained with --{name}={allowed[0]}")
+        elif value not in allowed:
+            raise UserError(
+                f"--{name}={value} does not fit --model={settings.model}; choose {' or '.join(allowed)}, or leave it "
+                "out."
+            )
+    if settings.model not in WITH_ENERGY and settings.pair_repulsion:
+        raise UserError("--pair_repulsion is part of an energy, which --model=AtomicDipolesMACE does not predict.")
+    hidden = _complete_readout(settings)
+    if hidden != settings.MLP_irreps:
+        changes["MLP_irreps"] = hidden
+        if "MLP_irreps" in given:
+            notes.append(
+                f"--MLP_irreps='{settings.MLP_irreps}' leaves the last readout of --model={settings.model} without "
+                f"what it reads; it is taken as '{hidden}'"
+            )
+    unused = [name for name in _WITHOUT_EFFECT[settings.model] if name in given]
+    notes += [f"--{name} has no effect on --model={settings.model}" for name in unused]
+    return settings.model_copy(update=changes), notes
+
+
+def _refuse_dipoles(settings: TrainingSettings) -> None:
+    """Refuse losses and tables of dipoles with a model that has none."""
+    for model, loss in LOSS_OF_DIPOLE_MODEL.items():
+        if settings.loss == loss:
+            raise UserError(f"--loss={loss} needs a model of dipoles; add --model={model}, or choose another loss.")
+    if "Dipole" in settings.error_table:
+        raise UserError(
+            f"--error_table={settings.error_table} shows dipoles, which --model={settings.model} does not predict; "
+            "choose PerAtomRMSE, or a model of dipoles."
+        )
+
+
+def _complete_readout(settings: TrainingSettings) -> str:
+    """Give the hidden layer vectors, and scalars where there is an energy: as many as it has of the other."""
+    widths = {str(irrep): multiplicity for multiplicity, irrep in read_irreps("--MLP_irreps", settings.MLP_irreps)}
+    needed = ("0e", "1o") if settings.model in WITH_ENERGY else ("1o",)
+    if not widths.keys() <= {"0e", "1o"} or all(widths.get(irrep, 0) for irrep in needed):
+        return settings.MLP_irreps
+    width = max(widths.values())
+    return " + ".join(f"{widths.get(irrep) or width}x{irrep}" for irrep in needed)
