@@ -6,3 +6,16 @@ class UserError(Exception):
 
     Command lines print the message without a traceback and exit with status 2.
     """
+
+
+class RunInterrupted(Exception):
+    """A signal asked the program to end, and it did so in order; the text says how to go on.
+
+    Args:
+        text: One sentence.
+        status: Exit status, 128 plus the number of the signal as shells have it.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from mace.errors import UserError
+from mace.errors import RunInterrupted, UserError
 
 USER_ERROR = 2
 """Exit status after a problem the user can solve."""
@@ -36,6 +36,9 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
+    except RunInterrupted as error:
+        print(error, file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED

@@ -189,6 +189,21 @@ class GraphDataset:
         atoms, n_atoms = _slices(self._atom_pointer, chosen)
         return Batch(self._graph(chosen, atoms, n_atoms), self._targets(chosen, atoms, n_atoms), chosen)
 
+    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
+        """Gather the labels of some structures, without their graph."""
+        chosen = np.asarray(structures, dtype=np.int64)
+        return self._targets(chosen, *_slices(self._atom_pointer, chosen))
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        chosen = np.asarray(structures, dtype=np.int64)
+        return self._atom_pointer[chosen + 1] - self._atom_pointer[chosen]
+
+    def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the directed edges of each of some structures."""
+        chosen = np.asarray(structures, dtype=np.int64)
+        return 2 * (self._pair_pointer[chosen + 1] - self._pair_pointer[chosen])
+
     def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield batches of consecutive structures, the last one as large as what is left."""
         order = np.arange(len(self)) if order is None else order

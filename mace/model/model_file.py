@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor
 
 import mace
 from mace.errors import UserError
+from mace.model.durable_file import write_durably
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 
@@ -160,7 +160,7 @@ def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = N
         "metadata": _checked(metadata or ModelMetadata()).model_dump(mode="json"),
     }
     text = json.dumps(document, sort_keys=True, allow_nan=False)
-    _write_atomically(path, safetensors_bytes(weights, {METADATA_KEY: text}))
+    _write(path, safetensors_bytes(weights, {METADATA_KEY: text}))
     return path
 
 
@@ -169,19 +169,10 @@ def _checked(metadata: ModelMetadata) -> ModelMetadata:
     return ModelMetadata.model_validate(metadata.model_dump())
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, make sure it is on the disk, and move it there in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: bytes) -> None:
+    """Write the file and make sure it is on the disk."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_durably(path, content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path}: the model cannot be written ({reason}); check the folder and the disk.") from error

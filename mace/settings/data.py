@@ -111,8 +111,15 @@ class DataSettings(Settings):
     test_dir: str | None = setting(
         None, "folder with several test sets, one file each", group="Data", placeholder="DIR"
     )
-    batch_size: int = setting(10, "structures per training step", group="Data", ge=1)
+    batch_size: int = setting(10, "structures per training step, of each process", group="Data", ge=1)
     valid_batch_size: int = setting(10, "structures per evaluation step", group="Data", ge=1)
+    max_edges_per_batch: int | None = setting(
+        None,
+        "edges computed at a time; a batch with more is divided, and its parts add up to the same loss",
+        group="Data",
+        ge=1,
+        default_words="no limit until memory runs out",
+    )
     keep_isolated_atoms: bool = setting(
         False, "train on structures of config_type IsolatedAtom too, after reading E0s from them", group="Data"
     )

@@ -101,6 +101,12 @@ class OptimizerSettings(Settings):
     clip_grad: float | None = setting(
         10.0, "largest norm of the gradient, longer ones are shortened; None for no limit", group=_OPTIMIZER, gt=0
     )
+    nan_policy: Literal["rewind", "stop"] = setting(
+        "rewind",
+        "when loss, gradient or weights are not finite: go back to the last good state and lower the rate, or stop",
+        group=_OPTIMIZER,
+    )
+    nan_retries: int = setting(3, "how often a run may go back before it stops", group=_OPTIMIZER, ge=0)
     scheduler: Literal["ReduceLROnPlateau", "ExponentialLR"] = setting(
         "ReduceLROnPlateau", "how the learning rate goes down", group=_OPTIMIZER
     )

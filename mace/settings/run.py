@@ -77,10 +77,19 @@ class EvaluationSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """What is kept on disk during the run."""
+    """What is kept on disk during the run, and what it goes on from."""
 
     restart_latest: bool = setting(
         False, "resume from the latest checkpoint of the same name and seed", group="Checkpoints", kind="switch"
+    )
+    init_from: str | None = setting(
+        None,
+        "model or checkpoint whose weights a new run starts from, and nothing but its weights",
+        group="Checkpoints",
+        placeholder="FILE",
+    )
+    checkpoint_minutes: float = setting(
+        10.0, "minutes from one saved state to the next, besides those at the ends of epochs", group="Checkpoints", ge=0
     )
     keep_checkpoints: bool = setting(
         False, "keep the checkpoints of earlier best epochs", group="Checkpoints", kind="switch"
@@ -116,6 +125,14 @@ class DeviceSettings(Settings):
     )
     num_threads: int | None = setting(
         None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="PyTorch's choice"
+    )
+    distributed: bool = setting(
+        False, "train with several processes, started by --launcher", group="Devices and speed", kind="switch"
+    )
+    launcher: Literal["auto", "torchrun", "slurm", "mpi", "none"] = setting(
+        "auto",
+        "program that started the processes of a distributed run; none for one process, auto for the one noticed",
+        group="Devices and speed",
     )
     pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
 

@@ -16,7 +16,6 @@ _ATOMIC_DIPOLES = "choose --model=AtomicDipolesMACE or EnergyDipolesMACE for dip
 _FOUNDATION = "fine-tuning of foundation models is not available yet; remove the flag to train from scratch."
 _HEADS = "models with several heads are not available yet; remove the flag and train one model per data set."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
-_PARALLEL = "training on several devices is not available yet; remove the flag to train on one (--device)."
 _KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
 _EMBEDDINGS = "embeddings of charge, spin or temperature are not available yet; remove the flag."
 _ARCHITECTURE = "this variant of the architecture is not available yet; remove the flag."
@@ -42,10 +41,6 @@ class UnsupportedRunSettings(Settings):
 
     downloads_dir: str | None = setting(
         None, "folder for downloads", unsupported="nothing is downloaded in this release; remove the flag."
-    )
-    distributed: bool = setting(False, "train on several devices", kind="switch", unsupported=_PARALLEL)
-    launcher: Literal["slurm", "torchrun", "mpi", "none"] = setting(
-        "none", "program that starts the processes of a distributed run", unsupported=_PARALLEL
     )
     enable_cueq: bool = setting(False, "use cuEquivariance", unsupported=_KERNELS)
     only_cueq: bool = setting(False, "use cuEquivariance throughout", unsupported=_KERNELS)

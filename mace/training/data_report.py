@@ -61,12 +61,12 @@ def inspect_data(
     return inspect_sets(sets.with_roles(), demands, progress.track)
 
 
-def tell_report(report: DataReport, path: Path, title: str) -> None:
+def tell_report(report: DataReport, path: Path | None, title: str) -> None:
     """Log a summary of a report and write its page.
 
     Args:
         report: The report.
-        path: The page to write.
+        path: The page to write; None for none.
         title: Its heading.
 
     Raises:
@@ -80,5 +80,7 @@ def tell_report(report: DataReport, path: Path, title: str) -> None:
         elif not finding.stops:
             allowed = ", allowed" if finding.allowed else ""
             _LOGGER.warning("[%s%s] %s", finding.name, allowed, finding.sentence)
+    if path is None:
+        return
     write_text(path, write_page(report, title), "--results_dir")
     _LOGGER.info("%s The report on the data is in %s", verdict(report), path)

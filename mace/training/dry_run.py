@@ -13,9 +13,9 @@ from rich.table import Table
 from mace.elements import chemical_symbol
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
-from mace.training.loop import stage_two_start
 from mace.training.loss import Loss
 from mace.training.preparation import Preparation
+from mace.training.stages import stage_two_start
 from mace.training.step import loss_gradient
 
 

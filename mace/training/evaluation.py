@@ -12,7 +12,9 @@ from torch import Tensor
 from mace.graphs.batching import PER_ATOM, Batch, GraphDataset
 from mace.model.derivatives import Prediction, predict
 from mace.model.mace import MACE
+from mace.training.distributed import Team, own_part
 from mace.training.loss import Loss
+from mace.training.memory import EdgeLimit
 from mace.training.metrics import ErrorAccumulator
 
 PREDICTED = ("energy", "forces", "stress", "virials", "dipole")
@@ -44,7 +46,9 @@ def evaluate(
     stress: bool = False,
     forces: bool = True,
     keep_pairs: bool = False,
-    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda batches, total: batches,
+    limit: EdgeLimit | None = None,
+    team: Team | None = None,
 ) -> Evaluation:
     """Predict every structure and measure the errors of what is labelled and has weight.
 
@@ -56,41 +60,73 @@ def evaluate(
         stress: Whether stress and virials are wanted beyond what the loss needs, where they are labelled.
         forces: Whether forces are wanted beyond what the loss needs, where they are labelled.
         keep_pairs: Whether to keep predictions and errors by config_type.
-        progress: Wraps the iteration over batches; gets their number.
+        progress: Wraps the iteration over batches, counted by their first structure; gets how many there are.
+        limit: How much is computed at a time, besides the batch size.
+        team: The processes that share the work; all get the loss and the errors, nobody the pairs.
 
     Returns:
         Loss and errors.
     """
-    device = model.embedding.device
-    total, sums = ErrorAccumulator(), dict[str, list[tuple[Tensor, Tensor]]]()
+    team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
+    total, sums = ErrorAccumulator(), {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
     types = np.array([c.config_type for c in dataset.configurations])
     by_type: dict[str, ErrorAccumulator] = {}
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     forces = loss.needs_forces or (forces and bool(dataset.labelled("forces").any()))
     labelled_stress = bool((dataset.labelled("stress") | dataset.labelled("virials")).any())
     stress = loss.needs_stress or (stress and labelled_stress)
-    n_batches = -(-len(dataset) // batch_size)
-    for batch in progress(dataset.batches(batch_size), n_batches):
+
+    def predicted(structures: np.ndarray) -> tuple[Batch, dict[str, _Rows]]:
+        batch = dataset.batch(structures)
         moved = batch.to(device)
         prediction = predict(model, moved.graph, forces, stress)
         with torch.no_grad():
-            for name, pair in loss.sums_and_counts(prediction, moved.targets).items():
-                sums.setdefault(name, []).append(pair)
-        labelled = _labelled_rows(prediction, batch)
-        _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
-        if keep_pairs:
-            of_structure = types[batch.structures]
-            for kind in np.unique(of_structure):
-                _accumulate(by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
-            for name, rows in labelled.items():
-                pairs.setdefault(name, []).append(rows.per_atom_pair())
-    combined = {name: (sum(s for s, _ in parts), sum(c for _, c in parts)) for name, parts in sums.items()}
+            found = loss.sums_and_counts(prediction, moved.targets)
+        rows = _labelled_rows(prediction, batch)
+        for name, pair in found.items():
+            sums[name].append(pair)
+        return batch, rows
+
+    own = own_part(np.arange(len(dataset)), team)
+    n_batches = -(-len(own) // batch_size)
+    starts = range(0, len(own), batch_size)
+    for start in progress(starts, n_batches):
+        for batch, labelled in limit.work(dataset, own[start : start + batch_size], predicted):
+            _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
+            if keep_pairs:
+                of_structure = types[batch.structures]
+                for kind in np.unique(of_structure):
+                    _accumulate(by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
+                for name, rows in labelled.items():
+                    pairs.setdefault(name, []).append(rows.per_atom_pair())
+    value, metrics = _combined(loss, sums, total, team)
     return Evaluation(
-        float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
-        total.result(),
+        value,
+        metrics,
         {kind: accumulator.result() for kind, accumulator in by_type.items()},
         {name: join_pairs(parts) for name, parts in pairs.items()},
     )
+
+
+def _combined(
+    loss: Loss, sums: dict[str, list[tuple[Tensor, Tensor]]], total: ErrorAccumulator, team: Team
+) -> tuple[float, dict[str, float]]:
+    """Add up what all processes have found, and divide by their common counts."""
+    combined = {
+        name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
+        for name, parts in sums.items()
+    }
+    if team.size == 1:
+        return float(loss.combine(combined)), total.result()  # type: ignore[arg-type]  # sums of tensors
+    own = {name: (float(s), float(c)) for name, (s, c) in combined.items()}
+    everything, errors = ErrorAccumulator(), dict[str, tuple[Tensor, Tensor]]()
+    gathered = team.gather((own, total))
+    for name in own:
+        numbers = torch.tensor([found[name] for found, _ in gathered], dtype=torch.float64).sum(0)
+        errors[name] = (numbers[0], numbers[1])
+    for _, accumulator in gathered:
+        everything.merge(accumulator)
+    return float(loss.combine(errors)), everything.result()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mace.graphs.batching import Batch, GraphDataset
+from mace.graphs.batching import GraphDataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
@@ -15,6 +15,7 @@ from mace.structures.configuration import Configuration
 from mace.training.evaluation import Evaluation, evaluate, join_pairs
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
+from mace.training.memory import EdgeLimit
 from mace.training.plots import plot_parity
 from mace.training.preparation import Preparation
 from mace.training.progress import TrainingProgress
@@ -64,7 +65,7 @@ def write_final_report(
 def _evaluate(
     model: MACE, dataset: GraphDataset, loss: Loss, settings: TrainingSettings, name: str, progress: TrainingProgress
 ) -> Evaluation:
-    def tracked(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
+    def tracked(batches: Iterable[int], total: int) -> Iterable[int]:
         return progress.track(batches, f"Evaluating {name}", total)
 
     return evaluate(
@@ -76,6 +77,7 @@ def _evaluate(
         forces=settings.compute_forces,
         keep_pairs=True,
         progress=tracked,
+        limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {name}"),
     )
 
 

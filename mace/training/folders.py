@@ -31,8 +31,12 @@ class RunFolders:
     tag: str
 
 
-def make_folders(settings: TrainingSettings) -> RunFolders:
+def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
     """Create the folders of a run.
+
+    Args:
+        settings: Their names.
+        create: Whether this process writes files; if not, the folders are only named.
 
     Raises:
         UserError: If one of them cannot be created or written to; nothing has been trained then.
@@ -48,13 +52,15 @@ def make_folders(settings: TrainingSettings) -> RunFolders:
     )
     if "/" in settings.name or settings.name in ("", ".", ".."):
         raise UserError(f"--name='{settings.name}' cannot begin a file name; use letters, digits, '-' and '_'.")
+    if not create:
+        return folders
     for kind in ("work", "log", "model", "checkpoints", "results"):
         folder: Path = getattr(folders, kind)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".{folders.tag}.writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise UserError(

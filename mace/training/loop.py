@@ -1,34 +1,33 @@
-"""The training loop: epochs, evaluations, stages, patience, checkpoints."""
+"""The training loop: epochs, evaluations, stages, patience, and what interrupts them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mace.graphs.batching import GraphDataset
-from mace.model.mace import MACE
 from mace.settings import TrainingSettings
-from mace.training.checkpoints import CheckpointFolder
+from mace.training.batch_step import BatchStep, StepOutcome
+from mace.training.checkpoints import decode
+from mace.training.distributed import Team
 from mace.training.evaluation import evaluate
+from mace.training.finiteness import Diverged, NotFinite, name_structures
+from mace.training.interruption import Interruption
 from mace.training.loss import Loss
-from mace.training.optimization import MovingAverage, Schedule, make_optimizer
+from mace.training.memory import EdgeLimit
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter
-from mace.training.step import train_step
+from mace.training.saving import StateKeeper
+from mace.training.state import Progression, TrainingState
 
 _LOGGER = logging.getLogger(__name__)
-
-SET_BY_USER = ("weight_decay", "betas", "amsgrad", "decoupled_weight_decay", "lr_factor")
-"""What settings decide about a group of parameters; all else in it belongs to the state of the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -50,142 +49,196 @@ class EpochReport:
     improved: bool = False
 
 
-@dataclass
-class Progression:
-    """Where a run is; saved with every checkpoint.
-
-    Attributes:
-        epoch: The next epoch.
-        stage_two: Whether stage two has begun.
-        stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
-        lowest_loss: Lowest validation loss of the present stage.
-        lowest_loss_of_stage_one: The same of stage one, once stage two has begun.
-        evaluations_without_gain: Evaluations since then.
-        finished: Whether training has come to its end.
-        best_epochs: Epoch with the lowest validation loss in each stage, ``one`` and ``two``.
-    """
-
-    epoch: int = 0
-    stage_two: bool = False
-    stage_two_start: int | None = None
-    lowest_loss: float = math.inf
-    lowest_loss_of_stage_one: float = math.inf
-    evaluations_without_gain: int = 0
-    finished: bool = False
-    best_epochs: dict[str, int] = field(default_factory=dict)
+class _StopRequested(Exception):
+    """A signal came during a validation."""
 
 
 class Trainer:
-    """A run: the model and everything that changes with it.
+    """A run: what is trained, on what, and who is told.
 
     Args:
-        model: The model on its device, initialized.
+        state: The model and all that changes with it.
         losses: Loss of stage one and, if there is a stage two, of stage two.
         settings: The settings; read only.
         train_set: Structures to learn from.
         valid_set: Structures to validate with.
-        checkpoints: Where to keep states.
+        keeper: Where states are kept.
         records: Where to write the JSON lines.
         progress: What to show.
+        team: The processes of the run.
+        interruption: Whether a signal has come.
+        facts: What else belongs to a saved state, for the day when it is taken up again.
     """
 
     def __init__(
         self,
-        model: MACE,
+        state: TrainingState,
         losses: tuple[Loss, Loss | None],
         settings: TrainingSettings,
         train_set: GraphDataset,
         valid_set: GraphDataset,
-        checkpoints: CheckpointFolder,
+        keeper: StateKeeper,
         records: RecordWriter,
         progress: TrainingProgress,
+        team: Team,
+        interruption: Interruption,
+        facts: dict[str, Any],
     ) -> None:
-        self.model, self.settings = model, settings
+        self.state, self.settings = state, settings
         self._losses = losses
         self._train_set, self._valid_set = train_set, valid_set
-        self._checkpoints, self._records, self._progress = checkpoints, records, progress
-        self.optimizer = make_optimizer(model, settings)
-        self.schedule = Schedule(self.optimizer, settings)
-        self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
-        self.progression = Progression(stage_two_start=stage_two_start(settings) if losses[1] else None)
+        self.keeper, self._records, self._progress = keeper, records, progress
+        self._team, self._interruption, self._facts = team, interruption, facts
+        limits = self.progression.edge_limits
+        self._limits = {
+            name: EdgeLimit(limits.get(name, settings.max_edges_per_batch), name) for name in ("training", "validation")
+        }
+        self._batch_step = BatchStep(state, train_set, self._limits["training"], settings, team)
+
+    @property
+    def progression(self) -> Progression:
+        """Where the run is."""
+        return self.state.progression
 
     @property
     def loss(self) -> Loss:
         """The loss of the present stage."""
-        return self.loss_of("two" if self.progression.stage_two else "one")
+        return self.loss_of(self.progression.stage)
 
     def loss_of(self, stage: str) -> Loss:
         """Return the loss of stage ``one`` or ``two``."""
         return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
 
     @property
+    def structures_per_step(self) -> int:
+        """How many structures all processes together go through in a step."""
+        return self.settings.batch_size * self._team.size
+
+    @property
     def batches_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may be smaller."""
-        return -(-len(self._train_set) // self.settings.batch_size)
+        return -(-len(self._train_set) // self.structures_per_step)
 
     def train(self) -> Iterator[EpochReport]:
-        """Run to the end, yielding a report after every epoch and one before the first."""
-        state, settings = self.progression, self.settings
-        if state.epoch == 0:
-            yield self._validate(None)
-        while state.epoch < settings.max_num_epochs and not state.finished:
-            if state.stage_two_start is not None and state.epoch >= state.stage_two_start and not state.stage_two:
-                self._begin_stage_two()
-            self._run_epoch(state.epoch)
-            evaluated = state.epoch % settings.eval_interval == 0 or state.epoch == settings.max_num_epochs - 1
-            report = self._validate(state.epoch) if evaluated else EpochReport(state.epoch, state.stage_two)
-            if not state.stage_two:
-                self.schedule.epoch_ended(report.valid_loss)
-            state.epoch += 1
-            self._save(report)
+        """Run to the end, yielding a report after every epoch and one before the first.
+
+        Raises:
+            RunInterrupted: If a signal came; the state is saved then.
+            Diverged: If loss, gradient or weights are not a number, and going back did not help or was not wanted.
+        """
+        self.save()  # from the first moment on there is something to go on from
+        while not self._at_end():
+            try:
+                with self._interruption.patient():
+                    report = self._next()
+            except NotFinite as event:
+                self._go_back(event)
+                continue
             yield report
+            if self._team.any(self._interruption.requested):
+                self._stop()
+        self.save()  # the state before is now the same, so that no weights but the best are needed any more
+
+    def _at_end(self) -> bool:
+        state = self.progression
+        return state.evaluated_at_start and (state.finished or state.epoch >= self.settings.max_num_epochs)
+
+    def _next(self) -> EpochReport:
+        """Do the evaluation before the first step, or what is left of the present epoch."""
+        state = self.progression
+        if not state.evaluated_at_start:
+            report = self._validate(None)
+            state.evaluated_at_start = True
+            return report
+        if state.stage_two_start is not None and state.epoch >= state.stage_two_start and not state.stage_two:
+            self._begin_stage_two()
+        epoch = state.epoch
+        self._run_epoch(epoch)
+        evaluated = epoch % self.settings.eval_interval == 0 or epoch == self.settings.max_num_epochs - 1
+        report = self._validate(epoch) if evaluated else EpochReport(epoch, state.stage_two)
+        if not state.stage_two:
+            self.state.schedule.epoch_ended(report.valid_loss)
+        state.epoch += 1
+        state.structures_done = 0
+        self._keep_weights(report)
+        self.save()
+        return report
 
     def _begin_stage_two(self) -> None:
-        state = self.progression
-        state.lowest_loss_of_stage_one = state.lowest_loss
-        state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
-        self.schedule.set_constant(self.settings.swa_lr)
+        self.state.begin_stage_two()
         _LOGGER.info("Changing loss based on Stage Two Weights")
-        _LOGGER.info("Stage Two: %s, learning rate %g", self.loss, self.settings.swa_lr)
+        _LOGGER.info("Stage Two: %s, learning rate %g", self.loss, self.state.learning_rate)
 
     def _run_epoch(self, epoch: int) -> None:
-        """Take one step for every batch, in an order that depends on seed and epoch alone."""
-        settings, device = self.settings, self.model.embedding.device
-        order = np.random.default_rng([settings.seed, epoch]).permutation(len(self._train_set))
-        self._optimizer_mode("train")
-        groups = self.optimizer.param_groups
-        lr = next((group["lr"] for group in groups if group["lr_factor"] == 1.0), groups[0]["lr"])
-        pending: list[tuple[Tensor, float, int]] = []
-        for number, batch in enumerate(self._train_set.batches(settings.batch_size, order)):
-            start = time.perf_counter()
-            moved = batch.to(device, pinned=settings.pin_memory)
-            loss, _ = train_step(self.model, moved, self.loss, self.optimizer, settings.clip_grad, self.average)
-            self._progress.step(epoch, number, loss, batch.graph.n_atoms)
-            pending.append((loss, time.perf_counter() - start, epoch))
-        # the losses are read once per epoch: reading one waits for the device
-        for value, (_, seconds, _) in zip(torch.stack([p[0] for p in pending]).tolist(), pending, strict=True):
-            self._records.step(loss=value, seconds=seconds, epoch=epoch, learning_rate=lr)
+        """Take the steps that are left of an epoch, in an order that depends on seed and epoch alone."""
+        state, size = self.progression, len(self._train_set)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(size)
+        if state.structures_done and state.structures != size:
+            _LOGGER.warning(
+                "There were %d training structures, now %d: epoch %d begins anew", state.structures, size, epoch
+            )
+            state.structures_done = 0
+        state.structures = size
+        if state.structures_done < size:
+            self.state.optimizer_mode("train")
+        late: deque[StepOutcome] = deque()
+        structures = order[:0]
+        for begin in range(state.structures_done, size, self.structures_per_step):
+            structures = order[begin : begin + self.structures_per_step]
+            outcome = self._batch_step.take(structures, self.loss, (self._interruption.requested, self.keeper.due))
+            state.structures_done = begin + len(structures)
+            self._progress.step(epoch, begin // self.structures_per_step, outcome.loss, outcome.n_atoms)
+            late.append(outcome)
+            # on an accelerator results are read one step late: reading one waits for the device
+            stop, due = self._settle(late, epoch, left=outcome.latency)
+            if (stop or due) and state.structures_done < size:
+                self._settle(late, epoch)
+                self._require_finite_weights(structures)
+                self.save()
+                if stop:
+                    self._stop(saved=True)
+        self._settle(late, epoch)
+        self._require_finite_weights(structures)
 
-    def _optimizer_mode(self, mode: str) -> None:
-        """Switch a schedule-free optimizer between its iterate and its average; others have no modes."""
-        if self.settings.optimizer == "schedulefree":
-            getattr(self.optimizer, mode)()
+    def _require_finite_weights(self, structures: np.ndarray) -> None:
+        """Make sure that no state is kept to which nobody would want to go back."""
+        if not self.state.is_finite():
+            raise NotFinite("a weight", structures)
+
+    def _settle(self, late: deque[StepOutcome], epoch: int, left: int = 0) -> tuple[bool, bool]:
+        """Read the results of steps, write them down, and tell what they ask for."""
+        stop = due = False
+        while len(late) > left:
+            outcome = late.popleft()
+            numbers = outcome.read()
+            if not math.isfinite(numbers.loss) or not math.isfinite(numbers.norm):
+                raise NotFinite("the gradient" if math.isfinite(numbers.loss) else "the loss", outcome.structures)
+            self._records.step(
+                loss=numbers.loss, seconds=outcome.seconds, epoch=epoch, learning_rate=outcome.learning_rate
+            )
+            stop, due = stop or numbers.stop, due or numbers.due
+        return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
         """Evaluate with averaged weights, write the record, and judge the progress."""
         state = self.progression
         start = time.perf_counter()
-        self._optimizer_mode("eval")
-        with self.validated_weights():
-            result = evaluate(
-                self.model,
-                self._valid_set,
-                self.loss,
-                self.settings.valid_batch_size,
-                stress=self.loss.needs_stress or self.settings.compute_stress,
-                forces=self.settings.compute_forces,
-                progress=lambda batches, total: self._progress.track(batches, "Validating", total),
-            )
+        self.state.optimizer_mode("eval")
+        try:
+            with self.state.validated_weights():
+                result = evaluate(
+                    self.state.model,
+                    self._valid_set,
+                    self.loss,
+                    self.settings.valid_batch_size,
+                    stress=self.loss.needs_stress or self.settings.compute_stress,
+                    forces=self.settings.compute_forces,
+                    progress=self._watched,
+                    limit=self._limits["validation"],
+                    team=self._team,
+                )
+        except _StopRequested:
+            self._stop()
         self._records.evaluation(
             loss=result.loss, metrics=result.metrics, seconds=time.perf_counter() - start, epoch=epoch, head="Default"
         )
@@ -195,16 +248,19 @@ class Trainer:
         improved = self._judge(epoch, result.loss)
         return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved)
 
-    def validated_weights(self) -> Any:
-        """Let the model have the weights that are validated and kept, inside a ``with`` block."""
-        return self.average.applied() if self.average is not None else nullcontext()
+    def _watched(self, batches: Iterable[int], total: int) -> Iterator[int]:
+        """Show the progress of a validation, and end it at a signal; several processes end it together, later."""
+        for batch in self._progress.track(batches, "Validating", total):
+            if self._interruption.requested and self._team.size == 1:
+                raise _StopRequested
+            yield batch
 
     def _judge(self, epoch: int, valid_loss: float) -> bool:
         """Count patience; a loss that is not a number never counts as a gain."""
         state = self.progression
         if valid_loss < state.lowest_loss:
             state.lowest_loss, state.evaluations_without_gain = valid_loss, 0
-            state.best_epochs["two" if state.stage_two else "one"] = epoch
+            state.best_epochs[state.stage] = epoch
             return True
         state.evaluations_without_gain += 1
         if state.evaluations_without_gain >= self.settings.patience:
@@ -218,88 +274,53 @@ class Trainer:
                 state.finished = True
         return False
 
-    def _save(self, report: EpochReport) -> None:
-        """Keep the complete state, and the validated weights where they are the best or all are wanted."""
-        if report.valid_loss is not None and (report.improved or self.settings.save_all_checkpoints):
-            assert report.epoch is not None
-            with self.validated_weights():
-                weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self._checkpoints.save_weights(weights, self.model.plan, report.epoch, report.stage_two)
-        self._checkpoints.save_last(self.state())
-        if report.improved and report.epoch is not None:
-            self._checkpoints.remove_earlier(report.epoch, report.stage_two)
+    def _keep_weights(self, report: EpochReport) -> None:
+        """Keep the validated weights where they are the best or all are wanted."""
+        if report.epoch is not None and (report.improved or self.settings.save_all_checkpoints):
+            if report.valid_loss is not None:
+                stage = "two" if report.stage_two else "one"
+                weights = self.state.copy_of_validated_weights()
+                self.keeper.keep_weights(weights, report.epoch, stage, report.improved)
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that is needed to go on."""
-        return {
-            "plan": self.model.plan.model_dump_json(),
-            "settings": self.settings.model_dump_json(),
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "progression": vars(self.progression),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up where `state` left off; settings that were changed since then take effect.
-
-        Args:
-            state: What `state` returned.
-        """
-        self.model.load_state_dict(state["weights"])
-        wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        before = TrainingSettings.model_validate_json(state["settings"])
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
-        elif self.average is not None:
-            self.average = MovingAverage(self.model.parameters(), self.settings.ema_decay)
-        start = self.progression.stage_two_start
-        self.progression = Progression(**state["progression"])
-        self._apply_changes(before, wanted, start)
-
-    def _apply_changes(
-        self, before: TrainingSettings, wanted: list[dict[str, Any]], stage_two_start: int | None
-    ) -> None:
-        """Let settings that differ from those of the saved state win over the state."""
-        now, progression = self.settings, self.progression
-        if (now.swa, now.start_swa, now.max_num_epochs) != (before.swa, before.start_swa, before.max_num_epochs):
-            progression.stage_two_start = stage_two_start
-            if progression.stage_two and (stage_two_start is None or progression.epoch < stage_two_start):
-                self._return_to_stage_one(wanted)
-        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
-            group |= {key: fresh[key] for key in SET_BY_USER if key in fresh}
-            if not progression.stage_two and (now.lr, now.lr_params_factors) != (before.lr, before.lr_params_factors):
-                group["lr"] = fresh["lr"]
-        if progression.stage_two and (now.swa_lr, now.lr_params_factors) != (before.swa_lr, before.lr_params_factors):
-            self.schedule.set_constant(now.swa_lr)
-        if now.amsgrad and not before.amsgrad:
-            for moments in self.optimizer.state.values():
-                moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
-        if progression.finished and (now.max_num_epochs > progression.epoch and now.patience > before.patience):
-            progression.finished = False
-
-    def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
-        """Take back what the beginning of stage two changed, for a run that now has a later one or none."""
+    def save(self) -> None:
+        """Save the complete state, and what is the best of each stage."""
         state = self.progression
-        state.stage_two, state.lowest_loss, state.evaluations_without_gain = False, state.lowest_loss_of_stage_one, 0
-        state.best_epochs.pop("two", None)
-        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
-            group["lr"] = fresh["lr"]
+        state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
+        self.keeper.save(self.state.state_dict() | self._facts, state.best_epochs)
+
+    def _stop(self, saved: bool = False) -> None:
+        """End the program because of a signal."""
+        if not saved:
+            self.save()
+        state = self.progression
+        done, size = state.structures_done, len(self._train_set)
+        place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
+        error = self._interruption.error(f"saved {place}; the same command with --restart_latest goes on from there")
+        _LOGGER.warning("%s", error)
+        raise error
+
+    def _go_back(self, event: NotFinite) -> None:
+        """Be in the last good state again with a lower learning rate, or give up."""
+        state, settings = self.progression, self.settings
+        where = f"epoch {state.epoch}: {event.what} is not a finite number"
+        if len(event.structures):
+            where += f" with the batch of {name_structures(self._train_set, event.structures)}"
+        way_out = "lower --lr, or look for wrong labels and overlapping atoms among these"
+        if settings.nan_policy == "stop":
+            raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")
+        if state.times_back >= settings.nan_retries:
+            raise Diverged(f"{where}, after going back {state.times_back} times (--nan_retries): {way_out}.")
+        good = decode(self.keeper.last_good, "the last good state", self.state.model.embedding.device)
+        self.state.go_back(good)
+        self._records.go_back(good["records"])
+        state = self.progression
         _LOGGER.warning(
-            "The run was in Stage Two already; with these settings it goes back to Stage One at epoch %d", state.epoch
+            "%s; going back to epoch %d, structure %d, with the learning rate lowered to %g (%d of %d times)",
+            where,
+            state.epoch,
+            state.structures_done,
+            self.state.learning_rate,
+            state.times_back,
+            settings.nan_retries,
         )
-
-
-def has_stage_two(settings: TrainingSettings) -> bool:
-    """Tell whether there is a stage two: it is asked for, or its beginning is given, as in the original."""
-    return settings.swa or settings.start_swa is not None
-
-
-def stage_two_start(settings: TrainingSettings) -> int:
-    """Return the epoch at which stage two begins: as set, or after four fifths of the epochs."""
-    if settings.start_swa is not None:
-        return settings.start_swa
-    return max(1, int(round(settings.max_num_epochs * 0.8)))
+        self.save()

@@ -77,7 +77,15 @@ class Term:
         else:
             penalty = self.penalty(error, reference) * property_weight
         total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, labelled.sum() * penalty[:1].numel()
+        return total, self.count(targets)
+
+    def count(self, targets: Targets) -> Tensor:
+        """Count the labelled entries of a batch; it depends on the labels alone."""
+        labelled, values = targets.labelled[self.name], targets.values[self.name]
+        if self.name in PER_ATOM:
+            labelled = labelled * targets.atoms_per_structure
+        row = values.new_zeros(1, *values.shape[1:])
+        return labelled.sum() * self.penalty(row, row).numel()
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,10 @@ class Loss:
         """Return sum and count of every term, by property."""
         return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
 
+    def counts(self, targets: Targets) -> dict[str, Tensor]:
+        """Return the count of every term, by property; it depends on the labels alone."""
+        return {term.name: term.count(targets) for term in self.terms}
+
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""
         parts = []
@@ -114,9 +126,17 @@ class Loss:
             parts.append(term.weight * total / count.clamp(min=1))
         return torch.stack([part.to(torch.promote_types(part.dtype, parts[0].dtype)) for part in parts]).sum()
 
-    def __call__(self, prediction: Prediction, targets: Targets) -> Tensor:
-        """Return the loss of one batch."""
-        return self.combine(self.sums_and_counts(prediction, targets))
+    def __call__(self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the loss of one batch.
+
+        Args:
+            prediction: Of the batch.
+            targets: Labels of the batch.
+            counts: What to divide by if the batch is a part of a larger one; the losses of all parts, each divided by
+                the counts of the whole, add up to the loss of the whole.
+        """
+        sums = self.sums_and_counts(prediction, targets)
+        return self.combine(sums if counts is None else {name: (sums[name][0], counts[name]) for name in sums})
 
     def __str__(self) -> str:
         """Write the loss as the log does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mace.structures.reference_energies import ReferenceEnergies, resolve_refere
 from mace.structures.sources import Source, expand_sources, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import Scaling, summarize
-from mace.training.checkpoints import file_digest
+from mace.training.checkpoints import file_digests
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
@@ -41,7 +42,7 @@ class Structures:
         tests: Sets to test on, by name.
         isolated_atoms: Frames of isolated atoms in the training files.
         report: Which labels the training files have.
-        digest: SHA-256 over the training and validation files.
+        digests: SHA-256 of each training and validation file.
     """
 
     train: list[Configuration]
@@ -49,7 +50,7 @@ class Structures:
     tests: dict[str, list[Configuration]]
     isolated_atoms: list[Configuration]
     report: LabelReport
-    digest: str
+    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Preparation:
         train: Graphs to learn from.
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
-        digest: SHA-256 over the training and validation files.
+        digests: SHA-256 of each training and validation file.
     """
 
     plan: ModelPlan
@@ -70,7 +71,12 @@ class Preparation:
     train: GraphDataset
     valid: GraphDataset
     tests: dict[str, GraphDataset]
-    digest: str
+    digests: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of them."""
+        return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
 def read_sets(settings: TrainingSettings, progress: TrainingProgress) -> DataSets:
@@ -86,13 +92,14 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress) -> DataSet
     return DataSets(training, validation, _read_tests(settings, progress))
 
 
-def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -> Structures:
+def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, writes: bool = True) -> Structures:
     """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
         settings: File names and split.
         losses: The losses of all stages; their labels are needed in the training files.
         sets: What was read.
+        writes: Whether this process writes files.
 
     Returns:
         The structures.
@@ -106,7 +113,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -
     sources = sources_of(settings, settings.train_file)
     if settings.valid_file is None or sets.validation is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
-        path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid)
+        path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
         _LOGGER.info(
             "Using random %g%% of training set for validation with indices saved in: %s",
             100 * settings.valid_fraction,
@@ -127,8 +134,8 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets) -
     tests = _named_tests(sets.tests)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    digest = file_digest([file for source in sources for file in expand_paths(source.paths)])
-    return Structures(train, valid, tests, training.isolated_atoms, training.report, digest)
+    digests = file_digests([file for source in sources for file in expand_paths(source.paths)])
+    return Structures(train, valid, tests, training.isolated_atoms, training.report, digests)
 
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
@@ -183,7 +190,11 @@ def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configurat
 
 
 def prepare(
-    settings: TrainingSettings, losses: Sequence[Loss], folders: RunFolders, progress: TrainingProgress
+    settings: TrainingSettings,
+    losses: Sequence[Loss],
+    folders: RunFolders,
+    progress: TrainingProgress,
+    writes: bool = True,
 ) -> Preparation:
     """Read the data, check and measure them, and decide the model.
 
@@ -192,6 +203,7 @@ def prepare(
         losses: The losses of all stages.
         folders: Where the report on the data goes.
         progress: What to show.
+        writes: Whether this process writes files.
 
     Returns:
         What training starts from.
@@ -201,9 +213,10 @@ def prepare(
     """
     sets = read_sets(settings, progress)
     report = inspect_data(settings, losses, sets, progress)
-    tell_report(report, folders.results / f"{folders.tag}_data.html", f"Data of {folders.tag}")
+    page = folders.results / f"{folders.tag}_data.html" if writes else None
+    tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()
-    structures = divide(settings, losses, sets)
+    structures = divide(settings, losses, sets, writes)
     elements = _element_table(settings, structures)
     energies, scaling = _decide_energies(settings, structures, elements)
     if settings.model in WITH_DIPOLE:
@@ -218,7 +231,7 @@ def prepare(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digest)
+    return Preparation(plan, energies, train, valid, tests, structures.digests)
 
 
 def _decide_energies(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat, TextIO
+from typing import Any, BinaryIO, SupportsFloat
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,20 +25,29 @@ class RecordWriter:
     """Append records to a JSON-lines file; each line is on disk for readers as soon as it is written.
 
     Numbers that are not finite become ``null``, so that every line is valid JSON. A line cut short by an earlier,
-    killed run is closed first and never joined to a new one.
+    killed run is closed first and never joined to a new one. When the disk is full, lines wait in memory until there is
+    room; a warning says so.
 
     Args:
-        path: The file; it and its folder are created if needed.
+        path: The file; it and its folder are created if needed. None to write nothing.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str | None) -> None:
         """Open the file for appending."""
+        self._waiting: list[bytes] = []
+        self._warned = False
+        self._file: BinaryIO | None = None
+        self._size = 0
+        if path is None:
+            return
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         ends_cleanly = _ends_with_newline(self.path)
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        # without a buffer: what a failing disk did not take must not linger in one
+        self._file = self.path.open("ab", buffering=0)
+        self._size = self.path.stat().st_size
         if not ends_cleanly:
-            self._file.write("\n")
+            self._append(b"\n")
 
     def step(
         self, *, loss: SupportsFloat, seconds: float, epoch: int, learning_rate: SupportsFloat | None = None
@@ -74,9 +85,42 @@ class RecordWriter:
         """
         self._write({"loss": loss, **metrics, "time": seconds, "mode": "eval", "epoch": epoch, "head": head})
 
+    @property
+    def position(self) -> int:
+        """Size of the file in bytes, with the lines that still wait."""
+        return self._size + sum(len(line) for line in self._waiting)
+
+    def synchronize(self) -> None:
+        """Put all lines on the disk.
+
+        Raises:
+            OSError: If that is not possible.
+        """
+        if self._file is not None:
+            self._write_waiting()
+            os.fsync(self._file.fileno())
+
+    def go_back(self, position: int) -> None:
+        """Forget the lines beyond a position: they will be written once more.
+
+        Args:
+            position: In bytes; a file that is shorter is left as it is, with a warning.
+        """
+        if self._file is None:
+            return
+        if self.position < position:
+            _LOGGER.warning("%s: records are missing; %d of %d bytes are there.", self.path, self.position, position)
+            return
+        while self._waiting and self.position > position:
+            self._waiting.pop()
+        if self._size > position:
+            self._file.truncate(position)
+            self._size = position
+
     def close(self) -> None:
         """Close the file; closing twice does no harm."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> RecordWriter:
         """Return the writer itself."""
@@ -89,9 +133,32 @@ class RecordWriter:
         self.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
         plain = {key: _plain(value) for key, value in record.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
+        self._append(json.dumps(plain, allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        self._waiting.append(line)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._warned:
+                _LOGGER.warning("%s: lines wait for the disk (%s); training goes on.", self.path, error.strerror)
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _write_waiting(self) -> None:
+        """Write what waits, line by line; a line of which only a part found room is taken back."""
+        assert self._file is not None
+        while self._waiting:
+            line = self._waiting[0]
+            if self._file.write(line) != len(line):
+                self._file.truncate(self._size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += len(line)
+            del self._waiting[0]
 
 
 def read_records(path: Path | str) -> Iterator[dict[str, Any]]:

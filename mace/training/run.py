@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import logging
-import platform
-import sys
-from collections.abc import Mapping
-from importlib.metadata import version
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-import mace
-from mace.errors import UserError
+from mace.errors import RunInterrupted, UserError
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
-from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
-from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory, set_threads
+from mace.training.checkpoints import CheckpointFolder
+from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
+from mace.training.distributed import Team, make_team, own_device
 from mace.training.dry_run import describe_plan
+from mace.training.environment import tell_environment
 from mace.training.final_report import write_final_report
+from mace.training.finiteness import Diverged
 from mace.training.folders import RunFolders, make_folders
+from mace.training.interruption import Interruption
+from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
-from mace.training.loop import EpochReport, Trainer, has_stage_two, stage_two_start
+from mace.training.loop import EpochReport, Trainer
 from mace.training.loss import FITTED, Loss, make_loss
 from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
@@ -36,11 +41,12 @@ from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
+from mace.training.resuming import StartingWeights, begin_anew, find_state, resume
+from mace.training.saving import StateKeeper, insist
+from mace.training.stages import has_stage_two, stage_two_start
+from mace.training.state import TrainingState
 
 _LOGGER = logging.getLogger(__name__)
-
-FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
-"""Settings that became constants of the model when a run was started, and cannot change when it is resumed."""
 
 
 def run_training(settings: TrainingSettings, console: Console | None = None) -> None:
@@ -52,8 +58,8 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
 
     Raises:
         UserError: If settings or data do not allow it.
+        RunInterrupted: If a signal asked for the end; the state is saved then.
     """
-    console = console or Console()
     keep_freed_memory()
     settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
@@ -62,20 +68,60 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     # words for the model that make no sense are refused before anything is read
     hidden_features(settings)
     readout_widths(settings)
-    device = choose_device(settings.device, settings.default_dtype)
-    folders = make_folders(settings)
-    setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
+    launch = find_launch(settings.distributed, settings.launcher, os.environ)
+    device = choose_device(own_device(settings.device, launch), settings.default_dtype)
+    with Interruption() as interruption, make_team(launch, device) as team:
+        _with_log(settings, notes, losses, device, team, interruption, console or Console(quiet=not team.is_first))
+
+
+def _with_log(
+    settings: TrainingSettings,
+    notes: Sequence[str],
+    losses: tuple[Loss, Loss | None],
+    device: torch.device,
+    team: Team,
+    interruption: Interruption,
+    console: Console,
+) -> None:
+    """Train; only the first process writes to terminal and log file."""
+    folders = make_folders(settings, create=team.is_first)
+    log = log_path(folders.log, settings.name, settings.seed) if team.is_first else None
+    setup_logging(settings.log_level, log, console if team.is_first else None)
+    mode = settings.progress if team.is_first else "off"
     try:
-        _tell_environment(settings, device)
+        tell_environment(settings, device, team)
         for note in notes:
             _LOGGER.info("%s", note)
-        with TrainingProgress(console, settings.progress, error_table=reported_table(settings)) as progress:
-            _run(settings, losses, device, folders, console, progress)
-    except UserError as error:
+        with TrainingProgress(console, mode, error_table=reported_table(settings)) as progress:
+            _run(Session(settings, losses, device, team, interruption, folders, progress), console)
+    except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
     finally:
         close_logging()
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run has from beginning to end.
+
+    Attributes:
+        settings: The settings; read only.
+        losses: Loss of stage one and, if there is a stage two, of stage two.
+        device: Where this process computes.
+        team: The processes of the run.
+        interruption: Whether a signal has come.
+        folders: Where files go.
+        progress: What is shown.
+    """
+
+    settings: TrainingSettings
+    losses: tuple[Loss, Loss | None]
+    device: torch.device
+    team: Team
+    interruption: Interruption
+    folders: RunFolders
+    progress: TrainingProgress
 
 
 def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
@@ -110,119 +156,97 @@ def reported_table(settings: TrainingSettings) -> str:
     return table
 
 
-def _tell_environment(settings: TrainingSettings, device: torch.device) -> None:
-    """Log versions, machine and settings."""
-    threads = set_threads(settings.num_threads)
-    _LOGGER.info("===========VERIFYING SETTINGS===========")
-    _LOGGER.info("MACE version: %s", mace.__version__)
-    _LOGGER.info(
-        "Python %s, torch %s, ase %s, %s", platform.python_version(), version("torch"), version("ase"), sys.platform
-    )
-    _LOGGER.info("Using %s, %s, %d threads", device, settings.default_dtype, threads)
-    _LOGGER.info("Settings: %s", {name: getattr(settings, name) for name in sorted(provided(settings))})
-
-
-def _run(
-    settings: TrainingSettings,
-    losses: tuple[Loss, Loss | None],
-    device: torch.device,
-    folders: RunFolders,
-    console: Console,
-    progress: TrainingProgress,
-) -> None:
+def _run(session: Session, console: Console) -> None:
+    settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
-    preparation = prepare(settings, [loss for loss in losses if loss is not None], folders, progress)
+    starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
+    losses = [loss for loss in session.losses if loss is not None]
+    preparation = prepare(settings, losses, folders, session.progress, writes=team.is_first)
+    _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints
     )
-    saved = _find_state(settings, checkpoints, preparation.plan, device)
-    plan = preparation.plan if saved is None else ModelPlan.model_validate_json(saved["plan"])
-    model = build_model(plan, settings, device)
+    plan = preparation.plan
+    # the first process alone reads, so that all go on from the same state
+    saved = team.broadcast(find_state(settings, checkpoints, plan, torch.device("cpu")) if team.is_first else None)
+    if saved is not None:
+        plan = ModelPlan.model_validate_json(saved["plan"])
+    elif starting is not None:
+        plan = starting.adapted(plan)
+    model = build_model(plan, settings, session.device)
+    if saved is None and starting is not None:
+        model.load_state_dict(starting.weights)
+        _LOGGER.info("Starting from the weights of %s", starting.path)
     _LOGGER.info("Kernels: %s", choose_kernels(model, settings.kernels))
     _tell_model(model, settings)
     if settings.dry_run:
-        console.print(describe_plan(model, preparation, losses, settings), highlight=False)
+        if team.is_first:
+            console.print(describe_plan(model, preparation, session.losses, settings), highlight=False)
+        team.leave()
         return
-    results = results_path(folders.results, settings.name, settings.seed)
-    if saved is None:
-        _set_earlier_run_aside(checkpoints, results)
+    trainer = _train_all(session, model, preparation, checkpoints, saved)
+    team.leave()
+    if team.is_first:
+        _finish(trainer, preparation, session)
+
+
+def _train_all(
+    session: Session,
+    model: MACE,
+    preparation: Preparation,
+    checkpoints: CheckpointFolder,
+    saved: dict[str, Any] | None,
+) -> Trainer:
+    """Train to the end, from the saved state if there is one."""
+    settings, team, folders = session.settings, session.team, session.folders
+    if team.is_first:
+        checkpoints.remove_unfinished()
+        if saved is None:
+            begin_anew(settings, checkpoints, folders)
+    results = results_path(folders.results, settings.name, settings.seed) if team.is_first else None
+    state = TrainingState(model, settings, two_stages=session.losses[1] is not None)
     with RecordWriter(results) as records:
-        trainer = Trainer(model, losses, settings, preparation.train, preparation.valid, checkpoints, records, progress)
         if saved is not None:
-            _resume(trainer, saved, settings, checkpoints.last)
-        _tell_optimizer(trainer, settings, losses)
-        _train(trainer, settings, folders, progress)
-    _finish(trainer, preparation, settings, folders, progress)
+            resume(state, saved, preparation.digests, team.size)
+            if saved["records"] is not None:
+                records.go_back(saved["records"])
+        run = (saved or {}).get("run") or team.broadcast(new_run_id())
+        _LOGGER.info("Run %s", run)
+        keeper = StateKeeper(checkpoints, records, model.plan, run, settings.checkpoint_minutes, team.is_first)
+        trainer = Trainer(
+            state,
+            session.losses,
+            settings,
+            preparation.train,
+            preparation.valid,
+            keeper,
+            records,
+            session.progress,
+            team,
+            session.interruption,
+            {"data": preparation.digests, "processes": team.size},
+        )
+        _tell_optimizer(trainer, settings, session.losses)
+        try:
+            _train(trainer, session)
+        except Diverged as error:
+            # what was good before is not lost
+            if team.is_first and trainer.progression.best_epochs:
+                _LOGGER.error("%s", error)
+                _write_models(trainer, preparation, session)
+            raise
+    return trainer
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other one has: time and chance."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def build_model(plan: ModelPlan, settings: TrainingSettings, device: torch.device) -> MACE:
     """Build a model with weights drawn from the seed."""
     model = MACE(plan).to_precision(PRECISIONS[settings.default_dtype])
     return model.initialize(torch.Generator().manual_seed(settings.seed)).to(device)
-
-
-def _find_state(
-    settings: TrainingSettings, checkpoints: CheckpointFolder, plan: ModelPlan, device: torch.device
-) -> dict[str, Any] | None:
-    """Read the state to go on from, if that is asked for and there is one."""
-    if not settings.restart_latest:
-        return None
-    if not checkpoints.last.exists():
-        _LOGGER.info("--restart_latest: there is no %s yet; starting from the beginning", checkpoints.last)
-        return None
-    saved = load_safely(checkpoints.last, device)
-    started_with = ModelPlan.model_validate_json(saved["plan"])
-    if fields := differing_fields(started_with, plan) + _fixed_changes(saved, settings):
-        raise UserError(
-            f"{checkpoints.last}: the run was started with another model ({'; '.join(fields)}); set these back to go "
-            "on with it, or choose another --name to start afresh."
-        )
-    if started_with != plan:
-        _LOGGER.warning(
-            "The data now give other reference energies, scale or number of neighbors; the model keeps those it was "
-            "started with"
-        )
-    return saved
-
-
-def _fixed_changes(saved: dict[str, Any], settings: TrainingSettings) -> list[str]:
-    """Describe what cannot change in a resumed run, besides the shape of the model."""
-    before = TrainingSettings.model_validate_json(saved["settings"])
-    names = list(FIXED_SETTINGS)
-    if "schedulefree" in (before.optimizer, settings.optimizer):
-        names.append("optimizer")  # its state means something else than that of the others
-    return [
-        f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
-        for name in names
-        if getattr(before, name) != getattr(settings, name)
-    ]
-
-
-def _resume(trainer: Trainer, saved: dict[str, Any], settings: TrainingSettings, path: Path) -> None:
-    """Restore the state and say what is different now."""
-    before = TrainingSettings.model_validate_json(saved["settings"])
-    changes = [
-        f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
-        for name in TrainingSettings.model_fields
-        if getattr(before, name) != getattr(settings, name) and name not in ("restart_latest", "config")
-    ]
-    trainer.restore(saved)
-    _LOGGER.info("Restarting from %s at epoch %d", path, trainer.progression.epoch)
-    if changes:
-        _LOGGER.info("continuing with: %s", ", ".join(changes))
-
-
-def _set_earlier_run_aside(checkpoints: CheckpointFolder, results: Any) -> None:
-    """Move checkpoints and results of an earlier run of the same name away, so that they never mix with this one."""
-    target = checkpoints.set_aside()
-    if target is not None:
-        _LOGGER.warning("An earlier run had the same name and seed; its checkpoints were moved to %s", target)
-    if results.exists():
-        number = 1
-        while (moved := results.with_name(f"{results.stem}_earlier-{number}{results.suffix}")).exists():
-            number += 1
-        results.rename(moved)
-        _LOGGER.warning("The results of the earlier run were moved to %s", moved)
 
 
 def _tell_model(model: MACE, settings: TrainingSettings) -> None:
@@ -279,8 +303,9 @@ def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[
         _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
 
 
-def _train(trainer: Trainer, settings: TrainingSettings, folders: RunFolders, progress: TrainingProgress) -> None:
+def _train(trainer: Trainer, session: Session) -> None:
     """Run the loop and tell about every epoch."""
+    settings, progress = session.settings, session.progress
     _LOGGER.info("===========TRAINING===========")
     _LOGGER.info("Started training, reporting errors on validation set")
     progress.start(settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
@@ -288,9 +313,10 @@ def _train(trainer: Trainer, settings: TrainingSettings, folders: RunFolders, pr
         if report.valid_loss is not None:
             table = reported_table(settings)
             _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
-        if settings.plot and _plot_is_due(report, settings):
-            _plot_curves(settings, folders, trainer)
+        if settings.plot and _plot_is_due(report, settings) and session.team.is_first:
+            _plot_curves(settings, session.folders, trainer)
     progress.finish()
+    session.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"
     _LOGGER.info("Training complete")
 
 
@@ -301,65 +327,85 @@ def _plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
 
 def _plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
     start = trainer.progression.stage_two_start
-    plot_learning_curves(
-        results_path(folders.results, settings.name, settings.seed),
-        folders.results / f"{folders.tag}_learning_curves.png",
-        stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
-    )
+    path = folders.results / f"{folders.tag}_learning_curves.png"
+    try:
+        plot_learning_curves(
+            results_path(folders.results, settings.name, settings.seed),
+            path,
+            stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
+        )
+    except OSError as error:
+        _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
 
 
-def _finish(
-    trainer: Trainer,
-    preparation: Preparation,
-    settings: TrainingSettings,
-    folders: RunFolders,
-    progress: TrainingProgress,
-) -> None:
+def _finish(trainer: Trainer, preparation: Preparation, session: Session) -> None:
     """Write the models of all stages first; then measure them and draw."""
+    settings, folders = session.settings, session.folders
     _LOGGER.info("===========RESULTS===========")
     if settings.save_cpu:
         _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
-    best = sorted(trainer.progression.best_epochs.items())
-    if not best:
-        raise UserError(
-            f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
-            "--lr, and check the labels."
-        )
-    if trainer.progression.stage_two and "two" not in trainer.progression.best_epochs:
-        _LOGGER.warning(
-            "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
-        )
+    best = _write_models(trainer, preparation, session)
     for stage, epoch in best:
-        _load_best(trainer, folders, stage, epoch)
-        path = save_model(
-            _model_path(settings, folders, stage), trainer.model, _metadata(settings, preparation, epoch, stage, {})
-        )
-        _LOGGER.info("Saved model to %s", path)
-    for stage, epoch in best:
-        _load_best(trainer, folders, stage, epoch)
+        _load_best(trainer, stage, epoch)
         _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
         metrics = write_final_report(
-            trainer.model,
+            trainer.state.model,
             trainer.loss_of(stage),
             preparation,
             settings,
             folders,
             f"stage_{stage}",
             reported_table(settings),
-            progress,
+            session.progress,
         )
-        path = _model_path(settings, folders, stage)
-        save_model(path, trainer.model, _metadata(settings, preparation, epoch, stage, metrics))
+        _write_model(trainer, preparation, session, stage, epoch, metrics)
     if settings.plot:
         _plot_curves(settings, folders, trainer)
     _LOGGER.info("Done")
 
 
-def _load_best(trainer: Trainer, folders: RunFolders, stage: str, epoch: int) -> None:
+def _write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
+    """Write the best model of each stage.
+
+    Returns:
+        Each stage and the epoch its model is from.
+
+    Raises:
+        UserError: If there is none.
+    """
+    settings, progression = session.settings, trainer.progression
+    best = sorted(progression.best_epochs.items())
+    if not best:
+        raise UserError(
+            f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
+            "--lr, and check the labels."
+        )
+    if progression.stage_two and "two" not in progression.best_epochs:
+        _LOGGER.warning(
+            "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
+        )
+    for stage, epoch in best:
+        _load_best(trainer, stage, epoch)
+        _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
+    return best
+
+
+def _write_model(
+    trainer: Trainer,
+    preparation: Preparation,
+    session: Session,
+    stage: str,
+    epoch: int,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> Path:
+    path = _model_path(session.settings, session.folders, stage)
+    metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
+    return insist(lambda: save_model(path, trainer.state.model, metadata), str(path))
+
+
+def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
     """Give the model the weights with the lowest validation loss of a stage."""
-    suffix = "_swa" if stage == "two" else ""
-    content = load_safely(folders.checkpoints / f"{folders.tag}_epoch-{epoch}{suffix}.pt")
-    trainer.model.load_state_dict(content["weights"])
+    trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
 
 
 def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:

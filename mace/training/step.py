@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage
 
 
-def loss_gradient(model: MACE, batch: Batch, loss: Loss) -> Tensor:
+def loss_gradient(
+    model: MACE, batch: Batch, loss: Loss, counts: Mapping[str, Tensor] | None = None, add: bool = False
+) -> Tensor:
     """Evaluate the loss of a batch and leave its gradient in the parameters.
 
     Only parameters are differentiated, so the adjoint of the geometry is never formed a second time.
@@ -22,17 +26,23 @@ def loss_gradient(model: MACE, batch: Batch, loss: Loss) -> Tensor:
         model: The model.
         batch: A batch on its device.
         loss: The loss.
+        counts: If the batch is a part of a larger one, the counts of the whole, see `Loss`.
+        add: Add to the gradients that are there.
 
     Returns:
         The loss, detached, still on the device.
     """
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
-    value = loss(prediction, batch.targets)
+    value = loss(prediction, batch.targets, counts)
     parameters = list(model.parameters())
     with differentiating_by(Pass.PARAMETERS):
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        if add and parameter.grad is not None:
+            if gradient is not None:
+                parameter.grad += gradient
+        else:
+            parameter.grad = gradient
     return value.detach()
 
 
@@ -59,9 +69,23 @@ def train_step(
         make the program wait.
     """
     value = loss_gradient(model, batch, loss)
+    return value, update_parameters(model, optimizer, clip_grad, average)
+
+
+def update_parameters(
+    model: MACE,
+    optimizer: torch.optim.Optimizer,
+    clip_grad: float | None = None,
+    average: MovingAverage | None = None,
+) -> Tensor:
+    """Move the parameters by their gradients; see `train_step`.
+
+    Returns:
+        Norm of the gradient before clipping, still on the device.
+    """
     limit = float("inf") if clip_grad is None else clip_grad
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)
     optimizer.step()
     if average is not None:
         average.update()
-    return value, norm
+    return norm

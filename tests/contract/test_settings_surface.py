@@ -26,10 +26,16 @@ SUPPORTED = set(
     batch_size valid_batch_size lr swa_lr weight_decay lr_params_factors amsgrad scheduler lr_factor
     scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
     dipole_weight swa_dipole_weight keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
+    distributed launcher
     """.split()
 )
 
-OURS = set("allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first".split())
+OURS = set(
+    """
+    allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
+    checkpoint_minutes nan_policy nan_retries max_edges_per_batch
+    """.split()
+)
 """Ours, and one flag of the released original that is missing from the surface file."""
 
 REFUSED_CHOICES = {
@@ -44,7 +50,6 @@ REFUSED_CHOICES = {
     "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
     "error_table": {"DipolePolarRMSE"},
     "loss": {"dipole_polar"},
-    "launcher": {"slurm", "torchrun", "mpi"},
     "subselect_pt": {"fps"},
     "filter_type_pt": {"combinations", "inclusive", "exclusive"},
 }
@@ -66,7 +71,7 @@ SAMPLES = {
 """What to type for settings whose type in the surface file says too little, and what it must become."""
 
 DEFAULT_DIFFERENCES = {
-    "launcher": ("slurm", "none"),
+    "launcher": ("slurm", "auto"),
     **{
         f"{label}_key": (f"DefaultKeys.{label.upper()}.value", None)
         for label in (

@@ -239,13 +239,14 @@ def test_without_a_checkpoint_it_starts_from_the_beginning_and_says_so(tmp_path:
     assert run.said("--restart_latest: there is no .*tiny_run-7_last.pt yet; starting from the beginning")
 
 
-def test_a_damaged_checkpoint_stops_the_restart(tmp_path: Path, data: Path) -> None:
+def test_damaged_checkpoints_stop_the_restart(tmp_path: Path, data: Path) -> None:
     train(tmp_path, data)
-    last = tmp_path / "checkpoints" / "tiny_run-7_last.pt"
-    last.write_bytes(last.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"tiny_run-7_last\.pt: the checkpoint cannot be read"):
+    files = [tmp_path / "checkpoints" / f"tiny_run-7_{name}.pt" for name in ("last", "last_previous")]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"tiny_run-7_last_previous\.pt: the checkpoint cannot be read"):
         train(tmp_path, data, RESUME)
-    assert last.stat().st_size == 500
+    assert [file.stat().st_size for file in files] == [500, 500]
 
 
 def test_best_weights_that_are_gone_are_named(tmp_path: Path, data: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import pytest
 import torch
 
 from mace.errors import UserError
+from mace.model import durable_file
+from mace.model.durable_file import write_durably
 from mace.model.plan import InteractionPlan, ModelPlan
-from mace.training import checkpoints
 from mace.training.checkpoints import (
     FORMAT,
     STRUCTURAL,
     CheckpointFolder,
+    DamagedCheckpoint,
     differing_fields,
-    file_digest,
+    encode,
+    file_digests,
     load_safely,
-    save_atomically,
 )
 
 PLAN = ModelPlan(
@@ -36,41 +40,101 @@ PLAN = ModelPlan(
 )
 
 
+STATE: dict[str, Any] = {"progression": {}}
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    write_durably(path, encode(content))
+
+
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.pt"
-    save_atomically({"format": FORMAT, "weights": {"a": torch.arange(3)}, "epoch": 4, "text": "x"}, path)
+    save({"weights": {"a": torch.arange(3)}, "epoch": 4, "text": "x"}, path)
     content = load_safely(path)
-    assert content["epoch"] == 4 and content["text"] == "x"
+    assert content["format"] == FORMAT and content["epoch"] == 4 and content["text"] == "x"
     assert torch.equal(content["weights"]["a"], torch.arange(3))
     assert [file.name for file in path.parent.iterdir()] == ["a.pt"]
 
 
+def test_equal_content_gives_equal_bytes() -> None:
+    assert encode({"weights": torch.arange(9)}) == encode({"weights": torch.arange(9)})
+
+
+def test_torch_itself_can_read_it(tmp_path: Path) -> None:
+    save({"epoch": 4}, tmp_path / "a.pt")
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["epoch"] == 4
+
+
+def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save({"weights": torch.arange(50)}, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DamagedCheckpoint):
+            load_safely(path)
+
+
+def test_any_missing_end_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save({"weights": torch.arange(50)}, path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 11):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedCheckpoint):
+            load_safely(path)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.pt"
-    save_atomically({"format": FORMAT, "epoch": 1}, path)
+    save({"epoch": 1}, path)
 
-    def fail_half_way(content: Any, file: Any) -> None:
-        file.write(b"half")
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", fail_half_way)
+    monkeypatch.setattr(durable_file.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        save_atomically({"format": FORMAT, "epoch": 2}, path)
+        save({"epoch": 2}, path)
     monkeypatch.undo()
     assert load_safely(path)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_the_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_name_are_on_the_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    replace, sync = checkpoints.os.replace, checkpoints.os.fsync
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda fd: (order.append("sync"), sync(fd))[1])
-    monkeypatch.setattr(checkpoints.os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
-    save_atomically({"format": FORMAT}, tmp_path / "a.pt")
-    assert order == ["sync", "replace"]
+    replace, sync = durable_file.os.replace, durable_file.os.fsync
+    kinds = {True: "sync folder", False: "sync file"}
+    monkeypatch.setattr(
+        durable_file.os, "fsync", lambda fd: (order.append(kinds[stat.S_ISDIR(os.fstat(fd).st_mode)]), sync(fd))[1]
+    )
+    monkeypatch.setattr(durable_file.os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
+    save({}, tmp_path / "a.pt")
+    assert order == ["sync file", "replace", "sync folder"]
+
+
+def test_the_state_before_is_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, "a_run-1")
+    for number in (1, 2, 3):
+        folder.save_last(STATE | {"number": number})
+    state, path, problem = folder.load_last()
+    assert (state["number"], path, problem) == (3, folder.last, None)
+    folder.last.write_bytes(b"junk")
+    state, path, problem = folder.load_last()
+    assert (state["number"], path) == (2, folder.previous) and "a_run-1_last.pt" in str(problem)
+    folder.last.unlink()
+    assert folder.load_last()[0]["number"] == 2
+
+
+def test_without_hard_links_the_state_before_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*names: Any) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(durable_file.os, "link", refuse)
+    test_the_state_before_is_kept(tmp_path)
 
 
 def _damaged(path: Path) -> None:
-    save_atomically({"format": FORMAT, "weights": torch.arange(1000)}, path)
+    save({"weights": torch.arange(1000)}, path)
     path.write_bytes(path.read_bytes()[:700])
 
 
@@ -115,7 +179,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_format_asks_for_an_update(tmp_path: Path) -> None:
-    save_atomically({"format": FORMAT + 1}, tmp_path / "a.pt")
+    save({"format": FORMAT + 1}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="later version of mace; update"):
         load_safely(tmp_path / "a.pt")
 
@@ -129,10 +193,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_only_the_best_of_each_stage_is_kept(tmp_path: Path, tag: str) -> None:
     folder = CheckpointFolder(tmp_path, tag)
     other = CheckpointFolder(tmp_path, tag + "2")  # the tag of another run that begins with the same letters
-    other.save_weights({}, PLAN, 0, False)
-    for epoch, stage_two in ((0, False), (3, False), (5, True), (8, True)):
-        folder.save_weights({"a": torch.ones(1)}, PLAN, epoch, stage_two)
-        folder.remove_earlier(epoch, stage_two)
+    other.save_weights({}, PLAN, 0, "one")
+    for epoch, stage in ((0, "one"), (3, "one"), (5, "two"), (8, "two")):
+        folder.save_weights({"a": torch.ones(1)}, PLAN, epoch, stage)
+    folder.remove_others([("one", 3), ("two", 8)])
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == sorted([f"{tag}2_epoch-0.pt", f"{tag}_epoch-3.pt", f"{tag}_epoch-8_swa.pt"])
     assert [file.name for file in folder.files()] == [f"{tag}_epoch-3.pt", f"{tag}_epoch-8_swa.pt"]
@@ -141,8 +205,8 @@ def test_only_the_best_of_each_stage_is_kept(tmp_path: Path, tag: str) -> None:
 def test_all_are_kept_where_that_is_wanted(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, "a_run-1", keep_earlier=True)
     for epoch in (0, 3):
-        folder.save_weights({}, PLAN, epoch, False)
-        folder.remove_earlier(epoch, False)
+        folder.save_weights({}, PLAN, epoch, "one")
+        folder.remove_others([("one", epoch)])
     assert len(folder.files()) == 2
 
 
@@ -151,7 +215,7 @@ def test_an_earlier_run_is_moved_as_a_whole_and_never_over_another(tmp_path: Pat
     folder = CheckpointFolder(tmp_path, tag)
     assert folder.set_aside() is None
     for number in (1, 2):
-        folder.save_weights({}, PLAN, number, False)
+        folder.save_weights({}, PLAN, number, "one")
         folder.save_last({})
         target = folder.set_aside()
         assert target == tmp_path / f"{tag}_earlier-{number}"
@@ -177,8 +241,9 @@ def test_every_field_of_a_plan_is_either_structural_or_a_constant() -> None:
     assert set(STRUCTURAL) | constants == set(ModelPlan.model_fields)
 
 
-def test_the_digest_is_that_of_the_files_one_after_the_other(tmp_path: Path) -> None:
+def test_each_file_has_its_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"first")
     (tmp_path / "b").write_bytes(b"second")
-    digest = file_digest([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert digest == hashlib.sha256(b"firstsecond").hexdigest()
+    digests = file_digests([tmp_path / "a", str(tmp_path / "b")])
+    assert digests[str(tmp_path / "a")] == hashlib.sha256(b"first").hexdigest()
+    assert digests[str(tmp_path / "b")] == hashlib.sha256(b"second").hexdigest()

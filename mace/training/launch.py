@@ -1,0 +1,146 @@
+"""Which of several processes this one is, as the program that started them tells in the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mace.errors import UserError
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+_MPI = {
+    "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "PMI_RANK": ("PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+}
+"""Variables of rank, number of processes, and both within a machine, of Open MPI and of MPICH and Intel MPI."""
+
+_FIRST_PORT, _PORTS = 20000, 20000
+
+HOW = (
+    "start the program with torchrun --nproc_per_node=N -m mace.cli.run_train ..., with srun in a SLURM job "
+    "(--launcher=slurm), or with mpirun (--launcher=mpi)"
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among those of a run.
+
+    Attributes:
+        rank: Number of the process, counted from zero.
+        size: Number of processes.
+        local_rank: Number of the process on its machine.
+        address: Machine of the first process.
+        port: Where it can be reached.
+        has_store: Whether the launcher itself listens there.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    port: int
+    has_store: bool = False
+
+
+def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]) -> Launch | None:
+    """Read the environment.
+
+    Args:
+        distributed: Whether several processes are asked for. Those of torchrun are noticed without: alone, each would
+            write over the files of the others.
+        launcher: ``torchrun``, ``slurm``, ``mpi``, ``none`` for a single process, or ``auto`` to look for the
+            first three.
+        environment: Of the process.
+
+    Returns:
+        The place, or None for a single process.
+
+    Raises:
+        UserError: If the launcher left nothing in the environment, or what it left makes no sense.
+    """
+    if launcher == "none":
+        if distributed:
+            raise UserError(f"--distributed needs a launcher, but --launcher is none; {HOW}.")
+        return None
+    wanted = _detected(environment, distributed) if launcher == "auto" else launcher
+    if wanted is None:
+        if distributed:
+            raise UserError(f"--distributed: nothing in the environment tells of other processes; {HOW}.")
+        return None
+    launch = {"torchrun": _from_torchrun, "slurm": _from_slurm, "mpi": _from_mpi}[wanted](environment)
+    if not 0 <= launch.rank < launch.size:
+        raise UserError(f"--launcher={wanted}: process {launch.rank} of {launch.size} does not exist; {HOW}.")
+    return launch
+
+
+def _detected(environment: Mapping[str, str], distributed: bool) -> str | None:
+    if all(name in environment for name in _TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"):
+        return "torchrun"
+    if distributed and any(name in environment for name in _MPI):
+        return "mpi"
+    if distributed and all(name in environment for name in _SLURM):
+        return "slurm"
+    return None
+
+
+def _number(environment: Mapping[str, str], name: str, launcher: str) -> int:
+    try:
+        return int(environment[name])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"--launcher={launcher}: the environment has no number {name}, so the program was not started by it; {HOW}."
+        ) from error
+
+
+def _from_torchrun(environment: Mapping[str, str]) -> Launch:
+    rank, size, local, port = (
+        _number(environment, name, "torchrun") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    )
+    has_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Launch(rank, size, local, environment.get("MASTER_ADDR", "localhost"), port, has_store)
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Launch:
+    rank, size, local = (_number(environment, name, "slurm") for name in _SLURM)
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    return Launch(
+        rank, size, local, environment.get("MASTER_ADDR", first_host(hosts)), _port(environment, "SLURM_JOB_ID")
+    )
+
+
+def _from_mpi(environment: Mapping[str, str]) -> Launch:
+    variable = next((name for name in _MPI if name in environment), "OMPI_COMM_WORLD_RANK")
+    rank = _number(environment, variable, "mpi")
+    size, local, local_size = (_number(environment, name, "mpi") for name in _MPI[variable])
+    address = environment.get("MASTER_ADDR", "localhost" if local_size == size else "")
+    if not address:
+        raise UserError(
+            "--launcher=mpi: on several machines the variable MASTER_ADDR must name that of process 0; for example "
+            "mpirun -x MASTER_ADDR=$(hostname) ..."
+        )
+    return Launch(rank, size, local, address, _port(environment, "OMPI_MCA_ess_base_jobid"))
+
+
+def _port(environment: Mapping[str, str], job: str) -> int:
+    """Take the port that is given, or one that differs from job to job."""
+    if "MASTER_PORT" in environment:
+        return int(environment["MASTER_PORT"])
+    digits = re.sub(r"\D", "", environment.get(job, "")) or "0"
+    return _FIRST_PORT + int(digits) % _PORTS
+
+
+def first_host(hosts: str) -> str:
+    """Return the first machine of a list as SLURM writes it.
+
+    >>> first_host("gpu[007-010,12],login")
+    'gpu007'
+    >>> first_host("node1,node2")
+    'node1'
+    """
+    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts)
+    if match is None:
+        return hosts
+    return "".join(part or "" for part in match.groups())

@@ -1,0 +1,157 @@
+"""When and how the state of a run is put on the disk, also when the disk does not want it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from mace.errors import UserError
+from mace.model.plan import ModelPlan
+from mace.training.checkpoints import CheckpointFolder, encode, load_safely
+from mace.training.records import RecordWriter
+
+_LOGGER = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+RETRY_SECONDS = 60.0
+"""After a state could not be written, how long training goes on before it is tried again."""
+
+FINAL_ATTEMPTS, FINAL_PAUSE = 20, 30.0
+"""How often, and seconds after how long, the files at the end of a run are tried again when the disk is full."""
+
+_Weights = Mapping[str, Tensor]
+
+
+class StateKeeper:
+    """Keep the state of a run: on the disk, and in memory as what to go back to.
+
+    Args:
+        checkpoints: The files.
+        records: The history, whose length belongs to the state.
+        plan: Of the model.
+        run: Id of the run.
+        minutes: How often a state is due besides those at the ends of epochs.
+        writes: Whether this process writes files; the others keep their state in memory alone.
+        clock: Seconds since some fixed time.
+    """
+
+    def __init__(
+        self,
+        checkpoints: CheckpointFolder,
+        records: RecordWriter,
+        plan: ModelPlan,
+        run: str,
+        minutes: float,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._checkpoints, self._records, self._plan, self.run = checkpoints, records, plan, run
+        self._interval, self._writes, self._clock = 60.0 * minutes, writes, clock
+        self._due_at = clock() + self._interval
+        self._waiting: dict[tuple[str, int], _Weights] = {}
+        self._named: set[tuple[str, int]] = set()
+        self._failed = False
+        self.last_good = b""
+
+    @property
+    def due(self) -> bool:
+        """Whether a state is to be written now, in the middle of an epoch."""
+        return self._writes and self._clock() >= self._due_at
+
+    def keep_weights(self, weights: _Weights, epoch: int, stage: str, best: bool) -> None:
+        """Take validated weights, to be written with the next state.
+
+        Args:
+            weights: By name; not to be changed any more.
+            epoch: Counted from zero.
+            stage: ``one`` or ``two``.
+            best: Whether they are the best of their stage, so that others still waiting are not.
+        """
+        if not self._writes:
+            return
+        if best and not self._checkpoints.keeps_earlier:
+            self._waiting = {key: value for key, value in self._waiting.items() if key[0] != stage}
+        self._waiting[stage, epoch] = weights
+
+    def save(self, state: Mapping[str, Any], best_epochs: Mapping[str, int]) -> None:
+        """Write the state and the weights that wait; if the disk does not let it, warn and go on.
+
+        Args:
+            state: All that is needed to go on.
+            best_epochs: The epoch by stage whose weights the state names as the best.
+        """
+        state = {**state, "run": self.run, "records": self._records.position}
+        if not self._writes:
+            self.last_good = encode(state)
+            return
+        try:
+            self._records.synchronize()
+            for stage, epoch in list(self._waiting):
+                self._checkpoints.save_weights(self._waiting[stage, epoch], self._plan, epoch, stage, self.run)
+                del self._waiting[stage, epoch]
+            self.last_good = self._checkpoints.save_last(state)
+        except OSError as error:
+            self.last_good = encode(state)
+            self._due_at = self._clock() + min(RETRY_SECONDS, self._interval)
+            self._failed = True
+            _LOGGER.warning(
+                "%s: the state cannot be written (%s); training goes on and tries again. Make room: a run that is "
+                "stopped now goes on from the last state on the disk",
+                self._checkpoints.last,
+                error.strerror or error,
+            )
+            return
+        if self._failed:
+            _LOGGER.info("%s: the state could be written again", self._checkpoints.last)
+        self._failed = False
+        self._due_at = self._clock() + self._interval
+        named = set(best_epochs.items())
+        self._checkpoints.remove_others(named | self._named)  # the state before may be needed too
+        self._named = named
+
+    def best_weights(self, stage: str, epoch: int, device: Any = "cpu") -> dict[str, Tensor]:
+        """Return validated weights, also those that found no room on the disk.
+
+        Raises:
+            UserError: If their file cannot be read, or is another run's.
+        """
+        if (stage, epoch) in self._waiting:
+            return dict(self._waiting[stage, epoch])
+        path = self._checkpoints.of_epoch(epoch, stage)
+        content = load_safely(path, device)
+        if content["run"] is not None and content["run"] != self.run:
+            raise UserError(
+                f"{path}: these weights are of another run ({content['run']}, not {self.run}); put back the file "
+                "of this run, or choose another --name to start afresh."
+            )
+        weights: dict[str, Tensor] = content["weights"]
+        return weights
+
+
+def insist(write: Callable[[], _Result], what: str, pause: Callable[[float], None] = time.sleep) -> _Result:
+    """Write a file at the end of a run; while the disk is full, wait and try again.
+
+    Args:
+        write: Writes it.
+        what: The file, for messages.
+        pause: Waits for some seconds.
+
+    Raises:
+        UserError: If it fails for another reason, or there is still no room after `FINAL_ATTEMPTS`.
+    """
+    for attempt in range(FINAL_ATTEMPTS):
+        try:
+            return write()
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or attempt == FINAL_ATTEMPTS - 1:
+                raise
+        _LOGGER.warning("%s: there is no room on the disk; trying again in %.0f s", what, FINAL_PAUSE)
+        pause(FINAL_PAUSE)
+    raise AssertionError("unreachable")

@@ -1,0 +1,17 @@
+"""Whether a run has a stage two, and when it begins."""
+
+from __future__ import annotations
+
+from mace.settings import TrainingSettings
+
+
+def has_stage_two(settings: TrainingSettings) -> bool:
+    """Tell whether there is a stage two: it is asked for, or its beginning is given, as in the original."""
+    return settings.swa or settings.start_swa is not None
+
+
+def stage_two_start(settings: TrainingSettings) -> int:
+    """Return the epoch at which stage two begins: as set, or after four fifths of the epochs."""
+    if settings.start_swa is not None:
+        return settings.start_swa
+    return max(1, int(round(settings.max_num_epochs * 0.8)))

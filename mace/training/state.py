@@ -1,0 +1,195 @@
+"""Everything that changes while a model is trained, and how it is saved and taken up again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mace.model.mace import MACE
+from mace.settings import TrainingSettings
+from mace.training.finiteness import RATE_FACTOR, are_finite
+from mace.training.optimization import MovingAverage, Schedule, make_optimizer
+from mace.training.stages import stage_two_start
+
+_LOGGER = logging.getLogger(__name__)
+
+SET_BY_USER = ("weight_decay", "betas", "amsgrad", "decoupled_weight_decay", "lr_factor")
+"""What settings decide about a group of parameters; all else in it belongs to the state of the optimizer."""
+
+
+@dataclass
+class Progression:
+    """Where a run is; saved with every checkpoint.
+
+    Attributes:
+        epoch: The present epoch, or between epochs the next one.
+        structures_done: How many structures of the epoch's order have been trained on.
+        structures: Number of training structures when the epoch was begun; another number has another order.
+        evaluated_at_start: Whether the evaluation before the first step has been made.
+        stage_two: Whether stage two has begun.
+        stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
+        lowest_loss: Lowest validation loss of the present stage.
+        lowest_loss_of_stage_one: The same of stage one, once stage two has begun.
+        evaluations_without_gain: Evaluations since then.
+        finished: Whether training has come to its end.
+        best_epochs: Epoch with the lowest validation loss in each stage, ``one`` and ``two``.
+        times_back: How often the run went back because something was not a number.
+        rate_factor: What learning rates were multiplied by because of that.
+        edge_limits: How many edges fit into memory at a time, in training and in validation, where that was found out.
+    """
+
+    epoch: int = 0
+    structures_done: int = 0
+    structures: int = 0
+    evaluated_at_start: bool = False
+    stage_two: bool = False
+    stage_two_start: int | None = None
+    lowest_loss: float = math.inf
+    lowest_loss_of_stage_one: float = math.inf
+    evaluations_without_gain: int = 0
+    finished: bool = False
+    best_epochs: dict[str, int] = field(default_factory=dict)
+    times_back: int = 0
+    rate_factor: float = 1.0
+    edge_limits: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """The present stage, ``one`` or ``two``."""
+        return "two" if self.stage_two else "one"
+
+
+class TrainingState:
+    """The model and everything that changes with it.
+
+    Args:
+        model: The model on its device, initialized.
+        settings: The settings; read only.
+        two_stages: Whether there is a stage two.
+    """
+
+    def __init__(self, model: MACE, settings: TrainingSettings, two_stages: bool) -> None:
+        self.model, self.settings = model, settings
+        self.optimizer = make_optimizer(model, settings)
+        self.schedule = Schedule(self.optimizer, settings)
+        self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
+        self.progression = Progression(stage_two_start=stage_two_start(settings) if two_stages else None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the parts without a factor of their own."""
+        groups = self.optimizer.param_groups
+        rate: float = next((group["lr"] for group in groups if group["lr_factor"] == 1.0), groups[0]["lr"])
+        return rate
+
+    def optimizer_mode(self, mode: str) -> None:
+        """Switch a schedule-free optimizer between its iterate and its average; others have no modes."""
+        if self.settings.optimizer == "schedulefree":
+            getattr(self.optimizer, mode)()
+
+    def validated_weights(self) -> AbstractContextManager[None]:
+        """Let the model have the weights that are validated and kept, inside a ``with`` block."""
+        return self.average.applied() if self.average is not None else nullcontext()
+
+    def copy_of_validated_weights(self) -> dict[str, Tensor]:
+        """Return them by name."""
+        with self.validated_weights():
+            return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def is_finite(self) -> bool:
+        """Tell whether all weights are numbers."""
+        return are_finite(self.model.parameters())
+
+    def begin_stage_two(self) -> None:
+        """Change the stage and the learning rate."""
+        state = self.progression
+        state.lowest_loss_of_stage_one = state.lowest_loss
+        state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
+        self.schedule.set_constant(self.settings.swa_lr * state.rate_factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that is needed to go on."""
+        return {
+            "plan": self.model.plan.model_dump_json(),
+            "settings": self.settings.model_dump_json(),
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "progression": vars(self.progression),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be what `state_dict` returned."""
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        elif self.average is not None:
+            self.average = MovingAverage(self.model.parameters(), self.settings.ema_decay)
+        self.progression = Progression(**state["progression"])
+
+    def go_back(self, state: dict[str, Any]) -> None:
+        """Be a good state again, with a lower learning rate each time."""
+        times = self.progression.times_back + 1
+        self.load_state_dict(state)
+        factor = RATE_FACTOR ** (times - self.progression.times_back)
+        self.progression.times_back = times
+        self.progression.rate_factor *= factor
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+
+    def resume(self, state: dict[str, Any], before: TrainingSettings) -> None:
+        """Take up where `state` left off; settings that were changed since then take effect.
+
+        Args:
+            state: What `state_dict` returned.
+            before: The settings of that time.
+        """
+        wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        start = self.progression.stage_two_start
+        self.load_state_dict(state)
+        self._apply_changes(before, wanted, start)
+
+    def _apply_changes(
+        self, before: TrainingSettings, wanted: list[dict[str, Any]], stage_two_start: int | None
+    ) -> None:
+        """Let settings that differ from those of the saved state win over the state."""
+        now, progression = self.settings, self.progression
+        if (now.swa, now.start_swa, now.max_num_epochs) != (before.swa, before.start_swa, before.max_num_epochs):
+            progression.stage_two_start = stage_two_start
+            if progression.stage_two and (stage_two_start is None or progression.epoch < stage_two_start):
+                self._return_to_stage_one(wanted)
+        rates = now.swa_lr != before.swa_lr if progression.stage_two else now.lr != before.lr
+        if rates:
+            progression.rate_factor = 1.0  # a rate somebody chose is used as it is
+        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
+            group |= {key: fresh[key] for key in SET_BY_USER if key in fresh}
+            if not progression.stage_two and (now.lr, now.lr_params_factors) != (before.lr, before.lr_params_factors):
+                group["lr"] = fresh["lr"] * progression.rate_factor
+        if progression.stage_two and (now.swa_lr, now.lr_params_factors) != (before.swa_lr, before.lr_params_factors):
+            self.schedule.set_constant(now.swa_lr * progression.rate_factor)
+        if now.amsgrad and not before.amsgrad:
+            for moments in self.optimizer.state.values():
+                moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
+        if progression.finished and (now.max_num_epochs > progression.epoch and now.patience > before.patience):
+            progression.finished = False
+        if now.max_edges_per_batch != before.max_edges_per_batch:
+            progression.edge_limits = {}
+
+    def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
+        """Take back what the beginning of stage two changed, for a run that now has a later one or none."""
+        state = self.progression
+        state.stage_two, state.lowest_loss, state.evaluations_without_gain = False, state.lowest_loss_of_stage_one, 0
+        state.best_epochs.pop("two", None)
+        for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["lr"] = fresh["lr"] * state.rate_factor
+        _LOGGER.warning(
+            "The run was in Stage Two already; with these settings it goes back to Stage One at epoch %d", state.epoch
+        )

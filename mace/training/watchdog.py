@@ -1,0 +1,110 @@
+"""A thread that notices when another process of the run is gone, and ends this one, whatever it waits for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+MISSED = 25
+"""Looks without a sign of life after which a process counts as gone. They are counted, not timed: a machine that sleeps
+stops all processes, and none of them is gone."""
+
+PATIENCE = 8.0
+"""Seconds a process has to end by itself once it knows of an error."""
+
+_FAILED = "mace/failed"
+
+
+class Watchdog(threading.Thread):
+    """Give signs of life and look for those of the next process.
+
+    Args:
+        store: A connection of its own to the store all processes share.
+        rank: Number of this process.
+        size: Number of processes.
+        name: Machine and process id, for messages.
+    """
+
+    def __init__(self, store: TCPStore, rank: int, size: int, name: str) -> None:
+        super().__init__(daemon=True, name="mace watchdog")
+        self._store, self._rank, self._size = store, rank, size
+        self._next = (rank + 1) % size
+        self._stop = threading.Event()
+        self.left = False
+        store.set_timeout(timedelta(seconds=10))
+        store.set(f"mace/name/{rank}", name)
+        store.set(f"mace/alive/{rank}", "0")
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        seen, missed, beats = "", 0, 0
+        while not self._stop.wait(INTERVAL):
+            beats += 1
+            try:
+                self._store.set(f"mace/alive/{self._rank}", str(beats))
+                if self._store.check([_FAILED]):
+                    self._end()
+                    return
+                sign = self._store.get(f"mace/alive/{self._next}").decode()
+            except RuntimeError:
+                if not self._stop.is_set():
+                    self._end("process 0 has ended or cannot be reached")
+                return
+            missed = missed + 1 if sign == seen and sign != "left" else 0
+            seen = sign
+            if missed >= MISSED:
+                name = self._store.get(f"mace/name/{self._next}").decode()
+                self.report(f"process {self._next} ({name}) has given no sign of life for {MISSED * INTERVAL:.0f} s", 2)
+
+    def report(self, text: str, status: int) -> bool:
+        """Tell all processes of an error.
+
+        Args:
+            text: One sentence without its full stop.
+            status: Exit status.
+
+        Returns:
+            Whether it is the first error that is told.
+        """
+        entry = f"{self._rank} {status} {text}"
+        try:
+            return self._store.compare_set(_FAILED, "", entry).decode() == entry
+        except RuntimeError:  # the store is gone with the first process
+            return True
+
+    def reported(self) -> str | None:
+        """Return the error that was told, if there is one."""
+        try:
+            return self._store.get(_FAILED).decode().split(" ", 2)[2] if self._store.check([_FAILED]) else None
+        except RuntimeError:
+            return None
+
+    def leave(self) -> None:
+        """Stop looking, and tell the others that this is no accident."""
+        self.left = True
+        self._stop.set()
+        self.join()
+        try:
+            self._store.set(f"mace/alive/{self._rank}", "left")
+        except RuntimeError:  # the first process has left already
+            return
+
+    def _end(self, text: str | None = None) -> None:
+        """End this process: at once if it was not told by itself, else if it does not end on its own."""
+        status, reporter = 2, None
+        if text is None:
+            entry = self._store.get(_FAILED).decode().split(" ", 2)
+            reporter, status, text = int(entry[0]), int(entry[1]), entry[2]
+        # the main thread may know already, and say it better; it may also wait for the lost process forever
+        if self._stop.wait(PATIENCE):
+            return
+        if reporter != self._rank:
+            print(f"process {self._rank} ended, because {text}.", file=sys.stderr, flush=True)
+        os._exit(status)
