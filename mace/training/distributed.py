@@ -174,12 +174,10 @@ class DistributedTeam(Team):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            reason = (
-                self._watchdog.reported() or f"another process has ended or cannot be reached ({_first_line(error)})"
-            )
+            lost = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
             raise LostProcess(
-                f"{reason}; the run ended, and the same command with --restart_latest goes on from the last saved "
-                "state."
+                f"{self._watchdog.reported() or lost}; the run ended, and the same command with --restart_latest goes "
+                "on from the last saved state."
             ) from error
 
     def leave(self) -> None:
@@ -198,7 +196,7 @@ class DistributedTeam(Team):
         if error is None or self._watchdog.left:
             return
         status = error.status if isinstance(error, RunInterrupted) else 2
-        first = self._watchdog.report(f"process {self.rank}: {_first_line(error)}", status)
+        first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
         if isinstance(error, RunInterrupted):
             first = self.is_first
         if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):

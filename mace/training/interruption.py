@@ -27,7 +27,7 @@ class Interruption:
         self._signal: int | None = None
         self._patient = False
         self._before: dict[int, Any] = {}
-        self.advice = "nothing was trained yet"
+        self.advice = "nothing was trained since the start of the program"
 
     @property
     def requested(self) -> bool:

@@ -36,25 +36,40 @@ class Watchdog(threading.Thread):
         super().__init__(daemon=True, name="mace watchdog")
         self._store, self._rank, self._size = store, rank, size
         self._next = (rank + 1) % size
-        self._stop = threading.Event()
+        self._told = threading.Event()
+        self._beats = 0
         self.left = False
         store.set_timeout(timedelta(seconds=10))
         store.set(f"mace/name/{rank}", name)
         store.set(f"mace/alive/{rank}", "0")
 
+    def start(self) -> None:
+        """Begin to look."""
+        super().start()
+        threading.Thread(target=self._watch_itself, daemon=True, name="mace watchdog of the store").start()
+
+    def _watch_itself(self) -> None:
+        """Notice when the store does not answer any more: a question to it may wait without end."""
+        seen, missed = -1, 0
+        while not self._told.wait(INTERVAL):
+            missed = missed + 1 if self._beats == seen else 0
+            seen = self._beats
+            if missed >= MISSED:
+                self._end("process 0 does not answer")
+
     def run(self) -> None:
         """Look until told to stop."""
-        seen, missed, beats = "", 0, 0
-        while not self._stop.wait(INTERVAL):
-            beats += 1
+        seen, missed = "", 0
+        while not self._told.wait(INTERVAL):
+            self._beats += 1
             try:
-                self._store.set(f"mace/alive/{self._rank}", str(beats))
+                self._store.set(f"mace/alive/{self._rank}", str(self._beats))
                 if self._store.check([_FAILED]):
                     self._end()
                     return
                 sign = self._store.get(f"mace/alive/{self._next}").decode()
             except RuntimeError:
-                if not self._stop.is_set():
+                if not self._told.is_set():
                     self._end("process 0 has ended or cannot be reached")
                 return
             missed = missed + 1 if sign == seen and sign != "left" else 0
@@ -89,7 +104,7 @@ class Watchdog(threading.Thread):
     def leave(self) -> None:
         """Stop looking, and tell the others that this is no accident."""
         self.left = True
-        self._stop.set()
+        self._told.set()
         self.join()
         try:
             self._store.set(f"mace/alive/{self._rank}", "left")
@@ -103,7 +118,7 @@ class Watchdog(threading.Thread):
             entry = self._store.get(_FAILED).decode().split(" ", 2)
             reporter, status, text = int(entry[0]), int(entry[1]), entry[2]
         # the main thread may know already, and say it better; it may also wait for the lost process forever
-        if self._stop.wait(PATIENCE):
+        if self._told.wait(PATIENCE):
             return
         if reporter != self._rank:
             print(f"process {self._rank} ended, because {text}.", file=sys.stderr, flush=True)
