@@ -70,7 +70,8 @@ def _install(kill: dict[str, Any]) -> None:
         if event == kill["at"] and kill.get("stage", stage) == stage:
             hits += 1
             if hits == kill.get("count", 1):
-                os.kill(os.getpid(), kill.get("signal", signal.SIGKILL))
+                for _ in range(kill.get("times", 1)):
+                    os.kill(os.getpid(), kill.get("signal", signal.SIGKILL))
 
     def before(owner: Any, name: str, event: str, after: str = "") -> None:
         work: Callable[..., Any] = getattr(owner, name)
@@ -154,7 +155,7 @@ def _wait(child: int, after: float | None) -> int:
 
 
 def _warm_up() -> None:
-    """Import, compile and tabulate once what every run needs; nothing is differentiated, because that starts threads."""
+    """Import, compile and tabulate once what every run needs."""
     import io
     import tempfile
 
@@ -165,7 +166,6 @@ def _warm_up() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         data = write_water(Path(folder) / "train.xyz")
-        # the plan of a run needs all but the training itself
         run_training(settings_of(Path(folder), data, "--dry_run"), Console(file=io.StringIO()))
 
 

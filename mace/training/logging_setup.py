@@ -79,6 +79,18 @@ def setup_logging(level: int | str, log_path: Path | str | None, console: Consol
     return logger
 
 
+def setup_logging_of_others(rank: int) -> None:
+    """Let a process of a run that is not the first say only what happens to it alone: that its memory ran out.
+
+    Args:
+        rank: Number of the process.
+    """
+    logger = setup_logging(logging.WARNING, None, Console(stderr=True))
+    for handler in logger.handlers:
+        handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
+        handler.addFilter(logging.Filter(f"{LOGGER_NAME}.training.memory"))
+
+
 def close_logging() -> None:
     """Undo `setup_logging`: close the file and leave the ``mace`` logger as it was before."""
     logger = logging.getLogger(LOGGER_NAME)

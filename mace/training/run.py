@@ -31,7 +31,7 @@ from mace.training.finiteness import Diverged
 from mace.training.folders import RunFolders, make_folders
 from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
-from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
+from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
 from mace.training.loop import EpochReport, Trainer
 from mace.training.loss import FITTED, Loss, make_loss
 from mace.training.model_choices import settings_for_model
@@ -85,8 +85,10 @@ def _with_log(
 ) -> None:
     """Train; only the first process writes to terminal and log file."""
     folders = make_folders(settings, create=team.is_first)
-    log = log_path(folders.log, settings.name, settings.seed) if team.is_first else None
-    setup_logging(settings.log_level, log, console if team.is_first else None)
+    if team.is_first:
+        setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
+    else:
+        setup_logging_of_others(team.rank)
     mode = settings.progress if team.is_first else "off"
     try:
         tell_environment(settings, device, team)

@@ -1,0 +1,153 @@
+"""Do several processes train the same model as one, and end together?"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import TINY_MODEL, Run, settings_of, train, write_water
+
+from mace.training.checkpoints import load_safely
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--name=tiny", "--seed=7", "--plot=False", "--kernels=torch", "--valid_fraction=0.25", "--ema", *TINY_MODEL,
+]  # fmt: skip
+TOGETHER = 60.0
+"""Seconds within which all processes end once one of them has."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Processes:
+    """Two processes of a run, started as torchrun does it."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+        self.outputs = [folder / f"output-{rank}" for rank in range(2)]
+        self.all = []
+        for rank, output in enumerate(self.outputs):
+            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, str(ROOT / "mace" / "cli" / "run_train.py"), *FLAGS, *flags]
+            with output.open("w") as file:
+                self.all.append(
+                    subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                )
+
+    def wait(self, seconds: float = 240.0) -> list[int]:
+        """Return the exit statuses."""
+        try:
+            return [process.wait(seconds) for process in self.all]
+        finally:
+            for process in self.all:
+                process.kill()
+
+    def wait_for(self, text: str, seconds: float = 240.0) -> None:
+        """Wait until the first process says something."""
+        end = time.monotonic() + seconds
+        while text not in self.said(0):
+            assert time.monotonic() < end and self.all[0].poll() is None, self.said(0)
+            time.sleep(0.1)
+
+    def said(self, rank: int) -> str:
+        return self.outputs[rank].read_text()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_water(tmp_path / "train.xyz", 14)
+
+
+def run_of(folder: Path, data: Path, *flags: str) -> Run:
+    return Run(settings_of(folder, data, *FLAGS, *flags), folder, "")
+
+
+def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
+    """Eleven structures in steps of four: the last step of an epoch has three, and so one process one less."""
+    shared = (f"--train_file={data}", "--max_num_epochs=3", "--swa", "--start_swa=2")
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2")
+    one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4")
+    assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
+    two = run_of(tmp_path / "two", data)
+    for ending in ("", "_stagetwo"):
+        for name, value in one.weights(ending).items():
+            torch.testing.assert_close(
+                value, two.weights(ending)[name], rtol=1e-6, atol=1e-6 * float(value.detach().std())
+            )
+    assert len(one.records) == len(two.records)
+    for a, b in zip(one.records, two.records, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"time"}:
+            assert a[key] == (b[key] if isinstance(a[key], str | None) else pytest.approx(b[key], rel=1e-6)), key
+    assert two.said("2 processes with 2 structures each in a step, 4 together")
+    assert processes.said(1) == ""  # only the first one speaks
+    # what two have begun, one can go on with
+    longer = train(tmp_path / "two", data, *FLAGS, *shared, "--batch_size=4", "--max_num_epochs=5", "--restart_latest")
+    assert longer.said("continuing with: .*processes 2 -> 1") and longer.epochs_trained == list(range(5))
+
+
+def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, data: Path) -> None:
+    processes = Processes(tmp_path / "run", f"--train_file={data}", "--max_num_epochs=100000", "--batch_size=2")
+    processes.wait_for("Epoch 1:")
+    processes.all[1].send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    statuses = processes.wait(TOGETHER)
+    assert time.monotonic() - start < TOGETHER
+    assert statuses == [2, -signal.SIGKILL]
+    last_line = processes.said(0).splitlines()[-1]
+    assert re.search("another process has ended|process 1 .* no sign of life", last_line), processes.said(0)
+    assert "--restart_latest goes on from the last saved state" in last_line
+    assert load_safely(tmp_path / "run" / "checkpoints" / "tiny_run-7_last.pt")["progression"]["epoch"] >= 1
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(tmp_path: Path, data: Path) -> None:
+    flags = (f"--train_file={data}", "--batch_size=2")
+    processes = Processes(tmp_path / "run", *flags, "--max_num_epochs=100000")
+    processes.wait_for("Epoch 1:")
+    processes.all[1].send_signal(signal.SIGTERM)
+    assert processes.wait(TOGETHER) == [143, 143]
+    assert "--restart_latest goes on from there" in processes.said(0).splitlines()[-1]
+    assert processes.said(1) == ""
+    state = load_safely(tmp_path / "run" / "checkpoints" / "tiny_run-7_last.pt")
+    assert state["processes"] == 2 and state["progression"]["epoch"] >= 1
+
+
+def test_a_problem_of_all_is_told_once(tmp_path: Path, data: Path) -> None:
+    processes = Processes(tmp_path / "run", f"--train_file={tmp_path / 'none.xyz'}")
+    assert processes.wait(120) == [2, 2]
+    told = [rank for rank in range(2) if "none.xyz" in processes.said(rank)]
+    assert len(told) == 1, processes.said(0) + processes.said(1)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(tmp_path: Path, data: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    flags = [f"--train_file={data}", "--max_num_epochs=2", "--batch_size=2", f"--work_dir={tmp_path}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, "-m", "mace.cli.run_train", *FLAGS, *flags], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
+    assert run_of(tmp_path, data).epochs_trained == [0, 1]
