@@ -53,6 +53,7 @@ def test_the_files_of_a_run(both_stages: Run) -> None:
         f"checkpoints/tiny_run-7_epoch-{best.pop()}.pt",
         "checkpoints/tiny_run-7_epoch-2_swa.pt",
         "checkpoints/tiny_run-7_last.pt",
+        "checkpoints/tiny_run-7_last_previous.pt",
     }
 
 
@@ -67,6 +68,7 @@ def test_every_folder_can_be_chosen(tmp_path: Path) -> None:
         "model/tiny.model",
         "checkpoints/tiny_run-7_epoch-0.pt",
         "checkpoints/tiny_run-7_last.pt",
+        "checkpoints/tiny_run-7_last_previous.pt",
         "results/tiny_run-7_train.txt",
         "results/tiny_run-7_data.html",
     }

@@ -93,19 +93,19 @@ def as_in_table(run: Run) -> tuple[list[int], list[int | None], list[float]]:
     return run.epochs_trained, run.epochs_evaluated[1:], list(rates.values())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_what_happens(tmp_path: Path, data: Path, case: Case) -> None:
-    trained, evaluated, rates = as_in_table(train(tmp_path, data, *case.flags))
-    assert (trained, evaluated) == (case.trained, case.evaluated)
-    assert rates == pytest.approx(case.rates)
+@pytest.mark.parametrize("row", CASES.values(), ids=CASES.keys())
+def test_what_happens(tmp_path: Path, data: Path, row: Case) -> None:
+    trained, evaluated, rates = as_in_table(train(tmp_path, data, *row.flags))
+    assert (trained, evaluated) == (row.trained, row.evaluated)
+    assert rates == pytest.approx(row.rates)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("row", CASES.values(), ids=CASES.keys())
 def test_the_same_happens_when_stopped_inside(
-    tmp_path: Path, data: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, row: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every process takes three steps and is gone; an epoch has two."""
-    straight = train(tmp_path / "a", data, *case.flags)
+    straight = train(tmp_path / "a", data, *row.flags)
     take, steps = BatchStep.take, [0]
 
     def dying(step: BatchStep, *arguments: Any) -> Any:
@@ -118,7 +118,7 @@ def test_the_same_happens_when_stopped_inside(
     for _ in range(10):
         steps[0] = 0
         try:
-            run = train(tmp_path / "b", data, *case.flags, "--checkpoint_minutes=0", "--restart_latest")
+            run = train(tmp_path / "b", data, *row.flags, "--checkpoint_minutes=0", "--restart_latest")
             break
         except KeyboardInterrupt:
             continue
