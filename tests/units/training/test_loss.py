@@ -154,6 +154,19 @@ def test_batches_add_up_to_the_loss_of_the_whole(name: str, sizes: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (2, 3), (5,)])
+def test_parts_divided_by_the_counts_of_the_whole_add_up_to_its_loss(name: str, sizes: tuple[int, ...]) -> None:
+    loss = make_loss(name, WEIGHTS)
+    items = [structure(n, energy=None if n == 3 else 0.5, stress=None if n < 4 else CELL) for n in range(2, 7)]
+    counts, total, start = loss.counts(targets_of(*items)), 0.0, 0
+    for size in sizes:
+        part = items[start : start + size]
+        start += size
+        total += float(loss(prediction_of(*part), targets_of(*part), counts))
+    assert total == pytest.approx(value(loss, *items), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ALL_LOSSES)
 def test_the_weight_of_a_structure_multiplies_its_share(name: str) -> None:
     loss = make_loss(name, WEIGHTS)
     plain, heavy = structure(2), structure(2, weight=3.0)
