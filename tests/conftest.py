@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from mace.kernels.compiler import find_compiler
+
 
 def _load_cases() -> ModuleType:
     """Import ``parity/cases.py`` by its path, because test folders are no packages."""
@@ -30,6 +32,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", _load_cases().reference_names(), indirect=True)
     if "dipole_case" in metafunc.fixturenames:
         metafunc.parametrize("dipole_case", _load_cases().dipole_reference_names(), indirect=True)
+
+
+@pytest.fixture(params=["torch", "c"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the models of stored cases use the kernels in torch, then the compiled ones."""
+    if request.param == "c" and find_compiler() is None:
+        pytest.skip("there is no C compiler on this machine")
+    monkeypatch.setattr(_load_cases(), "COMPILED", request.param == "c")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from mace.structures.configuration import Configuration
 from mace.testing import laws
 from mace.testing.laws import DipoleMoment, Structure
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 SMALL = 1e-6
 METHANOL, SILICON, SLAB = range(3)
 

@@ -11,6 +11,8 @@ import pytest
 from mace.testing import laws
 from mace.testing.laws import BatchPotential, Potential, Structure
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 ALWAYS = (laws.assert_rotation, laws.assert_reflection, laws.assert_translation, laws.assert_permutation)
 
 

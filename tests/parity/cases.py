@@ -29,6 +29,9 @@ DIPOLES = "dipoles"
 STRUCTURES = "structures"
 """Not a case but the atoms that all cases share."""
 
+COMPILED = False
+"""Whether models use compiled kernels; the fixture ``kernels`` decides."""
+
 N_STRUCTURES = 3
 METHANOL, SILICON, SLAB = range(N_STRUCTURES)
 
@@ -56,7 +59,7 @@ class Case:
         plan = self.plan if scale is None else self.plan.model_copy(update={"scale": scale})
         model = MACE(plan, torch.float64)
         model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
-        return model
+        return model.use_compiled_kernels(COMPILED)
 
     def dataset(self) -> GraphDataset:
         """Build the graphs of the three structures."""

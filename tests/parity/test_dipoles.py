@@ -17,6 +17,8 @@ from mace.training.step import loss_gradient, train_step
 from mace.units import DEBYE_OF_MACE_TORCH
 
 SILICON, SLAB = 1, 2
+pytestmark = pytest.mark.usefixtures("kernels")
+
 TOLERANCE = 1e-10
 STEP_TOLERANCE = 1e-8
 

@@ -11,6 +11,8 @@ import torch
 from mace.model.derivatives import Prediction, predict
 from mace.testing.laws import Structure, assert_forces_are_the_gradient
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 SILICON, SLAB = 1, 2
 
 

@@ -18,6 +18,8 @@ from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage, parameter_groups
 from mace.training.step import loss_gradient, train_step
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 WEIGHTS = {"energy": 2.0, "forces": 50.0, "stress": 10.0, "virials": 10.0}
 TOLERANCE = 1e-8
 

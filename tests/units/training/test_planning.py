@@ -9,8 +9,8 @@ from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling
-from mace.training.stages import stage_two_start
 from mace.training.planning import HiddenFeatures, hidden_features, interaction_plans, plan_model
+from mace.training.stages import stage_two_start
 
 
 def settings(*flags: str) -> TrainingSettings:
