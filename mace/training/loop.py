@@ -122,6 +122,8 @@ class Trainer:
     def train(self) -> Iterator[EpochReport]:
         """Run to the end, yielding a report after every epoch and one before the first.
 
+        To be gone through inside `Interruption.patient`: a signal is looked for after every step.
+
         Raises:
             RunInterrupted: If a signal came; the state is saved then.
             Diverged: If loss, gradient or weights are not a number, and going back did not help or was not wanted.
@@ -129,8 +131,7 @@ class Trainer:
         self.save()  # from the first moment on there is something to go on from
         while not self._at_end():
             try:
-                with self._interruption.patient():
-                    report = self._next()
+                report = self._next()
             except NotFinite as event:
                 self._go_back(event)
                 continue

@@ -312,14 +312,17 @@ def _train(trainer: Trainer, session: Session) -> None:
     _LOGGER.info("===========TRAINING===========")
     _LOGGER.info("Started training, reporting errors on validation set")
     progress.start(settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
-    for report in trainer.train():
-        if report.valid_loss is not None:
-            table = reported_table(settings)
-            _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
-        if settings.plot and _plot_is_due(report, settings) and session.team.is_first:
-            _plot_curves(settings, session.folders, trainer)
+    with session.interruption.patient():
+        for report in trainer.train():
+            if report.valid_loss is not None:
+                table = reported_table(settings)
+                _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+            if settings.plot and _plot_is_due(report, settings) and session.team.is_first:
+                _plot_curves(settings, session.folders, trainer)
     progress.finish()
     session.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"
+    if session.team.any(session.interruption.requested):
+        raise session.interruption.error(session.interruption.advice)
     _LOGGER.info("Training complete")
 
 
