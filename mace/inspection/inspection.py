@@ -11,6 +11,7 @@ import numpy as np
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.inspection.findings import KINDS, LEVELS, Finding, Level
+from mace.inspection.distortions import compare_distorted
 from mace.inspection.flat import FlatFile, flatten
 from mace.inspection.geometry import (
     check_close_atoms,
@@ -193,9 +194,10 @@ def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], I
 
 def _check_consistency(file: FlatFile) -> Iterator[Finding]:
     """Compare energies, forces and stress with each other."""
-    of_forces = list(check_forces_against_energies(file))
+    distorted_forces, distorted_stress = compare_distorted(file)
+    of_forces = list(check_forces_against_energies(file, distorted_forces))
     yield from of_forces
-    yield from check_stress(file, trust_forces=not of_forces)
+    yield from check_stress(file, distorted_stress, trust_forces=not of_forces)
 
 
 def _flat_files(part: StructureSet) -> list[FlatFile]:
