@@ -3,7 +3,7 @@ r"""Do forces and energies of almost equal structures belong together?
 Between two structures of the same atoms that differ little, the energy changes by
 :math:`-\tfrac12 (F_1 + F_2) \cdot (x_2 - x_1)`, exactly so where the energy is quadratic. The ratio of both sides over
 many pairs shows a wrong sign or unit. Pairs are neighbors in the file, as in a trajectory, and the most similar ones
-anywhere in it, as in shuffled trajectories and rattled crystals. Where their cells differ, `mace.inspection.distortions`
+anywhere in it, as in shuffled trajectories and rattled crystals. Where cells differ, `mace.inspection.distortions`
 takes the stress into account. Where no structures are that similar, energies are compared with those of a pair
 interaction fitted to the forces.
 """
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mace.inspection.findings import Finding, found
 from mace.inspection.distortions import FARTHEST
+from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.inspection.pair_interaction import (
     FEWEST_FITTED,

@@ -40,6 +40,7 @@ FORCE_EXPLANATIONS: dict[str, float] = {
     "energies are in Hartree and forces in kcal/mol/Angstrom": KCAL_PER_MOL / HARTREE,
     "energies are in eV and forces in Rydberg/bohr": 0.5 * _HARTREE_PER_BOHR,
     "energies are in Rydberg": 2.0 / HARTREE,
+    "lengths are in bohr": BOHR,
 }
 """Energy difference over -force * displacement, as the numbers stand in the file."""
 
@@ -49,6 +50,7 @@ STRESS_EXPLANATIONS: dict[str, float] = {
     "the stress is in Hartree/bohr^3": HARTREE / BOHR**3,
     "energies are in Hartree": 1.0 / HARTREE,
     "energies are in kcal/mol": 1.0 / KCAL_PER_MOL,
+    "lengths are in bohr": BOHR**3,
 }
 """Energy difference over volume * stress * strain, as the numbers stand in the file."""
 
@@ -84,7 +86,7 @@ class Comparison:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether numbers that follow each other roughly may be the same; pair interactions give 0.6 to 1.2 in practice."""
+        """Whether numbers that follow each other roughly may be the same; pair interactions give 0.6 to 1.2."""
         return _PLAUSIBLE[0] < self.ratio < _PLAUSIBLE[1]
 
     @property

@@ -132,9 +132,6 @@ def test_virials_under_each_name(write_file: Callable[..., str], key: str) -> No
 
 
 def test_suspicious_tensors_are_noted(write_file: Callable[..., str]) -> None:
-    text = frame(f"{CUBE} REF_stress='1 2 3 0 0 0' REF_virials='8 16 24 0 0 0'")
-    notes = read_configurations(write_file(text)).report.notes
-    assert any("virials of 1 structures are not -volume * stress" in note for note in notes)
     notes = read_configurations(write_file(frame(f"{CUBE} REF_stress='1 2 3 4 5 6 7 8 9'"))).report.notes
     assert any("stress of 1 structures is not symmetric" in note for note in notes)
 
