@@ -92,7 +92,8 @@ def _heading(file: FileReport) -> str:
         atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
         parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
     if file.labels.isolated_atoms:
-        parts.append(f"{file.labels.isolated_atoms} isolated atoms")
+        plural = "" if file.labels.isolated_atoms == 1 else "s"
+        parts.append(f"{file.labels.isolated_atoms} isolated atom{plural}")
     return f"{file.file} ({file.role}): {', '.join(parts)}"
 
 

@@ -24,7 +24,7 @@ _PROPERTIES = re.compile(r"""(?<![\w-])Properties\s*=\s*(?:"([^"]*)"|'([^']*)'|(
 _QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]"""
 _QUOTED_IN_COMMENT = re.compile(_QUOTED)
 _WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
-_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)([^\s=]+)=\s+[^\s=]+\s*=")
+_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)(\S+)=\s+[^\s=]+\s*=")
 _EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
 _EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
 
@@ -243,8 +243,15 @@ def _keys_in_comment(line: str) -> list[str]:
 
 
 def _refuse_swallowed_key(line: str, match: re.Match[str]) -> None:
-    """Make sure that a quoted stretch with ``=`` in it is a value, and not keys between two apostrophes."""
+    """Make sure that a quoted stretch with ``=`` in it is a value, and not keys between two apostrophes.
+
+    A backslash outside of quotes makes text of what follows, a blank between two keys for example.
+    """
     text = match.group()
+    if text[0] == "\\" and (text[1] == "=" or text[1].isspace()):
+        raise UserError(
+            "its comment line has a backslash before a blank or =, by which no key is read from what follows"
+        )
     before, after = line[: match.start()][-1:], line[match.end() :][:1]
     is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
     if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):

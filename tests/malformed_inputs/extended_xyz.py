@@ -75,6 +75,8 @@ for title, info in {
     "an opened bracket in a word": "name=Cu[111 REF_energy=-469.2 face=1]",
 }.items():
     refuse(title, spoilt(info=info, energy=""), "structure 2", "a quote or bracket")
+refuse("a word that ends in =", spoilt(info="note=a=", energy="REF_energy=-469.2"), "structure 2", "no value")
+refuse("a word that ends in a backslash", spoilt(info="note=C:\\data\\"), "structure 2", "a backslash before a blank")
 refuse("a table of numbers", "1.0 2.0 3.0\n" * 9, "structure 0 cannot be read")
 
 add("read", "carriage returns and line feeds", text_case(sound().replace("\n", "\r\n")), check=has_waters())
