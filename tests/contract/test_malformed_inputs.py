@@ -20,7 +20,6 @@ from mace.structures.sources import sources_of
 PROGRAM = Path(__file__).parents[2] / "mace" / "cli" / "run_train.py"
 
 IN_A_PROCESS = (
-    "random bytes as .xyz",
     "an energy that is nan",
     "YAML with a key that comes twice",
 )
