@@ -135,7 +135,8 @@ _KINDS = (
     FindingKind(
         "zeroed-forces",
         "warning",
-        "In structures with constraints, atoms have forces of exactly zero, as programs write for fixed atoms.",
+        "Atoms have forces of exactly zero, as programs write for fixed atoms, in structures with constraints or with "
+        "forces that do not add up to zero.",
         "take the unconstrained forces, or leave the forces out",
     ),
     FindingKind(

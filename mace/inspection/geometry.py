@@ -16,6 +16,7 @@ CLOSEST = 0.3
 
 _SAMPLE = 60
 _NEAREST_SEARCHED = 6.0
+_LARGEST_FRACTION = 1.5
 _SHORT_BONDS, _LONG_BONDS = 0.6, 1.65
 _UNBOUND = (2, 10, 18, 36, 54, 86)
 """Noble gases, whose distances say nothing about their radii."""
@@ -189,12 +190,19 @@ def check_distances(file: FlatFile) -> Iterator[Finding]:
     if _SHORT_BONDS <= median <= _LONG_BONDS:
         return
     guess = "bohr" if 1.5 < median < 2.4 else "nm" if median < 0.2 else "another unit than Angstrom"
+    reason = "positions were fractions of the cell" if _look_fractional(file) else f"lengths were in {guess}"
     yield found(
         "unlikely-distances",
         file.file,
-        f"nearest neighbors are {median:.3g} times as far apart as covalent radii suggest, as if lengths were in "
-        f"{guess}",
+        f"nearest neighbors are {median:.3g} times as far apart as covalent radii suggest, as if {reason}",
     )
+
+
+def _look_fractional(file: FlatFile) -> bool:
+    """Whether all positions are numbers of about one while the cells are larger."""
+    thinnest = float(file.heights.min(initial=np.inf))
+    farthest = float(np.abs(file.positions).max())
+    return bool(file.pbc.all()) and farthest < _LARGEST_FRACTION < thinnest
 
 
 def _bond_ratios(file: FlatFile, structure: int) -> np.ndarray:

@@ -48,8 +48,16 @@ def _mix(rows: np.ndarray) -> np.ndarray:
     return state
 
 
-def check_duplicates(file: FlatFile) -> Iterator[Finding]:
-    """Find identical structures of one file, and among them those with different energies."""
+_SPLIT = "; validation structures are set aside at random, so copies may be trained on and validated with"
+
+
+def check_duplicates(file: FlatFile, is_split: bool = False) -> Iterator[Finding]:
+    """Find identical structures of one file, and among them those with different energies.
+
+    Args:
+        file: The structures.
+        is_split: Whether validation structures will be set aside from it.
+    """
     groups = _equal_places(fingerprints(file))
     if not groups:
         return
@@ -61,7 +69,8 @@ def check_duplicates(file: FlatFile) -> Iterator[Finding]:
     yield found(
         "duplicates",
         file.file,
-        f"{verb} an earlier structure of the file ({shown}{', ...' if len(groups) > _SHOWN_PAIRS else ''}{order})",
+        f"{verb} an earlier structure of the file ({shown}{', ...' if len(groups) > _SHOWN_PAIRS else ''}{order})"
+        f"{_SPLIT if is_split else ''}",
         np.sort(file.places(extra)),
         len(file),
     )
@@ -92,8 +101,13 @@ def _same_order(file: FlatFile, group: np.ndarray) -> bool:
     )
 
 
-def check_leakage(files: Sequence[FlatFile]) -> Iterator[Finding]:
-    """Find structures that occur in two sets of different roles, or in two training files."""
+def check_leakage(files: Sequence[FlatFile], is_split: bool = False) -> Iterator[Finding]:
+    """Find structures that occur in two sets of different roles, or in two training files.
+
+    Args:
+        files: Of all sets.
+        is_split: Whether validation structures will be set aside from the training files.
+    """
     marks = [fingerprints(file) for file in files]
     for one, other in combinations(range(len(files)), 2):
         first, second = files[one], files[other]
@@ -109,7 +123,8 @@ def check_leakage(files: Sequence[FlatFile]) -> Iterator[Finding]:
             name,
             second.file,
             f"of the {second.role} set {'is' if shared.sum() == 1 else 'are'} in the {first.role} file {first.file} "
-            f"too (structure {second.index[place]} is structure {first.index[twin]} there)",
+            f"too (structure {second.index[place]} is structure {first.index[twin]} there)"
+            f"{_SPLIT if is_split and name == 'duplicates' else ''}",
             second.places(shared),
             len(second),
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.inspection.distortions import compare_distorted
 from mace.inspection.findings import KINDS, LEVELS, Finding, Level
 from mace.inspection.flat import FlatFile, flatten
 from mace.inspection.geometry import (
@@ -151,10 +152,15 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
     findings += _missing_labels(training, demands) + _unknown_elements(sets, demands)
     labels = [file for part in sets for file in part.result.report.files]
     energies = references.energies if references is not None else None
-    work = [(flat, check) for flat, of_file in zip(files, labels, strict=True) for check in _checks(of_file, demands)]
+    is_split = all(part.role != "validation" for part in sets)
+    work = [
+        (flat, check)
+        for flat, of_file in zip(files, labels, strict=True)
+        for check in _checks(of_file, demands, is_split and flat.role == "training")
+    ]
     for flat, check in track(work, "Checking the data") if track else work:
         findings += check(flat)
-    findings += check_leakage(files)
+    findings += check_leakage(files, is_split)
     reports = []
     for flat, of_file, isolated in zip(files, labels, _isolated_by_file(sets), strict=True):
         interaction = interaction_energies(flat, energies)
@@ -171,8 +177,8 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
     )
 
 
-def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], Iterator[Finding]]]:
-    """Every check of a single file."""
+def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callable[[FlatFile], Iterator[Finding]]]:
+    """Every check of a single file, from which validation structures may be set aside."""
     return [
         lambda flat: check_file_labels(labels),
         check_close_atoms,
@@ -183,7 +189,7 @@ def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], I
         check_zero_energies,
         lambda flat: check_zeroed_forces(flat, labels),
         check_distances,
-        check_duplicates,
+        lambda flat: check_duplicates(flat, is_split),
         check_unmarked_isolated_atoms,
         check_coverage,
         lambda flat: check_lone_atoms(flat, demands.r_max),
@@ -193,9 +199,10 @@ def _checks(labels: FileLabels, demands: Demands) -> list[Callable[[FlatFile], I
 
 def _check_consistency(file: FlatFile) -> Iterator[Finding]:
     """Compare energies, forces and stress with each other."""
-    of_forces = list(check_forces_against_energies(file))
+    distorted_forces, distorted_stress = compare_distorted(file)
+    of_forces = list(check_forces_against_energies(file, distorted_forces))
     yield from of_forces
-    yield from check_stress(file, trust_forces=not of_forces)
+    yield from check_stress(file, distorted_stress, trust_forces=not of_forces)
 
 
 def _flat_files(part: StructureSet) -> list[FlatFile]:
@@ -225,12 +232,21 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     except UserError as error:
         if not any(c.energy is not None for c in configurations):
             return None, []  # the finding is that labels are missing
-        if demands.needs_E0s:
+        is_told = demands.E0s is None and _isolated_faults(training, demands)
+        if demands.needs_E0s and not is_told:
             findings.append(Finding("missing-reference-energies", file, str(error)))
         references = resolve_reference_energies("average", (), configurations, elements)
         return replace(references, source="least squares, for this report only"), findings
     findings += [Finding("doubtful-reference-energies", file, warning) for warning in references.warnings]
     return references, findings
+
+
+def _isolated_faults(training: ReadResult, demands: Demands) -> bool:
+    """Whether isolated atoms have an energy that is not finite, which is an error already."""
+    isolated = {(atom.file, atom.index) for atom in training.isolated_atoms}
+    faults = [(file.file, fault) for file in training.report.files for fault in file.faults]
+    places = {(file, fault.index) for file, fault in faults if fault.name == "energy"}
+    return "non-finite-label" not in demands.allow and not isolated.isdisjoint(places)
 
 
 def _elements(training: ReadResult, demands: Demands) -> ElementTable:
@@ -239,8 +255,11 @@ def _elements(training: ReadResult, demands: Demands) -> ElementTable:
 
 
 def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
+    faulty = {fault.name for file in training.report.files for fault in file.faults}
+    if "non-finite-label" in demands.allow:
+        faulty = set()  # else that they are not finite is an error already
     try:
-        require_labels(training.report, demands.labels)
+        require_labels(training.report, [name for name in demands.labels if name not in faulty])
     except UserError as error:
         return [Finding("missing-label", training.report.files[0].file, str(error))]
     return []

@@ -21,6 +21,8 @@ LARGEST_STRESS = 1.0
 _OUTLIER_WIDTHS = 15.0
 _OUTLIER_ENERGY = 5.0
 _FEWEST_FOR_OUTLIERS = 10
+_UNBALANCED = 0.3
+_SOME_FORCE = 0.02
 
 
 def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
@@ -95,15 +97,27 @@ def check_zero_energies(file: FlatFile) -> Iterator[Finding]:
 
 
 def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
-    """Find structures with constraints where some but not all forces are exactly zero."""
-    if not labels.constrained:
+    """Find structures where some but not all forces are exactly zero, and not by symmetry.
+
+    Symmetry makes pairs of forces cancel, so their sum stays zero; forces that were set to zero are missing from it.
+    """
+    if not len(file):
         return
     zero = (file.forces == 0.0).all(axis=1)
     counts = np.bincount(file.structure_of_atom, weights=zero, minlength=len(file))
-    some = (counts > 0) & (counts < file.n_atoms) & np.isin(file.index, labels.constrained)
-    if some.any():
-        verb = "has constraints and atoms" if some.sum() == 1 else "have constraints and atoms"
-        yield found("zeroed-forces", file.file, f"{verb} whose forces are exactly zero", file.places(some), len(file))
+    some = (counts > 0) & (counts < file.n_atoms)
+    size = np.sqrt(np.add.reduceat((file.forces**2).sum(axis=1), file.first) / np.maximum(file.n_atoms - counts, 1))
+    rest = np.linalg.norm(np.add.reduceat(file.forces, file.first), axis=1)
+    constrained = some & np.isin(file.index, labels.constrained)
+    unbalanced = some & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
+    for chosen, what in ((constrained, "constraints and atoms"), (unbalanced & ~constrained, "atoms")):
+        if chosen.any():
+            sums = (
+                "" if what != "atoms" else f", and forces that add up to {rest[chosen].max():.3g} eV/Angstrom, not zero"
+            )
+            verb = "has" if chosen.sum() == 1 else "have"
+            text = f"{verb} {what} whose forces are exactly zero{sums}"
+            yield found("zeroed-forces", file.file, text, file.places(chosen), len(file))
 
 
 def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Finding]:

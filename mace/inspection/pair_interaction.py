@@ -31,15 +31,6 @@ FEWEST_FITTED = 8
 LEAST_EXPLAINED = 0.6
 """Share of the squared forces; a worse fit says nothing."""
 
-CLEAR_CORRELATION = 0.75
-"""Between numbers of the fit and labels."""
-
-PLAUSIBLE_RATIOS = (0.2, 5.0)
-"""What many-body interactions may make of numbers that are equal for pair interactions; in practice 0.6 to 1.2."""
-
-EXPLAINED_WITHIN = 0.6
-"""Difference of logarithms within which a wrong unit is named."""
-
 _FUNCTIONS = 10
 _SMALL = 1.0e-6
 

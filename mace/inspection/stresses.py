@@ -1,8 +1,9 @@
 r"""Does the stress go with energies and forces?
 
 Cells with the same fractional coordinates and different lattice vectors are strained copies of each other: between two
-of them the energy changes by :math:`\tfrac12 (V_1 \sigma_1 + V_2 \sigma_2) : \varepsilon`. Where there are none, the
-stress is compared with that of a pair interaction fitted to the forces.
+of them the energy changes by :math:`\tfrac12 (V_1 \sigma_1 + V_2 \sigma_2) : \varepsilon`. Where atoms are moved, too,
+`mace.inspection.distortions` takes the forces into account; where neither is there, the stress is compared with that of
+a pair interaction fitted to the forces, as the order of its components always is.
 """
 
 from __future__ import annotations
@@ -13,22 +14,19 @@ from itertools import permutations
 
 import numpy as np
 
+from mace.inspection.distortions import LARGEST_STRAIN, SMALLEST_STRAIN, strain_between
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.inspection.pair_interaction import (
-    CLEAR_CORRELATION,
-    EXPLAINED_WITHIN,
     FEWEST_FITTED,
     LEAST_EXPLAINED,
     MOST_ATOMS,
-    PLAUSIBLE_RATIOS,
     SAMPLE,
     fit_pair_interaction,
 )
-from mace.inspection.unit_guesses import STRESS_EXPLANATIONS, Comparison, compare, explain
+from mace.inspection.unit_guesses import EXPLAINED_WITHIN, STRESS_EXPLANATIONS, Comparison, compare, explain
+from mace.structures.stress import disagree
 
-_LARGEST_STRAIN = 0.08
-_SMALLEST_STRAIN = 1.0e-4
 _FRACTIONAL = 1.0e-3
 _SOME_FORCE = 1.0e-3
 _IN_ORDER, _BETTER_BY = 0.85, 0.25
@@ -36,21 +34,29 @@ _OFF_DIAGONAL = ((1, 2), (0, 2), (0, 1))
 _OFF_DIAGONAL_NAMES = ("yz", "xz", "xy")
 
 
-def check_stress(file: FlatFile, trust_forces: bool = True) -> Iterator[Finding]:
+def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = True) -> Iterator[Finding]:
     """Compare the stress with energies of strained cells, and with a pair interaction where these say nothing.
 
     Args:
         file: The structures.
+        distorted: What energies of strained cells with displaced atoms say, see `mace.inspection.distortions`.
         trust_forces: Whether the forces may be compared with; if they are wrong themselves, they prove nothing.
     """
     measured, expected = strain_energies(file, file.stresses)
     result = compare(measured, expected)
     as_virials = compare(measured, strain_energies(file, _from_virials(file))[1])
+    is_told = True
     if result.is_clear or as_virials.is_clear:
         if not (result.is_clear and result.is_alike):
             yield _strain_finding(file, result, as_virials)
-    elif trust_forces:
-        yield from _check_against_pairs(file)
+    elif distorted.is_rough:
+        if distorted.contradicts:
+            volume = float(np.nanmedian(file.volumes))
+            yield _strain_finding(file, distorted, replace(distorted, ratio=-volume * distorted.ratio))
+    else:
+        is_told = False
+    if trust_forces:
+        yield from _check_against_pairs(file, order_only=is_told)
 
 
 def _from_virials(file: FlatFile) -> np.ndarray:
@@ -59,8 +65,9 @@ def _from_virials(file: FlatFile) -> np.ndarray:
 
 
 def _strain_finding(file: FlatFile, result: Comparison, as_virials: Comparison) -> Finding:
-    reason = explain(result.ratio, STRESS_EXPLANATIONS) if result.is_clear else None
-    if as_virials.is_clear and abs(as_virials.correlation) > abs(result.correlation) and _is_one(as_virials):
+    reason = explain(result.ratio, STRESS_EXPLANATIONS) if result.is_rough else None
+    is_better = abs(as_virials.correlation) > abs(result.correlation) or not reason
+    if as_virials.is_rough and is_better and _is_one(as_virials):
         reason, result = _virials_reason(as_virials), replace(result, correlation=as_virials.correlation)
     name = "contradicting-stress" if reason and result.is_overwhelming else "suspicious-stress"
     guess = f"; it looks as if {reason}" if reason else ""
@@ -96,11 +103,9 @@ def strain_energies(file: FlatFile, stresses: np.ndarray) -> tuple[np.ndarray, n
     one, other = _strained_pairs(file, usable)
     if not len(one):
         return np.zeros(0), np.zeros(0)
-    change = np.linalg.solve(file.cells[one], file.cells[other])
-    # the same strain whatever the rotation
-    strain = 0.5 * (change @ change.transpose(0, 2, 1) - np.eye(3))
+    strain, _ = strain_between(file.cells[one], file.cells[other])
     size = np.abs(strain).max(axis=(1, 2))
-    small = (size < _LARGEST_STRAIN) & (size > _SMALLEST_STRAIN)
+    small = (size < LARGEST_STRAIN) & (size > SMALLEST_STRAIN)
     one, other, strain = one[small], other[small], strain[small]
     work = file.volumes[:, None, None] * stresses
     expected = 0.5 * ((work[one] + work[other]) * strain).sum(axis=(1, 2))
@@ -127,7 +132,7 @@ def _strained_pairs(file: FlatFile, usable: np.ndarray) -> tuple[np.ndarray, np.
     return chosen[:, 0], chosen[:, 1]
 
 
-def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
+def _check_against_pairs(file: FlatFile, order_only: bool) -> Iterator[Finding]:
     labeled = np.isfinite(file.stresses).all(axis=(1, 2)) & np.isfinite(file.volumes)
     forces = np.add.reduceat(np.abs(file.forces).sum(axis=1), file.first) if len(file) else np.zeros(0)
     usable = np.flatnonzero(labeled & np.isfinite(forces) & (forces > _SOME_FORCE) & (file.n_atoms <= MOST_ATOMS))
@@ -140,11 +145,11 @@ def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
     labels = file.stresses[chosen]
     fitted = _without_trace(fit.stresses)
     yield from _check_order(file, labels, fit.stresses)
+    if order_only:
+        return
     result = compare(fitted, _without_trace(labels))
     as_virials = compare(fitted, _without_trace(_from_virials(file)[chosen]))
-    if max(abs(result.correlation), abs(as_virials.correlation)) < CLEAR_CORRELATION:
-        return
-    if not PLAUSIBLE_RATIOS[0] < result.ratio < PLAUSIBLE_RATIOS[1]:
+    if (result.is_rough or as_virials.is_rough) and not result.is_plausible:
         yield found(
             "suspicious-stress",
             file.file,
@@ -186,24 +191,17 @@ def _without_trace(tensors: np.ndarray) -> np.ndarray:
 
 def check_virials(file: FlatFile) -> Iterator[Finding]:
     """Compare labeled virials with -volume * labeled stress."""
-    volumes = file.volumes
-    labeled = [c.stress is not None and c.virials is not None for c in file.configurations]
-    both = np.flatnonzero(np.array(labeled, dtype=bool) & np.isfinite(volumes))
-    if not len(both):
+    bad = np.flatnonzero([disagree(configuration) for configuration in file.configurations])
+    if not len(bad):
         return
-    virials = np.array([file.configurations[place].virials for place in both.tolist()])
-    expected = -volumes[both, None, None] * file.stresses[both]
-    size = np.maximum(np.abs(virials), np.abs(expected)).max(axis=(1, 2))
-    bad = np.abs(virials - expected).max(axis=(1, 2)) > 1.0e-2 * size + 1.0e-6
-    if not bad.any():
-        return
-    result = compare(virials[bad], expected[bad])
+    virials = np.array([file.configurations[place].virials for place in bad.tolist()])
+    result = compare(virials, -file.volumes[bad, None, None] * file.stresses[bad])
     sign = "; the sign of one of them is opposite" if result.is_clear and -1.6 < result.ratio < -0.6 else ""
     times = f"they are {result.ratio:.4g} times that{sign}" if result.is_clear else "they are unrelated to it"
     yield found(
         "contradicting-virials",
         file.file,
-        f"{'has' if bad.sum() == 1 else 'have'} virials that are not -volume * stress ({times})",
-        file.index[both[bad]],
+        f"{'has' if len(bad) == 1 else 'have'} virials that are not -volume * stress ({times})",
+        file.places(bad),
         len(file),
     )

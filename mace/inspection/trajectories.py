@@ -3,8 +3,9 @@ r"""Do forces and energies of almost equal structures belong together?
 Between two structures of the same atoms that differ little, the energy changes by
 :math:`-\tfrac12 (F_1 + F_2) \cdot (x_2 - x_1)`, exactly so where the energy is quadratic. The ratio of both sides over
 many pairs shows a wrong sign or unit. Pairs are neighbors in the file, as in a trajectory, and the most similar ones
-anywhere in it, as in shuffled trajectories and rattled crystals. Where no structures are that similar, energies are
-compared with those of a pair interaction fitted to the forces.
+anywhere in it, as in shuffled trajectories and rattled crystals. Where cells differ, `mace.inspection.distortions`
+takes the stress into account. Where no structures are that similar, energies are compared with those of a pair
+interaction fitted to the forces.
 """
 
 from __future__ import annotations
@@ -13,22 +14,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mace.inspection.distortions import FARTHEST
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.inspection.pair_interaction import (
-    CLEAR_CORRELATION,
-    EXPLAINED_WITHIN,
     FEWEST_FITTED,
     LEAST_EXPLAINED,
     MOST_ATOMS,
-    PLAUSIBLE_RATIOS,
     SAMPLE,
     fit_pair_interaction,
 )
-from mace.inspection.unit_guesses import FORCE_EXPLANATIONS, Comparison, compare, explain
-
-FARTHEST = 0.3
-"""Angstrom; pairs in which an atom moves farther are not compared."""
+from mace.inspection.unit_guesses import EXPLAINED_WITHIN, FORCE_EXPLANATIONS, Comparison, compare, explain
 
 _LEAST_MOVE = 1.0e-4
 _MOST_PAIRS = 400
@@ -39,12 +35,18 @@ _UNRELATED = 0.5
 _PAIRS_FOR_UNRELATED = 20
 
 
-def check_forces_against_energies(file: FlatFile) -> Iterator[Finding]:
-    """Compare differences of energies with what the forces say."""
+def check_forces_against_energies(file: FlatFile, distorted: Comparison) -> Iterator[Finding]:
+    """Compare differences of energies with what the forces say.
+
+    Args:
+        file: The structures.
+        distorted: The same of structures with different cells, see `mace.inspection.distortions`.
+    """
     measured, expected, places = energy_differences(file)
     result = compare(measured, expected)
-    if result.is_clear:
-        if not result.is_alike:
+    if result.is_clear or distorted.is_rough:
+        result = result if result.is_clear else distorted
+        if result.contradicts:
             yield _contradiction(file, result)
         return
     if result.count >= _PAIRS_FOR_UNRELATED and abs(result.correlation) < _UNRELATED:
@@ -80,7 +82,7 @@ def _check_against_pairs(file: FlatFile) -> Iterator[Finding]:
     if fit is None or fit.explained < LEAST_EXPLAINED:
         return
     result = compare(_without_means(file.energies[places], group), _without_means(fit.energies, group))
-    if abs(result.correlation) < CLEAR_CORRELATION or PLAUSIBLE_RATIOS[0] < result.ratio < PLAUSIBLE_RATIOS[1]:
+    if not result.is_rough or result.is_plausible:
         return
     explanations = {**FORCE_EXPLANATIONS, "energies are per atom": 1.0 / float(np.median(file.n_atoms[places]))}
     reason = explain(result.ratio, explanations, EXPLAINED_WITHIN) or "a sign or a unit is wrong"

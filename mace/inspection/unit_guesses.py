@@ -14,6 +14,11 @@ FEWEST_PAIRS = 5
 """Pairs of structures below which nothing is concluded."""
 
 OVERWHELMING_PAIRS = 20
+EXPLAINED_WITHIN = 0.6
+"""Difference of logarithms within which a wrong unit is named where numbers follow each other roughly."""
+
+_ROUGH = 0.75
+_PLAUSIBLE = (0.2, 5.0)
 _CLEAR = 0.95
 _OVERWHELMING = 0.995
 _ALIKE = (0.6, 1.6)
@@ -35,6 +40,7 @@ FORCE_EXPLANATIONS: dict[str, float] = {
     "energies are in Hartree and forces in kcal/mol/Angstrom": KCAL_PER_MOL / HARTREE,
     "energies are in eV and forces in Rydberg/bohr": 0.5 * _HARTREE_PER_BOHR,
     "energies are in Rydberg": 2.0 / HARTREE,
+    "lengths are in bohr": BOHR,
 }
 """Energy difference over -force * displacement, as the numbers stand in the file."""
 
@@ -44,6 +50,7 @@ STRESS_EXPLANATIONS: dict[str, float] = {
     "the stress is in Hartree/bohr^3": HARTREE / BOHR**3,
     "energies are in Hartree": 1.0 / HARTREE,
     "energies are in kcal/mol": 1.0 / KCAL_PER_MOL,
+    "lengths are in bohr": BOHR**3,
 }
 """Energy difference over volume * stress * strain, as the numbers stand in the file."""
 
@@ -71,6 +78,21 @@ class Comparison:
     def is_overwhelming(self) -> bool:
         """Whether nobody could doubt the ratio."""
         return self.count >= OVERWHELMING_PAIRS and abs(self.correlation) > _OVERWHELMING
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the sign and the order of magnitude of the ratio mean something."""
+        return self.count >= FEWEST_PAIRS and abs(self.correlation) > _ROUGH
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether numbers that follow each other roughly may be the same; pair interactions give 0.6 to 1.2."""
+        return _PLAUSIBLE[0] < self.ratio < _PLAUSIBLE[1]
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the numbers are certainly not the same."""
+        return (self.is_clear and not self.is_alike) or (self.is_rough and not self.is_plausible)
 
     @property
     def is_alike(self) -> bool:

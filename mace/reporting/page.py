@@ -57,21 +57,27 @@ th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { te
 figure { margin: 0; min-width: 0; max-width: 460px; } figcaption { font-size: .87rem; font-weight: 600; }
 figure p { font-size: .8rem; color: var(--soft); margin: 0; }
 svg { display: block; width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-svg.spark { width: 64px; height: 16px; display: inline-block; vertical-align: middle; }
+svg.spark { width: 56px; height: 16px; display: inline-block; vertical-align: middle; }
 .bar { fill: var(--bar); } .axis { stroke: var(--soft); stroke-width: 1; }
 .grid { stroke: var(--line); stroke-width: 1; }
 """
 
 _CHARTS = (
-    ("energies", "Energy per atom, E0s subtracted", "eV/atom"),
-    ("forces", "Norms of the forces", "eV/\u00c5"),
-    ("stresses", "Stress, a third of the trace", "eV/\u00c5\u00b3"),
+    ("energies", "Energy per atom, E0s subtracted", "structures", "eV/atom"),
+    ("forces", "Norms of the forces", "atoms", "eV/\u00c5"),
+    ("stresses", "Hydrostatic stress, a third of the trace", "structures", "eV/\u00c5\u00b3"),
 )
 
 _GROUP_COLUMNS = {
     "energies": ["E min", "E mean", "E max", "E"],
     "forces": ["|F| rms", "|F| max", "|F|"],
     "stresses": ["stress min", "stress max"],
+}
+
+_GROUP_LEGENDS = {
+    "energies": "E: energy per atom in eV, E0s subtracted",
+    "forces": "|F|: norm of the force on an atom in eV/\u00c5",
+    "stresses": "stress: a third of its trace in eV/\u00c5\u00b3",
 }
 
 
@@ -151,28 +157,40 @@ def _finding_item(finding: Finding) -> str:
 
 def _file_section(file: FileReport, plotted: bool) -> str:
     whole = file.whole
-    tiles = [
-        ("structures", f"{whole.frames:,}"),
-        ("isolated atoms", str(file.labels.isolated_atoms)),
-        ("atoms", f"{whole.atoms:,}"),
-        ("atoms each", atoms_each(whole)),
-        ("periodic", f"{whole.periodic:,}"),
-        ("elements", " ".join(whole.elements) or "none"),
-    ]
-    charts = [_figure(getattr(whole, name), title, unit) for name, title, unit in _CHARTS] if plotted else []
+    tiles = [("structures", f"{whole.frames:,}"), ("isolated atoms", f"{file.labels.isolated_atoms:,}")]
+    if whole.frames:
+        tiles += [
+            ("atoms", f"{whole.atoms:,}"),
+            ("atoms each", atoms_each(whole)),
+            ("periodic", f"{whole.periodic:,}"),
+            ("elements", " ".join(whole.elements)),
+        ]
+    charts = [_figure(getattr(whole, name), *words) for name, *words in _CHARTS] if plotted else []
+    grouping = "head and config_type" if _has_heads(file) else "config_type"
     return (
         f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{_tiles(tiles)}'
         f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{_labels_table(file)}'
-        f"<h3>By head and config_type</h3>{_groups_table(file)}</section>"
+        f"<h3>By {grouping}</h3>{_groups_table(file)}{_legend(file)}</section>"
     )
 
 
-def _figure(numbers: Distribution | None, title: str, unit: str) -> str:
+def _has_heads(file: FileReport) -> bool:
+    return len({group.head for group in file.groups}) > 1
+
+
+def _legend(file: FileReport) -> str:
+    legends = [text for name, text in _GROUP_LEGENDS.items() if getattr(file.whole, name) is not None]
+    return f'<p class="soft">{escape("; ".join(legends))}</p>' if legends else ""
+
+
+def _figure(numbers: Distribution | None, title: str, counted: str, unit: str) -> str:
     if numbers is None:
         return ""
-    spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {numbers.mean:.4g}, rms {numbers.rms:.4g} {unit}"
+    is_zero = abs(numbers.mean) < 1.0e-3 * numbers.rms  # digits of rounding, such as least squares leaves
+    mean = "0" if is_zero else f"{numbers.mean:.4g}"
+    spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {mean}, rms {numbers.rms:.4g} {unit}"
     return (
-        f"<figure><figcaption>{escape(title)}</figcaption><p>{numbers.count:,} numbers: {escape(spread)}</p>"
+        f"<figure><figcaption>{escape(title)}</figcaption><p>{numbers.count:,} {counted}: {escape(spread)}</p>"
         f"{histogram(numbers, unit)}</figure>"
     )
 
@@ -198,7 +216,7 @@ def _labels_table(file: FileReport) -> str:
             str(entry.isolated or "\u2013"),
         )
         for entry in file.labels.coverage
-        if entry.labeled + entry.converted + entry.isolated or entry.name in ("energy", "forces")
+        if entry.labeled + entry.converted + entry.isolated or (entry.frames and entry.name in ("energy", "forces"))
     ]
     return _table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
 
@@ -206,12 +224,14 @@ def _labels_table(file: FileReport) -> str:
 def _groups_table(file: FileReport) -> str:
     labels = [name for name in PROPERTIES if is_partial(file, name)]
     columns = {
-        "head": len({group.head for group in file.groups}) > 1,
+        "head": _has_heads(file),
+        "elements": len({group.elements for group in file.groups}) > 1 or not file.whole.frames,
         "energies": file.whole.energies is not None,
         "forces": file.whole.forces is not None,
         "stresses": file.whole.stresses is not None,
     }
-    header = ["config_type", *(["head"] if columns["head"] else []), "structures", "atoms each", "elements"]
+    header = ["config_type", *(["head"] if columns["head"] else []), "structures", "atoms each"]
+    header += ["elements"] if columns["elements"] else []
     header += [f"with {name}" for name in labels]
     for name, titles in _GROUP_COLUMNS.items():
         header += titles if columns[name] else []
@@ -224,7 +244,7 @@ def _groups_table(file: FileReport) -> str:
 
 def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool]) -> list[str]:
     row = [group.config_type, *([group.head] if columns["head"] else [])]
-    row += [f"{group.frames:,}", atoms_each(group), " ".join(group.elements)]
+    row += [f"{group.frames:,}", atoms_each(group), *([" ".join(group.elements)] if columns["elements"] else [])]
     row += [f"{group.labeled[name]:,}" for name in labels]
     if columns["energies"]:
         row += [_number(group.energies, name) for name in ("smallest", "mean", "largest")]
@@ -238,4 +258,4 @@ def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool])
 
 
 def _number(numbers: Distribution | None, name: str) -> str:
-    return "\u2013" if numbers is None else f"{getattr(numbers, name):.4g}"
+    return "\u2013" if numbers is None else f"{getattr(numbers, name):.3g}"

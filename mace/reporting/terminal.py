@@ -50,7 +50,7 @@ def summary_lines(report: DataReport) -> Iterator[str]:
         for name, numbers, unit in (
             ("energy", file.whole.energies, "eV/atom"),
             ("forces", file.whole.forces, "eV/A"),
-            ("pressure-like stress", file.whole.stresses, "eV/A^3"),
+            ("hydrostatic stress", file.whole.stresses, "eV/A^3"),
         ):
             if numbers is not None:
                 parts.append(f"{name} {numbers.smallest:.4g} to {numbers.largest:.4g} {unit}")
@@ -92,7 +92,8 @@ def _heading(file: FileReport) -> str:
         atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
         parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
     if file.labels.isolated_atoms:
-        parts.append(f"{file.labels.isolated_atoms} isolated atoms")
+        plural = "" if file.labels.isolated_atoms == 1 else "s"
+        parts.append(f"{file.labels.isolated_atoms} isolated atom{plural}")
     return f"{file.file} ({file.role}): {', '.join(parts)}"
 
 
@@ -106,7 +107,7 @@ def _groups_table(file: FileReport) -> Table:
     if with_heads:
         table.add_column("head", overflow="fold", max_width=30)
     numbers = ["frames", *(f"with {name}" for name in labels), "(E - E0s) / atoms, eV", "|F| rms, eV/A", "|F| max"]
-    for name in [*numbers, *(["stress, eV/A^3"] if has_stress else [])]:
+    for name in [*numbers, *(["hydrostatic stress, eV/A^3"] if has_stress else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     for group in file.groups[:_MOST_GROUPS]:
         row = [group.config_type, *([group.head] if with_heads else []), str(group.frames)]

@@ -173,4 +173,7 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
         "polarizability": "[6], [9] or [3, 3]",
         "charges": f"[{n_atoms}]",
     }[name]
-    raise UserError(f"{label} has the shape {list(array.shape)} where {expected} is expected; is this the right key?")
+    raise UserError(
+        f"{label} has the shape {list(array.shape)} where {expected} is expected; correct it, or name the right key "
+        f"with --{name}_key."
+    )

@@ -24,7 +24,7 @@ _PROPERTIES = re.compile(r"""(?<![\w-])Properties\s*=\s*(?:"([^"]*)"|'([^']*)'|(
 _QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]"""
 _QUOTED_IN_COMMENT = re.compile(_QUOTED)
 _WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
-_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)([^\s=]+)=\s+[^\s=]+\s*=")
+_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)(\S+)=\s+[^\s=]+\s*=")
 _EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
 _EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
 
@@ -213,7 +213,8 @@ def _parse_comment(line: str) -> dict[str, Any]:
 
     Raises:
         UserError: If a key comes twice, of which ASE alone takes the last; if a quote does not end or a key has no
-            value, where ASE alone takes the next keys for text; or if ``pbc`` is a word, which ASE alone takes for yes.
+            value, where ASE alone takes the next keys for text, as it does between two apostrophes; or if ``pbc`` is a
+            word, which ASE alone takes for yes.
     """
     from ase.io.extxyz import key_val_str_to_dict
 
@@ -233,10 +234,31 @@ def _keys_in_comment(line: str) -> list[str]:
     """List the keys of a comment line as ASE divides it, which takes no notice of what looks wrong."""
     if _WORD_IN_COMMENT.sub("", line).strip():
         raise UserError("its comment line has a quote or bracket that does not end")
+    for quoted in _QUOTED_IN_COMMENT.finditer(line):
+        _refuse_swallowed_key(line, quoted)
     plain = _QUOTED_IN_COMMENT.sub("0", line)
     if (match := _NO_VALUE_IN_COMMENT.search(plain)) is not None:
         raise UserError(f"its comment line has no value for the key '{match.group(1)}'")
     return [word.partition("=")[0] for word in _EQUALS_IN_COMMENT.sub("=", plain).split()]
+
+
+def _refuse_swallowed_key(line: str, match: re.Match[str]) -> None:
+    """Make sure that a quoted stretch with ``=`` in it is a value, and not keys between two apostrophes.
+
+    A backslash outside of quotes makes text of what follows, a blank between two keys for example.
+    """
+    text = match.group()
+    if text[0] == "\\" and (text[1] == "=" or text[1].isspace()):
+        raise UserError(
+            "its comment line has a backslash before a blank or =, by which no key is read from what follows"
+        )
+    before, after = line[: match.start()][-1:], line[match.end() :][:1]
+    is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
+    if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):
+        raise UserError(
+            f"its comment line has a quote or bracket inside a word, by which {text[:40]} is text and no key is read "
+            "from it"
+        )
 
 
 def _voigt_to_nine(match: re.Match[str]) -> str:

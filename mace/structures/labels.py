@@ -137,7 +137,8 @@ class FileLabels:
     @property
     def text(self) -> str:
         """One line for the log; energy and forces always, other labels where asked for or found."""
-        isolated = f"{self.isolated_atoms} isolated atoms, {self.of('energy').isolated} with an energy"
+        plural = "" if self.isolated_atoms == 1 else "s"
+        isolated = f"{self.isolated_atoms} isolated atom{plural}, {self.of('energy').isolated} with an energy"
         if self.frames == 0:
             return f"{self.file}: {isolated}"
         shown = [

@@ -23,7 +23,7 @@ from mace.structures.conversion import FileUnits
 from mace.structures.frames import iterate_frames
 from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
 from mace.structures.sources import Source, expand_sources
-from mace.structures.stress import convert_stress_virials, disagree, is_asymmetric
+from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -264,9 +264,6 @@ def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_
         count = sum(is_asymmetric(getattr(item.original, name)) for item in labeled)
         if count:
             yield f"the {name} of {count} structures is not symmetric, which no potential can reproduce."
-    count = sum(disagree(item.original) for item in labeled)
-    if count:
-        yield f"the virials of {count} structures are not -volume * stress; check sign and units of both."
     count = sum(
         (item.complete.stress is None) != (item.complete.virials is None) and not item.frame.is_isolated_atom
         for item in labeled

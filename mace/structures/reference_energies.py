@@ -105,7 +105,8 @@ def resolve_reference_energies(
     if unused:
         notes.append(f"The reference energies of {', '.join(unused)} are not needed: no structure has these elements.")
     wanted = {number: energies[number] for number in elements}
-    warnings.extend(_judge(wanted, configurations))
+    if source != "least squares":  # these make the mean zero, whatever the data are
+        warnings.extend(_judge(wanted, configurations))
     residuals = fit_residuals(configurations, wanted) if source == "least squares" else ()
     return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), residuals)
 

@@ -63,13 +63,19 @@ def test_allowed_errors_leave_with_zero(bad: Path) -> None:
 
 
 def test_as_a_program(bad: Path) -> None:
-    def start(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, PROGRAM, *flags], capture_output=True, text=True, timeout=300)
-
-    result = start("--train_file=bad.xyz")
+    command = [sys.executable, PROGRAM, "--train_file=bad.xyz"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    result = start("--train_file=nowhere.xyz")
-    assert (result.returncode, result.stdout) == (2, "") and "there is no such file" in result.stderr
+
+
+def test_a_file_that_is_not_there_leaves_with_two(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mace_check_data", "--train_file=nowhere.xyz"])
+    with pytest.raises(SystemExit) as left:
+        check_data.main()
+    output = capsys.readouterr()
+    assert (left.value.code, output.out) == (2, "") and "there is no such file" in output.err
 
 
 def test_every_flag_of_a_training_is_taken(data: Path) -> None:

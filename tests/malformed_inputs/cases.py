@@ -24,7 +24,8 @@ class Case:
     Attributes:
         name: Unique.
         outcome: ``refused``: exit status 2 and one sentence. ``noted``: accepted, with a sentence in the log. ``read``:
-            accepted and read right. ``suspect``: only statistics of the data can notice; `words` is what they find.
+            accepted and read right. ``suspect``: only statistics of the data can notice; the first of `words` is the
+            name of the finding.
         build: Makes it.
         words: What the sentence says.
         check: Of a case that is read right: what the training file must have become.
@@ -69,9 +70,9 @@ def read(name: str, check: Check | None = None) -> Callable[[Build], Build]:
     return lambda build: (add("read", name, build, check=check), build)[1]
 
 
-def suspect(name: str, finding: str) -> Callable[[Build], Build]:
-    """Register a function as a case that only statistics can notice."""
-    return lambda build: (add("suspect", name, build, finding), build)[1]
+def suspect(name: str, finding: str, *words: str) -> Callable[[Build], Build]:
+    """Register a function as a case that only statistics can notice, by a finding with these words."""
+    return lambda build: (add("suspect", name, build, finding, *words), build)[1]
 
 
 def waters(count: int = 6, seed: int = 0) -> list[tuple[float, np.ndarray, np.ndarray]]:

@@ -68,11 +68,22 @@ refuse("text of two bytes a letter", sound().encode("utf-16"), "train.xyz")
 refuse("zero bytes", changed(12, "O \x00 0 0 0 0 0\n"), "structure 2")
 refuse("a key without a value", spoilt(info="config_type="), "structure 2", "no value for the key 'config_type'")
 refuse("an apostrophe", spoilt(info="author=O'Brien"), "structure 2", "a quote or bracket that does not end")
+for title, info in {
+    "two apostrophes with a key between them": "author=O'Brien REF_energy=-469.2 note=it's",
+    "an apostrophe before a word and one after": "note='tis REF_energy=-469.2 by='x'",
+    "an apostrophe for a quote, and another for the next": "note='tis REF_energy=-469.2 by='",
+    "an opened bracket in a word": "name=Cu[111 REF_energy=-469.2 face=1]",
+}.items():
+    refuse(title, spoilt(info=info, energy=""), "structure 2", "a quote or bracket")
+refuse("a word that ends in =", spoilt(info="note=a=", energy="REF_energy=-469.2"), "structure 2", "no value")
+refuse("a word that ends in a backslash", spoilt(info="note=C:\\data\\"), "structure 2", "a backslash before a blank")
 refuse("a table of numbers", "1.0 2.0 3.0\n" * 9, "structure 0 cannot be read")
 
 add("read", "carriage returns and line feeds", text_case(sound().replace("\n", "\r\n")), check=has_waters())
 add("read", "carriage returns alone", text_case(sound().replace("\n", "\r")), check=has_waters())
 add("read", "a mark of the byte order", text_case(b"\xef\xbb\xbf" + sound().encode()), check=has_waters())
+add("read", "an equals sign in quotes", text_case(spoilt(info="note='a = b' by=\"x=1\"")), check=has_waters())
+add("read", "two apostrophes in a word", text_case(spoilt(info="name=5'-ATG-3' author=O'Brien's")), check=has_waters())
 add("read", "tabs and blanks", text_case(sound().replace(" 0.", "\t 0.").replace("\n", "  \n")), check=has_waters())
 add(
     "read",

@@ -154,7 +154,7 @@ def _asymmetric(folder: Path) -> list[str]:
     return trained_on(folder, spoilt(info=f'{CELL}REF_stress="1 2 3 4 5 6 7 8 9"'))
 
 
-@noted("a stress and virials that contradict each other", "the virials of 6 structures are not -volume * stress")
+@noted("a stress and virials that contradict each other", "[contradicting-virials]", "not -volume * stress")
 def _contradiction(folder: Path) -> list[str]:
     return trained_on(folder, sound(info=f'{CELL}{STRESS}REF_virials="1 0 0 0 1 0 0 0 1"'))
 

@@ -1,6 +1,6 @@
 """Data that are sound one by one, where only statistics of all of them can notice what is wrong.
 
-The word after the name is the finding that the report on data is expected to give.
+What follows the name is the finding that the report on the data must give, and words of its sentence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ase.calculators.emt import EMT
 from ase.io import write as write_structures
 from ase.units import Bohr, GPa, Hartree, kcal, mol
 
+from mace.structures.stress import full_tensor
 from malformed_inputs.cases import E0S, sound, suspect, trained_on, write
 
 COPPER = "--E0s={29: 3.5}"
@@ -38,13 +39,12 @@ def strained_copper(count: int = 24) -> list[Atoms]:
 def _trained_on(folder: Path, frames: list[Atoms]) -> list[str]:
     for atoms in frames:
         if "REF_stress" in atoms.info:
-            xx, yy, zz, yz, xz, xy = np.asarray(atoms.info["REF_stress"], dtype=float)
-            atoms.info["REF_stress"] = np.array([xx, xy, xz, xy, yy, yz, xz, yz, zz])
+            atoms.info["REF_stress"] = full_tensor(atoms.info["REF_stress"]).ravel()
     write_structures(folder / "train.xyz", frames, format="extxyz")
     return [f"--train_file={folder / 'train.xyz'}", COPPER, "--loss=stress"]
 
 
-@suspect("a stress in the order of VASP", "stress_order")
+@suspect("a stress in the order of VASP", "swapped-stress", "its last three components are taken as xy yz xz")
 def _order(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -52,7 +52,7 @@ def _order(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("a stress in kbar", "stress_unit")
+@suspect("a stress in kbar", "suspicious-stress", "the stress is in kbar")
 def _kilobar(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -60,7 +60,7 @@ def _kilobar(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("a stress in GPa", "stress_unit")
+@suspect("a stress in GPa", "suspicious-stress", "the stress is in GPa")
 def _gigapascal(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -68,7 +68,7 @@ def _gigapascal(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("a stress of the opposite sign", "stress_sign")
+@suspect("a stress of the opposite sign", "suspicious-stress", "the sign is opposite")
 def _pressure(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -76,7 +76,7 @@ def _pressure(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("forces of the opposite sign", "forces_sign")
+@suspect("forces of the opposite sign", "suspicious-forces", "the sign is opposite")
 def _gradients(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -84,7 +84,7 @@ def _gradients(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("lengths in bohr", "length_unit")
+@suspect("lengths in bohr", "unlikely-distances", "lengths were in bohr")
 def _bohr(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -92,7 +92,7 @@ def _bohr(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("forces in Hartree per bohr", "forces_unit")
+@suspect("forces in Hartree per bohr", "suspicious-forces", "forces are in Hartree/bohr")
 def _atomic_forces(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -100,7 +100,7 @@ def _atomic_forces(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("energies in kcal/mol", "energy_unit")
+@suspect("energies in kcal/mol", "suspicious-forces", "energies are in kcal/mol")
 def _kilocalories(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -108,15 +108,15 @@ def _kilocalories(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("virials of the sign of a stress", "virials_sign")
+@suspect("virials of the sign of a stress", "suspicious-stress", "the sign is opposite")
 def _virials(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
-        atoms.info["REF_virials"] = np.diag(atoms.get_volume() * atoms.info.pop("REF_stress")[:3]).ravel()
+        atoms.info["REF_virials"] = atoms.get_volume() * full_tensor(atoms.info.pop("REF_stress")).ravel()
     return _trained_on(folder, frames)
 
 
-@suspect("positions as fractions of the cell", "close_atoms")
+@suspect("positions as fractions of the cell", "unlikely-distances", "positions were fractions of the cell")
 def _fractions(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -124,20 +124,20 @@ def _fractions(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("two atoms at one place", "close_atoms")
+@suspect("two atoms at one place", "close-atoms", "structure 3", "closest: Cu-Cu, 0.01 Angstrom")
 def _same_place(folder: Path) -> list[str]:
     frames = strained_copper()
     frames[3].positions[1] = frames[3].positions[0] + [0.01, 0.0, 0.0]
     return _trained_on(folder, frames)
 
 
-@suspect("a structure that comes twice", "duplicates")
+@suspect("a structure that comes twice", "duplicates", "(3 = 24)", "copies may be trained on and validated with")
 def _duplicates(folder: Path) -> list[str]:
     frames = strained_copper()
     return _trained_on(folder, [*frames, frames[3].copy()])
 
 
-@suspect("one structure with two energies", "duplicates")
+@suspect("one structure with two energies", "contradicting-duplicates", "differ by up to 1 eV")
 def _contradictions(folder: Path) -> list[str]:
     frames = strained_copper()
     again = frames[3].copy()
@@ -145,7 +145,7 @@ def _contradictions(folder: Path) -> list[str]:
     return _trained_on(folder, [*frames, again])
 
 
-@suspect("forces of zero on fixed atoms", "zero_forces")
+@suspect("forces of zero on fixed atoms", "zeroed-forces", "eV/Angstrom, not zero")
 def _fixed(folder: Path) -> list[str]:
     frames = strained_copper()
     for atoms in frames:
@@ -153,12 +153,12 @@ def _fixed(folder: Path) -> list[str]:
     return _trained_on(folder, frames)
 
 
-@suspect("the same structures for training and validation", "leakage")
+@suspect("the same structures for training and validation", "leakage", "of the validation set")
 def _leakage(folder: Path) -> list[str]:
     return trained_on(folder, sound(), f"--valid_file={write(folder, sound(), 'valid.xyz')}")
 
 
-@suspect("a force beyond reason", "large_forces")
+@suspect("a force beyond reason", "large-forces", "structure 0", "largest: 500")
 def _large_forces(folder: Path) -> list[str]:
     text = sound()
     lines = text.splitlines()

@@ -8,14 +8,20 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
+from scipy.linalg import expm
+from scipy.spatial.transform import Rotation
 from training_runs import copper, isolated_atoms, labelled, rattled, water
 
 from mace import units
 from mace.errors import UserError
+from mace.inspection.distortions import compare_distorted, strain_between
 from mace.inspection.findings import KINDS, check_allowed
+from mace.inspection.flat import flatten
 from mace.inspection.inspection import DataReport
+from mace.structures.configuration import Configuration
+from mace.structures.stress import full_tensor
 
 Sets = dict[str, object]
 
@@ -177,11 +183,14 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     ],
     "suspicious-forces": [
         lambda: {**clean(), "training": changed(water(10), forces=-1.0)},
+        lambda: {**clean(), "training": changed(crystals(24), forces=-1.0)},
+        lambda: {**clean(), "training": changed(crystals(24), energy=1.0 / units.KCAL_PER_MOL)},
         lambda: {**clean(), "training": unrelated(trajectory(40))},
     ],
     "suspicious-stress": [
         lambda: {**clean(), "training": changed(crystals(24), stress=-1.0)},
         lambda: {**clean(), "training": changed(crystals(24), stress=1.0 / units.KILOBAR)},
+        lambda: {**clean(), "training": changed(without("energy", crystals(24)), stress=-1.0), "labels": ["forces"]},
     ],
     "swapped-stress": [lambda: {**clean(), "training": voigt_swapped(crystals(40))}],
     "contradicting-virials": [lambda: {**clean(), "training": with_virials(crystals(24), 1.0)}],
@@ -191,7 +200,10 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     "zero-energies": [
         lambda: {**clean(), "training": [*crystals(24), *changed(crystals(2, seed=9), energy=0.0)]},
     ],
-    "zeroed-forces": [lambda: {**clean(), "training": fixed(crystals(24), zeroed=True)}],
+    "zeroed-forces": [
+        lambda: {**clean(), "training": fixed(crystals(24), zeroed=True)},
+        lambda: with_change(3, lambda atoms: atoms.arrays["REF_forces"].__setitem__(0, 0.0)),
+    ],
     "doubtful-reference-energies": [
         lambda: {**clean(), "E0s": {29: -1000.0}},
         lambda: {**clean(), "training": [*water(9)]},
@@ -359,3 +371,69 @@ def test_isolated_atoms_give_reference_energies(inspect: Callable[..., DataRepor
     assert sorted(report.reference_energies) == [1, 8]
     assert report.reference_source == "IsolatedAtom frames"
     assert report.files[0].groups[-1].config_type == "IsolatedAtom"
+
+
+def test_forces_that_vanish_by_symmetry_are_left_alone(inspect: Callable[..., DataReport]) -> None:
+    frames = crystals(24)
+    slab = fcc111("Cu", (1, 1, 5), vacuum=5.0)
+    slab.pbc, slab.info = True, {}
+    frames.append(labelled(slab))
+    frames[-1].arrays["REF_forces"] = np.zeros((5, 3))
+    frames[-1].arrays["REF_forces"][[0, 4], 2] = [0.4, -0.4]
+    assert "zeroed-forces" not in names(inspect(frames, r_max=3.0))
+
+
+def test_copies_are_told_to_land_on_both_sides_of_a_random_split(inspect: Callable[..., DataReport]) -> None:
+    def told(**sets: object) -> list[bool]:
+        findings = inspect(repeated(crystals(24)), r_max=3.0, **sets).findings
+        return ["copies may be trained on" in item.sentence for item in findings if item.name == "duplicates"]
+
+    assert told() == [True]
+    assert told(validation=crystals(3, seed=1)) == [False]
+
+
+def test_average_reference_energies_are_not_called_absurd(inspect: Callable[..., DataReport]) -> None:
+    frames = [*crystals(24), *crystals(24, seed=3)]
+    for atoms in frames[::2]:
+        atoms.info["REF_energy"] += 8.0
+    found = inspect(frames, r_max=3.0, labels=["energy"])
+    assert "doubtful-reference-energies" not in names(found)
+
+
+def test_a_label_that_is_not_finite_is_told_once(inspect: Callable[..., DataReport]) -> None:
+    atoms = isolated_atoms()
+    atoms[0].info["REF_energy"] = np.nan
+    assert [item.name for item in inspect([*atoms, *water(9)], E0s=None).errors] == ["non-finite-label"]
+    allowed = inspect([*atoms, *water(9)], E0s=None, allow=check_allowed(["non-finite-label"]))
+    assert [item.name for item in allowed.errors] == ["missing-reference-energies"]
+
+
+@pytest.mark.parametrize(
+    ("factors", "ratios"), [({"forces": -1.0}, (-1, 1)), ({"energy": 2.0, "stress": 4.0}, (2, 0.5))]
+)
+def test_forces_and_stress_are_told_apart(factors: dict[str, float], ratios: tuple[float, float]) -> None:
+    frames = [
+        Configuration(a.numbers, a.positions, a.cell.array, (True,) * 3, **labels_of(a))
+        for a in changed(crystals(30), **factors)
+    ]
+    found = compare_distorted(flatten("crystals.xyz", "training", frames))
+    assert [result.ratio for result in found] == pytest.approx(ratios, rel=0.2)
+    assert all(result.is_rough for result in found)
+
+
+def labels_of(atoms: Atoms) -> dict[str, object]:
+    return {
+        "energy": atoms.info["REF_energy"],
+        "forces": atoms.arrays["REF_forces"],
+        "stress": full_tensor(atoms.info["REF_stress"]),
+    }
+
+
+def test_a_strained_and_turned_cell_is_divided_into_both() -> None:
+    rng = np.random.default_rng(0)
+    cells, symmetric = rng.normal(0.0, 1.0, (5, 3, 3)) + 4.0 * np.eye(3), rng.normal(0.0, 0.05, (5, 3, 3))
+    symmetric = symmetric + symmetric.transpose(0, 2, 1)
+    turns = Rotation.random(5, rng=0).as_matrix()
+    strain, turn = strain_between(cells, cells @ np.array([expm(s) for s in symmetric]) @ turns)
+    np.testing.assert_allclose(strain, symmetric, atol=1e-12)
+    np.testing.assert_allclose(turn, turns, atol=1e-12)
