@@ -118,10 +118,11 @@ def is_torch_file(path: str | Path) -> bool:
     """Tell whether a file begins as ``torch.save`` writes it; False if it cannot be read."""
     try:
         with Path(path).open("rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
     except OSError:
         return False
-    return start.startswith((ZIP_START, PICKLE_START))
+    # the length of the header, with which safetensors begin, may look like the beginning of a pickle
+    return start.startswith((ZIP_START, PICKLE_START)) and start[8:] != b"{"
 
 
 def read_torch_file(path: str | Path) -> TorchFile:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mace.compat.modules import Module, Original, number
 from mace.compat.pickles import Name, Record
 from mace.errors import UserError
-from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.plan import MAX_L, InteractionPlan, ModelPlan
 
 KINDS = ("MACE", "ScaleShiftMACE")
 _OTHER_KINDS = {
@@ -194,7 +194,7 @@ def recover_plan(reader: Reader, head: int) -> ModelPlan:
                 "n_channels": n_channels,
                 "hidden_l": hidden,
                 "interactions": interactions,
-                "correlation": tuple(_correlation(reader, layer) for layer in range(n_layers)),
+                "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
                 "radial_mlp": _radial_mlp(reader),
                 "readout_channels": readout_channels,
                 "gate": gate,
@@ -260,14 +260,26 @@ def _degrees(reader: Reader, layer: int) -> tuple[int, ...]:
 def _l_max(reader: Reader) -> int:
     n = reader.array(_contraction(0, 0) + "U_matrix_1").shape[-2]
     l_max = math.isqrt(n) - 1
-    if (l_max + 1) ** 2 != n:
-        raise CannotConvert(f"its {n} spherical harmonics are no complete set (use_so3 or odd hidden scalars)")
+    if (l_max + 1) ** 2 != n or not 0 <= l_max <= MAX_L:
+        raise CannotConvert(f"its {n} spherical harmonics are no complete set up to a degree of at most {MAX_L}")
     return l_max
 
 
-def _correlation(reader: Reader, layer: int) -> int:
+def _correlation(reader: Reader, layer: int, l_max: int) -> int:
+    """Return the factors of a layer's contraction, after making sure that all coefficients have the shape for it.
+
+    Large coefficients are thus paid for with a large file: nothing is computed for a false claim.
+    """
     prefix = _contraction(layer, 0) + "U_matrix_"
-    return sum(name.startswith(prefix) for name in reader.state)
+    correlation = sum(name.startswith(prefix) for name in reader.state)
+    for place, degree in enumerate(_degrees(reader, layer)):
+        for order in range(1, correlation + 1):
+            name = f"{_contraction(layer, place)}U_matrix_{order}"
+            shape = reader.array(name).shape
+            start = (2 * degree + 1,) if degree else ()
+            if order > MAX_L or shape[:-1] != (*start, *([(l_max + 1) ** 2] * order)):
+                raise CannotConvert(f"'{name}' has the shape {list(shape)}")
+    return correlation
 
 
 def _radial_mlp(reader: Reader) -> tuple[int, ...]:
