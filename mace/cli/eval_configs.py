@@ -20,7 +20,6 @@ from mace.cli.command import run_command
 from mace.errors import UserError
 
 if TYPE_CHECKING:
-    from mace.compat.importing import open_model
     from mace.deployment.evaluation import EvaluationSummary
     from mace.model.plan import ModelPlan
 

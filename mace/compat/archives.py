@@ -317,7 +317,6 @@ def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-
 def _ordered(*arguments: Any) -> dict[Any, Any]:
     """Make the ordered dictionaries of all versions of Python."""
     pairs = arguments[0] if arguments else []

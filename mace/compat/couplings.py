@@ -1,9 +1,9 @@
-"""The coupling coefficients stored in an original's file against ours: weights belong to the basis they were found in."""
+"""Coupling coefficients stored in a file of mace-torch against ours: weights belong to the basis they were found in."""
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
 from functools import cache
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -43,7 +43,8 @@ def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
     monomial, n_monomials = _monomial_of_product(n_components, order)
     flat = coupling.reshape(2 * l_out + 1, -1, coupling.shape[-1]).astype(np.float64)
     result = np.zeros((2 * l_out + 1, n_monomials, coupling.shape[-1]))
-    np.add.at(result, (slice(None), monomial), flat)
+    for row, values in zip(result, flat, strict=True):
+        np.add.at(row, monomial, values)
     return result.transpose(2, 0, 1)
 
 

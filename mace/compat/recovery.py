@@ -395,7 +395,9 @@ def _radial(reader: Reader) -> dict[str, Any]:
         raise CannotConvert("its radial basis is of an unknown kind")
     stored = next(reader.state[prefix + name] for name in _RADIAL_TYPES if prefix + name in reader.state)
     transform = "None"
-    names = {name.rpartition(".")[2] for name in reader.state if name.startswith("radial_embedding.distance_transform.")}
+    names = {
+        name.rpartition(".")[2] for name in reader.state if name.startswith("radial_embedding.distance_transform.")
+    }
     if names:
         transform = "Agnesi" if {"a", "q", "p"} <= names else "Soft" if "alpha" in names else "unknown"
     if transform == "unknown":

@@ -95,9 +95,11 @@ def _convolutions(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
                 raise CannotConvert(f"a path of the convolution of layer {layer} leads nowhere")
             order.append((first[i][1], second[j][1], third[k][1], k))
         # the radial weights follow the list of paths, the sums over neighbors the list of results
-        yield f"the order of paths in layer {layer}", [o[:3] for o in sorted(order, key=lambda o: o[3])] == [
-            (path.l1, path.l2, path.l3) for path in expected
-        ] and [o[3] for o in order] == sorted(o[3] for o in order)
+        yield (
+            f"the order of paths in layer {layer}",
+            [o[:3] for o in sorted(order, key=lambda o: o[3])] == [(path.l1, path.l2, path.l3) for path in expected]
+            and [o[3] for o in order] == sorted(o[3] for o in order),
+        )
         weights = [number(path[5]) if len(path) > 5 else None for path in found]
         right = all(
             weight is not None and abs(weight - (2 * path[2] + 1) ** 0.5) < EXACT
