@@ -187,7 +187,7 @@ def _explaining(path: Path) -> Iterator[None]:
 class _BoundedFile(io.FileIO):
     """A file that is never read in large pieces, so that a false size in an archive costs no memory."""
 
-    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def read(self, size: int | None = -1) -> bytes:
         """Read like a file, at most `MAX_DIRECTORY` bytes at once."""
         wanted = MAX_DIRECTORY + 1 if size is None or size < 0 else size
         found = super().read(wanted) or b"" if wanted <= MAX_DIRECTORY + 1 else b""

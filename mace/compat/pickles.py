@@ -235,7 +235,8 @@ class Machine:
         self._push(self._line().strip("'\""))
 
     def _empty(self, code: str) -> None:
-        self._push({"]": list, "}": dict, ")": tuple, "\x8f": lambda: Record(_SET)}[code]())
+        made: Any = Record(_SET) if code == "\x8f" else {"]": [], "}": {}, ")": ()}[code]
+        self._push(made)
 
     def _tuple(self, code: str) -> None:
         if code == "t":

@@ -224,9 +224,9 @@ def check_kind(reader: Reader) -> None:
         found = tree.attributes.get(name, harmless) if tree is not None else harmless
         if isinstance(found, bool) and found is not harmless:
             raise CannotConvert(f"it was made with {name}={found}, which does not exist here")
-    for path, name, harmless in (("radial_embedding", "apply_cutoff", True), ("products.0", "use_agnostic_product", 0)):
+    for path, name in (("radial_embedding", "apply_cutoff"), ("products.0", "use_agnostic_product")):
         found = reader.attribute(path, name)
-        if isinstance(found, bool) and found != harmless:
+        if isinstance(found, bool) and found is not _HARMLESS[name]:
             raise CannotConvert(f"it was made with {name}={found}, which does not exist here")
     foreign = sorted({name.split(".")[0] for name in reader.state} & {"joint_embedding", "embedding_readout", "les"})
     if foreign:

@@ -148,8 +148,8 @@ class ReferenceSettings(Settings):
 
     E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
         None,
-        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), a JSON file, or "
-        "a dictionary by atomic number",
+        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), a JSON file, "
+        "or a dictionary by atomic number",
         group="Reference energies and scaling",
         unit="eV",
         placeholder="average|foundation|FILE|{Z:E,...}",
