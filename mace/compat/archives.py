@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mace.compat.pickles import MAX_TEXT, Machine, Name, PickleError, Record
+from mace.compat.pickles import MAX_TEXT, HostileError, Machine, Name, PickleError, Record
 from mace.errors import UserError
 
 ZIP_START = b"PK\x03\x04"
@@ -174,6 +174,8 @@ def _explaining(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: there is no such file, seen from {Path.cwd()}.") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: this is a directory; name the model file in it.") from error
+    except HostileError as error:
+        raise UserError(f"{path}: the file is hostile ({error}) and was refused; nothing of it was run.") from error
     except (
         PickleError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
         ValueError, KeyError, IndexError, OverflowError, OSError,

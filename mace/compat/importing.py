@@ -13,7 +13,16 @@ import torch
 from mace.compat.archives import is_torch_file
 from mace.compat.couplings import CouplingError
 from mace.compat.modules import Original, read_original
-from mace.compat.recovery import CannotConvert, Known, Reader, choose_head, heads_of, precision_of, recover_plan
+from mace.compat.recovery import (
+    CannotConvert,
+    Known,
+    Reader,
+    check_kind,
+    choose_head,
+    heads_of,
+    precision_of,
+    recover_plan,
+)
 from mace.compat.verification import verify
 from mace.compat.weights import weights_from_original
 from mace.elements import chemical_symbol
@@ -75,6 +84,7 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
     original = read_original(path)
     reader = Reader(original, known or Known())
     try:
+        check_kind(reader)
         heads = heads_of(reader)
         place = choose_head(original.path, heads, head)
         plan = recover_plan(reader, place)
@@ -104,6 +114,8 @@ def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) 
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise CannotConvert(f"the weights of {', '.join(wrong[:3])} have other shapes than its plan")
+    if len({value.dtype for value in weights.values()}) > 1:
+        raise CannotConvert("its weights are of different precisions")
     if wrong := sorted(name for name, value in weights.items() if not np.isfinite(value).all()):
         raise CannotConvert(f"the weights of {', '.join(wrong[:3])} are NaN or infinite")
     model = MACE(plan, dtype)

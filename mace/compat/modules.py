@@ -164,7 +164,7 @@ def _first_argument(value: Any) -> tuple[Any, ...]:
 def instructions(module: Module) -> list[tuple[Any, ...]]:
     """Return the paths of a linear map or tensor product of e3nn, each as the tuple it was made from."""
     found = module.attributes.get("instructions")
-    return [r.arguments for r in found if isinstance(r, Record)] if isinstance(found, list) else []
+    return [_first_argument(r) for r in found if isinstance(r, Record)] if isinstance(found, list) else []
 
 
 def number(value: Any) -> float | None:

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-MAX_INSTRUCTIONS = 1_000_000
+MAX_INSTRUCTIONS = 400_000
+"""That of a model has some ten thousand."""
 MAX_INTEGER_BYTES = 16
 MAX_TEXT = 1 << 16
 """Longer texts and byte strings, which hold compiled code, are left out."""
@@ -25,6 +26,10 @@ Constructor = Callable[..., Any]
 
 class PickleError(Exception):
     """The pickle is damaged, too large, or uses what no model file uses."""
+
+
+class HostileError(PickleError):
+    """The pickle asks for what only an attack needs."""
 
 
 class Name(NamedTuple):
@@ -75,6 +80,26 @@ class Record:
 
 class _Mark:
     """A place on the stack."""
+
+
+_HOSTILE_MODULES = frozenset(
+    "os posix nt subprocess sys shutil socket runpy importlib ctypes pty pdb code codeop webbrowser asyncio signal "
+    "multiprocessing platform tempfile pathlib urllib http ftplib smtplib telnetlib pip timeit cProfile bdb".split()
+)
+_HOSTILE_FUNCTIONS = frozenset("eval exec compile open __import__ input breakpoint exit quit".split())
+
+
+def _refuse_hostile(name: Name) -> None:
+    """Refuse a file that names what only an attack needs; it would not be called here, but says what the file is.
+
+    Raises:
+        HostileError: If it is such a name.
+    """
+    package = name.module.partition(".")[0]
+    if package in _HOSTILE_MODULES or (
+        package in ("builtins", "__builtin__") and name.name.partition(".")[0] in _HOSTILE_FUNCTIONS
+    ):
+        raise HostileError(f"it asks to call {str(name)[:60]}, which no model does")
 
 
 _MARK = _Mark()
@@ -319,12 +344,17 @@ class Machine:
     def _global(self, code: str) -> None:
         if code == "c":
             module = self._line()
-            self._push(Name(module, self._line()))
+            self._name(module, self._line())
             return
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleError(f"a name at byte {self.place} is no text")
-        self._push(Name(module, name))
+        self._name(module, name)
+
+    def _name(self, module: str, name: str) -> None:
+        named = Name(module, name)
+        _refuse_hostile(named)
+        self._push(named)
 
     def _reduce(self, code: str) -> None:
         keywords = self._pop() if code == "\x92" else {}
@@ -335,11 +365,13 @@ class Machine:
 
     def _instance(self, code: str) -> None:
         if code == "i":
+            arguments = self._pop_to_mark()
             module = self._line()
-            self._construct(Name(module, self._line()), tuple(self._pop_to_mark()))
+            self._name(module, self._line())
+            self._construct(self._pop(), tuple(arguments))
             return
-        target, *arguments = self._pop_to_mark() or [None]
-        self._construct(target, tuple(arguments))
+        target, *others = self._pop_to_mark() or [None]
+        self._construct(target, tuple(others))
 
     def _construct(self, target: Any, arguments: tuple[Any, ...]) -> None:
         """Write a call down, or build what is one of the few things known here."""

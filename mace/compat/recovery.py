@@ -37,6 +37,7 @@ _GATES = {"silu": "silu", "tanh": "tanh", "abs": "abs", "absolute": "abs"}
 _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n": "chebyshev"}
 # attributes of a model that change what it computes, with the value at which they do not
 _HARMLESS = {"apply_cutoff": True, "use_so3": False, "use_agnostic_product": False, "use_last_readout_only": False}
+MAX_ATOMIC_NUMBER = 118
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
@@ -168,9 +169,10 @@ def recover_plan(reader: Reader, head: int) -> ModelPlan:
     Raises:
         CannotConvert: If something is missing or does not exist here.
     """
-    check_kind(reader)
     energies = np.atleast_2d(reader.array("atomic_energies_fn.atomic_energies"))
     numbers = [int(z) for z in reader.array("atomic_numbers").reshape(-1)]
+    if not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
+        raise CannotConvert("its atomic numbers are none")
     if energies.shape[1] != len(numbers):
         raise CannotConvert(f"it has {energies.shape[1]} reference energies for {len(numbers)} elements")
     n_layers = reader.count("interactions.")
