@@ -30,7 +30,6 @@ SLOW = 5.0
 _INSTRUCTIONS = (
     b"(0123FNIJKLMRQSTUVXabcdeghijlopqrstu})]\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x90\x92\x93\x94\x95\x98."
 )
-)
 
 
 class Fuzzer:
