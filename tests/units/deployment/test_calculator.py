@@ -248,7 +248,7 @@ def test_ase_dynamics_conserves_energy(calculator: MACECalculator, water: Atoms)
         ({"pad_num_atoms": 8}, "pad_num_atoms=8"),
         ({"charges_key": "q"}, "charges_key='q'"),
         ({"info_keys": {"total_spin": "spin"}}, "info_keys"),
-        ({"head": "pt_head"}, "head='pt_head' cannot be used"),
+        ({"head": "pt_head"}, "no head 'pt_head'"),
         ({"compute_atomic_stresses": True}, "compute_atomic_stresses=True"),
         ({"default_dtype": "float16"}, "default_dtype is 'float16'"),
         ({"device": "cuda:99"}, "cuda:99"),
