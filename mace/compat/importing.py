@@ -125,7 +125,8 @@ def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) 
 
 def _explained(original: Original, reason: str) -> str:
     way_out = (
-        "name a model of the same run with --like, or give it with --avg_num_neighbors and --gate"
+        "convert it with mace_import_model, giving a model of the same run with --like, or --avg_num_neighbors and "
+        "--gate"
         if "a checkpoint does not tell" in reason
         else "use it with mace-torch, or train such a model here"
     )

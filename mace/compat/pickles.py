@@ -83,8 +83,8 @@ class _Mark:
 
 
 _HOSTILE_MODULES = frozenset(
-    "os posix nt subprocess sys shutil socket runpy importlib ctypes pty pdb code codeop webbrowser asyncio signal "
-    "multiprocessing platform tempfile pathlib urllib http ftplib smtplib telnetlib pip timeit cProfile bdb".split()
+    "os posix nt subprocess sys shutil socket runpy importlib ctypes pty pdb bdb code codeop webbrowser asyncio "
+    "multiprocessing pip timeit cProfile".split()
 )
 _HOSTILE_FUNCTIONS = frozenset("eval exec compile open __import__ input breakpoint exit quit".split())
 

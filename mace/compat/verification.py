@@ -119,6 +119,8 @@ def _linear_maps(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
     for path, module in reader.tree.walk():
         if module.kind == "Linear":
             yield f"the scale of '{path}'", _is_normalized(module)
+        if module.kind == "FullyConnectedTensorProduct":
+            yield f"the scale of '{path}'", _is_normalized_product(module)
 
 
 def _is_normalized(module: Module) -> bool:
@@ -128,6 +130,16 @@ def _is_normalized(module: Module) -> bool:
     for source, target, *_ in paths:
         fan_in[target] = fan_in.get(target, 0) + inputs[source][0]
     return all(abs((number(path[3]) or 0.0) - fan_in[path[1]] ** -0.5) < EXACT for path in paths)
+
+
+def _is_normalized_product(module: Module) -> bool:
+    """Tell whether a map with a matrix for each element is divided by the root of channels times elements."""
+    first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
+    paths = [path for path in instructions(module) if len(path) > 5]
+    if not all(_inside(path[0], first) and _inside(path[1], second) for path in paths):
+        return False
+    expected = [((2 * first[i][1] + 1) / (first[i][0] * second[j][0])) ** 0.5 for i, j, *_ in paths]
+    return all(abs((number(path[5]) or 0.0) - e) < EXACT for path, e in zip(paths, expected, strict=True))
 
 
 def _activations(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
