@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -46,6 +47,7 @@ class Fuzzer:
             layer._modules["conv_tp"].__codegen__ = {}  # a large blob would draw most of the damage
         self.pickle, self.storages = original_files.pickled(root)
         self.whole = original_files.archive(self.pickle, self.storages)
+        self.rest = _without_pickle(self.whole)
 
     def damage(self, seed: int) -> bytes:
         """Return the file of a seed."""
@@ -60,7 +62,10 @@ class Fuzzer:
                 storages[place] = storages[rng.randrange(len(storages))]
             return original_files.archive(self.pickle, storages)
         # the pickle, in an archive whose checksums are right
-        return _archived(_mutated(self.pickle, rng), self.whole)
+        stream = io.BytesIO(self.rest)
+        with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as made:
+            made.writestr("archive/data.pkl", _mutated(self.pickle, rng))
+        return stream.getvalue()
 
     def outcome(self, seed: int) -> str:
         """Write and open the file of a seed, and say what came of it."""
@@ -72,12 +77,13 @@ class Fuzzer:
         return "opened"
 
 
-def _archived(data: bytes, whole: bytes) -> bytes:
-    """Put another pickle into the archive."""
+def _without_pickle(whole: bytes) -> bytes:
+    """Take the pickle out of an archive, for another to be put in."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as made:
         for entry in source.infolist():
-            made.writestr(entry.filename, data if entry.filename.endswith("data.pkl") else source.read(entry))
+            if not entry.filename.endswith("data.pkl"):
+                made.writestr(entry.filename, source.read(entry))
     return stream.getvalue()
 
 
@@ -107,7 +113,7 @@ def _repeat(data: bytearray, rng: random.Random) -> None:
 
 def _swap_texts(data: bytearray, rng: random.Random) -> None:
     """Put another text of the file, with its length, in the place of one: names of weights and classes change."""
-    starts = [i for i in range(len(data) - 5) if data[i] == ord("X") and data[i + 2 : i + 5] == b"\0\0\0"]
+    starts = [found.start() for found in re.finditer(rb"X.\0\0\0", data, re.DOTALL)]
     if len(starts) < 2:
         return
     one, other = rng.sample(starts, 2)
