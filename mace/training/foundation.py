@@ -69,6 +69,11 @@ class Foundation:
         """The plan of the model."""
         return self.model.plan
 
+    @property
+    def energies(self) -> dict[int, float]:
+        """Reference energies by atomic number, eV."""
+        return dict(zip(self.plan.atomic_numbers, self.plan.reference_energies, strict=True))
+
 
 def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundation | None:
     """Open what ``--foundation_model`` names, if anything.
@@ -106,7 +111,7 @@ def known_energies(settings: TrainingSettings, foundation: Foundation, elements:
     Raises:
         UserError: If ``--E0s foundation`` asks for an element the foundation model does not know.
     """
-    energies = dict(zip(foundation.plan.atomic_numbers, foundation.plan.reference_energies, strict=True))
+    energies = foundation.energies
     if settings.E0s == "foundation" and (missing := [z for z in elements if z not in energies]):
         names = ", ".join(chemical_symbol(z) for z in missing)
         raise UserError(
@@ -251,7 +256,7 @@ def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float |
 
 def tell_foundation(settings: TrainingSettings, foundation: Foundation, model: MACE) -> None:
     """Log what will be trained from what."""
-    old_energies = dict(zip(foundation.plan.atomic_numbers, foundation.plan.reference_energies, strict=True))
+    old_energies = foundation.energies
     old, new = set(foundation.plan.atomic_numbers), set(model.plan.atomic_numbers)
     _LOGGER.info("===========FINE-TUNING===========")
     _LOGGER.info("Starting from the foundation model %s", foundation.source)

@@ -215,7 +215,7 @@ def prepare(
         UserError: If data or settings do not allow a training.
     """
     sets = read_sets(settings, progress)
-    report = inspect_data(settings, losses, sets, progress)
+    report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()

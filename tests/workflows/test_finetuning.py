@@ -10,7 +10,7 @@ import pytest
 from training_runs import QUICK, write_water
 
 from mace.calculators import MACECalculator
-from mace.cli import import_model, info
+from mace.cli import check_data, import_model, info
 from mace.cli.run_train import run as run_train
 from mace.errors import UserError
 from mace.model.model_file import load_model
@@ -49,6 +49,15 @@ def test_all_elements_can_be_kept(foundation: Path, tmp_path: Path) -> None:
     plan = load_model(tmp_path / "tiny.model").model.plan
     assert plan.atomic_numbers == (1, 6, 8)
     assert plan.reference_energies == files.PLAN.reference_energies
+
+
+def test_data_are_checked_for_a_fine_tuning(foundation: Path, tmp_path: Path) -> None:
+    """The checks know the cutoff and the energies of the foundation model."""
+    path = write_water(tmp_path / "train.xyz")
+    flags = [f"--train_file={path}", f"--work_dir={tmp_path}", f"--foundation_model={foundation}", "--E0s=foundation"]
+    check_data.run([*flags, "--json", str(tmp_path / "report.json")])
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report
 
 
 def test_a_fine_tuning_is_resumed(foundation: Path, tmp_path: Path) -> None:
