@@ -57,7 +57,8 @@ def test_data_are_checked_for_a_fine_tuning(foundation: Path, tmp_path: Path) ->
     flags = [f"--train_file={path}", f"--work_dir={tmp_path}", f"--foundation_model={foundation}", "--E0s=foundation"]
     check_data.run([*flags, "--json", str(tmp_path / "report.json")])
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report
+    assert report["r_max"] == files.PLAN.r_max
+    assert report["reference_energies"] == {"1": -13.6, "8": -2041.8}
 
 
 def test_a_fine_tuning_is_resumed(foundation: Path, tmp_path: Path) -> None:
