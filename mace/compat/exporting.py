@@ -95,8 +95,10 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     """Translate a plan into the arguments of the original's model.
 
     Raises:
-        UserError: If the original cannot mix kinds of layers this way.
+        UserError: If it is a model of dipoles, or the original cannot mix kinds of layers this way.
     """
+    if plan.predicts_dipole:
+        raise UserError(f"A model of the kind {plan.model} cannot be written for mace-torch yet; energies only can.")
     if len(set(plan.interactions[1:])) > 1:
         raise UserError("mace-torch has one kind of interaction for all layers but the first; this model has several.")
     kinds = [_interaction_word(kind) for kind in plan.interactions]
@@ -145,7 +147,7 @@ def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
     plan, periodic = model.plan, all(structure.pbc)
     graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
     prediction = predict(model, graph, stress=periodic)
-    assert prediction.forces is not None
+    assert prediction.energy is not None and prediction.forces is not None
     energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
     isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
     # deviations are divided by these; what single precision loses beside the reference energies is no deviation

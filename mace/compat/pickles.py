@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-MAX_INSTRUCTIONS = 400_000
+MAX_INSTRUCTIONS = 200_000
 """That of a model has some ten thousand."""
 MAX_INTEGER_BYTES = 16
 MAX_TEXT = 1 << 16

@@ -38,6 +38,7 @@ _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n"
 # attributes of a model that change what it computes, with the value at which they do not
 _HARMLESS = {"apply_cutoff": True, "use_so3": False, "use_agnostic_product": False, "use_last_readout_only": False}
 MAX_ATOMIC_NUMBER = 118
+SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
@@ -191,7 +192,7 @@ def recover_plan(reader: Reader, head: int) -> ModelPlan:
         return ModelPlan.model_validate(
             {
                 "model": word,
-                "r_max": reader.scalar("r_max"),
+                "r_max": _cutoff(reader),
                 "l_max": l_max,
                 "n_channels": n_channels,
                 "hidden_l": hidden,
@@ -237,6 +238,13 @@ def check_kind(reader: Reader) -> None:
         name.startswith("readouts.") and name.endswith("bias") and array.size for name, array in reader.state.items()
     ):
         raise CannotConvert("its readout has biases (NonLinearBiasReadoutBlock), which do not exist here")
+
+
+def _cutoff(reader: Reader) -> float:
+    r_max = reader.scalar("r_max")
+    if not SMALLEST_CUTOFF <= r_max <= LARGEST_CUTOFF:
+        raise CannotConvert(f"its cutoff of {r_max:.3g} Angstrom is none")
+    return r_max
 
 
 def _exact(total: int, divisor: int, what: str) -> int:

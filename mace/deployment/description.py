@@ -10,6 +10,7 @@ import numpy as np
 from mace.compat.exporting import check_structures
 from mace.elements import ElementTable, chemical_symbol
 from mace.graphs.batching import GraphDataset
+from mace.graphs.graph import Graph
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel
@@ -63,6 +64,9 @@ def check_model(model: MACE) -> dict[str, bool]:
         model: The model in float64, on the CPU.
     """
     cluster, crystal = check_structures(model.plan)
+    if not model.plan.predicts_energy:
+        dipole = predict(model, _graph(model, cluster)).dipole
+        return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
     results = [_evaluate(model, structure) for structure in (cluster, crystal)]
     forces = results[0][1]
     direction = np.random.default_rng(2).normal(size=forces.shape)
@@ -80,8 +84,11 @@ def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
     return Configuration(structure.atomic_numbers, structure.positions + displacement, structure.cell, structure.pbc)
 
 
+def _graph(model: MACE, structure: Configuration) -> Graph:
+    return GraphDataset([structure], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0]).graph
+
+
 def _evaluate(model: MACE, structure: Configuration) -> tuple[float, np.ndarray]:
-    graph = GraphDataset([structure], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0]).graph
-    prediction = predict(model, graph)
-    assert prediction.forces is not None
+    prediction = predict(model, _graph(model, structure))
+    assert prediction.energy is not None and prediction.forces is not None
     return float(prediction.energy[0]), prediction.forces.detach().numpy()

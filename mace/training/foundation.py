@@ -18,7 +18,6 @@ from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
-from mace.structures.reference_energies import ReferenceEnergies
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -125,7 +124,6 @@ def foundation_plan(
     settings: TrainingSettings,
     foundation: Foundation,
     wanted: ModelPlan,
-    energies: ReferenceEnergies,
     train: GraphDataset,
 ) -> ModelPlan:
     """Take the plan of the foundation model, with new elements and reference energies.
@@ -136,8 +134,7 @@ def foundation_plan(
     Args:
         settings: What was typed.
         foundation: What is started from.
-        wanted: The plan that the settings alone would give.
-        energies: The new reference energies.
+        wanted: The plan that the settings alone would give; its elements and reference energies are taken.
         train: Training structures.
 
     Returns:
@@ -148,16 +145,11 @@ def foundation_plan(
     """
     refuse_contradictions(settings, foundation, wanted)
     plan = foundation.plan
-    elements = tuple(sorted(energies.energies))
-    plan = plan.model_copy(
-        update={
-            "atomic_numbers": elements,
-            "reference_energies": tuple(energies.energies[z] for z in elements),
-        }
-    )
+    elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "reference_energies")}
+    plan = plan.model_copy(update=elements)
     if settings.mean is not None:
         return plan.model_copy(update={"shift": settings.mean})
-    if plan.model == "MACE":
+    if plan.model == "MACE" or not plan.predicts_energy:
         return plan  # isolated atoms keep exactly their reference energies
     model = MACE(plan, foundation.model.dtype)
     start_from(foundation, model, keep_readouts=True)
@@ -172,6 +164,11 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
         UserError: If one contradicts it: nothing that was typed is overridden.
     """
     plan = foundation.plan
+    if (plan.predicts_energy, plan.predicts_dipole) != (wanted.predicts_energy, wanted.predicts_dipole):
+        raise UserError(
+            f"--model={settings.model} does not fit the foundation model {foundation.source}, which is of the kind "
+            f"{plan.model}; add --model={plan.model}."
+        )
     for name in sorted(provided(settings) & _DECIDED.keys()):
         for field in _DECIDED[name]:
             asked, has = getattr(wanted, field), getattr(plan, field)
@@ -211,7 +208,7 @@ def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None
     factor = (len(new) / len(old)) ** 0.5
     source = dict(foundation.model.named_parameters())
     for name, parameter in model.named_parameters():
-        if name.startswith("readouts.") and not keep_readouts:
+        if name.startswith(("readouts.", "dipole_readouts.")) and not keep_readouts:
             continue
         parameter.copy_(_of_elements(name, source[name], rows, factor))
 
@@ -247,9 +244,10 @@ def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float |
     errors: list[float] = []
     for start in range(0, min(len(train), SHIFT_SAMPLE), batch_size):
         batch = train.batch(range(start, min(start + batch_size, len(train), SHIFT_SAMPLE))).to(model.embedding.device)
-        energy = predict(model, batch.graph, forces=False).energy.detach().cpu()
+        energy = predict(model, batch.graph, forces=False).energy
+        assert energy is not None, "asked of models with energies only"
         counts = torch.bincount(batch.graph.structure_of_atom, minlength=batch.graph.n_structures).cpu()
-        differences = (batch.targets.values["energy"].cpu() - energy) / counts
+        differences = (batch.targets.values["energy"].cpu() - energy.detach().cpu()) / counts
         errors += differences[batch.targets.labelled["energy"].cpu()].tolist()
     return sum(errors) / len(errors) if errors else None
 

@@ -19,6 +19,7 @@ from mace.errors import UserError
 
 NAMES = sorted([*ATTACKS, *BROKEN])
 SECONDS, MEGABYTES = 5.0, 500.0
+"""Of processor time, which other programs do not lengthen, and of memory beyond that of a sound file."""
 
 
 @pytest.fixture(scope="module")

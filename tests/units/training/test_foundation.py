@@ -19,7 +19,6 @@ from mace.model.model_file import save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.structures.reference_energies import ReferenceEnergies
 from mace.training.foundation import Foundation, foundation_plan, measured_shift, open_foundation, start_from
 
 
@@ -78,18 +77,11 @@ def test_readouts_can_be_given_up(foundation: Foundation) -> None:
 
 def plan(foundation: Foundation, energy: float | None = None, **given: Any) -> ModelPlan:
     """The plan of a run that trains on one structure."""
-    energies = ReferenceEnergies({1: -1.0, 8: -2.0}, "typed", (), ())
-    data = dataset(
-        (8, 1, 1),
-        ModelPlan.model_validate(
-            files.PLAN.model_dump() | {"atomic_numbers": (1, 8), "reference_energies": (-1.0, -2.0)}
-        ),
-        energy,
-    )
-    wanted = files.PLAN.model_copy(
-        update={"r_max": given.get("r_max", 5.0), "n_channels": given.get("num_channels", 128)}
-    )
-    return foundation_plan(settings(**given), foundation, wanted, energies, data)
+    new = {"atomic_numbers": (1, 8), "reference_energies": (-1.0, -2.0)}
+    typed = {"r_max": given.get("r_max", 5.0), "n_channels": given.get("num_channels", 128)}
+    wanted = files.PLAN.model_copy(update=new | typed)
+    data = dataset((8, 1, 1), files.PLAN.model_copy(update=new), energy)
+    return foundation_plan(settings(**given), foundation, wanted, data)
 
 
 def test_elements_and_energies_are_new_and_the_shift_fits(foundation: Foundation) -> None:
