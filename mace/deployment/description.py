@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mace.compat.exporting import check_structures
 from mace.elements import ElementTable, chemical_symbol
@@ -39,7 +40,7 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "receptive_field": plan.r_max * plan.n_layers,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "precision": str(loaded.stored_dtype).removeprefix("torch."),
-        "reference_energies": dict(zip(symbols, plan.reference_energies, strict=True)),
+        "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
         "plan": plan.model_dump(mode="json"),
         "origin": {
             "name": metadata.name,

@@ -70,8 +70,8 @@ class Foundation:
 
     @property
     def energies(self) -> dict[int, float]:
-        """Reference energies by atomic number, eV."""
-        return dict(zip(self.plan.atomic_numbers, self.plan.reference_energies, strict=True))
+        """Reference energies by atomic number, eV; none where no energy is predicted."""
+        return dict(zip(self.plan.atomic_numbers, self.plan.reference_energies, strict=False))
 
 
 def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundation | None:
@@ -272,7 +272,7 @@ def tell_foundation(settings: TrainingSettings, foundation: Foundation, model: M
         ", ".join(chemical_symbol(z) for z in sorted(new & old)) or "none",
         ", ".join(chemical_symbol(z) for z in sorted(old - new)) or "none",
     )
-    for number, energy in zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=True):
+    for number, energy in zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=False):
         if number in old_energies and abs(energy - old_energies[number]) > 1e-6:
             _LOGGER.info("E0 of %s: %.6f eV, was %.6f eV", chemical_symbol(number), energy, old_energies[number])
     before, after = foundation.plan.shift, model.plan.shift
