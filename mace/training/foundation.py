@@ -90,6 +90,8 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
         if settings.E0s == "foundation":
             raise UserError("--E0s=foundation takes the energies of a foundation model; add --foundation_model.")
         return None
+    if settings.init_from is not None:
+        raise UserError("--init_from and --foundation_model both say what to start from; give only one of them.")
     if "multiheads_finetuning" in typed and settings.multiheads_finetuning:
         raise UserError(
             "--multiheads_finetuning: fine-tuning with replay of the foundation model's data is not available yet; "

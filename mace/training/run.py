@@ -184,7 +184,7 @@ def _run(session: Session, console: Console) -> None:
         _LOGGER.info("Starting from the weights of %s", starting.path)
     _LOGGER.info("Kernels: %s", choose_kernels(model, settings.kernels))
     _tell_model(model, settings)
-    if foundation is not None:
+    if saved is None and foundation is not None:
         tell_foundation(settings, foundation, model)
     if settings.dry_run:
         if team.is_first:

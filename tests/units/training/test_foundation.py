@@ -137,6 +137,7 @@ def test_what_agrees_may_be_typed(foundation: Foundation) -> None:
         ),
         ({"foundation_model": "FILE", "scaling": "no_scaling"}, "--scaling cannot be combined with --foundation_model"),
         ({"foundation_model": "FILE", "foundation_head": "pt"}, "no head 'pt'"),
+        ({"foundation_model": "FILE", "init_from": "other.model"}, "--init_from and --foundation_model both"),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], said: str, tmp_path: Path) -> None:
