@@ -22,6 +22,7 @@ from mace.calculators.arguments import (
     check_model_type,
     refuse_unknown,
 )
+from mace.compat.importing import open_model
 from mace.deployment.descriptors import invariant_descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
@@ -33,7 +34,7 @@ from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import Prediction, hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import carry_to, load_model
+from mace.model.model_file import carry_to
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 
@@ -49,6 +50,7 @@ _ARGUMENTS = (
     "default_dtype",
     "charges_key",
     "model_type",
+    "head",
 )
 
 
@@ -75,7 +77,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     ``dipole_var`` ``[3]``, the variances over the models (divided by their number).
 
     Args:
-        model_paths: A model file, a glob pattern, or a list of either.
+        model_paths: A model file of this program or of mace-torch, a glob pattern, or a list of either.
         models: Models in memory instead of files, one or a list; they are copied.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
@@ -84,6 +86,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
         model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
             compared with that.
+        head: Which head to take of a model of mace-torch that has several.
         skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
             while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
@@ -108,6 +111,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         default_dtype: str = "",
         charges_key: str = DEFAULT_CHARGES_KEY,
         model_type: str | None = None,
+        head: str | None = None,
         skin: float = DEFAULT_SKIN,
         radial_tables: bool | None = None,
         **kwargs: Any,
@@ -124,8 +128,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         self.length_units_to_A = _positive(length_units_to_A, "length_units_to_A")
         self.device, dtype = find_device(device), find_dtype(default_dtype)
         if models is None:
-            self.models = _loaded(model_paths, self.device, dtype)
+            self.models = _loaded(model_paths, self.device, dtype, head)
         else:
+            if head is not None and head.lower() != "default":
+                raise UserError(f"MACECalculator: models in memory have one head, so head='{head}' cannot be used.")
             self.models = _copied(models, self.device, dtype)
         self.charges_key = charges_key
         for model in self.models:
@@ -337,11 +343,11 @@ def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dt
     return [carry_to(deepcopy(model), device, dtype or model.dtype) for model in given]
 
 
-def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
+def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None, head: str | None) -> list[MACE]:
     files = expand_models(paths)
     if not files:
         raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
-    return [load_model(file, device, dtype).model for file in files]
+    return [open_model(file, device, dtype, head).model for file in files]
 
 
 def _positive(value: float, name: str) -> float:

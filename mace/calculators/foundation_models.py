@@ -1,59 +1,102 @@
-"""Loaders of published models under the names scripts already call; they say what is missing instead of failing."""
+"""Loaders of published models under the names scripts already call."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+from mace.calculators.calculator import MACECalculator
+from mace.compat.importing import open_model
+from mace.compat.published import ADDRESSES, locate, published_model
+from mace.deployment.loading import find_device, find_dtype
 from mace.errors import UserError
+from mace.model.mace import MACE
+
+_LOGGER = logging.getLogger(__name__)
 
 
-def mace_mp(*arguments: Any, **settings: Any) -> NoReturn:
-    """Refuse to load a materials model of the MACE-MP family.
+def mace_mp(
+    model: str | Path | None = None,
+    device: str = "",
+    default_dtype: str = "float32",
+    dispersion: bool = False,
+    return_raw_model: bool = False,
+    **kwargs: Any,
+) -> MACECalculator | MACE:
+    """Open a model for materials of the MACE-MP family, downloading it on first use.
 
-    Raises:
-        UserError: Always; these models cannot be opened yet.
-    """
-    _refuse("mace_mp")
-
-
-def mace_off(*arguments: Any, **settings: Any) -> NoReturn:
-    """Refuse to load a model for organic molecules of the MACE-OFF family.
-
-    Raises:
-        UserError: Always; these models cannot be opened yet.
-    """
-    _refuse("mace_off")
-
-
-def mace_omol(*arguments: Any, **settings: Any) -> NoReturn:
-    """Refuse to load a model of the MACE-OMOL family.
-
-    Raises:
-        UserError: Always; these models cannot be opened yet.
-    """
-    _refuse("mace_omol")
-
-
-def mace_anicc(*arguments: Any, **settings: Any) -> NoReturn:
-    """Refuse to load the MACE model of the ANI-1ccx data.
+    Args:
+        model: ``small``, ``medium``, ``large``, ``medium-mpa-0`` and so on, a file, or an address; None for
+            ``medium-mpa-0``.
+        device: Where to compute; empty for a GPU if there is one.
+        default_dtype: ``float32`` or ``float64``.
+        dispersion: Must be false.
+        return_raw_model: Give the model instead of a calculator.
+        **kwargs: Further arguments of `mace.calculators.MACECalculator`; ``head`` for models with several.
 
     Raises:
-        UserError: Always; these models cannot be opened yet.
+        UserError: If the model cannot be found, downloaded or opened, or an argument cannot be obeyed.
     """
-    _refuse("mace_anicc")
+    if dispersion:
+        raise UserError(
+            "mace_mp: dispersion corrections are not available yet; leave dispersion=False, or add them with ASE's "
+            "SumCalculator and the calculator of torch-dftd."
+        )
+    return _open("mace_mp", model, device, default_dtype, return_raw_model, kwargs)
+
+
+def mace_off(
+    model: str | Path | None = None,
+    device: str = "",
+    default_dtype: str = "float64",
+    return_raw_model: bool = False,
+    **kwargs: Any,
+) -> MACECalculator | MACE:
+    """Open a model for organic molecules of the MACE-OFF23 family (``small``, ``medium``, ``large``); see `mace_mp`."""
+    return _open("mace_off", model, device, default_dtype, return_raw_model, kwargs)
+
+
+def mace_omol(
+    model: str | Path | None = None,
+    device: str = "",
+    default_dtype: str = "float64",
+    return_raw_model: bool = False,
+    **kwargs: Any,
+) -> MACECalculator | MACE:
+    """Open the model for molecules MACE-OMOL (``extra_large``); see `mace_mp`."""
+    return _open("mace_omol", model, device, default_dtype, return_raw_model, kwargs)
+
+
+def mace_anicc(
+    device: str = "", model_path: str | Path | None = None, return_raw_model: bool = False
+) -> MACECalculator | MACE:
+    """Open the model of the ANI-1ccx data (H, C, N, O), in float64; see `mace_mp`."""
+    return _open("mace_anicc", model_path, device, "float64", return_raw_model, {})
 
 
 def mace_polar(*arguments: Any, **settings: Any) -> NoReturn:
     """Refuse to load a model with long-range electrostatics.
 
     Raises:
-        UserError: Always; these models cannot be opened yet.
+        UserError: Always; this architecture does not exist here.
     """
-    _refuse("mace_polar")
+    raise UserError("mace_polar: models with long-range electrostatics do not exist here; use mace-torch for them.")
 
 
-def _refuse(loader: str) -> NoReturn:
-    raise UserError(
-        f"{loader}: published foundation models can be neither downloaded nor opened yet; train a model with "
-        "mace_run_train and open it with MACECalculator(model_paths=...)."
-    )
+def _open(
+    loader: str, model: str | Path | None, device: str, default_dtype: str, raw: bool, kwargs: dict[str, Any]
+) -> MACECalculator | MACE:
+    """Find the file, and open it."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # a name wins over a file of the same name, as scripts that give names expect
+    if model is not None and str(model) not in ADDRESSES[loader] and Path(model).is_file():
+        path = Path(model)
+    else:
+        path = locate(published_model(loader, None if model is None else str(model)))
+    _LOGGER.info("%s: using %s in %s", loader, path, default_dtype or "the precision of the file")
+    if raw:
+        return open_model(path, find_device(device), find_dtype(default_dtype), kwargs.get("head")).model
+    return MACECalculator(model_paths=[path], device=device, default_dtype=default_dtype, **kwargs)

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
-    add("--model", required=True, help="model file")
+    add("--model", required=True, help="model file of this program or of mace-torch")
     add("--output", required=True, help="extended XYZ file to write")
     add("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to compute")
     add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="only True is possible yet")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
-    add("--head", help="head of the model; only Default is possible yet")
+    add("--head", help="head to take of a model of mace-torch that has several")
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
     return parser
@@ -79,8 +79,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name, refusal in _REFUSED.items():
         if getattr(options, name):
             raise UserError(refusal)
-    if options.head not in (None, "Default", "default"):
-        raise UserError(f"--head={options.head}: models with several heads are not available yet; remove the flag.")
     if options.descriptor_invariants_only == "False":
         raise UserError("--descriptor_invariants_only=False: only invariant descriptors are available yet; use True.")
     if options.batch_size < 1:
@@ -103,17 +101,18 @@ def run(arguments: Sequence[str]) -> None:
     # torch is loaded only once the arguments are known to be good
     from rich.console import Console
 
+    from mace.compat.importing import open_model
     from mace.deployment.evaluation import Wanted, evaluate_files
     from mace.deployment.loading import find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
-    from mace.model.model_file import load_model
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
 
     console = Console()
     setup_logging("INFO", None, console)
     try:
-        loaded = load_model(options.model, find_device(options.device), find_dtype(options.default_dtype))
+        device, dtype = find_device(options.device), find_dtype(options.default_dtype)
+        loaded = open_model(options.model, device, dtype, options.head)
         wanted = Wanted(
             stress=options.compute_stress,
             node_energies=options.return_node_energies,

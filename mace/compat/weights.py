@@ -1,4 +1,4 @@
-"""Weights of mace-torch models, renamed and reshaped one to one."""
+"""Weights of mace-torch models, renamed and reshaped one to one, in both directions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mace.compat.couplings import map_to_ours
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.kernels.convolution import convolution_paths
 from mace.model.plan import ModelPlan
 
+State = Mapping[str, np.ndarray]
 
-def weights_from_original(state: Mapping[str, np.ndarray], plan: ModelPlan) -> dict[str, np.ndarray]:
+
+def weights_from_original(state: State, plan: ModelPlan, head: int = 0, n_heads: int = 1) -> dict[str, np.ndarray]:
     """Rename the weights of a mace-torch model of energies, dipoles or both.
 
     The last of several layers of its ``AtomicDipolesMACE`` has vectors only, which leaves the gates of its last readout
@@ -19,26 +22,31 @@ def weights_from_original(state: Mapping[str, np.ndarray], plan: ModelPlan) -> d
     of zero, so that the model says the same.
 
     Args:
-        state: The original's ``state_dict`` as arrays; buffers are ignored. Gradients or optimizer moments named in
-            the same way can be passed too.
+        state: The original's ``state_dict`` as arrays. Its coupling coefficients, if it has them, are compared with
+            those of this program, and the weights of a different basis are carried over; other buffers are ignored.
+            Gradients or optimizer moments named in the same way can be passed too.
         plan: The plan of the same model.
+        head: Which head to take.
+        n_heads: How many the original has.
 
     Returns:
         Arrays by the names of `mace.model.mace.MACE` parameters.
 
     Raises:
         KeyError: If a weight is missing.
+        ValueError: If one has another size than the plan says.
+        CouplingError: If the coupling coefficients are those of another kind of model.
     """
     n, elements = plan.n_channels, plan.n_elements
     weights = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
     for layer in range(plan.n_layers):
         weights |= _interaction(state, plan, layer)
         weights |= _product(state, plan, layer)
-        weights |= _readout(state, plan, layer)
+        weights |= _readout(state, plan, layer, head, n_heads)
     return weights
 
 
-def _interaction(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
+def _interaction(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
     n, elements, l_in = plan.n_channels, plan.n_elements, plan.l_in(layer)
     theirs, ours = f"interactions.{layer}.", f"interactions.{layer}."
     weights = {ours + "linear_up": state[theirs + "linear_up.weight"].reshape(len(l_in), n, n)}
@@ -49,14 +57,29 @@ def _interaction(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -
     kind = plan.interactions[layer]
     for degree in range(plan.l_max + 1):
         weights[f"{ours}linear.{degree}"] = linear[[i for i, path in enumerate(paths) if path.l3 == degree]]
-    # the original orders [input channel, element, output channel]
+    # the original orders [input channel, element, output channel]; degrees the last layer drops are not needed
     skip = state[theirs + "skip_tp.weight"].reshape(-1, n, elements, n).transpose(0, 2, 1, 3)
     if kind.residual and 0 not in _original_l_out(plan, layer):
         skip = np.concatenate([np.zeros_like(skip), skip])
-    weights[ours + "skip"] = skip
+    weights[ours + "skip"] = skip[: len(skip_degrees(plan, layer))]
     if kind.normalization == "density":
         weights[ours + "density"] = state[theirs + "density_fn.layer0.weight"]
     return weights
+
+
+def skip_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
+    """Return the degrees a layer's skip connection, or the map of its messages, acts on."""
+    if not plan.interactions[layer].residual:
+        return tuple(range(plan.l_max + 1))
+    return tuple(l for l in plan.l_in(layer) if l in plan.l_out(layer))
+
+
+def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
+    """Name the original's weights of one order of a symmetric contraction."""
+    correlation = plan.correlation[layer]
+    # the highest order comes first in the original, the others follow in falling order
+    name = "weights_max" if order == correlation else f"weights.{correlation - 1 - order}"
+    return f"products.{layer}.symmetric_contractions.contractions.{place}.{name}"
 
 
 def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
@@ -66,9 +89,9 @@ def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     return (1,) if layer == plan.n_layers - 1 and not plan.predicts_energy else plan.l_out(layer)
 
 
-def _product(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
-    n, correlation, theirs = plan.n_channels, plan.correlation[layer], _original_l_out(plan, layer)
-    linear = state[f"products.{layer}.linear.weight"].reshape(len(theirs), n, n)
+def _product(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
+    n, theirs = plan.n_channels, _original_l_out(plan, layer)
+    linear = state[f"products.{layer}.linear.weight"].reshape(-1, n, n)
     nothing = np.zeros_like(linear[0])
     weights = {
         f"products.{layer}.linear": np.stack(
@@ -76,21 +99,27 @@ def _product(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -> di
         )
     }
     for degree in plan.l_out(layer):
-        for order in range(1, correlation + 1):
+        for order in range(1, plan.correlation[layer] + 1):
+            n_paths = symmetric_basis(plan.l_max, degree, order).n_paths
             ours = f"products.{layer}.weights.l{degree}_order{order}"
-            if degree not in theirs:
-                n_paths = symmetric_basis(plan.l_max, degree, order).n_paths
+            if degree in theirs and n_paths:
+                weights[ours] = _contraction(state, plan, layer, theirs.index(degree), degree, order)
+            elif n_paths:
                 weights[ours] = np.zeros((plan.n_elements, n_paths, n), dtype=linear.dtype)
-                continue
-            prefix = f"products.{layer}.symmetric_contractions.contractions.{theirs.index(degree)}."
-            # the highest order comes first in the original, the others follow in falling order
-            name = "weights_max" if order == correlation else f"weights.{correlation - 1 - order}"
-            weights[ours] = state[prefix + name]
     return weights
 
 
-def _readout(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
+def _contraction(state: State, plan: ModelPlan, layer: int, place: int, degree: int, order: int) -> np.ndarray:
+    """Take the weights of one order of a symmetric contraction over to our basis of polynomials."""
+    stored = state[weight_name(plan, layer, place, order)]
+    coupling = state.get(f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}")
+    return stored if coupling is None else map_to_ours(coupling, stored, plan.l_max, degree, order)
+
+
+def _readout(state: State, plan: ModelPlan, layer: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
+    if n_heads > 1:
+        return _readout_of_head(state, plan, layer, head, n_heads)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
     theirs, energy, dipole = f"readouts.{layer}.", f"readouts.{layer}.", f"dipole_readouts.{layer}."
     weights = {}
@@ -111,3 +140,57 @@ def _readout(state: Mapping[str, np.ndarray], plan: ModelPlan, layer: int) -> di
         hidden = first[len(first) - n * vectors :].reshape(n, vectors)
         weights |= {dipole + "gates": gates, dipole + "hidden": hidden, dipole + "weight": second[-vectors:]}
     return weights
+
+
+def _readout_of_head(state: State, plan: ModelPlan, layer: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
+    """Take the readout of one of several heads, which all are of energies."""
+    theirs, ours = f"readouts.{layer}.", f"readouts.{layer}."
+    n, width = plan.n_channels, plan.readout_channels
+    if f"{theirs}linear.weight" in state:
+        return {ours + "weight": state[f"{theirs}linear.weight"].reshape(-1, n_heads)[:n, head : head + 1]}
+    # every head has hidden channels of its own, one after the other; the others are masked, but counted in the scale
+    rows = slice(head * width, (head + 1) * width)
+    hidden = state[f"{theirs}linear_1.weight"].reshape(n, n_heads * width)[:, rows]
+    last = state[f"{theirs}linear_2.weight"].reshape(n_heads * width, n_heads)[rows, head : head + 1]
+    return {ours + "hidden": hidden, ours + "weight": last / n_heads**0.5}
+
+
+def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray]:
+    """Rename our weights to those of a mace-torch model with one head and the full coupling coefficients.
+
+    Args:
+        weights: Arrays by the names of `mace.model.mace.MACE` parameters.
+        plan: The plan.
+
+    Returns:
+        Arrays by the names of the original, flat where it stores them flat.
+    """
+    state = {"node_embedding.linear.weight": weights["embedding"].reshape(-1)}
+    for layer in range(plan.n_layers):
+        name = f"interactions.{layer}."
+        state[name + "linear_up.weight"] = weights[name + "linear_up"].reshape(-1)
+        for i in range(len(plan.radial_mlp) + 1):
+            state[f"{name}conv_tp_weights.layer{i}.weight"] = weights[f"{name}radial.weights.{i}"]
+        # paths are ordered by the degree they lead to
+        linear = np.concatenate([weights[f"{name}linear.{degree}"] for degree in range(plan.l_max + 1)])
+        state[name + "linear.weight"] = linear.reshape(-1)
+        state[name + "skip_tp.weight"] = weights[name + "skip"].transpose(0, 2, 1, 3).reshape(-1)
+        if plan.interactions[layer].normalization == "density":
+            state[name + "density_fn.layer0.weight"] = weights[name + "density"]
+        state[f"products.{layer}.linear.weight"] = weights[f"products.{layer}.linear"].reshape(-1)
+        for place, degree in enumerate(plan.l_out(layer)):
+            for order in range(1, plan.correlation[layer] + 1):
+                if (ours := f"products.{layer}.weights.l{degree}_order{order}") in weights:
+                    state[weight_name(plan, layer, place, order)] = weights[ours]
+        state |= _readout_to_original(weights, plan, layer)
+    return state
+
+
+def _readout_to_original(weights: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
+    name = f"readouts.{layer}."
+    if name + "hidden" in weights:
+        return {
+            name + "linear_1.weight": weights[name + "hidden"].reshape(-1),
+            name + "linear_2.weight": weights[name + "weight"].reshape(-1),
+        }
+    return {name + "linear.weight": weights[name + "weight"].reshape(-1)}

@@ -234,8 +234,8 @@ def _check_kind(path: Path) -> None:
     # a safetensors file begins with the length of its header, whose lowest byte may be that of a pickle
     if start.startswith(_TORCH_SAVE_MAGIC) and start[8:] != b"{":
         raise UserError(
-            f"{path}: this file was written by torch.save, as mace-torch does; such models cannot be opened yet, so "
-            "train the model again with mace_run_train, or name a .model file made by it."
+            f"{path}: this file was written by torch.save, as mace-torch does; convert it with mace_import_model "
+            "first, or name a .model file made by mace_run_train."
         )
 
 

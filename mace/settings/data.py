@@ -148,14 +148,14 @@ class ReferenceSettings(Settings):
 
     E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
         None,
-        "energies of isolated atoms: average (least squares), a JSON file, or a dictionary by atomic number",
+        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), a JSON file, "
+        "or a dictionary by atomic number",
         group="Reference energies and scaling",
         unit="eV",
-        placeholder="average|FILE|{Z:E,...}",
+        placeholder="average|foundation|FILE|{Z:E,...}",
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
         unsupported_values={
-            "foundation": "energies of a foundation model are not available yet; give them as a dictionary.",
             "estimated": "estimates by a foundation model are not available yet; use average or a dictionary.",
         },
     )

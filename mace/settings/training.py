@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, model_validator
 
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
+from mace.settings.finetuning import FineTuningSettings
 from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
@@ -42,6 +43,7 @@ class TrainingSettings(
     StageTwoSettings,
     OptimizerSettings,
     LossSettings,
+    FineTuningSettings,
     ReferenceSettings,
     ModelSettings,
     LabelSettings,

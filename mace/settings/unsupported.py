@@ -13,7 +13,8 @@ _WANDB = (
 _POLAR = "long-range electrostatics (PolarMACE) are not available yet; remove the flag."
 _POLARIZABILITIES = "polarizabilities are not available yet; remove the flag."
 _ATOMIC_DIPOLES = "choose --model=AtomicDipolesMACE or EnergyDipolesMACE for dipoles, and remove the flag."
-_FOUNDATION = "fine-tuning of foundation models is not available yet; remove the flag to train from scratch."
+_REPLAY = "fine-tuning with replay of other data is not available yet; remove the flag to fine-tune on your data alone."
+_FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name its head with --foundation_head."
 _HEADS = "models with several heads are not available yet; remove the flag and train one model per data set."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
@@ -138,18 +139,10 @@ class UnsupportedLabelSettings(Settings):
 class UnsupportedFineTuningSettings(Settings):
     """Fine-tuning, heads and replay to come."""
 
-    foundation_model: str | None = setting(None, "model to start from", unsupported=_FOUNDATION)
     foundation_model_kwargs: str | dict[str, Any] = setting(
-        "{}", "arguments of the foundation model", unsupported=_FOUNDATION
+        "{}", "arguments of the foundation model", unsupported=_FOUNDATION_KEYWORDS
     )
-    foundation_model_readout: bool = setting(
-        True, "give up the readout of the foundation model", kind="switch_off", unsupported=_FOUNDATION
-    )
-    foundation_model_elements: bool = setting(
-        False, "keep all elements of the foundation model", unsupported=_FOUNDATION
-    )
-    foundation_filter_elements: bool = setting(True, "keep only the elements of the data", unsupported=_FOUNDATION)
-    foundation_head: str | None = setting(None, "head to start from", unsupported=_FOUNDATION)
+    foundation_filter_elements: bool = setting(True, "keep only the elements of the data", unsupported=_REPLAY)
     freeze: int | None = setting(
         None,
         "layers kept as they are",
@@ -165,30 +158,30 @@ class UnsupportedFineTuningSettings(Settings):
     heads: str | dict[str, Any] | None = setting(None, "files and E0s of several heads", unsupported=_HEADS)
     skip_evaluate_heads: str = setting("pt_head", "heads left out of the final tables", unsupported=_HEADS)
     multiheads_finetuning: bool = setting(
-        True, "keep a head for the data of the foundation model", unsupported=_FOUNDATION, inactive=(False,)
+        True, "keep a head for the data of the foundation model", unsupported=_REPLAY, inactive=(False,)
     )
-    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_FOUNDATION)
-    real_pt_data_ratio_threshold: float = setting(0.1, "least ratio of real to replayed data", unsupported=_FOUNDATION)
-    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_FOUNDATION)
-    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_FOUNDATION)
+    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_REPLAY)
+    real_pt_data_ratio_threshold: float = setting(0.1, "least ratio of real to replayed data", unsupported=_REPLAY)
+    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_REPLAY)
+    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_REPLAY)
     subselect_pt: Literal["fps", "random"] = setting(
-        "random", "how replayed structures are chosen", unsupported=_FOUNDATION
+        "random", "how replayed structures are chosen", unsupported=_REPLAY
     )
     filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
-        "none", "which elements replayed structures have", unsupported=_FOUNDATION
+        "none", "which elements replayed structures have", unsupported=_REPLAY
     )
     allow_random_padding_pt: bool = setting(
         True,
         "fill up with random structures",
         kind="switch",
         negations=("disallow_random_padding_pt",),
-        unsupported=_FOUNDATION,
+        unsupported=_REPLAY,
     )
-    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_FOUNDATION)
-    pt_valid_file: str | None = setting(None, "structures to validate the replay on", unsupported=_FOUNDATION)
+    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_REPLAY)
+    pt_valid_file: str | None = setting(None, "structures to validate the replay on", unsupported=_REPLAY)
     pseudolabel_replay: bool = setting(
-        False, "label replayed structures with the foundation model", unsupported=_FOUNDATION
+        False, "label replayed structures with the foundation model", unsupported=_REPLAY
     )
     pseudolabel_replay_compute_stress: bool = setting(
-        False, "label replayed structures with stresses too", unsupported=_FOUNDATION
+        False, "label replayed structures with stresses too", unsupported=_REPLAY
     )

@@ -15,6 +15,8 @@ from mace.reporting.terminal import print_report
 from mace.settings.checking import CheckSettings
 from mace.settings.labels import Files
 from mace.training.data_report import inspect_data
+from mace.training.devices import PRECISIONS
+from mace.training.foundation import open_foundation
 from mace.training.logging_setup import close_logging, setup_logging
 from mace.training.preparation import read_sets
 from mace.training.progress import TrainingProgress
@@ -42,7 +44,8 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     setup_logging(settings.log_level, None, console)
     try:
         with TrainingProgress(console, settings.progress) as progress:
-            report = inspect_data(settings, losses, read_sets(settings, progress), progress)
+            foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
+            report = inspect_data(settings, losses, read_sets(settings, progress), progress, foundation)
         name = settings.name or _name_of(settings.train_file)
         page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
         print_report(report, console)

@@ -15,6 +15,7 @@ from mace.reporting.page import write_page
 from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.structures.reading import ReadResult
+from mace.training.foundation import Foundation
 from mace.training.loss import Loss
 from mace.training.progress import TrainingProgress
 
@@ -43,17 +44,21 @@ class DataSets:
 
 
 def inspect_data(
-    settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, progress: TrainingProgress
+    settings: TrainingSettings,
+    losses: Sequence[Loss],
+    sets: DataSets,
+    progress: TrainingProgress,
+    foundation: Foundation | None = None,
 ) -> DataReport:
-    """Run all checks.
+    """Run all checks, with the cutoff and, if they are asked for, the E0s of the model that is fine-tuned.
 
     Raises:
         UserError: If ``--allow`` names what there is not.
     """
     demands = Demands(
-        r_max=settings.r_max,
+        r_max=settings.r_max if foundation is None else foundation.plan.r_max,
         labels=sorted({term.name for loss in losses for term in loss.terms}),
-        E0s=settings.E0s,
+        E0s=settings.E0s if foundation is None or settings.E0s != "foundation" else foundation.energies,
         needs_E0s=settings.model in WITH_ENERGY,
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mace.elements import ElementTable, chemical_symbol
@@ -24,6 +24,7 @@ from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.folders import RunFolders
+from mace.training.foundation import Foundation, foundation_plan, known_energies
 from mace.training.loss import Loss
 from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
@@ -195,6 +196,7 @@ def prepare(
     folders: RunFolders,
     progress: TrainingProgress,
     writes: bool = True,
+    foundation: Foundation | None = None,
 ) -> Preparation:
     """Read the data, check and measure them, and decide the model.
 
@@ -204,6 +206,7 @@ def prepare(
         folders: Where the report on the data goes.
         progress: What to show.
         writes: Whether this process writes files.
+        foundation: The model that is fine-tuned, if any.
 
     Returns:
         What training starts from.
@@ -212,22 +215,27 @@ def prepare(
         UserError: If data or settings do not allow a training.
     """
     sets = read_sets(settings, progress)
-    report = inspect_data(settings, losses, sets, progress)
+    report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()
     structures = divide(settings, losses, sets, writes)
     elements = _element_table(settings, structures)
-    energies, scaling = _decide_energies(settings, structures, elements)
+    energies, scaling = _decide_energies(settings, structures, elements, foundation)
+    if energies is not None:
+        elements = ElementTable(tuple(sorted(energies.energies)))
     if settings.model in WITH_DIPOLE:
         _tell_charges([*structures.train, *structures.valid])
-    train = build_dataset(structures.train, elements, settings.r_max, progress, "Neighbors of the training set")
-    valid = build_dataset(structures.valid, elements, settings.r_max, progress, "Neighbors of the validation set")
+    r_max = settings.r_max if foundation is None else foundation.plan.r_max
+    train = build_dataset(structures.train, elements, r_max, progress, "Neighbors of the training set")
+    valid = build_dataset(structures.valid, elements, r_max, progress, "Neighbors of the validation set")
     tests = {  # before training, so that nothing in them can spoil its end
-        name: build_dataset(configurations, elements, settings.r_max, progress, f"Neighbors of {name}")
+        name: build_dataset(configurations, elements, r_max, progress, f"Neighbors of {name}")
         for name, configurations in structures.tests.items()
     }
     plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train))
+    if foundation is not None:
+        plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
@@ -235,12 +243,12 @@ def prepare(
 
 
 def _decide_energies(
-    settings: TrainingSettings, structures: Structures, elements: ElementTable
+    settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> tuple[ReferenceEnergies | None, Scaling]:
     """Find reference energies, scale and shift, for a model that has energies."""
     if settings.model not in WITH_ENERGY:
         return None, NO_SCALING
-    energies = resolve_reference_energies(settings.E0s, structures.isolated_atoms, structures.train, elements)
+    energies = _reference_energies(settings, structures, elements, foundation)
     _tell_energies(energies)
     scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
     for warning in scaling.warnings:
@@ -294,6 +302,22 @@ def _element_table(settings: TrainingSettings, structures: Structures) -> Elemen
         check_elements(elements, configurations)
     _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
     return elements
+
+
+def _reference_energies(
+    settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
+) -> ReferenceEnergies:
+    """Find the reference energies, those of elements the data lack in the foundation model."""
+    E0s = settings.E0s
+    known = {} if foundation is None else known_energies(settings, foundation, elements)
+    if E0s == "foundation":
+        E0s = {z: known[z] for z in elements}
+    energies = resolve_reference_energies(E0s, structures.isolated_atoms, structures.train, elements)
+    if settings.E0s == "foundation":
+        energies = replace(energies, source="the foundation model")
+    if foundation is None or not settings.foundation_model_elements:
+        return energies
+    return replace(energies, energies=dict(sorted((known | energies.energies).items())))
 
 
 def _tell_energies(energies: ReferenceEnergies) -> None:

@@ -29,6 +29,7 @@ from mace.training.environment import tell_environment
 from mace.training.final_report import write_final_report
 from mace.training.finiteness import Diverged
 from mace.training.folders import RunFolders, make_folders
+from mace.training.foundation import Foundation, open_foundation, start_from, tell_foundation
 from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
@@ -163,8 +164,9 @@ def _run(session: Session, console: Console) -> None:
     settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
+    foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
     losses = [loss for loss in session.losses if loss is not None]
-    preparation = prepare(settings, losses, folders, session.progress, writes=team.is_first)
+    preparation = prepare(settings, losses, folders, session.progress, team.is_first, foundation)
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints
@@ -176,12 +178,14 @@ def _run(session: Session, console: Console) -> None:
         plan = ModelPlan.model_validate_json(saved["plan"])
     elif starting is not None:
         plan = starting.adapted(plan)
-    model = build_model(plan, settings, session.device)
+    model = build_model(plan, settings, session.device, foundation)
     if saved is None and starting is not None:
         model.load_state_dict(starting.weights)
         _LOGGER.info("Starting from the weights of %s", starting.path)
     _LOGGER.info("Kernels: %s", choose_kernels(model, settings.kernels))
     _tell_model(model, settings)
+    if saved is None and foundation is not None:
+        tell_foundation(settings, foundation, model)
     if settings.dry_run:
         if team.is_first:
             console.print(describe_plan(model, preparation, session.losses, settings), highlight=False)
@@ -246,10 +250,15 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def build_model(plan: ModelPlan, settings: TrainingSettings, device: torch.device) -> MACE:
-    """Build a model with weights drawn from the seed."""
+def build_model(
+    plan: ModelPlan, settings: TrainingSettings, device: torch.device, foundation: Foundation | None = None
+) -> MACE:
+    """Build a model with weights drawn from the seed, or those of a foundation model."""
     model = MACE(plan).to_precision(PRECISIONS[settings.default_dtype])
-    return model.initialize(torch.Generator().manual_seed(settings.seed)).to(device)
+    model.initialize(torch.Generator().manual_seed(settings.seed))
+    if foundation is not None:
+        start_from(foundation, model, settings.foundation_model_readout)
+    return model.to(device)
 
 
 def _tell_model(model: MACE, settings: TrainingSettings) -> None:

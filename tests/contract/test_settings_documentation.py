@@ -19,6 +19,7 @@ GROUPS = [
     "Labels and keys",
     "Model",
     "Reference energies and scaling",
+    "Fine-tuning",
     "Loss and weights",
     "Optimizer and schedule",
     "Stage two and averaging",

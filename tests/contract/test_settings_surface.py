@@ -27,6 +27,7 @@ SUPPORTED = set(
     scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
     dipole_weight swa_dipole_weight keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
     distributed launcher
+    foundation_model foundation_head foundation_model_elements foundation_model_readout
     """.split()
 )
 

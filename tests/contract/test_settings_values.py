@@ -219,10 +219,9 @@ def test_E0s_words(text, value):
     assert parse(f"--E0s={text}").E0s == value
 
 
-@pytest.mark.parametrize("word", ["foundation", "estimated"])
-def test_E0s_of_foundation_models_are_refused(word):
-    """They need a foundation model."""
-    assert sentence_of(f"--E0s={word}").startswith(f"--E0s {word}: ")
+def test_estimates_of_E0s_are_refused():
+    """They do not exist yet."""
+    assert sentence_of("--E0s=estimated").startswith("--E0s estimated: ")
 
 
 def test_settings_are_frozen_and_closed():

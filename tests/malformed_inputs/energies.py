@@ -59,7 +59,7 @@ for _value, _words in (
     ("{200: -13.6, 8: -432.0}", "--E0s"),
     ("[-13.6, -432.0]", "--E0s"),
     ("{}", "--E0s"),
-    ("foundation", "not available yet"),
+    ("foundation", "add --foundation_model"),
 ):
     add("refused", f"--E0s={_value}", _typed(_value), _words)
 

@@ -212,7 +212,7 @@ def test_single_precision(tmp_path: Path, model_path: Path) -> None:
         (["--return_contributions"], "--return_contributions: energies by body order are not available yet"),
         (["--compute_bec"], "--compute_bec: Born effective charges"),
         (["--enable_cueq"], "--enable_cueq: this kernel library"),
-        (["--head=pt"], "--head=pt: models with several heads"),
+        (["--head=pt"], "the model has one head, Default, and no head 'pt'"),
         (["--descriptor_invariants_only=False"], "--descriptor_invariants_only=False: only invariant"),
         (["--descriptor_num_layers=1"], "no effect without --return_descriptors"),
         (["--descriptor_aggregation_method=mean"], "no effect without --return_descriptors"),

@@ -78,7 +78,9 @@ def test_links_lead_somewhere() -> None:
 def test_console_scripts_lead_to_programs() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     scripts = re.findall(r'^(mace_\w+) = "([\w.]+):(\w+)"', text, flags=re.MULTILINE)
-    assert [name for name, _, _ in scripts] == ["mace_run_train", "mace_eval_configs", "mace_check_data"]
+    known = ["mace_run_train", "mace_eval_configs", "mace_check_data"]
+    known += ["mace_import_model", "mace_export", "mace_info"]
+    assert [name for name, _, _ in scripts] == known
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
 

@@ -1,0 +1,66 @@
+"""The command ``mace_export``: write a model for other programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import argparse
+from pathlib import Path
+
+from mace.cli.arguments import parse_known
+from mace.cli.command import run_command
+from mace.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mace_export",
+        description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, torch-sim, Symmetrix.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="model file of this program (or of mace-torch, to renew it)")
+    add("output", help="file to write")
+    add("--format", choices=["mace-torch"], required=True, help="mace-torch: the .model file that mace-torch opens")
+    add("--python", required=True, help="python of an environment with mace-torch, which writes and checks the file")
+    add("--head", help="head to take of a model of mace-torch that has several")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Export with the given command-line arguments.
+
+    Raises:
+        UserError: If the model cannot be exported.
+        SystemExit: See `mace.cli.arguments.parse_known`.
+    """
+    options = parse_known(build_parser(), arguments)
+    output = Path(options.output)
+    if output.exists() and not options.overwrite:
+        raise UserError(f"{output}: the file exists; choose another name, or replace it with --overwrite.")
+    # torch is loaded only once the arguments are known to be good
+    from mace.compat.exporting import export_to_original
+    from mace.compat.importing import open_model
+
+    model = open_model(options.model, head=options.head).model.requires_grad_(False)
+    export = export_to_original(model, output, options.python)
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in export.deviations.items())
+    print(f"Wrote {export.path} with mace-torch {export.version}; it computes the same (relative deviation: {listed})")
+
+
+def main() -> None:
+    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The command ``mace_import_model``: convert a model of mace-torch to a model file of this program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import argparse
+from pathlib import Path
+
+from mace.cli.arguments import parse_known
+from mace.cli.command import run_command
+from mace.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mace_import_model",
+        description="Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("old", help="model (.model) or training checkpoint (.pt) of mace-torch")
+    add("new", help="model file to write")
+    add("--head", help="head to take, if the model has several")
+    add("--like", metavar="FILE", help="model of the same run, for what a checkpoint does not tell")
+    add("--avg_num_neighbors", type=float, help="average number of neighbors, for a checkpoint")
+    add("--gate", choices=["silu", "tanh", "abs", "None"], help="activation of the last readout, for a checkpoint")
+    add("--overwrite", action="store_true", help="replace the new file if it exists")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Convert with the given command-line arguments.
+
+    Raises:
+        UserError: If the file cannot be converted.
+        SystemExit: See `mace.cli.arguments.parse_known`.
+    """
+    options = parse_known(build_parser(), arguments)
+    new = Path(options.new)
+    if new.exists() and not options.overwrite:
+        raise UserError(f"{new}: the file exists; choose another name, or replace it with --overwrite.")
+    # torch is loaded only once the arguments are known to be good
+    from mace.compat.importing import completed, import_original, known_from
+    from mace.compat.recovery import Known
+    from mace.model.model_file import save_model
+
+    known = known_from(options.like, options.head) if options.like else Known()
+    imported = import_original(options.old, options.head, completed(known, options.avg_num_neighbors, options.gate))
+    save_model(new, imported.model, imported.metadata)
+    print(f"{options.old}: {imported.summary()}")
+    print(f"Wrote {new}")
+
+
+def main() -> None:
+    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The command ``mace_info``: say what a model file is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import argparse
+import json
+from typing import Any
+
+from mace.cli.arguments import parse_known
+from mace.cli.command import run_command
+
+FAILED_CHECK = 1
+"""Exit status when a check of the model fails."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="mace_info",
+        description="Say what a model file is; one of mace-torch is read without being run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", help="model file of this program or of mace-torch")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--head", help="head to take of a model of mace-torch that has several")
+    parser.add_argument("--no_checks", action="store_true", help="leave out the checks, which evaluate the model")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Describe with the given command-line arguments.
+
+    Returns:
+        The exit status: 0, or 1 if a check fails.
+
+    Raises:
+        UserError: If the file cannot be opened.
+        SystemExit: See `mace.cli.arguments.parse_known`.
+    """
+    options = parse_known(build_parser(), arguments)
+    # torch is loaded only once the arguments are known to be good
+    import torch
+
+    from mace.compat.importing import open_model
+    from mace.deployment.description import describe_model
+
+    loaded = open_model(options.file, dtype=torch.float64, head=options.head)
+    told = describe_model(options.file, loaded, checks=not options.no_checks)
+    print(json.dumps(told, indent=1) if options.json else _text(told), end="\n" if options.json else "")
+    return 0 if all(told["checks"].values()) else FAILED_CHECK
+
+
+def _text(told: Mapping[str, Any]) -> str:
+    """Write the description as a table."""
+    from io import StringIO
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=told["file"], box=box.ASCII, show_header=False, title_justify="left")
+    for name, value in _rows(told).items():
+        table.add_row(name, value)
+    stream = StringIO()
+    Console(file=stream, width=120).print(table, highlight=False)
+    return stream.getvalue()
+
+
+def _rows(told: Mapping[str, Any]) -> dict[str, str]:
+    plan, origin = told["plan"], told["origin"]
+    hidden = " + ".join(f"{plan['n_channels']}x{l}{'eo'[l % 2]}" for l in plan["hidden_l"])
+    energies = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in told["reference_energies"].items())
+    rows = {
+        "model": f"{told['model']}, {len(plan['interactions'])} layers, {hidden}, l_max {plan['l_max']}, correlation "
+        f"{plan['correlation']}",
+        "elements": ", ".join(told["elements"]),
+        "cutoff": f"{told['r_max']:.6g} Angstrom, receptive field {told['receptive_field']:.6g} Angstrom",
+        "radial functions": f"{plan['num_radial_basis']} {plan['radial_type']}, transform {plan['distance_transform']}"
+        f"{', ZBL repulsion' if plan['pair_repulsion'] else ''}",
+        "size": f"{told['parameters']:,} parameters, {told['precision']}, {told['bytes'] / 1e6:.2f} MB",
+        "E0s / eV": energies,
+        "scale and shift / eV": f"{plan['scale']:.6g}, {plan['shift']:.6g}",
+        "neighbors": f"{plan['avg_num_neighbors']:.4g} on average",
+        "origin": "\n".join(f"{key}: {value}" for key, value in origin.items() if value is not None),
+        "training": "\n".join(f"{key}: {value}" for key, value in told["training"].items()),
+        "metrics": "\n".join(
+            f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items() if v is not None)
+            for name, values in told["metrics"].items()
+        ),
+        "versions": ", ".join(f"{name} {version}" for name, version in told["versions"].items()),
+        "checks": "\n".join(
+            f"{name.replace('_', ' ')}: {'yes' if good else 'NO'}" for name, good in told["checks"].items()
+        ),
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def main() -> None:
+    """Run as a program: exit with 0, with 1 if a check fails, or with 2 and one sentence if the user can help it."""
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

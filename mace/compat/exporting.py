@@ -1,0 +1,191 @@
+"""Our models for programs that open those of mace-torch, written by an interpreter that has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mace.compat.weights import weights_to_original
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
+from mace.model.plan import InteractionPlan, ModelPlan
+from mace.structures.configuration import Configuration
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
+"""Largest deviation of the original's numbers from ours, over the largest magnitude, at which a file is handed out."""
+
+TIME_LIMIT = 1800
+_SPACING = 0.45
+"""Distance of neighboring atoms of the test structures over the cutoff."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        version: Version of mace-torch that wrote it.
+        deviations: How far its energies, forces and stress are from ours, over their largest magnitude.
+    """
+
+    path: Path
+    version: str
+    deviations: dict[str, float]
+
+
+def export_to_original(model: MACE, path: str | Path, python: str | Path) -> Export:
+    """Write a model that mace-torch opens, and compare what it computes on two structures with ours.
+
+    Args:
+        model: The model, on the CPU.
+        path: The file to write; it appears only if the numbers agree.
+        python: An interpreter that has mace-torch.
+
+    Returns:
+        The file with the deviations found.
+
+    Raises:
+        UserError: If the interpreter has no mace-torch, cannot build this model, or computes something else.
+    """
+    path, found = Path(path), shutil.which(str(python))
+    if found is None:
+        raise UserError(f"--python: there is no program {python}; name the python of an environment with mace-torch.")
+    plan, precision = original_arguments(model.plan), str(model.dtype).removeprefix("torch.")
+    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    arrays = {f"weight/{name}": value for name, value in weights_to_original(weights, model.plan).items()}
+    structures = check_structures(model.plan)
+    for i, structure in enumerate(structures):
+        arrays |= {f"structure/{i}/{name}": value for name, value in _expected(model, structure).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mace_export") as name:
+        folder = Path(name)
+        (folder / "plan.json").write_text(json.dumps(plan | {"dtype": precision, "n_structures": len(structures)}))
+        np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        told = _run(os.path.abspath(found), folder)
+        tolerance = TOLERANCES[precision]
+        if bad := {name: value for name, value in told["deviations"].items() if not value < tolerance}:
+            listed = ", ".join(f"{name} {value:.2g}" for name, value in bad.items())
+            raise UserError(
+                f"{path}: the model written by mace-torch {told['version']} computes something else ({listed} relative "
+                "deviation), so it was thrown away; please report this."
+            )
+        try:
+            shutil.move(folder / "exported.model", path)
+        except OSError as error:
+            raise UserError(f"{path}: the model cannot be written ({error.strerror or error}).") from error
+    return Export(path, told["version"], told["deviations"])
+
+
+def original_arguments(plan: ModelPlan) -> dict[str, Any]:
+    """Translate a plan into the arguments of the original's model.
+
+    Raises:
+        UserError: If it is a model of dipoles, or the original cannot mix kinds of layers this way.
+    """
+    if plan.predicts_dipole:
+        raise UserError(f"A model of the kind {plan.model} cannot be written for mace-torch yet; energies only can.")
+    if len(set(plan.interactions[1:])) > 1:
+        raise UserError("mace-torch has one kind of interaction for all layers but the first; this model has several.")
+    kinds = [_interaction_word(kind) for kind in plan.interactions]
+    hidden = "+".join(f"{plan.n_channels}x{l}{'eo'[l % 2]}" for l in plan.hidden_l)
+    return plan.model_dump(mode="json", exclude={"interactions", "model", "hidden_l", "radial_mlp"}) | {
+        "n_layers": plan.n_layers,
+        "hidden_irreps": hidden,
+        "MLP_irreps": f"{plan.readout_channels}x0e",
+        "interaction_cls_first": kinds[0],
+        "interaction_cls": kinds[-1],
+        # value, and the one at which a version without this argument is as good
+        "options": {
+            "radial_MLP": (list(plan.radial_mlp), [64, 64, 64]),
+            "radial_type": (plan.radial_type, "bessel"),
+            "distance_transform": (plan.distance_transform, "None"),
+            "pair_repulsion": (plan.pair_repulsion, False),
+            "use_reduced_cg": (False, False),
+        },
+    }
+
+
+def _interaction_word(kind: InteractionPlan) -> str:
+    density = "Density" if kind.normalization == "density" else ""
+    return f"RealAgnostic{density}{'Residual' if kind.residual else ''}InteractionBlock"
+
+
+def check_structures(plan: ModelPlan) -> list[Configuration]:
+    """Make a cluster and a skewed periodic cell that hold every element of a model."""
+    rng = np.random.default_rng(1)
+    n = max(plan.n_elements, 8)
+    side = int(np.ceil(n ** (1 / 3)))
+    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n]
+    spacing = _SPACING * plan.r_max
+    numbers = np.array([plan.atomic_numbers[i % plan.n_elements] for i in range(n)], dtype=np.int64)
+    positions = spacing * (grid + rng.uniform(-0.1, 0.1, (n, 3)))
+    skew = np.eye(3) + 0.1 * np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
+    cell = spacing * side * skew
+    return [
+        Configuration(numbers, positions, np.zeros((3, 3)), (False, False, False)),
+        Configuration(numbers, positions @ skew, cell, (True, True, True)),
+    ]
+
+
+def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
+    """Compute what the original has to compute; of the Chebyshev basis it knows no derivatives."""
+    plan, periodic = model.plan, all(structure.pbc)
+    graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    prediction = predict(model, graph, stress=periodic)
+    assert prediction.energy is not None and prediction.forces is not None
+    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
+    isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
+    # deviations are divided by these; what single precision loses beside the reference energies is no deviation
+    rounding = abs(float(isolated)) * (1e-3 if model.dtype == torch.float32 else 0.0)
+    scales = {"energy": abs(float(prediction.energy[0]) - float(isolated)) + rounding}
+    result = {
+        "numbers": structure.atomic_numbers,
+        "positions": structure.positions,
+        "cell": structure.cell,
+        "energy": prediction.energy[0].detach().numpy(),
+    }
+    if plan.radial_type != "chebyshev":
+        result["forces"] = prediction.forces.detach().numpy()
+        if periodic and prediction.stress is not None:
+            stress = prediction.stress[0].detach().numpy()
+            result["stress"] = full_3x3_to_voigt_6_stress(stress)
+    scales |= {name: float(np.abs(result[name]).max()) for name in ("forces", "stress") if name in result}
+    return result | {f"{name}_scale": np.array(max(value, 1e-12)) for name, value in scales.items()}
+
+
+def _run(executable: str, folder: Path) -> dict[str, Any]:
+    """Let the other interpreter write and check the model; our folders are kept out of its way."""
+    script = files("mace.compat").joinpath("write_with_mace_torch.txt").read_text(encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        result = subprocess.run(
+            [executable, "-", str(folder), str(folder / "exported.model")],
+            input=script, capture_output=True, text=True, cwd=folder, env=environment, timeout=TIME_LIMIT, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"--python: {executable} could not write the model ({error}).") from error
+    lines = result.stdout.strip().splitlines()
+    try:
+        told = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        told = {}
+    if not isinstance(told, dict) or "version" not in told:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = told.get("error", last) if isinstance(told, dict) else last
+        raise UserError(f"--python: {executable} could not write the model: {reason}.")
+    return told

@@ -1,0 +1,197 @@
+"""Models of mace-torch become models of this program; `open_model` takes files of either."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mace.compat.archives import is_torch_file
+from mace.compat.couplings import CouplingError
+from mace.compat.modules import Original, read_original
+from mace.compat.recovery import (
+    CannotConvert,
+    Known,
+    Reader,
+    check_kind,
+    choose_head,
+    heads_of,
+    precision_of,
+    recover_plan,
+)
+from mace.compat.verification import verify
+from mace.compat.weights import weights_from_original
+from mace.elements import chemical_symbol
+from mace.errors import UserError
+from mace.model.mace import MACE
+from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model
+from mace.model.plan import ModelPlan
+
+_LOGGER = logging.getLogger(__name__)
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """What was made of a file of mace-torch.
+
+    Attributes:
+        model: The model, in the precision of the file, on the CPU.
+        metadata: Where it comes from.
+        kind: The original's class; ``checkpoint`` for a file of weights.
+        heads: Names of all heads of the file.
+        head: The head that was taken.
+        n_checks: Constants and normalizations of the file that were compared with this program's.
+    """
+
+    model: MACE
+    metadata: ModelMetadata
+    kind: str
+    heads: tuple[str, ...]
+    head: str
+    n_checks: int
+
+    def summary(self) -> str:
+        """Say in one line what was opened."""
+        plan = self.model.plan
+        elements = ", ".join(chemical_symbol(z) for z in plan.atomic_numbers[:12])
+        more = f" and {plan.n_elements - 12} more" if plan.n_elements > 12 else ""
+        head = f", head {self.head} of {', '.join(self.heads)}" if len(self.heads) > 1 else ""
+        return (
+            f"{self.kind} of mace-torch converted ({plan.n_layers} layers, {plan.n_channels} channels, r_max "
+            f"{plan.r_max:.6g} A, {elements}{more}{head}); {self.n_checks} constants and normalizations agree"
+        )
+
+
+def import_original(path: str | Path, head: str | None = None, known: Known | None = None) -> ImportedModel:
+    """Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.
+
+    Args:
+        path: The file.
+        head: Name of the head to take; not needed if there is one.
+        known: What a checkpoint does not tell.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If the file is damaged or something else, or holds what this program does not have; it is named.
+    """
+    original = read_original(path)
+    reader = Reader(original, known or Known())
+    try:
+        check_kind(reader)
+        heads = heads_of(reader)
+        place = choose_head(original.path, heads, head)
+        plan = recover_plan(reader, place)
+        n_checks = verify(reader, plan)
+        dtype = getattr(torch, precision_of(original.state))
+        weights = weights_from_original(original.state, plan, place, len(heads))
+        model = _built(plan, weights, dtype)
+    except CannotConvert as error:
+        raise UserError(_explained(original, str(error))) from error
+    except CouplingError as error:
+        raise UserError(_explained(original, f"its {error}")) from error
+    except KeyError as error:
+        raise UserError(_explained(original, f"it has no weight {error}")) from error
+    except (ValueError, IndexError, TypeError, OverflowError, ZeroDivisionError) as error:
+        # shapes that contradict each other, in a damaged file or an unknown kind of model
+        raise UserError(_explained(original, f"its weights do not fit each other ({error})")) from error
+    kind = original.tree.kind if original.tree is not None else "checkpoint"
+    metadata = ModelMetadata(name=original.path.stem, comment=_origin(original, kind, heads, heads[place]))
+    return ImportedModel(model, metadata, kind, heads, heads[place], n_checks)
+
+
+def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) -> MACE:
+    """Build the model; the shapes of its weights are compared before memory is taken for it."""
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in MACE(plan, dtype).named_parameters()}
+    found = {name: value.shape for name, value in weights.items()}
+    if expected != found:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise CannotConvert(f"the weights of {', '.join(wrong[:3])} have other shapes than its plan")
+    if len({value.dtype for value in weights.values()}) > 1:
+        raise CannotConvert("its weights are of different precisions")
+    if wrong := sorted(name for name, value in weights.items() if not np.isfinite(value).all()):
+        raise CannotConvert(f"the weights of {', '.join(wrong[:3])} are NaN or infinite")
+    model = MACE(plan, dtype)
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in weights.items()})
+    return model
+
+
+def _explained(original: Original, reason: str) -> str:
+    way_out = (
+        "convert it with mace_import_model, giving a model of the same run with --like, or --avg_num_neighbors and "
+        "--gate"
+        if "a checkpoint does not tell" in reason
+        else "use it with mace-torch, or train such a model here"
+    )
+    return f"{original.path}: this model of mace-torch cannot be converted: {reason}; {way_out}."
+
+
+def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str) -> str:
+    digest = sha256()
+    with original.path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    taken = f", head {head} of {', '.join(heads)}" if len(heads) > 1 else ""
+    return f"converted from {original.path.name}, a {kind} of mace-torch{taken}, SHA-256 {digest.hexdigest()}"
+
+
+def known_from(path: str | Path, head: str | None = None) -> Known:
+    """Take what a checkpoint does not tell from a model of the same run, of either program.
+
+    Raises:
+        UserError: If the model cannot be opened.
+    """
+    if is_torch_file(path):
+        original = read_original(path)
+        try:
+            heads = heads_of(Reader(original, Known()))
+        except CannotConvert as error:
+            raise UserError(_explained(original, str(error))) from error
+        plan = import_original(path, head or heads[0]).model.plan
+    else:
+        plan, heads = load_model(path).model.plan, ("Default",)
+    return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads)
+
+
+def open_model(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    head: str | None = None,
+) -> LoadedModel:
+    """Open a model file of this program or of mace-torch.
+
+    Args:
+        path: The file.
+        device: Where the model is to live.
+        dtype: Precision; without it, that of the file.
+        head: Head to take of a model that has several.
+
+    Returns:
+        The model and where it comes from.
+
+    Raises:
+        UserError: If it cannot be opened, or has no such head.
+    """
+    if not is_torch_file(path):
+        if head is not None and head.lower() != "default":
+            raise UserError(f"{path}: the model has one head, Default, and no head '{head}'; leave it out.")
+        return load_model(path, device, dtype)
+    imported = import_original(path, head)
+    stored = imported.model.dtype
+    _LOGGER.info("%s: %s", path, imported.summary())
+    return LoadedModel(carry_to(imported.model, device, dtype or stored), imported.metadata, stored)
+
+
+def completed(known: Known, avg_num_neighbors: float | None, gate: str | None) -> Known:
+    """Put what was typed over what a model of the same run tells."""
+    if avg_num_neighbors is not None:
+        known = replace(known, avg_num_neighbors=avg_num_neighbors)
+    return known if gate is None else replace(known, gate=gate)

@@ -1,0 +1,153 @@
+"""Checks of an imported model against what its file says of itself: constants, normalizations, order of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mace.compat.modules import Module, instructions, irreps, number
+from mace.compat.recovery import CannotConvert, Reader
+from mace.elements import covalent_radii
+from mace.kernels.convolution import convolution_paths
+from mace.model import radial
+from mace.model.activations import activation
+from mace.model.plan import ModelPlan
+
+EXACT = 1e-9
+Check = tuple[str, bool]
+
+
+def verify(reader: Reader, plan: ModelPlan) -> int:
+    """Compare everything a file tells of constants and normalizations with this program.
+
+    Args:
+        reader: The file.
+        plan: The plan recovered from it.
+
+    Returns:
+        How many comparisons were made.
+
+    Raises:
+        CannotConvert: If one fails; the message names it.
+    """
+    count = 0
+    for source in (_functions_of_distance, _convolutions, _linear_maps, _activations):
+        for what, holds in source(reader, plan):
+            if not holds:
+                raise CannotConvert(f"{what} differs from what this program computes with")
+            count += 1
+    return count
+
+
+def _close(found: np.ndarray, expected: object) -> bool:
+    values = np.asarray(expected, dtype=np.float64)
+    tolerance = 1e-6 if found.dtype == np.float32 else EXACT
+    return found.size == values.size and np.allclose(found.reshape(-1), values.reshape(-1), tolerance, tolerance)
+
+
+def _functions_of_distance(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+    """Compare the constants of radial basis, cutoff, transform and repulsion."""
+    n, r_max = plan.num_radial_basis, plan.r_max
+    every_radius = covalent_radii(plan.atomic_numbers)
+    constants: dict[str, object] = {
+        "radial_embedding.bessel_fn.bessel_weights": np.arange(1, n + 1) * np.pi / r_max,
+        "radial_embedding.bessel_fn.prefactor": (2.0 / r_max) ** 0.5,
+        "radial_embedding.bessel_fn.gaussian_weights": np.linspace(0.0, r_max, n),
+        "radial_embedding.bessel_fn.n": np.arange(1, n + 1),
+        "radial_embedding.bessel_fn.r_max": r_max,
+        "radial_embedding.cutoff_fn.r_max": r_max,
+        "radial_embedding.distance_transform.q": radial.AGNESI_Q,
+        "radial_embedding.distance_transform.p": radial.AGNESI_P,
+        "radial_embedding.distance_transform.a": radial.AGNESI_A,
+        "radial_embedding.distance_transform.alpha": radial.SOFT_STEEPNESS,
+        "pair_repulsion_fn.c": radial.ZBL_COEFFICIENTS,
+        "pair_repulsion_fn.p": plan.num_cutoff_basis,
+    }
+    for name, expected in constants.items():
+        if name in reader.state:
+            yield f"'{name}'", _close(reader.state[name], expected)
+    # these two are of single precision in every version
+    for name, value in (("a_exp", radial.ZBL_POWER), ("a_prefactor", radial.ZBL_LENGTH)):
+        if f"pair_repulsion_fn.{name}" in reader.state:
+            found = reader.scalar(f"pair_repulsion_fn.{name}")
+            yield f"'pair_repulsion_fn.{name}'", abs(found - value) < 1e-7
+    for part in ("radial_embedding.distance_transform", "pair_repulsion_fn"):
+        radii = reader.state.get(f"{part}.covalent_radii")
+        if radii is not None:
+            known = max(plan.atomic_numbers) < radii.size
+            yield f"'{part}.covalent_radii'", known and _close(radii[list(plan.atomic_numbers)], every_radius)
+
+
+def _convolutions(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+    """Compare order and weight of the paths of every convolution."""
+    for layer in range(plan.n_layers):
+        module = reader.module(f"interactions.{layer}.conv_tp")
+        found = instructions(module) if module is not None else []
+        if module is None or not found:
+            continue
+        first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
+        third = irreps(module.attributes.get("irreps_out"))
+        expected = convolution_paths(plan.l_in(layer), plan.l_max)
+        order = []
+        for i, j, k, *_ in found:
+            if not (_inside(i, first) and _inside(j, second) and _inside(k, third)):
+                raise CannotConvert(f"a path of the convolution of layer {layer} leads nowhere")
+            order.append((first[i][1], second[j][1], third[k][1], k))
+        # the radial weights follow the list of paths, the sums over neighbors the list of results
+        yield (
+            f"the order of paths in layer {layer}",
+            [o[:3] for o in sorted(order, key=lambda o: o[3])] == [(path.l1, path.l2, path.l3) for path in expected]
+            and [o[3] for o in order] == sorted(o[3] for o in order),
+        )
+        weights = [number(path[5]) if len(path) > 5 else None for path in found]
+        right = all(
+            weight is not None and abs(weight - (2 * path[2] + 1) ** 0.5) < EXACT
+            for weight, path in zip(weights, order, strict=True)
+        )
+        yield f"the scale of the paths in layer {layer}", right
+
+
+def _inside(index: object, terms: list[tuple[int, int, int]]) -> bool:
+    return isinstance(index, int) and 0 <= index < len(terms)
+
+
+def _linear_maps(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+    """Compare the factor of every linear map of e3nn: one over the root of the number of its inputs."""
+    if reader.tree is None:
+        return
+    for path, module in reader.tree.walk():
+        if module.kind == "Linear":
+            yield f"the scale of '{path}'", _is_normalized(module)
+        if module.kind == "FullyConnectedTensorProduct":
+            yield f"the scale of '{path}'", _is_normalized_product(module)
+
+
+def _is_normalized(module: Module) -> bool:
+    inputs = irreps(module.attributes.get("irreps_in"))
+    fan_in: dict[object, int] = {}
+    paths = [path for path in instructions(module) if len(path) == 4 and _inside(path[0], inputs)]
+    for source, target, *_ in paths:
+        fan_in[target] = fan_in.get(target, 0) + inputs[source][0]
+    return all(abs((number(path[3]) or 0.0) - fan_in[path[1]] ** -0.5) < EXACT for path in paths)
+
+
+def _is_normalized_product(module: Module) -> bool:
+    """Tell whether a map with a matrix for each element is divided by the root of channels times elements."""
+    first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
+    paths = [path for path in instructions(module) if len(path) > 5]
+    if not all(_inside(path[0], first) and _inside(path[1], second) for path in paths):
+        return False
+    expected = [((2 * first[i][1] + 1) / (first[i][0] * second[j][0])) ** 0.5 for i, j, *_ in paths]
+    return all(abs((number(path[5]) or 0.0) - e) < EXACT for path, e in zip(paths, expected, strict=True))
+
+
+def _activations(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+    """Compare the factors of the activations, in the radial networks and in the last readout."""
+    if reader.tree is None:
+        return
+    for path, module in reader.tree.walk():
+        factor = number(module.attributes.get("cst")) if module.kind == "normalize2mom" else None
+        if factor is not None:
+            gate = plan.gate if path.startswith("readouts.") else "silu"
+            yield f"the scale of the activation '{path}'", abs(factor - activation(gate)[1]) < 1e-6

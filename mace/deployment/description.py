@@ -1,0 +1,95 @@
+"""What a model file is: its plan, size, origin, metrics, and whether it behaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mace.compat.exporting import check_structures
+from mace.elements import ElementTable, chemical_symbol
+from mace.graphs.batching import GraphDataset
+from mace.graphs.graph import Graph
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
+from mace.model.model_file import LoadedModel
+from mace.structures.configuration import Configuration
+
+_DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
+_STEP = 1e-4
+
+
+def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -> dict[str, Any]:
+    """Collect everything worth knowing of a model, as numbers, texts, lists and dictionaries.
+
+    Args:
+        path: Its file.
+        loaded: The model in float64, on the CPU.
+        checks: Whether to compute the checks of `check_model`.
+    """
+    plan, metadata = loaded.model.plan, loaded.metadata
+    symbols = [chemical_symbol(z) for z in plan.atomic_numbers]
+    return {
+        "file": str(path),
+        "bytes": Path(path).stat().st_size,
+        "model": plan.model,
+        "elements": symbols,
+        "r_max": plan.r_max,
+        "receptive_field": plan.r_max * plan.n_layers,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "precision": str(loaded.stored_dtype).removeprefix("torch."),
+        "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
+        "plan": plan.model_dump(mode="json"),
+        "origin": {
+            "name": metadata.name,
+            "created": metadata.created,
+            "comment": metadata.comment,
+            "seed": metadata.seed,
+            "epoch": metadata.epoch,
+            "stage": metadata.stage,
+            "data_hash": metadata.data_hash,
+        },
+        "training": {key: metadata.settings[key] for key in _DATA_SETTINGS if metadata.settings.get(key) is not None},
+        "metrics": metadata.metrics,
+        "versions": metadata.versions,
+        "checks": check_model(loaded.model) if checks else {},
+    }
+
+
+def check_model(model: MACE) -> dict[str, bool]:
+    """Find out whether a model computes finite numbers, and forces that are the gradient of its energy.
+
+    Args:
+        model: The model in float64, on the CPU.
+    """
+    cluster, crystal = check_structures(model.plan)
+    if not model.plan.predicts_energy:
+        dipole = predict(model, _graph(model, cluster)).dipole
+        return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
+    results = [_evaluate(model, structure) for structure in (cluster, crystal)]
+    forces = results[0][1]
+    direction = np.random.default_rng(2).normal(size=forces.shape)
+    plus, minus = (_evaluate(model, _moved(cluster, step * direction)) for step in (_STEP, -_STEP))
+    slope, expected = (plus[0] - minus[0]) / (2 * _STEP), -float((forces * direction).sum())
+    largest = float(np.abs(forces).max())
+    return {
+        "energies_and_forces_are_finite": all(bool(np.isfinite(e) and np.isfinite(f).all()) for e, f in results),
+        "forces_are_the_gradient": abs(slope - expected) <= 1e-4 * max(abs(expected), largest),
+        "forces_add_up_to_zero": bool(np.abs(forces.sum(0)).max() <= 1e-8 * max(1.0, largest)),
+    }
+
+
+def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
+    return Configuration(structure.atomic_numbers, structure.positions + displacement, structure.cell, structure.pbc)
+
+
+def _graph(model: MACE, structure: Configuration) -> Graph:
+    return GraphDataset([structure], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0]).graph
+
+
+def _evaluate(model: MACE, structure: Configuration) -> tuple[float, np.ndarray]:
+    prediction = predict(model, _graph(model, structure))
+    assert prediction.energy is not None and prediction.forces is not None
+    return float(prediction.energy[0]), prediction.forces.detach().numpy()

@@ -1,0 +1,202 @@
+"""Model files of mace-torch with random weights, and what it computes from them; run by an interpreter that has it.
+
+    /path/to/environment/bin/python tests/compat_fixtures/make_models.py FOLDER [NAME ...]
+
+Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures, energies, forces and stress in float64.
+With the folder named in MACE_COMPAT_FIXTURES the tests of tests/parity/test_original_files.py open them. Any version
+from 0.3.4 to 0.3.16 will do: arguments it does not know are left out, and cases that need them are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # older versions of e3nn need it to be imported at all
+
+import argparse
+import inspect
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+
+import mace  # noqa: F401  - the original; must be imported before e3nn
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from e3nn import o3
+from mace import modules
+from mace.calculators import MACECalculator
+
+ENERGIES = {1: -13.6, 6: -1027.2, 8: -2041.8, 13: -57.0, 14: -102.5}
+CHANNELS = 4
+RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
+DENSITY, DENSITY_RESIDUAL = "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"
+ATTENTION, NONLINEAR = (
+    "RealAgnosticAttResidualInteractionBlock",
+    "RealAgnosticResidualNonLinearInteractionBlock",
+)
+
+
+def case(hidden: str, l_max: int, correlation: int, layers: int, **more: object) -> dict:
+    """Describe one case; see `CASES`."""
+    return {
+        "hidden": hidden, "l_max": l_max, "correlation": correlation, "layers": layers, "model": "ScaleShiftMACE",
+        "first": RESIDUAL, "other": RESIDUAL, "dtype": "float64", "r_max": 4.0, "gate": "silu", "options": {},
+    } | more  # fmt: skip
+
+
+CASES = {
+    "plain": case("0e+1o", 3, 3, 2, model="MACE", first=PLAIN),
+    "scale_shift": case("0e+1o", 3, 3, 2),
+    "one_layer": case("0e", 1, 1, 1, model="MACE", first=PLAIN),
+    "one_layer_vectors": case("0e+1o", 1, 3, 1),
+    "scalars": case("0e", 3, 3, 2, gate="tanh"),
+    "tensors": case("0e+1o+2e", 2, 2, 2),
+    "three_layers": case("0e+1o", 2, 2, 3, options={"radial_MLP": [7, 9]}),
+    "mixed_correlation": case("0e+1o+2e", 2, [3, 1], 2, r_max=3.7),
+    "density": case("0e+1o", 2, 2, 2, first=DENSITY, other=DENSITY_RESIDUAL),
+    "density_residual": case("0e+1o", 2, 2, 2, first=DENSITY_RESIDUAL, other=DENSITY_RESIDUAL),
+    "plain_everywhere": case("0e+1o", 2, 2, 2, first=PLAIN, other=PLAIN),
+    "repulsion": case("0e+1o", 2, 2, 2, options={"pair_repulsion": True}),
+    "agnesi": case("0e+1o", 3, 2, 2, options={"pair_repulsion": True, "distance_transform": "Agnesi"}),
+    "soft": case("0e+1o", 2, 2, 2, options={"distance_transform": "Soft"}),
+    "gaussian": case("0e+1o", 2, 2, 2, options={"radial_type": "gaussian"}),
+    "reduced": case("0e+1o", 3, 3, 2, options={"use_reduced_cg": True}),
+    "two_heads": case("0e+1o", 2, 2, 2, options={"heads": ["low", "high"]}),
+    "single": case("0e+1o", 3, 3, 2, dtype="float32", options={"pair_repulsion": True, "distance_transform": "Agnesi"}),
+    "attention": case("0e+1o", 2, 2, 2, other=ATTENTION),
+    "nonlinear": case("0e+1o", 2, 2, 2, other=NONLINEAR, options={"edge_irreps": o3.Irreps("4x0e+4x1o")}),
+    "late_cutoff": case("0e+1o", 2, 2, 2, options={"apply_cutoff": False}),
+    "last_readout": case("0e+1o", 2, 2, 2, options={"use_last_readout_only": True}),
+    "agnostic_product": case("0e+1o", 2, 2, 2, options={"use_agnostic_product": True}),
+}
+
+
+def structures() -> list[Atoms]:
+    """Methanol, a skewed silicon cell with one carbon, an aluminium slab with hydrogen."""
+    rng = np.random.default_rng(7)
+    methanol = molecule("CH3OH")
+    methanol.rattle(0.08, rng=rng)
+    silicon = bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
+    silicon.numbers[1] = 6
+    silicon.set_cell(
+        silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True
+    )
+    silicon.rattle(0.06, rng=rng)
+    slab = fcc111("Al", (2, 1, 2), vacuum=6.0, orthogonal=False)
+    slab.append("H")
+    slab.positions[-1] = slab.positions[-2] + [0.3, 0.2, 1.6]
+    slab.rattle(0.05, rng=rng)
+    slab.pbc = (True, True, False)
+    return [methanol, silicon, slab]
+
+
+def build(settings: dict) -> torch.nn.Module:
+    """Build the model of a case with random weights, in torch's default precision.
+
+    Raises:
+        NotImplementedError: If this version has no such model.
+    """
+    kind = getattr(modules, settings["model"])
+    hidden = "+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+"))
+    options = dict(settings["options"])
+    heads = options.get("heads")
+    numbers = sorted(ENERGIES)
+    energies = np.array([ENERGIES[z] for z in numbers])
+    arguments = {
+        "r_max": settings["r_max"], "num_bessel": 6, "num_polynomial_cutoff": 5, "max_ell": settings["l_max"],
+        "num_interactions": settings["layers"], "num_elements": len(numbers), "hidden_irreps": o3.Irreps(hidden),
+        "MLP_irreps": o3.Irreps("5x0e"), "avg_num_neighbors": 9.5, "atomic_numbers": numbers,
+        "correlation": settings["correlation"], "gate": modules.gate_dict[settings["gate"]],
+        "atomic_energies": np.stack([energies, energies + 0.25]) if heads else energies,
+    }  # fmt: skip
+    for argument, word in (("interaction_cls", "other"), ("interaction_cls_first", "first")):
+        if settings[word] not in modules.interaction_classes:
+            raise NotImplementedError(settings[word])
+        arguments[argument] = modules.interaction_classes[settings[word]]
+    if settings["model"] == "ScaleShiftMACE":
+        arguments |= {
+            "atomic_inter_scale": [0.8, 0.5] if heads else 0.8,
+            "atomic_inter_shift": [0.3, -0.2] if heads else 0.3,
+        }
+    known = set(inspect.signature(modules.MACE.__init__).parameters)
+    if missing := set(options) - known:
+        raise NotImplementedError(", ".join(sorted(missing)))
+    for name, value in (("use_reduced_cg", False), ("radial_MLP", [8, 8])):
+        if name in known:
+            options.setdefault(name, value)
+    torch.manual_seed(5)
+    return kind(**arguments, **options)
+
+
+def in_double_precision(settings: dict, model: torch.nn.Module) -> torch.nn.Module:
+    """Give a model of a higher precision the weights of a lower one; constants are exact, weights the rounded ones."""
+    torch.set_default_dtype(torch.float64)
+    exact = build(settings)
+    learned = {"atomic_energies_fn.atomic_energies", "scale_shift.scale", "scale_shift.shift"}
+    names = {name for name, _ in model.named_parameters()} | learned
+    state = {name: value.double() for name, value in model.state_dict().items() if name in names}
+    exact.load_state_dict(state, strict=False)
+    return exact
+
+
+def evaluate(path: Path, head: str | None) -> dict[str, np.ndarray]:
+    """Compute all structures with the original's calculator."""
+    options = {} if head is None else {"head": head}
+    calculator = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **options)
+    result = {}
+    for i, atoms in enumerate(structures()):
+        arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
+        result |= {f"{i}/{key}": value for key, value in arrays.items()}
+        calculator.calculate(atoms)
+        for key in ("energy", "forces", "stress"):
+            result[f"{i}/{key}"] = np.asarray(calculator.results[key])
+    return result
+
+
+def write(folder: Path, name: str, settings: dict) -> None:
+    """Write one case."""
+    torch.set_default_dtype(getattr(torch, settings["dtype"]))
+    model = build(settings)
+    path = folder / f"{name}.model"
+    torch.save(model, path)
+    if settings["dtype"] == "float32":
+        evaluated = folder / f"{name}.double"
+        torch.save(in_double_precision(settings, model), evaluated)
+    else:
+        evaluated = path
+    head = settings["options"].get("heads", [None])[-1]
+    result = evaluate(evaluated, head)
+    if evaluated != path:
+        evaluated.unlink()
+    if name == "scale_shift":
+        content = {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}}
+        torch.save(content, folder / f"{name}_run-1_epoch-2.pt")
+    told = {key: value if isinstance(value, (str, int, float, list)) else str(value) for key, value in settings.items()}
+    provenance = {"version": version("mace-torch"), "torch": torch.__version__, "head": head}
+    np.savez_compressed(folder / f"{name}.npz", settings=json.dumps(told | provenance), **result)
+    print(folder.name, name, float(result["0/energy"]), path.stat().st_size)
+
+
+def main() -> None:
+    """Write all cases this version has, or the named ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    folder = options.folder / version("mace-torch")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in options.names:
+        try:
+            write(folder, name, CASES[name])
+        except NotImplementedError as error:
+            print(folder.name, name, "skipped:", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Is a model for mace-torch handed out only if it computes the same? A small program stands for its interpreter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import original_files as files
+import pytest
+import torch
+
+from mace.cli import export
+from mace.compat.exporting import check_structures, export_to_original, original_arguments
+from mace.errors import UserError
+from mace.model.model_file import save_model
+from mace.model.plan import InteractionPlan
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "new.model", files.model())
+
+
+def interpreter(folder: Path, answer: str) -> Path:
+    """A program that writes a file, keeps what it was given, and answers."""
+    script = folder / "python"
+    script.write_text(
+        f"#!/bin/sh\ncat > {folder}/script\ncp $2/plan.json $2/arrays.npz {folder}\necho written > $3\n"
+        f"echo '{answer}'\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def run(own: Path, python: Path | str, *more: str) -> Path:
+    output = own.with_name("old.model")
+    export.run([str(own), str(output), "--format=mace-torch", f"--python={python}", *more])
+    return output
+
+
+GOOD = json.dumps({"version": "0.3.16", "deviations": {"energy": 1e-12, "forces": 1e-11}})
+
+
+def test_what_agrees_is_written(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run(own, interpreter(tmp_path, GOOD))
+    assert output.read_text() == "written\n"
+    assert "with mace-torch 0.3.16; it computes the same" in capsys.readouterr().out
+    assert "modules.ScaleShiftMACE(" in (tmp_path / "script").read_text(), "the script arrives by standard input"
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["hidden_irreps"] == "2x0e+2x1o" and plan["dtype"] == "float64" and plan["options"]["radial_MLP"]
+    arrays = np.load(tmp_path / "arrays.npz")
+    assert arrays["weight/node_embedding.linear.weight"].shape == (6,)
+    assert arrays["structure/1/stress"].shape == (6,)
+    with pytest.raises(UserError, match="the file exists; .* --overwrite"):
+        run(own, interpreter(tmp_path, GOOD))
+    run(own, interpreter(tmp_path, GOOD), "--overwrite")
+
+
+@pytest.mark.parametrize("value", ["1e-6", "NaN"])
+def test_what_differs_is_thrown_away(own: Path, tmp_path: Path, value: str) -> None:
+    answer = f'{{"version": "0.3.16", "deviations": {{"energy": 0.0, "forces": {value}}}}}'
+    with pytest.raises(UserError, match="computes something else .forces .*thrown away"):
+        run(own, interpreter(tmp_path, answer))
+    assert not own.with_name("old.model").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('{"error": "mace-torch 0.3.4 is too old for distance_transform=Agnesi"}', "mace-torch 0.3.4 is too old"),
+        ("no JSON", "could not write the model"),
+        ("", "could not write the model"),
+        ("[1]", "could not write the model"),
+    ],
+)
+def test_an_interpreter_that_cannot(answer: str, said: str, own: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        run(own, interpreter(tmp_path, answer))
+
+
+def test_no_interpreter(own: Path) -> None:
+    with pytest.raises(UserError, match="--python: there is no program /nowhere/python"):
+        run(own, "/nowhere/python")
+
+
+def test_an_interpreter_without_the_original(own: Path) -> None:
+    with pytest.raises(UserError, match="cannot import what is needed"):
+        run(own, sys.executable)
+
+
+def test_layers_that_the_original_cannot_mix() -> None:
+    kinds = (InteractionPlan(residual=True), InteractionPlan(residual=True), InteractionPlan(residual=False))
+    plan = files.PLAN.model_copy(update={"interactions": kinds, "correlation": (1, 1, 1)})
+    with pytest.raises(UserError, match="one kind of interaction"):
+        original_arguments(plan)
+
+
+def test_check_structures_hold_every_element() -> None:
+    elements = tuple(range(1, 90))
+    plan = files.PLAN.model_copy(update={"atomic_numbers": elements, "reference_energies": (0.0,) * 89})
+    for structure in check_structures(plan):
+        assert set(structure.atomic_numbers.tolist()) == set(elements)
+        offsets = structure.positions[:, None] - structure.positions
+        distances = np.linalg.norm(offsets, axis=-1)[~np.eye(89, dtype=bool)]
+        assert distances.min() > 0.25 * plan.r_max
+
+
+def test_single_precision_is_compared_more_mildly(own: Path, tmp_path: Path) -> None:
+    answer = json.dumps({"version": "0.3.16", "deviations": {"forces": 1e-5}})
+    model = files.model(dtype=torch.float32).requires_grad_(False)
+    assert export_to_original(model, tmp_path / "a.model", interpreter(tmp_path, answer)).deviations["forces"] == 1e-5

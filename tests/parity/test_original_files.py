@@ -1,0 +1,124 @@
+"""Do files that mace-torch wrote give its own numbers, and files written for it too?
+
+The files are made by tests/compat_fixtures/make_models.py, in environments of their own, and are not part of the
+repository; MACE_COMPAT_FIXTURES names the folder they were written to. MACE_ORIGINAL_PYTHON names an interpreter that
+has mace-torch, for the way back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from mace.calculators import MACECalculator
+from mace.compat.exporting import export_to_original
+from mace.compat.importing import import_original, known_from
+from mace.errors import UserError
+
+FOLDER = os.environ.get("MACE_COMPAT_FIXTURES", "")
+PYTHON = os.environ.get("MACE_ORIGINAL_PYTHON", "")
+REFUSED = {
+    "attention": "RealAgnosticAttResidualInteractionBlock",
+    "nonlinear": "RealAgnosticResidualNonLinearInteractionBlock",
+    "late_cutoff": "apply_cutoff=False",
+    "last_readout": "use_last_readout_only=True",
+    "agnostic_product": "use_agnostic_product=True",
+}
+METHANOL, SILICON, SLAB = range(3)
+RELATIVE = 1e-9
+
+
+def found() -> list[Any]:
+    """One case per file; a single skipped one if there are none."""
+    paths = sorted(Path(FOLDER).glob("*/*.model")) if FOLDER else []
+    if not paths:
+        reason = "MACE_COMPAT_FIXTURES does not name a folder of model files of mace-torch"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
+    return [pytest.param(path, id=f"{path.parent.name}-{path.stem}") for path in paths]
+
+
+def references(path: Path) -> Any:
+    """What mace-torch computed from the file."""
+    return np.load(path.with_suffix(".npz"))
+
+
+def structure(data: Any, i: int) -> Atoms:
+    numbers, positions, cell, pbc = (data[f"{i}/{key}"] for key in ("numbers", "positions", "cell", "pbc"))
+    return Atoms(numbers, positions, cell=cell, pbc=pbc)
+
+
+def deviation(ours: Any, theirs: Any, scale: float | None = None) -> float:
+    return float(np.abs(np.asarray(ours) - theirs).max() / (scale or np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("path", found())
+def test_the_numbers_are_those_of_the_original(path: Path) -> None:
+    """Energies without the isolated atoms, forces, and the stress of the crystal.
+
+    The original divides the stress of a slab by the volume of an inflated cell, so that one is not compared.
+    """
+    data = references(path)
+    head = json.loads(str(data["settings"]))["head"]
+    if path.stem in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[path.stem]):
+            import_original(path, head)
+        return
+    model = import_original(path, head).model.to_precision(torch.float64)
+    calculator = MACECalculator(models=model)
+    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=True))
+    for i in (METHANOL, SILICON, SLAB):
+        atoms = structure(data, i)
+        atoms.calc = calculator
+        interaction = abs(data[f"{i}/energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
+        assert deviation(atoms.get_potential_energy(), data[f"{i}/energy"], interaction) < RELATIVE
+        assert deviation(atoms.get_forces(), data[f"{i}/forces"]) < RELATIVE
+        if i == SILICON:
+            assert deviation(atoms.get_stress(), data[f"{i}/stress"]) < RELATIVE
+
+
+@pytest.mark.parametrize("path", found())
+def test_the_way_back(path: Path, tmp_path: Path) -> None:
+    """Written for the original and evaluated by it, the numbers are still the same; `export_to_original` compares."""
+    if not PYTHON:
+        pytest.skip("MACE_ORIGINAL_PYTHON does not name an interpreter with mace-torch")
+    if path.stem in REFUSED:
+        pytest.skip("this model does not exist here")
+    head = json.loads(str(references(path)["settings"]))["head"]
+    model = import_original(path, head).model.to_precision(torch.float64).requires_grad_(False)
+    export = export_to_original(model, tmp_path / "back.model", PYTHON)
+    assert max(export.deviations.values()) < RELATIVE
+    again = import_original(tmp_path / "back.model").model
+    assert again.plan == model.plan
+    for name, value in again.named_parameters():
+        assert torch.equal(value, model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("path", found())
+def test_checkpoints_equal_their_models(path: Path) -> None:
+    """A training checkpoint, with the model of the same run beside it, gives the same model."""
+    checkpoints = sorted(path.parent.glob(f"{path.stem}_run-*.pt"))
+    if not checkpoints:
+        pytest.skip("no checkpoint was written for this case")
+    model = import_original(path).model
+    again = import_original(checkpoints[0], known=known_from(path)).model
+    assert again.plan == model.plan
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in again.named_parameters())
+
+
+@pytest.mark.skipif(not PYTHON, reason="MACE_ORIGINAL_PYTHON does not name an interpreter with mace-torch")
+def test_files_are_made_by_the_script(tmp_path: Path) -> None:
+    """The script of the fixtures runs, and what it writes can be opened."""
+    script = Path(__file__).parents[1] / "compat_fixtures" / "make_models.py"
+    subprocess.run([PYTHON, script, tmp_path, "one_layer"], check=True, cwd=tmp_path, capture_output=True, timeout=600)
+    (path,) = tmp_path.glob("*/one_layer.model")
+    assert import_original(path).model.plan.n_layers == 1
+    assert "mace.modules.models" not in sys.modules

@@ -1,0 +1,235 @@
+"""Are models of mace-torch recovered completely, and is what cannot be converted named?"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import original_files as files
+import pytest
+import torch
+
+from mace.compat.couplings import CouplingError, map_to_ours
+from mace.compat.importing import import_original, known_from, open_model
+from mace.compat.recovery import Known
+from mace.compat.weights import weights_from_original, weights_to_original
+from mace.errors import UserError
+from mace.model.mace import MACE
+from mace.model.model_file import save_model
+from mace.model.plan import InteractionPlan, ModelPlan
+
+PLAIN, RESIDUAL = InteractionPlan(residual=False), InteractionPlan(residual=True)
+DENSITY, DENSITY_RESIDUAL = (InteractionPlan(residual=r, normalization="density") for r in (False, True))
+PLANS = {
+    "residual": {},
+    "plain_first": {"model": "MACE", "interactions": (PLAIN, RESIDUAL), "shift": 0.0},
+    "plain": {"interactions": (PLAIN, PLAIN)},
+    "density": {"interactions": (DENSITY, DENSITY_RESIDUAL)},
+    "scalars": {"hidden_l": (0,)},
+    "tensors": {"hidden_l": (0, 1, 2), "l_max": 2},
+    "three_layers": {"interactions": (RESIDUAL,) * 3, "correlation": (1, 2, 3)},
+    "one_layer": {"interactions": (RESIDUAL,), "correlation": (2,), "hidden_l": (0,), "readout_channels": 16},
+    "deep_radial": {"radial_mlp": (5, 6, 7)},
+}
+
+
+def plan_of(name: str) -> ModelPlan:
+    return ModelPlan.model_validate(files.PLAN.model_dump() | PLANS[name])
+
+
+def assert_equal(found: MACE, expected: MACE) -> None:
+    assert found.plan.model_dump() == expected.plan.model_dump()
+    ours = dict(found.named_parameters())
+    for name, value in expected.named_parameters():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_and_weights_are_recovered(name: str, tmp_path: Path) -> None:
+    expected = files.model(plan_of(name))
+    imported = import_original(files.write_original(tmp_path / "old.model", files.tree_of(expected)))
+    assert_equal(imported.model, expected)
+    assert imported.n_checks >= 3
+    assert imported.kind == "ScaleShiftMACE" and imported.head == "Default"
+    assert "SHA-256" in (imported.metadata.comment or "")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_weights_go_there_and_back(name: str) -> None:
+    expected = files.model(plan_of(name))
+    arrays = {key: value.detach().numpy() for key, value in expected.named_parameters()}
+    back = weights_from_original(weights_to_original(arrays, expected.plan), expected.plan)
+    assert back.keys() == arrays.keys()
+    assert all(np.array_equal(back[key], arrays[key]) for key in arrays)
+
+
+def test_single_precision_stays(tmp_path: Path) -> None:
+    expected = files.model(dtype=torch.float32)
+    path = files.write_original(tmp_path / "old.model", files.tree_of(expected))
+    assert open_model(path).stored_dtype == torch.float32
+    assert open_model(path, dtype=torch.float64).model.dtype == torch.float64
+
+
+def test_a_checkpoint_needs_what_it_does_not_tell(tmp_path: Path) -> None:
+    plan = ModelPlan.model_validate(files.PLAN.model_dump() | {"l_max": 2})
+    expected = files.model(plan)
+    state = {name: value.detach() for name, value in files.state_of(expected).items()}
+    path = files.write_original(tmp_path / "old.pt", {"model": state, "optimizer": {}, "lr_scheduler": {}})
+    with pytest.raises(UserError, match="checkpoint does not tell .* --like"):
+        import_original(path)
+    told = import_original(path, known=Known(avg_num_neighbors=7.5, gate="silu"))
+    assert_equal(told.model, expected)
+    ours = save_model(tmp_path / "new.model", expected)
+    theirs = files.write_original(tmp_path / "old.model", files.tree_of(expected))
+    for like in (ours, theirs):
+        assert_equal(import_original(path, known=known_from(like)).model, expected)
+
+
+def test_the_kind_of_ambiguous_layers_is_asked_for(tmp_path: Path) -> None:
+    state = {name: value.detach() for name, value in files.state_of(files.model()).items()}
+    path = files.write_original(tmp_path / "old.pt", {"model": {f"module.{n}": v for n, v in state.items()}})
+    three = ModelPlan.model_validate(files.PLAN.model_dump() | PLANS["three_layers"])
+    ambiguous = {name: value.detach() for name, value in files.state_of(files.model(three)).items()}
+    known = Known(avg_num_neighbors=7.5, gate="silu")
+    assert_equal(import_original(path, known=known).model, files.model())
+    with pytest.raises(UserError, match="does not tell the kind of its layer 1"):
+        import_original(files.write_original(tmp_path / "three.pt", {"model": ambiguous}), known=known)
+
+
+def heads(tmp_path: Path) -> Path:
+    """Write a model of two heads, the second of which is the usual one."""
+    original = files.model()
+    state, n = files.state_of(original), original.plan.n_channels
+    width = original.plan.readout_channels
+    state["atomic_energies_fn.atomic_energies"] = torch.tensor(
+        [(0.0, 0.0, 0.0), original.plan.reference_energies], dtype=torch.float64
+    )
+    for name in ("scale", "shift"):
+        state[f"scale_shift.{name}"] = torch.tensor([9.0, float(state[f"scale_shift.{name}"])], dtype=torch.float64)
+    first = state["readouts.0.linear.weight"].detach()
+    state["readouts.0.linear.weight"] = torch.nn.Parameter(torch.stack([first * 5, first], dim=1).reshape(-1))
+    hidden, last = (state[f"readouts.1.linear_{i}.weight"].detach() for i in (1, 2))
+    hidden = hidden.reshape(n, width)
+    state["readouts.1.linear_1.weight"] = torch.nn.Parameter(torch.cat([hidden * 3, hidden], dim=1).reshape(-1))
+    whole = torch.zeros(2 * width, 2, dtype=torch.float64)
+    whole[:width, 0], whole[width:, 1] = 7.0, last * 2**0.5
+    whole[:width, 1] = 11.0  # never used: the mask of the head is zero there
+    state["readouts.1.linear_2.weight"] = torch.nn.Parameter(whole.reshape(-1))
+    return files.write_original(tmp_path / "heads.model", files.tree_of(original, state, heads=["one", "two"]))
+
+
+def test_one_of_several_heads_is_taken(tmp_path: Path) -> None:
+    path = heads(tmp_path)
+    with pytest.raises(UserError, match="has 2 heads .one, two., .* --head two"):
+        import_original(path)
+    with pytest.raises(UserError, match="no head 'three'; its heads are one, two"):
+        import_original(path, "three")
+    imported = import_original(path, "two")
+    expected = files.model()
+    assert imported.model.plan == expected.plan
+    for name, value in imported.model.named_parameters():
+        assert torch.allclose(value, expected.get_parameter(name), rtol=1e-14), name
+    assert import_original(path, "one").model.plan.scale == 9.0
+
+
+def legacy(root: Any) -> bytes:
+    """Write the format of torch before 1.6."""
+    data, storages = files.pickled(root)
+    keys = [str(i) for i in range(len(storages))]
+    raw = b"".join(struct.pack("<q", t.numel()) + t.numpy().tobytes() for t in storages)
+    start = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    return start + data + pickle.dumps(keys, 2) + raw
+
+
+def test_the_format_of_old_torch(tmp_path: Path) -> None:
+    expected, path = files.model(), tmp_path / "old.model"
+    whole = legacy(files.tree_of(expected))
+    path.write_bytes(whole)
+    assert_equal(import_original(path).model, expected)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match="cut off"):
+        import_original(path)
+
+
+def test_older_layouts_of_attributes(tmp_path: Path) -> None:
+    """Scale and shift as numbers, reference energies of one axis, no list of heads."""
+    expected = files.model()
+    state = files.state_of(expected)
+    scale, shift = (float(state.pop(f"scale_shift.{name}")) for name in ("scale", "shift"))
+    state["atomic_energies_fn.atomic_energies"] = torch.tensor(expected.plan.reference_energies, dtype=torch.float64)
+    tree = files.tree_of(expected, state)
+    tree._modules["scale_shift"] = files.module("mace.modules.blocks.ScaleShiftBlock", scale=scale, shift=shift)
+    assert_equal(import_original(files.write_original(tmp_path / "old.model", tree)).model, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "AtomicDipolesMACE"}, "AtomicDipolesMACE: models of dipoles"),
+        ({"kind": "EnergyDipolesMACE"}, "EnergyDipolesMACE"),
+        ({"kind": "PolarMACE"}, "long-range electrostatics"),
+        ({"kind": "SomethingElse"}, "a SomethingElse: this class of models is not known"),
+        ({"use_so3": True}, "use_so3=True"),
+        ({"use_last_readout_only": True}, "use_last_readout_only=True"),
+    ],
+)
+def test_what_does_not_exist_here_is_named(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = files.write_original(tmp_path / "old.model", files.tree_of(files.model(), **changes))
+    with pytest.raises(UserError, match=reason):
+        import_original(path)
+
+
+def test_other_interactions_are_named(tmp_path: Path) -> None:
+    tree = files.tree_of(files.model())
+    layers = tree._modules["interactions"]._modules
+    word = "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"
+    layers["1"] = files.module(word, layers["1"]._modules, avg_num_neighbors=7.5)
+    with pytest.raises(UserError, match="layer 1 is a RealAgnosticAttResidualInteractionBlock"):
+        import_original(files.write_original(tmp_path / "old.model", tree))
+
+
+def test_accelerated_copies_are_named(tmp_path: Path) -> None:
+    tree = files.tree_of(files.model())
+    tree._modules["interactions"]._modules["0"]._modules["conv_tp"] = files.module("cuequivariance_torch.Tensor")
+    with pytest.raises(UserError, match="converted for cuEquivariance; convert it back"):
+        import_original(files.write_original(tmp_path / "old.model", tree))
+
+
+def test_another_order_of_paths_is_noticed(tmp_path: Path) -> None:
+    tree = files.tree_of(files.model())
+    convolution = tree._modules["interactions"]._modules["1"]._modules["conv_tp"]
+    convolution.instructions = convolution.instructions[::-1]
+    with pytest.raises(UserError, match="the order of paths in layer 1"):
+        import_original(files.write_original(tmp_path / "old.model", tree))
+
+
+def test_another_activation_is_noticed(tmp_path: Path) -> None:
+    tree = files.tree_of(files.model())
+    acts = tree._modules["readouts"]._modules["1"]._modules["non_linearity"]._modules["acts"]
+    acts._modules["0"].cst = 1.5
+    with pytest.raises(UserError, match="the scale of the activation"):
+        import_original(files.write_original(tmp_path / "old.model", tree))
+
+
+@pytest.mark.parametrize(("degree", "order"), [(0, 2), (1, 2), (0, 3), (1, 3)])
+def test_weights_of_another_basis_give_the_same_polynomial(degree: int, order: int) -> None:
+    coupling = files.coupling_tensor(files.PLAN, degree, order).numpy()
+    rng = np.random.default_rng(4)
+    n = coupling.shape[-1]
+    mixing = rng.normal(size=(n, n))
+    weights = rng.normal(size=(3, n, 2))
+    found = map_to_ours(coupling @ mixing, weights, files.PLAN.l_max, degree, order)
+    assert np.allclose(coupling @ found[0], coupling @ mixing @ weights[0], atol=1e-10)
+    assert map_to_ours(coupling, weights, files.PLAN.l_max, degree, order) is weights
+    with pytest.raises(CouplingError, match="not those of this program"):
+        map_to_ours(coupling + 0.1, weights, files.PLAN.l_max, degree, order)
+
+
+def test_own_files_are_opened_too(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "new.model", files.model())
+    assert_equal(open_model(path).model, files.model())
+    with pytest.raises(UserError, match="no head 'pt'"):
+        open_model(path, head="pt")

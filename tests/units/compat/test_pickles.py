@@ -1,0 +1,99 @@
+"""Does the reader of pickles agree with Python's on plain data, and only write down what Python would run?"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mace.compat.archives import CONSTRUCTORS
+from mace.compat.pickles import MAX_TEXT, OMITTED, HostileError, Machine, Name, PickleError, Record
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-5, 5), inner) | st.tuples(inner, inner),
+    max_leaves=20,
+)
+
+
+def read(data: bytes) -> Any:
+    return Machine(data, 0, CONSTRUCTORS).read()
+
+
+@given(PLAIN, st.integers(2, 5))
+def test_plain_data_of_every_protocol(value: Any, protocol: int) -> None:
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("value", [[1, -2, 3.5], {"a": (None, True, False)}, "text", [[]] * 3])
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_plain_data_of_old_protocols(value: Any, protocol: int) -> None:
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+class Point:
+    """Something with attributes."""
+
+    def __init__(self) -> None:
+        self.x = 1
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_object_becomes_a_record(protocol: int) -> None:
+    found = read(pickle.dumps(Point(), protocol))
+    assert isinstance(found, Record)
+    assert found.state == {"x": 1}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_ordered_dictionaries_are_understood(protocol: int) -> None:
+    found = read(pickle.dumps(OrderedDict(a=1, b=2), protocol))
+    assert found == {"a": 1, "b": 2}
+
+
+def test_a_set_is_a_record_of_its_items() -> None:
+    assert read(pickle.dumps({1}, 4)).items == [1]
+    assert read(pickle.dumps(frozenset([1]), 4)).items == [1]
+
+
+def test_shared_objects_stay_shared() -> None:
+    shared: list[int] = []
+    first, second = read(pickle.dumps([shared, shared]))
+    assert first is second
+
+
+def test_long_texts_are_left_out() -> None:
+    assert read(pickle.dumps("x" * (MAX_TEXT + 1), 4)) is OMITTED
+    assert read(pickle.dumps("x" * MAX_TEXT, 4)) == "x" * MAX_TEXT
+
+
+def test_a_name_is_never_looked_up() -> None:
+    assert read(b"cno.such.module\nthing\n.") == Name("no.such.module", "thing")
+
+
+@pytest.mark.parametrize("name", ["os\nsystem", "nt\nsystem", "builtins\neval", "__builtin__\nexec", "subprocess\nrun"])
+def test_names_of_attacks_are_refused(name: str) -> None:
+    with pytest.raises(HostileError):
+        read(f"c{name}\n.".encode())
+
+
+def test_harmless_functions_of_the_same_modules_are_records() -> None:
+    assert read(b"cbuiltins\nset\n(]tR.").name == Name("builtins", "set")
+
+
+@pytest.mark.parametrize("end", range(1, 60))
+def test_every_cut_is_noticed(end: int) -> None:
+    data = pickle.dumps({"a": [1, 2.5, "text"], "b": (None, b"bytes", 2**70)}, 4)
+    with pytest.raises(PickleError):
+        read(data[: min(end, len(data) - 1)])
+
+
+def test_the_place_behind_a_pickle_is_known() -> None:
+    data = pickle.dumps(1, 2) + pickle.dumps(2, 2)
+    machine = Machine(data)
+    assert machine.read() == 1
+    assert Machine(data, machine.place).read() == 2
