@@ -87,7 +87,6 @@ def test_the_model_waits_for_room(tmp_path: Path, data: Path, monkeypatch: pytes
         pauses.append(seconds)
         disk.end = 0  # somebody made room
 
-    monkeypatch.setattr(saving.time, "sleep", pause)
     monkeypatch.setattr(saving.insist, "__defaults__", (pause,))
     save = saving.StateKeeper.best_weights
 
