@@ -69,9 +69,7 @@ def evaluate(
     """
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
     total, sums = ErrorAccumulator(), {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
-    types = np.array([c.config_type for c in dataset.configurations])
-    by_type: dict[str, ErrorAccumulator] = {}
-    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    details = _Details(np.array([c.config_type for c in dataset.configurations]))
     forces = loss.needs_forces or (forces and bool(dataset.labelled("forces").any()))
     labelled_stress = bool((dataset.labelled("stress") | dataset.labelled("virials")).any())
     stress = loss.needs_stress or (stress and labelled_stress)
@@ -94,18 +92,38 @@ def evaluate(
         for batch, labelled in limit.work(dataset, own[start : start + batch_size], predicted):
             _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
             if keep_pairs:
-                of_structure = types[batch.structures]
-                for kind in np.unique(of_structure):
-                    _accumulate(by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
-                for name, rows in labelled.items():
-                    pairs.setdefault(name, []).append(rows.per_atom_pair())
+                details.add(batch, labelled)
     value, metrics = _combined(loss, sums, total, team)
-    return Evaluation(
-        value,
-        metrics,
-        {kind: accumulator.result() for kind, accumulator in by_type.items()},
-        {name: join_pairs(parts) for name, parts in pairs.items()},
-    )
+    return Evaluation(value, metrics, details.errors_by_type(), details.joined_pairs())
+
+
+class _Details:
+    """Errors by config_type, and all pairs of reference and prediction.
+
+    Args:
+        types: Of every structure of the dataset.
+    """
+
+    def __init__(self, types: np.ndarray) -> None:
+        self._types = types
+        self._by_type: dict[str, ErrorAccumulator] = {}
+        self._pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, batch: Batch, labelled: dict[str, _Rows]) -> None:
+        """Take in a batch."""
+        of_structure = self._types[batch.structures]
+        for kind in np.unique(of_structure):
+            _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
+        for name, rows in labelled.items():
+            self._pairs.setdefault(name, []).append(rows.per_atom_pair())
+
+    def errors_by_type(self) -> dict[str, dict[str, float]]:
+        """Return the errors of each config_type."""
+        return {kind: accumulator.result() for kind, accumulator in self._by_type.items()}
+
+    def joined_pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return references and predictions by property."""
+        return {name: join_pairs(parts) for name, parts in self._pairs.items()}
 
 
 def _combined(
