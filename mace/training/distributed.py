@@ -24,7 +24,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from mace.errors import RunInterrupted, UserError
 from mace.training.launch import Launch
 from mace.training.memory import is_out_of_memory
-from mace.training.watchdog import Watchdog
+from mace.training.watchdog import INTERVAL, Watchdog
 
 _Item = TypeVar("_Item")
 
@@ -197,6 +197,8 @@ class DistributedTeam(Team):
             return
         status = error.status if isinstance(error, RunInterrupted) else 2
         first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
+        if self.is_first:
+            time.sleep(3 * INTERVAL)  # it serves the store, in which the others are to see that
         if isinstance(error, RunInterrupted):
             first = self.is_first
         if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):

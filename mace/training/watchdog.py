@@ -38,6 +38,7 @@ class Watchdog(threading.Thread):
         self._next = (rank + 1) % size
         self._told = threading.Event()
         self._beats = 0
+        self._failure: str | None = None
         self.left = False
         store.set_timeout(timedelta(seconds=10))
         store.set(f"mace/name/{rank}", name)
@@ -65,6 +66,7 @@ class Watchdog(threading.Thread):
             try:
                 self._store.set(f"mace/alive/{self._rank}", str(self._beats))
                 if self._store.check([_FAILED]):
+                    self._failure = self._store.get(_FAILED).decode()
                     self._end()
                     return
                 sign = self._store.get(f"mace/alive/{self._next}").decode()
@@ -91,8 +93,8 @@ class Watchdog(threading.Thread):
         entry = f"{self._rank} {status} {text}"
         try:
             return self._store.compare_set(_FAILED, "", entry).decode() == entry
-        except RuntimeError:  # the store is gone with the first process
-            return True
+        except RuntimeError:  # the store is gone with the first process; whether it told an error may be known
+            return self._failure is None
 
     def reported(self) -> str | None:
         """Return the error that was told, if there is one."""
@@ -115,7 +117,8 @@ class Watchdog(threading.Thread):
         """End this process: at once if it was not told by itself, else if it does not end on its own."""
         status, reporter = 2, None
         if text is None:
-            entry = self._store.get(_FAILED).decode().split(" ", 2)
+            assert self._failure is not None
+            entry = self._failure.split(" ", 2)
             reporter, status, text = int(entry[0]), int(entry[1]), entry[2]
         # the main thread may know already, and say it better; it may also wait for the lost process forever
         if self._told.wait(PATIENCE):
