@@ -76,6 +76,7 @@ class Interaction(nn.Module):
         self.kind = plan.interactions[layer]
         self.compiled = False
         self._table: RadialTable | None = None
+        self._blocked_table: Tensor | None = None
         self.l_in, self.l_out, self.l_max = plan.l_in(layer), plan.l_out(layer), plan.l_max
         self.avg_num_neighbors = plan.avg_num_neighbors
         n, elements = plan.n_channels, plan.n_elements
