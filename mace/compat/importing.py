@@ -90,7 +90,9 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         plan = recover_plan(reader, place)
         n_checks = verify(reader, plan)
         dtype = getattr(torch, precision_of(original.state))
-        weights = weights_from_original(original.state, plan, place, len(heads))
+        # heads of a model of dipoles differ in their reference energies only
+        n_heads = 1 if plan.predicts_dipole else len(heads)
+        weights = weights_from_original(original.state, plan, place, n_heads)
         model = _built(plan, weights, dtype)
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error

@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from mace.compat.modules import Module, Original, number
 from mace.compat.pickles import Name, Record
 from mace.errors import UserError
-from mace.model.plan import MAX_L, InteractionPlan, ModelPlan
+from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, InteractionPlan, ModelPlan
+from mace.units import DEBYE_OF_MACE_TORCH
 
-KINDS = ("MACE", "ScaleShiftMACE")
+KINDS = ("MACE", "ScaleShiftMACE", *WITH_DIPOLE)
 _OTHER_KINDS = {
-    "AtomicDipolesMACE": "models of dipoles cannot be opened yet",
-    "EnergyDipolesMACE": "models of energies and dipoles cannot be opened yet",
     "AtomicDielectricMACE": "models of polarizabilities do not exist here",
     "BOTNet": "BOTNet models do not exist here",
     "ScaleShiftBOTNet": "BOTNet models do not exist here",
@@ -37,6 +36,9 @@ _GATES = {"silu": "silu", "tanh": "tanh", "abs": "abs", "absolute": "abs"}
 _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n": "chebyshev"}
 # attributes of a model that change what it computes, with the value at which they do not
 _HARMLESS = {"apply_cutoff": True, "use_so3": False, "use_agnostic_product": False, "use_last_readout_only": False}
+_ENERGIES = "atomic_energies_fn.atomic_energies"
+_USUAL_WIDTH = 16
+"""Width of the hidden layer that a model of one layer does not have."""
 MAX_ATOMIC_NUMBER = 118
 SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
@@ -114,8 +116,7 @@ class Reader:
 
 def heads_of(reader: Reader) -> tuple[str, ...]:
     """Return the names of the heads, numbers where the file has no names."""
-    energies = np.atleast_2d(reader.array("atomic_energies_fn.atomic_energies"))
-    n = len(energies)
+    n = 1 if dipole_kind(reader) == "AtomicDipolesMACE" else len(np.atleast_2d(reader.array(_ENERGIES)))
     names = reader.known.heads or (reader.tree.attributes.get("heads") if reader.tree is not None else None)
     if n == 1 and not names:
         return ("Default",)
@@ -170,23 +171,22 @@ def recover_plan(reader: Reader, head: int) -> ModelPlan:
     Raises:
         CannotConvert: If something is missing or does not exist here.
     """
-    energies = np.atleast_2d(reader.array("atomic_energies_fn.atomic_energies"))
+    kind = dipole_kind(reader)
     numbers = [int(z) for z in reader.array("atomic_numbers").reshape(-1)]
     if not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
         raise CannotConvert("its atomic numbers are none")
-    if energies.shape[1] != len(numbers):
-        raise CannotConvert(f"it has {energies.shape[1]} reference energies for {len(numbers)} elements")
+    energies = _reference_energies(reader, kind, len(numbers))
     n_layers = reader.count("interactions.")
     if n_layers < 1:
         raise CannotConvert("it has no interactions")
     n_channels = _exact(reader.array("node_embedding.linear.weight").size, len(numbers), "node_embedding")
     hidden, l_max = _degrees(reader, 0), _l_max(reader)
     if n_layers == 1:
-        hidden = (0,)
+        hidden = (0,) if kind is None else (0, 1)
     interactions = _interactions(reader, n_layers, n_channels, len(numbers), l_max, hidden)
     scale, shift = _scale_shift(reader, head)
-    readout_channels, gate = _last_readout(reader, n_layers, n_channels, len(energies))
-    word = "MACE" if not interactions[0].residual and shift == 0.0 else "ScaleShiftMACE"
+    readout = _last_readout(reader, n_layers, n_channels, len(energies), kind)
+    word = kind or ("MACE" if not interactions[0].residual and shift == 0.0 else "ScaleShiftMACE")
     numbers_of_neighbors = _avg_num_neighbors(reader, n_layers, interactions)
     try:
         return ModelPlan.model_validate(
@@ -199,18 +199,52 @@ def recover_plan(reader: Reader, head: int) -> ModelPlan:
                 "interactions": interactions,
                 "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
                 "radial_mlp": _radial_mlp(reader),
-                "readout_channels": readout_channels,
-                "gate": gate,
                 "avg_num_neighbors": numbers_of_neighbors,
                 "atomic_numbers": tuple(numbers),
                 "reference_energies": tuple(float(energy) for energy in energies[head]),
                 "scale": scale,
                 "shift": shift,
+                "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
+                **readout,
                 **_radial(reader),
             }
         )
     except ValidationError as error:
         raise CannotConvert(f"its plan is not possible here: {error.errors()[0]['msg']}") from error
+
+
+def dipole_kind(reader: Reader) -> str | None:
+    """Return the class of a model of dipoles, None for one of energies; a checkpoint tells it by its shapes.
+
+    Raises:
+        CannotConvert: If it is a model of dipoles whose last layer has no vectors.
+    """
+    last = reader.count("products.") - 1
+    if reader.tree is not None:
+        kind = reader.tree.kind if reader.tree.kind in WITH_DIPOLE else None
+    elif _ENERGIES not in reader.state:
+        kind = "AtomicDipolesMACE"
+    elif last > 0:
+        kind = "EnergyDipolesMACE" if 1 in _degrees(reader, last) else None
+    else:
+        # one layer may have vectors that nothing reads; a map to energy and dipole has twice the weights
+        n_heads, numbers = len(np.atleast_2d(reader.array(_ENERGIES))), reader.array("atomic_numbers")
+        per_channel = reader.array("readouts.0.linear.weight").size * numbers.size
+        both = per_channel == 2 * reader.array("node_embedding.linear.weight").size
+        kind = "EnergyDipolesMACE" if both and n_heads == 1 else None
+    if kind is not None and 1 not in _degrees(reader, last):
+        raise CannotConvert("its last layer has no vectors")
+    return kind
+
+
+def _reference_energies(reader: Reader, kind: str | None, n_elements: int) -> np.ndarray:
+    """Return the reference energies, ``[heads, elements]``; one head without elements where no energy is predicted."""
+    if kind is not None and kind not in WITH_ENERGY:
+        return np.zeros((1, 0))
+    energies = np.atleast_2d(reader.array(_ENERGIES))
+    if energies.shape[1] != n_elements:
+        raise CannotConvert(f"it has {energies.shape[1]} reference energies for {n_elements} elements")
+    return energies
 
 
 def check_kind(reader: Reader) -> None:
@@ -319,7 +353,7 @@ def _interactions(
     for layer in range(n_layers):
         per_degree = n_elements * n_channels**2
         n_maps = _exact(reader.array(f"interactions.{layer}.skip_tp.weight").size, per_degree, f"layer {layer}")
-        l_in, l_out = hidden if layer else (0,), hidden if layer < n_layers - 1 else (0,)
+        l_in, l_out = hidden if layer else (0,), _degrees(reader, layer)
         n_residual, n_plain = len(set(l_in) & set(l_out)), l_max + 1
         if n_residual == n_plain:
             raise CannotConvert(f"a checkpoint does not tell the kind of its layer {layer}")
@@ -365,29 +399,47 @@ def _scale_shift(reader: Reader, head: int) -> tuple[float, float]:
     return values[0], values[1]
 
 
-def _last_readout(reader: Reader, n_layers: int, n_channels: int, n_heads: int) -> tuple[int, str]:
-    """Return width and activation of the last readout."""
+def _last_readout(
+    reader: Reader, n_layers: int, n_channels: int, n_heads: int, kind: str | None
+) -> dict[str, int | str]:
+    """Return widths and activation of the last readout."""
     if reader.count("readouts.") != n_layers:
         raise CannotConvert(f"it has {reader.count('readouts.')} readouts for {n_layers} layers")
     path = f"readouts.{n_layers - 1}"
     if n_layers == 1:
-        return 16, "silu"
+        return {"readout_channels": 0 if kind == "AtomicDipolesMACE" else _USUAL_WIDTH}
     if f"{path}.linear_1.weight" not in reader.state:
         module = reader.module(path)
         raise CannotConvert(f"its last readout is {module.kind if module else 'of another kind'}")
-    hidden = _exact(reader.array(f"{path}.linear_1.weight").size, n_channels * n_heads, "the last readout")
+    total = reader.array(f"{path}.linear_1.weight").size
+    if kind is None:
+        return {
+            "readout_channels": _exact(total, n_channels * n_heads, "the last readout"),
+            "gate": _gate(reader, path),
+        }
+    # every vector of the hidden layer has a gate besides, where scalars reach the layer
+    width, outputs = _exact(total, n_channels, "the last readout"), reader.array(f"{path}.linear_2.weight").size
+    vectors = width if kind == "AtomicDipolesMACE" else width - outputs
+    return {"readout_channels": outputs - vectors, "readout_vectors": vectors, "gate": _gate(reader, path)}
+
+
+def _gate(reader: Reader, path: str) -> str:
+    """Return the activation of a readout."""
     if reader.tree is None:
         if reader.known.gate is None:
             raise CannotConvert("a checkpoint does not tell the activation of its last readout (gate)")
-        return hidden, reader.known.gate
-    act = reader.module(f"{path}.non_linearity.acts.0")
-    function = act.attributes.get("f") if act is not None else reader.attribute(f"{path}.non_linearity", "f")
-    if act is None and function is None:
-        return hidden, "None"
-    name = _function_name(function)
-    if name not in _GATES:
-        raise CannotConvert(f"the activation {name} of its last readout does not exist here")
-    return hidden, _GATES[name]
+        return reader.known.gate
+    functions = []
+    for place in ("non_linearity", "equivariant_nonlin.act_scalars", "equivariant_nonlin.act_gates"):
+        functions += [reader.attribute(f"{path}.{place}.acts.0", "f"), reader.attribute(f"{path}.{place}", "f")]
+    functions += [reader.attribute(f"{path}.equivariant_nonlin", name) for name in ("_act_scalar", "_act_gate")]
+    names = {_function_name(function) for function in functions if function is not None}
+    for name in sorted(names):
+        if name not in _GATES:
+            raise CannotConvert(f"the activation {name} of its last readout does not exist here")
+    if len(names) > 1:
+        raise CannotConvert(f"its last readout has several activations ({', '.join(sorted(names))})")
+    return _GATES[names.pop()] if names else "None"
 
 
 def _function_name(function: Any) -> str:

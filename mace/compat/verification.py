@@ -147,7 +147,18 @@ def _activations(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
     if reader.tree is None:
         return
     for path, module in reader.tree.walk():
-        factor = number(module.attributes.get("cst")) if module.kind == "normalize2mom" else None
-        if factor is not None:
-            gate = plan.gate if path.startswith("readouts.") else "silu"
+        gate = plan.gate if path.startswith("readouts.") else "silu"
+        for factor in _factors(module):
             yield f"the scale of the activation '{path}'", abs(factor - activation(gate)[1]) < 1e-6
+
+
+def _factors(module: Module) -> list[float]:
+    """Return the factors of the activations that a module holds itself."""
+    attributes = module.attributes
+    if module.kind == "normalize2mom":
+        found = [attributes.get("cst")]
+    elif module.kind == "GatedEquivariantBlock":
+        found = [attributes.get(f"_{w}_cst") for w in ("scalar", "gate") if attributes.get(f"_act_{w}") is not None]
+    else:
+        found = []
+    return [factor for value in found if (factor := number(value)) is not None]

@@ -2,7 +2,7 @@
 
     /path/to/environment/bin/python tests/compat_fixtures/make_models.py FOLDER [NAME ...]
 
-Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures, energies, forces and stress in float64.
+Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures and what a model predicts in float64: energies, forces, stress, dipoles.
 With the folder named in MACE_COMPAT_FIXTURES the tests of tests/parity/test_original_files.py open them. Any version
 from 0.3.4 to 0.3.16 will do: arguments it does not know are left out, and cases that need them are skipped.
 """
@@ -45,9 +45,15 @@ def case(hidden: str, l_max: int, correlation: int, layers: int, **more: object)
     """Describe one case; see `CASES`."""
     return {
         "hidden": hidden, "l_max": l_max, "correlation": correlation, "layers": layers, "model": "ScaleShiftMACE",
-        "first": RESIDUAL, "other": RESIDUAL, "dtype": "float64", "r_max": 4.0, "gate": "silu", "options": {},
+        "first": RESIDUAL, "other": RESIDUAL, "dtype": "float64", "r_max": 4.0, "gate": "silu", "mlp": "5x0e",
+        "options": {},
     } | more  # fmt: skip
 
+
+ATOMIC = {"model": "AtomicDipolesMACE", "first": PLAIN, "mlp": "3x1o"}
+ENERGY = {"model": "EnergyDipolesMACE", "first": PLAIN, "mlp": "5x0e+3x1o"}
+TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
+"""What the original's calculator has to be told."""
 
 CASES = {
     "plain": case("0e+1o", 3, 3, 2, model="MACE", first=PLAIN),
@@ -73,6 +79,19 @@ CASES = {
     "late_cutoff": case("0e+1o", 2, 2, 2, options={"apply_cutoff": False}),
     "last_readout": case("0e+1o", 2, 2, 2, options={"use_last_readout_only": True}),
     "agnostic_product": case("0e+1o", 2, 2, 2, options={"use_agnostic_product": True}),
+    "dipoles_one_layer": case("0e+1o+2e", 2, 2, 1, **ATOMIC),
+    "dipoles_vectors": case("0e+1o", 3, 3, 2, **ATOMIC),
+    "dipoles_tensors": case("0e+1o+2e", 2, 2, 3, **ATOMIC | {"first": RESIDUAL}, gate="tanh"),
+    "dipoles_gaussian": case("0e+1o", 2, 2, 2, **ATOMIC, options={"radial_type": "gaussian"}),
+    "dipoles_single": case("0e+1o", 2, 2, 2, **ATOMIC, dtype="float32"),
+    "energy_dipoles_one_layer": case("0e+1o", 1, 3, 1, **ENERGY),
+    "energy_dipoles_vectors": case("0e+1o", 3, 3, 2, **ENERGY),
+    "energy_dipoles_tensors": case("0e+1o+2e", 2, 2, 2, **ENERGY, gate="tanh"),
+    "energy_dipoles_three_layers": case("0e+1o", 2, 2, 3, **ENERGY, gate="None", options={"radial_MLP": [7, 9]}),
+    "energy_dipoles_residual": case("0e+1o", 2, 2, 2, **ENERGY | {"first": RESIDUAL}, gate="abs"),
+    "energy_dipoles_density": case("0e+1o", 2, 2, 2, **ENERGY | {"first": DENSITY, "other": DENSITY_RESIDUAL}),
+    "energy_dipoles_scalars": case("0e+1o", 2, 2, 2, **ENERGY | {"mlp": "5x0e"}),
+    "energy_dipoles_single": case("0e+1o+2e", 2, 2, 2, **ENERGY, dtype="float32"),
 }
 
 
@@ -110,7 +129,7 @@ def build(settings: dict) -> torch.nn.Module:
     arguments = {
         "r_max": settings["r_max"], "num_bessel": 6, "num_polynomial_cutoff": 5, "max_ell": settings["l_max"],
         "num_interactions": settings["layers"], "num_elements": len(numbers), "hidden_irreps": o3.Irreps(hidden),
-        "MLP_irreps": o3.Irreps("5x0e"), "avg_num_neighbors": 9.5, "atomic_numbers": numbers,
+        "MLP_irreps": o3.Irreps(settings["mlp"]), "avg_num_neighbors": 9.5, "atomic_numbers": numbers,
         "correlation": settings["correlation"], "gate": modules.gate_dict[settings["gate"]],
         "atomic_energies": np.stack([energies, energies + 0.25]) if heads else energies,
     }  # fmt: skip
@@ -123,7 +142,10 @@ def build(settings: dict) -> torch.nn.Module:
             "atomic_inter_scale": [0.8, 0.5] if heads else 0.8,
             "atomic_inter_shift": [0.3, -0.2] if heads else 0.3,
         }
-    known = set(inspect.signature(modules.MACE.__init__).parameters)
+    if settings["model"] == "AtomicDipolesMACE":
+        arguments["atomic_energies"] = None
+    described = kind if settings["model"] in TYPES else modules.MACE
+    known = set(inspect.signature(described.__init__).parameters)
     if missing := set(options) - known:
         raise NotImplementedError(", ".join(sorted(missing)))
     for name, value in (("use_reduced_cg", False), ("radial_MLP", [8, 8])):
@@ -144,17 +166,20 @@ def in_double_precision(settings: dict, model: torch.nn.Module) -> torch.nn.Modu
     return exact
 
 
-def evaluate(path: Path, head: str | None) -> dict[str, np.ndarray]:
-    """Compute all structures with the original's calculator."""
+def evaluate(path: Path, kind: str, head: str | None) -> dict[str, np.ndarray]:
+    """Compute all structures with the original's calculator; dipoles are in Debye."""
     options = {} if head is None else {"head": head}
+    if kind in TYPES:
+        options["model_type"] = TYPES[kind]
     calculator = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **options)
     result = {}
     for i, atoms in enumerate(structures()):
         arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
         result |= {f"{i}/{key}": value for key, value in arrays.items()}
         calculator.calculate(atoms)
-        for key in ("energy", "forces", "stress"):
-            result[f"{i}/{key}"] = np.asarray(calculator.results[key])
+        for key in ("energy", "forces", "stress", "dipole"):
+            if key in calculator.results:
+                result[f"{i}/{key}"] = np.asarray(calculator.results[key])
     return result
 
 
@@ -170,16 +195,16 @@ def write(folder: Path, name: str, settings: dict) -> None:
     else:
         evaluated = path
     head = settings["options"].get("heads", [None])[-1]
-    result = evaluate(evaluated, head)
+    result = evaluate(evaluated, settings["model"], head)
     if evaluated != path:
         evaluated.unlink()
-    if name == "scale_shift":
+    if name in ("scale_shift", "dipoles_vectors", "energy_dipoles_vectors"):
         content = {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}}
         torch.save(content, folder / f"{name}_run-1_epoch-2.pt")
     told = {key: value if isinstance(value, (str, int, float, list)) else str(value) for key, value in settings.items()}
     provenance = {"version": version("mace-torch"), "torch": torch.__version__, "head": head}
     np.savez_compressed(folder / f"{name}.npz", settings=json.dumps(told | provenance), **result)
-    print(folder.name, name, float(result["0/energy"]), path.stat().st_size)
+    print(folder.name, name, *(key for key in result if key.startswith("0/")), path.stat().st_size)
 
 
 def main() -> None:
