@@ -15,7 +15,7 @@ import torch
 
 from mace.compat.couplings import _our_polynomials
 from mace.compat.exporting import original_arguments
-from mace.compat.weights import weights_to_original
+from mace.compat.weights import weights_to_original, written_degrees
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.kernels.convolution import convolution_paths
 from mace.model.mace import MACE
@@ -90,21 +90,23 @@ def state_of(original: MACE, heads: int = 1) -> dict[str, torch.Tensor]:
     arrays = {name: value.detach().numpy() for name, value in original.named_parameters()}
     weights = weights_to_original(arrays, plan)
     state: dict[str, torch.Tensor] = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in weights.items()}
-    energies = torch.tensor([plan.reference_energies] * heads, dtype=dtype)
+    if plan.predicts_energy:
+        energies = torch.tensor([plan.reference_energies] * heads, dtype=dtype)
+        state["atomic_energies_fn.atomic_energies"] = energies
+    if not plan.predicts_dipole:
+        state["scale_shift.scale"] = torch.tensor(plan.scale, dtype=dtype)
+        state["scale_shift.shift"] = torch.tensor(plan.shift, dtype=dtype)
     state |= {
         "atomic_numbers": torch.tensor(plan.atomic_numbers),
         "r_max": torch.tensor(plan.r_max, dtype=dtype),
         "num_interactions": torch.tensor(plan.n_layers),
-        "atomic_energies_fn.atomic_energies": energies,
         "radial_embedding.cutoff_fn.p": torch.tensor(plan.num_cutoff_basis, dtype=torch.int),
-        "scale_shift.scale": torch.tensor(plan.scale, dtype=dtype),
-        "scale_shift.shift": torch.tensor(plan.shift, dtype=dtype),
     }
     state["radial_embedding.bessel_fn.bessel_weights"] = (
         torch.arange(1, plan.num_radial_basis + 1, dtype=torch.float64) * (torch.pi / plan.r_max)
     ).to(dtype)
     for layer in range(plan.n_layers):
-        for place, degree in enumerate(plan.l_out(layer)):
+        for place, degree in enumerate(written_degrees(plan, layer)):
             for order in range(1, plan.correlation[layer] + 1):
                 name = f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}"
                 if symmetric_basis(plan.l_max, degree, order).n_paths:
@@ -121,11 +123,10 @@ _PACKAGES = {
 }
 
 
-def tree_of(
-    original: MACE, state: dict[str, torch.Tensor] | None = None, kind: str = "ScaleShiftMACE", **more: Any
-) -> Any:
+def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: str | None = None, **more: Any) -> Any:
     """Return a whole model as an object of modules, with the attributes that shapes do not tell."""
     plan = original.plan
+    kind = kind or (plan.model if plan.predicts_dipole else "ScaleShiftMACE")
     state = state_of(original) if state is None else state
     words = original_arguments(plan)
 
@@ -146,7 +147,11 @@ def tree_of(
                 "e3nn.math._normalize_activation.normalize2mom", f=torch.nn.functional.silu, cst=1.6791767923989418
             )
             acts = module("torch.nn.modules.container.ModuleList", {"0": act})
-            parts["non_linearity"] = module("e3nn.nn._activation.Activation", {"acts": acts})
+            activation = module("e3nn.nn._activation.Activation", {"acts": acts})
+            if plan.predicts_dipole:
+                parts["equivariant_nonlin"] = module("e3nn.nn._gate.Gate", {"act_gates": activation})
+            else:
+                parts["non_linearity"] = activation
         if not path:
             name = f"mace.modules.models.{kind}"
         return module(name, parts, own, **attributes)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mace.compat.dipoles import for_original
 from mace.compat.weights import weights_to_original
 from mace.elements import ElementTable
 from mace.errors import UserError
@@ -24,11 +25,15 @@ from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.structures.configuration import Configuration
+from mace.units import DEBYE_OF_MACE_TORCH
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
 """Largest deviation of the original's numbers from ours, over the largest magnitude, at which a file is handed out."""
 
 TIME_LIMIT = 1800
+_MODEL_TYPES = {"ScaleShiftMACE": "MACE", "AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
+"""What the original's calculator has to be told of each class."""
+
 _SPACING = 0.45
 """Distance of neighboring atoms of the test structures over the cutoff."""
 
@@ -40,7 +45,7 @@ class Export:
     Attributes:
         path: The file.
         version: Version of mace-torch that wrote it.
-        deviations: How far its energies, forces and stress are from ours, over their largest magnitude.
+        deviations: How far its energies, forces, stress and dipoles are from ours, over their largest magnitude.
     """
 
     path: Path
@@ -65,9 +70,12 @@ def export_to_original(model: MACE, path: str | Path, python: str | Path) -> Exp
     path, found = Path(path), shutil.which(str(python))
     if found is None:
         raise UserError(f"--python: there is no program {python}; name the python of an environment with mace-torch.")
-    plan, precision = original_arguments(model.plan), str(model.dtype).removeprefix("torch.")
-    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
-    arrays = {f"weight/{name}": value for name, value in weights_to_original(weights, model.plan).items()}
+    precision = str(model.dtype).removeprefix("torch.")
+    rewritten, weights = for_original(
+        model.plan, {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    )
+    plan = original_arguments(rewritten)
+    arrays = {f"weight/{name}": value for name, value in weights_to_original(weights, rewritten).items()}
     structures = check_structures(model.plan)
     for i, structure in enumerate(structures):
         arrays |= {f"structure/{i}/{name}": value for name, value in _expected(model, structure).items()}
@@ -95,18 +103,20 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     """Translate a plan into the arguments of the original's model.
 
     Raises:
-        UserError: If it is a model of dipoles, or the original cannot mix kinds of layers this way.
+        UserError: If the original cannot mix kinds of layers this way.
     """
-    if plan.predicts_dipole:
-        raise UserError(f"A model of the kind {plan.model} cannot be written for mace-torch yet; energies only can.")
     if len(set(plan.interactions[1:])) > 1:
         raise UserError("mace-torch has one kind of interaction for all layers but the first; this model has several.")
     kinds = [_interaction_word(kind) for kind in plan.interactions]
-    hidden = "+".join(f"{plan.n_channels}x{l}{'eo'[l % 2]}" for l in plan.hidden_l)
+    degrees = plan.l_out(0) if plan.n_layers == 1 and plan.predicts_dipole else plan.hidden_l
+    widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
+    kind = plan.model if plan.predicts_dipole else "ScaleShiftMACE"
     return plan.model_dump(mode="json", exclude={"interactions", "model", "hidden_l", "radial_mlp"}) | {
+        "kind": kind,
+        "model_type": _MODEL_TYPES[kind],
         "n_layers": plan.n_layers,
-        "hidden_irreps": hidden,
-        "MLP_irreps": f"{plan.readout_channels}x0e",
+        "hidden_irreps": "+".join(f"{plan.n_channels}x{l}{'eo'[l % 2]}" for l in degrees),
+        "MLP_irreps": "+".join(f"{width}x{irrep}" for irrep, width in widths.items() if width) or "1x1o",
         "interaction_cls_first": kinds[0],
         "interaction_cls": kinds[-1],
         # value, and the one at which a version without this argument is as good
@@ -143,29 +153,33 @@ def check_structures(plan: ModelPlan) -> list[Configuration]:
 
 
 def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
-    """Compute what the original has to compute; of the Chebyshev basis it knows no derivatives."""
+    """Compute what the original has to compute, with the magnitudes by which deviations are divided.
+
+    Of the Chebyshev basis it knows no derivatives. Its dipoles are in Debye.
+    """
     plan, periodic = model.plan, all(structure.pbc)
     graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
     prediction = predict(model, graph, stress=periodic)
-    assert prediction.energy is not None and prediction.forces is not None
-    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
-    isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
-    # deviations are divided by these; what single precision loses beside the reference energies is no deviation
-    rounding = abs(float(isolated)) * (1e-3 if model.dtype == torch.float32 else 0.0)
-    scales = {"energy": abs(float(prediction.energy[0]) - float(isolated)) + rounding}
-    result = {
-        "numbers": structure.atomic_numbers,
-        "positions": structure.positions,
-        "cell": structure.cell,
-        "energy": prediction.energy[0].detach().numpy(),
-    }
-    if plan.radial_type != "chebyshev":
-        result["forces"] = prediction.forces.detach().numpy()
+    found: dict[str, np.ndarray] = {}
+    scales: dict[str, float] = {}
+    if prediction.energy is not None:
+        energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
+        isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
+        found["energy"] = prediction.energy[0].detach().numpy()
+        # what single precision loses beside the reference energies is no deviation
+        rounding = abs(float(isolated)) * (1e-3 if model.dtype == torch.float32 else 0.0)
+        scales["energy"] = abs(float(prediction.energy[0]) - float(isolated)) + rounding
+    if prediction.forces is not None and plan.radial_type != "chebyshev":
+        found["forces"] = prediction.forces.detach().numpy()
         if periodic and prediction.stress is not None:
-            stress = prediction.stress[0].detach().numpy()
-            result["stress"] = full_3x3_to_voigt_6_stress(stress)
-    scales |= {name: float(np.abs(result[name]).max()) for name in ("forces", "stress") if name in result}
-    return result | {f"{name}_scale": np.array(max(value, 1e-12)) for name, value in scales.items()}
+            found["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].detach().numpy())
+    if prediction.dipole is not None and prediction.atomic_dipoles is not None:
+        found["dipole"] = prediction.dipole[0].detach().numpy() / DEBYE_OF_MACE_TORCH
+        # the dipole of a structure may be zero, those of its atoms are not
+        scales["dipole"] = float(prediction.atomic_dipoles.detach().abs().sum(0).max()) / DEBYE_OF_MACE_TORCH
+    scales = {name: float(np.abs(values).max()) for name, values in found.items()} | scales
+    described = {"numbers": structure.atomic_numbers, "positions": structure.positions, "cell": structure.cell}
+    return described | found | {f"{name}_scale": np.array(max(value, 1e-12)) for name, value in scales.items()}
 
 
 def _run(executable: str, folder: Path) -> dict[str, Any]:

@@ -160,10 +160,11 @@ def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray
 
     Args:
         weights: Arrays by the names of `mace.model.mace.MACE` parameters.
-        plan: The plan.
+        plan: The plan. What the last layer of an ``AtomicDipolesMACE`` of several does with scalars is left out.
 
     Returns:
-        Arrays by the names of the original, flat where it stores them flat.
+        Arrays by the names of the original, flat where it stores them flat. One layer of a model of dipoles is taken to
+        have scalars and vectors only.
     """
     state = {"node_embedding.linear.weight": weights["embedding"].reshape(-1)}
     for layer in range(plan.n_layers):
@@ -174,11 +175,16 @@ def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray
         # paths are ordered by the degree they lead to
         linear = np.concatenate([weights[f"{name}linear.{degree}"] for degree in range(plan.l_max + 1)])
         state[name + "linear.weight"] = linear.reshape(-1)
-        state[name + "skip_tp.weight"] = weights[name + "skip"].transpose(0, 2, 1, 3).reshape(-1)
+        written = written_degrees(plan, layer)
+        skip = weights[name + "skip"]
+        if plan.interactions[layer].residual:
+            skip = skip[[degree in written for degree in skip_degrees(plan, layer)]]
+        state[name + "skip_tp.weight"] = skip.transpose(0, 2, 1, 3).reshape(-1)
         if plan.interactions[layer].normalization == "density":
             state[name + "density_fn.layer0.weight"] = weights[name + "density"]
-        state[f"products.{layer}.linear.weight"] = weights[f"products.{layer}.linear"].reshape(-1)
-        for place, degree in enumerate(plan.l_out(layer)):
+        linear = weights[f"products.{layer}.linear"][[degree in written for degree in plan.l_out(layer)]]
+        state[f"products.{layer}.linear.weight"] = linear.reshape(-1)
+        for place, degree in enumerate(written):
             for order in range(1, plan.correlation[layer] + 1):
                 if (ours := f"products.{layer}.weights.l{degree}_order{order}") in weights:
                     state[weight_name(plan, layer, place, order)] = weights[ours]
@@ -186,11 +192,22 @@ def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray
     return state
 
 
+def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
+    """Return the degrees that leave a layer of the original that is written."""
+    return plan.l_out(layer) if plan.n_layers == 1 else _original_l_out(plan, layer)
+
+
 def _readout_to_original(weights: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
-    name = f"readouts.{layer}."
-    if name + "hidden" in weights:
-        return {
-            name + "linear_1.weight": weights[name + "hidden"].reshape(-1),
-            name + "linear_2.weight": weights[name + "weight"].reshape(-1),
-        }
-    return {name + "linear.weight": weights[name + "weight"].reshape(-1)}
+    """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
+    name, energy, dipole = f"readouts.{layer}.", f"readouts.{layer}.", f"dipole_readouts.{layer}."
+    last = [weights[key] for key in (energy + "weight", dipole + "weight") if key in weights]
+    if layer < plan.n_layers - 1 or plan.n_layers == 1:
+        return {name + "linear.weight": np.concatenate(last).reshape(-1)}
+    # an AtomicDipolesMACE has no scalars in its last layer, and no weights for gates
+    scalars = [weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and plan.predicts_energy]
+    first = [np.concatenate(scalars, axis=1)] if scalars else []
+    first += [weights[dipole + "hidden"]] if dipole + "hidden" in weights else []
+    return {
+        name + "linear_1.weight": np.concatenate([part.reshape(-1) for part in first]),
+        name + "linear_2.weight": np.concatenate(last).reshape(-1),
+    }

@@ -2,7 +2,8 @@
 
     /path/to/environment/bin/python tests/compat_fixtures/make_models.py FOLDER [NAME ...]
 
-Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures and what a model predicts in float64: energies, forces, stress, dipoles.
+Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures, energies, forces, stress and dipoles in
+float64.
 With the folder named in MACE_COMPAT_FIXTURES the tests of tests/parity/test_original_files.py open them. Any version
 from 0.3.4 to 0.3.16 will do: arguments it does not know are left out, and cases that need them are skipped.
 """
@@ -53,7 +54,7 @@ def case(hidden: str, l_max: int, correlation: int, layers: int, **more: object)
 ATOMIC = {"model": "AtomicDipolesMACE", "first": PLAIN, "mlp": "3x1o"}
 ENERGY = {"model": "EnergyDipolesMACE", "first": PLAIN, "mlp": "5x0e+3x1o"}
 TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
-"""What the original's calculator has to be told."""
+"""What the original's calculator has to be told of models of dipoles."""
 
 CASES = {
     "plain": case("0e+1o", 3, 3, 2, model="MACE", first=PLAIN),

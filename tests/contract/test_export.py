@@ -47,9 +47,14 @@ def test_what_agrees_is_written(own: Path, tmp_path: Path, capsys: pytest.Captur
     output = run(own, interpreter(tmp_path, GOOD))
     assert output.read_text() == "written\n"
     assert "with mace-torch 0.3.16; it computes the same" in capsys.readouterr().out
-    assert "modules.ScaleShiftMACE(" in (tmp_path / "script").read_text(), "the script arrives by standard input"
+    assert "kind(**arguments)" in (tmp_path / "script").read_text(), "the script arrives by standard input"
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["hidden_irreps"] == "2x0e+2x1o" and plan["dtype"] == "float64" and plan["options"]["radial_MLP"]
+    assert (
+        plan["kind"] == "ScaleShiftMACE"
+        and plan["hidden_irreps"] == "2x0e+2x1o"
+        and plan["dtype"] == "float64"
+        and plan["options"]["radial_MLP"]
+    )
     arrays = np.load(tmp_path / "arrays.npz")
     assert arrays["weight/node_embedding.linear.weight"].shape == (6,)
     assert arrays["structure/1/stress"].shape == (6,)

@@ -23,6 +23,7 @@ from mace.calculators import MACECalculator
 from mace.compat.exporting import export_to_original
 from mace.compat.importing import import_original, known_from
 from mace.errors import UserError
+from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = os.environ.get("MACE_COMPAT_FIXTURES", "")
 PYTHON = os.environ.get("MACE_ORIGINAL_PYTHON", "")
@@ -62,7 +63,7 @@ def deviation(ours: Any, theirs: Any, scale: float | None = None) -> float:
 
 @pytest.mark.parametrize("path", found())
 def test_the_numbers_are_those_of_the_original(path: Path) -> None:
-    """Energies without the isolated atoms, forces, and the stress of the crystal.
+    """Energies without the isolated atoms, forces, dipoles, and the stress of the crystal.
 
     The original divides the stress of a slab by the volume of an inflated cell, so that one is not compared.
     """
@@ -74,10 +75,14 @@ def test_the_numbers_are_those_of_the_original(path: Path) -> None:
         return
     model = import_original(path, head).model.to_precision(torch.float64)
     calculator = MACECalculator(models=model)
-    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=True))
+    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=model.plan.predicts_energy))
     for i in (METHANOL, SILICON, SLAB):
         atoms = structure(data, i)
         atoms.calc = calculator
+        if model.plan.predicts_dipole:
+            assert deviation(atoms.get_dipole_moment() / DEBYE_OF_MACE_TORCH, data[f"{i}/dipole"]) < RELATIVE
+        if not model.plan.predicts_energy:
+            continue
         interaction = abs(data[f"{i}/energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
         assert deviation(atoms.get_potential_energy(), data[f"{i}/energy"], interaction) < RELATIVE
         assert deviation(atoms.get_forces(), data[f"{i}/forces"]) < RELATIVE

@@ -20,10 +20,19 @@ from mace.errors import UserError
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.units import DEBYE_OF_MACE_TORCH
 
 PLAIN, RESIDUAL = InteractionPlan(residual=False), InteractionPlan(residual=True)
 DENSITY, DENSITY_RESIDUAL = (InteractionPlan(residual=r, normalization="density") for r in (False, True))
-PLANS = {
+ENERGY = {
+    "model": "EnergyDipolesMACE",
+    "readout_vectors": 2,
+    "scale": 1.0,
+    "shift": 0.0,
+    "dipole_scale": DEBYE_OF_MACE_TORCH,
+}
+ATOMIC = ENERGY | {"model": "AtomicDipolesMACE", "readout_channels": 0, "reference_energies": ()}
+PLANS: dict[str, dict[str, Any]] = {
     "residual": {},
     "plain_first": {"model": "MACE", "interactions": (PLAIN, RESIDUAL), "shift": 0.0},
     "plain": {"interactions": (PLAIN, PLAIN)},
@@ -33,7 +42,33 @@ PLANS = {
     "three_layers": {"interactions": (RESIDUAL,) * 3, "correlation": (1, 2, 3)},
     "one_layer": {"interactions": (RESIDUAL,), "correlation": (2,), "hidden_l": (0,), "readout_channels": 16},
     "deep_radial": {"radial_mlp": (5, 6, 7)},
+    "dipoles": ATOMIC,
+    "dipoles_plain": ATOMIC | {"interactions": (PLAIN, PLAIN), "hidden_l": (0, 1, 2), "l_max": 2},
+    "dipoles_three_layers": ATOMIC | {"interactions": (PLAIN, RESIDUAL, RESIDUAL), "correlation": (2,) * 3},
+    "dipoles_one_layer": ATOMIC | {"interactions": (PLAIN,), "correlation": (2,), "readout_vectors": 0},
+    "energy_dipoles": ENERGY,
+    "energy_dipoles_tensors": ENERGY | {"hidden_l": (0, 1, 2), "l_max": 2},
+    "energy_dipoles_scalars": ENERGY | {"readout_vectors": 0},
+    "energy_dipoles_one_layer": ENERGY
+    | {"interactions": (PLAIN,), "correlation": (2,), "readout_channels": 16, "readout_vectors": 0},
 }
+"""Changes to the plan of the small model."""
+
+
+def model_of(name: str) -> MACE:
+    """Return a model; what the last layer does with scalars, which the original's dipoles do not have, is nothing."""
+    model = files.model(plan_of(name))
+    if model.plan.predicts_dipole and not model.plan.predicts_energy and model.plan.n_layers > 1:
+        last = model.plan.n_layers - 1
+        with torch.no_grad():
+            model.dipole_readouts[last].gates.zero_()
+            model.products[last].linear[0] = 0.0
+            for key, value in model.products[last].named_parameters():
+                if key.startswith("weights.l0"):
+                    value.zero_()
+            if model.plan.interactions[last].residual:
+                model.interactions[last].skip[0] = 0.0
+    return model
 
 
 def plan_of(name: str) -> ModelPlan:
@@ -49,17 +84,18 @@ def assert_equal(found: MACE, expected: MACE) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plan_and_weights_are_recovered(name: str, tmp_path: Path) -> None:
-    expected = files.model(plan_of(name))
+    expected = model_of(name)
     imported = import_original(files.write_original(tmp_path / "old.model", files.tree_of(expected)))
     assert_equal(imported.model, expected)
     assert imported.n_checks >= 3
-    assert imported.kind == "ScaleShiftMACE" and imported.head == "Default"
+    assert imported.kind == (expected.plan.model if expected.plan.predicts_dipole else "ScaleShiftMACE")
+    assert imported.head == "Default"
     assert "SHA-256" in (imported.metadata.comment or "")
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_weights_go_there_and_back(name: str) -> None:
-    expected = files.model(plan_of(name))
+    expected = model_of(name)
     arrays = {key: value.detach().numpy() for key, value in expected.named_parameters()}
     back = weights_from_original(weights_to_original(arrays, expected.plan), expected.plan)
     assert back.keys() == arrays.keys()
@@ -97,6 +133,37 @@ def test_the_kind_of_ambiguous_layers_is_asked_for(tmp_path: Path) -> None:
     assert_equal(import_original(path, known=known).model, files.model())
     with pytest.raises(UserError, match="does not tell the kind of its layer 1"):
         import_original(files.write_original(tmp_path / "three.pt", {"model": ambiguous}), known=known)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if "dipoles" in name])
+def test_a_checkpoint_tells_that_it_has_dipoles(name: str, tmp_path: Path) -> None:
+    expected = model_of(name)
+    state = {key: value.detach() for key, value in files.state_of(expected).items()}
+    path = files.write_original(tmp_path / "old.pt", {"model": state, "optimizer": {}, "lr_scheduler": {}})
+    like = files.write_original(tmp_path / "old.model", files.tree_of(expected))
+    assert_equal(import_original(path, known=known_from(like)).model, expected)
+
+
+def test_gates_of_newer_files(tmp_path: Path) -> None:
+    """Their block has the activations as attributes."""
+    expected = model_of("energy_dipoles")
+    tree = files.tree_of(expected)
+    last = tree._modules["readouts"]._modules["1"]._modules
+    silu = {"_act_scalar": torch.nn.functional.silu, "_act_gate": torch.nn.functional.silu}
+    for factor in (1.6791767923989418, 1.5):
+        last["equivariant_nonlin"] = files.module(
+            "mace.modules.gate.GatedEquivariantBlock", **silu, _scalar_cst=1.6791767923989418, _gate_cst=factor
+        )
+        path = files.write_original(tmp_path / "old.model", tree)
+        if factor > 1.6:
+            assert_equal(import_original(path).model, expected)
+        else:
+            with pytest.raises(UserError, match="the scale of the activation 'readouts.1.equivariant_nonlin'"):
+                import_original(path)
+    silu["_act_gate"] = torch.tanh
+    last["equivariant_nonlin"] = files.module("mace.modules.gate.GatedEquivariantBlock", **silu)
+    with pytest.raises(UserError, match="several activations"):
+        import_original(files.write_original(tmp_path / "old.model", tree))
 
 
 def heads(tmp_path: Path) -> Path:
@@ -168,8 +235,9 @@ def test_older_layouts_of_attributes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kind": "AtomicDipolesMACE"}, "AtomicDipolesMACE: models of dipoles"),
-        ({"kind": "EnergyDipolesMACE"}, "EnergyDipolesMACE"),
+        ({"kind": "AtomicDipolesMACE"}, "its last layer has no vectors"),
+        ({"kind": "EnergyDipolesMACE"}, "its last layer has no vectors"),
+        ({"kind": "AtomicDielectricMACE"}, "AtomicDielectricMACE: models of polarizabilities"),
         ({"kind": "PolarMACE"}, "long-range electrostatics"),
         ({"kind": "SomethingElse"}, "a SomethingElse: this class of models is not known"),
         ({"use_so3": True}, "use_so3=True"),

@@ -1,0 +1,84 @@
+"""What mace-torch's models of dipoles lack: it is refused, or worked into the weights, before one is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mace.errors import UserError
+from mace.model.plan import ModelPlan
+from mace.units import DEBYE_OF_MACE_TORCH
+
+
+def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[ModelPlan, dict[str, np.ndarray]]:
+    """Rewrite a model so that it has only what mace-torch's class of the same name has.
+
+    Its models of dipoles have neither scale nor shift, and their dipoles are in Debye.
+
+    Args:
+        plan: The plan.
+        weights: Arrays by the names of `mace.model.mace.MACE` parameters.
+
+    Returns:
+        Plan and weights of a model that computes the same; those given, if it is a model of energies.
+
+    Raises:
+        UserError: If the model has something that mace-torch's does not have.
+    """
+    if not plan.predicts_dipole:
+        return plan, dict(weights)
+    _refuse(plan)
+    if _last_layer_is_lost(plan) and not _last_layer_is_silent(plan, weights):
+        raise UserError(
+            "mace-torch's AtomicDipolesMACE does not use its last layer of several, which this model does; train it "
+            "for mace-torch with --num_interactions=1 or --model=EnergyDipolesMACE."
+        )
+    energies = tuple(energy + plan.shift for energy in plan.reference_energies)
+    constants: dict[str, Any] = {
+        "reference_energies": energies,
+        "scale": 1.0,
+        "shift": 0.0,
+        "dipole_scale": DEBYE_OF_MACE_TORCH,
+    }
+    factors = {"readouts": plan.scale, "dipole_readouts": plan.dipole_scale / DEBYE_OF_MACE_TORCH}
+    written = dict(weights)
+    for name, values in weights.items():
+        part, _, rest = name.partition(".")
+        if part in factors and rest.endswith(".weight"):
+            written[name] = (values * factors[part]).astype(values.dtype)
+    if _last_layer_is_lost(plan) and not plan.readout_vectors:
+        # mace-torch cannot be without a hidden layer: one vector that counts nothing
+        dtype, last = weights["embedding"].dtype, f"dipole_readouts.{plan.n_layers - 1}."
+        written |= {last + name: np.zeros((plan.n_channels, 1), dtype) for name in ("gates", "hidden")}
+        written[last + "weight"] = np.zeros((1, 1), dtype)
+        constants["readout_vectors"] = 1
+    return plan.model_copy(update=constants), written
+
+
+def _refuse(plan: ModelPlan) -> None:
+    """Refuse what mace-torch ignores in its models of dipoles.
+
+    Raises:
+        UserError: If the plan has any of it.
+    """
+    lacking = {
+        "a distance transform": plan.distance_transform != "None",
+        "nuclear repulsion": plan.pair_repulsion,
+        f"the {plan.radial_type} basis": plan.predicts_energy and plan.radial_type != "bessel",
+        "different correlation orders": len(set(plan.correlation)) > 1,
+    }
+    if found := [name for name, has in lacking.items() if has]:
+        raise UserError(f"mace-torch's {plan.model} does not have {found[0]}, which this model has.")
+
+
+def _last_layer_is_lost(plan: ModelPlan) -> bool:
+    return plan.n_layers > 1 and not plan.predicts_energy
+
+
+def _last_layer_is_silent(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether the last readout is zero; every activation is zero where its gates are."""
+    prefix = f"dipole_readouts.{plan.n_layers - 1}."
+    parts = [weights[prefix + name] for name in ("gates", "hidden", "weight") if prefix + name in weights]
+    return not parts or any(not part.any() for part in parts)
