@@ -88,7 +88,7 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
         f"{', ZBL repulsion' if plan['pair_repulsion'] else ''}",
         "size": f"{told['parameters']:,} parameters, {told['precision']}, {told['bytes'] / 1e6:.2f} MB",
         "E0s / eV": energies,
-        "scale and shift / eV": f"{plan['scale']:.6g}, {plan['shift']:.6g}",
+        "scale and shift / eV": f"{plan['scale']:.6g}, {plan['shift']:.6g}" if energies else "",
         "neighbors": f"{plan['avg_num_neighbors']:.4g} on average",
         "origin": "\n".join(f"{key}: {value}" for key, value in origin.items() if value is not None),
         "training": "\n".join(f"{key}: {value}" for key, value in told["training"].items()),

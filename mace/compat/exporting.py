@@ -31,6 +31,9 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
 """Largest deviation of the original's numbers from ours, over the largest magnitude, at which a file is handed out."""
 
 TIME_LIMIT = 1800
+_ROUNDINGS = 8
+"""How often the sum of the reference energies may have been rounded."""
+
 _MODEL_TYPES = {"ScaleShiftMACE": "MACE", "AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
 """What the original's calculator has to be told of each class."""
 
@@ -166,8 +169,9 @@ def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
         energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
         isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
         found["energy"] = prediction.energy[0].detach().numpy()
-        # what single precision loses beside the reference energies is no deviation
-        rounding = abs(float(isolated)) * (1e-3 if model.dtype == torch.float32 else 0.0)
+        # what is rounded away beside the reference energies is no deviation
+        tolerance = TOLERANCES[str(model.dtype).removeprefix("torch.")]
+        rounding = _ROUNDINGS * torch.finfo(model.dtype).eps * abs(float(isolated)) / tolerance
         scales["energy"] = abs(float(prediction.energy[0]) - float(isolated)) + rounding
     if prediction.forces is not None and plan.radial_type != "chebyshev":
         found["forces"] = prediction.forces.detach().numpy()

@@ -141,7 +141,13 @@ def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str) ->
         while block := stream.read(_CHUNK):
             digest.update(block)
     taken = f", head {head} of {', '.join(heads)}" if len(heads) > 1 else ""
-    return f"converted from {original.path.name}, a {kind} of mace-torch{taken}, SHA-256 {digest.hexdigest()}"
+    return (
+        f"converted from {original.path.name}, {_with_article(kind)} of mace-torch{taken}, SHA-256 {digest.hexdigest()}"
+    )
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def known_from(path: str | Path, head: str | None = None) -> Known:

@@ -176,6 +176,9 @@ def evaluate(path: Path, kind: str, head: str | None) -> dict[str, np.ndarray]:
     result = {}
     for i, atoms in enumerate(structures()):
         arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
+        if kind in TYPES:
+            arrays["charges"] = np.random.default_rng(i).normal(size=len(atoms)) * 0.3
+            atoms.set_array("Qs", arrays["charges"])
         result |= {f"{i}/{key}": value for key, value in arrays.items()}
         calculator.calculate(atoms)
         for key in ("energy", "forces", "stress", "dipole"):

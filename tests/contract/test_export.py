@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import original_files as files
@@ -13,9 +14,15 @@ import torch
 
 from mace.cli import export
 from mace.compat.exporting import check_structures, export_to_original, original_arguments
+from mace.compat.weights import weights_from_original
+from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.model.derivatives import predict
+from mace.model.mace import MACE
 from mace.model.model_file import save_model
-from mace.model.plan import InteractionPlan
+from mace.model.plan import InteractionPlan, ModelPlan
+from mace.units import DEBYE_OF_MACE_TORCH
 
 
 @pytest.fixture
@@ -100,6 +107,68 @@ def test_layers_that_the_original_cannot_mix() -> None:
     plan = files.PLAN.model_copy(update={"interactions": kinds, "correlation": (1, 1, 1)})
     with pytest.raises(UserError, match="one kind of interaction"):
         original_arguments(plan)
+
+
+ENERGY = {"model": "EnergyDipolesMACE", "readout_vectors": 2, "scale": 1.0, "shift": 0.0}
+ATOMIC = ENERGY | {"model": "AtomicDipolesMACE", "readout_channels": 0, "reference_energies": ()}
+
+
+def dipole_model(changes: dict[str, Any]) -> MACE:
+    return files.model(ModelPlan.model_validate(files.PLAN.model_dump() | changes)).requires_grad_(False)
+
+
+def test_a_model_of_dipoles_is_rewritten_in_debye(tmp_path: Path) -> None:
+    """Scale and shift, which mace-torch's does not have, become part of weights and reference energies."""
+    model = dipole_model(ENERGY | {"scale": 0.5, "shift": 0.25})
+    assert export_to_original(model, tmp_path / "old.model", interpreter(tmp_path, GOOD)).version == "0.3.16"
+    told, arrays = json.loads((tmp_path / "plan.json").read_text()), np.load(tmp_path / "arrays.npz")
+    assert told["kind"] == "EnergyDipolesMACE" and told["model_type"] == "EnergyDipoleMACE"
+    assert told["MLP_irreps"] == "3x0e+2x1o" and told["hidden_irreps"] == "2x0e+2x1o"
+    state = {name.removeprefix("weight/"): arrays[name] for name in arrays.files if name.startswith("weight/")}
+    changes = {name: told[name] for name in ("reference_energies", "scale", "shift", "dipole_scale")}
+    plan = ModelPlan.model_validate(model.plan.model_dump() | changes)
+    assert (plan.scale, plan.shift, plan.dipole_scale) == (1.0, 0.0, DEBYE_OF_MACE_TORCH)
+    again = MACE(plan, torch.float64)
+    again.load_state_dict({name: torch.tensor(value) for name, value in weights_from_original(state, plan).items()})
+    structure = check_structures(plan)[0]
+    graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    ours, theirs = predict(model, graph), predict(again.requires_grad_(False), graph)
+    for name in ("energy", "forces", "dipole"):
+        assert torch.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-14), name
+    np.testing.assert_allclose(arrays["structure/0/dipole"] * DEBYE_OF_MACE_TORCH, ours.dipole[0].numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (ATOMIC, "does not use its last layer of several, which this model does; .*--num_interactions=1"),
+        (ENERGY | {"pair_repulsion": True}, "EnergyDipolesMACE does not have nuclear repulsion"),
+        (ENERGY | {"distance_transform": "Agnesi"}, "does not have a distance transform"),
+        (ENERGY | {"radial_type": "gaussian"}, "does not have the gaussian basis"),
+        (ENERGY | {"correlation": (1, 2)}, "does not have different correlation orders"),
+    ],
+)
+def test_dipoles_that_the_original_cannot_have(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        export_to_original(dipole_model(changes), tmp_path / "old.model", interpreter(tmp_path, GOOD))
+    assert not (tmp_path / "old.model").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ATOMIC | {"interactions": (InteractionPlan(residual=False),), "correlation": (2,)},
+        ATOMIC | {"readout_vectors": 0},
+    ],
+)
+def test_dipoles_whose_last_layer_is_no_loss(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = dipole_model(changes)
+    export_to_original(model, tmp_path / "old.model", interpreter(tmp_path, GOOD))
+    told, arrays = json.loads((tmp_path / "plan.json").read_text()), np.load(tmp_path / "arrays.npz")
+    assert told["kind"] == "AtomicDipolesMACE" and told["reference_energies"] == []
+    assert "energy" not in {name.split("/")[-1] for name in arrays.files}
+    if model.plan.n_layers > 1:
+        assert told["MLP_irreps"] == "1x1o" and not arrays["weight/readouts.1.linear_2.weight"].any()
 
 
 def test_check_structures_hold_every_element() -> None:
