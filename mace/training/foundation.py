@@ -38,7 +38,7 @@ _DECIDED = {
     "interaction_first": ("interactions",),
     "correlation": ("correlation",),
     "radial_MLP": ("radial_mlp",),
-    "MLP_irreps": ("readout_channels",),
+    "MLP_irreps": ("readout_channels", "readout_vectors"),
     "gate": ("gate",),
     "avg_num_neighbors": ("avg_num_neighbors",),
 }

@@ -65,7 +65,10 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
             )
     unused = [name for name in _WITHOUT_EFFECT[settings.model] if name in given]
     notes += [f"--{name} has no effect on --model={settings.model}" for name in unused]
-    return settings.model_copy(update=changes), notes
+    completed = settings.model_copy(update=changes)
+    # what was chosen here contradicts nobody: only what somebody gave counts as given
+    completed.model_fields_set.difference_update(changes.keys() - given)
+    return completed, notes
 
 
 def _refuse_dipoles(settings: TrainingSettings) -> None:

@@ -56,6 +56,7 @@ def test_what_is_left_open_is_chosen_and_told(flags: Any, changes: dict[str, str
     typed = settings(*flags)
     chosen, told = settings_for_model(typed)
     assert chosen.model_dump() == typed.model_dump() | changes
+    assert chosen.model_fields_set == typed.model_fields_set
     assert len(told) == len(notes)
     assert all(note in line for note, line in zip(notes, told, strict=True)), told
 
