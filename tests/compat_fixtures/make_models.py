@@ -176,7 +176,8 @@ def evaluate(path: Path, kind: str, head: str | None) -> dict[str, np.ndarray]:
     result = {}
     for i, atoms in enumerate(structures()):
         arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
-        if kind in TYPES:
+        # calculators with this attribute, of 0.3.14 and later, never see the charges
+        if kind in TYPES and not hasattr(calculator, "arrays_keys"):
             arrays["charges"] = np.random.default_rng(i).normal(size=len(atoms)) * 0.3
             atoms.set_array("Qs", arrays["charges"])
         result |= {f"{i}/{key}": value for key, value in arrays.items()}
