@@ -13,7 +13,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mace.deployment.annotation import AnnotatedFile
-from mace.deployment.descriptors import invariant_descriptors
+from mace.deployment.descriptors import descriptors
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
@@ -44,8 +44,9 @@ class Wanted:
     Attributes:
         stress: Stress of every structure whose cell has a volume.
         node_energies: Energy of every atom, with its reference energy.
-        descriptors: Scalar features of every atom.
+        descriptors: Features of every atom.
         descriptor_layers: Of the first so many layers; -1 for all.
+        descriptor_invariants: Only those that do not turn with the structure.
         descriptor_aggregation: One of `AGGREGATIONS`, or None for one row per atom.
         prefix: Start of the key of everything that is predicted.
     """
@@ -54,6 +55,7 @@ class Wanted:
     node_energies: bool = False
     descriptors: bool = False
     descriptor_layers: int = -1
+    descriptor_invariants: bool = True
     descriptor_aggregation: str | None = None
     prefix: str = "MACE_"
 
@@ -173,7 +175,7 @@ def predict_configurations(
     if wanted.node_energies:
         of_atoms["node_energies"] = prediction.atomic_energies
     if wanted.descriptors:
-        of_atoms["descriptors"] = invariant_descriptors(prediction, wanted.descriptor_layers)
+        of_atoms["descriptors"] = descriptors(prediction, wanted.descriptor_layers, wanted.descriptor_invariants)
     ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
     pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
     results: list[dict[str, Any]] = [
