@@ -12,11 +12,10 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
-import difflib
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from mace.cli.command import run_command
+from mace.cli.command import parse_flags, run_command
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,10 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, help="structures at a time; lower it if memory runs out")
     add("--compute_stress", action="store_true", help="predict stress too, eV/Angstrom^3")
     add("--return_node_energies", action="store_true", help="write the energy of every atom, eV")
-    add("--return_descriptors", action="store_true", help="write the scalar features of every atom")
+    add("--return_descriptors", action="store_true", help="write the features of every atom")
     add("--descriptor_num_layers", type=int, default=-1, help="layers the features are taken from; -1 for all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="instead of one row per atom")
-    add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="only True is possible yet")
+    add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="leave out features that turn")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--head", help="head to take of a model of mace-torch that has several")
@@ -69,22 +68,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         UserError: If a flag is unknown or cannot be obeyed.
         SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
     """
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
-        raise UserError(f"{unknown[0]} is no flag of mace_eval_configs; {hint}")
+    options = parse_flags(build_parser(), arguments)
     for name, refusal in _REFUSED.items():
         if getattr(options, name):
             raise UserError(refusal)
-    if options.descriptor_invariants_only == "False":
-        raise UserError("--descriptor_invariants_only=False: only invariant descriptors are available yet; use True.")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if not options.return_descriptors and (
-        options.descriptor_num_layers != -1 or options.descriptor_aggregation_method
+        options.descriptor_num_layers != -1
+        or options.descriptor_aggregation_method
+        or options.descriptor_invariants_only == "False"
     ):
         raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
     return options
@@ -118,6 +111,7 @@ def run(arguments: Sequence[str]) -> None:
             node_energies=options.return_node_energies,
             descriptors=options.return_descriptors,
             descriptor_layers=options.descriptor_num_layers,
+            descriptor_invariants=options.descriptor_invariants_only == "True",
             descriptor_aggregation=options.descriptor_aggregation_method,
             prefix=options.info_prefix,
         )
