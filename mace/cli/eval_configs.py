@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="leave out features that turn")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
+    add("--plot", help="draw predictions against labels into this PNG")
     add("--head", help="head to take of a model of mace-torch that has several")
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
@@ -88,6 +89,7 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If arguments, model or structures do not allow it.
+        RunInterrupted: If a signal ends it.
         SystemExit: See `parse_arguments`.
     """
     options = parse_arguments(arguments)
@@ -98,6 +100,7 @@ def run(arguments: Sequence[str]) -> None:
     from mace.deployment.evaluation import Wanted, evaluate_files
     from mace.deployment.loading import find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
+    from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
 
@@ -123,8 +126,18 @@ def run(arguments: Sequence[str]) -> None:
         choose_kernels(model)
         if options.charges_key is not None and not model.plan.predicts_dipole:
             raise UserError(f"--charges_key has no effect on a {model.plan.model} model; remove the flag.")
-        choices = (wanted, options.batch_size, options.charges_key)
-        summary = evaluate_files(model, options.configs, options.output, *choices, progress)
+        with Interruption() as interruption, interruption.patient():
+            summary = evaluate_files(
+                model,
+                options.configs,
+                options.output,
+                wanted,
+                batch_size=options.batch_size,
+                charges_key=options.charges_key,
+                progress=progress,
+                plot=options.plot,
+                interruption=interruption,
+            )
         _report(summary, options, _tables(model.plan, options.compute_stress))
     finally:
         close_logging()
@@ -167,6 +180,8 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
             _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))
     else:
         _LOGGER.info("The structures have no labels of what the model predicts to compare with.")
+    if summary.plot is not None:
+        _LOGGER.info("Wrote %s", summary.plot)
     _LOGGER.info("Wrote %s", options.output)
 
 
