@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io.extxyz import key_val_dict_to_str, write_xyz
+from ase.io.extxyz import PROPERTY_NAME_MAP, key_val_dict_to_str, write_xyz
 
 _FORMATS = {"f": ("R", "%16.8f"), "i": ("I", "%8d"), "U": ("S", "%-2s"), "b": ("L", " %.1s")}
 """Word of the comment line and format by the kind of NumPy's types, as ASE has them."""
@@ -39,7 +39,7 @@ def frame_text(atoms: Atoms) -> str:
     for name, array in columns.items():
         kind, layout = _FORMATS[array.dtype.kind]
         width = 1 if array.ndim == 1 else array.shape[1]
-        properties.append(f"{name}:{kind}:{width}")
+        properties.append(f"{PROPERTY_NAME_MAP.get(name, name)}:{kind}:{width}")
         formats += [layout] * width
         components += [array.tolist()] if array.ndim == 1 else array.T.tolist()
     rows = (" ".join(formats) + "\n") * len(atoms) % tuple(chain.from_iterable(zip(*components, strict=True)))
