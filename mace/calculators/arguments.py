@@ -34,7 +34,6 @@ _INACTIVE = {
     "warmup": _Inactive((False,), _COMPILED),
     "info_keys": _Inactive((None,), _INPUTS),
     "arrays_keys": _Inactive((None,), _INPUTS),
-    "compute_atomic_stresses": _Inactive((False,), "stresses of single atoms are not available yet"),
 }
 
 DEFAULT_CHARGES_KEY = "Qs"

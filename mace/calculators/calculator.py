@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.stress import full_3x3_to_voigt_6_stress
-from torch import Tensor
 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
@@ -22,24 +20,29 @@ from mace.calculators.arguments import (
     check_model_type,
     refuse_unknown,
 )
+from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
+from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
+from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.compat.importing import open_model
-from mace.deployment.descriptors import invariant_descriptors
+from mace.deployment.descriptors import descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
-from mace.elements import ElementTable, chemical_symbol
+from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import build_graph
+from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.neighbors import Neighbors, find_all_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
-from mace.model.derivatives import Prediction, hessian, predict
+from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import carry_to
+from mace.model.model_file import LoadedModel, carry_to
 from mace.structures.configuration import Configuration
-from mace.structures.stress import SMALLEST_VOLUME
 
 _OF_ASE = ("atoms", "label", "directory")
-_OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
+Search = Callable[[Sequence[Configuration], float], list[Neighbors]]
+"""Finds the neighbors of some structures within a cutoff."""
+
 _ARGUMENTS = (
     "model_paths",
     "model_path",
@@ -51,6 +54,11 @@ _ARGUMENTS = (
     "charges_key",
     "model_type",
     "head",
+    "skin",
+    "radial_tables",
+    "compute_atomic_stresses",
+    "committee_threshold",
+    "committee_action",
 )
 
 
@@ -59,7 +67,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
     reference energy), ``node_energy`` (of each atom, without it), ``forces``, and ``stress``. All of them are computed
-    at once, so that any is at hand after asking for one.
+    at once, so that any is at hand after asking for one. ``stresses`` ``[atoms, 6]`` and ``virials`` ``[atoms, 3, 3]``
+    are computed when asked for: the share of each atom, half of what every pair it belongs to adds, in the stress, and
+    with the opposite sign in the derivative by the strain, eV. Both sum to those of the whole structure.
 
     The stress is the derivative of the energy by a strain, divided by the volume of the cell, with six components in
     ASE's order and sign (positive under tension). It exists for every cell of three independent vectors, as in ASE's
@@ -72,9 +82,13 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     without charges it does not depend on which images these are.
 
     Several models form a committee: energy, energies, forces, stress and dipole are means, and there are
-    ``energy_comm`` ``[models]``, ``forces_comm`` ``[models, atoms, 3]``, ``stress_comm`` ``[models, 3, 3]``,
-    ``dipole_comm`` ``[models, 3]``, with ``energy_var``, ``forces_var`` ``[atoms, 3]``, ``stress_var`` ``[3, 3]`` and
-    ``dipole_var`` ``[3]``, the variances over the models (divided by their number).
+    ``energy_comm`` ``[models]``, ``energies_comm`` ``[models, atoms]``, ``forces_comm`` ``[models, atoms, 3]``,
+    ``stress_comm`` ``[models, 3, 3]``, ``dipole_comm`` ``[models, 3]``, with ``energy_var``, ``energies_var``,
+    ``forces_var`` ``[atoms, 3]``, ``stress_var`` ``[3, 3]`` and ``dipole_var`` ``[3]``, the variances over the models
+    (divided by their number), and their square roots ``energy_std`` and so on.
+
+    An element the model does not know is an error. An `ExtrapolationWarning` is given once if atoms come closer than
+    any two of their elements in the training data; model files of earlier versions do not say how close that is.
 
     Args:
         model_paths: A model file of this program or of mace-torch, a glob pattern, or a list of either.
@@ -91,6 +105,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
             fast; None for tables in float32 if they change no force of a test structure by more than 1e-5 eV/Angstrom.
+        compute_atomic_stresses: Compute ``stresses`` and ``virials`` in every calculation, not only when asked for.
+        committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
+            length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
+        committee_action: What happens then: ``warn`` once, or ``error``.
         **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
             calculators; and the other arguments of mace-torch's calculator, at their defaults only.
 
@@ -99,7 +117,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         TypeError: If an argument is not known.
     """
 
-    implemented_properties = list(_OF_ENERGY_MODELS)
+    implemented_properties = [*OF_ENERGY_MODELS, *ATOMIC_STRESSES]
 
     def __init__(
         self,
@@ -114,6 +132,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         head: str | None = None,
         skin: float = DEFAULT_SKIN,
         radial_tables: bool | None = None,
+        compute_atomic_stresses: bool = False,
+        committee_threshold: float | None = None,
+        committee_action: str = "warn",
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
@@ -128,11 +149,14 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         self.length_units_to_A = _positive(length_units_to_A, "length_units_to_A")
         self.device, dtype = find_device(device), find_dtype(default_dtype)
         if models is None:
-            self.models = _loaded(model_paths, self.device, dtype, head)
+            loaded = _loaded(model_paths, self.device, dtype, head)
+            self.models = [each.model for each in loaded]
+            shortest = [each.metadata.shortest_distances for each in loaded]
         else:
             if head is not None and head.lower() != "default":
                 raise UserError(f"MACECalculator: models in memory have one head, so head='{head}' cannot be used.")
             self.models = _copied(models, self.device, dtype)
+            shortest = [{} for _ in self.models]
         self.charges_key = charges_key
         for model in self.models:
             check_model_type(model_type, model.plan)
@@ -141,9 +165,21 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             choose_kernels(model)
             choose_radial_tables(model, radial_tables)
         self.implemented_properties = _implemented(self.models)
+        self.compute_atomic_stresses = self._atomic_stresses(compute_atomic_stresses)
+        self._distance_watches = [
+            DistanceWatch(model, distances, self.length_units_to_A)
+            for model, distances in zip(self.models, shortest, strict=True)
+        ]
+        self._warned_of_distances = False
+        self._committee_watch = CommitteeWatch(committee_threshold, committee_action, self.num_models)
         self.skin = _skin(skin)
         self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
+
+    def _atomic_stresses(self, wanted: bool) -> bool:
+        if wanted and not self.models[0].plan.predicts_energy:
+            raise UserError("MACECalculator: compute_atomic_stresses=True cannot be used with models of dipoles only.")
+        return wanted
 
     @property
     def num_models(self) -> int:
@@ -174,7 +210,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
 
         Args:
             atoms: The structure; that of the last call if there is none.
-            properties: What is wanted. Only ``stress`` matters: without a volume it cannot be given.
+            properties: What is wanted. Only stresses matter: without a volume they cannot be given, and those of single
+                atoms are computed only if wanted.
             system_changes: What has changed, as ASE tells; not used, because nothing is kept between calls.
 
         Raises:
@@ -183,47 +220,104 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """
         super().calculate(atoms, properties, system_changes)
         self.results = {}
-        structure = self.atoms
-        if structure is None:
-            raise UserError("The calculator has no structure yet; pass atoms.")
-        has_volume = abs(np.linalg.det(structure.cell.array)) > SMALLEST_VOLUME
+        structure = self._structure(None, "The calculator")
         wanted = set(properties or ())
-        if not has_volume and any(name.startswith("stress") for name in wanted):
+        if volume_of(structure) is None and any(name.startswith("stress") for name in wanted):
             raise PropertyNotImplementedError(
                 "This structure has no stress, because its cell has no volume; give it a cell of three independent "
                 "vectors, or do not ask for stress."
             )
+        atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
+        (self.results,) = self._evaluate([structure], self._search, atomic)
+
+    def evaluate(
+        self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
+    ) -> list[dict[str, Any]]:
+        """Compute the results of many structures, several at a time, which is much faster than one after the other.
+
+        Args:
+            structures: Any structures; they are not changed.
+            batch_size: How many at a time; lower it if memory runs out.
+            atomic_stresses: Whether ``stresses`` and ``virials`` of single atoms are wanted too.
+
+        Returns:
+            For each structure, in the given order, what `calculate` would put into ``results``.
+
+        Raises:
+            UserError: If a structure has elements the model does not know, or is no sensible structure; the message
+                names its place, counted from zero.
+        """
+        if batch_size < 1:
+            raise UserError(f"evaluate: batch_size is {batch_size}; it must be at least 1.")
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(structures), batch_size):
+            batch = structures[start : start + batch_size]
+            try:
+                results += self._evaluate(batch, find_all_neighbors, atomic_stresses or self.compute_atomic_stresses)
+            except _StructureError as error:
+                raise UserError(f"Structure {start + error.place} of the list: {error}") from error
+        return results
+
+    def _evaluate(self, structures: Sequence[Atoms], search: Search, atomic: bool) -> list[dict[str, Any]]:
+        """Predict some structures with all models and collect the results."""
+        volumes = [volume_of(atoms) for atoms in structures]
+        stress = any(volume is not None for volume in volumes)
         predictions = [
-            predict(model, graph, forces=True, stress=has_volume)
-            for model, graph in zip(self.models, self._graphs(structure), strict=True)
+            predict(model, graph, forces=True, stress=stress, atomic_virials=atomic)
+            for model, graph in zip(self.models, self._graphs(structures, search), strict=True)
         ]
-        self.results = self._collect(predictions, structure.numbers, has_volume)
+        units = Units(self.energy_units_to_eV, self.length_units_to_A)
+        numbers = [atoms.numbers for atoms in structures]
+        results = collect_results(self.models, predictions, numbers, volumes, units)
+        self._committee_watch.check(results)
+        return results
+
+    def get_atomic_stresses(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Return the share of every atom in the stress: half of what each pair it belongs to adds.
+
+        They are divided by the volume of the whole cell, so that they sum to the stress, as ``stresses`` of ASE's own
+        calculators do; times the volume over the number of atoms' worth of it, they are stresses of an average atom.
+
+        Args:
+            atoms: The structure; that of the last calculation if there is none.
+
+        Returns:
+            eV/Angstrom^3, ``[atoms, 3, 3]``, symmetric; the mean for a committee.
+
+        Raises:
+            UserError: If there is no structure, its cell has no volume, or the models predict no energy.
+        """
+        structure = self._structure(atoms, "get_atomic_stresses")
+        self._require_energy("get_atomic_stresses")
+        volume = volume_of(structure)
+        if volume is None:
+            raise UserError("get_atomic_stresses: the cell has no volume; give it three independent vectors.")
+        (results,) = self._evaluate([structure], self._search, atomic=True)
+        stresses: np.ndarray = -results["virials"] / volume
+        return stresses
 
     def get_descriptors(
         self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
     ) -> np.ndarray | list[np.ndarray]:
-        """Return the scalar features of every atom, those of all layers side by side.
+        """Return the features of every atom, those of all layers side by side.
 
         Args:
             atoms: The structure; that of the last calculation if there is none.
-            invariants_only: Must be true; features that turn with the structure are not given out yet.
+            invariants_only: Leave out those that turn with the structure. See `mace.deployment.descriptors` for the
+                order of all of them, which is that of mace-torch.
             num_layers: Only the first so many layers; -1 for all.
 
         Returns:
-            ``[atoms, layers * channels]``; a list of them for a committee.
+            ``[atoms, layers * channels]``, or more columns with all features; a list of them for a committee.
 
         Raises:
             UserError: If there is no structure or the arguments cannot be used.
         """
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise UserError("get_descriptors needs a structure; pass atoms.")
-        if not invariants_only:
-            raise UserError("get_descriptors: only invariants are available yet; leave invariants_only=True.")
-        found = []
-        for model, graph in zip(self.models, self._graphs(atoms), strict=True):
-            prediction = predict(model, graph, forces=False)
-            found.append(invariant_descriptors(prediction, num_layers).cpu().numpy())
+        graphs = self._graphs([self._structure(atoms, "get_descriptors")], self._search)
+        found = [
+            descriptors(predict(model, graph, forces=False), num_layers, invariants_only).cpu().numpy()
+            for model, graph in zip(self.models, graphs, strict=True)
+        ]
         return found if self.num_models > 1 else found[0]
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
@@ -238,70 +332,64 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         Raises:
             UserError: If there is no structure, or the models predict no energy.
         """
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise UserError("get_hessian needs a structure; pass atoms.")
-        if not self.models[0].plan.predicts_energy:
-            raise UserError(f"get_hessian: a {self.models[0].plan.model} model predicts no energy to differentiate.")
+        structure = self._structure(atoms, "get_hessian")
+        self._require_energy("get_hessian")
         unit = self.energy_units_to_eV / self.length_units_to_A**2
-        graphs = self._graphs(atoms)
+        graphs = self._graphs([structure], self._search)
         found = [
             hessian(model, graph).detach().cpu().double().numpy() * unit
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]
 
-    def _graphs(self, atoms: Atoms) -> list[Graph]:
-        """Build the graph for every model; models with the same elements and cutoff share one."""
-        charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
-        configuration = _to_configuration(atoms, self.length_units_to_A, charges)
+    def _structure(self, atoms: Atoms | None, caller: str) -> Atoms:
+        """Return the given structure, or that of the last calculation."""
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise UserError(f"{caller} needs a structure; pass atoms.")
+        return atoms
+
+    def _require_energy(self, caller: str) -> None:
+        if not self.models[0].plan.predicts_energy:
+            raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
+
+    def _search(self, configurations: Sequence[Configuration], r_max: float) -> list[Neighbors]:
+        """Find the neighbors of a structure that moves a little at a time."""
+        search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
+        return [search(configuration, r_max) for configuration in configurations]
+
+    def _graphs(self, structures: Sequence[Atoms], search: Search) -> list[Graph]:
+        """Build the batch for every model; models with the same elements and cutoff share one."""
+        configurations = [self._configuration(atoms, place) for place, atoms in enumerate(structures)]
         made: dict[tuple[tuple[int, ...], float], Graph] = {}
         keys = [(model.plan.atomic_numbers, model.plan.r_max) for model in self.models]
-        for key in keys:
-            if key not in made:
-                elements, r_max = key
-                _check_elements(configuration, elements)
-                search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
-                made[key] = build_graph(configuration, ElementTable(elements), r_max, search).to(self.device)
-        return [made[key] for key in keys]
+        for elements, r_max in dict.fromkeys(keys):
+            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search)
+            made[elements, r_max] = dataset.batch(range(len(dataset))).graph.to(self.device)
+        graphs = [made[key] for key in keys]
+        if not self._warned_of_distances:
+            pairs = zip(self._distance_watches, graphs, strict=True)
+            self._warned_of_distances = any(watch.check(graph) for watch, graph in pairs)
+        return graphs
 
-    def _collect(self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool) -> dict[str, Any]:
-        """Turn predictions into ASE's results, means over the models."""
-        results: dict[str, Any] = {}
-        members: dict[str, np.ndarray] = {}
-        if self.models[0].plan.predicts_energy:
-            results, members = self._collect_energies(predictions, numbers, has_volume)
-        if self.models[0].plan.predicts_dipole:
-            members["dipole"] = _stack([p.dipole for p in predictions])[:, 0] * self.length_units_to_A
-            results["dipole"] = members["dipole"].mean(0)
-        if self.num_models > 1:
-            for name, values in members.items():
-                results[f"{name}_comm"] = values
-                results[f"{name}_var"] = values.var(0) if values.ndim > 1 else float(values.var())
-        return results
+    def _configuration(self, atoms: Atoms, place: int) -> Configuration:
+        """Check a structure; see `to_configuration`."""
+        charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
+        try:
+            configuration = to_configuration(atoms, self.length_units_to_A, charges)
+            for model in self.models:
+                refuse_unknown_elements(configuration, model.plan.atomic_numbers)
+        except UserError as error:
+            raise _StructureError(str(error), place) from error
+        return configuration
 
-    def _collect_energies(
-        self, predictions: list[Prediction], numbers: np.ndarray, has_volume: bool
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Collect what models with energies say: means over the models, and what each of them says."""
-        energy_unit, length_unit = self.energy_units_to_eV, self.length_units_to_A
-        energy = _stack([p.energy for p in predictions])[:, 0] * energy_unit
-        energies = _stack([p.atomic_energies for p in predictions]) * energy_unit
-        forces = _stack([p.forces for p in predictions]) * (energy_unit / length_unit)
-        references = _stack([_reference_energies(m, numbers) for m in self.models]) * energy_unit
-        results: dict[str, Any] = {
-            "energy": float(energy.mean()),
-            "free_energy": float(energy.mean()),
-            "energies": energies.mean(0),
-            "node_energy": (energies - references).mean(0),
-            "forces": forces.mean(0),
-        }
-        members = {"energy": energy, "forces": forces}
-        if has_volume:
-            stress = _stack([p.stress[0] for p in predictions if p.stress is not None])
-            members["stress"] = stress * (energy_unit / length_unit**3)
-            results["stress"] = full_3x3_to_voigt_6_stress(members["stress"].mean(0))
-        return results, members
+
+class _StructureError(UserError):
+    """What is wrong with a structure, and its place among those evaluated together."""
+
+    def __init__(self, text: str, place: int = 0) -> None:
+        super().__init__(text)
+        self.place = place
 
 
 def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
@@ -325,10 +413,7 @@ def _implemented(models: list[MACE]) -> list[str]:
         raise UserError(
             f"MACECalculator: a committee of {words} models cannot be formed; they predict different things."
         )
-    energy, dipole = kinds.pop()
-    members = [*(("energy", "forces", "stress") if energy else ()), *(("dipole",) if dipole else ())]
-    committee = [f"{name}_{what}" for name in members for what in ("comm", "var")] if len(models) > 1 else []
-    return [*(_OF_ENERGY_MODELS if energy else ()), *(("dipole",) if dipole else ()), *committee]
+    return result_names(*kinds.pop(), committee=len(models) > 1)
 
 
 def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
@@ -343,11 +428,11 @@ def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dt
     return [carry_to(deepcopy(model), device, dtype or model.dtype) for model in given]
 
 
-def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None, head: str | None) -> list[MACE]:
+def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None, head: str | None) -> list[LoadedModel]:
     files = expand_models(paths)
     if not files:
         raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
-    return [open_model(file, device, dtype, head).model for file in files]
+    return [open_model(file, device, dtype, head) for file in files]
 
 
 def _positive(value: float, name: str) -> float:
@@ -360,55 +445,3 @@ def _skin(value: float) -> float:
     if not (math.isfinite(value) and value >= 0.0):
         raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
     return float(value)
-
-
-def _to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | None) -> Configuration:
-    """Check a structure and carry it to the model's unit of length.
-
-    Raises:
-        UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
-            not one number per atom.
-    """
-    if len(atoms) == 0:
-        raise UserError("The structure has no atoms, so there is nothing to calculate.")
-    positions, cell = np.array(atoms.positions, dtype=np.float64), np.array(atoms.cell.array, dtype=np.float64)
-    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-        raise UserError("A position or the cell is NaN or infinite; did the simulation break down before this step?")
-    pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    if np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):
-        raise UserError(
-            f"The structure repeats along pbc={list(pbc)}, but its lattice vectors there are zero or linearly "
-            "dependent; give it a cell, or set pbc to False."
-        )
-    if charges is not None and (charges.shape != (len(atoms),) or not np.isfinite(charges).all()):
-        raise UserError("The charges of the structure must be one finite number for every atom.")
-    return Configuration(
-        charges=None if charges is None else charges.astype(np.float64),
-        atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
-        positions=positions / length_unit,
-        cell=cell / length_unit,
-        pbc=pbc,
-    )
-
-
-def _check_elements(configuration: Configuration, known: tuple[int, ...]) -> None:
-    unknown = sorted(set(configuration.atomic_numbers.tolist()) - set(known))
-    if unknown:
-        names = " and ".join(chemical_symbol(number) for number in unknown)
-        raise UserError(
-            f"The structure contains {names}, which the model was not trained on; it knows "
-            f"{', '.join(chemical_symbol(number) for number in known)}."
-        )
-
-
-def _reference_energies(model: MACE, numbers: np.ndarray) -> Tensor:
-    """Return the reference energy of every atom in the model's unit, ``[atoms]``."""
-    plan = model.plan
-    by_number = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
-    return torch.tensor([by_number[number] for number in numbers.tolist()], dtype=torch.float64)
-
-
-def _stack(tensors: Sequence[Tensor | None]) -> np.ndarray:
-    """Collect what each model says, ``[models, ...]``, float64."""
-    rows = [tensor.detach().cpu().double().numpy() for tensor in tensors if tensor is not None]
-    return np.stack(rows)

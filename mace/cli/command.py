@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +49,22 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status or 0
+
+
+def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Read flags, and name the nearest one that exists where one does not.
+
+    Raises:
+        UserError: If a flag is unknown.
+        SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
+    """
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
+        raise UserError(f"{unknown[0]} is no flag of {parser.prog}; {hint}")
+    return options
 
 
 def refuse_original() -> None:

@@ -12,11 +12,10 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
-import difflib
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from mace.cli.command import run_command
+from mace.cli.command import parse_flags, run_command
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,12 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, help="structures at a time; lower it if memory runs out")
     add("--compute_stress", action="store_true", help="predict stress too, eV/Angstrom^3")
     add("--return_node_energies", action="store_true", help="write the energy of every atom, eV")
-    add("--return_descriptors", action="store_true", help="write the scalar features of every atom")
+    add("--return_descriptors", action="store_true", help="write the features of every atom")
     add("--descriptor_num_layers", type=int, default=-1, help="layers the features are taken from; -1 for all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="instead of one row per atom")
-    add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="only True is possible yet")
+    add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="leave out features that turn")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
+    add("--plot", help="draw predictions against labels into this PNG")
     add("--head", help="head to take of a model of mace-torch that has several")
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
@@ -69,22 +69,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         UserError: If a flag is unknown or cannot be obeyed.
         SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
     """
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
-        raise UserError(f"{unknown[0]} is no flag of mace_eval_configs; {hint}")
+    options = parse_flags(build_parser(), arguments)
     for name, refusal in _REFUSED.items():
         if getattr(options, name):
             raise UserError(refusal)
-    if options.descriptor_invariants_only == "False":
-        raise UserError("--descriptor_invariants_only=False: only invariant descriptors are available yet; use True.")
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if not options.return_descriptors and (
-        options.descriptor_num_layers != -1 or options.descriptor_aggregation_method
+        options.descriptor_num_layers != -1
+        or options.descriptor_aggregation_method
+        or options.descriptor_invariants_only == "False"
     ):
         raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
     return options
@@ -95,6 +89,7 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If arguments, model or structures do not allow it.
+        RunInterrupted: If a signal ends it.
         SystemExit: See `parse_arguments`.
     """
     options = parse_arguments(arguments)
@@ -105,6 +100,7 @@ def run(arguments: Sequence[str]) -> None:
     from mace.deployment.evaluation import Wanted, evaluate_files
     from mace.deployment.loading import find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
+    from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
 
@@ -118,6 +114,7 @@ def run(arguments: Sequence[str]) -> None:
             node_energies=options.return_node_energies,
             descriptors=options.return_descriptors,
             descriptor_layers=options.descriptor_num_layers,
+            descriptor_invariants=options.descriptor_invariants_only == "True",
             descriptor_aggregation=options.descriptor_aggregation_method,
             prefix=options.info_prefix,
         )
@@ -129,8 +126,18 @@ def run(arguments: Sequence[str]) -> None:
         choose_kernels(model)
         if options.charges_key is not None and not model.plan.predicts_dipole:
             raise UserError(f"--charges_key has no effect on a {model.plan.model} model; remove the flag.")
-        choices = (wanted, options.batch_size, options.charges_key)
-        summary = evaluate_files(model, options.configs, options.output, *choices, progress)
+        with Interruption() as interruption, interruption.patient():
+            summary = evaluate_files(
+                model,
+                options.configs,
+                options.output,
+                wanted,
+                batch_size=options.batch_size,
+                charges_key=options.charges_key,
+                progress=progress,
+                plot=options.plot,
+                interruption=interruption,
+            )
         _report(summary, options, _tables(model.plan, options.compute_stress))
     finally:
         close_logging()
@@ -173,6 +180,8 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
             _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))
     else:
         _LOGGER.info("The structures have no labels of what the model predicts to compare with.")
+    if summary.plot is not None:
+        _LOGGER.info("Wrote %s", summary.plot)
     _LOGGER.info("Wrote %s", options.output)
 
 

@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import per_atom_properties, write_xyz
+from ase.io.extxyz import per_atom_properties
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from mace.deployment.extended_xyz import frame_text
 from mace.errors import UserError
 
 
 class AnnotatedFile:
     """Write structures one by one; the file appears under its name once the block is left without an error.
+
+    Until then it is called ``<name>.partial``. After a `UserError` that is removed; after anything else, such as a
+    signal or the end of the power, it stays, and holds all structures up to the last `flush`.
 
     Args:
         path: The file; its folder is created.
@@ -27,14 +31,14 @@ class AnnotatedFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a temporary file beside the place of the final one."""
+        """Open the file under its first name."""
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
         if self.path.is_dir():
             raise UserError(f"{self.path}: the output is a directory; name a file.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._temporary.open("w", encoding="utf-8")
+            self._stream = self.partial.open("w", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
 
@@ -57,7 +61,7 @@ class AnnotatedFile:
         atoms.arrays.update(columns)
         atoms.info.update(entries)
         try:
-            write_xyz(self._stream, [atoms], write_results=False)
+            self._stream.write(frame_text(atoms))
         except OSError as error:
             raise self._failure(error) from error
         except (ValueError, TypeError, KeyError) as error:  # what ASE says to data the format cannot hold
@@ -72,15 +76,22 @@ class AnnotatedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put the complete file in its place, or take an incomplete one away."""
+        """Put the complete file in its place, or take one away that is of no use."""
         try:
             self._stream.close()
             if kind is None:
-                os.replace(self._temporary, self.path)
+                os.replace(self.partial, self.path)
+            elif issubclass(kind, UserError):
+                self.partial.unlink(missing_ok=True)
         except OSError as failure:
             raise self._failure(failure) from failure
-        finally:
-            self._temporary.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Hand over to the system what has been written, so that it stays even if this program is killed."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self.path}: the output cannot be written ({error.strerror or error}).")

@@ -9,15 +9,22 @@ from mace.errors import UserError
 from mace.model.derivatives import Prediction
 
 
-def invariant_descriptors(prediction: Prediction, num_layers: int = -1) -> Tensor:
-    """Put the scalar features of the layers side by side; rotations and translations leave them as they are.
+def descriptors(prediction: Prediction, num_layers: int = -1, invariants_only: bool = True) -> Tensor:
+    """Put the features of the layers side by side.
+
+    All features of a layer stand in the order of degrees; within a degree in the order of channels; the ``2 l + 1``
+    components of a channel, in the order of `mace.equivariant.spherical_harmonics`, follow each other. They turn with
+    the structure, those of degree zero, the invariants, excepted. The last layer of a model without dipoles has
+    invariants only.
 
     Args:
         prediction: What the model predicts, of any number of structures.
         num_layers: Only the first so many layers; -1 for all.
+        invariants_only: Leave out all degrees but zero.
 
     Returns:
-        ``[atoms, layers * channels]``.
+        ``[atoms, layers * channels]`` for invariants; with the other degrees, a layer up to degree ``L`` in which all
+        occur takes ``(L + 1)^2 * channels`` columns.
 
     Raises:
         UserError: If the model has fewer layers.
@@ -26,4 +33,10 @@ def invariant_descriptors(prediction: Prediction, num_layers: int = -1) -> Tenso
     if num_layers != -1 and not 1 <= num_layers <= available:
         raise UserError(f"Descriptors of {num_layers} layers are wanted; choose 1 to {available}, or -1 for all.")
     layers = prediction.features[: available if num_layers == -1 else num_layers]
-    return torch.cat([features[0].squeeze(1) for features in layers], dim=1).detach()
+    columns = [
+        features[degree].transpose(1, 2).flatten(1)
+        for features in layers
+        for degree in sorted(features)
+        if degree == 0 or not invariants_only
+    ]
+    return torch.cat(columns, dim=1).detach()

@@ -13,7 +13,8 @@ from ase import Atoms
 from torch import Tensor
 
 from mace.deployment.annotation import AnnotatedFile
-from mace.deployment.descriptors import invariant_descriptors
+from mace.deployment.comparison import Comparison
+from mace.deployment.descriptors import descriptors
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
@@ -27,7 +28,8 @@ from mace.structures.reading import read_sources
 from mace.structures.sources import Source
 from mace.structures.splitting import check_elements
 from mace.structures.stress import SMALLEST_VOLUME
-from mace.training.metrics import ErrorAccumulator
+from mace.training.interruption import Interruption
+from mace.training.plots import plot_parity
 
 AGGREGATIONS = ("mean", "per_element_mean")
 """How the descriptors of a structure's atoms may be put together."""
@@ -44,8 +46,9 @@ class Wanted:
     Attributes:
         stress: Stress of every structure whose cell has a volume.
         node_energies: Energy of every atom, with its reference energy.
-        descriptors: Scalar features of every atom.
+        descriptors: Features of every atom.
         descriptor_layers: Of the first so many layers; -1 for all.
+        descriptor_invariants: Only those that do not turn with the structure.
         descriptor_aggregation: One of `AGGREGATIONS`, or None for one row per atom.
         prefix: Start of the key of everything that is predicted.
     """
@@ -54,6 +57,7 @@ class Wanted:
     node_energies: bool = False
     descriptors: bool = False
     descriptor_layers: int = -1
+    descriptor_invariants: bool = True
     descriptor_aggregation: str | None = None
     prefix: str = "MACE_"
 
@@ -82,6 +86,7 @@ class EvaluationSummary:
         without_stress: Structures that have no stress because their cell has no volume.
         errors: Metrics by config_type, isolated atoms left out, and of all structures under ``"all"``; only what is
             labelled.
+        plot: The picture, if one was drawn.
     """
 
     report: LabelReport
@@ -90,6 +95,7 @@ class EvaluationSummary:
     seconds: float = 0.0
     without_stress: int = 0
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    plot: Path | None = None
 
 
 def evaluate_files(
@@ -100,11 +106,13 @@ def evaluate_files(
     batch_size: int = 64,
     charges_key: str | None = None,
     progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
+    plot: str | Path | None = None,
+    interruption: Interruption | None = None,
 ) -> EvaluationSummary:
     """Predict all structures of some files and write them, in their order, as one extended XYZ file.
 
-    Everything the files say of a structure is kept: labels, other keys, constraints. The output appears only once it
-    is complete, so it may be the input itself.
+    Everything the files say of a structure is kept: labels, other keys, constraints. The output appears under its name
+    only once it is complete, so it may be the input itself; see `AnnotatedFile`.
 
     Args:
         model: The model, on its device and in its precision.
@@ -114,11 +122,14 @@ def evaluate_files(
         batch_size: Structures at a time.
         charges_key: Key of the charges that are part of dipoles; see `mace.structures.labels.LabelKeys`.
         progress: Wraps the iteration over batches; gets their number.
+        plot: A PNG of predictions against labels, if there are any.
+        interruption: Signals that ask for an end after the present batch.
 
     Returns:
         Counts and errors.
 
     Raises:
+        RunInterrupted: If a signal asks for an end; it says what is done.
         UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
             prediction would take the place of a label, or the model does not predict what is wanted.
     """
@@ -129,8 +140,7 @@ def evaluate_files(
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     check_elements(model.plan.atomic_numbers, configurations, "the model's training data")
     _check_keys(wanted.keys(model.plan), wanted.prefix, reading.report)
-    summary = EvaluationSummary(reading.report)
-    errors: dict[str, ErrorAccumulator] = {}
+    summary, comparison = EvaluationSummary(reading.report), Comparison(keep=plot is not None)
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
     batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
     remaining = iter(frames)
@@ -140,15 +150,29 @@ def evaluate_files(
             predictions = predict_configurations(model, batch, wanted)
             for configuration, prediction, atoms in zip(batch, predictions, remaining, strict=False):
                 stream.write(atoms, *_annotations(prediction, atoms, wanted), configuration.where())
-                if id(configuration) not in isolated:
-                    accumulator = errors.setdefault(configuration.config_type, ErrorAccumulator())
-                    _add_errors(accumulator, configuration, prediction)
-                summary.n_structures += 1
-                summary.n_atoms += configuration.n_atoms
-                summary.without_stress += wanted.stress and "stress" not in prediction
+            stream.flush()
+            labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
+            comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])
+            _count(summary, batch, predictions, wanted)
+            if interruption is not None and interruption.requested and summary.n_structures < len(configurations):
+                raise interruption.error(
+                    f"{summary.n_structures} of {len(configurations)} structures are done; they are in {stream.partial}"
+                )
     summary.seconds = time.perf_counter() - began
-    summary.errors = _combined(errors)
+    summary.errors = comparison.errors()
+    if plot is not None and summary.errors:
+        plot_parity(comparison.parity(), plot, "Predictions against labels")
+        summary.plot = Path(plot)
     return summary
+
+
+def _count(
+    summary: EvaluationSummary, batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]], wanted: Wanted
+) -> None:
+    """Count what a batch adds."""
+    summary.n_structures += len(batch)
+    summary.n_atoms += sum(configuration.n_atoms for configuration in batch)
+    summary.without_stress += sum(wanted.stress and "stress" not in prediction for prediction in predictions)
 
 
 def predict_configurations(
@@ -173,7 +197,7 @@ def predict_configurations(
     if wanted.node_energies:
         of_atoms["node_energies"] = prediction.atomic_energies
     if wanted.descriptors:
-        of_atoms["descriptors"] = invariant_descriptors(prediction, wanted.descriptor_layers)
+        of_atoms["descriptors"] = descriptors(prediction, wanted.descriptor_layers, wanted.descriptor_invariants)
     ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
     pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
     results: list[dict[str, Any]] = [
@@ -238,26 +262,3 @@ def _annotations(
         {wanted.prefix + name: value for name, value in columns.items()},
         {wanted.prefix + name: value for name, value in entries.items()},
     )
-
-
-def _add_errors(errors: ErrorAccumulator, configuration: Configuration, prediction: dict[str, Any]) -> None:
-    """Compare what is both labelled and predicted."""
-    n_atoms = np.array([configuration.n_atoms])
-    if configuration.energy is not None and "energy" in prediction:
-        errors.add("energy", np.array([configuration.energy]), np.array([prediction["energy"]]), n_atoms)
-    if configuration.forces is not None and "forces" in prediction:
-        errors.add("forces", configuration.forces, prediction["forces"])
-    if configuration.stress is not None and "stress" in prediction:
-        errors.add("stress", configuration.stress[None], prediction["stress"][None])
-    if configuration.dipole is not None and "dipole" in prediction:
-        errors.add("dipole", configuration.dipole[None], prediction["dipole"][None], n_atoms)
-
-
-def _combined(errors: dict[str, ErrorAccumulator]) -> dict[str, dict[str, float]]:
-    """Return the metrics of every type, and of all structures where there are several types."""
-    total = ErrorAccumulator()
-    for accumulator in errors.values():
-        total.merge(accumulator)
-    rows = {kind: accumulator.result() for kind, accumulator in sorted(errors.items())}
-    rows = {kind: metrics for kind, metrics in rows.items() if metrics}
-    return {**rows, "all": total.result()} if rows else {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
-from mace.graphs.neighbors import Neighbors, configuration_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors
 from mace.structures.configuration import Configuration
 
 PER_ATOM = ("forces",)
@@ -20,6 +20,9 @@ PER_ATOM = ("forces",)
 
 SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "virials": (3, 3), "dipole": (3,)}
 """Shape of one row of each label that can be learned from."""
+
+_SEARCHED_TOGETHER = 64
+"""How many structures the neighbors are searched of at once."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class GraphDataset:
         elements: The model's table of elements.
         r_max: Cutoff in Angstrom.
         progress: Wraps the iteration over structures, for a progress bar.
-        search: Finds the neighbors of a structure within the cutoff.
+        search: Finds the neighbors of some structures within the cutoff.
 
     Raises:
         UserError: If a structure has an element that the table lacks, or a stress without a volume.
@@ -106,7 +109,7 @@ class GraphDataset:
         elements: ElementTable,
         r_max: float,
         progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
-        search: Callable[[Configuration, float], Neighbors] = configuration_neighbors,
+        search: Callable[[Sequence[Configuration], float], list[Neighbors]] = find_all_neighbors,
     ) -> None:
         self.configurations = list(configurations)
         self.r_max = r_max
@@ -118,7 +121,14 @@ class GraphDataset:
         )
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
-        neighbors = [search(c, r_max) for c in progress(self.configurations)]
+        neighbors: list[Neighbors] = []
+        waiting: list[Configuration] = []
+        for configuration in progress(self.configurations):
+            waiting.append(configuration)
+            if len(waiting) == _SEARCHED_TOGETHER:
+                neighbors += search(waiting, r_max)
+                waiting = []
+        neighbors += search(waiting, r_max)
         self._atom_pointer = _pointer([c.n_atoms for c in configurations])
         self._pair_pointer = _pointer([len(n.pair_sender) for n in neighbors])
         self._neighbors = _concatenate(neighbors)
@@ -281,11 +291,6 @@ def _concatenate(neighbors: Sequence[Neighbors]) -> Neighbors:
     return Neighbors(**{name: np.concatenate([getattr(n, name) for n in neighbors]) for name in names})
 
 
-def build_graph(
-    configuration: Configuration,
-    elements: ElementTable,
-    r_max: float,
-    search: Callable[[Configuration, float], Neighbors] = configuration_neighbors,
-) -> Graph:
+def build_graph(configuration: Configuration, elements: ElementTable, r_max: float) -> Graph:
     """Build the graph of a single structure; see `GraphDataset`."""
-    return GraphDataset([configuration], elements, r_max, search=search).batch([0]).graph
+    return GraphDataset([configuration], elements, r_max).batch([0]).graph

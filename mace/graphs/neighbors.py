@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import vesin
@@ -151,6 +152,62 @@ def _arrange(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, n_atom
     )
 
 
-def configuration_neighbors(configuration: Configuration, r_max: float) -> Neighbors:
-    """Find the neighbors of a labelled structure."""
-    return find_neighbors(configuration.positions, configuration.cell, configuration.pbc, r_max)
+def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> list[Neighbors]:
+    """Find the neighbors of many structures; those that repeat in no direction are searched together, which is faster.
+
+    Args:
+        configurations: The structures.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        For each structure what `find_neighbors` returns, to the last bit.
+    """
+    free = [place for place, c in enumerate(configurations) if not any(c.pbc)]
+    together = dict(zip(free, _find_apart([configurations[place].positions for place in free], r_max), strict=True))
+    return [
+        together[place] if place in together else find_neighbors(c.positions, c.cell, c.pbc, r_max)
+        for place, c in enumerate(configurations)
+    ]
+
+
+def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> list[Neighbors]:
+    """Find the neighbors of structures without images: put them side by side, out of each other's reach."""
+    if not structures:
+        return []
+    n_atoms = np.array([len(positions) for positions in structures])
+    first_atom = np.concatenate([[0], np.cumsum(n_atoms)])
+    positions = np.concatenate(structures)
+    lowest = np.minimum.reduceat(positions, first_atom[:-1])
+    widths = np.maximum.reduceat(positions, first_atom[:-1])[:, 0] - lowest[:, 0] + r_max + 1.0
+    lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
+    apart = positions - np.repeat(lowest, n_atoms, axis=0)
+    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), r_max * (1.0 + 1e-9))
+    return _divide(select_near(*pairs, positions, np.zeros((3, 3)), r_max), first_atom)
+
+
+def _divide(all_pairs: Neighbors, first_atom: np.ndarray) -> list[Neighbors]:
+    """Cut the neighbors of structures side by side into those of each, whose indices start from zero.
+
+    Args:
+        all_pairs: Pairs and edges, in order of the structures.
+        first_atom: The first atom of each structure, and the number of atoms, ``[structures + 1]``.
+    """
+    first_pair = np.searchsorted(all_pairs.pair_sender, first_atom)
+    of_pair, of_edge, found = np.diff(first_pair), 2 * np.diff(first_pair), []
+    atom_of_pair, atom_of_edge = np.repeat(first_atom[:-1], of_pair), np.repeat(first_atom[:-1], of_edge)
+    pair_of_edge, edge_of_pair = np.repeat(first_pair[:-1], of_edge), 2 * np.repeat(first_pair[:-1], of_pair)
+    local = replace(
+        all_pairs,
+        pair_sender=all_pairs.pair_sender - atom_of_pair,
+        pair_receiver=all_pairs.pair_receiver - atom_of_pair,
+        edge_sender=all_pairs.edge_sender - atom_of_edge,
+        edge_receiver=all_pairs.edge_receiver - atom_of_edge,
+        edge_pair=all_pairs.edge_pair - pair_of_edge,
+        edge_reverse=all_pairs.edge_reverse - 2 * pair_of_edge,
+        pair_edges=all_pairs.pair_edges - edge_of_pair[:, None],
+    )
+    arrays = {item.name: (getattr(local, item.name), item.name.startswith("edge")) for item in fields(Neighbors)}
+    for start, stop in zip(first_pair[:-1].tolist(), first_pair[1:].tolist(), strict=True):
+        pieces = {name: rows[2 * start : 2 * stop] if e else rows[start:stop] for name, (rows, e) in arrays.items()}
+        found.append(Neighbors(**pieces))
+    return found

@@ -23,6 +23,7 @@ class Prediction:
         forces: eV/Angstrom, ``[atoms, 3]``.
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
+        atomic_virials: What each atom adds to them, half of every pair it belongs to, ``[atoms, 3, 3]``.
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
         dipole: e*Angstrom, that of the given charges included, float64 where the device has it, ``[structures, 3]``.
         atomic_dipoles: What each atom adds to it, without its charge times its position, ``[atoms, 3]``.
@@ -36,6 +37,7 @@ class Prediction:
     features: list[dict[int, Tensor]]
     dipole: Tensor | None = None
     atomic_dipoles: Tensor | None = None
+    atomic_virials: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -44,7 +46,14 @@ def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
     return total.index_add(0, graph.structure_of_atom, values)
 
 
-def predict(model: MACE, graph: Graph, forces: bool = True, stress: bool = False, training: bool = False) -> Prediction:
+def predict(
+    model: MACE,
+    graph: Graph,
+    forces: bool = True,
+    stress: bool = False,
+    training: bool = False,
+    atomic_virials: bool = False,
+) -> Prediction:
     """Evaluate a model on a batch.
 
     Args:
@@ -53,17 +62,18 @@ def predict(model: MACE, graph: Graph, forces: bool = True, stress: bool = False
         forces: Whether forces are wanted; a model without energies has none.
         stress: Whether stress and virials are wanted; likewise.
         training: Keep the graph of operations, so that a loss of the result can be differentiated.
+        atomic_virials: Whether the virials of single atoms are wanted; likewise.
 
     Returns:
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    if not (forces or stress) or not model.plan.predicts_energy:
+    if not (forces or stress or atomic_virials) or not model.plan.predicts_energy:
         with torch.set_grad_enabled(training):
             return _assemble(model, graph, vectors, None, forces, stress)
     vectors.requires_grad_(True)
     with torch.enable_grad():
-        return _assemble(model, graph, vectors, training, forces, stress)
+        return _assemble(model, graph, vectors, training, forces, stress, atomic_virials)
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
@@ -93,7 +103,13 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
 
 
 def _assemble(
-    model: MACE, graph: Graph, vectors: Tensor, keep_graph: bool | None, forces: bool, stress: bool
+    model: MACE,
+    graph: Graph,
+    vectors: Tensor,
+    keep_graph: bool | None,
+    forces: bool,
+    stress: bool,
+    atomic_virials: bool = False,
 ) -> Prediction:
     """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
     output = model(graph, vectors)
@@ -121,6 +137,7 @@ def _assemble(
         features=output.features,
         dipole=dipole,
         atomic_dipoles=atomic_dipoles,
+        atomic_virials=_atomic_virials(gradient, vectors.detach(), graph) if atomic_virials else None,
     )
 
 
@@ -153,8 +170,20 @@ def _strain_gradient(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
     A strain moves every pair vector ``v`` to ``(1 + strain) v``, so each pair adds the symmetric part of the product
     of its vector and its gradient.
     """
-    product = vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    product = 0.5 * (product + product.transpose(1, 2))
+    product = _symmetric_products(gradient, vectors)
     structure_of_pair = graph.structure_of_atom.index_select(0, graph.pair_sender)
     total = gradient.new_zeros(graph.n_structures, 3, 3)
-    return total.index_add(0, structure_of_pair[:-1], product[:-1])
+    return total.index_add(0, structure_of_pair[:-1], product)
+
+
+def _atomic_virials(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+    """Divide the virials among the atoms, half of each pair for either of its two, ``[atoms, 3, 3]``."""
+    halves = -0.5 * _symmetric_products(gradient, vectors)
+    total = gradient.new_zeros(graph.n_atoms, 3, 3)
+    return total.index_add(0, graph.pair_sender[:-1], halves).index_add(0, graph.pair_receiver[:-1], halves)
+
+
+def _symmetric_products(gradient: Tensor, vectors: Tensor) -> Tensor:
+    """Return the symmetric part of the product of vector and gradient of every pair but the padding."""
+    product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)
+    return 0.5 * (product + product.transpose(1, 2))

@@ -87,6 +87,8 @@ class ModelMetadata(BaseModel):
         epoch: Epoch the weights are from, counted from zero.
         stage: ``"one"`` or ``"two"`` of the training.
         metrics: Errors by the name of the set, in eV and Angstrom, for example ``{"valid": {"rmse_f": 0.02}}``.
+        shortest_distances: Shortest distance in the training data in Angstrom, by pair of elements such as ``H-O``;
+            a pair that is missing was never within the cutoff. Empty where it is not known.
         comment: Anything worth telling.
     """
 
@@ -100,6 +102,7 @@ class ModelMetadata(BaseModel):
     epoch: int | None = None
     stage: str | None = None
     metrics: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    shortest_distances: dict[str, float] = Field(default_factory=dict)
     comment: str | None = None
 
     @field_validator("settings", "metrics", mode="after")

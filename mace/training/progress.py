@@ -266,6 +266,7 @@ def track(
     mode: str = "auto",
     interval: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
+    rate: Callable[[float], str] = lambda per_second: "",
 ) -> Iterator[_Item]:
     """Yield the items and show how many are done; work within a training run uses `TrainingProgress.track`.
 
@@ -277,12 +278,13 @@ def track(
         mode: One of `MODES`.
         interval: Seconds between two log lines where there is no bar; work that takes less writes none.
         clock: Seconds since some fixed time.
+        rate: Says in words how fast it goes, from the items per second.
 
     Raises:
         UserError: If the mode has no meaning.
     """
     shown_as = resolve_mode(mode, console) if console is not None else "off"
-    counter = _Counter(description, _length(items, total), clock)
+    counter = _Counter(description, _length(items, total), clock, rate)
     if shown_as == "bar":
         return _track_with_bar(items, counter, console)
     if shown_as == "lines":
@@ -306,8 +308,14 @@ def resolve_mode(mode: str, console: Console) -> str:
 class _Counter:
     """Items done out of a total that may be unknown."""
 
-    def __init__(self, description: str, total: int | None, clock: Callable[[], float]) -> None:
-        self.description, self.total, self.clock = description, total, clock
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        clock: Callable[[], float],
+        rate: Callable[[float], str] = lambda per_second: "",
+    ) -> None:
+        self.description, self.total, self.clock, self.rate = description, total, clock, rate
         self.done, self.began = 0, clock()
 
     def text(self) -> str:
@@ -320,14 +328,20 @@ class _Counter:
             return "?"
         return _duration((self.clock() - self.began) / self.done * max(self.total - self.done, 0))
 
+    def rate_text(self) -> str:
+        seconds = self.clock() - self.began
+        return self.rate(self.done / seconds) if self.done and seconds > 0.0 else ""
+
     def line(self) -> str:
-        return f"Progress: {self.description}, {self.text()}, ETA {self.remaining_text()}"
+        parts = [self.description, self.text(), self.rate_text(), f"ETA {self.remaining_text()}"]
+        return f"Progress: {', '.join(part for part in parts if part)}"
 
     def row(self) -> RenderableType:
         return _row(
             Text(self.description, style="bold"),
             ProgressBar(total=self.total, completed=self.done, width=24, pulse=self.total is None),
             Text(self.text(), style="green"),
+            Text(self.rate_text()),
             Text(f"ETA {self.remaining_text()}", style="cyan"),
         )
 

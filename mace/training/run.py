@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mace.elements import ElementTable
 from mace.errors import RunInterrupted, UserError
+from mace.graphs.distances import shortest_distances
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -442,4 +444,12 @@ def _metadata(
         epoch=epoch,
         stage=stage,
         metrics={name: dict(values) for name, values in metrics.items()},
+        shortest_distances=_shortest_distances(preparation),
     )
+
+
+def _shortest_distances(preparation: Preparation) -> dict[str, float]:
+    """Find how close the atoms of the training structures come."""
+    elements = ElementTable(preparation.plan.atomic_numbers)
+    graphs = (batch.graph for batch in preparation.train.batches(64))
+    return shortest_distances(graphs, elements, preparation.plan.r_max)

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"errors", "equivariant", "graphs"},
 }
 DATA = VOCABULARY | {"settings", "structures", "graphs", "inspection", "reporting", "equivariant", "kernels"}
-for _part in ("model", "compat", "training", "finetuning", "deployment", "calculators", "cli"):
+for _part in ("model", "compat", "training", "finetuning", "deployment", "calculators", "dynamics", "cli"):
     ALLOWED[_part] = DATA | {"__init__"}
     DATA = DATA | {_part}
 ALLOWED["testing"] = DATA | {"__init__"}

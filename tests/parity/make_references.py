@@ -5,7 +5,8 @@
 
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
 from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
-moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``.
+moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``; what
+the others say of single atoms, virials and features, lies in the folder ``atoms``.
 """
 
 from __future__ import annotations
@@ -236,6 +237,14 @@ def evaluate(settings: dict) -> dict[str, np.ndarray]:
     return result
 
 
+def evaluate_atoms(settings: dict) -> dict[str, np.ndarray]:
+    """Let the original say all it can of single atoms, with the weights of `evaluate`."""
+    elements = AtomicNumberTable(sorted(ENERGIES))
+    wanted = dict(compute_force=True, compute_stress=True, compute_edge_forces=True, compute_atomic_stresses=True)
+    output = build(settings, elements)(make_batch(elements).to_dict(), **wanted)
+    return {key: output[key].detach().numpy() for key in ("atomic_virials", "node_feats")}
+
+
 def main() -> None:
     """Write one file per case and one with the structures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,10 +257,13 @@ def main() -> None:
                   "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
     stored = {f"{i}/{key}": value for i, atoms in enumerate(structures()) for key, value in atoms_arrays(atoms).items()}
     np.savez_compressed(folder / "structures.npz", **stored)
-    (folder / "dipoles").mkdir(exist_ok=True)
+    for name in ("dipoles", "atoms"):
+        (folder / name).mkdir(exist_ok=True)
     for settings in CASES + DIPOLE_CASES:
         result, place = evaluate(settings), folder / "dipoles" if "vectors" in settings else folder
         np.savez_compressed(place / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)
+        if "vectors" not in settings:
+            np.savez_compressed(folder / "atoms" / f"{settings['name']}.npz", **evaluate_atoms(settings))
         print(settings["name"], float(result[f"loss/{next(iter(losses_of(settings)[0]))}"]))
 
 

@@ -20,7 +20,8 @@ from ase.constraints import FixAtoms
 
 from mace.calculators import MACECalculator
 from mace.cli import command, eval_configs
-from mace.errors import UserError
+from mace.deployment import evaluation
+from mace.errors import RunInterrupted, UserError
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -213,7 +214,7 @@ def test_single_precision(tmp_path: Path, model_path: Path) -> None:
         (["--compute_bec"], "--compute_bec: Born effective charges"),
         (["--enable_cueq"], "--enable_cueq: this kernel library"),
         (["--head=pt"], "the model has one head, Default, and no head 'pt'"),
-        (["--descriptor_invariants_only=False"], "--descriptor_invariants_only=False: only invariant"),
+        (["--descriptor_invariants_only=False"], "no effect without --return_descriptors"),
         (["--descriptor_num_layers=1"], "no effect without --return_descriptors"),
         (["--descriptor_aggregation_method=mean"], "no effect without --return_descriptors"),
         (["--return_descriptors", "--descriptor_num_layers=9"], "choose 1 to 2"),
@@ -257,11 +258,11 @@ def test_a_failure_leaves_the_old_output(tmp_path: Path, model_path: Path, monke
     def fail(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mace.deployment.evaluation._add_errors", fail)
+    monkeypatch.setattr("mace.deployment.evaluation._count", fail)
     with pytest.raises(KeyboardInterrupt):
-        _evaluated(tmp_path, model_path, _frames())
+        _evaluated(tmp_path, model_path, _frames(), "--batch_size=2")
     assert (tmp_path / "out.xyz").read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
+    assert len(ase.io.read(tmp_path / "out.xyz.partial", ":", format="extxyz")) == 2
 
 
 def test_output_that_is_a_directory(tmp_path: Path, model_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_exit_statuses(tmp_path: Path, body: str, status: int) -> None:
     code = f"""
 import sys
 from mace.cli.command import run_command
-from mace.errors import UserError
+from mace.errors import RunInterrupted, UserError
 def main(arguments):
     assert arguments == ["--a=1"]
     {body}
@@ -354,3 +355,40 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == command.BROKEN_PIPE
+
+
+def test_parity_plot(tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = _frames()
+    _evaluated(tmp_path, model_path, frames, f"--plot={tmp_path / 'none.png'}")
+    assert not (tmp_path / "none.png").exists()
+    for atoms in frames:
+        atoms.info["REF_energy"] = 1.0
+    _evaluated(tmp_path, model_path, frames, f"--plot={tmp_path / 'parity.png'}")
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert "parity.png" in capsys.readouterr().out
+
+
+def test_a_signal_leaves_what_is_done(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ase.io.write(tmp_path / "in.xyz", _frames())
+    count = evaluation._count
+
+    def count_and_ask_for_the_end(*arguments: Any) -> None:
+        count(*arguments)
+        if arguments[0].n_structures == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluation, "_count", count_and_ask_for_the_end)
+    output = tmp_path / "out.xyz"
+    with pytest.raises(RunInterrupted, match="Stopped by SIGTERM: 4 of 6 structures are done; they are in .*partial"):
+        _evaluate("--configs", tmp_path / "in.xyz", "--model", model_path, "--output", output, "--batch_size=2")
+    assert not output.exists()
+    found = ase.io.read(tmp_path / "out.xyz.partial", ":", format="extxyz")
+    assert [atoms.info["note"] for atoms in found] == [f"frame {i}" for i in range(4)]
+    assert all("MACE_energy" in atoms.info for atoms in found)
+
+
+def test_all_descriptors(tmp_path: Path, model_path: Path) -> None:
+    flags = ("--return_descriptors", "--descriptor_invariants_only=False")
+    found = _evaluated(tmp_path, model_path, _frames(), *flags)
+    expected = MACECalculator(model_path).get_descriptors(_frames()[0], invariants_only=False)
+    np.testing.assert_allclose(found[0].arrays["MACE_descriptors"], expected, atol=1e-7)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ase.io import read, write
 
-from mace.cli import check_data, eval_configs, run_train
+from mace.cli import check_data, eval_configs, md, run_train
 from mace.settings import parse_training_settings, provided
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,7 @@ def test_the_readme_shows_each_command() -> None:
     assert len(commands("mace_run_train")) == 3
     assert len(commands("mace_eval_configs")) == 1
     assert len(commands("mace_check_data")) == 1
+    assert len(commands("mace_md")) == 1
 
 
 @pytest.mark.parametrize("arguments", commands("mace_run_train"), ids=lambda words: f"{len(words)} flags")
@@ -79,7 +80,7 @@ def test_console_scripts_lead_to_programs() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     scripts = re.findall(r'^(mace_\w+) = "([\w.]+):(\w+)"', text, flags=re.MULTILINE)
     known = ["mace_run_train", "mace_eval_configs", "mace_check_data"]
-    known += ["mace_import_model", "mace_export", "mace_info"]
+    known += ["mace_import_model", "mace_export", "mace_info", "mace_md"]
     assert [name for name, _, _ in scripts] == known
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
@@ -104,6 +105,9 @@ def test_a_strangers_first_training(
     predicted = read("predicted.xyz", ":")
     assert len(predicted) == 3
     assert all("MACE_energy" in atoms.info and "MACE_forces" in atoms.arrays for atoms in predicted)
+
+    md.run([*commands("mace_md")[0], "--steps=2", "--max_force=1e6"])
+    assert len(read("md.xyz", ":")) == 1
 
     (block,) = blocks("python")
     exec(compile(block, "README.md", "exec"), {})  # the example itself is what is tested

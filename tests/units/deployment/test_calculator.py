@@ -19,6 +19,7 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from mace.calculators import MACECalculator
+from mace.calculators.results import OF_ENERGY_MODELS
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import build_graph
@@ -99,6 +100,8 @@ def test_no_stress_without_volume(calculator: MACECalculator, water: Atoms, cell
 def test_one_call_gives_all_results(calculator: MACECalculator, crystal: Atoms) -> None:
     crystal.calc = calculator
     crystal.get_potential_energy()
+    assert set(calculator.implemented_properties) - set(calculator.results) == {"stresses", "virials"}
+    crystal.get_stresses()
     assert set(calculator.implemented_properties) <= set(calculator.results)
     assert "dipole" not in calculator.implemented_properties
 
@@ -159,11 +162,15 @@ def test_committee(tmp_path: Path, make_model: Callable[..., MACE], crystal: Ato
     for calculator in calculators.values():
         assert calculator.num_models == 3
         results = _results(calculator, crystal)
-        for name in MACECalculator.implemented_properties:
+        for name in OF_ENERGY_MODELS:
             np.testing.assert_allclose(results[name], np.mean([r[name] for r in single], axis=0), atol=1e-9)
         energies, forces = np.array([r["energy"] for r in single]), np.array([r["forces"] for r in single])
         np.testing.assert_allclose(results["energy_comm"], energies, atol=1e-9)
         assert results["energy_var"] == pytest.approx(energies.var())
+        assert results["energy_std"] == pytest.approx(energies.std())
+        of_atoms = np.array([r["energies"] for r in single])
+        np.testing.assert_allclose(results["energies_comm"], of_atoms, atol=1e-9)
+        np.testing.assert_allclose(results["forces_std"], forces.std(0), atol=1e-9)
         np.testing.assert_allclose(results["forces_comm"], forces, atol=1e-10)
         np.testing.assert_allclose(results["forces_var"], forces.var(0), atol=1e-9)
         assert results["stress_comm"].shape == (3, 3, 3) and results["stress_var"].shape == (3, 3)
@@ -249,7 +256,8 @@ def test_ase_dynamics_conserves_energy(calculator: MACECalculator, water: Atoms)
         ({"charges_key": "q"}, "charges_key='q'"),
         ({"info_keys": {"total_spin": "spin"}}, "info_keys"),
         ({"head": "pt_head"}, "no head 'pt_head'"),
-        ({"compute_atomic_stresses": True}, "compute_atomic_stresses=True"),
+        ({"committee_threshold": 0.1}, "committee_threshold needs several models"),
+        ({"committee_action": "stop"}, "committee_action is 'stop'; choose warn or error"),
         ({"default_dtype": "float16"}, "default_dtype is 'float16'"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "banana"}, "There is no device 'banana'"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from mace.graphs.neighbors import Neighbors, configuration_neighbors, find_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors, find_neighbors
 from mace.structures.configuration import Configuration
 
 PBC = tuple(product((False, True), repeat=3))
@@ -141,9 +141,28 @@ def test_order_does_not_depend_on_chance() -> None:
 
 
 def test_no_neighbors() -> None:
-    n = configuration_neighbors(
-        Configuration(np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), np.zeros((3, 3)), (False,) * 3),
-        3.0,
-    )
+    n = find_neighbors(np.array([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), np.zeros((3, 3)), (False,) * 3, 3.0)
     assert len(n.edge_sender) == len(n.pair_sender) == len(n.edge_rank) == 0
     assert n.pair_shift.shape == (0, 3) and n.pair_edges.shape == (0, 2)
+
+
+def test_many_structures_at_once_are_those_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    structures = []
+    for count, pbc in [
+        (5, (False,) * 3),
+        (1, (False,) * 3),
+        (4, (True,) * 3),
+        (7, (False,) * 3),
+        (3, (True, False, True)),
+    ]:
+        positions = rng.uniform(-3.0, 3.0, size=(count, 3)) + rng.choice([0.0, 1.0e6])
+        structures.append(Configuration(np.ones(count, dtype=int), positions, np.diag([4.0, 5.0, 6.0]), pbc))
+    structures.insert(2, structures[0])
+    found = find_all_neighbors(structures, 3.3)
+    assert sum(len(neighbors.pair_sender) for neighbors in found) > 20
+    for neighbors, c in zip(found, structures, strict=True):
+        alone = find_neighbors(c.positions, c.cell, c.pbc, 3.3)
+        for name in Neighbors.__dataclass_fields__:
+            assert np.array_equal(getattr(neighbors, name), getattr(alone, name)), name
+    assert find_all_neighbors([], 3.3) == []

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from mace.graphs.neighbors import Neighbors, configuration_neighbors
+from mace.graphs.neighbors import Neighbors, find_neighbors
 from mace.graphs.skin import SkinNeighbors
 from mace.structures.configuration import Configuration
 
@@ -31,7 +31,7 @@ def test_a_walk_is_followed_exactly(pbc: tuple[bool, bool, bool]) -> None:
     structure, search = crystal(pbc), SkinNeighbors(0.5)
     for _ in range(60):
         structure = replace(structure, positions=structure.positions + 0.03 * rng.normal(size=(9, 3)))
-        assert_same(search(structure, R_MAX), configuration_neighbors(structure, R_MAX))
+        assert_same(search(structure, R_MAX), find_neighbors(structure.positions, structure.cell, structure.pbc, R_MAX))
     assert 1 < search.n_searches < 40
 
 
@@ -41,7 +41,7 @@ def test_one_far_move_is_noticed() -> None:
     positions = structure.positions.copy()
     positions[4] += [1.5, 0.0, 0.0]
     moved = replace(structure, positions=positions)
-    assert_same(search(moved, R_MAX), configuration_neighbors(moved, R_MAX))
+    assert_same(search(moved, R_MAX), find_neighbors(moved.positions, moved.cell, moved.pbc, R_MAX))
     assert search.n_searches == 2
 
 
@@ -57,12 +57,12 @@ def test_any_other_structure_is_searched_anew(change: str) -> None:
         structure = replace(structure, positions=structure.positions[:5], atomic_numbers=structure.atomic_numbers[:5])
     else:
         r_max = 3.7
-    assert_same(search(structure, r_max), configuration_neighbors(structure, r_max))
+    assert_same(search(structure, r_max), find_neighbors(structure.positions, structure.cell, structure.pbc, r_max))
     assert search.n_searches == 2
 
 
 def test_without_a_skin_every_call_searches() -> None:
     structure, search = crystal(), SkinNeighbors(0.0)
     for _ in range(3):
-        assert_same(search(structure, R_MAX), configuration_neighbors(structure, R_MAX))
+        assert_same(search(structure, R_MAX), find_neighbors(structure.positions, structure.cell, structure.pbc, R_MAX))
     assert search.n_searches == 3

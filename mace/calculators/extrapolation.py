@@ -1,0 +1,118 @@
+"""Signs that a model is used far from what it was trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from mace.elements import ElementTable, chemical_symbol
+from mace.errors import UserError
+from mace.graphs.distances import distance_limits, pair_lengths
+from mace.graphs.graph import Graph
+from mace.model.mace import MACE
+
+_ROUNDING = 1.0e-5
+"""Angstrom; by how much a distance may fall below the shortest of the training data unnoticed."""
+
+COMMITTEE_ACTIONS = ("warn", "error")
+"""What may happen when a committee disagrees."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """A model is used where its training data say little."""
+
+
+class ExtrapolationError(UserError):
+    """A committee disagrees by more than the caller allows."""
+
+
+class DistanceWatch:
+    """Warn once when atoms come closer than any of their elements in the training data.
+
+    Args:
+        model: The model.
+        shortest: Shortest distance of every pair of elements in the training data, Angstrom in the model's unit, by
+            symbols such as ``H-O``; empty if it is not known, and then nothing is watched.
+        length_unit: The model's unit of length in Angstrom, for the message.
+    """
+
+    def __init__(self, model: MACE, shortest: dict[str, float], length_unit: float) -> None:
+        self._plan, self._length_unit = model.plan, length_unit
+        self._limits = (
+            distance_limits(shortest, ElementTable(model.plan.atomic_numbers), model.plan.r_max) if shortest else None
+        )
+
+    def check(self, graph: Graph) -> bool:
+        """Look at a graph, and warn if it has such atoms; tell whether it has."""
+        if self._limits is None:
+            return False
+        lengths, pair = pair_lengths(graph, self._plan.n_elements, self._plan.r_max)
+        missing = self._limits.to(lengths)[pair] - _ROUNDING - lengths
+        if not len(missing) or float(missing.max()) <= 0.0:
+            return False
+        worst = int(missing.argmax())
+        first, second = divmod(int(pair[worst]), self._plan.n_elements)
+        names = "-".join(chemical_symbol(self._plan.atomic_numbers[place]) for place in (first, second))
+        limit = float(self._limits[pair[worst]])
+        seen = (
+            f"the shortest of the training data is {limit * self._length_unit:.3f} Angstrom"
+            if limit < self._plan.r_max
+            else "the training data have none within the cutoff"
+        )
+        warnings.warn(
+            f"A distance {names} is {float(lengths[worst]) * self._length_unit:.3f} Angstrom, but {seen}: the model "
+            "extrapolates, so look at the structure before trusting the results. This is said once.",
+            ExtrapolationWarning,
+            stacklevel=2,
+        )
+        return True
+
+
+class CommitteeWatch:
+    """Warn once, or stop, when the models of a committee disagree about a force.
+
+    Args:
+        threshold: Largest standard deviation of the force on an atom, as the length of the vector, eV/Angstrom; None
+            for any.
+        action: One of `COMMITTEE_ACTIONS`.
+        num_models: How many models there are.
+
+    Raises:
+        UserError: If these make no sense.
+    """
+
+    def __init__(self, threshold: float | None, action: str, num_models: int) -> None:
+        if action not in COMMITTEE_ACTIONS:
+            raise UserError(f"MACECalculator: committee_action is {action!r}; choose {' or '.join(COMMITTEE_ACTIONS)}.")
+        if threshold is not None and not (np.isfinite(threshold) and threshold > 0.0):
+            raise UserError(
+                f"MACECalculator: committee_threshold is {threshold}; it must be a finite number above zero."
+            )
+        if threshold is not None and num_models < 2:
+            raise UserError("MACECalculator: committee_threshold needs several models; name them in model_paths.")
+        self._threshold, self._action, self._warned = threshold, action, False
+
+    def check(self, results: Sequence[dict[str, np.ndarray]]) -> None:
+        """Look at the results of some structures.
+
+        Raises:
+            ExtrapolationError: If the models disagree and that is to be an error.
+        """
+        if self._threshold is None or self._warned:
+            return
+        for result in results:
+            spread = np.sqrt(result["forces_var"].sum(-1)) if "forces_var" in result else np.zeros(1)
+            if (atom := int(spread.argmax())) >= 0 and spread[atom] > self._threshold:
+                self._tell(
+                    f"The models of the committee disagree about the force on atom {atom} by {spread[atom]:.3g} "
+                    f"eV/Angstrom, more than committee_threshold={self._threshold:g}: they extrapolate"
+                )
+                return
+
+    def _tell(self, text: str) -> None:
+        if self._action == "error":
+            raise ExtrapolationError(f"{text}; train them with structures like this one.")
+        self._warned = True
+        warnings.warn(f"{text}. This is said once.", ExtrapolationWarning, stacklevel=2)

@@ -1,0 +1,126 @@
+"""What models predict becomes the results ASE knows, for one structure or many, one model or a committee."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
+
+from mace.model.derivatives import Prediction
+from mace.model.mace import MACE
+
+OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
+"""Results that come with every calculation of a model with energies; the stress where there is a volume."""
+
+ATOMIC_STRESSES = ("stresses", "virials")
+"""Results of single atoms that are computed only if one of them is asked for."""
+
+_STATISTICS = ("comm", "var", "std")
+_OF_MEMBERS = ("energy", "energies", "forces", "stress")
+_PER_ATOM = ("energies", "node_energy", "forces", "virials")
+
+
+@dataclass(frozen=True)
+class Units:
+    """The model's units in eV and Angstrom."""
+
+    energy: float
+    length: float
+
+
+def result_names(energy: bool, dipole: bool, committee: bool) -> list[str]:
+    """List the results of models that predict energies, dipoles or both."""
+    members = [*(_OF_MEMBERS if energy else ()), *(("dipole",) if dipole else ())]
+    names = [*((*OF_ENERGY_MODELS, *ATOMIC_STRESSES) if energy else ()), *(("dipole",) if dipole else ())]
+    return [*names, *(f"{name}_{what}" for name in members for what in _STATISTICS if committee)]
+
+
+def collect_results(
+    models: Sequence[MACE],
+    predictions: Sequence[Prediction],
+    numbers: Sequence[np.ndarray],
+    volumes: Sequence[float | None],
+    units: Units,
+) -> list[dict[str, Any]]:
+    """Turn predictions into ASE's results, means over the models.
+
+    Args:
+        models: The models.
+        predictions: Of every model, for the same structures.
+        numbers: Atomic numbers of each structure, ``[atoms]``.
+        volumes: Of the cell of each structure in Angstrom^3; None where there is none.
+        units: What energies and lengths are multiplied by.
+
+    Returns:
+        The results of each structure by name.
+    """
+    values = _members(models, predictions, np.concatenate(numbers), units)
+    ends = np.cumsum([len(n) for n in numbers])
+    results = []
+    for index, (count, volume) in enumerate(zip(map(len, numbers), volumes, strict=True)):
+        atoms = slice(ends[index] - count, ends[index])
+        picked = {name: rows[:, atoms] if name in _PER_ATOM else rows[:, index] for name, rows in values.items()}
+        if volume is None:
+            picked.pop("stress", None)
+        results.append(_results(picked, volume, len(models) > 1))
+    return results
+
+
+def _members(
+    models: Sequence[MACE], predictions: Sequence[Prediction], numbers: np.ndarray, units: Units
+) -> dict[str, np.ndarray]:
+    """Collect what each model says, in eV and Angstrom, ``[models, ...]``."""
+    scales = {
+        "energy": units.energy,
+        "atomic_energies": units.energy,
+        "forces": units.energy / units.length,
+        "stress": units.energy / units.length**3,
+        "atomic_virials": units.energy,
+        "dipole": units.length,
+    }
+    ours = {"atomic_energies": "energies", "atomic_virials": "virials"}
+    values = {}
+    for name, scale in scales.items():
+        tensors = [getattr(prediction, name) for prediction in predictions]
+        if tensors[0] is not None:
+            values[ours.get(name, name)] = _stack(tensors) * scale
+    if "energies" in values:
+        references = np.stack([_reference_energies(model, numbers) for model in models]) * units.energy
+        values["node_energy"] = values["energies"] - references
+    return values
+
+
+def _results(members: dict[str, np.ndarray], volume: float | None, committee: bool) -> dict[str, Any]:
+    """Take means and statistics of one structure, with ASE's names and shapes."""
+    results: dict[str, Any] = {name: rows.mean(0) for name, rows in members.items()}
+    if "energy" in results:
+        results["energy"] = results["free_energy"] = float(results["energy"])
+    if "stress" in results:
+        results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
+    if "virials" in results and volume is not None:
+        results["stresses"] = full_3x3_to_voigt_6_stress(-results["virials"] / volume)
+    for name in (*_OF_MEMBERS, "dipole") if committee else ():
+        if name in members:
+            variance = members[name].var(0)
+            results[f"{name}_comm"] = members[name].copy()
+            results[f"{name}_var"] = variance if variance.ndim else float(variance)
+            results[f"{name}_std"] = np.sqrt(variance) if variance.ndim else float(np.sqrt(variance))
+    return results
+
+
+def _reference_energies(model: MACE, numbers: np.ndarray) -> np.ndarray:
+    """Return the reference energy of every atom in the model's unit, ``[atoms]``."""
+    place = np.searchsorted(model.plan.atomic_numbers, numbers)
+    energies: np.ndarray = np.array(model.plan.reference_energies)[place]
+    return energies
+
+
+def _stack(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Collect what each model says, ``[models, ...]``, float64."""
+    rows: np.ndarray = torch.stack([tensor.detach().cpu().double() for tensor in tensors]).numpy()
+    return rows

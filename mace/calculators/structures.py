@@ -1,0 +1,61 @@
+"""ASE's structures, checked and carried to the model's unit of length."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+from mace.elements import chemical_symbol
+from mace.errors import UserError
+from mace.structures.configuration import Configuration
+from mace.structures.stress import SMALLEST_VOLUME
+
+
+def to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | None) -> Configuration:
+    """Check a structure and carry it to the model's unit of length.
+
+    Raises:
+        UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
+            not one number per atom.
+    """
+    if len(atoms) == 0:
+        raise UserError("The structure has no atoms, so there is nothing to calculate.")
+    positions, cell = np.array(atoms.positions, dtype=np.float64), np.array(atoms.cell.array, dtype=np.float64)
+    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+        raise UserError("A position or the cell is NaN or infinite; did the simulation break down before this step?")
+    pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
+    if np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):
+        raise UserError(
+            f"The structure repeats along pbc={list(pbc)}, but its lattice vectors there are zero or linearly "
+            "dependent; give it a cell, or set pbc to False."
+        )
+    if charges is not None and (charges.shape != (len(atoms),) or not np.isfinite(charges).all()):
+        raise UserError("The charges of the structure must be one finite number for every atom.")
+    return Configuration(
+        charges=None if charges is None else charges.astype(np.float64),
+        atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
+        positions=positions / length_unit,
+        cell=cell / length_unit,
+        pbc=pbc,
+    )
+
+
+def refuse_unknown_elements(configuration: Configuration, known: tuple[int, ...]) -> None:
+    """Make sure that a model knows the elements of a structure.
+
+    Raises:
+        UserError: If it does not; the message names what is missing.
+    """
+    unknown = sorted(set(configuration.atomic_numbers.tolist()) - set(known))
+    if unknown:
+        names = " and ".join(chemical_symbol(number) for number in unknown)
+        raise UserError(
+            f"The structure contains {names}, which the model was not trained on; it knows "
+            f"{', '.join(chemical_symbol(number) for number in known)}."
+        )
+
+
+def volume_of(atoms: Atoms) -> float | None:
+    """Return the volume of the cell in Angstrom^3, or None if it has none that a stress could refer to."""
+    volume = float(abs(np.linalg.det(atoms.cell.array)))
+    return volume if volume > SMALLEST_VOLUME else None

@@ -1,0 +1,116 @@
+"""Trajectories that grow frame by frame, and can go on from an earlier length."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read
+from ase.io.extxyz import write_xyz
+from ase.io.trajectory import Trajectory
+
+from mace.errors import UserError
+
+FORMATS = (".xyz", ".extxyz", ".traj")
+"""Endings of the files that can be written."""
+
+
+class TrajectoryWriter(Protocol):
+    """What writes frames to a file."""
+
+    def write(self, frame: Atoms) -> None:
+        """Append a frame; it is on its way to the disk when this returns."""
+
+    def length(self) -> int:
+        """Return how long the file is, in a unit of its own, to go on from later."""
+
+    def close(self) -> None:
+        """Write no more."""
+
+
+def open_trajectory(path: Path, length: int | None) -> TrajectoryWriter:
+    """Begin a trajectory, or go on with one.
+
+    Args:
+        path: The file, with one of the endings of `FORMATS`.
+        length: What `TrajectoryWriter.length` said when the state was saved; what came later is cut off. None for a new
+            file.
+
+    Raises:
+        UserError: If the file cannot be written, or is shorter than that.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _AseTrajectory(path, length) if path.suffix == ".traj" else _ExtendedXYZ(path, length)
+    except OSError as error:
+        raise UserError(f"{path}: the trajectory cannot be written ({error.strerror or error}).") from error
+
+
+def make_frame(atoms: Atoms, step: int, time_fs: float) -> Atoms:
+    """Copy a state with its energy, forces and, where there is one, stress."""
+    frame = atoms.copy()
+    frame.info.update(step=step, time_fs=time_fs)
+    found = atoms.calc.results
+    names = [name for name in ("energy", "forces", "stress") if name in found]
+    frame.calc = SinglePointCalculator(frame, **{name: found[name] for name in names})
+    return frame
+
+
+class _ExtendedXYZ:
+    """Extended XYZ; its length is counted in bytes."""
+
+    def __init__(self, path: Path, length: int | None) -> None:
+        if length is None:
+            self._stream = path.open("w", encoding="utf-8")
+            return
+        if not path.exists() or path.stat().st_size < length:
+            raise UserError(f"{path}: the trajectory is missing or shorter than when the state was saved; put it back.")
+        os.truncate(path, length)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, frame: Atoms) -> None:
+        write_xyz(self._stream, [frame])
+        self._stream.flush()
+
+    def length(self) -> int:
+        self._stream.flush()
+        return os.fstat(self._stream.fileno()).st_size
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AseTrajectory:
+    """ASE's own format; its length is counted in frames."""
+
+    def __init__(self, path: Path, length: int | None) -> None:
+        self._count = length or 0
+        if length:
+            self._cut(path, length)
+        self._file: Any = Trajectory(str(path), "a" if length else "w")
+
+    @staticmethod
+    def _cut(path: Path, length: int) -> None:
+        """Write the file anew if it has frames that the state does not know."""
+        found: list[Atoms] = read(path, ":", format="traj") if path.exists() else []
+        if len(found) < length:
+            raise UserError(f"{path}: the trajectory is missing or shorter than when the state was saved; put it back.")
+        if len(found) > length:
+            temporary = path.with_name(f".{path.name}.tmp")
+            with Trajectory(str(temporary), "w") as stream:
+                for frame in found[:length]:
+                    stream.write(frame)
+            os.replace(temporary, path)
+
+    def write(self, frame: Atoms) -> None:
+        self._file.write(frame)
+        self._count += 1
+
+    def length(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        self._file.close()
