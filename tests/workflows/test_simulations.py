@@ -10,12 +10,15 @@ import pytest
 from ase import Atoms, units
 from ase.calculators.test import gradient_test
 from ase.filters import FrechetCellFilter
+from ase.io import read
 from ase.md.langevin import Langevin
+from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
 from ase.phonons import Phonons
 
 from mace.calculators import MACECalculator
 from mace.cli import run_train
+from mace.model.model_file import load_model
 
 DATA = Path(__file__).resolve().parents[2] / "examples" / "silicon" / "silicon_train.xyz"
 SMALL = (
@@ -115,3 +118,13 @@ def test_forces_pass_the_test_of_ase(calculator: MACECalculator, kind: str) -> N
     forces, differences = gradient_test(atoms, indices=[0, len(atoms) // 2])
     assert np.abs(forces).max() > 1e-2
     np.testing.assert_allclose(forces, differences, atol=1e-5)
+
+
+def test_training_records_how_close_atoms_come(models: list[Path]) -> None:
+    found = load_model(models[0]).metadata.shortest_distances
+    closest = min(
+        np.min(neighbor_list("d", atoms, 4.0), initial=np.inf) for atoms in read(DATA, ":") if atoms.pbc.all()
+    )
+    assert found.keys() == {"Si-Si"}
+    # a tenth of the structures is for validation
+    assert closest - 1e-5 < found["Si-Si"] < closest + 0.2
