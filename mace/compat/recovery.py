@@ -256,7 +256,7 @@ def check_kind(reader: Reader) -> None:
     tree = reader.tree
     if tree is not None and tree.kind not in KINDS:
         why = _OTHER_KINDS.get(tree.kind, "this class of models is not known")
-        raise CannotConvert(f"it is a {tree.kind}: {why}")
+        raise CannotConvert(f"its kind is {tree.kind}: {why}")
     for name, harmless in _HARMLESS.items():
         found = tree.attributes.get(name, harmless) if tree is not None else harmless
         if isinstance(found, bool) and found is not harmless:

@@ -239,7 +239,7 @@ def test_older_layouts_of_attributes(tmp_path: Path) -> None:
         ({"kind": "EnergyDipolesMACE"}, "its last layer has no vectors"),
         ({"kind": "AtomicDielectricMACE"}, "AtomicDielectricMACE: models of polarizabilities"),
         ({"kind": "PolarMACE"}, "long-range electrostatics"),
-        ({"kind": "SomethingElse"}, "a SomethingElse: this class of models is not known"),
+        ({"kind": "SomethingElse"}, "its kind is SomethingElse: this class of models is not known"),
         ({"use_so3": True}, "use_so3=True"),
         ({"use_last_readout_only": True}, "use_last_readout_only=True"),
     ],
