@@ -61,9 +61,10 @@ def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        given = unknown[0].partition("=")[0]
+        nearest = difflib.get_close_matches(given, flags, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
-        raise UserError(f"{unknown[0]} is no flag of {parser.prog}; {hint}")
+        raise UserError(f"{given} is no flag of {parser.prog}; {hint}")
     return options
 
 

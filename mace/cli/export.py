@@ -14,8 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 from pathlib import Path
 
-from mace.cli.arguments import parse_known
-from mace.cli.command import run_command
+from mace.cli.command import parse_flags, run_command
 from mace.errors import UserError
 
 
@@ -41,9 +40,9 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If the model cannot be exported.
-        SystemExit: See `mace.cli.arguments.parse_known`.
+        SystemExit: See `mace.cli.command.parse_flags`.
     """
-    options = parse_known(build_parser(), arguments)
+    options = parse_flags(build_parser(), arguments)
     output = Path(options.output)
     if output.exists() and not options.overwrite:
         raise UserError(f"{output}: the file exists; choose another name, or replace it with --overwrite.")

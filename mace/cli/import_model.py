@@ -14,8 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 from pathlib import Path
 
-from mace.cli.arguments import parse_known
-from mace.cli.command import run_command
+from mace.cli.command import parse_flags, run_command
 from mace.errors import UserError
 
 
@@ -42,9 +41,9 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If the file cannot be converted.
-        SystemExit: See `mace.cli.arguments.parse_known`.
+        SystemExit: See `mace.cli.command.parse_flags`.
     """
-    options = parse_known(build_parser(), arguments)
+    options = parse_flags(build_parser(), arguments)
     new = Path(options.new)
     if new.exists() and not options.overwrite:
         raise UserError(f"{new}: the file exists; choose another name, or replace it with --overwrite.")

@@ -15,8 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from mace.cli.arguments import parse_known
-from mace.cli.command import run_command
+from mace.cli.command import parse_flags, run_command
 
 FAILED_CHECK = 1
 """Exit status when a check of the model fails."""
@@ -44,9 +43,9 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         UserError: If the file cannot be opened.
-        SystemExit: See `mace.cli.arguments.parse_known`.
+        SystemExit: See `mace.cli.command.parse_flags`.
     """
-    options = parse_known(build_parser(), arguments)
+    options = parse_flags(build_parser(), arguments)
     # torch is loaded only once the arguments are known to be good
     import torch
 
