@@ -24,7 +24,7 @@ from mace.model.plan import ModelPlan
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
-from mace.structures.reading import read_sources
+from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source
 from mace.structures.splitting import check_elements
 from mace.structures.stress import SMALLEST_VOLUME
@@ -133,13 +133,7 @@ def evaluate_files(
         UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
             prediction would take the place of a label, or the model does not predict what is wanted.
     """
-    files = expand_paths(paths)
-    _check_model(model.plan, wanted)
-    frames: list[Atoms] = []
-    reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
-    configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
-    check_elements(model.plan.atomic_numbers, configurations, "the model's training data")
-    _check_keys(wanted.keys(model.plan), wanted.prefix, reading.report)
+    reading, configurations, frames = _read_checked(model.plan, paths, charges_key, wanted)
     summary, comparison = EvaluationSummary(reading.report), Comparison(keep=plot is not None)
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
     batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
@@ -164,6 +158,24 @@ def evaluate_files(
         plot_parity(comparison.parity(), plot, "Predictions against labels")
         summary.plot = Path(plot)
     return summary
+
+
+def _read_checked(
+    plan: ModelPlan, paths: str | Path | Sequence[str | Path], charges_key: str | None, wanted: Wanted
+) -> tuple[ReadResult, list[Configuration], list[Atoms]]:
+    """Read files and make sure, before anything is written, that the model can predict what is wanted of them.
+
+    Returns:
+        What was read, and all structures in the order of the files, as configurations and as ASE read them.
+    """
+    files = expand_paths(paths)
+    _check_model(plan, wanted)
+    frames: list[Atoms] = []
+    reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
+    configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
+    check_elements(plan.atomic_numbers, configurations, "the model's training data")
+    _check_keys(wanted.keys(plan), wanted.prefix, reading.report)
+    return reading, configurations, frames
 
 
 def _count(
