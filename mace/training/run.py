@@ -6,21 +6,17 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from mace.elements import ElementTable
 from mace.errors import RunInterrupted, UserError
-from mace.graphs.distances import shortest_distances
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import ModelMetadata, save_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder
@@ -28,24 +24,24 @@ from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
 from mace.training.distributed import Team, make_team, own_device
 from mace.training.dry_run import describe_plan
 from mace.training.environment import tell_environment
-from mace.training.final_report import write_final_report
+from mace.training.finishing import finish, plot_curves, plot_is_due, reported_table, write_models
 from mace.training.finiteness import Diverged
-from mace.training.folders import RunFolders, make_folders
+from mace.training.folders import make_folders
 from mace.training.foundation import Foundation, open_foundation, start_from, tell_foundation
 from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
-from mace.training.loop import EpochReport, Trainer
+from mace.training.loop import Trainer
 from mace.training.loss import FITTED, Loss, make_loss
 from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths
-from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
 from mace.training.resuming import StartingWeights, begin_anew, find_state, resume
-from mace.training.saving import StateKeeper, insist
+from mace.training.saving import StateKeeper
+from mace.training.session import Session
 from mace.training.stages import has_stage_two, stage_two_start
 from mace.training.state import TrainingState
 
@@ -107,29 +103,6 @@ def _with_log(
         close_logging()
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a run has from beginning to end.
-
-    Attributes:
-        settings: The settings; read only.
-        losses: Loss of stage one and, if there is a stage two, of stage two.
-        device: Where this process computes.
-        team: The processes of the run.
-        interruption: Whether a signal has come.
-        folders: Where files go.
-        progress: What is shown.
-    """
-
-    settings: TrainingSettings
-    losses: tuple[Loss, Loss | None]
-    device: torch.device
-    team: Team
-    interruption: Interruption
-    folders: RunFolders
-    progress: TrainingProgress
-
-
 def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
     """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
 
@@ -152,14 +125,6 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
         if loss is not None and loss.needs_forces and not settings.compute_forces:
             raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
     return one, two
-
-
-def reported_table(settings: TrainingSettings) -> str:
-    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
-    table = settings.error_table
-    if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
-        return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
-    return table
 
 
 def _run(session: Session, console: Console) -> None:
@@ -196,7 +161,7 @@ def _run(session: Session, console: Console) -> None:
     trainer = _train_all(session, model, preparation, checkpoints, saved)
     team.leave()
     if team.is_first:
-        _finish(trainer, preparation, session)
+        finish(trainer, preparation, session)
 
 
 def _train_all(
@@ -242,7 +207,7 @@ def _train_all(
             # what was good before is not lost
             if team.is_first and trainer.progression.best_epochs:
                 _LOGGER.error("%s", error)
-                _write_models(trainer, preparation, session)
+                write_models(trainer, preparation, session)
             raise
     return trainer
 
@@ -328,128 +293,10 @@ def _train(trainer: Trainer, session: Session) -> None:
             if report.valid_loss is not None:
                 table = reported_table(settings)
                 _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
-            if settings.plot and _plot_is_due(report, settings) and session.team.is_first:
-                _plot_curves(settings, session.folders, trainer)
+            if settings.plot and plot_is_due(report, settings) and session.team.is_first:
+                plot_curves(settings, session.folders, trainer)
     progress.finish()
     session.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"
     if session.team.any(session.interruption.requested):
         raise session.interruption.error(session.interruption.advice)
     _LOGGER.info("Training complete")
-
-
-def _plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
-    every = settings.plot_frequency
-    return every > 0 and report.epoch is not None and report.epoch > 0 and report.epoch % every == 0
-
-
-def _plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
-    start = trainer.progression.stage_two_start
-    path = folders.results / f"{folders.tag}_learning_curves.png"
-    try:
-        plot_learning_curves(
-            results_path(folders.results, settings.name, settings.seed),
-            path,
-            stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
-        )
-    except OSError as error:
-        _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
-
-
-def _finish(trainer: Trainer, preparation: Preparation, session: Session) -> None:
-    """Write the models of all stages first; then measure them and draw."""
-    settings, folders = session.settings, session.folders
-    _LOGGER.info("===========RESULTS===========")
-    if settings.save_cpu:
-        _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
-    best = _write_models(trainer, preparation, session)
-    for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
-        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
-        metrics = write_final_report(
-            trainer.state.model,
-            trainer.loss_of(stage),
-            preparation,
-            settings,
-            folders,
-            f"stage_{stage}",
-            reported_table(settings),
-            session.progress,
-        )
-        _write_model(trainer, preparation, session, stage, epoch, metrics)
-    if settings.plot:
-        _plot_curves(settings, folders, trainer)
-    _LOGGER.info("Done")
-
-
-def _write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
-    """Write the best model of each stage.
-
-    Returns:
-        Each stage and the epoch its model is from.
-
-    Raises:
-        UserError: If there is none.
-    """
-    settings, progression = session.settings, trainer.progression
-    best = sorted(progression.best_epochs.items())
-    if not best:
-        raise UserError(
-            f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
-            "--lr, and check the labels."
-        )
-    if progression.stage_two and "two" not in progression.best_epochs:
-        _LOGGER.warning(
-            "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
-        )
-    for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
-        _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
-    return best
-
-
-def _write_model(
-    trainer: Trainer,
-    preparation: Preparation,
-    session: Session,
-    stage: str,
-    epoch: int,
-    metrics: Mapping[str, Mapping[str, float]],
-) -> Path:
-    path = _model_path(session.settings, session.folders, stage)
-    metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
-    return insist(lambda: save_model(path, trainer.state.model, metadata), str(path))
-
-
-def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
-    """Give the model the weights with the lowest validation loss of a stage."""
-    trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
-
-
-def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:
-    return folders.model / f"{settings.name}{'_stagetwo' if stage == 'two' else ''}.model"
-
-
-def _metadata(
-    settings: TrainingSettings,
-    preparation: Preparation,
-    epoch: int,
-    stage: str,
-    metrics: Mapping[str, Mapping[str, float]],
-) -> ModelMetadata:
-    return ModelMetadata(
-        name=settings.name,
-        settings=settings.model_dump(mode="json"),
-        seed=settings.seed,
-        data_hash=preparation.digest,
-        epoch=epoch,
-        stage=stage,
-        metrics={name: dict(values) for name, values in metrics.items()},
-        shortest_distances=_shortest_distances(preparation),
-    )
-
-
-def _shortest_distances(preparation: Preparation) -> dict[str, float]:
-    """Find how close the atoms of the training structures come."""
-    elements = ElementTable(preparation.plan.atomic_numbers)
-    graphs = (batch.graph for batch in preparation.train.batches(64))
-    return shortest_distances(graphs, elements, preparation.plan.r_max)

@@ -11,8 +11,7 @@ import torch
 from training_runs import train, write_water
 
 from mace.model.model_file import load_model
-from mace.training import loop
-from mace.training import run as run_module
+from mace.training import finishing, loop
 from mace.training.batch_step import BatchStep
 from mace.training.evaluation import Evaluation
 
@@ -82,7 +81,7 @@ def test_a_final_evaluation_that_fails_does_not_cost_the_model(
     def fail(*arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(run_module, "write_final_report", fail)
+    monkeypatch.setattr(finishing, "write_final_report", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         train(tmp_path, data, "--swa", "--start_swa=1")
     for name in ("tiny.model", "tiny_stagetwo.model"):

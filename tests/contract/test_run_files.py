@@ -258,11 +258,12 @@ def test_plots_are_pictures_and_none_are_drawn_without_wish(both_stages: Run, tm
 
 
 def test_plots_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mace.training import run as module
+    from mace.training import finishing, run
 
     data = write_water(tmp_path / "train.xyz")
     drawn: list[int] = []
-    monkeypatch.setattr(module, "_plot_curves", lambda *args: drawn.append(args[-1].progression.epoch))
+    for module in (run, finishing):
+        monkeypatch.setattr(module, "plot_curves", lambda *args: drawn.append(args[-1].progression.epoch))
     monkeypatch.setattr(final_report, "_plot", lambda *args: None)
     train(tmp_path, data, "--max_num_epochs=5", "--plot=True", "--plot_frequency=2")
     assert drawn == [3, 5, 5]  # after epochs 2 and 4, and at the end

@@ -1,0 +1,151 @@
+"""The end of a training run: model files, final errors, plots."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.graphs.distances import shortest_distances
+from mace.model.model_file import ModelMetadata, save_model
+from mace.settings import TrainingSettings
+from mace.training.final_report import write_final_report
+from mace.training.folders import RunFolders
+from mace.training.loop import EpochReport, Trainer
+from mace.training.plots import plot_learning_curves
+from mace.training.preparation import Preparation
+from mace.training.records import results_path
+from mace.training.saving import insist
+from mace.training.session import Session
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def reported_table(settings: TrainingSettings) -> str:
+    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
+    table = settings.error_table
+    if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
+        return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
+    return table
+
+
+def plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
+    """Whether ``--plot_frequency`` asks for a plot after this epoch."""
+    every = settings.plot_frequency
+    return every > 0 and report.epoch is not None and report.epoch > 0 and report.epoch % every == 0
+
+
+def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
+    """Draw the learning curves; a plot that cannot be written is a warning."""
+    start = trainer.progression.stage_two_start
+    path = folders.results / f"{folders.tag}_learning_curves.png"
+    try:
+        plot_learning_curves(
+            results_path(folders.results, settings.name, settings.seed),
+            path,
+            stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
+        )
+    except OSError as error:
+        _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
+
+
+def finish(trainer: Trainer, preparation: Preparation, session: Session) -> None:
+    """Write the models of all stages first; then measure them and draw."""
+    settings, folders = session.settings, session.folders
+    _LOGGER.info("===========RESULTS===========")
+    if settings.save_cpu:
+        _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
+    best = write_models(trainer, preparation, session)
+    for stage, epoch in best:
+        _load_best(trainer, stage, epoch)
+        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        metrics = write_final_report(
+            trainer.state.model,
+            trainer.loss_of(stage),
+            preparation,
+            settings,
+            folders,
+            f"stage_{stage}",
+            reported_table(settings),
+            session.progress,
+        )
+        _write_model(trainer, preparation, session, stage, epoch, metrics)
+    if settings.plot:
+        plot_curves(settings, folders, trainer)
+    _LOGGER.info("Done")
+
+
+def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
+    """Write the best model of each stage.
+
+    Returns:
+        Each stage and the epoch its model is from.
+
+    Raises:
+        UserError: If there is none.
+    """
+    settings, progression = session.settings, trainer.progression
+    best = sorted(progression.best_epochs.items())
+    if not best:
+        raise UserError(
+            f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
+            "--lr, and check the labels."
+        )
+    if progression.stage_two and "two" not in progression.best_epochs:
+        _LOGGER.warning(
+            "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
+        )
+    for stage, epoch in best:
+        _load_best(trainer, stage, epoch)
+        _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
+    return best
+
+
+def _write_model(
+    trainer: Trainer,
+    preparation: Preparation,
+    session: Session,
+    stage: str,
+    epoch: int,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> Path:
+    path = _model_path(session.settings, session.folders, stage)
+    metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
+    return insist(lambda: save_model(path, trainer.state.model, metadata), str(path))
+
+
+def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
+    """Give the model the weights with the lowest validation loss of a stage."""
+    trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
+
+
+def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:
+    return folders.model / f"{settings.name}{'_stagetwo' if stage == 'two' else ''}.model"
+
+
+def _metadata(
+    settings: TrainingSettings,
+    preparation: Preparation,
+    epoch: int,
+    stage: str,
+    metrics: Mapping[str, Mapping[str, float]],
+) -> ModelMetadata:
+    return ModelMetadata(
+        name=settings.name,
+        settings=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        data_hash=preparation.digest,
+        epoch=epoch,
+        stage=stage,
+        metrics={name: dict(values) for name, values in metrics.items()},
+        shortest_distances=_shortest_distances(preparation),
+    )
+
+
+def _shortest_distances(preparation: Preparation) -> dict[str, float]:
+    """Find how close the atoms of the training structures come."""
+    elements = ElementTable(preparation.plan.atomic_numbers)
+    graphs = (batch.graph for batch in preparation.train.batches(64))
+    return shortest_distances(graphs, elements, preparation.plan.r_max)
