@@ -74,7 +74,7 @@ def directed_edges(graph: Graph) -> DirectedEdges:
 
 
 def to_both_directions(values: Tensor) -> Tensor:
-    """Repeat the rows of pairs, the last of which is padding, for directed edges, ``[pairs, ...]`` to ``[edges, ...]``."""
+    """Repeat the rows of pairs for directed edges, that of the padding once, ``[pairs, ...]`` to ``[edges, ...]``."""
     return torch.cat([values[:-1], values])
 
 
