@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"{new}: the file exists; choose another name, or replace it with --overwrite.")
     # torch is loaded only once the arguments are known to be good
     from mace.compat.importing import completed, import_original, known_from
-    from mace.compat.recovery import Known
+    from mace.compat.reader import Known
     from mace.model.model_file import save_model
 
     known = known_from(options.like, options.head) if options.like else Known()

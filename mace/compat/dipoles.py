@@ -68,6 +68,9 @@ def _refuse(plan: ModelPlan) -> None:
         "nuclear repulsion": plan.pair_repulsion,
         f"the {plan.radial_type} basis": plan.predicts_energy and plan.radial_type != "bessel",
         "different correlation orders": len(set(plan.correlation)) > 1,
+        "a cutoff after the radial network": plan.cutoff_after_network,
+        "products of all elements": plan.product_of_all_elements,
+        "fewer channels or degrees of messages": (plan.message_channels, plan.message_l) != (None, None),
     }
     if found := [name for name, has in lacking.items() if has]:
         raise UserError(f"mace-torch's {plan.model} does not have {found[0]}, which this model has.")

@@ -17,13 +17,14 @@ import torch
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mace.compat.dipoles import for_original
+from mace.compat.layers import word_of_interaction
 from mace.compat.weights import weights_to_original
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
-from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.plan import ModelPlan
 from mace.structures.configuration import Configuration
 from mace.units import DEBYE_OF_MACE_TORCH
 
@@ -110,7 +111,8 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     """
     if len(set(plan.interactions[1:])) > 1:
         raise UserError("mace-torch has one kind of interaction for all layers but the first; this model has several.")
-    kinds = [_interaction_word(kind) for kind in plan.interactions]
+    kinds = [word_of_interaction(kind) for kind in plan.interactions]
+    edge_irreps, narrow_first = _edge_irreps(plan)
     degrees = plan.l_out(0) if plan.n_layers == 1 and plan.predicts_dipole else plan.hidden_l
     widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
     kind = plan.model if plan.predicts_dipole else "ScaleShiftMACE"
@@ -129,13 +131,31 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
             "distance_transform": (plan.distance_transform, "None"),
             "pair_repulsion": (plan.pair_repulsion, False),
             "use_reduced_cg": (False, False),
+            "apply_cutoff": (not plan.cutoff_after_network, True),
+            "edge_irreps": (edge_irreps, None),
+            "use_edge_irreps_first": (narrow_first, False),
+            "use_agnostic_product": (plan.product_of_all_elements, False),
+            "use_last_readout_only": (plan.last_readout_only, False),
+            "readout_cls": ("NonLinearBiasReadoutBlock" if plan.readout_biases else None, None),
         },
     }
 
 
-def _interaction_word(kind: InteractionPlan) -> str:
-    density = "Density" if kind.normalization == "density" else ""
-    return f"RealAgnostic{density}{'Residual' if kind.residual else ''}InteractionBlock"
+def _edge_irreps(plan: ModelPlan) -> tuple[str | None, bool]:
+    """Say in the original's words what neighbors send, and whether the first layer has as few channels.
+
+    Raises:
+        UserError: If the original has no words for it.
+    """
+    channels = [plan.channels_of_messages(layer) for layer in range(plan.n_layers)]
+    if plan.message_l is None and set(channels) == {plan.n_channels}:
+        return None, False
+    if len(set(channels[1:])) > 1 or channels[0] not in (plan.n_channels, channels[-1]):
+        raise UserError("mace-torch has one number of channels of messages for all layers but the first.")
+    degrees = plan.l_of_messages(plan.n_layers - 1)
+    if channels[0] != plan.n_channels and 0 not in degrees:
+        raise UserError("mace-torch takes the channels of messages in the first layer from those of scalars.")
+    return "+".join(f"{channels[-1]}x{l}{'eo'[l % 2]}" for l in degrees), channels[0] != plan.n_channels
 
 
 def check_structures(plan: ModelPlan) -> list[Configuration]:

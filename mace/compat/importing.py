@@ -13,10 +13,8 @@ import torch
 from mace.compat.archives import is_torch_file
 from mace.compat.couplings import CouplingError
 from mace.compat.modules import Original, read_original
+from mace.compat.reader import CannotConvert, Known, Reader
 from mace.compat.recovery import (
-    CannotConvert,
-    Known,
-    Reader,
     check_kind,
     choose_head,
     heads_of,
@@ -87,12 +85,12 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         check_kind(reader)
         heads = heads_of(reader)
         place = choose_head(original.path, heads, head)
-        plan = recover_plan(reader, place)
-        n_checks = verify(reader, plan)
+        plan, degrees = recover_plan(reader, place)
+        n_checks = verify(reader, plan, degrees)
         dtype = getattr(torch, precision_of(original.state))
         # heads of a model of dipoles differ in their reference energies only
         n_heads = 1 if plan.predicts_dipole else len(heads)
-        weights = weights_from_original(original.state, plan, place, n_heads)
+        weights = weights_from_original(original.state, plan, place, n_heads, degrees)
         model = _built(plan, weights, dtype)
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error
@@ -165,7 +163,7 @@ def known_from(path: str | Path, head: str | None = None) -> Known:
         plan = import_original(path, head or heads[0]).model.plan
     else:
         plan, heads = load_model(path).model.plan, ("Default",)
-    return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads)
+    return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads, plan)
 
 
 def open_model(

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
 from mace.compat.modules import Module, instructions, irreps, number
-from mace.compat.recovery import CannotConvert, Reader
+from mace.compat.reader import CannotConvert, Reader
 from mace.elements import covalent_radii
 from mace.kernels.convolution import convolution_paths
 from mace.model import radial
-from mace.model.activations import activation
+from mace.model.activations import SIGMOID_SCALE, SILU_SCALE, activation
 from mace.model.plan import ModelPlan
 
 EXACT = 1e-9
+LAYER_NORM_EPSILON = 1e-5
+"""What torch adds to a variance."""
+
 Check = tuple[str, bool]
 
 
-def verify(reader: Reader, plan: ModelPlan) -> int:
+def verify(reader: Reader, plan: ModelPlan, degrees: Sequence[tuple[int, ...]]) -> int:
     """Compare everything a file tells of constants and normalizations with this program.
 
     Args:
         reader: The file.
         plan: The plan recovered from it.
+        degrees: Degrees it has room for in what neighbors send, layer by layer.
 
     Returns:
         How many comparisons were made.
@@ -32,11 +37,16 @@ def verify(reader: Reader, plan: ModelPlan) -> int:
         CannotConvert: If one fails; the message names it.
     """
     count = 0
-    for source in (_functions_of_distance, _convolutions, _linear_maps, _activations):
-        for what, holds in source(reader, plan):
-            if not holds:
-                raise CannotConvert(f"{what} differs from what this program computes with")
-            count += 1
+    checks = (
+        _functions_of_distance(reader, plan),
+        _convolutions(reader, plan, degrees),
+        _linear_maps(reader),
+        _activations(reader, plan),
+    )
+    for what, holds in chain(*checks):
+        if not holds:
+            raise CannotConvert(f"{what} differs from what this program computes with")
+        count += 1
     return count
 
 
@@ -79,7 +89,7 @@ def _functions_of_distance(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
             yield f"'{part}.covalent_radii'", known and _close(radii[list(plan.atomic_numbers)], every_radius)
 
 
-def _convolutions(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+def _convolutions(reader: Reader, plan: ModelPlan, degrees: Sequence[tuple[int, ...]]) -> Iterator[Check]:
     """Compare order and weight of the paths of every convolution."""
     for layer in range(plan.n_layers):
         module = reader.module(f"interactions.{layer}.conv_tp")
@@ -88,7 +98,7 @@ def _convolutions(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
             continue
         first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
         third = irreps(module.attributes.get("irreps_out"))
-        expected = convolution_paths(plan.l_in(layer), plan.l_max)
+        expected = convolution_paths(degrees[layer], plan.l_max)
         order = []
         for i, j, k, *_ in found:
             if not (_inside(i, first) and _inside(j, second) and _inside(k, third)):
@@ -112,7 +122,7 @@ def _inside(index: object, terms: list[tuple[int, int, int]]) -> bool:
     return isinstance(index, int) and 0 <= index < len(terms)
 
 
-def _linear_maps(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
+def _linear_maps(reader: Reader) -> Iterator[Check]:
     """Compare the factor of every linear map of e3nn: one over the root of the number of its inputs."""
     if reader.tree is None:
         return
@@ -121,6 +131,8 @@ def _linear_maps(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
             yield f"the scale of '{path}'", _is_normalized(module)
         if module.kind == "FullyConnectedTensorProduct":
             yield f"the scale of '{path}'", _is_normalized_product(module)
+        if module.kind == "LayerNorm":
+            yield f"the smallest variance of '{path}'", module.attributes.get("eps") == LAYER_NORM_EPSILON
 
 
 def _is_normalized(module: Module) -> bool:
@@ -147,18 +159,21 @@ def _activations(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
     if reader.tree is None:
         return
     for path, module in reader.tree.walk():
-        gate = plan.gate if path.startswith("readouts.") else "silu"
-        for factor in _factors(module):
-            yield f"the scale of the activation '{path}'", abs(factor - activation(gate)[1]) < 1e-6
+        for word, factor in _factors(module):
+            in_readout = path.startswith("readouts.")
+            is_gate = word == "gate" or ".act_gates" in path
+            expected = activation(plan.gate)[1] if in_readout else SIGMOID_SCALE if is_gate else SILU_SCALE
+            yield f"the scale of the activation '{path}'", abs(factor - expected) < 1e-6
 
 
-def _factors(module: Module) -> list[float]:
-    """Return the factors of the activations that a module holds itself."""
+def _factors(module: Module) -> list[tuple[str, float]]:
+    """Return the factors of the activations that a module holds itself, of scalars or of gates."""
     attributes = module.attributes
     if module.kind == "normalize2mom":
-        found = [attributes.get("cst")]
+        found = {"scalar": attributes.get("cst")}
     elif module.kind == "GatedEquivariantBlock":
-        found = [attributes.get(f"_{w}_cst") for w in ("scalar", "gate") if attributes.get(f"_act_{w}") is not None]
+        words = [word for word in ("scalar", "gate") if attributes.get(f"_act_{word}") is not None]
+        found = {word: attributes.get(f"_{word}_cst") for word in words}
     else:
-        found = []
-    return [factor for value in found if (factor := number(value)) is not None]
+        found = {}
+    return [(word, factor) for word, value in found.items() if (factor := number(value)) is not None]

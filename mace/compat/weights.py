@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mace.compat.couplings import map_to_ours
+from mace.compat.interaction_weights import interaction_from_original, interaction_to_original
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.kernels.convolution import convolution_paths
 from mace.model.plan import ModelPlan
 
 State = Mapping[str, np.ndarray]
 
 
-def weights_from_original(state: State, plan: ModelPlan, head: int = 0, n_heads: int = 1) -> dict[str, np.ndarray]:
+def weights_from_original(
+    state: State,
+    plan: ModelPlan,
+    head: int = 0,
+    n_heads: int = 1,
+    degrees: Sequence[tuple[int, ...]] | None = None,
+) -> dict[str, np.ndarray]:
     """Rename the weights of a mace-torch model of energies, dipoles or both.
 
     The last of several layers of its ``AtomicDipolesMACE`` has vectors only, which leaves the gates of its last readout
@@ -28,6 +34,7 @@ def weights_from_original(state: State, plan: ModelPlan, head: int = 0, n_heads:
         plan: The plan of the same model.
         head: Which head to take.
         n_heads: How many the original has.
+        degrees: Degrees it has room for in what neighbors send, layer by layer; None for those of the plan.
 
     Returns:
         Arrays by the names of `mace.model.mace.MACE` parameters.
@@ -40,38 +47,12 @@ def weights_from_original(state: State, plan: ModelPlan, head: int = 0, n_heads:
     n, elements = plan.n_channels, plan.n_elements
     weights = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
     for layer in range(plan.n_layers):
-        weights |= _interaction(state, plan, layer)
+        sent = plan.l_of_messages(layer) if degrees is None else degrees[layer]
+        weights |= interaction_from_original(state, plan, layer, sent, 0 in _original_l_out(plan, layer))
         weights |= _product(state, plan, layer)
-        weights |= _readout(state, plan, layer, head, n_heads)
+    for readout in range(1 if plan.last_readout_only else plan.n_layers):
+        weights |= _readout(state, plan, readout, head, n_heads)
     return weights
-
-
-def _interaction(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
-    n, elements, l_in = plan.n_channels, plan.n_elements, plan.l_in(layer)
-    theirs, ours = f"interactions.{layer}.", f"interactions.{layer}."
-    weights = {ours + "linear_up": state[theirs + "linear_up.weight"].reshape(len(l_in), n, n)}
-    for i in range(len(plan.radial_mlp) + 1):
-        weights[f"{ours}radial.weights.{i}"] = state[f"{theirs}conv_tp_weights.layer{i}.weight"]
-    paths = convolution_paths(l_in, plan.l_max)
-    linear = state[theirs + "linear.weight"].reshape(len(paths), n, n)
-    kind = plan.interactions[layer]
-    for degree in range(plan.l_max + 1):
-        weights[f"{ours}linear.{degree}"] = linear[[i for i, path in enumerate(paths) if path.l3 == degree]]
-    # the original orders [input channel, element, output channel]; degrees the last layer drops are not needed
-    skip = state[theirs + "skip_tp.weight"].reshape(-1, n, elements, n).transpose(0, 2, 1, 3)
-    if kind.residual and 0 not in _original_l_out(plan, layer):
-        skip = np.concatenate([np.zeros_like(skip), skip])
-    weights[ours + "skip"] = skip[: len(skip_degrees(plan, layer))]
-    if kind.normalization == "density":
-        weights[ours + "density"] = state[theirs + "density_fn.layer0.weight"]
-    return weights
-
-
-def skip_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
-    """Return the degrees a layer's skip connection, or the map of its messages, acts on."""
-    if not plan.interactions[layer].residual:
-        return tuple(range(plan.l_max + 1))
-    return tuple(l for l in plan.l_in(layer) if l in plan.l_out(layer))
 
 
 def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
@@ -116,12 +97,12 @@ def _contraction(state: State, plan: ModelPlan, layer: int, place: int, degree: 
     return stored if coupling is None else map_to_ours(coupling, stored, plan.l_max, degree, order)
 
 
-def _readout(state: State, plan: ModelPlan, layer: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
+def _readout(state: State, plan: ModelPlan, number: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
-    if n_heads > 1:
-        return _readout_of_head(state, plan, layer, head, n_heads)
+    if n_heads > 1 or plan.readout_biases:
+        return _readout_of_head(state, plan, number, head, n_heads)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
-    theirs, energy, dipole = f"readouts.{layer}.", f"readouts.{layer}.", f"dipole_readouts.{layer}."
+    theirs, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
     weights = {}
     if f"{theirs}linear.weight" in state:
         rows = state[f"{theirs}linear.weight"].reshape(-1, 1)
@@ -142,9 +123,9 @@ def _readout(state: State, plan: ModelPlan, layer: int, head: int, n_heads: int)
     return weights
 
 
-def _readout_of_head(state: State, plan: ModelPlan, layer: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
+def _readout_of_head(state: State, plan: ModelPlan, number: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
     """Take the readout of one of several heads, which all are of energies."""
-    theirs, ours = f"readouts.{layer}.", f"readouts.{layer}."
+    theirs, ours = f"readouts.{number}.", f"readouts.{number}."
     n, width = plan.n_channels, plan.readout_channels
     if f"{theirs}linear.weight" in state:
         return {ours + "weight": state[f"{theirs}linear.weight"].reshape(-1, n_heads)[:n, head : head + 1]}
@@ -152,7 +133,15 @@ def _readout_of_head(state: State, plan: ModelPlan, layer: int, head: int, n_hea
     rows = slice(head * width, (head + 1) * width)
     hidden = state[f"{theirs}linear_1.weight"].reshape(n, n_heads * width)[:, rows]
     last = state[f"{theirs}linear_2.weight"].reshape(n_heads * width, n_heads)[rows, head : head + 1]
-    return {ours + "hidden": hidden, ours + "weight": last / n_heads**0.5}
+    weights = {ours + "hidden": hidden, ours + "weight": last / n_heads**0.5}
+    if plan.readout_biases:
+        middle = state[f"{theirs}linear_mid.weight"].reshape(n_heads * width, -1)[rows, rows]
+        weights |= {
+            ours + "middle": middle / n_heads**0.5,
+            ours + "middle_bias": state[f"{theirs}linear_mid.bias"][rows],
+            ours + "bias": state[f"{theirs}linear_2.bias"][head : head + 1],
+        }
+    return weights
 
 
 def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray]:
@@ -168,27 +157,16 @@ def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray
     """
     state = {"node_embedding.linear.weight": weights["embedding"].reshape(-1)}
     for layer in range(plan.n_layers):
-        name = f"interactions.{layer}."
-        state[name + "linear_up.weight"] = weights[name + "linear_up"].reshape(-1)
-        for i in range(len(plan.radial_mlp) + 1):
-            state[f"{name}conv_tp_weights.layer{i}.weight"] = weights[f"{name}radial.weights.{i}"]
-        # paths are ordered by the degree they lead to
-        linear = np.concatenate([weights[f"{name}linear.{degree}"] for degree in range(plan.l_max + 1)])
-        state[name + "linear.weight"] = linear.reshape(-1)
         written = written_degrees(plan, layer)
-        skip = weights[name + "skip"]
-        if plan.interactions[layer].residual:
-            skip = skip[[degree in written for degree in skip_degrees(plan, layer)]]
-        state[name + "skip_tp.weight"] = skip.transpose(0, 2, 1, 3).reshape(-1)
-        if plan.interactions[layer].normalization == "density":
-            state[name + "density_fn.layer0.weight"] = weights[name + "density"]
+        state |= interaction_to_original(weights, plan, layer, written)
         linear = weights[f"products.{layer}.linear"][[degree in written for degree in plan.l_out(layer)]]
         state[f"products.{layer}.linear.weight"] = linear.reshape(-1)
         for place, degree in enumerate(written):
             for order in range(1, plan.correlation[layer] + 1):
                 if (ours := f"products.{layer}.weights.l{degree}_order{order}") in weights:
                     state[weight_name(plan, layer, place, order)] = weights[ours]
-        state |= _readout_to_original(weights, plan, layer)
+    for readout in range(1 if plan.last_readout_only else plan.n_layers):
+        state |= _readout_to_original(weights, plan, readout)
     return state
 
 
@@ -197,11 +175,19 @@ def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     return plan.l_out(layer) if plan.n_layers == 1 else _original_l_out(plan, layer)
 
 
-def _readout_to_original(weights: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
+def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
-    name, energy, dipole = f"readouts.{layer}.", f"readouts.{layer}.", f"dipole_readouts.{layer}."
+    name, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
     last = [weights[key] for key in (energy + "weight", dipole + "weight") if key in weights]
-    if layer < plan.n_layers - 1 or plan.n_layers == 1:
+    if energy + "middle" in weights:
+        return {
+            name + "linear_1.weight": weights[energy + "hidden"].reshape(-1),
+            name + "linear_mid.weight": weights[energy + "middle"].reshape(-1),
+            name + "linear_mid.bias": weights[energy + "middle_bias"],
+            name + "linear_2.weight": weights[energy + "weight"].reshape(-1),
+            name + "linear_2.bias": weights[energy + "bias"],
+        }
+    if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
     # an AtomicDipolesMACE has no scalars in its last layer, and no weights for gates
     scalars = [weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and plan.predicts_energy]

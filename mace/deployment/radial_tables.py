@@ -71,7 +71,7 @@ def choose_radial_tables(model: MACE, wanted: bool | None = None) -> bool:
 def _obstacle(model: MACE) -> str | None:
     """Say why a model cannot use tables, or None if it can."""
     if not model.has_radial_functions_of_length:
-        return "with a distance transform the radial functions depend on the elements"
+        return "the radial functions depend on the atoms, not on their distance alone"
     if not all(interaction.compiled for interaction in model.interactions):
         return "the kernels are not compiled"
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.graphs.graph import Graph
-from mace.kernels.gather import gather_pairs, gather_senders
+from mace.kernels.gather import DirectedEdges, gather_edges, gather_pairs, gather_senders
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,18 @@ def convolve(
     coupling: Tensor,
     paths: tuple[ConvolutionPath, ...],
     graph: Graph,
+    edges: DirectedEdges | None = None,
 ) -> dict[int, list[Tensor]]:
     """Sum over neighbors; see the module for the equation.
 
     Args:
         features: By degree, ``[atoms, 2 l + 1, channels]``.
-        radial: Radial weights of each pair, zero for the padding, ``[pairs, paths, channels]``.
+        radial: Radial weights of pairs, or of directed edges, zero for the padding, ``[rows, paths, channels]``.
         harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
         coupling: `coupling_matrix` of the paths.
         paths: The paths.
         graph: The graph.
+        edges: The directed edges, if the weights are theirs.
 
     Returns:
         By resulting degree, one ``[atoms, 2 l + 1, channels]`` for each of its paths.
@@ -87,7 +89,7 @@ def convolve(
     n_atoms, n_neighbors = graph.n_atoms, graph.max_neighbors
     n_channels = radial.shape[-1]
     senders = {degree: gather_senders(values, graph) for degree, values in features.items()}
-    radial_of_slot = gather_pairs(radial, graph)
+    radial_of_slot = gather_pairs(radial, graph) if edges is None else gather_edges(radial, edges)
     couplings = (harmonics @ coupling).split([(2 * p.l3 + 1) * (2 * p.l1 + 1) for p in paths], dim=1)
     result: dict[int, list[Tensor]] = {}
     for path, weights, block in zip(paths, radial_of_slot.unbind(1), couplings, strict=True):

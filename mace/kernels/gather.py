@@ -7,6 +7,7 @@ reversed edges": a gather and a dense sum, never a scatter. Results are determin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,6 +47,45 @@ def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
 def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
     """Add the two slots of every pair, zero for the padding; adjoint of `gather_pairs`."""
     return _SumToPairs.apply(values, graph)
+
+
+@dataclass(frozen=True)
+class DirectedEdges:
+    """Numbers for directed edges: every pair as it is, every pair reversed, and one edge of padding at the end.
+
+    Attributes:
+        of_slot: The edge of each slot; the last one for an empty slot, ``[slots]``.
+        slots: The slot of each edge; any for the padding, ``[edges]``.
+    """
+
+    of_slot: Tensor
+    slots: Tensor
+
+
+def directed_edges(graph: Graph) -> DirectedEdges:
+    """Number the directed edges of a graph."""
+    padding = graph.pair_sender.shape[0] - 1
+    reversed_ = graph.sign_of_slot < 0
+    edge = graph.pair_of_slot + padding * reversed_
+    of_slot = torch.where(graph.pair_of_slot == padding, 2 * padding, edge)
+    slots = of_slot.new_zeros(2 * padding + 1)
+    slots[of_slot] = torch.arange(len(of_slot), device=of_slot.device)
+    return DirectedEdges(of_slot, slots)
+
+
+def to_both_directions(values: Tensor) -> Tensor:
+    """Repeat the rows of pairs for directed edges, that of the padding once, ``[pairs, ...]`` to ``[edges, ...]``."""
+    return torch.cat([values[:-1], values])
+
+
+def gather_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
+    """Copy each directed edge's row to its slot, ``[edges, ...]`` to ``[slots, ...]``."""
+    return _GatherEdges.apply(values, edges)
+
+
+def take_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
+    """Copy the row of each directed edge's slot, zeros for the padding; adjoint of `gather_edges`."""
+    return _TakeEdges.apply(values, edges)
 
 
 def restore_order(rows: Tensor, graph: Graph) -> Tensor:
@@ -127,3 +167,29 @@ class _SumToPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gather_pairs(gradient, ctx.graph), None
+
+
+class _GatherEdges(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, edges: DirectedEdges) -> Tensor:
+        ctx.edges = edges
+        return values.index_select(0, edges.of_slot)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return take_edges(gradient, ctx.edges), None
+
+
+class _TakeEdges(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, edges: DirectedEdges) -> Tensor:
+        ctx.edges = edges
+        taken = values.index_select(0, edges.slots)
+        taken[-1] = 0.0
+        return taken
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # an empty slot has no edge; nothing that was in it may count
+        padded = torch.cat([gradient[:-1], torch.zeros_like(gradient[-1:])])
+        return gather_edges(padded, ctx.edges), None

@@ -17,7 +17,7 @@ from mace.kernels.convolution import ConvolutionPath
 from mace.kernels.emit import lanes
 from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
 from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.gather import sum_to_pairs
+from mace.kernels.gather import DirectedEdges, sum_to_pairs
 from mace.kernels.passes import Pass, current_pass
 from mace.kernels.radial_table import RadialTable
 
@@ -117,16 +117,26 @@ class _Convolution:
     """One layer's convolution on one graph."""
 
     def __init__(
-        self, layout: ConvolutionLayout, graph: Graph, coupling: Tensor, n_channels: int, tabulated: bool = False
+        self,
+        layout: ConvolutionLayout,
+        graph: Graph,
+        coupling: Tensor,
+        n_channels: int,
+        tabulated: bool = False,
+        edges: DirectedEdges | None = None,
     ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
         self.library = (_tabulated_library if tabulated else _convolution_library)(layout, coupling.dtype)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
-        n_pairs = graph.pair_sender.shape[0]
-        self.dimensions: tuple[int, ...] = (graph.n_atoms, graph.max_neighbors, n_pairs, n_channels, self.blocks)
-        self.indices = (graph.neighbor_count, graph.sender_of_slot, graph.pair_of_slot, graph.reverse_of_slot)
-        self.radial_shape = (n_pairs, self.blocks, len(layout.paths), lanes(coupling.dtype))
+        n_rows, row_of_slot, reverse_of_slot = len(graph.pair_sender), graph.pair_of_slot, graph.reverse_of_slot
+        if edges is not None:
+            # each slot has radial weights of its own: none finds that its reverse has been there before
+            n_rows, row_of_slot = len(edges.slots), edges.of_slot
+            reverse_of_slot = torch.full_like(row_of_slot, len(row_of_slot))
+        self.dimensions: tuple[int, ...] = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks)
+        self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
+        self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
     def run(self, name: str, arrays: Sequence[Tensor]) -> None:
         """Call a kernel."""
@@ -216,23 +226,25 @@ def convolve_native(
     coupling: Tensor,
     paths: tuple[ConvolutionPath, ...],
     graph: Graph,
+    edges: DirectedEdges | None = None,
 ) -> dict[int, Tensor]:
     """Do what `mace.kernels.convolution.convolve` does.
 
     Args:
         features: By degree, ``[atoms, 2 l + 1, channels]``, channels padded to whole vectors.
-        radial: Radial weights by blocks of channels, ``[pairs, blocks, paths, lanes]``.
+        radial: Radial weights of pairs, or of directed edges, by blocks of channels, ``[rows, blocks, paths, lanes]``.
         harmonics: ``[slots, (l_max + 1)^2]``.
         coupling: The coupling matrix of the paths.
         paths: The paths.
         graph: The graph, on the CPU.
+        edges: The directed edges, if the weights are theirs.
 
     Returns:
         By degree, ``[atoms, 2 l + 1, paths of the degree, channels]``.
     """
     l_in = tuple(sorted(features))
     layout = ConvolutionLayout(paths, l_in, int(harmonics.shape[1] ** 0.5) - 1)
-    work = _Convolution(layout, graph, coupling, features[l_in[0]].shape[-1])
+    work = _Convolution(layout, graph, coupling, features[l_in[0]].shape[-1], edges=edges)
     # what is saved for a second derivative must be what autograd knows, so copies are made out here
     contiguous = [values.contiguous() for values in (harmonics, radial, *(features[l] for l in l_in))]
     results = _Convolve.apply(work, *contiguous)

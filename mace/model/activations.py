@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SILU_SCALE = 1.6791767923989418
+SIGMOID_SCALE = 1.8467055342154763
 _SCALED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "silu": (torch.nn.functional.silu, SILU_SCALE),
     "tanh": (torch.tanh, 1.5937334472592695),

@@ -76,9 +76,10 @@ def _compile(model: MACE) -> None:
     """Compile all layers."""
     plan, jobs = model.plan, dict[tuple[object, ...], Callable[[], None]]()
     for layer in range(plan.n_layers):
-        paths = convolution_paths(plan.l_in(layer), plan.l_max)
+        l_in = plan.l_of_messages(layer)
+        paths = convolution_paths(l_in, plan.l_max)
         terms = ContractionTerms(plan.l_max, plan.l_out(layer), plan.correlation[layer])
-        jobs[paths] = partial(compile_convolution, paths, plan.l_in(layer), plan.l_max, model.dtype)
+        jobs[paths] = partial(compile_convolution, paths, l_in, plan.l_max, model.dtype)
         jobs[terms,] = partial(compile_contraction, terms, model.dtype)
     _run_all(jobs.values())
 
@@ -90,9 +91,11 @@ def compile_radial_tables(model: MACE) -> None:
         CompilationError: If that is not possible here.
     """
     plan = model.plan
-    layers = {plan.l_in(layer): convolution_paths(plan.l_in(layer), plan.l_max) for layer in range(plan.n_layers)}
     _run_all(
-        [partial(compile_tabulated_convolution, paths, l_in, plan.l_max, model.dtype) for l_in, paths in layers.items()]
+        [
+            partial(compile_tabulated_convolution, convolution_paths(l_in, plan.l_max), l_in, plan.l_max, model.dtype)
+            for l_in in {plan.l_of_messages(layer) for layer in range(plan.n_layers)}
+        ]
     )
 
 

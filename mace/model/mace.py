@@ -15,12 +15,23 @@ from torch import Tensor, nn
 
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
-from mace.kernels.gather import gather_pairs, restore_order
-from mace.model.interaction import Interaction
+from mace.kernels.gather import directed_edges, gather_pairs, restore_order
+from mace.model.interaction import EdgeGeometry, Interaction
+from mace.model.mixing import GatedMixing
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.radial import NuclearRepulsion, RadialEmbedding
-from mace.model.readout import GatedDipoleReadout, LinearDipoleReadout, LinearReadout, NonlinearReadout
+from mace.model.radial_network import NormalizedRadialNetwork
+from mace.model.readout import (
+    BiasedReadout,
+    GatedDipoleReadout,
+    LinearDipoleReadout,
+    LinearReadout,
+    NonlinearReadout,
+)
+
+LARGEST_ELEMENT_EMBEDDING = 0.001
+"""Bound of what radial weights of a non-linear interaction know of the elements at the start of a training."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class MACE(nn.Module):
             ValueError: If the radial weights depend on more than the length.
         """
         if n_nodes is not None and not self.has_radial_functions_of_length:
-            raise ValueError("with a distance transform the radial weights depend on the elements too")
+            raise ValueError("the radial weights depend on the atoms too")
         for interaction in self.interactions:
             assert isinstance(interaction, Interaction)
             interaction.use_table(None if n_nodes is None else interaction.tabulate(self.radial_embedding, n_nodes))
@@ -134,11 +145,14 @@ class MACE(nn.Module):
     @property
     def has_radial_functions_of_length(self) -> bool:
         """Whether the radial weights of a pair depend on its length alone."""
-        return self.plan.distance_transform == "None"
+        directed = any(kind.is_directed for kind in self.plan.interactions)
+        return self.plan.distance_transform == "None" and not directed
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> MACE:
         """Draw unit-normal weights; those of a contraction are divided by their number of paths.
+
+        Where the original begins otherwise, in non-linear interactions and with biases, so does this.
 
         Args:
             generator: Source of the random numbers, on the CPU.
@@ -147,7 +161,16 @@ class MACE(nn.Module):
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if ".weights.l" in name:
                 values /= parameter.shape[1]
+            if name.endswith(("source_embedding", "target_embedding")):
+                values = LARGEST_ELEMENT_EMBEDDING * torch.erf(values / 2**0.5)  # uniform
+            if name.startswith("readouts.") and name.endswith("bias"):
+                values.zero_()
             parameter.copy_(values)
+        for module in self.modules():
+            if isinstance(module, NormalizedRadialNetwork):
+                module.initialize(generator)
+            if isinstance(module, GatedMixing):
+                module.initialize()
         return self
 
     def forward(self, graph: Graph, vectors: Tensor) -> AtomicOutput:
@@ -160,21 +183,15 @@ class MACE(nn.Module):
         Returns:
             Energies, dipoles and features.
         """
-        lengths = vectors.norm(dim=-1)
-        needed = any(interaction.needs_basis for interaction in self.interactions)
-        basis = self.radial_embedding(lengths, graph) if needed else lengths
-        harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
-        # the reverse of an edge has the opposite direction: odd harmonics change sign
-        signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
-        harmonics_of_slot = gather_pairs(harmonics, graph) * signs
+        geometry = self._geometry(graph, vectors)
         element = graph.element.index_select(0, graph.atoms_by_element)
         features = {0: self.embedding.index_select(0, element).unsqueeze(1) * self.plan.n_elements**-0.5}
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
-            atomic_basis, residual = interaction(features, lengths, basis, harmonics_of_slot, graph)
+            atomic_basis, residual = interaction(features, geometry, graph)
             features = product(atomic_basis, residual, graph)
             layers.append(features)
-        energies, dipoles = self._energies(layers, lengths, graph), self._dipoles(layers)
+        energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
         outputs = [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in layers]
         return AtomicOutput(
             None if energies is None else restore_order(energies, graph),
@@ -182,12 +199,23 @@ class MACE(nn.Module):
             outputs,
         )
 
+    def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
+        """Compute what all layers need to know of the edges."""
+        lengths = vectors.norm(dim=-1)
+        needed = any(interaction.needs_basis for interaction in self.interactions)
+        basis, envelope = self.radial_embedding(lengths, graph) if needed else (lengths, None)
+        harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
+        # the reverse of an edge has the opposite direction: odd harmonics change sign
+        signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
+        directed = directed_edges(graph) if any(kind.is_directed for kind in self.plan.interactions) else None
+        return EdgeGeometry(lengths, basis, envelope, gather_pairs(harmonics, graph) * signs, directed)
+
     def _energies(self, layers: list[dict[int, Tensor]], lengths: Tensor, graph: Graph) -> Tensor | None:
         """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
         if not self.plan.predicts_energy:
             return None
         energies = self._repulsion(lengths, graph)
-        for readout, features in zip(self.readouts, layers, strict=True):
+        for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
             energies = energies + readout(features[0].squeeze(1))
         return energies * self.plan.scale + self.plan.shift
 
@@ -209,10 +237,16 @@ class MACE(nn.Module):
 
 
 def _energy_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build a linear readout for every layer but the last of several, which has a hidden layer."""
+    """Build a linear readout for every layer but the last of several, which has a hidden layer.
+
+    The other layers may go without.
+    """
     n, several = plan.n_channels, plan.n_layers > 1
     linear: list[nn.Module] = [LinearReadout(n) for _ in range(plan.n_layers - several)]
-    return [*linear, NonlinearReadout(n, plan.readout_channels, plan.gate)] if several else linear
+    if not several:
+        return linear
+    last = (BiasedReadout if plan.readout_biases else NonlinearReadout)(n, plan.readout_channels, plan.gate)
+    return [last] if plan.last_readout_only else [*linear, last]
 
 
 def _dipole_readouts(plan: ModelPlan) -> list[nn.Module]:

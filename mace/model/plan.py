@@ -21,14 +21,32 @@ class InteractionPlan(BaseModel):
     """What kind of interaction a layer uses.
 
     Attributes:
-        residual: Add an element-dependent linear map of the layer's input to its output. Without it, that map acts on
-            the messages instead, and an isolated atom has exactly its reference energy.
-        normalization: Divide messages by the mean number of neighbors, or by one plus a learned density.
+        residual: Add a linear map of the layer's input to its output, one for each element where messages are
+            ``linear``. Without it, that map acts on the messages instead, and an isolated atom has exactly its
+            reference energy.
+        normalization: Divide messages by the mean number of neighbors, or by a learned density.
+        messages: ``linear``: sums over neighbors are mixed linearly. ``attention``: the same, but radial weights depend
+            on the features of both atoms too. ``nonlinear``: radial weights depend on both elements, and the sums,
+            added to a map of the atom's own features, pass through gates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     residual: bool
     normalization: Literal["count", "density"] = "count"
+    messages: Literal["linear", "attention", "nonlinear"] = "linear"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InteractionPlan:
+        if self.messages == "attention" and not (self.residual and self.normalization == "count"):
+            raise ValueError("an interaction with attention has a residual and divides by the number of neighbors")
+        if self.messages == "nonlinear" and not (self.residual and self.normalization == "density"):
+            raise ValueError("a non-linear interaction has a residual and divides by a density")
+        return self
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether the radial weights of an edge differ from those of the reverse edge."""
+        return self.messages != "linear"
 
 
 class ModelPlan(BaseModel):
@@ -41,14 +59,20 @@ class ModelPlan(BaseModel):
         num_radial_basis: Number of radial functions.
         num_cutoff_basis: Exponent of the cutoff polynomial.
         distance_transform: Transformation of distances before the radial basis.
+        cutoff_after_network: Multiply the radial weights by the cutoff polynomial, instead of the radial basis.
         pair_repulsion: Add the screened nuclear repulsion of Ziegler, Biersack and Littmark.
         l_max: Highest degree of the harmonics.
         n_channels: Channels of every degree.
         hidden_l: Degrees passed from layer to layer, rising from 0.
+        message_channels: Channels of what neighbors send, layer by layer; None for ``n_channels`` in all.
+        message_l: Degrees of what neighbors send in all layers but the first, some of ``hidden_l``; None for all.
         interactions: Kind of each layer.
+        product_of_all_elements: Share the weights of the symmetric contraction between elements.
         correlation: Factors of the symmetric contraction, layer by layer.
         radial_mlp: Widths of the hidden layers of the radial network.
         readout_channels: Width of the hidden layer of the last readout of energies; 0 where no energy is predicted.
+        readout_biases: Give the last readout of energies a second hidden layer, and both biases.
+        last_readout_only: Read energies out of the last layer only.
         readout_vectors: Width of the hidden layer of the last readout of dipoles; 0 for none, as where no dipole is
             predicted.
         gate: Activation of the last readout.
@@ -67,15 +91,21 @@ class ModelPlan(BaseModel):
     num_radial_basis: int = Field(default=8, ge=1)
     num_cutoff_basis: int = Field(default=5, ge=2)
     distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
+    cutoff_after_network: bool = False
     pair_repulsion: bool = False
     l_max: int = Field(default=3, ge=0, le=MAX_L)
     n_channels: int = Field(ge=1)
     hidden_l: tuple[int, ...]
     interactions: tuple[InteractionPlan, ...] = Field(min_length=1)
+    message_channels: tuple[int, ...] | None = None
+    message_l: tuple[int, ...] | None = None
+    product_of_all_elements: bool = False
     correlation: tuple[int, ...]
     radial_mlp: tuple[int, ...] = (64, 64, 64)
     readout_channels: int = Field(default=16, ge=0)
     readout_vectors: int = Field(default=0, ge=0)
+    readout_biases: bool = False
+    last_readout_only: bool = False
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
     avg_num_neighbors: float = Field(gt=0)
     atomic_numbers: tuple[int, ...] = Field(min_length=1)
@@ -102,9 +132,23 @@ class ModelPlan(BaseModel):
             raise ValueError("the last readout has widths for what the model does not predict")
         if self.predicts_energy and not self.readout_channels:
             raise ValueError("the last readout of energies needs a width")
+        if self.last_readout_only and self.n_layers == 1:
+            raise ValueError("a last readout only needs several layers: in mace-torch one layer would have none")
+        if (self.last_readout_only or self.readout_biases) and self.predicts_dipole:
+            raise ValueError("models of dipoles have a readout of every layer, without biases")
         if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
             raise ValueError("atomic numbers must rise")
+        self._check_messages()
         return self
+
+    def _check_messages(self) -> None:
+        if not self.radial_mlp and any(kind.is_directed for kind in self.interactions):
+            raise ValueError("a radial network that depends on atoms has a hidden layer")
+        channels, degrees = self.message_channels, self.message_l
+        if channels is not None and (len(channels) != self.n_layers or min(channels) < 1):
+            raise ValueError("one number of channels of messages per layer is needed")
+        if degrees is not None and (not degrees or [l for l in self.hidden_l if l in degrees] != list(degrees)):
+            raise ValueError("the degrees of messages are some of the hidden degrees")
 
     @property
     def predicts_energy(self) -> bool:
@@ -129,6 +173,14 @@ class ModelPlan(BaseModel):
     def l_in(self, layer: int) -> tuple[int, ...]:
         """Return the degrees that enter a layer: scalars of the element first, then the hidden degrees."""
         return (0,) if layer == 0 else self.hidden_l
+
+    def l_of_messages(self, layer: int) -> tuple[int, ...]:
+        """Return the degrees of what neighbors send in a layer."""
+        return self.l_in(layer) if layer == 0 or self.message_l is None else self.message_l
+
+    def channels_of_messages(self, layer: int) -> int:
+        """Return the number of channels of what neighbors send in a layer."""
+        return self.n_channels if self.message_channels is None else self.message_channels[layer]
 
     def l_out(self, layer: int) -> tuple[int, ...]:
         """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""

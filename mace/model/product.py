@@ -14,7 +14,7 @@ from mace.model.plan import ModelPlan
 
 
 class Product(nn.Module):
-    """Symmetric contraction with element-dependent weights and a linear map of the channels.
+    """Symmetric contraction, with weights of each element or of all, and a linear map of the channels.
 
     Args:
         plan: The model's plan.
@@ -24,6 +24,7 @@ class Product(nn.Module):
     def __init__(self, plan: ModelPlan, layer: int) -> None:
         super().__init__()
         self.l_out = plan.l_out(layer)
+        self.of_all_elements = plan.product_of_all_elements
         correlation = plan.correlation[layer]
         self.contraction = SymmetricContraction(plan.l_max, self.l_out, correlation)
         self.weights = nn.ParameterDict()
@@ -31,7 +32,7 @@ class Product(nn.Module):
             for order in range(1, correlation + 1):
                 n_paths = symmetric_basis(plan.l_max, degree, order).n_paths
                 if n_paths:
-                    shape = (plan.n_elements, n_paths, plan.n_channels)
+                    shape = (1 if self.of_all_elements else plan.n_elements, n_paths, plan.n_channels)
                     self.weights[f"l{degree}_order{order}"] = nn.Parameter(torch.empty(shape))
         self.compiled = False
         self.terms = ContractionTerms(plan.l_max, self.l_out, correlation)
@@ -63,11 +64,15 @@ class Product(nn.Module):
             result[degree] = mixed
         return result
 
+    def _elements(self, graph: Graph) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the elements that have weights and how many atoms of each there are; all atoms may be as of one."""
+        return ((0,), (graph.n_atoms,)) if self.of_all_elements else (graph.elements_present, graph.element_counts)
+
     def _contract(
         self, atomic_basis: Tensor, weights: dict[tuple[int, int], Tensor], graph: Graph
     ) -> dict[int, Tensor]:
         """Evaluate the polynomials, by degree ``[atoms, 2 l + 1, channels]``, a view of the kernel's own layout."""
-        products = self.contraction(atomic_basis, weights, graph.elements_present, graph.element_counts)
+        products = self.contraction(atomic_basis, weights, *self._elements(graph))
         return {degree: values.permute(2, 1, 0) for degree, values in products.items()}
 
     def _contract_compiled(
@@ -75,8 +80,9 @@ class Product(nn.Module):
     ) -> dict[int, Tensor]:
         """Do the same with the compiled kernels."""
         device = atomic_basis.device
-        present = torch.tensor(graph.elements_present, device=device)
-        counts = torch.tensor(graph.element_counts, device=device)
+        elements, atoms_of_element = self._elements(graph)
+        present = torch.tensor(elements, device=device)
+        counts = torch.tensor(atoms_of_element, device=device)
         place = torch.arange(len(present), device=device).repeat_interleave(counts, output_size=graph.n_atoms)
         carried = [
             getattr(self, f"table_l{degree}_order{order}") @ weight.index_select(0, present)

@@ -95,7 +95,9 @@ def soft_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
 
 
 class RadialEmbedding(nn.Module):
-    """Radial basis times cutoff envelope of every pair, after an optional transform of the distance.
+    """Radial basis and cutoff envelope of every pair, after an optional transform of the distance.
+
+    They are multiplied here, or else the envelope is left to the radial weights.
 
     Args:
         plan: The model's plan.
@@ -109,18 +111,28 @@ class RadialEmbedding(nn.Module):
         radii = torch.from_numpy(covalent_radii(plan.atomic_numbers))
         self.register_buffer("covalent_radii", radii, persistent=False)
 
-    def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Evaluate, ``[pairs]`` to ``[pairs, num_radial_basis]``; exactly zero for the padding."""
+    def forward(self, lengths: Tensor, graph: Graph) -> tuple[Tensor, Tensor | None]:
+        """Evaluate.
+
+        Args:
+            lengths: Angstrom, ``[pairs]``.
+            graph: The graph.
+
+        Returns:
+            The basis, ``[pairs, num_radial_basis]``, and None where it has been multiplied by the envelope, which makes
+            it exactly zero for the padding; otherwise the envelope, ``[pairs]``, which is zero there.
+        """
         if self.plan.distance_transform == "None":
             return self.of_length(lengths, lengths)
         transform = agnesi_transform if self.plan.distance_transform == "Agnesi" else soft_transform
         return self.of_length(lengths, transform(lengths, sum_of_radii(self.covalent_radii, graph)))
 
-    def of_length(self, lengths: Tensor, transformed: Tensor) -> Tensor:
-        """Evaluate the basis at transformed lengths times the envelope at the lengths themselves."""
+    def of_length(self, lengths: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Do the same with the basis at transformed lengths and the envelope at the lengths themselves."""
         plan = self.plan
         envelope = polynomial_envelope(lengths, plan.r_max, plan.num_cutoff_basis)
-        return BASES[plan.radial_type](transformed, plan.r_max, plan.num_radial_basis) * envelope.unsqueeze(-1)
+        basis = BASES[plan.radial_type](transformed, plan.r_max, plan.num_radial_basis)
+        return (basis, envelope) if plan.cutoff_after_network else (basis * envelope.unsqueeze(-1), None)
 
 
 def sum_of_radii(radii: Tensor, graph: Graph) -> Tensor:

@@ -45,6 +45,31 @@ class NonlinearReadout(nn.Module):
         return (hidden @ self.weight).squeeze(-1) * (self.scale * self.weight.shape[0] ** -0.5)
 
 
+class BiasedReadout(nn.Module):
+    """Two hidden layers, the second one and the result with biases.
+
+    Args:
+        n_channels: Number of channels.
+        n_hidden: Width of the hidden layers.
+        gate: Name of their activation.
+    """
+
+    def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
+        super().__init__()
+        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
+        self.middle = nn.Parameter(torch.empty(n_hidden, n_hidden))
+        self.middle_bias = nn.Parameter(torch.empty(n_hidden))
+        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.bias = nn.Parameter(torch.empty(1))
+        self.activation, self.scale = activation(gate)
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
+        hidden = self.activation(scalars @ self.hidden * self.hidden.shape[0] ** -0.5) * self.scale
+        hidden = self.activation(hidden @ self.middle * self.middle.shape[0] ** -0.5 + self.middle_bias) * self.scale
+        return (hidden @ self.weight * self.weight.shape[0] ** -0.5 + self.bias).squeeze(-1)
+
+
 class LinearDipoleReadout(nn.Module):
     """A weighted sum of the channels of the vectors.
 

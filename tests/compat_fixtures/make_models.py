@@ -53,6 +53,14 @@ def case(hidden: str, l_max: int, correlation: int, layers: int, **more: object)
 
 ATOMIC = {"model": "AtomicDipolesMACE", "first": PLAIN, "mlp": "3x1o"}
 ENERGY = {"model": "EnergyDipolesMACE", "first": PLAIN, "mlp": "5x0e+3x1o"}
+LATE = {"apply_cutoff": False, "distance_transform": "Agnesi"}
+BIASED = "NonLinearBiasReadoutBlock"
+FOUNDATION = LATE | {
+    "edge_irreps": "3x0e+3x1o+3x2e", "use_edge_irreps_first": True, "use_agnostic_product": True,
+    "use_last_readout_only": True, "readout_cls": BIASED, "pair_repulsion": True,
+}  # fmt: skip
+"""What foundation models with non-linear interactions have together."""
+
 TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
 """What the original's calculator has to be told of models of dipoles."""
 
@@ -76,10 +84,48 @@ CASES = {
     "two_heads": case("0e+1o", 2, 2, 2, options={"heads": ["low", "high"]}),
     "single": case("0e+1o", 3, 3, 2, dtype="float32", options={"pair_repulsion": True, "distance_transform": "Agnesi"}),
     "attention": case("0e+1o", 2, 2, 2, other=ATTENTION),
-    "nonlinear": case("0e+1o", 2, 2, 2, other=NONLINEAR, options={"edge_irreps": o3.Irreps("4x0e+4x1o")}),
+    "attention_late": case("0e+1o+2e", 3, 2, 3, other=ATTENTION, options={"apply_cutoff": False}),
+    "attention_narrow": case("0e+1o", 2, 2, 2, other=ATTENTION, options={"edge_irreps": "3x0e+3x1o"}),
+    "nonlinear": case("0e+1o", 2, 2, 2, other=NONLINEAR, options={"edge_irreps": "4x0e+4x1o"}),
+    "nonlinear_plain": case("0e+1o", 2, 2, 2, first=NONLINEAR, other=NONLINEAR, options={"radial_MLP": [7, 9]}),
+    "nonlinear_one_layer": case("0e+1o", 2, 3, 1, first=NONLINEAR),
+    "nonlinear_late": case("0e+1o+2e", 3, 3, 2, first=NONLINEAR, other=NONLINEAR, options=LATE),
+    "nonlinear_foundation": case("0e+1o", 3, 3, 2, first=NONLINEAR, other=NONLINEAR, options=FOUNDATION),
+    "nonlinear_heads": case(
+        "0e+1o", 2, 2, 2, first=NONLINEAR, other=NONLINEAR, options=FOUNDATION | {"heads": ["low", "high"]}
+    ),
+    "nonlinear_single": case(
+        "0e+1o",
+        3,
+        2,
+        2,
+        dtype="float32",
+        first=NONLINEAR,
+        other=NONLINEAR,
+        options=FOUNDATION | {"edge_irreps": "3x0e+3x1o"},
+    ),
+    "nonlinear_narrow": case(
+        "0e+1o",
+        2,
+        2,
+        2,
+        first=NONLINEAR,
+        other=NONLINEAR,
+        options={"edge_irreps": "3x0e+3x1o", "use_edge_irreps_first": True},
+    ),
+    "nonlinear_without_scalars": case("0e+1o", 2, 2, 2, other=NONLINEAR, options={"edge_irreps": "3x1o"}),
+    "nonlinear_last_vectors": case("0e+1o", 2, 2, 2, other=NONLINEAR, options={"keep_last_layer_irreps": True}),
+    "wide_edges": case("0e+1o", 3, 2, 2, options={"edge_irreps": "3x0e+3x1o+3x2e+3x3o"}),
+    "scalar_edges": case("0e+1o", 2, 2, 2, options={"edge_irreps": "3x0e", "use_edge_irreps_first": True}),
+    "last_vectors": case("0e+1o", 2, 2, 2, options={"keep_last_layer_irreps": True}),
     "late_cutoff": case("0e+1o", 2, 2, 2, options={"apply_cutoff": False}),
+    "late_cutoff_density": case("0e+1o", 2, 2, 2, first=DENSITY, other=DENSITY_RESIDUAL, options=LATE),
     "last_readout": case("0e+1o", 2, 2, 2, options={"use_last_readout_only": True}),
+    "last_readout_three_layers": case("0e+1o", 2, 2, 3, options={"use_last_readout_only": True}),
     "agnostic_product": case("0e+1o", 2, 2, 2, options={"use_agnostic_product": True}),
+    "biased_readout": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED}),
+    "biased_readout_heads": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED, "heads": ["low", "high"]}),
+    "mirror_images": case("0e+1e", 2, 2, 2, options={"use_so3": True}),
     "dipoles_one_layer": case("0e+1o+2e", 2, 2, 1, **ATOMIC),
     "dipoles_vectors": case("0e+1o", 3, 3, 2, **ATOMIC),
     "dipoles_tensors": case("0e+1o+2e", 2, 2, 3, **ATOMIC | {"first": RESIDUAL}, gate="tanh"),
@@ -152,8 +198,23 @@ def build(settings: dict) -> torch.nn.Module:
     for name, value in (("use_reduced_cg", False), ("radial_MLP", [8, 8])):
         if name in known:
             options.setdefault(name, value)
+    for name, value in options.items():
+        if name == "edge_irreps":
+            options[name] = o3.Irreps(value)
+        if name == "readout_cls":
+            options[name] = getattr(modules.blocks, value)
     torch.manual_seed(5)
-    return kind(**arguments, **options)
+    return stirred(kind(**arguments, **options))
+
+
+def stirred(model: torch.nn.Module) -> torch.nn.Module:
+    """Change what begins as zero, one or nearly so, as it is after a training."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            usual = name.endswith((".weight", "weights_max")) and "embedding.weight" not in name
+            if not usual and ".weights." not in name and value.numel():
+                value.add_(torch.randn_like(value), alpha=0.3)
+    return model
 
 
 def in_double_precision(settings: dict, model: torch.nn.Module) -> torch.nn.Module:

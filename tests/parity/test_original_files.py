@@ -27,13 +27,7 @@ from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = os.environ.get("MACE_COMPAT_FIXTURES", "")
 PYTHON = os.environ.get("MACE_ORIGINAL_PYTHON", "")
-REFUSED = {
-    "attention": "RealAgnosticAttResidualInteractionBlock",
-    "nonlinear": "RealAgnosticResidualNonLinearInteractionBlock",
-    "late_cutoff": "apply_cutoff=False",
-    "last_readout": "use_last_readout_only=True",
-    "agnostic_product": "use_agnostic_product=True",
-}
+REFUSED = {"mirror_images": "use_so3=True"}
 METHANOL, SILICON, SLAB = range(3)
 RELATIVE = 1e-9
 

@@ -14,7 +14,7 @@ import torch
 
 from mace.compat.couplings import CouplingError, map_to_ours
 from mace.compat.importing import import_original, known_from, open_model
-from mace.compat.recovery import Known
+from mace.compat.reader import Known
 from mace.compat.weights import weights_from_original, weights_to_original
 from mace.errors import UserError
 from mace.model.mace import MACE
