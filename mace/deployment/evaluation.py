@@ -204,7 +204,7 @@ def predict_configurations(
         ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
     """
     dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
-    graph = dataset.batch(range(len(dataset))).graph.to(model.embedding.device)
+    graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
     prediction = predict(model, graph, forces=True, stress=wanted.stress)
     of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
     if wanted.node_energies:

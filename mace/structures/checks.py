@@ -33,22 +33,27 @@ def check_geometry(configuration: Configuration) -> None:
     Raises:
         UserError: If not.
     """
-    where = configuration.where()
-    positions, cell = configuration.positions, configuration.cell
+    numbers, positions, cell = configuration.atomic_numbers, configuration.positions, configuration.cell
     if configuration.n_atoms == 0:
-        raise UserError(f"{where} has no atoms; take it out.")
-    if configuration.atomic_numbers.max() > LARGEST_ATOMIC_NUMBER:
+        raise UserError(f"{configuration.where()} has no atoms; take it out.")
+    if numbers.max() > LARGEST_ATOMIC_NUMBER:
         raise UserError(
-            f"{where} has an atom of atomic number {configuration.atomic_numbers.max()}, but there are "
+            f"{configuration.where()} has an atom of atomic number {numbers.max()}, but there are "
             f"{LARGEST_ATOMIC_NUMBER} elements; correct it or take the structure out."
         )
-    if configuration.atomic_numbers.min() < 1:
-        raise UserError(f"{where} has an atom 'X' that is no chemical element; name its element or take it out.")
+    if numbers.min() < 1:
+        raise UserError(
+            f"{configuration.where()} has an atom 'X' that is no chemical element; name its element or take it out."
+        )
     for name, values in (("position", positions), ("cell", cell)):
         if not np.isfinite(values).all():
-            raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
+            raise UserError(
+                f"{configuration.where()} has a {name} that is NaN or infinite; correct it or take the structure out."
+            )
     if configuration.n_atoms > 1 and not positions.any():
-        raise UserError(f"{where} has all its atoms at the origin, as if the file gave no positions; add them.")
+        raise UserError(
+            f"{configuration.where()} has all its atoms at the origin, as if the file gave no positions; add them."
+        )
     if any(configuration.pbc):
         _check_lattice(configuration)
 
@@ -148,17 +153,19 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     """
     if name == "energy" and isinstance(value, float) and math.isfinite(value):
         return factor * float(value)
-    label = f"{configuration.where()}: the label '{name}' (key '{key}')"
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise UserError(f"{label} is not an array of numbers; correct it.") from error
+        raise UserError(f"{_label(name, key, configuration)} is not an array of numbers; correct it.") from error
     if array.dtype.kind not in "iuf":
+        label = _label(name, key, configuration)
         raise UserError(f"{label} is {str(value)[:40]!r} and not a number; correct it, or leave it out where unknown.")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
+        label = _label(name, key, configuration)
         raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
-    array *= factor
+    if factor != 1.0:
+        array *= factor
     n_atoms = configuration.n_atoms
     if name == "energy" and array.size == 1:
         return float(array.item())
@@ -180,6 +187,10 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
         "charges": f"[{n_atoms}]",
     }[name]
     raise UserError(
-        f"{label} has the shape {list(array.shape)} where {expected} is expected; correct it, or name the right key "
-        f"with --{name}_key."
+        f"{_label(name, key, configuration)} has the shape {list(array.shape)} where {expected} is expected; correct "
+        f"it, or name the right key with --{name}_key."
     )
+
+
+def _label(name: str, key: str, configuration: Configuration) -> str:
+    return f"{configuration.where()}: the label '{name}' (key '{key}')"
