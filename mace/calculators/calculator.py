@@ -31,7 +31,7 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import Neighbors, find_all_neighbors
+from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
@@ -40,7 +40,7 @@ from mace.model.model_file import LoadedModel, carry_to
 from mace.structures.configuration import Configuration
 
 _OF_ASE = ("atoms", "label", "directory")
-Search = Callable[[Sequence[Configuration], float], list[Neighbors]]
+Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
 """Finds the neighbors of some structures within a cutoff."""
 
 _ARGUMENTS = (
@@ -353,10 +353,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         if not self.models[0].plan.predicts_energy:
             raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
 
-    def _search(self, configurations: Sequence[Configuration], r_max: float) -> list[Neighbors]:
+    def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
         """Find the neighbors of a structure that moves a little at a time."""
         search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
-        return [search(configuration, r_max) for configuration in configurations]
+        return join_neighbors([search(configuration, r_max) for configuration in configurations])
 
     def _graphs(self, structures: Sequence[Atoms], search: Search) -> list[Graph]:
         """Build the batch for every model; models with the same elements and cutoff share one."""
@@ -365,7 +365,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         keys = [(model.plan.atomic_numbers, model.plan.r_max) for model in self.models]
         for elements, r_max in dict.fromkeys(keys):
             dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search)
-            made[elements, r_max] = dataset.batch(range(len(dataset))).graph.to(self.device)
+            made[elements, r_max] = dataset.graph(range(len(dataset))).to(self.device)
         graphs = [made[key] for key in keys]
         if not self._warned_of_distances:
             pairs = zip(self._distance_watches, graphs, strict=True)

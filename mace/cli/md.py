@@ -235,7 +235,7 @@ def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:
     frames = list(iterate_frames(file))
     if not -len(frames) <= options.index < len(frames):
         raise UserError(f"{file}: there is no structure {options.index}; the file has {len(frames)}.")
-    atoms = frames[options.index]
+    atoms = frames[options.index].to_atoms()
     if plan.ensemble == "npt" and not atoms.pbc.all():
         raise UserError(f"{file}: --ensemble=npt needs a structure that repeats in all three directions; set pbc.")
     if plan.ensemble == "npt" and atoms.constraints:

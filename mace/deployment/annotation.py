@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 from ase.io.extxyz import per_atom_properties
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mace.deployment.extended_xyz import frame_text
 from mace.errors import UserError
+from mace.structures.frame import Frame
 
 
 class AnnotatedFile:
@@ -42,11 +42,11 @@ class AnnotatedFile:
         except OSError as error:
             raise self._failure(error) from error
 
-    def write(self, atoms: Atoms, columns: Mapping[str, np.ndarray], entries: Mapping[str, Any], where: str) -> None:
+    def write(self, frame: Frame, columns: Mapping[str, np.ndarray], entries: Mapping[str, Any], where: str) -> None:
         """Write a structure with what it has already and what is new; what has the key of a new value is replaced.
 
         Args:
-            atoms: The structure as read; it is changed.
+            frame: The structure as read; it is changed.
             columns: New arrays by key, one row per atom, ``[atoms, ...]``.
             entries: New values by key for the comment line.
             where: File and place of the structure, for messages.
@@ -54,14 +54,14 @@ class AnnotatedFile:
         Raises:
             UserError: If the structure cannot be written.
         """
-        keep_results(atoms)
+        keep_results(frame)
         for key in (*columns, *entries):
-            atoms.info.pop(key, None)
-            atoms.arrays.pop(key, None)
-        atoms.arrays.update(columns)
-        atoms.info.update(entries)
+            frame.info.pop(key, None)
+            frame.arrays.pop(key, None)
+        frame.arrays.update(columns)
+        frame.info.update(entries)
         try:
-            self._stream.write(frame_text(atoms))
+            self._stream.write(frame_text(frame))
         except OSError as error:
             raise self._failure(error) from error
         except (ValueError, TypeError, KeyError) as error:  # what ASE says to data the format cannot hold
@@ -97,20 +97,19 @@ class AnnotatedFile:
         return UserError(f"{self.path}: the output cannot be written ({error.strerror or error}).")
 
 
-def keep_results(atoms: Atoms) -> None:
-    """Move what a calculator attached by ASE's readers knows into the structure, under the names it has in files.
+def keep_results(frame: Frame) -> None:
+    """Move what ASE's readers give to a calculator into the structure, under the names it has in files.
 
     Where the name is taken by something else, the value goes under ``calculator_<name>``.
 
     Args:
-        atoms: The structure; it has no calculator afterwards.
+        frame: The structure; it has no results afterwards.
     """
-    results = getattr(atoms.calc, "results", {})
-    atoms.calc = None
-    for name, value in results.items():
+    for name, value in frame.results.items():
         if value is None:
             continue
         if name == "stress" and np.shape(value) == (6,):
             value = voigt_6_to_full_3x3_stress(value)
-        place = atoms.arrays if name in per_atom_properties else atoms.info
+        place = frame.arrays if name in per_atom_properties else frame.info
         place[f"calculator_{name}" if name in place else name] = value
+    frame.results = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from mace.deployment.annotation import AnnotatedFile
@@ -22,6 +22,7 @@ from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import ReadResult, read_sources
@@ -142,8 +143,8 @@ def evaluate_files(
     with AnnotatedFile(output) as stream:
         for batch in progress(batches, len(batches)):
             predictions = predict_configurations(model, batch, wanted)
-            for configuration, prediction, atoms in zip(batch, predictions, remaining, strict=False):
-                stream.write(atoms, *_annotations(prediction, atoms, wanted), configuration.where())
+            for configuration, prediction, frame in zip(batch, predictions, remaining, strict=False):
+                stream.write(frame, *_annotations(prediction, frame, wanted), configuration.where())
             stream.flush()
             labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
             comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])
@@ -162,15 +163,15 @@ def evaluate_files(
 
 def _read_checked(
     plan: ModelPlan, paths: str | Path | Sequence[str | Path], charges_key: str | None, wanted: Wanted
-) -> tuple[ReadResult, list[Configuration], list[Atoms]]:
+) -> tuple[ReadResult, list[Configuration], list[Frame]]:
     """Read files and make sure, before anything is written, that the model can predict what is wanted of them.
 
     Returns:
-        What was read, and all structures in the order of the files, as configurations and as ASE read them.
+        What was read, and all structures in the order of the files, as configurations and as they stand there.
     """
     files = expand_paths(paths)
     _check_model(plan, wanted)
-    frames: list[Atoms] = []
+    frames: list[Frame] = []
     reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     check_elements(plan.atomic_numbers, configurations, "the model's training data")
@@ -203,7 +204,7 @@ def predict_configurations(
         ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
     """
     dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
-    graph = dataset.batch(range(len(dataset))).graph.to(model.embedding.device)
+    graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
     prediction = predict(model, graph, forces=True, stress=wanted.stress)
     of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
     if wanted.node_energies:
@@ -260,14 +261,14 @@ def _check_keys(predicted: Sequence[str], prefix: str, report: LabelReport) -> N
 
 
 def _annotations(
-    prediction: dict[str, Any], atoms: Atoms, wanted: Wanted
+    prediction: dict[str, Any], frame: Frame, wanted: Wanted
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Divide a prediction into columns and entries of the comment line, with descriptors put together as wanted."""
     columns = {name: prediction[name] for name in _PER_ATOM if name in prediction}
     entries = {name: value for name, value in prediction.items() if name not in _PER_ATOM}
     if wanted.descriptor_aggregation:
         rows = columns.pop("descriptors")
-        symbols = np.array(atoms.get_chemical_symbols())
+        symbols = np.array(chemical_symbols)[frame.numbers]
         means = {str(symbol): rows[symbols == symbol].mean(0).tolist() for symbol in np.unique(symbols)}
         entries["descriptors"] = rows.mean(0) if wanted.descriptor_aggregation == "mean" else means
     return (

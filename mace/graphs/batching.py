@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
-from mace.graphs.neighbors import Neighbors, find_all_neighbors
+from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
 from mace.structures.configuration import Configuration
 
 PER_ATOM = ("forces",)
@@ -85,8 +87,18 @@ def _slices(pointer: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(pointer[chosen] - (ends - counts), counts), counts
 
 
-def _pointer(counts: Sequence[int]) -> np.ndarray:
+def _pointer(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))]).astype(np.int64)
+
+
+class _Labels(NamedTuple):
+    """Labels and weights of all structures of a set; those of forces have one row per atom."""
+
+    weight: np.ndarray
+    values: dict[str, np.ndarray]
+    labelled: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    atom_weights: dict[str, np.ndarray]
 
 
 class GraphDataset:
@@ -109,11 +121,11 @@ class GraphDataset:
         elements: ElementTable,
         r_max: float,
         progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
-        search: Callable[[Sequence[Configuration], float], list[Neighbors]] = find_all_neighbors,
+        search: Callable[[Sequence[Configuration], float], JoinedNeighbors] = find_all_neighbors,
     ) -> None:
         self.configurations = list(configurations)
         self.r_max = r_max
-        self._element = np.concatenate([elements.index(c.atomic_numbers) for c in configurations])
+        self._element = elements.index(np.concatenate([c.atomic_numbers for c in configurations]))
         self._positions = np.concatenate([c.positions for c in configurations])
         self._cell = np.stack([c.cell for c in configurations])
         self._charges = np.concatenate(
@@ -121,20 +133,21 @@ class GraphDataset:
         )
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
-        neighbors: list[Neighbors] = []
+        found: list[JoinedNeighbors] = []
         waiting: list[Configuration] = []
         for configuration in progress(self.configurations):
             waiting.append(configuration)
             if len(waiting) == _SEARCHED_TOGETHER:
-                neighbors += search(waiting, r_max)
+                found.append(search(waiting, r_max))
                 waiting = []
-        neighbors += search(waiting, r_max)
+        if waiting:
+            found.append(search(waiting, r_max))
+        neighbors = chain_neighbors(found)
         self._atom_pointer = _pointer([c.n_atoms for c in configurations])
-        self._pair_pointer = _pointer([len(n.pair_sender) for n in neighbors])
-        self._neighbors = _concatenate(neighbors)
-        self._max_neighbors = np.array([n.edge_rank.max(initial=-1) + 1 for n in neighbors])
+        self._pair_pointer = _pointer(neighbors.n_pairs)
+        self._neighbors = neighbors.rows
+        self._max_neighbors = neighbors.largest_counts()
         self._refuse_stress_without_volume()
-        self._collect_labels()
 
     def _refuse_stress_without_volume(self) -> None:
         for configuration, volume in zip(self.configurations, self._volume, strict=True):
@@ -144,22 +157,24 @@ class GraphDataset:
                     "give it a cell of three independent vectors or remove the label."
                 )
 
-    def _collect_labels(self) -> None:
+    @cached_property
+    def _labels(self) -> _Labels:
+        """Labels and weights of all structures; not needed where a model is only evaluated."""
         configurations = self.configurations
-        self._values, self._labelled, self._weights, self._atom_weights = {}, {}, {}, {}
-        self._weight = np.array([c.weight for c in configurations])
+        labels = _Labels(np.array([c.weight for c in configurations]), {}, {}, {}, {})
         for name in SHAPES:
-            labels = [getattr(c, name) for c in configurations]
+            found = [getattr(c, name) for c in configurations]
             rows = [
                 np.zeros(((c.n_atoms,) if name in PER_ATOM else ()) + SHAPES[name]) if label is None else label
-                for c, label in zip(configurations, labels, strict=True)
+                for c, label in zip(configurations, found, strict=True)
             ]
-            self._values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
-            self._labelled[name] = np.array([label is not None for label in labels])
-            self._weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
+            labels.values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
+            labels.labelled[name] = np.array([label is not None for label in found])
+            labels.weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
             if name in PER_ATOM:
                 weights = [c.atom_weights.get(name, np.ones(c.n_atoms)) for c in configurations]
-                self._atom_weights[name] = np.concatenate(weights)
+                labels.atom_weights[name] = np.concatenate(weights)
+        return labels
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -177,7 +192,7 @@ class GraphDataset:
 
     def labelled(self, name: str) -> np.ndarray:
         """Tell which structures carry a label, ``[structures]``."""
-        return self._labelled[name]
+        return self._labels.labelled[name]
 
     def average_neighbors(self) -> float:
         """Return the mean number of neighbors of the atoms that have any, as the original counts; 1 if none has."""
@@ -198,6 +213,11 @@ class GraphDataset:
         chosen = np.asarray(structures, dtype=np.int64)
         atoms, n_atoms = _slices(self._atom_pointer, chosen)
         return Batch(self._graph(chosen, atoms, n_atoms), self._targets(chosen, atoms, n_atoms), chosen)
+
+    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
+        """Gather the graph of some structures, without their labels."""
+        chosen = np.asarray(structures, dtype=np.int64)
+        return self._graph(chosen, *_slices(self._atom_pointer, chosen))
 
     def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
         """Gather the labels of some structures, without their graph."""
@@ -221,12 +241,13 @@ class GraphDataset:
             yield self.batch(order[start : start + batch_size])
 
     def _targets(self, chosen: np.ndarray, atoms: np.ndarray, n_atoms: np.ndarray) -> Targets:
+        labels = self._labels
         return Targets(
-            {k: torch.from_numpy(v[atoms if k in PER_ATOM else chosen]) for k, v in self._values.items()},
-            {k: torch.from_numpy(v[chosen]) for k, v in self._labelled.items()},
-            torch.from_numpy(self._weight[chosen]),
-            {k: torch.from_numpy(v[chosen]) for k, v in self._weights.items()},
-            {k: torch.from_numpy(v[atoms]) for k, v in self._atom_weights.items()},
+            {k: torch.from_numpy(v[atoms if k in PER_ATOM else chosen]) for k, v in labels.values.items()},
+            {k: torch.from_numpy(v[chosen]) for k, v in labels.labelled.items()},
+            torch.from_numpy(labels.weight[chosen]),
+            {k: torch.from_numpy(v[chosen]) for k, v in labels.weights.items()},
+            {k: torch.from_numpy(v[atoms]) for k, v in labels.atom_weights.items()},
             torch.from_numpy(n_atoms),
         )
 
@@ -285,12 +306,6 @@ def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray) -> Ten
     return torch.from_numpy(empty)
 
 
-def _concatenate(neighbors: Sequence[Neighbors]) -> Neighbors:
-    """Join the arrays of all structures; indices stay local to each structure."""
-    names = Neighbors.__dataclass_fields__
-    return Neighbors(**{name: np.concatenate([getattr(n, name) for n in neighbors]) for name in names})
-
-
 def build_graph(configuration: Configuration, elements: ElementTable, r_max: float) -> Graph:
     """Build the graph of a single structure; see `GraphDataset`."""
-    return GraphDataset([configuration], elements, r_max).batch([0]).graph
+    return GraphDataset([configuration], elements, r_max).graph([0])

@@ -152,28 +152,88 @@ def _arrange(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, n_atom
     )
 
 
-def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> list[Neighbors]:
+@dataclass(frozen=True)
+class JoinedNeighbors:
+    """The neighbor relations of many structures, one after the other.
+
+    Attributes:
+        rows: Those of all; the indices of each structure start from zero.
+        n_pairs: How many pairs each has, ``[structures]``.
+    """
+
+    rows: Neighbors
+    n_pairs: np.ndarray
+
+    def divide(self) -> list[Neighbors]:
+        """Return the neighbors of each structure."""
+        arrays = {item.name: getattr(self.rows, item.name) for item in fields(Neighbors)}
+        ends = np.cumsum(self.n_pairs).tolist()
+        return [
+            Neighbors(
+                **{
+                    name: rows[2 * start : 2 * stop] if name.startswith("edge") else rows[start:stop]
+                    for name, rows in arrays.items()
+                }
+            )
+            for start, stop in zip([0, *ends], ends, strict=False)
+        ]
+
+    def largest_counts(self) -> np.ndarray:
+        """Return how many neighbors the atom of each structure has that has most, ``[structures]``."""
+        counts = np.zeros(len(self.n_pairs), dtype=np.int64)
+        occupied = self.n_pairs > 0
+        if occupied.any():
+            first_edge = 2 * (np.cumsum(self.n_pairs) - self.n_pairs)[occupied]
+            counts[occupied] = np.maximum.reduceat(self.rows.edge_rank, first_edge) + 1
+        return counts
+
+
+def join_neighbors(found: Sequence[Neighbors]) -> JoinedNeighbors:
+    """Put the neighbors of one or more structures one after the other."""
+    return JoinedNeighbors(
+        _concatenate(found), np.array([len(neighbors.pair_sender) for neighbors in found], dtype=np.int64)
+    )
+
+
+def chain_neighbors(parts: Sequence[JoinedNeighbors]) -> JoinedNeighbors:
+    """Put the neighbors of one or more groups of structures one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return JoinedNeighbors(
+        _concatenate([part.rows for part in parts]), np.concatenate([part.n_pairs for part in parts])
+    )
+
+
+def _concatenate(found: Sequence[Neighbors]) -> Neighbors:
+    names = [item.name for item in fields(Neighbors)]
+    return Neighbors(**{name: np.concatenate([getattr(neighbors, name) for neighbors in found]) for name in names})
+
+
+def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
     """Find the neighbors of many structures; those that repeat in no direction are searched together, which is faster.
 
     Args:
-        configurations: The structures.
+        configurations: The structures, one at least.
         r_max: Cutoff in Angstrom.
 
     Returns:
         For each structure what `find_neighbors` returns, to the last bit.
     """
     free = [place for place, c in enumerate(configurations) if not any(c.pbc)]
-    together = dict(zip(free, _find_apart([configurations[place].positions for place in free], r_max), strict=True))
-    return [
-        together[place] if place in together else find_neighbors(c.positions, c.cell, c.pbc, r_max)
-        for place, c in enumerate(configurations)
-    ]
+    if len(free) == len(configurations):
+        return _find_apart([c.positions for c in configurations], r_max)
+    apart = _find_apart([configurations[place].positions for place in free], r_max).divide() if free else []
+    together = dict(zip(free, apart, strict=True))
+    return join_neighbors(
+        [
+            together[place] if place in together else find_neighbors(c.positions, c.cell, c.pbc, r_max)
+            for place, c in enumerate(configurations)
+        ]
+    )
 
 
-def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> list[Neighbors]:
+def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> JoinedNeighbors:
     """Find the neighbors of structures without images: put them side by side, out of each other's reach."""
-    if not structures:
-        return []
     n_atoms = np.array([len(positions) for positions in structures])
     first_atom = np.concatenate([[0], np.cumsum(n_atoms)])
     positions = np.concatenate(structures)
@@ -182,18 +242,18 @@ def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> list[Neighbor
     lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
     apart = positions - np.repeat(lowest, n_atoms, axis=0)
     pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), r_max * (1.0 + 1e-9))
-    return _divide(select_near(*pairs, positions, np.zeros((3, 3)), r_max), first_atom)
+    return _make_local(select_near(*pairs, positions, np.zeros((3, 3)), r_max), first_atom)
 
 
-def _divide(all_pairs: Neighbors, first_atom: np.ndarray) -> list[Neighbors]:
-    """Cut the neighbors of structures side by side into those of each, whose indices start from zero.
+def _make_local(all_pairs: Neighbors, first_atom: np.ndarray) -> JoinedNeighbors:
+    """Let the indices of every structure start from zero.
 
     Args:
         all_pairs: Pairs and edges, in order of the structures.
         first_atom: The first atom of each structure, and the number of atoms, ``[structures + 1]``.
     """
     first_pair = np.searchsorted(all_pairs.pair_sender, first_atom)
-    of_pair, of_edge, found = np.diff(first_pair), 2 * np.diff(first_pair), []
+    of_pair, of_edge = np.diff(first_pair), 2 * np.diff(first_pair)
     atom_of_pair, atom_of_edge = np.repeat(first_atom[:-1], of_pair), np.repeat(first_atom[:-1], of_edge)
     pair_of_edge, edge_of_pair = np.repeat(first_pair[:-1], of_edge), 2 * np.repeat(first_pair[:-1], of_pair)
     local = replace(
@@ -206,8 +266,4 @@ def _divide(all_pairs: Neighbors, first_atom: np.ndarray) -> list[Neighbors]:
         edge_reverse=all_pairs.edge_reverse - 2 * pair_of_edge,
         pair_edges=all_pairs.pair_edges - edge_of_pair[:, None],
     )
-    arrays = {item.name: (getattr(local, item.name), item.name.startswith("edge")) for item in fields(Neighbors)}
-    for start, stop in zip(first_pair[:-1].tolist(), first_pair[1:].tolist(), strict=True):
-        pieces = {name: rows[2 * start : 2 * stop] if e else rows[start:stop] for name, (rows, e) in arrays.items()}
-        found.append(Neighbors(**pieces))
-    return found
+    return JoinedNeighbors(local, of_pair)

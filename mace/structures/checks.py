@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
 from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 _WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)}
 
@@ -35,31 +33,42 @@ def check_geometry(configuration: Configuration) -> None:
     Raises:
         UserError: If not.
     """
-    where = configuration.where()
-    positions, cell = configuration.positions, configuration.cell
+    numbers, positions, cell = configuration.atomic_numbers, configuration.positions, configuration.cell
     if configuration.n_atoms == 0:
-        raise UserError(f"{where} has no atoms; take it out.")
-    if configuration.atomic_numbers.max() > LARGEST_ATOMIC_NUMBER:
+        raise UserError(f"{configuration.where()} has no atoms; take it out.")
+    if numbers.max() > LARGEST_ATOMIC_NUMBER:
         raise UserError(
-            f"{where} has an atom of atomic number {configuration.atomic_numbers.max()}, but there are "
+            f"{configuration.where()} has an atom of atomic number {numbers.max()}, but there are "
             f"{LARGEST_ATOMIC_NUMBER} elements; correct it or take the structure out."
         )
-    if configuration.atomic_numbers.min() < 1:
-        raise UserError(f"{where} has an atom 'X' that is no chemical element; name its element or take it out.")
+    if numbers.min() < 1:
+        raise UserError(
+            f"{configuration.where()} has an atom 'X' that is no chemical element; name its element or take it out."
+        )
     for name, values in (("position", positions), ("cell", cell)):
         if not np.isfinite(values).all():
-            raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
+            raise UserError(
+                f"{configuration.where()} has a {name} that is NaN or infinite; correct it or take the structure out."
+            )
     if configuration.n_atoms > 1 and not positions.any():
-        raise UserError(f"{where} has all its atoms at the origin, as if the file gave no positions; add them.")
-    vectors = cell[list(configuration.pbc)]
+        raise UserError(
+            f"{configuration.where()} has all its atoms at the origin, as if the file gave no positions; add them."
+        )
+    if any(configuration.pbc):
+        _check_lattice(configuration)
+
+
+def _check_lattice(configuration: Configuration) -> None:
+    """Make sure that the lattice vectors along which a structure repeats are independent and long enough."""
+    where, vectors = configuration.where(), configuration.cell[list(configuration.pbc)]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if len(vectors) and (lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6):
+    if lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6:
         directions = " ".join("T" if periodic else "F" for periodic in configuration.pbc)
         raise UserError(
             f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
             "give it a cell, or set pbc to F where it does not repeat."
         )
-    if len(vectors) and lengths.min() < SHORTEST_LATTICE_VECTOR:
+    if lengths.min() < SHORTEST_LATTICE_VECTOR:
         raise UserError(
             f"{where} has a lattice vector of {lengths.min():.3g} Angstrom, shorter than any atom is wide; correct the "
             "cell, or name its unit with --length_unit."
@@ -83,7 +92,7 @@ def attach_weights(
     return replace(configuration, weight=weight, property_weights=property_weights)
 
 
-def attach_atom_weights(configuration: Configuration, atoms: Atoms) -> Configuration:
+def attach_atom_weights(configuration: Configuration, frame: Frame) -> Configuration:
     """Give a configuration the weights of its atoms, where there is a column with them.
 
     Raises:
@@ -91,14 +100,14 @@ def attach_atom_weights(configuration: Configuration, atoms: Atoms) -> Configura
     """
     weights: dict[str, np.ndarray] = {}
     for name, key in _ATOM_WEIGHT_KEYS.items():
-        if key in atoms.info:
+        if key in frame.info:
             raise UserError(
                 f"{configuration.where()}: '{key}' is the weight of each atom and stands in a column of its own; the "
                 f"weight of the {name} of the whole structure is called 'config_{name}_weight'."
             )
-        if key not in atoms.arrays:
+        if key not in frame.arrays:
             continue
-        array = np.asarray(atoms.arrays[key])
+        array = np.asarray(frame.arrays[key])
         if array.shape not in ((configuration.n_atoms,), (configuration.n_atoms, 1)):
             raise UserError(
                 f"{configuration.where()}: the column '{key}' has the shape {list(array.shape)}; it holds one weight "
@@ -142,17 +151,21 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     Raises:
         UserError: If it is no array of finite numbers of the right shape.
     """
-    label = f"{configuration.where()}: the label '{name}' (key '{key}')"
+    if name == "energy" and isinstance(value, float) and math.isfinite(value):
+        return factor * float(value)
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise UserError(f"{label} is not an array of numbers; correct it.") from error
+        raise UserError(f"{_label(name, key, configuration)} is not an array of numbers; correct it.") from error
     if array.dtype.kind not in "iuf":
+        label = _label(name, key, configuration)
         raise UserError(f"{label} is {str(value)[:40]!r} and not a number; correct it, or leave it out where unknown.")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
+        label = _label(name, key, configuration)
         raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
-    array *= factor
+    if factor != 1.0:
+        array *= factor
     n_atoms = configuration.n_atoms
     if name == "energy" and array.size == 1:
         return float(array.item())
@@ -174,6 +187,10 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
         "charges": f"[{n_atoms}]",
     }[name]
     raise UserError(
-        f"{label} has the shape {list(array.shape)} where {expected} is expected; correct it, or name the right key "
-        f"with --{name}_key."
+        f"{_label(name, key, configuration)} has the shape {list(array.shape)} where {expected} is expected; correct "
+        f"it, or name the right key with --{name}_key."
     )
+
+
+def _label(name: str, key: str, configuration: Configuration) -> str:
+    return f"{configuration.where()}: the label '{name}' (key '{key}')"

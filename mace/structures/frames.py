@@ -1,4 +1,4 @@
-"""Files become ASE structures, one at a time, so that an unreadable one can be named by its place in the file."""
+"""Files become structures, one at a time, so that an unreadable one can be named by its place in the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mace.errors import UserError
-
-if TYPE_CHECKING:
-    from ase import Atoms
+from mace.structures.frame import Frame
+from mace.structures.plain_frames import read_plain_frames
 
 _VOIGT_IN_COMMENT = re.compile(r"""(?<![\w-])(stress|virial)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|\[([^\]]*)\])""")
 
@@ -27,6 +26,9 @@ _WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
 _NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)(\S+)=\s+[^\s=]+\s*=")
 _EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
 _EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
+
+_READ_TOGETHER = 64
+"""How many frames are cut before they are read."""
 
 _UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""
@@ -91,7 +93,7 @@ def _check_file(file: str) -> None:
         raise UserError(f"{file}: the file is empty.")
 
 
-def iterate_frames(file: str) -> Iterator[Atoms]:
+def iterate_frames(file: str) -> Iterator[Frame]:
     """Yield the structures of any file that ASE can read, in order.
 
     Raises:
@@ -106,40 +108,66 @@ def iterate_frames(file: str) -> Iterator[Atoms]:
         raise UserError(f"{file}: ASE cannot tell the format of this file ({_reason(error)}).") from error
     frames = _extended_xyz_frames(file) if file_format == "extxyz" else _other_frames(file, file_format)
     is_empty = True
-    for atoms in frames:
+    for frame in frames:
         is_empty = False
-        yield atoms
+        yield frame
     if is_empty:
         raise UserError(f"{file}: the file holds no structure.")
 
 
-def _other_frames(file: str, file_format: str) -> Iterator[Atoms]:
+def _other_frames(file: str, file_format: str) -> Iterator[Frame]:
     from ase.io import iread
 
     count = 0
     try:
         for atoms in iread(file, index=":", format=file_format, do_not_split_by_at_sign=True):
-            yield atoms
+            yield Frame.of_atoms(atoms)
             count += 1
     except Exception as error:  # ASE has a reader per format, and each fails in its own way
         raise _unreadable(file, count, _reason(error)) from error
 
 
-def _extended_xyz_frames(file: str) -> Iterator[Atoms]:
+def _extended_xyz_frames(file: str) -> Iterator[Frame]:
     """Cut the file into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line."""
+    index = 0
+    for cut in _in_portions(_cut_extended_xyz(file), _READ_TOGETHER):
+        for lines, frame in zip(cut, read_plain_frames(cut), strict=True):
+            yield frame if frame is not None else _ask_ase("".join(lines), file, index)
+            index += 1
+
+
+def _in_portions(frames: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
+    """Yield some frames at a time; those before an error come before the error."""
+    portion: list[list[str]] = []
+    try:
+        for frame in frames:
+            portion.append(frame)
+            if len(portion) == size:
+                yield portion
+                portion = []
+    except UserError:
+        yield portion
+        raise
+    yield portion
+
+
+def _ask_ase(text: str, file: str, index: int) -> Frame:
+    """Let ASE read a frame.
+
+    Raises:
+        UserError: If it cannot, or should not.
+    """
     from ase.io.extxyz import read_xyz
 
-    for index, text in enumerate(_cut_extended_xyz(file)):
-        try:
-            _check_columns(text)
-            atoms = next(read_xyz(io.StringIO(text), index=0, properties_parser=_parse_comment))
-        except Exception as error:  # the parser raises KeyError, ValueError, IndexError, OSError... for bad text
-            raise _unreadable(file, index, _reason(error)) from error
-        yield atoms
+    try:
+        _check_columns(text)
+        return Frame.of_atoms(next(read_xyz(io.StringIO(text), index=0, properties_parser=_parse_comment)))
+    except Exception as error:  # the parser raises KeyError, ValueError, IndexError, OSError... for bad text
+        raise _unreadable(file, index, _reason(error)) from error
 
 
-def _cut_extended_xyz(file: str) -> Iterator[str]:
-    """Yield the text of one frame after the other; empty lines between frames are skipped."""
+def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
+    """Yield the lines of one frame after the other; empty lines between frames are skipped."""
     lines = _lines(file)
     index = 0
     line = next(lines, "").removeprefix("\N{BYTE ORDER MARK}") or None
@@ -155,7 +183,7 @@ def _cut_extended_xyz(file: str) -> Iterator[str]:
         while line is not None and line.lstrip().startswith("VEC"):
             frame.append(line)  # some programs write the lattice as pseudo-atoms named VEC1 to VEC3
             line = next(lines, None)
-        yield "".join(frame)
+        yield frame
         index += 1
 
 

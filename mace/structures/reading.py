@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,11 @@ from mace.structures.checks import (
 )
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.conversion import FileUnits
+from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
 from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
 from mace.structures.sources import Source, expand_sources
 from mace.structures.stress import convert_stress_virials, is_asymmetric
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
@@ -50,7 +48,7 @@ class ReadResult:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _Checked:
     """A checked structure with the raw value and place of every label that may turn out to be wanted."""
 
     configuration: Configuration
@@ -65,7 +63,7 @@ class _Frame:
 class _Labeled(NamedTuple):
     """A structure with the labels of its file, and the same with stress and virials completed."""
 
-    frame: _Frame
+    frame: _Checked
     original: Configuration
     complete: Configuration
 
@@ -101,7 +99,7 @@ def read_sources(
     sources: Sequence[Source],
     progress: Progress | None = None,
     head: str = "Default",
-    observe: Callable[[Atoms], None] | None = None,
+    observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
 ) -> ReadResult:
     """Read labeled structures from any files ASE knows.
@@ -113,7 +111,7 @@ def read_sources(
         sources: The files, and how to read them.
         progress: Told of every structure read.
         head: Name of the readout head these labels belong to.
-        observe: Given every structure as ASE read it, in the order of the files.
+        observe: Given every structure as it stands in the file, in the order of the files.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
 
     Raises:
@@ -148,12 +146,12 @@ def _read_frames(
     head: str,
     all_keys: Counter[tuple[str, str]],
     progress: Progress | None,
-    observe: Callable[[Atoms], None] | None,
-) -> Iterator[_Frame]:
-    """Yield checked structures, keeping of each only what may be needed: `Atoms` objects are large."""
+    observe: Callable[[Frame], None] | None,
+) -> Iterator[_Checked]:
+    """Yield checked structures, keeping of each only what may be needed."""
     wanted = {key for name in PROPERTIES for key in source.keys.candidates(name)}
-    for index, atoms in enumerate(iterate_frames(file)):
-        places = {"info": atoms.info, "arrays": atoms.arrays, "calculator": getattr(atoms.calc, "results", {})}
+    for index, frame in enumerate(iterate_frames(file)):
+        places = {"info": frame.info, "arrays": frame.arrays, "calculator": frame.results}
         found: dict[str, tuple[str, Any]] = {}
         for place in PLACES:
             for key, value in places[place].items():
@@ -162,36 +160,36 @@ def _read_frames(
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
-        yield _Frame(_bare_configuration(atoms, file, index, source, head), found, bool(atoms.constraints))
+        yield _Checked(_bare_configuration(frame, file, index, source, head), found, bool(frame.constraints))
         if observe is not None:
-            observe(atoms)
+            observe(frame)
         if progress is not None:
             progress(file, index + 1)
 
 
-def _bare_configuration(atoms: Atoms, file: str, index: int, source: Source, head: str) -> Configuration:
+def _bare_configuration(frame: Frame, file: str, index: int, source: Source, head: str) -> Configuration:
     """Turn a structure into a configuration without labels."""
     configuration = Configuration(
-        atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
-        positions=source.units.of_length * np.array(atoms.positions, dtype=np.float64),
-        cell=source.units.of_length * np.array(atoms.cell.array, dtype=np.float64),
-        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
-        config_type=str(atoms.info.get("config_type", "Default")),
+        atomic_numbers=np.array(frame.numbers, dtype=np.int64),
+        positions=source.units.of_length * frame.positions,
+        cell=source.units.of_length * frame.cell,
+        pbc=frame.pbc,
+        config_type=str(frame.info.get("config_type", "Default")),
         head=head,
         file=file,
         index=index,
     )
     check_geometry(configuration)
-    return attach_atom_weights(attach_weights(configuration, atoms.info, source.config_type_weights), atoms)
+    return attach_atom_weights(attach_weights(configuration, frame.info, source.config_type_weights), frame)
 
 
-def _choose_keys(frames: Sequence[_Frame], keys: LabelKeys) -> dict[str, str | None]:
+def _choose_keys(frames: Sequence[_Checked], keys: LabelKeys) -> dict[str, str | None]:
     """Decide for a whole file under which key each property stands."""
     found = {key for frame in frames for key in frame.found}
     return {name: choose_key(keys.candidates(name), found) for name in PROPERTIES}
 
 
-def _leave_out_non_finite(frames: Sequence[_Frame], chosen: Mapping[str, str | None]) -> list[LabelFault]:
+def _leave_out_non_finite(frames: Sequence[_Checked], chosen: Mapping[str, str | None]) -> list[LabelFault]:
     """Take labels that are NaN or infinite away from their frames; labels that are no numbers stay to be refused."""
     faults = []
     for name, key in chosen.items():
@@ -206,7 +204,7 @@ def _leave_out_non_finite(frames: Sequence[_Frame], chosen: Mapping[str, str | N
     return faults
 
 
-def _attach_labels(frame: _Frame, chosen: Mapping[str, str | None], units: FileUnits) -> _Labeled:
+def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], units: FileUnits) -> _Labeled:
     labels = {
         name: parse_label(name, key, frame.found[key][1], frame.configuration, units.of_label(name))
         for name, key in chosen.items()

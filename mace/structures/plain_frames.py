@@ -1,0 +1,261 @@
+"""Frames of extended XYZ that say nothing unusual: read many at a time, to the numbers and types ASE would read.
+
+ASE's parser looks at a comment line character by character and makes a record array of every structure, which takes
+longer than a small model needs for its forces. Here only what cannot be read in two ways is read; everything else is
+left to `mace.structures.frames`, which asks ASE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mace.structures.frame import Frame
+
+_ENTRY = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?:"([^"'\\{}\[\]=]+)"|([^\s"'\\{}\[\]=]+))(?: +|$)""")
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBERS = re.compile(rf"[ ,]*{_NUMBER}(?:[ ,]+{_NUMBER})*[ ,]*")
+_INTEGERS = re.compile(r"[ ,]*[+-]?\d{1,18}(?:[ ,]+[+-]?\d{1,18})*[ ,]*")
+_TRUTHS = {word: True for word in ("T", "true", "True", "TRUE")} | {
+    word: False for word in ("F", "false", "False", "FALSE")
+}
+_TRUTHS_IN_COLUMNS = {"T": True, "True": True, "F": False, "False": False}
+_NAMED_DIFFERENTLY = {"Z", "charge", "numbers", "positions", "symbols", "initial_charges", "move_mask"}
+"""Columns that ASE gives another name or meaning."""
+
+_TENSORS = {"Lattice", "stress", "virial"}
+_NINE_OF_SIX = np.array([0, 5, 4, 5, 1, 3, 4, 3, 2])
+
+
+class _Unusual(Exception):
+    """Something that is left to ASE."""
+
+
+class _Header(NamedTuple):
+    """What a comment line says: all entries but three, and those."""
+
+    info: dict[str, Any]
+    results: dict[str, Any]
+    properties: str
+    cell: np.ndarray
+    pbc: tuple[bool, bool, bool]
+
+
+class _Column(NamedTuple):
+    """One entry of ``Properties``."""
+
+    name: str
+    kind: str
+    first: int
+    count: int
+
+
+class _Plain(NamedTuple):
+    """A frame whose comment line is understood; its atoms are words still."""
+
+    place: int
+    header: _Header
+    rows: list[list[str]]
+
+
+def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
+    """Read frames that are plain.
+
+    Args:
+        frames: The lines of each: number of atoms, comment, one line per atom.
+
+    Returns:
+        For each frame what ASE would read from it, or None if it has to be asked.
+    """
+    found: list[Frame | None] = [None] * len(frames)
+    understood = [plain for place, lines in enumerate(frames) if (plain := _understand(place, lines)) is not None]
+    for properties, group in groupby(understood, key=lambda plain: plain.header.properties):
+        plains = list(group)
+        try:
+            made = _make_frames(plains, _columns(properties))
+        except (_Unusual, ValueError, OverflowError, KeyError):
+            continue
+        for plain, frame in zip(plains, made, strict=True):
+            found[plain.place] = frame
+    return found
+
+
+def _understand(place: int, lines: list[str]) -> _Plain | None:
+    """Read the comment line and divide the others into words, or return None."""
+    try:
+        header = _parse_header(lines[1].strip())
+        width = sum(column.count for column in _columns(header.properties))
+    except _Unusual:
+        return None
+    rows = [line.split() for line in lines[2:]]
+    if not rows or any(len(row) != width for row in rows):
+        return None
+    return _Plain(place, header, rows)
+
+
+def _parse_header(comment: str) -> _Header:
+    if not (comment.isascii() and comment.isprintable()):
+        raise _Unusual
+    entries: dict[str, Any] = {}
+    end = 0
+    for match in _ENTRY.finditer(comment):
+        key, quoted, bare = match.groups()
+        if match.start() != end or key in entries or key.lower() == "uid":
+            raise _Unusual
+        end = match.end()
+        entries[key] = _parse_tensor(key, quoted) if key in _TENSORS else _parse_value(quoted or bare)
+    if end != len(comment) or not isinstance(properties := entries.pop("Properties", "species:S:1:pos:R:3"), str):
+        raise _Unusual
+    lattice = entries.pop("Lattice", None)
+    pbc = entries.pop("pbc", [lattice is not None] * 3)
+    if not (isinstance(pbc, list) and len(pbc) == 3):
+        raise _Unusual
+    cell = np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64, order="C")
+    of_calculator = entries.keys() & _known_to_calculators()[0]
+    results = {key: entries.pop(key) for key in list(entries) if key in of_calculator} if of_calculator else {}
+    return _Header(entries, results, properties, cell, (pbc[0], pbc[1], pbc[2]))
+
+
+def _parse_tensor(key: str, text: str | None) -> np.ndarray:
+    """Read nine numbers, or six in the order xx yy zz yz xz xy; only in quotes, like everyone writes them."""
+    values = _parse_value(text) if text else None
+    if isinstance(values, np.ndarray) and values.shape == (6,) and key != "Lattice":
+        values = values[_NINE_OF_SIX]
+    if not isinstance(values, np.ndarray) or values.shape != (9,):
+        raise _Unusual
+    return values.reshape((3, 3), order="F")
+
+
+def _parse_value(text: str) -> Any:
+    """Turn the text of a value into numbers, truth values or, if it is neither, text."""
+    value = _parse_word(text)
+    if value is not None:
+        return list(value) if isinstance(value, tuple) else value
+    parts = text.replace(",", " ").split()
+    if _INTEGERS.fullmatch(text):
+        return np.int_(parts[0]) if len(parts) == 1 else np.array(list(map(int, parts)), dtype=int)
+    if _NUMBERS.fullmatch(text):
+        return np.float64(parts[0]) if len(parts) == 1 else np.array(list(map(float, parts)))
+    raise _Unusual
+
+
+@lru_cache(maxsize=1024)
+def _parse_word(text: str) -> str | bool | tuple[bool, ...] | None:
+    """Return text or truth values; None for what may be numbers.
+
+    Raises:
+        _Unusual: If ASE may take a part for a number, or all for JSON.
+    """
+    if _NUMBERS.fullmatch(text):
+        return None
+    parts = text.replace(",", " ").split()
+    if not parts or text.startswith("_JSON") or any(part.lower().startswith(("nan", "inf")) for part in parts):
+        raise _Unusual
+    if all(part in _TRUTHS for part in parts):
+        truths = tuple(_TRUTHS[part] for part in parts)
+        return truths[0] if len(truths) == 1 else truths
+    if any(part[0].isalpha() for part in parts):
+        return text
+    raise _Unusual
+
+
+@lru_cache(maxsize=256)
+def _columns(properties: str) -> tuple[_Column, ...]:
+    """Divide ``Properties`` into columns.
+
+    Raises:
+        _Unusual: If they are not the symbol and the position of each atom and some more, each once.
+    """
+    parts = properties.split(":")
+    names, kinds, counts = parts[::3], parts[1::3], parts[2::3]
+    if len(parts) % 3 or len(set(names)) != len(names) or _NAMED_DIFFERENTLY & set(names):
+        raise _Unusual
+    columns: list[_Column] = []
+    first = 0
+    for name, kind, count in zip(names, kinds, counts, strict=True):
+        is_count = count.isascii() and count.isdecimal() and 0 < int(count) < 10000
+        if not (name and is_count and kind in _PARSERS):
+            raise _Unusual
+        columns.append(_Column(name, kind, first, int(count)))
+        first += int(count)
+    shapes = {column.name: (column.kind, column.count) for column in columns}
+    if shapes.get("species") != ("S", 1) or shapes.get("pos") != ("R", 3):
+        raise _Unusual
+    return tuple(columns)
+
+
+def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list[Frame]:
+    """Turn the words of frames with the same columns into numbers, all at once, and divide them among the frames."""
+    words = list(zip(*(row for plain in plains for row in plain.rows), strict=True))
+    arrays = {column.name: _parse_column(column, words) for column in columns}
+    numbers, positions = arrays.pop("species"), arrays.pop("pos")
+    known = _known_to_calculators()[1]
+    frames = []
+    start = 0
+    for plain in plains:
+        header, stop = plain.header, start + len(plain.rows)
+        own = {name: array[start:stop] for name, array in arrays.items()}
+        frames.append(
+            Frame(
+                numbers[start:stop],
+                positions[start:stop],
+                header.cell,
+                header.pbc,
+                header.info,
+                {name: array for name, array in own.items() if name not in known},
+                _results(own, header.results, known),
+            )
+        )
+        start = stop
+    return frames
+
+
+def _results(arrays: dict[str, np.ndarray], entries: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """Collect what ASE gives to a calculator, in the types the calculator gives it."""
+    results: dict[str, Any] = {name: array.astype(np.float64) for name, array in arrays.items() if name in known}
+    for key, value in entries.items():
+        if key == "stress":
+            value = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        results[key] = value if key in ("energy", "free_energy", "magmom") else np.array(value, dtype=np.float64)
+    return results
+
+
+def _parse_column(column: _Column, words: list[tuple[str, ...]]) -> np.ndarray:
+    chosen = words[column.first : column.first + column.count]
+    if column.name == "species":
+        number_of = {symbol: _atomic_numbers()[symbol.capitalize()] for symbol in set(chosen[0])}
+        return np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
+    parse, dtype = _PARSERS[column.kind]
+    parsed = [list(map(parse, column_words)) for column_words in chosen]
+    if column.count == 1:
+        return np.array(parsed[0], dtype=dtype)
+    return np.ascontiguousarray(np.array(parsed, dtype=dtype).T)
+
+
+_PARSERS: dict[str, tuple[Callable[[str], Any], Any]] = {
+    "R": (float, "d"),
+    "I": (int, "i"),
+    "S": (str, object),
+    "L": (_TRUTHS_IN_COLUMNS.__getitem__, "bool"),
+}
+"""What ASE makes of a word in a column, and the type of the array."""
+
+
+@lru_cache(maxsize=1)
+def _known_to_calculators() -> tuple[frozenset[str], frozenset[str]]:
+    """Name the entries and the columns that ASE gives to a calculator."""
+    from ase.io.extxyz import all_properties, per_config_properties
+
+    return frozenset(per_config_properties), frozenset(all_properties)
+
+
+@lru_cache(maxsize=1)
+def _atomic_numbers() -> dict[str, int]:
+    from ase.data import atomic_numbers
+
+    return dict(atomic_numbers)
