@@ -46,7 +46,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
         with TrainingProgress(console, settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
             report = inspect_data(settings, losses, read_sets(settings, progress), progress, foundation)
-        name = settings.name or _name_of(settings.train_file)
+        name = settings.name or name_of_files(settings.train_file)
         page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
         print_report(report, console)
         _LOGGER.info("Wrote %s", write_text(page, write_page(report, f"Data of {name}"), "--html"))
@@ -57,7 +57,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     return report
 
 
-def _name_of(files: Files) -> str:
+def name_of_files(files: Files) -> str:
     """The name of the first file without folder and ending; of a pattern, without what is no letter."""
     while not isinstance(files, str):
         files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]
