@@ -133,8 +133,7 @@ def _epochs(
         needed = rest + 2 * (pace.updates * pace.step + pace.save + pace.evaluation)
         raise UserError(
             f"--time={duration_words(budget)} does not suffice: two epochs with all that belongs to them take about "
-            f"{duration_words(needed)} on this machine as busy as it is now; give more time, a smaller --size, or fewer "
-            "structures."
+            f"{duration_words(needed)} as busy as this machine is; give more time, a smaller --size, or less data."
         )
     rule = (
         f"the rule of {RULE_OF_UPDATES:,} gradient updates gives {by_rule:,} epochs of {pace.updates} updates; "

@@ -77,9 +77,11 @@ def run_quickstart(
     _refuse_existing(settings)
     check_allowed(settings.allow)
     level = settings.log_level if "log_level" in provided(settings) else "WARNING"
-    setup_logging(level, None, console)
+    setup_logging(level, None, console, settings.quiet)
+    if settings.quiet:
+        console = Console(quiet=True)  # the file says it all; warnings have the other one
     try:
-        with TrainingProgress(console, settings.progress) as progress:
+        with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             start = time.perf_counter()
             sets = read_sets(settings, progress)
             if not sets.training.configurations:
