@@ -6,7 +6,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from mace.errors import RunInterrupted, UserError
@@ -16,6 +17,8 @@ USER_ERROR = 2
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 BROKEN_PIPE = 141
 """Exit status when the reader of the output has gone, as shells have it."""
@@ -49,6 +52,37 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status or 0
+
+
+def add_output_flags(parser: argparse.ArgumentParser, log_level: str = "INFO") -> None:
+    """Add what every command has: how much it says.
+
+    Args:
+        parser: Of the command.
+        log_level: What is shown by default.
+    """
+    group = parser.add_argument_group("Messages")
+    group.add_argument(
+        "--log_level",
+        choices=LOG_LEVELS,
+        default=log_level,
+        help=f"least important messages that are shown (default: {log_level})",
+    )
+    group.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+
+
+@contextmanager
+def messages_on_stderr(options: argparse.Namespace) -> Iterator[None]:
+    """Let a command whose output is its result write messages beside it, inside a ``with`` block."""
+    from rich.console import Console  # here, so that help needs neither
+
+    from mace.training.logging_setup import close_logging, setup_logging
+
+    setup_logging(options.log_level, None, Console(stderr=True), options.quiet)
+    try:
+        yield
+    finally:
+        close_logging()
 
 
 def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

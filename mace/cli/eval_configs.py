@@ -15,7 +15,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import add_output_flags, parse_flags, run_command
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,23 +40,27 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("Files").add_argument
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
     add("--model", required=True, help="model file of this program or of mace-torch")
+    add("--head", help="head to take of a model of mace-torch that has several")
     add("--output", required=True, help="extended XYZ file to write")
-    add("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to compute")
-    add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
-    add("--batch_size", type=int, default=64, help="structures at a time; lower it if memory runs out")
+    add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
+    add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
+    add("--plot", help="draw predictions against labels into this PNG")
+    add = parser.add_argument_group("What is predicted besides energies (eV) and forces (eV/Angstrom)").add_argument
     add("--compute_stress", action="store_true", help="predict stress too, eV/Angstrom^3")
     add("--return_node_energies", action="store_true", help="write the energy of every atom, eV")
     add("--return_descriptors", action="store_true", help="write the features of every atom")
     add("--descriptor_num_layers", type=int, default=-1, help="layers the features are taken from; -1 for all")
     add("--descriptor_aggregation_method", choices=["mean", "per_element_mean"], help="instead of one row per atom")
     add("--descriptor_invariants_only", choices=["True", "False"], default="True", help="leave out features that turn")
-    add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
-    add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
-    add("--plot", help="draw predictions against labels into this PNG")
-    add("--head", help="head to take of a model of mace-torch that has several")
+    add = parser.add_argument_group("Devices and speed").add_argument
+    add("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to compute")
+    add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
+    add("--batch_size", type=int, default=64, help="structures at a time; lower it if memory runs out")
+    add_output_flags(parser)
+    add = parser.add_argument_group("Not supported yet").add_argument
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
     return parser
@@ -105,7 +109,7 @@ def run(arguments: Sequence[str]) -> None:
     from mace.training.progress import track
 
     console = Console()
-    setup_logging("INFO", None, console)
+    setup_logging(options.log_level, None, console, options.quiet)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
         loaded = open_model(options.model, device, dtype, options.head)
@@ -120,7 +124,8 @@ def run(arguments: Sequence[str]) -> None:
         )
 
         def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
-            return track(batches, f"Evaluating {options.configs}", total, console=console)
+            mode = "off" if options.quiet else "auto"
+            return track(batches, f"Evaluating {options.configs}", total, console=console, mode=mode)
 
         model = loaded.model.requires_grad_(False)
         choose_kernels(model)

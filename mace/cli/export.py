@@ -14,7 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 from pathlib import Path
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
 from mace.errors import UserError
 
 
@@ -25,13 +25,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, torch-sim, Symmetrix.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("Files").add_argument
     add("model", help="model file of this program (or of mace-torch, to renew it)")
     add("output", help="file to write")
     add("--format", choices=["mace-torch"], required=True, help="mace-torch: the .model file that mace-torch opens")
     add("--python", required=True, help="python of an environment with mace-torch, which writes and checks the file")
     add("--head", help="head to take of a model of mace-torch that has several")
     add("--overwrite", action="store_true", help="replace the output if it exists")
+    add_output_flags(parser, "WARNING")
     return parser
 
 
@@ -46,6 +47,12 @@ def run(arguments: Sequence[str]) -> None:
     output = Path(options.output)
     if output.exists() and not options.overwrite:
         raise UserError(f"{output}: the file exists; choose another name, or replace it with --overwrite.")
+    with messages_on_stderr(options):
+        _export(options, output)
+
+
+def _export(options: argparse.Namespace, output: Path) -> None:
+    """Export, and say how well it agrees."""
     # torch is loaded only once the arguments are known to be good
     from mace.compat.exporting import export_to_original
     from mace.compat.importing import open_model
@@ -53,7 +60,10 @@ def run(arguments: Sequence[str]) -> None:
     model = open_model(options.model, head=options.head).model.requires_grad_(False)
     export = export_to_original(model, output, options.python)
     listed = ", ".join(f"{name} {value:.1e}" for name, value in export.deviations.items())
-    print(f"Wrote {export.path} with mace-torch {export.version}; it computes the same (relative deviation: {listed})")
+    if not options.quiet:
+        print(
+            f"Wrote {export.path} with mace-torch {export.version}; it computes the same (relative deviation: {listed})"
+        )
 
 
 def main() -> None:

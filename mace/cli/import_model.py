@@ -14,7 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 from pathlib import Path
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
 from mace.errors import UserError
 
 
@@ -25,14 +25,16 @@ def build_parser() -> argparse.ArgumentParser:
         description="Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("Files").add_argument
     add("old", help="model (.model) or training checkpoint (.pt) of mace-torch")
     add("new", help="model file to write")
     add("--head", help="head to take, if the model has several")
+    add("--overwrite", action="store_true", help="replace the new file if it exists")
+    add = parser.add_argument_group("What a training checkpoint does not tell").add_argument
     add("--like", metavar="FILE", help="model of the same run, for what a checkpoint does not tell")
     add("--avg_num_neighbors", type=float, help="average number of neighbors, for a checkpoint")
     add("--gate", choices=["silu", "tanh", "abs", "None"], help="activation of the last readout, for a checkpoint")
-    add("--overwrite", action="store_true", help="replace the new file if it exists")
+    add_output_flags(parser, "WARNING")
     return parser
 
 
@@ -47,6 +49,12 @@ def run(arguments: Sequence[str]) -> None:
     new = Path(options.new)
     if new.exists() and not options.overwrite:
         raise UserError(f"{new}: the file exists; choose another name, or replace it with --overwrite.")
+    with messages_on_stderr(options):
+        _convert(options, new)
+
+
+def _convert(options: argparse.Namespace, new: Path) -> None:
+    """Convert, and say what was found."""
     # torch is loaded only once the arguments are known to be good
     from mace.compat.importing import completed, import_original, known_from
     from mace.compat.reader import Known
@@ -55,8 +63,9 @@ def run(arguments: Sequence[str]) -> None:
     known = known_from(options.like, options.head) if options.like else Known()
     imported = import_original(options.old, options.head, completed(known, options.avg_num_neighbors, options.gate))
     save_model(new, imported.model, imported.metadata)
-    print(f"{options.old}: {imported.summary()}")
-    print(f"Wrote {new}")
+    if not options.quiet:
+        print(f"{options.old}: {imported.summary()}")
+        print(f"Wrote {new}")
 
 
 def main() -> None:

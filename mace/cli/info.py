@@ -15,7 +15,8 @@ import argparse
 import json
 from typing import Any
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.errors import UserError
 
 FAILED_CHECK = 1
 """Exit status when a check of the model fails."""
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--head", help="head to take of a model of mace-torch that has several")
     parser.add_argument("--no_checks", action="store_true", help="leave out the checks, which evaluate the model")
+    add_output_flags(parser, "WARNING")
     return parser
 
 
@@ -46,6 +48,14 @@ def run(arguments: Sequence[str]) -> int:
         SystemExit: See `mace.cli.command.parse_flags`.
     """
     options = parse_flags(build_parser(), arguments)
+    if options.quiet and options.json:
+        raise UserError("--quiet leaves nothing to write as JSON; give one of --quiet and --json.")
+    with messages_on_stderr(options):
+        return _describe(options)
+
+
+def _describe(options: argparse.Namespace) -> int:
+    """Open the model, say what it is, and return the exit status."""
     # torch is loaded only once the arguments are known to be good
     import torch
 
@@ -54,8 +64,12 @@ def run(arguments: Sequence[str]) -> int:
 
     loaded = open_model(options.file, dtype=torch.float64, head=options.head)
     told = describe_model(options.file, loaded, checks=not options.no_checks)
-    print(json.dumps(told, indent=1) if options.json else _text(told), end="\n" if options.json else "")
-    return 0 if all(told["checks"].values()) else FAILED_CHECK
+    failed = [name.replace("_", " ") for name, good in told["checks"].items() if not good]
+    if options.quiet and failed:
+        print(f"{options.file}: failed checks: {', '.join(failed)}", file=sys.stderr)
+    elif not options.quiet:
+        print(json.dumps(told, indent=1) if options.json else _text(told), end="\n" if options.json else "")
+    return FAILED_CHECK if failed else 0
 
 
 def _text(told: Mapping[str, Any]) -> str:

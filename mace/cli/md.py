@@ -17,7 +17,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import add_output_flags, parse_flags, run_command
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,11 +59,26 @@ def build_parser() -> argparse.ArgumentParser:
         "TRAJECTORY.log, and TRAJECTORY.state.npz, from which --restart goes on.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    _add_what(parser)
+    _add_conditions(parser)
+    _add_files(parser)
+    _add_limits(parser)
+    add_output_flags(parser)
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("Structure and model").add_argument
     add("--structure", required=True, help="where to start: any file ASE reads")
     add("--index", type=int, default=0, help="which structure of the file, from 0; -1 for the last (default: 0)")
     add("--model", required=True, nargs="+", help="model file; several, or a pattern, form a committee")
-    add("--trajectory", default="md.xyz", help="frames: .xyz, .extxyz or .traj (default: md.xyz)")
+    add("--charges_key", default="Qs", help="array of charges, for models of dipoles (default: Qs)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps (default: cpu)")
+    add("--default_dtype", choices=["float32", "float64"], default="", help="precision (default: the model's)")
+
+
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("Time and conditions").add_argument
     add("--ensemble", choices=["nve", "nvt", "npt"], default="nvt", help="constant energy; temperature (Langevin); "
         "temperature and pressure (Martyna, Tobias and Klein) (default: nvt)")  # fmt: skip
     add("--steps", type=int, help="time steps, those before a restart included; or --time_ps")
@@ -77,17 +92,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--thermostat_fs", type=float, help="of npt: time in which the thermostat acts (default: 100)")
     add("--barostat_fs", type=float, help="of npt: time in which the barostat acts (default: 1000)")
     add("--seed", type=int, default=1, help="of velocities and random kicks (default: 1)")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("Files").add_argument
+    add("--trajectory", default="md.xyz", help="frames: .xyz, .extxyz or .traj (default: md.xyz)")
     add("--log_interval", type=int, default=10, help="steps between two lines of the log (default: 10)")
     add("--trajectory_interval", type=int, default=10, help="steps between two frames (default: 10)")
     add("--state_interval", type=int, default=1000, help="steps between two savings of the state (default: 1000)")
     add("--restart", action="store_true", help="go on from the state beside the trajectory")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps (default: cpu)")
-    add("--default_dtype", choices=["float32", "float64"], default="", help="precision (default: the model's)")
-    add("--charges_key", default="Qs", help="array of charges, for models of dipoles (default: Qs)")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("When to stop early").add_argument
     add("--max_temperature_K", type=float, help="stop beyond it (default: 10000, or ten times --temperature_K)")
     add("--max_force", type=float, default=100.0, help="stop if a force exceeds it, eV/Angstrom (default: 100)")
     add("--min_distance", type=float, default=0.3, help="stop if atoms come closer, Angstrom (default: 0.3)")
-    return parser
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -169,7 +189,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     if "forces" not in atoms.calc.implemented_properties:
         raise UserError(f"{options.model[0]}: the model predicts dipoles only, no forces; name one with energies.")
-    setup_logging("INFO", trajectory.with_name(f"{trajectory.name}.log"), console)
+    setup_logging(options.log_level, trajectory.with_name(f"{trajectory.name}.log"), console, options.quiet)
     try:
         _tell(atoms, options, plan)
         with warnings.catch_warnings():
@@ -198,6 +218,7 @@ def _simulate(
             steps,
             f"{plan.ensemble.upper()} of {atoms.get_chemical_formula()}",
             console=console,
+            mode="off" if options.quiet else "auto",
             rate=lambda per_second: f"{ns_per_day(per_second, plan):.3g} ns/day",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mace.elements import chemical_symbol
-from mace.inspection.findings import LEVELS, Finding
+from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.structures.configuration import PROPERTIES
@@ -34,9 +34,15 @@ def print_report(report: DataReport, console: Console) -> None:
         if file.groups:
             console.print(Text(_at_its_own_width(_groups_table(file))), soft_wrap=True)
     console.print()
-    for finding in report.findings:
-        console.print(_line(finding), soft_wrap=True)
+    print_findings(report, console)
     console.print(Text(verdict(report), style="bold"), soft_wrap=True)
+
+
+def print_findings(report: DataReport, console: Console, levels: Sequence[Level] = LEVELS) -> None:
+    """Show the findings of some levels."""
+    for finding in report.findings:
+        if finding.level in levels:
+            console.print(_line(finding), soft_wrap=True)
 
 
 def summary_lines(report: DataReport) -> Iterator[str]:

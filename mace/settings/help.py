@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,6 +19,11 @@ from mace.settings.declaration import (
 )
 
 _INDENT = 28
+_HOW_TO_GIVE = (
+    "Every setting can also be a line 'setting: value' of a YAML file given with --config; the command line wins over "
+    "the file, and of a flag given twice the last one counts. Bare flags (shown without a value) are switched off "
+    "again by --no_<flag>."
+)
 
 
 def supported_groups(model: type[BaseModel]) -> dict[str, list[Declaration]]:
@@ -55,37 +61,50 @@ def placeholder(field: FieldInfo, declaration: Declaration) -> str:
     return words.get(alternatives(field.annotation)[0], "LITERAL")
 
 
-def help_text(model: type[BaseModel], program: str, description: str, everything: bool = False) -> str:
+def help_text(
+    model: type[BaseModel], program: str, description: str, everything: bool = False, bare: str | None = None
+) -> str:
     """Write the help of a command.
 
     Args:
-        model: The class of settings.
+        model: The class of settings; if it has ``help_groups``, only these are shown unless everything is wanted.
         program: Name of the command.
         description: One sentence about the command.
         everything: Whether unsupported settings get entries of their own instead of one compact list.
+        bare: Setting whose values may be given without a flag.
 
     Returns:
         The text, without a newline at its end.
     """
     width = min(shutil.get_terminal_size().columns, 120)
-    required = [f"--{name}=..." for name, field in model.model_fields.items() if field.is_required()]
-    lines = [f"usage: {program} {' '.join(required)} [--setting=value ...]", ""]
+    chosen: Sequence[str] | None = None if everything else getattr(model, "help_groups", None)
+    lines = [_usage(model, program, bare), ""]
     lines += textwrap.wrap(description, width)
-    lines += textwrap.wrap(
-        "Every setting can also be a line 'setting: value' of a YAML file given with --config; the command line wins "
-        "over the file, and of a flag given twice the last one counts. Bare flags (shown without a value) are switched "
-        "off again by --no_<flag>.",
-        width,
-    )
-    for group, members in supported_groups(model).items():
+    lines += textwrap.wrap(_HOW_TO_GIVE, width)
+    groups = supported_groups(model)
+    for group in groups if chosen is None else chosen:
         lines += ["", f"{group}:"]
-        for declaration in members:
+        for declaration in groups[group]:
             lines += _entry(model.model_fields[declaration.name], declaration, width)
-    lines += ["", f"{NOT_SUPPORTED}:", *_unsupported_lines(model, width, everything)]
+    if chosen is None:
+        lines += ["", f"{NOT_SUPPORTED}:", *_unsupported_lines(model, width, everything)]
     lines += ["", "Help:"]
     lines += [f"  {'--help':<{_INDENT - 2}}show this text and leave"]
-    lines += [f"  {'--help-all':<{_INDENT - 2}}say for every setting that is not supported yet why, and leave"]
+    more = "say for every setting that is not supported yet why, and leave" if chosen is None else "show all settings"
+    lines += [f"  {'--help-all':<{_INDENT - 2}}{more}"]
     return "\n".join(lines)
+
+
+def _usage(model: type[BaseModel], program: str, bare: str | None) -> str:
+    """Write the first line: what is required, and that there is more."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    words = [model_placeholder(model, name) if name == bare else f"--{name}=..." for name in required]
+    return f"usage: {program} {' '.join(words)} [--setting=value ...]"
+
+
+def model_placeholder(model: type[BaseModel], name: str) -> str:
+    """The word that stands for the value of a setting, see `placeholder`."""
+    return placeholder(model.model_fields[name], declarations(model)[name])
 
 
 def _entry(field: FieldInfo, declaration: Declaration, width: int) -> list[str]:

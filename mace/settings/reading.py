@@ -79,20 +79,21 @@ class _ShowHelp(argparse.Action):
         option_string: str | None = None,
     ) -> NoReturn:
         assert isinstance(parser, SettingsParser)
-        print(help_text(parser.model, parser.prog, parser.description or "", everything=bool(self.const)))
+        print(parser.format_help(everything=bool(self.const)))
         parser.exit(0)
 
 
 class SettingsParser(argparse.ArgumentParser):
     """An argument parser built from a class of settings; its errors are `UserError`s."""
 
-    def __init__(self, model: type[BaseModel], program: str, description: str) -> None:
+    def __init__(self, model: type[BaseModel], program: str, description: str, bare: str | None = None) -> None:
         """Add one flag per declared setting.
 
         Args:
             model: The class of settings.
             program: Name of the command, for the help.
             description: One sentence about the command, for the help.
+            bare: Setting whose values may also be given without a flag; None if every value needs one.
         """
         super().__init__(
             prog=program,
@@ -101,7 +102,7 @@ class SettingsParser(argparse.ArgumentParser):
             add_help=False,
             argument_default=argparse.SUPPRESS,
         )
-        self.model = model
+        self.model, self.bare = model, bare
         self.declarations = declarations(model)
         self.add_argument("-h", "--help", action=_ShowHelp, nargs=0, const=False)
         self.add_argument("--help_all", action=_ShowHelp, nargs=0, const=True)
@@ -121,9 +122,9 @@ class SettingsParser(argparse.ArgumentParser):
             action = _RecordMore if declaration.kind == "repeated" else _Record
             self.add_argument(*flags, action=action, nargs=nargs, dest=declaration.name)
 
-    def format_help(self) -> str:
-        """Return the text ``--help`` prints."""
-        return help_text(self.model, self.prog, self.description or "")
+    def format_help(self, everything: bool = False) -> str:
+        """Return the text that ``--help`` prints, or ``--help-all``."""
+        return help_text(self.model, self.prog, self.description or "", everything, self.bare)
 
     def error(self, message: str) -> NoReturn:
         """Turn an error of argparse into one sentence."""
@@ -165,9 +166,13 @@ class SettingsParser(argparse.ArgumentParser):
         """
         arguments = _normalized(argv)
         namespace, rest = self.parse_known_args(arguments)
+        given: dict[str, Given] = vars(namespace)
+        if rest and self.bare is not None and not any(word.startswith("-") for word in rest):
+            if self.bare in given:
+                raise UserError(f"{rest[0]!r} and {given[self.bare].spelling} say the same; give one of them.")
+            given[self.bare], rest = Given(rest, self.bare), []
         if rest:
             raise UserError("\n".join(self._leftover_sentences(arguments, rest)))
-        given: dict[str, Given] = vars(namespace)
         return {name: self._unpacked(name, item) for name, item in given.items()}
 
     def _unpacked(self, name: str, item: Given) -> Given:
@@ -296,7 +301,9 @@ def _kind_words(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a single text"
 
 
-def parse_settings(model: type[Model], argv: Sequence[str], program: str, description: str) -> Model:
+def parse_settings(
+    model: type[Model], argv: Sequence[str], program: str, description: str, bare: str | None = None
+) -> Model:
     """Read, layer and check settings: defaults < YAML ``--config`` < command line.
 
     Args:
@@ -304,6 +311,7 @@ def parse_settings(model: type[Model], argv: Sequence[str], program: str, descri
         argv: The arguments after the name of the program.
         program: Name of the command, for the help.
         description: One sentence about the command, for the help.
+        bare: Setting whose values may also be given without a flag.
 
     Returns:
         The checked settings; ``model_fields_set`` tells which ones somebody gave.
@@ -312,7 +320,7 @@ def parse_settings(model: type[Model], argv: Sequence[str], program: str, descri
         UserError: With one sentence per mistake, one per line.
         SystemExit: With status 0 after ``--help`` or ``--help-all``.
     """
-    typed = SettingsParser(model, program, description).read(argv)
+    typed = SettingsParser(model, program, description, bare).read(argv)
     given = dict(typed)
     if "config" in typed:
         given = {**read_yaml_settings(str(typed["config"].value), model), **typed}

@@ -143,6 +143,12 @@ class LoggingSettings(Settings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting(
         "INFO", "least important messages that are logged", group="Logging and trackers"
     )
+    quiet: bool = setting(
+        False,
+        "show warnings and errors only; log files still have everything",
+        group="Logging and trackers",
+        kind="switch",
+    )
     progress: Literal["auto", "bar", "lines", "off"] = setting(
         "auto",
         "how progress is shown; auto draws a bar on a terminal and writes lines otherwise",

@@ -19,6 +19,7 @@ from mace.settings.run import (
     LoggingSettings,
     RunSettings,
 )
+from mace.settings.trackers import TrackerSettings
 from mace.settings.unsupported import (
     UnsupportedFineTuningSettings,
     UnsupportedLabelSettings,
@@ -36,6 +37,7 @@ class TrainingSettings(
     UnsupportedLabelSettings,
     UnsupportedModelSettings,
     UnsupportedRunSettings,
+    TrackerSettings,
     LoggingSettings,
     DeviceSettings,
     CheckpointSettings,

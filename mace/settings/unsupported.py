@@ -6,10 +6,6 @@ from typing import Any, Literal
 
 from mace.settings.declaration import Settings, setting
 
-_WANDB = (
-    "Weights & Biases logging is not available yet; remove the flag (the log, the JSON lines in results/ and the plots "
-    "are always written)."
-)
 _POLAR = "long-range electrostatics (PolarMACE) are not available yet; remove the flag."
 _POLARIZABILITIES = "polarizabilities are not available yet; remove the flag."
 _ATOMIC_DIPOLES = "choose --model=AtomicDipolesMACE or EnergyDipolesMACE for dipoles, and remove the flag."
@@ -22,23 +18,9 @@ _EMBEDDINGS = "embeddings of charge, spin or temperature are not available yet; 
 _ARCHITECTURE = "this variant of the architecture is not available yet; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
-_HYPERS = [
-    "num_channels",
-    "max_L",
-    "correlation",
-    "lr",
-    "swa_lr",
-    "weight_decay",
-    "batch_size",
-    "max_num_epochs",
-    "start_swa",
-    "energy_weight",
-    "forces_weight",
-]
-
 
 class UnsupportedRunSettings(Settings):
-    """Folders, devices, trackers and data loading of features to come."""
+    """Folders, devices and data loading of features to come."""
 
     downloads_dir: str | None = setting(
         None, "folder for downloads", unsupported="nothing is downloaded in this release; remove the flag."
@@ -55,14 +37,6 @@ class UnsupportedRunSettings(Settings):
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
     plot_interaction_e: bool = setting(
         False, "plot energies without E0s", unsupported="this plot is not available yet; remove the flag."
-    )
-    wandb: bool = setting(False, "log to Weights & Biases", kind="switch", unsupported=_WANDB)
-    wandb_dir: str | None = setting(None, "folder of Weights & Biases", unsupported=_WANDB)
-    wandb_project: str = setting("", "project at Weights & Biases", unsupported=_WANDB)
-    wandb_entity: str = setting("", "account at Weights & Biases", unsupported=_WANDB)
-    wandb_name: str = setting("", "name of the run at Weights & Biases", unsupported=_WANDB)
-    wandb_log_hypers: list[str] = setting(
-        _HYPERS, "settings shown at Weights & Biases", kind="several", unsupported=_WANDB
     )
 
 

@@ -11,7 +11,7 @@ from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport
 from mace.reporting.document import document_text, write_text
 from mace.reporting.page import write_page
-from mace.reporting.terminal import print_report
+from mace.reporting.terminal import print_findings, print_report
 from mace.settings.checking import CheckSettings
 from mace.settings.labels import Files
 from mace.training.data_report import inspect_data
@@ -41,14 +41,17 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     console = console or Console()
     losses = [loss for loss in make_losses(settings) if loss is not None]
     check_allowed(settings.allow)
-    setup_logging(settings.log_level, None, console)
+    setup_logging(settings.log_level, None, console, settings.quiet)
     try:
-        with TrainingProgress(console, settings.progress) as progress:
+        with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
             report = inspect_data(settings, losses, read_sets(settings, progress), progress, foundation)
-        name = settings.name or _name_of(settings.train_file)
+        name = settings.name or name_of_files(settings.train_file)
         page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
-        print_report(report, console)
+        if settings.quiet:
+            print_findings(report, console, ("error", "warning"))
+        else:
+            print_report(report, console)
         _LOGGER.info("Wrote %s", write_text(page, write_page(report, f"Data of {name}"), "--html"))
         if settings.json_file is not None:
             _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(report), "--json"))
@@ -57,7 +60,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     return report
 
 
-def _name_of(files: Files) -> str:
+def name_of_files(files: Files) -> str:
     """The name of the first file without folder and ending; of a pattern, without what is no letter."""
     while not isinstance(files, str):
         files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]

@@ -14,12 +14,14 @@ import torch
 
 import mace
 from mace.settings import TrainingSettings, provided
+from mace.settings.trackers import TrackerSettings
 from mace.training.devices import set_threads
 from mace.training.distributed import Team
 
 _LOGGER = logging.getLogger(__name__)
 
 _ABOUT_THE_RUN = {"restart_latest", "config", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"}
+_ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet"}
 """Settings that do not change what is computed."""
 
 

@@ -45,7 +45,9 @@ class _RunFileHandler(logging.FileHandler):
     """A class of its own, so that closing removes our file and nobody else's."""
 
 
-def setup_logging(level: int | str, log_path: Path | str | None, console: Console | None) -> logging.Logger:
+def setup_logging(
+    level: int | str, log_path: Path | str | None, console: Console | None, quiet: bool = False
+) -> logging.Logger:
     """Send the messages of the ``mace`` logger to the terminal and to a file, with the same lines in both.
 
     Calling it again replaces what the last call set up. Other loggers, the root logger among them, stay as they are.
@@ -54,6 +56,7 @@ def setup_logging(level: int | str, log_path: Path | str | None, console: Consol
         level: Least important level that is shown, as a number or a name such as ``"INFO"``.
         log_path: File to append to; its folder is created. ``None`` for no file.
         console: Console to write to, the one that draws the progress bar. ``None`` for no terminal output.
+        quiet: Whether only warnings and errors go to the terminal; the file has everything.
 
     Returns:
         The ``mace`` logger.
@@ -70,6 +73,7 @@ def setup_logging(level: int | str, log_path: Path | str | None, console: Consol
     handlers: list[logging.Handler] = []
     if console is not None:
         handlers.append(ConsoleHandler(console))
+        handlers[0].setLevel(logging.WARNING if quiet else logging.NOTSET)
     if log_path is not None:
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_RunFileHandler(log_path, encoding="utf-8"))

@@ -219,6 +219,33 @@ def prepare(
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()
+    return decide(settings, losses, sets, progress, writes, foundation)
+
+
+def decide(
+    settings: TrainingSettings,
+    losses: Sequence[Loss],
+    sets: DataSets,
+    progress: TrainingProgress,
+    writes: bool = True,
+    foundation: Foundation | None = None,
+) -> Preparation:
+    """Measure data that were read and checked, and decide the model.
+
+    Args:
+        settings: What was typed.
+        losses: The losses of all stages.
+        sets: What was read.
+        progress: What to show.
+        writes: Whether this process writes files.
+        foundation: The model that is fine-tuned, if any.
+
+    Returns:
+        What training starts from.
+
+    Raises:
+        UserError: If data or settings do not allow a training.
+    """
     structures = divide(settings, losses, sets, writes)
     elements = _element_table(settings, structures)
     energies, scaling = _decide_energies(settings, structures, elements, foundation)

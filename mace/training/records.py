@@ -7,11 +7,11 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, SupportsFloat
+from typing import Any, BinaryIO, Protocol, SupportsFloat
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -19,6 +19,16 @@ _LOGGER = logging.getLogger(__name__)
 def results_path(directory: Path | str, name: str, seed: int) -> Path:
     """Return where the history of the run called ``name`` with ``seed`` lies."""
     return Path(directory) / f"{name}_run-{seed}_train.txt"
+
+
+class Follower(Protocol):
+    """Somebody who is told every record; must not fail."""
+
+    def begin(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Get all records so far, at the beginning and when some of them were taken back."""
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Get a new record."""
 
 
 class RecordWriter:
@@ -38,6 +48,7 @@ class RecordWriter:
         self._warned = False
         self._file: BinaryIO | None = None
         self._size = 0
+        self._follower: Follower | None = None
         if path is None:
             return
         self.path = Path(path)
@@ -85,6 +96,17 @@ class RecordWriter:
         """
         self._write({"loss": loss, **metrics, "time": seconds, "mode": "eval", "epoch": epoch, "head": head})
 
+    def follow(self, follower: Follower) -> None:
+        """Tell somebody all records, those so far and those to come; without a file there is nothing to tell."""
+        if self._file is not None:
+            self._follower = follower
+            follower.begin(self._history())
+
+    def _history(self) -> Iterator[dict[str, Any]]:
+        """Yield all records so far."""
+        yield from read_records(self.path)
+        yield from (json.loads(line) for line in self._waiting if line.strip())
+
     @property
     def position(self) -> int:
         """Size of the file in bytes, with the lines that still wait."""
@@ -116,6 +138,8 @@ class RecordWriter:
         if self._size > position:
             self._file.truncate(position)
             self._size = position
+        if self._follower is not None:
+            self._follower.begin(self._history())
 
     def close(self) -> None:
         """Close the file; closing twice does no harm."""
@@ -137,6 +161,8 @@ class RecordWriter:
             return
         plain = {key: _plain(value) for key, value in record.items()}
         self._append(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        if self._follower is not None:
+            self._follower.take(plain)
 
     def _append(self, line: bytes) -> None:
         self._waiting.append(line)

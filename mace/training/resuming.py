@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
 """Settings that became constants of the model when a run was started, and cannot change when it is resumed."""
 
-UNTOLD = ("restart_latest", "config", "distributed", "launcher")
+UNTOLD = ("restart_latest", "config", "distributed", "launcher", "quiet")
 """Settings whose change changes nothing of the run."""
 
 CONSTANTS = ("avg_num_neighbors", "scale", "shift")

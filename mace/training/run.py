@@ -44,6 +44,7 @@ from mace.training.saving import StateKeeper
 from mace.training.session import Session
 from mace.training.stages import has_stage_two, stage_two_start
 from mace.training.state import TrainingState
+from mace.training.trackers import make_trackers, require_trackers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
     require_optimizer(settings)
+    require_trackers(settings)
     check_allowed(settings.allow)
     # words for the model that make no sense are refused before anything is read
     hidden_features(settings)
@@ -86,10 +88,10 @@ def _with_log(
     """Train; only the first process writes to terminal and log file."""
     folders = make_folders(settings, create=team.is_first)
     if team.is_first:
-        setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console)
+        setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console, settings.quiet)
     else:
         setup_logging_of_others(team.rank)
-    mode = settings.progress if team.is_first else "off"
+    mode = settings.progress if team.is_first and not settings.quiet else "off"
     try:
         tell_environment(settings, device, team)
         for note in notes:
@@ -201,15 +203,22 @@ def _train_all(
             {"data": preparation.digests, "processes": team.size},
         )
         _tell_optimizer(trainer, settings, session.losses)
-        try:
-            _train(trainer, session)
-        except Diverged as error:
-            # what was good before is not lost
-            if team.is_first and trainer.progression.best_epochs:
-                _LOGGER.error("%s", error)
-                write_models(trainer, preparation, session)
-            raise
+        with make_trackers(settings, folders.results, folders.tag, run, team.is_first) as trackers:
+            records.follow(trackers)
+            _train_or_save(trainer, preparation, session)
     return trainer
+
+
+def _train_or_save(trainer: Trainer, preparation: Preparation, session: Session) -> None:
+    """Train; if numbers give out, write the best model so far before giving up."""
+    try:
+        _train(trainer, session)
+    except Diverged as error:
+        # what was good before is not lost
+        if session.team.is_first and trainer.progression.best_epochs:
+            _LOGGER.error("%s", error)
+            write_models(trainer, preparation, session)
+        raise
 
 
 def new_run_id() -> str:

@@ -27,6 +27,7 @@ SUPPORTED = set(
     scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
     dipole_weight swa_dipole_weight keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
     distributed launcher
+    wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     foundation_model foundation_head foundation_model_elements foundation_model_readout
     """.split()
 )
@@ -34,7 +35,7 @@ SUPPORTED = set(
 OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
-    checkpoint_minutes nan_policy nan_retries max_edges_per_batch
+    checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""
@@ -66,6 +67,7 @@ SAMPLES = {
     "E0s": ("average", "average"),
     "config_type_weights": ('{"Default":1.0, "surface": 2}', {"Default": 1.0, "surface": 2.0}),
     "lr_params_factors": ('{"embedding_lr_factor": 0.5}', {**FACTORS, "readouts_lr_factor": 1.0}),
+    "wandb_log_hypers": ("lr", ["lr"]),
     "scheduler": ("ExponentialLR", "ExponentialLR"),
     "embedding_specs": ("{'total_spin': {'type': 'categorical'}}", None),
 }

@@ -1,0 +1,193 @@
+"""A quickstart from beginning to end: read, look, ask, propose, measure, predict, write."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from mace.errors import UserError
+from mace.inspection.findings import check_allowed
+from mace.inspection.inspection import DataReport
+from mace.model.durable_file import write_durably
+from mace.quickstart.course import Limits, Prediction, propose_course
+from mace.quickstart.document import proposal_table, yaml_document
+from mace.quickstart.facts import Facts, Machine, gather_facts, look_at_machine
+from mace.quickstart.pace import Pace, measure_pace
+from mace.quickstart.proposal import Proposal, choose_size, propose_data, propose_loss, propose_model
+from mace.quickstart.questions import ask
+from mace.reporting.terminal import print_report, verdict
+from mace.settings import TrainingSettings, provided
+from mace.settings.quickstart import QuickstartSettings
+from mace.training.check import name_of_files
+from mace.training.data_report import DataSets, inspect_data
+from mace.training.logging_setup import close_logging, setup_logging
+from mace.training.model_choices import settings_for_model
+from mace.training.preparation import read_sets
+from mace.training.progress import TrainingProgress
+from mace.training.run import make_losses
+
+_LOGGER = logging.getLogger(__name__)
+
+_OWN = frozenset(QuickstartSettings.model_fields) - frozenset(TrainingSettings.model_fields)
+_NOT_KEPT = _OWN | {"config", "name", "dry_run"}
+"""Settings that say how to propose, and are not part of what is proposed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a quickstart found and wrote.
+
+    Attributes:
+        file: The YAML file.
+        proposal: What is in it.
+        pace: What was measured.
+        prediction: The time a training takes.
+    """
+
+    file: Path
+    proposal: Proposal
+    pace: Pace
+    prediction: Prediction
+
+
+def run_quickstart(
+    settings: QuickstartSettings, console: Console | None = None, asks: bool = False, seconds_before: float = 0.0
+) -> Outcome:
+    """Do what ``mace_quickstart`` does.
+
+    Args:
+        settings: What was given.
+        console: Where to show; standard output if None.
+        asks: Whether somebody is there to answer questions.
+        seconds_before: Seconds it took to load the program.
+
+    Returns:
+        What was found and written.
+
+    Raises:
+        UserError: If settings or data do not allow a training, or the file exists.
+    """
+    console = console or Console()
+    _refuse_existing(settings)
+    check_allowed(settings.allow)
+    level = settings.log_level if "log_level" in provided(settings) else "WARNING"
+    setup_logging(level, None, console, settings.quiet)
+    if settings.quiet:
+        console = Console(quiet=True)  # the file says it all; warnings have the other one
+    try:
+        with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
+            start = time.perf_counter()
+            sets = read_sets(settings, progress)
+            if not sets.training.configurations:
+                raise UserError(f"{_files(settings)}: there is no structure to train on, isolated atoms only.")
+            facts = gather_facts(sets.training)
+            read_in = seconds_before + time.perf_counter() - start
+            machine = look_at_machine(settings.device if "device" in provided(settings) else None, settings.num_threads)
+            _say(console, f"{_files(settings)}: {facts.line()}")
+            _say(console, f"Machine: {machine.line()}")
+            if asks:
+                settings = ask(settings, facts, machine, console)
+            return _propose(settings, sets, facts, machine, read_in, console, progress)
+    finally:
+        close_logging()
+
+
+def _propose(
+    settings: QuickstartSettings,
+    sets: DataSets,
+    facts: Facts,
+    machine: Machine,
+    read_in: float,
+    console: Console,
+    progress: TrainingProgress,
+) -> Outcome:
+    """Decide, check, measure, predict and write."""
+    size, why = choose_size(settings.size, machine)
+    proposal = Proposal(_given(settings))
+    name = settings.name or name_of_files(settings.train_file)
+    proposal.put("Run", "name", name, "all files of the run begin with it")
+    proposal.put("Data", "train_file", None, "")
+    propose_model(proposal, facts, machine, size, why)
+    propose_data(proposal, facts, machine)
+    propose_loss(proposal, facts)
+    tried, _ = settings_for_model(training_settings(proposal))
+    losses = make_losses(tried)
+    start = time.perf_counter()
+    report = inspect_data(tried, [loss for loss in losses if loss is not None], sets, progress)
+    checked_in = time.perf_counter() - start
+    print_report(report, console)
+    report.refuse_errors()
+    _say(console, "\nTiming the model on this machine (the first time, its inner loops are compiled) ...")
+    pace = measure_pace(tried, losses, sets, progress)
+    prediction = propose_course(proposal, pace, machine, Limits(size, settings.time, read_in + checked_in))
+    training_settings(proposal)  # all of it is valid together
+    console.print(proposal_table(proposal), highlight=False)
+    output = Path(settings.output or f"{name}.yaml")
+    introduction = _introduction(settings, facts, machine, report, pace, prediction)
+    for line in introduction:
+        _say(console, line)
+    command = f"mace_run_train --config {shlex.quote(str(output))}"
+    _write(output, yaml_document(proposal, introduction, command), settings.overwrite)
+    _say(console, f"\nWrote {output}. Train with:\n\n    {command}\n")
+    return Outcome(output, proposal, pace, prediction)
+
+
+def training_settings(proposal: Proposal) -> TrainingSettings:
+    """Build the settings a training with this proposal has."""
+    return TrainingSettings(**{name: value for name, value in proposal.values().items() if value is not None})
+
+
+def _given(settings: QuickstartSettings) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in sorted(provided(settings) - _NOT_KEPT)}
+
+
+def _introduction(
+    settings: QuickstartSettings, facts: Facts, machine: Machine, report: DataReport, pace: Pace, prediction: Prediction
+) -> list[str]:
+    """Say what the proposal is made for, in lines for the terminal and the file."""
+    memory = f"memory: about {pace.memory / 1e9:.2g} GB at the peak"
+    if machine.memory and pace.memory > 0.8 * machine.memory:
+        memory += (
+            f", which this machine hardly has ({machine.memory / 1e9:.2g} GB): choose a smaller batch_size or size"
+        )
+    return [
+        f"Data: {_files(settings)}: {facts.line()}. {verdict(report)}",
+        f"Machine: {machine.line()}",
+        f"Model: {pace.parameters:,} parameters; {memory}",
+        f"Time: {prediction.line()} ({pace.steps} steps were timed, {1e3 * pace.step:.3g} ms each)",
+    ]
+
+
+def _files(settings: QuickstartSettings) -> str:
+    files = settings.train_file if isinstance(settings.train_file, list) else [settings.train_file]
+    return ", ".join(file if isinstance(file, str) else str(file.file) for file in files)
+
+
+def _refuse_existing(settings: QuickstartSettings) -> None:
+    """Say at once that a file is in the way, not after minutes."""
+    name = settings.name or name_of_files(settings.train_file)
+    output = Path(settings.output or f"{name}.yaml")
+    if output.exists() and not settings.overwrite:
+        raise UserError(
+            f"{output}: the file exists; choose another name with --output, or replace it with --overwrite."
+        )
+
+
+def _write(path: Path, text: str, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: the file exists; choose another name with --output, or replace it with --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, text.encode())
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written ({error.strerror or error}).") from error
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
