@@ -1,4 +1,4 @@
-"""Make the outputs of this folder: silicon with Quantum ESPRESSO, in about four minutes on one core.
+"""Make the outputs of this folder: silicon with Quantum ESPRESSO, in about eight minutes on one core.
 
 Run ``python make_data.py --pseudopotentials FOLDER`` where ``pw.x`` is on the path and FOLDER holds Si.pz-vbc.UPF.
 With ``--check`` nothing is written; one frame is computed again with a larger basis and more k points.
@@ -75,7 +75,8 @@ def run(atoms: Atoms, pseudopotentials: str, **changes: object) -> str:
     """Run pw.x and return its output."""
     with tempfile.TemporaryDirectory() as folder:
         text = pw_input(atoms, folder, pseudopotentials, **changes)
-        return subprocess.run(["pw.x"], input=text, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(["pw.x"], input=text, capture_output=True, text=True, check=True).stdout
+    return output.replace(pseudopotentials.rstrip("/"), "pseudo").replace(folder, "scratch")
 
 
 def dynamics(pseudopotentials: str, temperature: float, steps: int, seed: int) -> str:
