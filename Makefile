@@ -1,7 +1,9 @@
-# Two commands for a machine that has Python 3.10 or later, pip and make, and nothing else:
+# Commands for a machine that has Python 3.10 or later, pip and make, and nothing else:
 #
 #   make demo    train a potential for methanol and run molecular dynamics with it
 #   make test    run the test suite
+#   make lint    check style, format and types
+#   make docs    build the documentation site into build/site
 #
 # Everything is installed into the folder .venv; a second call finds it there and starts at once.
 
@@ -22,7 +24,7 @@ COMPILER := $(if $(shell command -v cc || command -v gcc || command -v clang),,[
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -41,6 +43,11 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# links and anchors are checked on the way, and that pages load nothing from elsewhere
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m website.pages build/site
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -57,6 +64,10 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # mypy needs the types of the tests' libraries too
