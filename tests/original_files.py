@@ -135,6 +135,7 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
         own = {n: state[prefix + n] for n in names if "." not in n}
         parts = {p: build(f"{prefix}{p}.", {}) for p in sorted({n.split(".")[0] for n in names if "." in n})}
         path = prefix.rstrip(".")
+        last = 0 if plan.last_readout_only else plan.n_layers - 1
         name = _PACKAGES.get(path, "mace.modules.blocks.Part")
         first, _, rest = path.partition(".")
         if first == "interactions" and rest.isdigit():
@@ -142,7 +143,11 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
             name, attributes = f"mace.modules.blocks.{word}", {"avg_num_neighbors": plan.avg_num_neighbors}
         if path.endswith("conv_tp_weights"):
             attributes = {"hs": [1, 2]}
-        if path == f"readouts.{plan.n_layers - 1}" and plan.n_layers > 1:
+        if path == "radial_embedding":
+            attributes = {"apply_cutoff": not plan.cutoff_after_network}
+        if path == f"readouts.{last}" and plan.n_layers > 1:
+            if plan.readout_biases:
+                name = "mace.modules.blocks.NonLinearBiasReadoutBlock"
             act = module(
                 "e3nn.math._normalize_activation.normalize2mom", f=torch.nn.functional.silu, cst=1.6791767923989418
             )
@@ -158,7 +163,7 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
 
     tree = build("", more)
     for layer in range(plan.n_layers):
-        paths = convolution_paths(plan.l_in(layer), plan.l_max)
+        paths = convolution_paths(plan.l_of_messages(layer), plan.l_max)
         convolution = _convolution(plan, layer, paths)
         tree._modules["interactions"]._modules[str(layer)]._modules["conv_tp"] = convolution
     return tree
@@ -177,17 +182,17 @@ def _tuple_class(package: str, name: str) -> Any:
 def _convolution(plan: ModelPlan, layer: int, paths: Any) -> Any:
     """Return a tensor product with its paths."""
     instruction = _tuple_class("e3nn.o3._tensor_product._instruction", "Instruction")
-    inside = list(plan.l_in(layer))
+    inside, n_channels = list(plan.l_of_messages(layer)), plan.channels_of_messages(layer)
     found = [
-        instruction((inside.index(p.l1), p.l2, i, "uvu", True, (2 * p.l3 + 1) ** 0.5, (plan.n_channels, 1)))
+        instruction((inside.index(p.l1), p.l2, i, "uvu", True, (2 * p.l3 + 1) ** 0.5, (n_channels, 1)))
         for i, p in enumerate(paths)
     ]
     return module(
         "e3nn.o3._tensor_product._tensor_product.TensorProduct",
         instructions=found,
-        irreps_in1=_irreps([(plan.n_channels, l) for l in inside]),
+        irreps_in1=_irreps([(n_channels, l) for l in inside]),
         irreps_in2=_irreps([(1, l) for l in range(plan.l_max + 1)]),
-        irreps_out=_irreps([(plan.n_channels, p.l3) for p in paths]),
+        irreps_out=_irreps([(n_channels, p.l3) for p in paths]),
         __codegen__={"_compiled_main_left_right": b"PK\x03\x04" + b"x" * 100_000},
     )
 

@@ -103,6 +103,8 @@ def recover_messages(reader: Reader, n_layers: int, n_channels: int, hidden: tup
             known = reader.known.plan
             found.append(Messages(known.l_of_messages(layer), known.channels_of_messages(layer)))
         else:
+            if reader.array(f"interactions.{layer}.linear_up.weight").size != len(l_in) * n_channels**2:
+                raise CannotConvert(f"a checkpoint does not tell what neighbors send in its layer {layer}")
             found.append(Messages(l_in, n_channels))
         if not set(l_in) & set(found[-1].degrees):
             raise CannotConvert(f"neighbors send nothing in its layer {layer}")

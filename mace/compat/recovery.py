@@ -197,9 +197,17 @@ def check_kind(reader: Reader) -> None:
 
 
 def _cutoff_after_network(reader: Reader) -> bool:
-    """Tell whether radial weights are multiplied by the envelope; files older than the choice multiply the basis."""
+    """Tell whether radial weights are multiplied by the envelope; files older than the choice multiply the basis.
+
+    Raises:
+        CannotConvert: If the choice is usual with the interactions of a checkpoint, which does not tell.
+    """
+    if reader.known.plan is not None and reader.tree is None:
+        return reader.known.plan.cutoff_after_network
     if reader.tree is None:
-        return reader.known.plan is not None and reader.known.plan.cutoff_after_network
+        if any(name.endswith((".alpha", ".linear_down.weight")) for name in reader.state):
+            raise CannotConvert("a checkpoint does not tell apply_cutoff")
+        return False
     return any(reader.attribute(path, "apply_cutoff") is False for path in ("", "radial_embedding"))
 
 
@@ -266,7 +274,9 @@ def _last_readout(
 ) -> dict[str, int | str | bool]:
     """Return widths and activation of the last readout, and whether it is the only one."""
     n_readouts = reader.count("readouts.")
-    if n_readouts != n_layers and not (n_readouts == 1 and kind is None):
+    said = reader.attribute("", "use_last_readout_only")
+    only_last = n_readouts == 1 and n_layers > 1 and kind is None
+    if n_readouts != n_layers and not only_last or isinstance(said, bool) and said is not only_last:
         raise CannotConvert(f"it has {n_readouts} readouts for {n_layers} layers")
     path = f"readouts.{n_readouts - 1}"
     if n_layers == 1:
@@ -279,7 +289,7 @@ def _last_readout(
         return {
             "readout_channels": exact(total, n_channels * n_heads, "the last readout"),
             "readout_biases": _has_biases(reader, path),
-            "last_readout_only": n_readouts < n_layers,
+            "last_readout_only": only_last,
             "gate": _gate(reader, path),
         }
     # every vector of the hidden layer has a gate besides, where scalars reach the layer

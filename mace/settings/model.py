@@ -10,8 +10,6 @@ from mace.settings.declaration import Settings, setting
 
 _NOT_BUILT = "this model is not available yet; choose MACE or ScaleShiftMACE."
 _DIELECTRIC = "models of polarizabilities are not available yet; choose AtomicDipolesMACE or EnergyDipolesMACE."
-_NO_ATTENTION = "interactions with attention are not available yet; choose RealAgnosticResidualInteractionBlock."
-_NO_NONLINEAR = "non-linear interactions are not available yet; choose RealAgnosticResidualInteractionBlock."
 _LARGEST_CORRELATION = 4
 
 
@@ -80,6 +78,11 @@ class ModelSettings(Settings):
     num_cutoff_basis: int = setting(
         5, "order p of the polynomial that takes them smoothly to zero at r_max", group="Model", ge=2
     )
+    apply_cutoff: bool = setting(
+        True,
+        "multiply the radial functions by that polynomial; if False, the radial weights that are made of them",
+        group="Model",
+    )
     distance_transform: Literal["None", "Agnesi", "Soft"] = setting(
         "None", "change of variable before the radial functions", group="Model"
     )
@@ -102,10 +105,6 @@ class ModelSettings(Settings):
         "RealAgnosticResidualInteractionBlock",
         "kind of message in all layers but the first",
         group="Model",
-        unsupported_values={
-            "RealAgnosticAttResidualInteractionBlock": _NO_ATTENTION,
-            "RealAgnosticResidualNonLinearInteractionBlock": _NO_NONLINEAR,
-        },
     )
     interaction_first: Literal[
         "RealAgnosticResidualInteractionBlock",
@@ -117,7 +116,19 @@ class ModelSettings(Settings):
         "RealAgnosticResidualInteractionBlock",
         "kind of message in the first layer",
         group="Model",
-        unsupported_values={"RealAgnosticResidualNonLinearInteractionBlock": _NO_NONLINEAR},
+    )
+    edge_irreps: str | None = setting(
+        None,
+        "channels and symmetries of what neighbors send, where they are to be fewer than in hidden_irreps",
+        group="Model",
+        placeholder="IRREPS",
+        default_words="as hidden_irreps",
+    )
+    use_edge_irreps_first: bool = setting(
+        False, "let the first layer send as many channels as edge_irreps has scalars", group="Model"
+    )
+    use_agnostic_product: bool = setting(
+        False, "share the weights of the many-body products between elements", group="Model"
     )
     MLP_irreps: str = setting(
         "16x0e",
@@ -126,6 +137,7 @@ class ModelSettings(Settings):
         placeholder="IRREPS",
         default_words="16x0e, with as many 1o where dipoles are predicted",
     )
+    use_last_readout_only: bool = setting(False, "read energies out of the last layer only", group="Model")
     gate: Literal["silu", "tanh", "abs", "None"] = setting("silu", "non-linearity of the last readout", group="Model")
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

@@ -15,7 +15,7 @@ _HEADS = "models with several heads are not available yet; remove the flag and t
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
 _EMBEDDINGS = "embeddings of charge, spin or temperature are not available yet; remove the flag."
-_ARCHITECTURE = "this variant of the architecture is not available yet; remove the flag."
+_MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
 
@@ -43,22 +43,13 @@ class UnsupportedRunSettings(Settings):
 class UnsupportedModelSettings(Settings):
     """Variants of the model to come."""
 
-    apply_cutoff: bool = setting(
-        True,
-        "apply the cutoff before the radial network",
-        unsupported="applying the cutoff after the radial network is not available yet; use True.",
-    )
     use_reduced_cg: bool = setting(
         False,
         "use the reduced coupling coefficients",
         unsupported="the reduced coupling coefficients are not available yet; use False.",
     )
-    use_so3: bool = setting(False, "give up the reflection symmetry", unsupported=_ARCHITECTURE)
-    use_agnostic_product: bool = setting(False, "share the products between elements", unsupported=_ARCHITECTURE)
-    use_last_readout_only: bool = setting(False, "read energies from the last layer only", unsupported=_ARCHITECTURE)
-    use_embedding_readout: bool = setting(False, "read energies from the embedding", unsupported=_ARCHITECTURE)
-    edge_irreps: str | None = setting(None, "irreps of edge features", unsupported=_ARCHITECTURE)
-    use_edge_irreps_first: bool = setting(False, "edge features in the first layer", unsupported=_ARCHITECTURE)
+    use_so3: bool = setting(False, "give up the reflection symmetry", unsupported=_MIRROR)
+    use_embedding_readout: bool = setting(False, "read energies from the embedding", unsupported=_EMBEDDINGS)
     embedding_specs: dict[str, Any] | None = setting(None, "embeddings of global features", unsupported=_EMBEDDINGS)
     compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_POLARIZABILITIES)
     compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_ATOMIC_DIPOLES)

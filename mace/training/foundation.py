@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mace.compat.importing import open_model
+from mace.compat.layers import word_of_interaction
 from mace.compat.published import foundation_file
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
@@ -27,6 +28,7 @@ _DECIDED = {
     "radial_type": ("radial_type",),
     "num_radial_basis": ("num_radial_basis",),
     "num_cutoff_basis": ("num_cutoff_basis",),
+    "apply_cutoff": ("cutoff_after_network",),
     "distance_transform": ("distance_transform",),
     "pair_repulsion": ("pair_repulsion",),
     "max_ell": ("l_max",),
@@ -36,9 +38,13 @@ _DECIDED = {
     "num_interactions": ("interactions",),
     "interaction": ("interactions",),
     "interaction_first": ("interactions",),
+    "edge_irreps": ("message_channels", "message_l"),
+    "use_edge_irreps_first": ("message_channels",),
+    "use_agnostic_product": ("product_of_all_elements",),
     "correlation": ("correlation",),
     "radial_MLP": ("radial_mlp",),
     "MLP_irreps": ("readout_channels", "readout_vectors"),
+    "use_last_readout_only": ("last_readout_only",),
     "gate": ("gate",),
     "avg_num_neighbors": ("avg_num_neighbors",),
 }
@@ -189,7 +195,7 @@ def _same(asked: object, has: object) -> bool:
 
 def _shown(value: object) -> str:
     if isinstance(value, tuple) and value and hasattr(value[0], "residual"):
-        return ", ".join(f"{'residual' if p.residual else 'plain'} ({p.normalization})" for p in value)
+        return ", ".join(word_of_interaction(kind) for kind in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -212,15 +218,15 @@ def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None
     for name, parameter in model.named_parameters():
         if name.startswith(("readouts.", "dipole_readouts.")) and not keep_readouts:
             continue
-        parameter.copy_(_of_elements(name, source[name], rows, factor))
+        parameter.copy_(_of_elements(name, source[name], rows, factor, model.plan.product_of_all_elements))
 
 
-def _of_elements(name: str, weight: Tensor, rows: Tensor, factor: float) -> Tensor:
-    if name == "embedding":
+def _of_elements(name: str, weight: Tensor, rows: Tensor, factor: float, product_of_all: bool) -> Tensor:
+    if name.endswith("embedding"):  # of the atoms themselves, or of elements that radial weights depend on
         return weight[rows] * factor
     if name.endswith(".skip"):
         return weight[:, rows] * factor
-    return weight[rows] if ".weights.l" in name else weight
+    return weight[rows] if ".weights.l" in name and not product_of_all else weight
 
 
 def nearest_element(number: int, known: Sequence[int]) -> int:

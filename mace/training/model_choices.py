@@ -38,6 +38,8 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
     Raises:
         UserError: If loss, error table or another setting do not fit the model.
     """
+    if settings.use_last_readout_only:
+        _check_last_readout(settings)
     if settings.model not in LOSS_OF_DIPOLE_MODEL:
         _refuse_dipoles(settings)
         return settings, []
@@ -69,6 +71,19 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
     # what was chosen here contradicts nobody: only what somebody gave counts as given
     completed.model_fields_set.difference_update(changes.keys() - given)
     return completed, notes
+
+
+def _check_last_readout(settings: TrainingSettings) -> None:
+    """Refuse to leave out readouts where nothing, or no dipole, would be read."""
+    if settings.num_interactions == 1:
+        raise UserError(
+            "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, and its energies "
+            "constant; choose --num_interactions of at least 2, or remove the flag."
+        )
+    if settings.model in LOSS_OF_DIPOLE_MODEL:
+        raise UserError(
+            f"--use_last_readout_only: --model={settings.model} reads dipoles out of every layer; remove the flag."
+        )
 
 
 def _refuse_dipoles(settings: TrainingSettings) -> None:

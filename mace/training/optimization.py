@@ -23,7 +23,8 @@ def _group_of(name: str) -> str:
     if name == "embedding":
         return "embedding"
     if name.startswith("interactions."):
-        return "interactions_decay" if ".linear." in name else "interactions_no_decay"
+        decays = ".linear." in name or name.endswith(".skip_linear")
+        return "interactions_decay" if decays else "interactions_no_decay"
     return "products" if name.startswith("products.") else "readouts"
 
 

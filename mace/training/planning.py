@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
@@ -70,23 +71,30 @@ def read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
 
 
 def _parse_hidden(text: str) -> HiddenFeatures:
-    terms = read_irreps("--hidden_irreps", text)
+    features = _parse_equal_channels("--hidden_irreps", text)
+    if features.degrees[0] != 0:
+        raise UserError(f"--hidden_irreps='{text}': begin with 0e and let the degrees rise, each once.")
+    return features
+
+
+def _parse_equal_channels(flag: str, text: str) -> HiddenFeatures:
+    """Read irreps that are harmonics, each with the same number of channels."""
+    terms = read_irreps(flag, text)
     channels = {multiplicity for multiplicity, _ in terms}
     if len(channels) != 1:
         raise UserError(
-            f"--hidden_irreps='{text}' has unequal numbers of channels; all degrees need the same, as in "
-            "'128x0e + 128x1o'."
+            f"{flag}='{text}' has unequal numbers of channels; all degrees need the same, as in '128x0e + 128x1o'."
         )
     if unnatural := [str(irrep) for _, irrep in terms if not irrep.is_natural]:
         raise UserError(
-            f"--hidden_irreps='{text}': {', '.join(unnatural)} does not have the parity of a spherical harmonic; "
-            "use 0e, 1o, 2e, 3o, 4e."
+            f"{flag}='{text}': {', '.join(unnatural)} does not have the parity of a spherical harmonic; use 0e, 1o, "
+            "2e, 3o, 4e."
         )
     degrees = tuple(irrep.l for _, irrep in terms)
-    if list(degrees) != sorted(set(degrees)) or degrees[0] != 0:
-        raise UserError(f"--hidden_irreps='{text}': begin with 0e and let the degrees rise, each once.")
+    if list(degrees) != sorted(set(degrees)):
+        raise UserError(f"{flag}='{text}': begin with 0e and let the degrees rise, each once.")
     if degrees[-1] > MAX_L or channels == {0}:
-        raise UserError(f"--hidden_irreps='{text}': degrees go up to {MAX_L} and at least one channel is needed.")
+        raise UserError(f"{flag}='{text}': degrees go up to {MAX_L} and at least one channel is needed.")
     return HiddenFeatures(channels.pop(), degrees)
 
 
@@ -99,9 +107,41 @@ def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]
     if settings.model != "ScaleShiftMACE" and "Residual" in first:
         first = "RealAgnosticInteractionBlock"
     words = [first] + [others] * (settings.num_interactions - 1)
-    return tuple(
-        InteractionPlan(residual="Residual" in word, normalization="density" if "Density" in word else "count")
-        for word in words
+    return tuple(KINDS_OF_INTERACTIONS[word] for word in words)
+
+
+@dataclass(frozen=True)
+class SentFeatures:
+    """Channels and degrees of what neighbors send; None where they are those of the hidden features."""
+
+    channels: tuple[int, ...] | None = None
+    degrees: tuple[int, ...] | None = None
+
+
+def sent_features(settings: TrainingSettings, hidden: HiddenFeatures) -> SentFeatures:
+    """Understand ``--edge_irreps`` and ``--use_edge_irreps_first``.
+
+    Degrees that the hidden features lack are left out: in the original what is sent of them is zero always.
+
+    Raises:
+        UserError: If nothing is left, or one has no meaning without the other.
+    """
+    text = settings.edge_irreps
+    if text is None:
+        if settings.use_edge_irreps_first:
+            raise UserError("--use_edge_irreps_first has no effect without --edge_irreps; add it, or remove the flag.")
+        return SentFeatures()
+    wanted = _parse_equal_channels("--edge_irreps", text)
+    degrees = tuple(l for l in wanted.degrees if l in hidden.degrees)
+    if not degrees:
+        raise UserError(f"--edge_irreps='{text}': the hidden features have none of these to send; add 0e.")
+    if settings.use_edge_irreps_first and 0 not in wanted.degrees:
+        raise UserError(f"--edge_irreps='{text}': the first layer has only scalars to send; add 0e.")
+    first = wanted.n_channels if settings.use_edge_irreps_first else hidden.n_channels
+    channels = (first, *[wanted.n_channels] * (settings.num_interactions - 1))
+    return SentFeatures(
+        None if set(channels) == {hidden.n_channels} else channels,
+        None if degrees == hidden.degrees else degrees,
     )
 
 
@@ -153,6 +193,7 @@ def plan_model(
         UserError: If the settings contradict each other.
     """
     features, readout = hidden_features(settings), readout_widths(settings)
+    sent = sent_features(settings, features)
     correlation = settings.correlation
     return ModelPlan(
         model=settings.model,  # type: ignore[arg-type]  # words that do not exist yet were refused with the settings
@@ -161,15 +202,20 @@ def plan_model(
         num_radial_basis=settings.num_radial_basis,
         num_cutoff_basis=settings.num_cutoff_basis,
         distance_transform=settings.distance_transform,
+        cutoff_after_network=not settings.apply_cutoff,
         pair_repulsion=settings.pair_repulsion,
         l_max=settings.max_ell,
         n_channels=features.n_channels,
         hidden_l=features.degrees,
         interactions=interaction_plans(settings),
+        message_channels=sent.channels,
+        message_l=sent.degrees,
+        product_of_all_elements=settings.use_agnostic_product,
         correlation=tuple(correlation) if isinstance(correlation, list) else (correlation,) * settings.num_interactions,
         radial_mlp=tuple(settings.radial_MLP),
         readout_channels=readout.scalars,
         readout_vectors=readout.vectors,
+        last_readout_only=settings.use_last_readout_only,
         gate=settings.gate,
         avg_num_neighbors=avg_num_neighbors,
         atomic_numbers=elements.atomic_numbers,

@@ -35,7 +35,7 @@ from mace.training.loop import Trainer
 from mace.training.loss import FITTED, Loss, make_loss
 from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
-from mace.training.planning import hidden_features, readout_widths
+from mace.training.planning import hidden_features, readout_widths, sent_features
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
@@ -67,7 +67,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     require_trackers(settings)
     check_allowed(settings.allow)
     # words for the model that make no sense are refused before anything is read
-    hidden_features(settings)
+    sent_features(settings, hidden_features(settings))
     readout_widths(settings)
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
@@ -258,6 +258,15 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
     )
     _LOGGER.info("Distance transform for radial basis functions: %s", plan.distance_transform)
     _LOGGER.info("Number of parameters: %d", sum(p.numel() for p in model.parameters()))
+    if settings.edge_irreps is not None:
+        sent = [plan.channels_of_messages(layer) for layer in range(plan.n_layers)]
+        degrees = ", ".join(map(str, plan.l_of_messages(plan.n_layers - 1)))
+        _LOGGER.info("Neighbors send %s channels, layer by layer, of the degrees %s that atoms have", sent, degrees)
+    if any(kind.is_directed for kind in plan.interactions) and not plan.cutoff_after_network:
+        _LOGGER.warning(
+            "Radial weights that depend on atoms are not zero where the radial functions are: energies jump when an "
+            "atom crosses r_max, as in mace-torch; --apply_cutoff=False makes them smooth"
+        )
     if not plan.interactions[0].residual and "Residual" in settings.interaction_first:
         why = "so that an isolated atom has exactly its E0" if plan.predicts_energy else "as in all models but one"
         _LOGGER.info("--model=%s: the first interaction has no residual, %s", plan.model, why)

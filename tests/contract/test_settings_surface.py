@@ -16,7 +16,8 @@ SUPPORTED = set(
     """
     config name seed work_dir log_dir model_dir checkpoints_dir results_dir device default_dtype log_level plot
     plot_frequency error_table model r_max radial_type num_radial_basis num_cutoff_basis pair_repulsion
-    distance_transform interaction interaction_first max_ell correlation num_interactions MLP_irreps radial_MLP
+    distance_transform apply_cutoff interaction interaction_first edge_irreps use_agnostic_product
+    use_last_readout_only max_ell correlation num_interactions MLP_irreps radial_MLP
     hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
     compute_forces train_file valid_file valid_fraction test_file test_dir pin_memory atomic_numbers mean std E0s
     keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key polarizability_key loss
@@ -48,8 +49,6 @@ REFUSED_CHOICES = {
         "ScaleShiftBOTNet",
         "AtomicDielectricMACE",
     },
-    "interaction": {"RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"},
-    "interaction_first": {"RealAgnosticResidualNonLinearInteractionBlock"},
     "error_table": {"DipolePolarRMSE"},
     "loss": {"dipole_polar"},
     "subselect_pt": {"fps"},
@@ -146,7 +145,7 @@ def test_no_flag_is_forgotten():
     """The settings are those of the surface file and a short list of our own."""
     assert {name_of(entry) for entry in SURFACE} | OURS == set(TrainingSettings.model_fields)
     unsupported = {name for name, declaration in declarations(TrainingSettings).items() if declaration.unsupported}
-    assert set(TrainingSettings.model_fields) - unsupported == SUPPORTED | (OURS - {"use_edge_irreps_first"})
+    assert set(TrainingSettings.model_fields) - unsupported == SUPPORTED | OURS
 
 
 @pytest.mark.parametrize("entry", SURFACE, ids=name_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.compat.weights import weights_from_original
 from mace.elements import ElementTable
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
-from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.plan import ModelPlan
 from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
 from mace.units import DEBYE_OF_MACE_TORCH
@@ -157,13 +159,11 @@ def _common_plan(settings: dict[str, Any]) -> ModelPlan:
         num_cutoff_basis=5,
         distance_transform=settings["transform"],
         pair_repulsion=settings["repulsion"],
+        **_variants(settings),
         l_max=settings["l_max"],
         n_channels=settings["channels"],
         hidden_l=tuple(int(irrep[0]) for irrep in settings["hidden"].split("+")),
-        interactions=tuple(
-            InteractionPlan(residual="Residual" in kind, normalization="density" if "Density" in kind else "count")
-            for kind in kinds
-        ),
+        interactions=tuple(KINDS_OF_INTERACTIONS[kind] for kind in kinds),
         correlation=(settings["correlation"],) * settings["layers"],
         radial_mlp=(7, 9),
         readout_channels=5,
@@ -174,6 +174,51 @@ def _common_plan(settings: dict[str, Any]) -> ModelPlan:
         scale=0.8,
         shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0,
     )
+
+
+def _variants(settings: dict[str, Any]) -> dict[str, Any]:
+    """Translate the options of the original's model, which older cases do not have."""
+    options = settings.get("options", {})
+    plan: dict[str, Any] = {
+        "cutoff_after_network": not options.get("apply_cutoff", True),
+        "product_of_all_elements": options.get("use_agnostic_product", False),
+        "last_readout_only": options.get("use_last_readout_only", False),
+        "readout_biases": "readout_cls" in options,
+    }
+    if "edge_irreps" in options:
+        channels, others = int(options["edge_irreps"][0]), settings["layers"] - 1
+        first = channels if options.get("use_edge_irreps_first") else settings["channels"]
+        plan["message_channels"] = (first, *[channels] * others)
+    return plan
+
+
+def original_weights(case: Case, prefix: str) -> dict[str, np.ndarray]:
+    """Take the stored arrays of a prefix, by our names; entries that were not stored are NaN.
+
+    Args:
+        case: The case.
+        prefix: ``weights``, ``gradients``, ``stepped`` or ``averaged``.
+    """
+    return _weights(case.data, prefix, case.plan)
+
+
+def _weights(data: dict[str, np.ndarray], prefix: str, plan: ModelPlan) -> dict[str, np.ndarray]:
+    found = {key.removeprefix(prefix + "/"): array for key, array in data.items() if key.startswith(prefix + "/")}
+    for key, shape in data.items():
+        if key.startswith(f"shape/{prefix}/"):
+            name = key.removeprefix(f"shape/{prefix}/")
+            found[name] = _large(name, tuple(shape), data.get(f"some/{prefix}/{name}"))
+    return weights_from_original(found, plan)
+
+
+def _large(name: str, shape: tuple[int, ...], some: np.ndarray | None) -> np.ndarray:
+    """Draw a large weight anew, see ``make_references.py``, or spread the entries that were stored."""
+    if some is None:
+        return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    spread = np.full(int(np.prod(shape)), np.nan)
+    # every so many-th entry, evenly
+    spread[:: -(-spread.size // some.size)] = some
+    return spread.reshape(shape)
 
 
 def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
@@ -229,5 +274,4 @@ def load_case(name: str) -> Case:
         data = {key: stored[key] for key in stored.files}
     settings = json.loads(str(data.pop("settings")))
     plan = case_plan(settings)
-    original = {key.removeprefix("weights/"): array for key, array in data.items() if key.startswith("weights/")}
-    return Case(plan, weights_from_original(original, plan), case_configurations(data), data, settings)
+    return Case(plan, _weights(data, "weights", plan), case_configurations(data), data, settings)

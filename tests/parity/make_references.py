@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import mace  # noqa: F401  - the original; must be imported before e3nn
@@ -31,6 +32,13 @@ CHANNELS = 4
 ENERGIES = {1: -13.6, 6: -1027.2, 8: -2041.8, 13: -57.0, 14: -102.5}
 RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
 DENSITY, DENSITY_RESIDUAL = "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"
+ATTENTION = "RealAgnosticAttResidualInteractionBlock"
+NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
+LARGEST = 5000
+"""Entries of an array that is stored as it is. Larger weights are drawn in a way that can be repeated."""
+
+STRIDE = 61
+"""Which entries of other large arrays are stored."""
 
 
 def structures() -> list[Atoms]:
@@ -62,6 +70,7 @@ def case(name: str, hidden: str, l_max: int, correlation: int, layers: int, **mo
     settings = dict(
         name=name, hidden=hidden, l_max=l_max, correlation=correlation, layers=layers, model="MACE",
         first=PLAIN, other=RESIDUAL, radial="bessel", transform="None", repulsion=False, gate="silu", seed=len(name),
+        options={},
     )  # fmt: skip
     settings.update(more)
     return settings
@@ -82,6 +91,18 @@ CASES = [
     case("soft_l1_c2_t2", "0e+1o", 1, 2, 2, radial="gaussian", transform="Soft", gate="tanh"),
     case("chebyshev_l1_c1_t2", "0e+1o", 1, 1, 2, radial="chebyshev", gate="None"),
     case("vector_l1_c4_t2", "0e+1o", 1, 4, 2, gate="abs"),
+    case("attention_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=RESIDUAL, other=ATTENTION,
+         options={"apply_cutoff": False}),
+    case("nonlinear_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=NONLINEAR, other=NONLINEAR,
+         transform="Agnesi", repulsion=True,
+         options={"apply_cutoff": False, "edge_irreps": "3x0e+3x1o", "use_edge_irreps_first": True,
+                  "use_agnostic_product": True, "use_last_readout_only": True,
+                  "readout_cls": "NonLinearBiasReadoutBlock"}),
+    case("gates_l3_c2_t2", "0e+1o+2e", 3, 2, 2, model="ScaleShiftMACE", first=NONLINEAR, other=NONLINEAR),
+    case("late_l2_c3_t3", "0e+1o", 2, 3, 3, seed=5,
+         options={"apply_cutoff": False, "edge_irreps": "3x0e+3x1o", "use_last_readout_only": True}),
+    case("late_density_l2_c1_t2", "0e+1o", 2, 1, 2, model="ScaleShiftMACE", first=DENSITY, other=DENSITY_RESIDUAL,
+         options={"apply_cutoff": False, "use_agnostic_product": True}),
 ]  # fmt: skip
 
 
@@ -124,7 +145,12 @@ def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
         return build_dipole_model(settings, elements)
     hidden = o3.Irreps("+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+")))
     torch.manual_seed(settings["seed"])
-    return modules.ScaleShiftMACE(
+    options = dict(settings["options"])
+    if "edge_irreps" in options:
+        options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
+    if "readout_cls" in options:
+        options["readout_cls"] = getattr(modules.blocks, options["readout_cls"])
+    model = modules.ScaleShiftMACE(
         r_max=R_MAX, num_bessel=6, num_polynomial_cutoff=5, max_ell=settings["l_max"],
         interaction_cls=modules.interaction_classes[settings["other"]],
         interaction_cls_first=modules.interaction_classes[settings["first"]],
@@ -133,8 +159,37 @@ def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
         avg_num_neighbors=9.5, atomic_numbers=elements.zs, correlation=settings["correlation"],
         gate=modules.gate_dict[settings["gate"]], pair_repulsion=settings["repulsion"], use_reduced_cg=False,
         distance_transform=settings["transform"], radial_MLP=[7, 9], radial_type=settings["radial"],
-        atomic_inter_scale=0.8, atomic_inter_shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0,
+        atomic_inter_scale=0.8, atomic_inter_shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0, **options,
     )  # fmt: skip
+    return stirred(model)
+
+
+def stirred(model: torch.nn.Module) -> torch.nn.Module:
+    """Change weights that begin as zero, one or nearly so, and draw large ones so that they need not be stored."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            usual = name.endswith((".weight", "weights_max")) and "_embedding.weight" not in name
+            if not (usual or ".weights." in name or name.startswith("node_embedding")) and value.numel():
+                value.add_(torch.randn_like(value), alpha=0.3)
+            if value.numel() > LARGEST:
+                value.copy_(torch.tensor(drawn(name, value.shape)))
+    return model
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw a weight from its name; numpy promises the same numbers for ever."""
+    return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
+
+
+def thinned(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leave out large weights, of which the shape is enough, and most entries of other large arrays."""
+    small = {key: value for key, value in result.items() if value.size <= LARGEST}
+    for key, value in result.items():
+        if value.size > LARGEST:
+            small[f"shape/{key}"] = np.array(value.shape)
+            if not key.startswith("weights/"):
+                small[f"some/{key}"] = value.reshape(-1)[::STRIDE]
+    return small
 
 
 def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
@@ -249,7 +304,9 @@ def main() -> None:
     """Write one file per case and one with the structures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("names", nargs="*", help="only these cases")
+    options = parser.parse_args()
+    folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -260,8 +317,11 @@ def main() -> None:
     for name in ("dipoles", "atoms"):
         (folder / name).mkdir(exist_ok=True)
     for settings in CASES + DIPOLE_CASES:
+        if options.names and settings["name"] not in options.names:
+            continue
         result, place = evaluate(settings), folder / "dipoles" if "vectors" in settings else folder
-        np.savez_compressed(place / f"{settings['name']}.npz", settings=json.dumps(settings | provenance), **result)
+        np.savez_compressed(place / f"{settings['name']}.npz", settings=json.dumps(settings | provenance),
+                            **thinned(result))  # fmt: skip
         if "vectors" not in settings:
             np.savez_compressed(folder / "atoms" / f"{settings['name']}.npz", **evaluate_atoms(settings))
         print(settings["name"], float(result[f"loss/{next(iter(losses_of(settings)[0]))}"]))

@@ -111,6 +111,10 @@ def test_every_kind_of_model_is_stored(reference_names: list[str], load_case: An
     assert {plan.gate for plan in plans} == {"silu", "tanh", "abs", "None"}
     assert {plan.pair_repulsion for plan in plans} == {True, False}
     assert {plan.interactions[0].normalization for plan in plans} == {"count", "density"}
+    assert {kind.messages for plan in plans for kind in plan.interactions} == {"linear", "attention", "nonlinear"}
+    for name in ("cutoff_after_network", "product_of_all_elements", "last_readout_only", "readout_biases"):
+        assert {getattr(plan, name) for plan in plans} == {True, False}, name
+    assert {plan.message_channels for plan in plans} > {None}
     assert {plan.n_layers for plan in plans} == {1, 2, 3}
     assert {plan.correlation[0] for plan in plans} == {1, 2, 3, 4}
     assert {plan.l_max for plan in plans} >= {1, 2, 3}

@@ -14,6 +14,7 @@ import torch
 
 from mace.compat.couplings import CouplingError, map_to_ours
 from mace.compat.importing import import_original, known_from, open_model
+from mace.compat.interaction_weights import interaction_from_original, interaction_to_original
 from mace.compat.reader import Known
 from mace.compat.weights import weights_from_original, weights_to_original
 from mace.errors import UserError
@@ -23,6 +24,8 @@ from mace.model.plan import InteractionPlan, ModelPlan
 from mace.units import DEBYE_OF_MACE_TORCH
 
 PLAIN, RESIDUAL = InteractionPlan(residual=False), InteractionPlan(residual=True)
+ATTENTION = InteractionPlan(residual=True, messages="attention")
+NONLINEAR = InteractionPlan(residual=True, normalization="density", messages="nonlinear")
 DENSITY, DENSITY_RESIDUAL = (InteractionPlan(residual=r, normalization="density") for r in (False, True))
 ENERGY = {
     "model": "EnergyDipolesMACE",
@@ -42,6 +45,17 @@ PLANS: dict[str, dict[str, Any]] = {
     "three_layers": {"interactions": (RESIDUAL,) * 3, "correlation": (1, 2, 3)},
     "one_layer": {"interactions": (RESIDUAL,), "correlation": (2,), "hidden_l": (0,), "readout_channels": 16},
     "deep_radial": {"radial_mlp": (5, 6, 7)},
+    "attention": {"interactions": (RESIDUAL, ATTENTION), "cutoff_after_network": True},
+    "nonlinear": {"interactions": (NONLINEAR, NONLINEAR), "cutoff_after_network": True},
+    "nonlinear_early": {"interactions": (PLAIN, NONLINEAR)},
+    "narrow": {"interactions": (NONLINEAR, NONLINEAR), "message_channels": (1, 1)},
+    "narrow_later": {"message_channels": (2, 1), "message_l": (0,)},
+    "late_cutoff": {"cutoff_after_network": True},
+    "product_of_all": {"product_of_all_elements": True},
+    "last_readout": {"last_readout_only": True},
+    "biases": {"readout_biases": True},
+    "biases_of_last_readout": {"readout_biases": True, "last_readout_only": True},
+    "dipoles_nonlinear": ATOMIC | {"interactions": (PLAIN, NONLINEAR)},
     "dipoles": ATOMIC,
     "dipoles_plain": ATOMIC | {"interactions": (PLAIN, PLAIN), "hidden_l": (0, 1, 2), "l_max": 2},
     "dipoles_three_layers": ATOMIC | {"interactions": (PLAIN, RESIDUAL, RESIDUAL), "correlation": (2,) * 3},
@@ -67,7 +81,9 @@ def model_of(name: str) -> MACE:
                 if key.startswith("weights.l0"):
                     value.zero_()
             if model.plan.interactions[last].residual:
-                model.interactions[last].skip[0] = 0.0
+                interaction = model.interactions[last]
+                skip = interaction.mixing.residual if hasattr(interaction, "mixing") else interaction.skip
+                skip[0] = 0.0
     return model
 
 
@@ -124,6 +140,38 @@ def test_a_checkpoint_needs_what_it_does_not_tell(tmp_path: Path) -> None:
         assert_equal(import_original(path, known=known_from(like)).model, expected)
 
 
+@pytest.mark.parametrize("kind", [RESIDUAL, NONLINEAR])
+def test_degrees_that_nobody_has_are_left_out(kind: InteractionPlan) -> None:
+    """A file may have room for vectors that scalars never fill; what they would be mixed with is rescaled."""
+    changes = {"interactions": (kind, kind), "l_max": 1, "hidden_l": (0,), "correlation": (1, 1)}
+    plan = ModelPlan.model_validate(files.PLAN.model_dump() | changes)
+    expected = files.model(plan)
+    arrays = {name: value.detach().numpy() for name, value in expected.named_parameters()}
+    narrow = interaction_to_original(arrays, plan, 1, (0,))
+    # paths 0-0-0 and 1-1-0 lead to scalars, 0-1-1 and 1-0-1 to vectors; n channels for each
+    n, wide, rng = plan.n_channels, dict(narrow), np.random.default_rng(6)
+    nonlinear = kind.messages == "nonlinear"
+    last, mixing = ("conv_tp_weights.net.3", "linear_1") if nonlinear else ("conv_tp_weights.layer1", "linear")
+    name = f"interactions.1.{last}.weight"
+    columns = (narrow[name].T if nonlinear else narrow[name]).reshape(-1, 2, n)
+    columns = np.concatenate([columns[:, :1], rng.normal(size=(len(columns), 2, n)), columns[:, 1:]], axis=1)
+    # the degree of the sender rises first within a resulting degree
+    columns = columns[:, [0, 1, 3, 2]].reshape(len(columns), -1)
+    wide[name] = columns.T if nonlinear else columns
+    if nonlinear:
+        bias = narrow[f"interactions.1.{last}.bias"].reshape(2, n)
+        wide[f"interactions.1.{last}.bias"] = np.stack([bias[0], bias[0], bias[1], bias[1]]).reshape(-1)
+        wide["interactions.1.linear_res.weight"] = np.append(
+            narrow["interactions.1.linear_res.weight"], rng.normal(size=n * n)
+        )
+    flat, widths = narrow[f"interactions.1.{mixing}.weight"], (2 * n if nonlinear else n, n)
+    scalars, vectors = np.split(flat * 2**0.5, [n * widths[0]])
+    dead = [rng.normal(size=n * width) for width in widths]
+    wide[f"interactions.1.{mixing}.weight"] = np.concatenate([scalars, dead[0], vectors, dead[1]])
+    for name, value in interaction_from_original(wide, plan, 1, (0, 1), True).items():
+        assert np.allclose(value, arrays[name], atol=1e-14), name
+
+
 def test_the_kind_of_ambiguous_layers_is_asked_for(tmp_path: Path) -> None:
     state = {name: value.detach() for name, value in files.state_of(files.model()).items()}
     path = files.write_original(tmp_path / "old.pt", {"model": {f"module.{n}": v for n, v in state.items()}})
@@ -133,6 +181,20 @@ def test_the_kind_of_ambiguous_layers_is_asked_for(tmp_path: Path) -> None:
     assert_equal(import_original(path, known=known).model, files.model())
     with pytest.raises(UserError, match="does not tell the kind of its layer 1"):
         import_original(files.write_original(tmp_path / "three.pt", {"model": ambiguous}), known=known)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nonlinear", "does not tell apply_cutoff"), ("narrow_later", "does not tell what neighbors send in its layer 1")],
+)
+def test_a_checkpoint_of_newer_kinds_needs_its_model(name: str, reason: str, tmp_path: Path) -> None:
+    expected = model_of(name)
+    state = {key: value.detach() for key, value in files.state_of(expected).items()}
+    path = files.write_original(tmp_path / "old.pt", {"model": state, "optimizer": {}, "lr_scheduler": {}})
+    with pytest.raises(UserError, match=reason):
+        import_original(path, known=Known(avg_num_neighbors=7.5, gate="silu"))
+    like = files.write_original(tmp_path / "old.model", files.tree_of(expected))
+    assert_equal(import_original(path, known=known_from(like)).model, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if "dipoles" in name])
@@ -241,7 +303,7 @@ def test_older_layouts_of_attributes(tmp_path: Path) -> None:
         ({"kind": "PolarMACE"}, "long-range electrostatics"),
         ({"kind": "SomethingElse"}, "its kind is SomethingElse: this class of models is not known"),
         ({"use_so3": True}, "use_so3=True"),
-        ({"use_last_readout_only": True}, "use_last_readout_only=True"),
+        ({"use_last_readout_only": True}, "it has 2 readouts for 2 layers"),
     ],
 )
 def test_what_does_not_exist_here_is_named(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -253,9 +315,9 @@ def test_what_does_not_exist_here_is_named(changes: dict[str, Any], reason: str,
 def test_other_interactions_are_named(tmp_path: Path) -> None:
     tree = files.tree_of(files.model())
     layers = tree._modules["interactions"]._modules
-    word = "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"
+    word = "mace.modules.blocks.AgnosticNonlinearInteractionBlock"
     layers["1"] = files.module(word, layers["1"]._modules, avg_num_neighbors=7.5)
-    with pytest.raises(UserError, match="layer 1 is a RealAgnosticAttResidualInteractionBlock"):
+    with pytest.raises(UserError, match="layer 1 is a AgnosticNonlinearInteractionBlock"):
         import_original(files.write_original(tmp_path / "old.model", tree))
 
 

@@ -96,6 +96,37 @@ def test_the_first_layer(model: str, first: str, residual: bool, normalization: 
     assert (plans[1].residual, plans[1].normalization) == (True, "count")
 
 
+ATTENTION, NONLINEAR = "RealAgnosticAttResidualInteractionBlock", "RealAgnosticResidualNonLinearInteractionBlock"
+
+
+def test_every_kind_of_message_can_be_chosen() -> None:
+    flags = (f"--interaction={ATTENTION}", "--model=ScaleShiftMACE", f"--interaction_first={NONLINEAR}")
+    assert [plan.messages for plan in interaction_plans(settings(*flags))] == ["nonlinear", "attention"]
+    # an isolated atom keeps its energy only without a residual
+    first = interaction_plans(settings("--model=MACE", *flags[::2]))[0]
+    assert (first.messages, first.residual) == ("linear", False)
+
+
+def test_what_neighbors_send() -> None:
+    plan = _plan("--edge_irreps=2x0e + 2x1o", "--num_interactions=3")
+    assert (plan.message_channels, plan.message_l) == ((4, 2, 2), None)  # type: ignore[attr-defined]
+    plan = _plan("--edge_irreps=2x0e", "--use_edge_irreps_first=True")
+    assert (plan.message_channels, plan.message_l) == ((2, 2), None)  # type: ignore[attr-defined]
+    plan = _plan("--max_L=1", "--edge_irreps=4x1o + 4x2e")
+    assert (plan.message_channels, plan.message_l) == (None, (1,))  # type: ignore[attr-defined]
+    plan = _plan("--edge_irreps=4x0e")
+    assert (plan.message_channels, plan.message_l) == (None, None)  # type: ignore[attr-defined]
+
+
+def test_variants_of_cutoff_product_and_readout() -> None:
+    plain = _plan()
+    flags = ("--apply_cutoff=False", "--use_agnostic_product=True", "--use_last_readout_only=True")
+    changed = {"cutoff_after_network", "product_of_all_elements", "last_readout_only"}
+    for name in changed:
+        assert getattr(plain, name) is False
+        assert getattr(_plan(*flags), name) is True
+
+
 @pytest.mark.parametrize(
     ("flags", "epoch"),
     [
