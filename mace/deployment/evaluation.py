@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.structures.collection import objects_frozen
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
@@ -140,11 +142,12 @@ def evaluate_files(
     batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
     remaining = iter(frames)
     began = time.perf_counter()
-    with AnnotatedFile(output) as stream:
+    with AnnotatedFile(output) as stream, objects_frozen():
         for batch in progress(batches, len(batches)):
             predictions = predict_configurations(model, batch, wanted)
-            for configuration, prediction, frame in zip(batch, predictions, remaining, strict=False):
-                stream.write(frame, *_annotations(prediction, frame, wanted), configuration.where())
+            present = list(islice(remaining, len(batch)))
+            annotations = [_annotations(*pair, wanted) for pair in zip(predictions, present, strict=True)]
+            stream.write(present, annotations, [configuration.where() for configuration in batch])
             stream.flush()
             labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
             comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])

@@ -52,7 +52,7 @@ class _Column(NamedTuple):
     name: str
     kind: str
     first: int
-    count: int
+    width: int
 
 
 class _Plain(NamedTuple):
@@ -89,7 +89,7 @@ def _understand(place: int, lines: list[str]) -> _Plain | None:
     """Read the comment line and divide the others into words, or return None."""
     try:
         header = _parse_header(lines[1].strip())
-        width = sum(column.count for column in _columns(header.properties))
+        width = sum(column.width for column in _columns(header.properties))
     except _Unusual:
         return None
     rows = [line.split() for line in lines[2:]]
@@ -183,7 +183,7 @@ def _columns(properties: str) -> tuple[_Column, ...]:
             raise _Unusual
         columns.append(_Column(name, kind, first, int(count)))
         first += int(count)
-    shapes = {column.name: (column.kind, column.count) for column in columns}
+    shapes = {column.name: (column.kind, column.width) for column in columns}
     if shapes.get("species") != ("S", 1) or shapes.get("pos") != ("R", 3):
         raise _Unusual
     return tuple(columns)
@@ -226,13 +226,13 @@ def _results(arrays: dict[str, np.ndarray], entries: dict[str, Any], known: froz
 
 
 def _parse_column(column: _Column, words: list[tuple[str, ...]]) -> np.ndarray:
-    chosen = words[column.first : column.first + column.count]
+    chosen = words[column.first : column.first + column.width]
     if column.name == "species":
         number_of = {symbol: _atomic_numbers()[symbol.capitalize()] for symbol in set(chosen[0])}
         return np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
     parse, dtype = _PARSERS[column.kind]
     parsed = [list(map(parse, column_words)) for column_words in chosen]
-    if column.count == 1:
+    if column.width == 1:
         return np.array(parsed[0], dtype=dtype)
     return np.ascontiguousarray(np.array(parsed, dtype=dtype).T)
 
