@@ -21,6 +21,7 @@ _ENTRY = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?:"([^"'\\{}\[\]=]+)"|([^\s"'
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"[ ,]*{_NUMBER}(?:[ ,]+{_NUMBER})*[ ,]*")
 _INTEGERS = re.compile(r"[ ,]*[+-]?\d{1,18}(?:[ ,]+[+-]?\d{1,18})*[ ,]*")
+_NO_INTEGER = re.compile("[.eE]")
 _TRUTHS = {word: True for word in ("T", "true", "True", "TRUE")} | {
     word: False for word in ("F", "false", "False", "FALSE")
 }
@@ -139,7 +140,7 @@ def _parse_value(text: str) -> Any:
     parts = text.replace(",", " ").split()
     if _INTEGERS.fullmatch(text):
         return np.int_(parts[0]) if len(parts) == 1 else np.array(list(map(int, parts)), dtype=int)
-    if _NUMBERS.fullmatch(text):
+    if _NUMBERS.fullmatch(text) and _NO_INTEGER.search(text):  # integers that are too long are left to ASE
         return np.float64(parts[0]) if len(parts) == 1 else np.array(list(map(float, parts)))
     raise _Unusual
 

@@ -63,24 +63,55 @@ CELLS = {
 SYMBOLS = st.sampled_from(["H", "O", "C", "Na", "na", "X", "CL", "Qq", "1"])
 
 
+USUAL_NUMBERS = st.one_of(
+    st.integers(-(10**17), 10**17).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.sampled_from(["-0", "+5", "007", "1.", ".5", "-.5e3", "1E5", "1e400"]),
+)
+USUAL_VALUES = st.one_of(
+    st.one_of(USUAL_NUMBERS, st.sampled_from(["T", "true", "False", "bulk", "a-1", "a:1"])),
+    st.lists(USUAL_NUMBERS, min_size=1, max_size=4).flatmap(
+        lambda parts: st.sampled_from([" ", "  ", ",", ", "]).map(lambda glue: f'"{glue.join(parts)}"')
+    ),
+    st.sampled_from(['"T F"', '" 1 "', '"a b  c"', '"1 b"', "1,2,3", '"T x"', '"a, b"']),
+)
+USUAL_ENTRIES = st.one_of(
+    st.tuples(
+        KEYS.filter(lambda key: key not in ("Lattice", "stress", "virial", "pbc", "uid", "UID", "1k")), USUAL_VALUES
+    ),
+    st.tuples(
+        st.sampled_from(["Lattice", "stress", "virial"]),
+        st.lists(USUAL_NUMBERS, min_size=9, max_size=9).map(lambda parts: f'"{" ".join(parts)}"'),
+    ),
+    st.tuples(st.just("stress"), st.lists(USUAL_NUMBERS, min_size=6, max_size=6).map(lambda p: f'"{" ".join(p)}"')),
+    st.tuples(st.just("pbc"), st.sampled_from(['"T T F"', '"F F F"', '"True,False,T"'])),
+)
+USUAL_COLUMNS = ["forces:R:3", "tags:I:1", "charges:R:1", "on:L:1", "axes:L:3", "names:S:1", "q:R:2", "energies:R:1"]
+USUAL_CELLS = {**CELLS, "R": USUAL_NUMBERS, "I": st.integers(-9, 9).map(str), "L": st.sampled_from(["T", "False"])}
+
+
 @st.composite
-def frame_texts(draw: st.DrawFn) -> str:
-    """Frames as files have them, mostly plain, some strange, some wrong."""
-    columns = ["species:S:1", "pos:R:3", *draw(st.lists(COLUMNS, max_size=2))]
-    entries = draw(st.lists(st.tuples(KEYS, VALUES).map("=".join), max_size=4))
+def frame_texts(draw: st.DrawFn, usual: bool) -> str:
+    """Frames as files have them; or strange and often wrong ones."""
+    more = st.lists(st.sampled_from(USUAL_COLUMNS), max_size=2, unique=True) if usual else st.lists(COLUMNS, max_size=2)
+    columns = ["species:S:1", "pos:R:3", *draw(more)]
+    pairs = USUAL_ENTRIES if usual else st.tuples(KEYS, VALUES)
+    entries = ["=".join(pair) for pair in draw(st.lists(pairs, max_size=4, unique_by=lambda p: p[0] if usual else p))]
     if draw(st.booleans()) or len(columns) > 2:
         entries.insert(draw(st.integers(0, len(entries))), f"Properties={':'.join(columns)}")
-    else:
-        columns = columns[:2]
-    entries += draw(st.lists(st.sampled_from(["alone", "=", "a=", 'x="1', 'Lattice="4 0 0 0 5 0 0 0 6"']), max_size=1))
+    if not usual:
+        entries += draw(
+            st.lists(st.sampled_from(["alone", "=", "a=", 'x="1', 'Lattice="4 0 0 0 5 0 0 0 6"']), max_size=1)
+        )
     rows = []
-    n_atoms = draw(st.integers(0, 3))
+    n_atoms = draw(st.integers(1 if usual else 0, 3))
     for _ in range(n_atoms):
-        words = [draw(SYMBOLS), *(draw(st.floats(-9, 9).map("{:.5f}".format)) for _ in range(3))]
+        symbol = draw(st.sampled_from(["H", "O", "Na", "na", "CL", "X"]) if usual else SYMBOLS)
+        words = [symbol, *(draw(st.floats(-9, 9).map("{:.5f}".format)) for _ in range(3))]
         for column in columns[2:]:
             _, kind, count = column.split(":")
-            words += [draw(CELLS[kind]) for _ in range(int(count))]
-        if draw(st.integers(0, 30)) == 0:
+            words += [draw((USUAL_CELLS if usual else CELLS)[kind]) for _ in range(int(count))]
+        if not usual and draw(st.integers(0, 9)) == 0:
             words = words[:-1] if draw(st.booleans()) else [*words, "1.0"]
         rows.append(draw(st.sampled_from([" ", "   ", "\t"])).join(words))
     return "\n".join([str(n_atoms), draw(st.sampled_from([" ", "  ", " "])).join(entries), *rows]) + "\n"
@@ -109,12 +140,20 @@ def _lines(text: str) -> list[str]:
     return list(io.StringIO(text))
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(frame_texts(), min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None)
+@given(st.lists(frame_texts(usual=False), min_size=1, max_size=3))
 def test_what_is_read_is_what_ase_reads(texts: list[str]) -> None:
     for text, found in zip(texts, read_plain_frames([_lines(text) for text in texts]), strict=True):
         if found is not None:
             assert _described(found) == _described(_of_ase(text)), text
+
+
+@settings(max_examples=200, deadline=None)
+@given(frame_texts(usual=True))
+def test_what_is_usual_is_read_and_as_ase_does(text: str) -> None:
+    (found,) = read_plain_frames([_lines(text)])
+    assert found is not None, text
+    assert _described(found) == _described(_of_ase(text)), text
 
 
 @pytest.mark.parametrize("file", [*EXAMPLES, *SHARED], ids=lambda file: file.name)
