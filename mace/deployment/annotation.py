@@ -20,6 +20,11 @@ Predicted = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
 """New columns and entries of the comment line of a structure."""
 
 
+def partial_path(path: str | Path) -> Path:
+    """Return the name of a file until it is complete."""
+    return Path(path).with_name(f"{Path(path).name}.partial")
+
+
 class AnnotatedFile:
     """Write structures batch by batch; the file appears under its name once the block is left without an error.
 
@@ -28,20 +33,21 @@ class AnnotatedFile:
 
     Args:
         path: The file; its folder is created.
+        resume: Go on where an unfinished file ends.
 
     Raises:
         UserError: If the file cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
         """Open the file under its first name."""
         self.path = Path(path)
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.partial = partial_path(path)
         if self.path.is_dir():
             raise UserError(f"{self.path}: the output is a directory; name a file.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.partial.open("w", encoding="utf-8")
+            self._stream = self.partial.open("a" if resume else "w", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
 
