@@ -42,9 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("Files").add_argument
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
-    add("--model", required=True, help="model file of this program or of mace-torch")
+    add("--model", required=True, nargs="+", help="model file of this program or of mace-torch; several, or a pattern, "
+        "form a committee: means and, as ..._std, standard deviations")  # fmt: skip
     add("--head", help="head to take of a model of mace-torch that has several")
     add("--output", required=True, help="extended XYZ file to write")
+    add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
     add("--plot", help="draw predictions against labels into this PNG")
@@ -102,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
 
     from mace.compat.importing import open_model
     from mace.deployment.evaluation import Wanted, evaluate_files
-    from mace.deployment.loading import find_device, find_dtype
+    from mace.deployment.loading import expand_models, find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
     from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
@@ -112,7 +114,8 @@ def run(arguments: Sequence[str]) -> None:
     setup_logging(options.log_level, None, console, options.quiet)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
-        loaded = open_model(options.model, device, dtype, options.head)
+        files = expand_models(options.model)
+        models = [open_model(file, device, dtype, options.head).model.requires_grad_(False) for file in files]
         wanted = Wanted(
             stress=options.compute_stress,
             node_energies=options.return_node_energies,
@@ -127,13 +130,14 @@ def run(arguments: Sequence[str]) -> None:
             mode = "off" if options.quiet else "auto"
             return track(batches, f"Evaluating {options.configs}", total, console=console, mode=mode)
 
-        model = loaded.model.requires_grad_(False)
-        choose_kernels(model)
-        if options.charges_key is not None and not model.plan.predicts_dipole:
-            raise UserError(f"--charges_key has no effect on a {model.plan.model} model; remove the flag.")
+        for model in models:
+            choose_kernels(model)
+        plan = models[0].plan
+        if options.charges_key is not None and not plan.predicts_dipole:
+            raise UserError(f"--charges_key has no effect on a {plan.model} model; remove the flag.")
         with Interruption() as interruption, interruption.patient():
             summary = evaluate_files(
-                model,
+                models,
                 options.configs,
                 options.output,
                 wanted,
@@ -142,8 +146,9 @@ def run(arguments: Sequence[str]) -> None:
                 progress=progress,
                 plot=options.plot,
                 interruption=interruption,
+                resume=options.resume,
             )
-        _report(summary, options, _tables(model.plan, options.compute_stress))
+        _report(summary, options, _tables(plan, options.compute_stress))
     finally:
         close_logging()
 
@@ -172,13 +177,18 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
             summary.without_stress,
             summary.n_structures,
         )
+    if options.resume and summary.resumed:
+        _LOGGER.info("%d structures had been done before.", summary.resumed)
+    elif options.resume:
+        _LOGGER.info("There was nothing to go on from; all structures were evaluated.")
+    n_new = summary.n_structures - summary.resumed
     _LOGGER.info(
-        "Evaluated %d structures with %d atoms in %.2f s (%.3g structures/s, %.3g atoms/s)",
+        "Evaluated %d structures in %.2f s (%.3g structures/s); %d structures with %d atoms in all",
+        n_new,
+        summary.seconds,
+        n_new / summary.seconds,
         summary.n_structures,
         summary.n_atoms,
-        summary.seconds,
-        summary.n_structures / summary.seconds,
-        summary.n_atoms / summary.seconds,
     )
     if summary.errors:
         for kind in tables:

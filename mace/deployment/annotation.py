@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,62 +12,67 @@ import numpy as np
 from ase.io.extxyz import per_atom_properties
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mace.deployment.extended_xyz import frame_text
+from mace.deployment.extended_xyz import frame_texts
 from mace.errors import UserError
 from mace.structures.frame import Frame
 
+Predicted = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
+"""New columns and entries of the comment line of a structure."""
+
+
+def partial_path(path: str | Path) -> Path:
+    """Return the name of a file until it is complete."""
+    return Path(path).with_name(f"{Path(path).name}.partial")
+
 
 class AnnotatedFile:
-    """Write structures one by one; the file appears under its name once the block is left without an error.
+    """Write structures batch by batch; the file appears under its name once the block is left without an error.
 
     Until then it is called ``<name>.partial``. After a `UserError` that is removed; after anything else, such as a
     signal or the end of the power, it stays, and holds all structures up to the last `flush`.
 
     Args:
         path: The file; its folder is created.
+        resume: Go on where an unfinished file ends.
 
     Raises:
         UserError: If the file cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
         """Open the file under its first name."""
         self.path = Path(path)
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.partial = partial_path(path)
         if self.path.is_dir():
             raise UserError(f"{self.path}: the output is a directory; name a file.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.partial.open("w", encoding="utf-8")
+            self._stream = self.partial.open("a" if resume else "w", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
 
-    def write(self, frame: Frame, columns: Mapping[str, np.ndarray], entries: Mapping[str, Any], where: str) -> None:
-        """Write a structure with what it has already and what is new; what has the key of a new value is replaced.
+    def write(self, frames: Sequence[Frame], predicted: Sequence[Predicted], where: Sequence[str]) -> None:
+        """Write structures with what they have already and what is new; what has the key of a new value is replaced.
 
         Args:
-            frame: The structure as read; it is changed.
-            columns: New arrays by key, one row per atom, ``[atoms, ...]``.
-            entries: New values by key for the comment line.
-            where: File and place of the structure, for messages.
+            frames: The structures as read; they are changed.
+            predicted: For each new arrays by key, one row per atom, and new values by key for the comment line.
+            where: File and place of each, for messages.
 
         Raises:
-            UserError: If the structure cannot be written.
+            UserError: If a structure cannot be written.
         """
-        keep_results(frame)
-        for key in (*columns, *entries):
-            frame.info.pop(key, None)
-            frame.arrays.pop(key, None)
-        frame.arrays.update(columns)
-        frame.info.update(entries)
+        for frame, (columns, entries) in zip(frames, predicted, strict=True):
+            keep_results(frame)
+            for key in (*columns, *entries):
+                frame.info.pop(key, None)
+                frame.arrays.pop(key, None)
+            frame.arrays.update(columns)
+            frame.info.update(entries)
         try:
-            self._stream.write(frame_text(frame))
+            self._stream.write("".join(_texts(frames, where)))
         except OSError as error:
             raise self._failure(error) from error
-        except (ValueError, TypeError, KeyError) as error:  # what ASE says to data the format cannot hold
-            raise UserError(
-                f"{where} cannot be written as extended XYZ ({error}); take the data out that the format cannot hold."
-            ) from error
 
     def __enter__(self) -> AnnotatedFile:
         """Return the file."""
@@ -95,6 +100,18 @@ class AnnotatedFile:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self.path}: the output cannot be written ({error.strerror or error}).")
+
+
+def _texts(frames: Sequence[Frame], where: Sequence[str]) -> list[str]:
+    """Write structures, and name the one that cannot be written."""
+    try:
+        return frame_texts(frames)
+    except (ValueError, TypeError, KeyError) as error:  # what ASE says to data the format cannot hold
+        if len(frames) > 1:
+            return [text for frame, place in zip(frames, where, strict=True) for text in _texts([frame], [place])]
+        raise UserError(
+            f"{where[0]} cannot be written as extended XYZ ({error}); take the data out that the format cannot hold."
+        ) from error
 
 
 def keep_results(frame: Frame) -> None:

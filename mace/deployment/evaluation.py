@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import numpy as np
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from mace.deployment.annotation import AnnotatedFile
+from mace.deployment.annotation import AnnotatedFile, partial_path
 from mace.deployment.comparison import Comparison
 from mace.deployment.descriptors import descriptors
+from mace.deployment.resuming import check_continuation, check_same_model, complete_frames, written_predictions
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.structures.collection import objects_frozen
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
@@ -35,7 +38,7 @@ from mace.training.plots import plot_parity
 AGGREGATIONS = ("mean", "per_element_mean")
 """How the descriptors of a structure's atoms may be put together."""
 
-_PER_ATOM = ("forces", "node_energies", "descriptors")
+_PER_ATOM = ("forces", "node_energies", "descriptors", "forces_std", "node_energies_std")
 
 Batches = Iterable[list[Configuration]]
 
@@ -62,8 +65,8 @@ class Wanted:
     descriptor_aggregation: str | None = None
     prefix: str = "MACE_"
 
-    def keys(self, plan: ModelPlan) -> list[str]:
-        """Return the keys that will be written with what a model predicts."""
+    def keys(self, plan: ModelPlan, committee: bool = False) -> list[str]:
+        """Return the keys that will be written with what a model, or a committee of such, predicts."""
         names = {
             "energy": plan.predicts_energy,
             "forces": plan.predicts_energy,
@@ -72,7 +75,8 @@ class Wanted:
             "node_energies": self.node_energies,
             "descriptors": self.descriptors,
         }
-        return [self.prefix + name for name, on in names.items() if on]
+        chosen = [name for name, on in names.items() if on]
+        return [self.prefix + name for name in [*chosen, *(f"{name}_std" for name in chosen if committee)]]
 
 
 @dataclass
@@ -88,6 +92,7 @@ class EvaluationSummary:
         errors: Metrics by config_type, isolated atoms left out, and of all structures under ``"all"``; only what is
             labelled.
         plot: The picture, if one was drawn.
+        resumed: Structures that were in the unfinished output already.
     """
 
     report: LabelReport
@@ -97,10 +102,11 @@ class EvaluationSummary:
     without_stress: int = 0
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     plot: Path | None = None
+    resumed: int = 0
 
 
 def evaluate_files(
-    model: MACE,
+    models: MACE | Sequence[MACE],
     paths: str | Path | Sequence[str | Path],
     output: str | Path,
     wanted: Wanted,
@@ -109,6 +115,7 @@ def evaluate_files(
     progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
     plot: str | Path | None = None,
     interruption: Interruption | None = None,
+    resume: bool = False,
 ) -> EvaluationSummary:
     """Predict all structures of some files and write them, in their order, as one extended XYZ file.
 
@@ -116,7 +123,8 @@ def evaluate_files(
     only once it is complete, so it may be the input itself; see `AnnotatedFile`.
 
     Args:
-        model: The model, on its device and in its precision.
+        models: The model, on its device and in its precision; several form a committee, whose mean and standard
+            deviation (``_std``) are written.
         paths: Files of any format ASE reads, and patterns.
         output: The file to write.
         wanted: What to predict.
@@ -125,6 +133,7 @@ def evaluate_files(
         progress: Wraps the iteration over batches; gets their number.
         plot: A PNG of predictions against labels, if there are any.
         interruption: Signals that ask for an end after the present batch.
+        resume: Go on where an earlier evaluation was interrupted, if it was.
 
     Returns:
         Counts and errors.
@@ -134,24 +143,35 @@ def evaluate_files(
         UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
             prediction would take the place of a label, or the model does not predict what is wanted.
     """
-    reading, configurations, frames = _read_checked(model.plan, paths, charges_key, wanted)
+    members = [models] if isinstance(models, MACE) else list(models)
+    reading, configurations, frames = _read_checked(members, paths, charges_key, wanted)
     summary, comparison = EvaluationSummary(reading.report), Comparison(keep=plot is not None)
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
-    batches = [configurations[start : start + batch_size] for start in range(0, len(configurations), batch_size)]
-    remaining = iter(frames)
+    done = _resume(members, output, configurations, wanted) if resume else []
+
+    def count(batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]]) -> None:
+        labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
+        comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])
+        _count(summary, batch, predictions, wanted)
+
+    if done:
+        count(configurations[: len(done)], done)
+    summary.resumed = len(done)
+    starts = range(len(done), len(configurations), batch_size)
+    remaining = islice(frames, len(done), None)
     began = time.perf_counter()
-    with AnnotatedFile(output) as stream:
-        for batch in progress(batches, len(batches)):
-            predictions = predict_configurations(model, batch, wanted)
-            for configuration, prediction, frame in zip(batch, predictions, remaining, strict=False):
-                stream.write(frame, *_annotations(prediction, frame, wanted), configuration.where())
+    with AnnotatedFile(output, resume) as stream, objects_frozen():
+        for batch in progress([configurations[start : start + batch_size] for start in starts], len(starts)):
+            predictions = predict_committee(members, batch, wanted)
+            present = list(islice(remaining, len(batch)))
+            annotations = [_annotations(*pair, wanted) for pair in zip(predictions, present, strict=True)]
+            stream.write(present, annotations, [configuration.where() for configuration in batch])
             stream.flush()
-            labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
-            comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])
-            _count(summary, batch, predictions, wanted)
+            count(batch, predictions)
             if interruption is not None and interruption.requested and summary.n_structures < len(configurations):
                 raise interruption.error(
-                    f"{summary.n_structures} of {len(configurations)} structures are done; they are in {stream.partial}"
+                    f"{summary.n_structures} of {len(configurations)} structures are done; they are in "
+                    f"{stream.partial}, and the same command with --resume goes on"
                 )
     summary.seconds = time.perf_counter() - began
     summary.errors = comparison.errors()
@@ -161,21 +181,43 @@ def evaluate_files(
     return summary
 
 
+def _resume(
+    models: Sequence[MACE], output: str | Path, configurations: Sequence[Configuration], wanted: Wanted
+) -> list[dict[str, Any]]:
+    """Return the predictions of an unfinished output, after making sure that it is one of the same evaluation."""
+    partial = partial_path(output)
+    done = complete_frames(partial)
+    if not done:
+        return []
+    check_continuation(partial, done, configurations, wanted.keys(models[0].plan, len(models) > 1))
+    written = [written_predictions(frame, wanted.prefix) for frame in done]
+    (again,) = predict_committee(models, [configurations[len(done) - 1]], wanted)
+    check_same_model(partial, written[-1], again, len(done[-1]))
+    return written
+
+
 def _read_checked(
-    plan: ModelPlan, paths: str | Path | Sequence[str | Path], charges_key: str | None, wanted: Wanted
+    models: Sequence[MACE], paths: str | Path | Sequence[str | Path], charges_key: str | None, wanted: Wanted
 ) -> tuple[ReadResult, list[Configuration], list[Frame]]:
-    """Read files and make sure, before anything is written, that the model can predict what is wanted of them.
+    """Read files and make sure, before anything is written, that the models can predict what is wanted of them.
 
     Returns:
         What was read, and all structures in the order of the files, as configurations and as they stand there.
     """
     files = expand_paths(paths)
-    _check_model(plan, wanted)
+    for model in models:
+        _check_model(model.plan, wanted)
+    if len({(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}) > 1:
+        kinds = ", ".join(sorted({model.plan.model for model in models}))
+        raise UserError(f"Models of a committee must predict the same, but these are {kinds}; evaluate them apart.")
+    if len(models) > 1 and wanted.descriptors:
+        raise UserError("Features of several models have no mean; ask for descriptors with one model at a time.")
     frames: list[Frame] = []
     reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
-    check_elements(plan.atomic_numbers, configurations, "the model's training data")
-    _check_keys(wanted.keys(plan), wanted.prefix, reading.report)
+    for elements in dict.fromkeys(model.plan.atomic_numbers for model in models):
+        check_elements(elements, configurations, "the model's training data")
+    _check_keys(wanted.keys(models[0].plan, len(models) > 1), wanted.prefix, reading.report)
     return reading, configurations, frames
 
 
@@ -227,6 +269,22 @@ def predict_configurations(
             if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
                 result["stress"] = stress
     return results
+
+
+def predict_committee(
+    models: Sequence[MACE], configurations: Sequence[Configuration], wanted: Wanted
+) -> list[dict[str, Any]]:
+    """Predict some structures with one model, or with several: then their means and, as ``<name>_std``, deviations."""
+    members = [predict_configurations(model, configurations, wanted) for model in models]
+    if len(members) == 1:
+        return members[0]
+    return [_mean_and_deviation(of_structure) for of_structure in zip(*members, strict=True)]
+
+
+def _mean_and_deviation(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    values = {name: np.array([member[name] for member in members]) for name in members[0]}
+    means = {name: rows.mean(0) for name, rows in values.items()}
+    return {**means, **{f"{name}_std": rows.std(0) for name, rows in values.items()}}
 
 
 def _to_array(values: Tensor) -> np.ndarray:

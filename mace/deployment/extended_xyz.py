@@ -1,9 +1,10 @@
-"""The text of a structure in extended XYZ: that of ASE to the last character, made in a fraction of its time."""
+"""The text of structures in extended XYZ: that of ASE to the last character, made in a fraction of its time."""
 
 from __future__ import annotations
 
 import io
-from itertools import chain
+from collections.abc import Sequence
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -19,35 +20,71 @@ _SPECIAL = frozenset({"symbols", "species", "pos", "move_mask"})
 """Names of arrays that ASE treats in ways of its own."""
 
 
-def frame_text(frame: Frame) -> str:
-    """Write a structure without its calculator's results.
+_Layout = tuple[tuple[str, str, int], ...]
+"""Name, kind of NumPy type and width of each column after symbols and positions."""
+
+
+def frame_texts(frames: Sequence[Frame]) -> list[str]:
+    """Write structures without their calculators' results; those with the same columns together, which is faster.
 
     Args:
-        frame: The structure.
+        frames: The structures.
 
     Returns:
-        What ``ase.io.extxyz.write_xyz`` would write.
+        For each what ``ase.io.extxyz.write_xyz`` would write.
 
     Raises:
         ValueError: As ASE does to data the format cannot hold; TypeError and KeyError too.
     """
+    texts: list[str] = []
+    for layout, group in groupby(frames, key=_layout):
+        similar = list(group)
+        texts += [_ask_ase(frame) for frame in similar] if layout is None else _plain_texts(similar, layout)
+    return texts
+
+
+def _layout(frame: Frame) -> _Layout | None:
+    """Describe the columns of a structure; None if one, or anything else, is left to ASE."""
     if not len(frame) or frame.constraints or not all(_is_plain(name, array) for name, array in frame.arrays.items()):
-        stream = io.StringIO()
-        write_xyz(stream, [frame.to_atoms()], write_results=False)
-        return stream.getvalue()
+        return None
+    return tuple(
+        (name, array.dtype.kind, 0 if array.ndim == 1 else array.shape[1]) for name, array in frame.arrays.items()
+    )
+
+
+def _ask_ase(frame: Frame) -> str:
+    stream = io.StringIO()
+    write_xyz(stream, [frame.to_atoms()], write_results=False)
+    return stream.getvalue()
+
+
+def _plain_texts(frames: Sequence[Frame], layout: _Layout) -> list[str]:
+    """Write structures that have the same columns."""
     properties, formats = ["species:S:1:pos:R:3"], ["%-2s", "%16.8f", "%16.8f", "%16.8f"]
-    components = [[chemical_symbols[number] for number in frame.numbers.tolist()], *frame.positions.T.tolist()]
-    for name, array in frame.arrays.items():
-        kind, layout = _FORMATS[array.dtype.kind]
-        width = 1 if array.ndim == 1 else array.shape[1]
-        properties.append(f"{PROPERTY_NAME_MAP.get(name, name)}:{kind}:{width}")
-        formats += [layout] * width
-        components += [array.tolist()] if array.ndim == 1 else array.T.tolist()
-    rows = (" ".join(formats) + "\n") * len(frame) % tuple(chain.from_iterable(zip(*components, strict=True)))
-    lattice = f'Lattice="{" ".join(map(str, frame.cell.ravel().tolist()))}" ' if frame.cell.any() else ""
+    symbols = [chemical_symbols[number] for frame in frames for number in frame.numbers.tolist()]
+    components = [symbols, *np.concatenate([frame.positions for frame in frames]).T.tolist()]
+    for name, kind, width in layout:
+        word, form = _FORMATS[kind]
+        properties.append(f"{PROPERTY_NAME_MAP.get(name, name)}:{word}:{width or 1}")
+        formats += [form] * (width or 1)
+        values = np.concatenate([frame.arrays[name] for frame in frames])
+        components += values.T.tolist() if width else [values.tolist()]
+    rows = (" ".join(formats) + "\n") * len(symbols) % tuple(chain.from_iterable(zip(*components, strict=True)))
+    lines, columns, texts = iter(rows.splitlines(keepends=True)), ":".join(properties), []
+    for frame in frames:
+        of_frame = "".join(islice(lines, len(frame)))
+        texts.append(f"{len(frame)}\n{_lattice(frame.cell)}Properties={columns} {_entries(frame)}\n{of_frame}")
+    return texts
+
+
+def _lattice(cell: np.ndarray) -> str:
+    numbers = cell.ravel().tolist()
+    return f'Lattice="{" ".join(map(str, numbers))}" ' if any(numbers) else ""
+
+
+def _entries(frame: Frame) -> str:
     info = {**frame.info, "pbc": " ".join("T" if periodic else "F" for periodic in frame.pbc)}
-    entries = " ".join(filter(None, map(_entry, info.keys(), info.values())))
-    return f"{len(frame)}\n{lattice}Properties={':'.join(properties)} {entries}\n{rows}"
+    return " ".join(filter(None, map(_entry, info.keys(), info.values())))
 
 
 def _entry(key: str, value: Any) -> str:

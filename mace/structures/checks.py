@@ -15,7 +15,7 @@ from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
-_WEIGHT_KEYS = {"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)}
+_WEIGHT_KEYS = frozenset({"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)})
 
 _ATOM_WEIGHT_KEYS = {"forces": "forces_weight"}
 """Column with the weights of atoms, by property."""
@@ -84,11 +84,11 @@ def attach_weights(
         UserError: If a weight is no finite number of at least zero.
     """
     type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
-    given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS if key in info}
+    given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS & info.keys()}
+    if not given and type_weight == 1.0:
+        return configuration
     property_weights = {name: given[f"config_{name}_weight"] for name in PROPERTIES if f"config_{name}_weight" in given}
     weight = type_weight * given.get("config_weight", 1.0)
-    if weight == 1.0 and not property_weights:
-        return configuration
     return replace(configuration, weight=weight, property_weights=property_weights)
 
 

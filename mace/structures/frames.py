@@ -106,7 +106,7 @@ def iterate_frames(file: str) -> Iterator[Frame]:
         file_format = filetype(file)
     except (UnknownFileTypeError, *_UNREADABLE_TEXT) as error:
         raise UserError(f"{file}: ASE cannot tell the format of this file ({_reason(error)}).") from error
-    frames = _extended_xyz_frames(file) if file_format == "extxyz" else _other_frames(file, file_format)
+    frames = iterate_extended_xyz(file) if file_format == "extxyz" else _other_frames(file, file_format)
     is_empty = True
     for frame in frames:
         is_empty = False
@@ -127,8 +127,13 @@ def _other_frames(file: str, file_format: str) -> Iterator[Frame]:
         raise _unreadable(file, count, _reason(error)) from error
 
 
-def _extended_xyz_frames(file: str) -> Iterator[Frame]:
-    """Cut the file into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line."""
+def iterate_extended_xyz(file: str) -> Iterator[Frame]:
+    """Yield the structures of an extended XYZ file, whatever it is called.
+
+    Raises:
+        UserError: If one cannot be read; the message names its place, counted from zero.
+    """
+    # cut into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line
     index = 0
     for cut in _in_portions(_cut_extended_xyz(file), _READ_TOGETHER):
         for lines, frame in zip(cut, read_plain_frames(cut), strict=True):

@@ -21,6 +21,7 @@ _ENTRY = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?:"([^"'\\{}\[\]=]+)"|([^\s"'
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"[ ,]*{_NUMBER}(?:[ ,]+{_NUMBER})*[ ,]*")
 _INTEGERS = re.compile(r"[ ,]*[+-]?\d{1,18}(?:[ ,]+[+-]?\d{1,18})*[ ,]*")
+_NO_INTEGER = re.compile("[.eE]")
 _TRUTHS = {word: True for word in ("T", "true", "True", "TRUE")} | {
     word: False for word in ("F", "false", "False", "FALSE")
 }
@@ -52,7 +53,7 @@ class _Column(NamedTuple):
     name: str
     kind: str
     first: int
-    count: int
+    width: int
 
 
 class _Plain(NamedTuple):
@@ -89,7 +90,7 @@ def _understand(place: int, lines: list[str]) -> _Plain | None:
     """Read the comment line and divide the others into words, or return None."""
     try:
         header = _parse_header(lines[1].strip())
-        width = sum(column.count for column in _columns(header.properties))
+        width = sum(column.width for column in _columns(header.properties))
     except _Unusual:
         return None
     rows = [line.split() for line in lines[2:]]
@@ -139,7 +140,7 @@ def _parse_value(text: str) -> Any:
     parts = text.replace(",", " ").split()
     if _INTEGERS.fullmatch(text):
         return np.int_(parts[0]) if len(parts) == 1 else np.array(list(map(int, parts)), dtype=int)
-    if _NUMBERS.fullmatch(text):
+    if _NUMBERS.fullmatch(text) and _NO_INTEGER.search(text):  # integers that are too long are left to ASE
         return np.float64(parts[0]) if len(parts) == 1 else np.array(list(map(float, parts)))
     raise _Unusual
 
@@ -183,7 +184,7 @@ def _columns(properties: str) -> tuple[_Column, ...]:
             raise _Unusual
         columns.append(_Column(name, kind, first, int(count)))
         first += int(count)
-    shapes = {column.name: (column.kind, column.count) for column in columns}
+    shapes = {column.name: (column.kind, column.width) for column in columns}
     if shapes.get("species") != ("S", 1) or shapes.get("pos") != ("R", 3):
         raise _Unusual
     return tuple(columns)
@@ -226,13 +227,13 @@ def _results(arrays: dict[str, np.ndarray], entries: dict[str, Any], known: froz
 
 
 def _parse_column(column: _Column, words: list[tuple[str, ...]]) -> np.ndarray:
-    chosen = words[column.first : column.first + column.count]
+    chosen = words[column.first : column.first + column.width]
     if column.name == "species":
         number_of = {symbol: _atomic_numbers()[symbol.capitalize()] for symbol in set(chosen[0])}
         return np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
     parse, dtype = _PARSERS[column.kind]
     parsed = [list(map(parse, column_words)) for column_words in chosen]
-    if column.count == 1:
+    if column.width == 1:
         return np.array(parsed[0], dtype=dtype)
     return np.ascontiguousarray(np.array(parsed, dtype=dtype).T)
 

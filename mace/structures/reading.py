@@ -18,6 +18,7 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
+from mace.structures.collection import collection_paused
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
@@ -121,23 +122,33 @@ def read_sources(
     """
     for source in sources:
         check_type_weights(source.config_type_weights)
-    configurations: list[Configuration] = []
-    isolated_atoms: list[Configuration] = []
-    files: list[FileLabels] = []
     expanded = expand_sources(sources)
-    for file, source in expanded:
-        all_keys: Counter[tuple[str, str]] = Counter()
-        frames = list(_read_frames(file, source, head, all_keys, progress, observe))
-        chosen = _choose_keys(frames, source.keys)
-        faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
-        labeled = [_attach_labels(frame, chosen, source.units) for frame in frames]
-        described = _describe_file(file, source, chosen, labeled, all_keys)
-        constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
-        files.append(replace(described, faults=tuple(faults), constrained=constrained))
-        for item in labeled:
-            (isolated_atoms if item.frame.is_isolated_atom else configurations).append(item.complete)
-    report = LabelReport(_note_unused_weights(files, expanded, [*configurations, *isolated_atoms]))
-    return ReadResult(configurations, isolated_atoms, report)
+    with collection_paused():
+        read = [_read_file(file, source, progress, head, observe, skip_non_finite) for file, source in expanded]
+    items = [item for _, labeled in read for item in labeled]
+    configurations = [item.complete for item in items if not item.frame.is_isolated_atom]
+    isolated_atoms = [item.complete for item in items if item.frame.is_isolated_atom]
+    files = _note_unused_weights([file for file, _ in read], expanded, [*configurations, *isolated_atoms])
+    return ReadResult(configurations, isolated_atoms, LabelReport(files))
+
+
+def _read_file(
+    file: str,
+    source: Source,
+    progress: Progress | None,
+    head: str,
+    observe: Callable[[Frame], None] | None,
+    skip_non_finite: bool,
+) -> tuple[FileLabels, list[_Labeled]]:
+    """Read the structures of one file, and say where their labels were."""
+    all_keys: Counter[tuple[str, str]] = Counter()
+    frames = list(_read_frames(file, source, head, all_keys, progress, observe))
+    chosen = _choose_keys(frames, source.keys)
+    faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
+    labeled = [_attach_labels(frame, chosen, source.units) for frame in frames]
+    described = _describe_file(file, source, chosen, labeled, all_keys)
+    constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
+    return replace(described, faults=tuple(faults), constrained=constrained), labeled
 
 
 def _read_frames(
@@ -171,8 +182,8 @@ def _bare_configuration(frame: Frame, file: str, index: int, source: Source, hea
     """Turn a structure into a configuration without labels."""
     configuration = Configuration(
         atomic_numbers=np.array(frame.numbers, dtype=np.int64),
-        positions=source.units.of_length * frame.positions,
-        cell=source.units.of_length * frame.cell,
+        positions=frame.positions * source.units.of_length,
+        cell=frame.cell * source.units.of_length,
         pbc=frame.pbc,
         config_type=str(frame.info.get("config_type", "Default")),
         head=head,
@@ -210,7 +221,8 @@ def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], units: Fil
         for name, key in chosen.items()
         if key is not None and key in frame.found
     }
-    configuration = replace(frame.configuration, **labels) if labels else frame.configuration
+    # what `replace` does, in half the time
+    configuration = Configuration(**{**vars(frame.configuration), **labels}) if labels else frame.configuration
     return _Labeled(frame, configuration, convert_stress_virials(configuration))
 
 

@@ -191,7 +191,7 @@ def test_reports_errors_of_what_is_labelled(
     assert rows["type1"][1] == "-" and float(rows["type0"][1]) > 0.0
     assert rows["all"][3] == "3.0"
     assert "4 of 6 structures have no stress" in text
-    assert "structures/s" in text and "atoms/s" in text
+    assert "Evaluated 6 structures in" in text and "structures/s" in text
     assert "energy 4 of 4 (info 'REF_energy')" in text
 
 

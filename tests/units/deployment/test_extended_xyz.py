@@ -12,7 +12,8 @@ from ase.constraints import FixAtoms
 from ase.io.extxyz import write_xyz
 
 import mace.deployment.extended_xyz as extended_xyz
-from mace.deployment.extended_xyz import frame_text
+from mace.deployment.extended_xyz import frame_texts
+from mace.structures.frame import Frame
 
 
 def _of_ase(atoms: Atoms) -> str:
@@ -55,13 +56,20 @@ def _structures() -> dict[str, Atoms]:
 
 @pytest.mark.parametrize("name", _structures())
 def test_it_is(name: str) -> None:
-    assert frame_text(_structures()[name]) == _of_ase(_structures()[name])
+    assert frame_texts([Frame.of_atoms(_structures()[name])]) == [_of_ase(_structures()[name])]
+
+
+def test_together_as_alone() -> None:
+    """Structures with the same columns are written together, in their order."""
+    structures = [atoms for _ in range(3) for atoms in _structures().values() for _ in range(2)]
+    assert frame_texts([Frame.of_atoms(atoms) for atoms in structures]) == list(map(_of_ase, structures))
+    assert frame_texts([]) == []
 
 
 def test_ase_is_not_asked_for_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(extended_xyz, "write_xyz")
     for name in ("plain", "rich", "one atom"):
-        frame_text(_structures()[name])
+        frame_texts([Frame.of_atoms(_structures()[name])])
 
 
 def test_what_the_format_cannot_hold_is_refused_as_by_ase() -> None:
@@ -70,4 +78,4 @@ def test_what_the_format_cannot_hold_is_refused_as_by_ase() -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         _of_ase(atoms)
     with pytest.raises((ValueError, TypeError, KeyError)):
-        frame_text(atoms)
+        frame_texts([Frame.of_atoms(atoms)])
