@@ -61,7 +61,16 @@ class RecordWriter:
             self._append(b"\n")
 
     def step(
-        self, *, loss: SupportsFloat, seconds: float, epoch: int, learning_rate: SupportsFloat | None = None
+        self,
+        *,
+        loss: SupportsFloat,
+        seconds: float,
+        epoch: int,
+        learning_rate: SupportsFloat | None = None,
+        gradient_norm: SupportsFloat | None = None,
+        n_atoms: int | None = None,
+        phases: Mapping[str, float] | None = None,
+        stage_two: bool = False,
     ) -> None:
         """Record one optimizer step.
 
@@ -70,10 +79,21 @@ class RecordWriter:
             seconds: Wall time of the step.
             epoch: Epoch, counted from zero.
             learning_rate: Written as ``lr`` if given.
+            gradient_norm: Norm of the gradient before clipping, written as ``grad_norm`` if given.
+            n_atoms: Atoms of the batch, written as ``atoms`` if given.
+            phases: Seconds of each phase of the step, written as ``time_<phase>``, to the microsecond.
+            stage_two: Whether the step belongs to stage two; written as ``stage`` then.
         """
         record: dict[str, Any] = {"loss": loss, "time": seconds, "mode": "opt", "epoch": epoch}
         if learning_rate is not None:
             record["lr"] = learning_rate
+        if gradient_norm is not None:
+            record["grad_norm"] = gradient_norm
+        if n_atoms is not None:
+            record["atoms"] = n_atoms
+        record |= {f"time_{phase}": round(value, 6) for phase, value in (phases or {}).items()}
+        if stage_two:
+            record["stage"] = "two"
         self._write(record)
 
     def evaluation(
