@@ -11,6 +11,7 @@ from pathlib import Path
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
+from mace.inspection.inspection import DataReport
 from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
@@ -65,6 +66,7 @@ class Preparation:
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
+        report: What the checks found in all files.
     """
 
     plan: ModelPlan
@@ -73,6 +75,7 @@ class Preparation:
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
+    report: DataReport
 
     @property
     def digest(self) -> str:
@@ -266,7 +269,7 @@ def decide(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digests)
+    return Preparation(plan, energies, train, valid, tests, structures.digests, report)
 
 
 def _decide_energies(
