@@ -75,6 +75,4 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "
         "<tr>" + "".join(f"<td>{cell if isinstance(cell, Drawing) else escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return (
-        f'<div class="scroll" tabindex="0"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll" tabindex="0"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -69,7 +69,11 @@ def _head(report: DataReport, title: str) -> str:
         *((f"{level}s", str(len(report.of_level(level)))) for level in LEVELS),
     ]
     kind = "bad" if report.errors else "good" if not report.of_level("warning") else ""
-    text = [f"<h1>{escape(title)}</h1>", f'<p class="verdict {kind}">{escape(verdict(report))}</p>', row_of_tiles(tiles)]
+    text = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict {kind}">{escape(verdict(report))}</p>',
+        row_of_tiles(tiles),
+    ]
     if report.reference_energies:
         shown = ", ".join(f"{chemical_symbol(z)} {energy:.6g}" for z, energy in report.reference_energies.items())
         text.append(f'<p class="soft">E0s in eV: {escape(shown)} ({escape(report.reference_source)})</p>')

@@ -213,11 +213,20 @@ def _data(facts: RunFacts) -> str:
 
 def _elements(facts: RunFacts) -> str:
     with_energies = any(element.energy is not None for element in facts.elements)
-    header = ["element", *(["E0 / eV"] if with_energies else []), "atoms in training", "neighbors, mean", "fewest", "most"]
+    header = [
+        "element",
+        *(["E0 / eV"] if with_energies else []),
+        "atoms in training",
+        "neighbors, mean",
+        "fewest",
+        "most",
+    ]
     rows = []
     for element in facts.elements:
         row = [element.symbol, *([f"{element.energy:.8g}"] if element.energy is not None else [])]
-        numbers = [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)] if element.atoms else ["\u2013"] * 3
+        numbers = (
+            [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)] if element.atoms else ["\u2013"] * 3
+        )
         rows.append([*row, f"{element.atoms:,}", *numbers])
     source = f"E0s from: {facts.energies_source}. " if with_energies else ""
     said = (

@@ -66,7 +66,9 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[i
 
 
 def _worst(scores: Sequence[dict[int, float]], places: Sequence[int]) -> list[tuple[int, int]]:
-    entries = [(abs(score), place, s) for found, place in zip(scores, places, strict=True) for s, score in found.items()]
+    entries = [
+        (abs(score), place, s) for found, place in zip(scores, places, strict=True) for s, score in found.items()
+    ]
     return [(place, structure) for _, place, structure in sorted(entries, reverse=True)[:COUNT]]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
+from mace.reporting.history import RunHistory
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -207,6 +209,50 @@ class RecordWriter:
             del self._waiting[0]
 
 
+class RecordFollower:
+    """Gather the history of a run from its file while that grows.
+
+    Args:
+        path: The file that `RecordWriter` writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._history = RunHistory()
+
+    def update(self, anew: bool = False) -> RunHistory:
+        """Read what is new.
+
+        Args:
+            anew: Read everything again, because lines were taken back since the last time.
+
+        Returns:
+            The history; the same object every time, but for reading anew.
+        """
+        with self._path.open("rb") as file:
+            if anew or file.seek(0, os.SEEK_END) < self._position:
+                self._position, self._history = 0, RunHistory()
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._position += len(line)
+                record = _record_of(line)
+                if record is not None:
+                    self._history.add(record)
+        return self._history
+
+
+def _record_of(line: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line, None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file in order.
 
@@ -219,11 +265,8 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                record = None
-            if isinstance(record, dict):
+            record = _record_of(line)
+            if record is not None:
                 yield record
             else:
                 _LOGGER.warning("%s: line %d is not a complete record; it is left out.", path, number)

@@ -67,7 +67,9 @@ def test_stage_two_begins_where_the_steps_say() -> None:
 def test_steps_are_averaged_without_losing_any(most: int) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((5, 6))
-    history = RunHistory.of(step(e, float(values[e, i]), grad_norm=float(values[e, i])) for e in range(5) for i in range(6))
+    history = RunHistory.of(
+        step(e, float(values[e, i]), grad_norm=float(values[e, i])) for e in range(5) for i in range(6)
+    )
     times, losses, norms = history.steps(most)
     assert len(times) == min(most, 30) and times[-1] == pytest.approx(5.0) and (np.diff(times) > 0).all()
     assert norms.max() == pytest.approx(values.max(), rel=1e-6)
