@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from mace.units import MILLI
 
 MOST_POINTS = 600
 """Points of a curve; of longer ones, every so many evaluations are drawn."""
+
+TRAINING_COLOR = 5
+"""Color of the training loss where one run is drawn; of several, each has its own."""
 
 _FINE_EPOCHS = 30
 """Runs with fewer epochs have their training loss drawn step by step."""
@@ -61,6 +64,7 @@ class Series:
         x: Epochs.
         y: Values; NaN where there is none.
         dashed: Whether it is drawn in dashes.
+        steps: Whether a value holds until the next point, from the one before.
     """
 
     label: str
@@ -68,6 +72,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Panel:
         series: The curves.
         marks: Epochs with a word at a vertical line.
         measure: Key of `MEASURES` if the panel is one of several to choose from.
+        key: What the records call it.
     """
 
     title: str
@@ -87,6 +93,7 @@ class Panel:
     series: Sequence[Series]
     marks: Sequence[tuple[float, str]] = ()
     measure: str = ""
+    key: str = ""
 
     def as_document(self) -> dict[str, Any]:
         """Turn into what JSON can hold, with as many digits as can be seen."""
@@ -100,6 +107,7 @@ class Panel:
                     "label": s.label,
                     "color": s.color,
                     "dashed": s.dashed,
+                    "steps": s.steps,
                     "x": [round(float(x), 3) for x in s.x],
                     "y": [float(f"{y:.5g}") if math.isfinite(y) else None for y in s.y],
                 }
@@ -128,15 +136,16 @@ class NamedRun:
 def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     """Make the panels of one or several runs: loss, errors, learning rate, gradient."""
     marks = _marks(runs)
-    panels = [Panel("Loss", "", [s for place, run in enumerate(runs) for s in _losses(run, place)], marks)]
+    losses = [s for place, run in enumerate(runs) for s in _losses(run, place)]
+    panels = [Panel("Loss", "", losses, marks, key="loss")]
     for measured in MEASURED:
         for measure in measured.measures:
             series = [s for place, run in enumerate(runs) for s in _errors(run, place, measured, measure)]
             if series:
                 title = f"{MEASURES[measure]} of {measured.title}, validation"
-                panels.append(Panel(title, measured.unit, series, marks, measure))
-    panels.append(Panel("Learning rate", "", list(_of_epochs(runs, lambda sums: sums.rate)), marks))
-    panels.append(Panel("Norm of the gradient, largest", "", list(_norms(runs)), marks))
+                panels.append(Panel(title, measured.unit, series, marks, measure, f"{measure}_{measured.suffix}"))
+    panels.append(Panel("Learning rate", "", list(_rates(runs)), marks, key="lr"))
+    panels.append(Panel("Norm of the gradient, largest", "", list(_norms(runs)), marks, key="grad_norm"))
     return [panel for panel in panels if any(len(series.x) for series in panel.series)]
 
 
@@ -156,15 +165,21 @@ def _marks(runs: Sequence[NamedRun]) -> list[tuple[float, str]]:
 def _losses(run: NamedRun, place: int) -> Iterable[Series]:
     history, heads = run.history, len(run.history.valid)
     if history.epochs and len(history.epochs) < _FINE_EPOCHS:
-        x, y, _ = history.steps(MOST_POINTS)
-        yield _series(run, "training, as it went", place, x, y, dashed=True)
+        times, losses_of_steps, _ = history.steps(MOST_POINTS)
+        color = _training_color(run, place)
+        yield _series(run, "training, as it went", color, times, losses_of_steps, dashed=True)
     elif history.epochs:
         epochs = _thinned(sorted(history.epochs))
+        color = _training_color(run, place)
         means = [history.epochs[epoch].mean_loss for epoch in epochs]
-        yield _series(run, "training, mean of the epoch", place, [e + 1.0 for e in epochs], means, dashed=True)
+        yield _series(run, "training, mean of the epoch", color, [e + 1.0 for e in epochs], means, dashed=True)
     for number, (head, x, records) in enumerate(_evaluations(history)):
         losses = [_number(record.get("loss")) for record in records]
         yield _series(run, f"validation {head}" if heads > 1 else "validation", place + number, x, losses)
+
+
+def _training_color(run: NamedRun, place: int) -> int:
+    return place if run.name else TRAINING_COLOR
 
 
 def _errors(run: NamedRun, place: int, measured: Measured, measure: str) -> Iterable[Series]:
@@ -192,6 +207,12 @@ def _of_epochs(runs: Sequence[NamedRun], value: Callable[[EpochSums], float | No
         values = [_number(value(run.history.epochs[epoch])) for epoch in epochs]
         if not all(map(math.isnan, values)):
             yield _series(run, "", place, [e + 1.0 for e in epochs], values)
+
+
+def _rates(runs: Sequence[NamedRun]) -> Iterable[Series]:
+    """Draw learning rates as they were from the beginning of an epoch to its end."""
+    for series in _of_epochs(runs, lambda sums: sums.rate):
+        yield replace(series, x=[series.x[0] - 1.0, *series.x], y=[series.y[0], *series.y], steps=True)
 
 
 def _norms(runs: Sequence[NamedRun]) -> Iterable[Series]:

@@ -67,12 +67,32 @@ def row_of_tiles(entries: Iterable[tuple[str, str]]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """Write a table; drawings are taken as they are, all else is text."""
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1, kind: str = ""
+) -> str:
+    """Write a table; drawings are taken as they are, all else is text.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells.
+        caption: What the table shows, for those who do not see it.
+        left: How many columns, from the first one, are of text, which begins at the left.
+        kind: Class of the element.
+
+    Returns:
+        The table, in an element that scrolls if the table is wide.
+    """
+    of_column = [' class="left"' if place < left else "" for place in range(len(header))]
     said = f'<caption class="unseen">{escape(caption)}</caption>' if caption else ""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    head = "".join(f'<th scope="col"{c}>{escape(cell)}</th>' for c, cell in zip(of_column, header, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td>{cell if isinstance(cell, Drawing) else escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td{c}>{cell if isinstance(cell, Drawing) else escape(cell)}</td>"
+            for c, cell in zip(of_column, row, strict=False)
+        )
+        + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll" tabindex="0"><table>{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    whole = f'<table class="{kind}">{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{whole}</div>'

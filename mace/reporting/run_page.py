@@ -101,8 +101,8 @@ def curves_section(runs: Sequence[NamedRun]) -> str:
     data = {"panels": [p.as_document() for p in panels], "measures": list(MEASURES.items()), "last": last}
     return (
         '<p class="soft">Training losses are those of the batches while the weights changed; validation is with the '
-        "weights that are kept. An evaluation after epoch n, counted from zero as in the log, is drawn at n + 1. Point at "
-        "a plot or use the arrow keys to read it.</p>"
+        "weights that are kept. An evaluation after epoch n, counted from zero as in the log, is drawn at n + 1. Point "
+        "at a plot or use the arrow keys to read it.</p>"
         f'<div id="curves"></div>{embedded("curves-data", data)}'
     )
 
@@ -139,10 +139,9 @@ def _speed_of(name: str, history: RunHistory) -> str:
     heading = f"<h3>{escape(name)}</h3>" if name else ""
     said = f"{rate}{steps:,} steps, {1000 * working / steps:.3g} ms each; {duration(total)} in all"
     label = "; ".join(f"{PHASE_WORDS.get(phase, phase)} {100 * s / total:.0f} %" for phase, s in phases.items())
-    return (
-        f'{heading}<p>{escape(said)}</p><div class="share" role="img" aria-label="{escape(label)}">{"".join(bars)}</div>'
-        + table(("what", "time", "share", "per step"), rows, "where the time goes")
-    )
+    bar = f'<div class="share" role="img" aria-label="{escape(label)}">{"".join(bars)}</div>'
+    shares = table(("what", "time", "share", "per step"), rows, "where the time goes")
+    return f"{heading}<p>{escape(said)}</p>{bar}{shares}"
 
 
 def _best_words(state: RunState) -> list[tuple[int, str]]:
@@ -186,7 +185,7 @@ def _data(facts: RunFacts) -> str:
     rows = [(s.role, s.name, f"{s.structures:,}", f"{s.atoms:,}", f"{s.edges:,}") for s in facts.sets[:_MOST_SETS]]
     if len(facts.sets) > _MOST_SETS:
         rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
-    sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures")
+    sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
     files = table(
         ("file", "role", "structures", "elements", "labels", "atoms each"),
         [
@@ -205,6 +204,7 @@ def _data(facts: RunFacts) -> str:
             for file in facts.data.files[:_MOST_SETS]
         ],
         "files",
+        left=2,
     )
     link = f'<p>More, with histograms of labels: <a href="{escape(facts.data_page)}">{escape(facts.data_page)}</a></p>'
     findings = findings_list(facts.data.findings, _MOST_FINDINGS) if facts.data.findings else ""
@@ -244,7 +244,9 @@ def _elements(facts: RunFacts) -> str:
 
 def _settings(facts: RunFacts) -> str:
     given = [fact for fact in facts.settings if fact.given]
-    decided = table(("decision", "value"), [(k, _text(v)) for k, v in facts.decisions.items()], "decisions")
+    decided = table(
+        ("decision", "value"), [(k, _text(v)) for k, v in facts.decisions.items()], "decisions", kind="texts"
+    )
     all_groups = "".join(
         f"<h3>{escape(group)}</h3>{_settings_table(list(members), with_help=True)}"
         for group, members in groupby(facts.settings, key=lambda fact: fact.group)
@@ -261,7 +263,7 @@ def _settings_table(settings: Sequence[SettingFact], with_help: bool) -> str:
     for fact in settings:
         name = Drawing(f"<code>--{escape(fact.name)}</code>{' (given)' if fact.given and with_help else ''}")
         rows.append([name, _text(fact.value), _text(fact.help if with_help else f"default: {fact.default}")])
-    return table(("setting", "value", "meaning" if with_help else ""), rows, "settings")
+    return table(("setting", "value", "meaning" if with_help else ""), rows, "settings", kind="texts")
 
 
 def _text(words: str) -> Drawing:
@@ -289,4 +291,4 @@ def _warnings(warnings: Sequence[Warned]) -> str:
 
 
 def _versions(facts: RunFacts) -> str:
-    return table(("program", "version"), [(k, _text(v)) for k, v in facts.versions.items()], "versions")
+    return table(("program", "version"), [(k, _text(v)) for k, v in facts.versions.items()], "versions", kind="texts")

@@ -198,8 +198,8 @@ def _of_gradients(history: RunHistory) -> Iterator[Verdict]:
     if typical > 0.0 and max(norms[late]) > SPIKE * typical:
         yield Verdict(
             "warning",
-            f"The gradient has spikes up to {max(norms[late]) / typical:.0f} times its usual length: look for wrong labels "
-            "among the worst structures, or lower --clip_grad.",
+            f"The gradient has spikes up to {max(norms[late]) / typical:.0f} times its usual length: look for wrong "
+            "labels among the worst structures, or lower --clip_grad.",
         )
 
 
@@ -208,8 +208,9 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
         if ratio > OVERFIT:
             yield Verdict(
                 "warning",
-                f"The error of {_words(symbol)} is {ratio:.1f} times larger on the validation set ({valid / MILLI:.3g}) than on "
-                f"the training set ({train / MILLI:.3g}): more data, a smaller model or fewer epochs would narrow it.",
+                f"The error of {_words(symbol)} is {ratio:.1f} times larger on the validation set ({valid / MILLI:.3g}) "
+                f"than on the training set ({train / MILLI:.3g}): more data, a smaller model or fewer epochs would "
+                "narrow it.",
             )
     if not stages:
         return
@@ -222,8 +223,8 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                 yield Verdict(
                     "note",
                     f"Test set {name.removesuffix('_Default')}: the error of {_words(symbol)} is "
-                    f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of what "
-                    "was learned.",
+                    f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
+                    "what was learned.",
                 )
 
 
@@ -241,11 +242,13 @@ def _words(symbol: str) -> str:
 def duration(seconds: float) -> str:
     """Write a time in the largest units that say it well.
 
-    >>> duration(0.034), duration(42.3), duration(4000), duration(200000)
-    ('34 ms', '42 s', '1 h 07 min', '2 d 7 h')
+    >>> duration(0.034), duration(4.21), duration(42.3), duration(4000), duration(200000)
+    ('34 ms', '4.2 s', '42 s', '1 h 07 min', '2 d 7 h')
     """
     if seconds < 1.0:
         return f"{1000.0 * seconds:.0f} ms"
+    if seconds < 10.0:
+        return f"{seconds:.1f} s"
     if seconds < 100.0:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60.0)

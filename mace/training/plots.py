@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
+from mace.reporting.curves import Panel
 from mace.reporting.history import RunHistory
 from mace.training.records import read_records
 from mace.units import MILLI
@@ -98,6 +99,34 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
         axes[-1].set_ylabel("learning rate")
     for axis in axes:
         _finish_learning_axis(axis, history.numbers(), stage_two_epoch)
+    _save(figure, output_path)
+
+
+def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool = False) -> None:
+    """Draw panels of one or several runs as a picture, of the kind that the ending of its name says.
+
+    Args:
+        panels: What to draw, one at least.
+        output_path: The picture; its folder is created.
+        linear: Whether vertical axes are linear; otherwise they are logarithmic where numbers are positive.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for series in panel.series:
+            color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else "-"
+            label = series.label or panel.title
+            axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label)
+        values = np.concatenate([np.asarray(series.y, dtype=float) for series in panel.series])
+        if not linear and (values[np.isfinite(values)] > 0.0).any():
+            axis.set_yscale("log")
+        for x, word in panel.marks:
+            axis.axvline(x, color=_GRAY, linestyle=":", linewidth=0.8)
+            axis.text(x, 1.01, word, transform=axis.get_xaxis_transform(), fontsize=6, color=_GRAY, ha="center")
+        axis.set_xlabel("epochs done")
+        axis.set_ylabel(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, fontsize=8)
+        if len(panel.series) > 1:
+            axis.legend(frameon=False, fontsize=7)
+        _tidy(axis)
     _save(figure, output_path)
 
 
@@ -290,4 +319,4 @@ def _panels(n_panels: int) -> tuple[Figure, list[Axes]]:
 
 def _save(figure: Figure, output_path: Path | str) -> None:
     Path(output_path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output_path, format="png")
+    figure.savefig(output_path)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol, SupportsFloat
 from mace.reporting.history import RunHistory
 
 _LOGGER = logging.getLogger(__name__)
+_NAMED_LINES = 2
 
 
 def results_path(directory: Path | str, name: str, seed: int) -> Path:
@@ -256,11 +257,13 @@ def _record_of(line: str | bytes) -> dict[str, Any] | None:
 def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file in order.
 
-    A line that is not a JSON object, as a killed run can leave behind, is skipped with a warning that names it.
+    A line that is not a JSON object, as a killed run can leave behind, is skipped with a warning that names it; where
+    there are many, they are counted.
 
     Args:
         path: The file that `RecordWriter` wrote.
     """
+    skipped = 0
     with Path(path).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -268,8 +271,12 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
             record = _record_of(line)
             if record is not None:
                 yield record
-            else:
+                continue
+            skipped += 1
+            if skipped <= _NAMED_LINES:
                 _LOGGER.warning("%s: line %d is not a complete record; it is left out.", path, number)
+    if skipped > _NAMED_LINES:
+        _LOGGER.warning("%s: %d lines in all are not complete records.", path, skipped)
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 
@@ -16,7 +17,7 @@ import torch
 import mace
 from mace.elements import chemical_symbol
 from mace.graphs.batching import GraphDataset
-from mace.inspection.groups import distribution
+from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.reporting.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
 from mace.settings import TrainingSettings, provided
@@ -28,6 +29,8 @@ from mace.training.preparation import Preparation
 from mace.training.records import results_path
 from mace.training.session import Session
 from mace.training.stages import has_stage_two
+
+_MOST_BARS = 80
 
 
 def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, started: datetime) -> RunFacts:
@@ -42,7 +45,8 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
     settings, folders, plan = session.settings, session.folders, trainer.state.model.plan
     counts = preparation.train.neighbor_counts()
     processes = f", {session.team.size} processes" if session.team.size > 1 else ""
-    threads = f", {torch.get_num_threads()} threads" if session.device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'' if count == 1 else 's'}" if session.device.type == "cpu" else ""
     return RunFacts(
         name=settings.name,
         tag=folders.tag,
@@ -60,7 +64,7 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
         data_page=f"{folders.tag}_data.html",
         elements=_elements(plan, preparation.train, counts),
         energies_source="" if preparation.energies is None else preparation.energies.source,
-        neighbors=distribution(counts.astype(np.float64)),
+        neighbors=_integers(counts),
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=_versions(),
@@ -117,6 +121,16 @@ def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[
     return facts
 
 
+def _integers(counts: np.ndarray) -> Distribution | None:
+    """Describe whole numbers, with a bin for each where these are not too many."""
+    found = distribution(counts.astype(np.float64))
+    if found is None or found.largest - found.smallest > _MOST_BARS:
+        return found
+    low, high = int(found.smallest), int(found.largest)
+    edges = tuple(value - 0.5 for value in range(low, high + 2))
+    return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
+
+
 def _versions() -> Mapping[str, str]:
     commit = commit_of_checkout()
     found = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
@@ -133,7 +147,13 @@ def _commands(session: Session) -> list[CommandFact]:
     settings, folders = session.settings, session.folders
     begin = f"cd {shlex.quote(os.getcwd())}\n"
     flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]
-    train = "mace_run_train " + " \\\n    ".join(shlex.quote(flag) for flag in flags)
+    lines: list[str] = []
+    for flag in flags:
+        if flag.startswith("--"):
+            lines.append(shlex.quote(flag))
+        else:  # one of several values
+            lines[-1] += f" {shlex.quote(flag)}"
+    train = "mace_run_train " + " \\\n    ".join(lines)
     model = str(folders.model / f"{settings.name}{'_stagetwo' if has_stage_two(settings) else ''}.model")
     records = str(results_path(folders.results, settings.name, settings.seed))
     quoted = shlex.quote(model)
@@ -148,7 +168,8 @@ def _commands(session: Session) -> list[CommandFact]:
         CommandFact("Resume it, or go on with more epochs", f"{begin}{train} \\\n    --restart_latest"),
         CommandFact(
             "Evaluate structures with the model",
-            f"{begin}mace_eval_configs --configs=structures.xyz --model={quoted} --output=predicted.xyz --device={device}",
+            f"{begin}mace_eval_configs --configs=structures.xyz --model={quoted} \\\n"
+            f"    --output=predicted.xyz --device={device}",
         ),
         CommandFact("Use the model in ASE", f"{atoms}atoms.calc = {calculator}\n{results}"),
         CommandFact(

@@ -1,6 +1,6 @@
 // Learning curves: lines over epochs with a cross hair, a legend that switches, and the numbers as a table.
 const { html, svg, number, ticks, logTicks, Tip, onRedraw, dataOf, switches } = window.mace;
-const LEFT = 52, RIGHT = 12, TOP = 14, BOTTOM = 30, HEIGHT = 230, COLORS = 8;
+const LEFT = 52, RIGHT = 12, BOTTOM = 30, HEIGHT = 240, COLORS = 8, ROW = 11;
 
 class LinePanel {
   constructor(panel, view) {
@@ -64,6 +64,8 @@ class LinePanel {
     this.log = this.view.log && this.panel.series.some((s) => s.y.some((y) => y > 0));
     const points = this.visible(), { x0, x1, y0, y1 } = this.range(points);
     const place = (y) => (this.log ? Math.log(y / y0) / Math.log(y1 / y0) : (y - y0) / (y1 - y0));
+    const words = this.arrange(width, x0, x1), TOP = 10 + ROW * words.rows;
+    this.top = TOP;
     this.across = (x) => LEFT + ((x - x0) / (x1 - x0)) * (width - LEFT - RIGHT);
     this.up = (y) => HEIGHT - BOTTOM - place(y) * (HEIGHT - TOP - BOTTOM);
     const root = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", tabindex: "0", "aria-label": this.words(points) });
@@ -76,13 +78,16 @@ class LinePanel {
       root.append(svg("text", { x: this.across(x), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle", text: number(x) }));
     }
     root.append(svg("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }));
-    this.marks(root, x0, x1);
+    for (const mark of words.marks) {
+      root.append(svg("line", { class: "mark", x1: mark.at, x2: mark.at, y1: ROW * (mark.row + 1), y2: HEIGHT - BOTTOM }));
+      root.append(svg("text", { class: "word", x: mark.x, y: ROW * (mark.row + 1) - 3, "text-anchor": "middle", text: mark.word }));
+    }
     points.forEach((line, k) => {
       if (!line.length) return;
       const series = this.panel.series[k], stroke = `var(--c${series.color % COLORS})`;
-      const path = line.map(([x, y], n) => `${n ? "L" : "M"}${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`).join("");
-      root.append(svg("path", { class: series.dashed ? "curve dashed" : "curve", d: path, style: `stroke: ${stroke}` }));
-      if (line.length <= 40) for (const [x, y] of line) root.append(svg("circle", { cx: this.across(x), cy: this.up(y), r: 2.3, style: `fill: ${stroke}` }));
+      const path = line.map(([x, y], n) => (n ? (series.steps ? `H${this.across(x).toFixed(1)}V${this.up(y).toFixed(1)}` : `L${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`) : `M${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`)).join("");
+      root.append(svg("path", { class: `curve${series.dashed ? " dashed" : ""}${line.length > 200 ? " dense" : ""}`, d: path, style: `stroke: ${stroke}` }));
+      if (line.length <= 40 && !series.steps) for (const [x, y] of line) root.append(svg("circle", { cx: this.across(x), cy: this.up(y), r: 2.3, style: `fill: ${stroke}` }));
     });
     this.cross = svg("g", {});
     root.append(this.cross);
@@ -97,18 +102,20 @@ class LinePanel {
     this.root = root; this.points = points;
     if (focused) root.focus();
   }
-  marks(root, x0, x1) {
-    let right = -Infinity, row = 0;
+  // words at vertical lines, in rows so that none lies on another
+  arrange(width, x0, x1) {
+    const marks = [], ends = [];
     for (const [x, word] of [...this.panel.marks].sort((a, b) => a[0] - b[0])) {
       if (x < x0 || x > x1) continue;
-      const at = this.across(x);
-      const length = word.length * 5.4 + 8;
-      row = at - length / 2 < right ? row + 1 : 0;
-      right = at + length / 2;
-      const edge = at + length / 2 > this.plot.clientWidth ? "end" : at - length / 2 < LEFT ? "start" : "middle";
-      root.append(svg("line", { class: "mark", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }));
-      root.append(svg("text", { class: "word", x: at, y: TOP - 4 + 11 * Math.min(row, 3), "text-anchor": edge, text: word }));
+      const at = LEFT + ((x - x0) / (x1 - x0)) * (width - LEFT - RIGHT), half = word.length * 2.8 + 4;
+      const middle = Math.max(half, Math.min(width - half, at));
+      let row = ends.findIndex((end) => middle - half > end);
+      if (row < 0) row = ends.length;
+      if (row > 3) continue;
+      ends[row] = middle + half;
+      marks.push({ at, x: middle, row, word });
     }
+    return { marks, rows: ends.length };
   }
   words(points) {
     const said = points.map((line, k) => {
@@ -135,7 +142,7 @@ class LinePanel {
   }
   show(time) {
     this.at = time;
-    this.cross.replaceChildren(svg("line", { class: "cross", x1: this.across(time), x2: this.across(time), y1: TOP, y2: HEIGHT - BOTTOM }));
+    this.cross.replaceChildren(svg("line", { class: "cross", x1: this.across(time), x2: this.across(time), y1: this.top, y2: HEIGHT - BOTTOM }));
     const lines = [`${number(time)} epochs done`];
     this.points.forEach((line, k) => {
       if (!line.length) return;
@@ -145,7 +152,7 @@ class LinePanel {
       this.cross.append(svg("circle", { cx: this.across(near[0]), cy: this.up(near[1]), r: 4, style: `fill: var(--c${series.color % COLORS})` }));
       lines.push(`${series.label ? `${series.label}: ` : ""}${number(near[1])} ${this.panel.unit}`);
     });
-    this.tip.show(this.across(time), TOP + 10, lines.join("\n"));
+    this.tip.show(this.across(time), this.top + 10, lines.join("\n"));
   }
   leave() { this.at = null; this.tip.hide(); this.cross.replaceChildren(); }
 }

@@ -125,7 +125,7 @@ class PropertyPanel {
     }
     for (const v of ticks(-1000 * limit, 1000 * limit, 5)) root.append(svg("text", { x: across(v / 1000), y: BARS - BOTTOM + 15, "text-anchor": "middle", text: number(v) }));
     root.append(svg("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: BARS - BOTTOM, y2: BARS - BOTTOM }));
-    root.append(svg("text", { x: (LEFT + width - RIGHT) / 2, y: BARS - 4, "text-anchor": "middle", text: `prediction minus label (${this.property.errorUnit}); what is beyond is in the outermost bars` }));
+    root.append(svg("text", { x: (LEFT + width - RIGHT) / 2, y: BARS - 4, "text-anchor": "middle", text: `${width > 420 ? "prediction minus label" : "error"} (${this.property.errorUnit}); ${width > 420 ? "what is beyond is in the outermost bars" : "outermost: all beyond"}` }));
     this.bars.querySelector("svg")?.remove();
     this.bars.prepend(root);
   }

@@ -17,10 +17,16 @@ class Viewer {
     on("keydown", (event) => this.key(event));
     onRedraw(this.element, () => this.draw());
   }
+  // look along the direction in which the structure is flattest
   reset() {
-    this.turn = [[1, 0, 0], [0, 1, 0], [0, 0, 1]];
+    const spread = [0, 1, 2].map((d) => {
+      const values = (this.atoms || []).map((p) => p[d]), mean = values.reduce((a, b) => a + b, 0) / (values.length || 1);
+      return values.reduce((sum, v) => sum + (v - mean) ** 2, 0);
+    });
+    const flattest = spread.indexOf(Math.min(...spread));
+    this.turn = [1, 2, 0].map((shift) => [0, 1, 2].map((d) => (d === (flattest + shift) % 3 ? 1 : 0)));
     this.zoom = 1;
-    this.rotate(0.45, -0.35);
+    this.rotate(0.4, 0.3);
   }
   // {numbers, positions, cell, errors}: elements by number in `kinds`, Angstrom, rows of lattice vectors or null, eV/Angstrom
   show(structure, kinds, words) {
@@ -30,8 +36,9 @@ class Viewer {
     for (let k = 0; k < positions.length; k += 3) this.atoms.push([positions[k], positions[k + 1], positions[k + 2]]);
     const all = [...this.atoms, ...corners];
     const low = [0, 1, 2].map((d) => all.reduce((a, p) => Math.min(a, p[d]), Infinity)), high = [0, 1, 2].map((d) => all.reduce((a, p) => Math.max(a, p[d]), -Infinity));
+    if (structure !== this.seenFirst) { this.seenFirst = structure; this.reset(); }
     this.center = low.map((v, d) => (v + high[d]) / 2);
-    this.radius = Math.max(1.5, ...all.map((p) => Math.hypot(...p.map((v, d) => v - this.center[d])))) + 1;
+    this.radius = Math.max(1.5, ...all.map((p) => Math.hypot(...p.map((v, d) => v - this.center[d])))) + 0.6;
     this.edges = cell ? [[0, 1], [0, 2], [0, 4], [1, 3], [1, 5], [2, 3], [2, 6], [4, 5], [4, 6], [3, 7], [5, 7], [6, 7]].map(([a, b]) => [corners[a], corners[b]]) : [];
     this.bonds = this.findBonds();
     const errors = structure.errors;
