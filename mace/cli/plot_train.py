@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
     parser = argparse.ArgumentParser(
         prog="mace_plot_train",
-        description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as a "
-        "page and as a picture; several runs are laid over each other.",
+        description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as "
+        "a page and as a picture; several runs are laid over each other.",
         allow_abbrev=False,
     )
     add = parser.add_argument

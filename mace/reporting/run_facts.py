@@ -86,7 +86,7 @@ class RunFacts:
         settings: All settings that the program has, in the order of their groups.
         decisions: What became of them: names and values in words.
         sets: The sets of structures.
-        data: What the files hold.
+        data: What the files hold, if it was checked.
         data_page: Name of the page on the data, beside that of the run.
         elements: Of the model.
         energies_source: Where E0s come from.
@@ -109,7 +109,7 @@ class RunFacts:
     settings: Sequence[SettingFact]
     decisions: Mapping[str, str]
     sets: Sequence[SetFact]
-    data: DataReport
+    data: DataReport | None
     data_page: str
     elements: Sequence[ElementFact]
     energies_source: str

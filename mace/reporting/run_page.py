@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
+from mace.inspection.inspection import DataReport
 from mace.reporting.charts import histogram
 from mace.reporting.curves import MEASURES, NamedRun, draw_panels
 from mace.reporting.errors_document import errors_document
@@ -13,7 +14,7 @@ from mace.reporting.history import RunHistory
 from mace.reporting.html import Drawing, embedded, table, whole_page
 from mace.reporting.page import findings_list
 from mace.reporting.run_facts import RunFacts, RunState, SettingFact, Warned
-from mace.reporting.terminal import verdict
+from mace.reporting.terminal import atoms_each, verdict
 from mace.reporting.verdicts import Tile, duration, tiles, verdicts
 
 SCRIPTS = ("drawing.js", "curves.js", "errors.js", "viewer.js", "worst.js", "page.js")
@@ -186,29 +187,30 @@ def _data(facts: RunFacts) -> str:
     if len(facts.sets) > _MOST_SETS:
         rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
     sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
-    files = table(
-        ("file", "role", "structures", "elements", "labels", "atoms each"),
-        [
-            (
-                file.file,
-                file.role,
-                f"{file.whole.frames:,}",
-                " ".join(file.whole.elements),
-                ", ".join(
-                    f"{entry.name} {entry.labeled + entry.converted}"
-                    for entry in file.labels.coverage
-                    if entry.labeled + entry.converted
-                ),
-                f"{file.whole.smallest}\u2013{file.whole.largest}",
-            )
-            for file in facts.data.files[:_MOST_SETS]
-        ],
-        "files",
-        left=2,
-    )
-    link = f'<p>More, with histograms of labels: <a href="{escape(facts.data_page)}">{escape(facts.data_page)}</a></p>'
-    findings = findings_list(facts.data.findings, _MOST_FINDINGS) if facts.data.findings else ""
-    return f"<h3>Sets</h3>{sets}<h3>Files</h3>{files}<p>{escape(verdict(facts.data))}</p>{findings}{link}"
+    return f"<h3>Sets</h3>{sets}{_files(facts.data, facts.data_page) if facts.data is not None else ''}"
+
+
+def _files(data: DataReport, page: str) -> str:
+    """Say what the files hold and what was found in them, and where to read more."""
+    rows = [
+        (
+            file.file,
+            file.role,
+            f"{file.whole.frames:,}",
+            " ".join(file.whole.elements),
+            ", ".join(
+                f"{entry.name} {entry.labeled + entry.converted}"
+                for entry in file.labels.coverage
+                if entry.labeled + entry.converted
+            ),
+            atoms_each(file.whole),
+        )
+        for file in data.files[:_MOST_SETS]
+    ]
+    files = table(("file", "role", "structures", "elements", "labels", "atoms each"), rows, "files", left=2)
+    link = f'<p>More, with histograms of labels: <a href="{escape(page)}">{escape(page)}</a></p>'
+    findings = findings_list(data.findings, _MOST_FINDINGS) if data.findings else ""
+    return f"<h3>Files</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
 
 
 def _elements(facts: RunFacts) -> str:

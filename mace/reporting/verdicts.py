@@ -206,11 +206,11 @@ def _of_gradients(history: RunHistory) -> Iterator[Verdict]:
 def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
     for symbol, train, valid, ratio in overfit_ratios(stages):
         if ratio > OVERFIT:
+            numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
             yield Verdict(
                 "warning",
-                f"The error of {_words(symbol)} is {ratio:.1f} times larger on the validation set ({valid / MILLI:.3g}) "
-                f"than on the training set ({train / MILLI:.3g}): more data, a smaller model or fewer epochs would "
-                "narrow it.",
+                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training ({numbers}): "
+                "more data, a smaller model or fewer epochs would narrow it.",
             )
     if not stages:
         return
@@ -229,7 +229,7 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
 
 
 def _of_data(facts: RunFacts) -> Iterator[Verdict]:
-    count = len(facts.data.of_level("warning"))
+    count = 0 if facts.data is None else len(facts.data.of_level("warning"))
     if count:
         plural = "" if count == 1 else "s"
         yield Verdict("note", f"The check of the data found {count} warning{plural}; they are listed under Data.")

@@ -66,7 +66,7 @@ class Preparation:
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
-        report: What the checks found in all files.
+        report: What the checks found in all files, if they were made.
     """
 
     plan: ModelPlan
@@ -75,7 +75,7 @@ class Preparation:
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
-    report: DataReport
+    report: DataReport | None = None
 
     @property
     def digest(self) -> str:
@@ -222,7 +222,7 @@ def prepare(
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()
-    return decide(settings, losses, sets, progress, writes, foundation)
+    return replace(decide(settings, losses, sets, progress, writes, foundation), report=report)
 
 
 def decide(
@@ -269,7 +269,7 @@ def decide(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digests, report)
+    return Preparation(plan, energies, train, valid, tests, structures.digests)
 
 
 def _decide_energies(
