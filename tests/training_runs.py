@@ -80,6 +80,11 @@ def write_water(path: Path, count: int = 12, seed: int = 0) -> Path:
     return path
 
 
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of the history without what a clock says."""
+    return {key: value for key, value in record.items() if not key.startswith("time")}
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run.

@@ -13,7 +13,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
 import argparse
 
-from mace.cli import eval_configs, export, import_model, info, md
+from mace.cli import eval_configs, export, import_model, info, md, plot_train
 from mace.cli.command import parse_flags, run_command
 from mace.settings.checking import PROGRAM as CHECK
 from mace.settings.checking import CheckSettings
@@ -27,7 +27,21 @@ from mace.settings.training import TrainingSettings
 SHELLS = ("bash", "zsh", "fish")
 
 _FILES = ("FILE", "DIR", "NAME|FILE", "FILE...", "FILE.yaml")
-_FILE_FLAGS = ("structure", "model", "trajectory", "configs", "output", "plot", "file", "old", "new", "like", "python")
+_FILE_FLAGS = (
+    "structure",
+    "model",
+    "trajectory",
+    "configs",
+    "output",
+    "plot",
+    "file",
+    "old",
+    "new",
+    "like",
+    "python",
+    "path",
+    "paths",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +65,7 @@ def parsers() -> Iterator[argparse.ArgumentParser]:
         (QuickstartSettings, QUICKSTART, "train_file"),
     ):
         yield _with_choices(SettingsParser(model, program, "", bare))
-    for command in (eval_configs, md, info, import_model, export):
+    for command in (eval_configs, md, info, import_model, export, plot_train):
         yield _with_files(command.build_parser())
     yield build_parser()
 

@@ -196,10 +196,18 @@ class GraphDataset:
 
     def average_neighbors(self) -> float:
         """Return the mean number of neighbors of the atoms that have any, as the original counts; 1 if none has."""
-        pairs = self._neighbors
-        offset = np.repeat(self._atom_pointer[:-1], 2 * np.diff(self._pair_pointer))
-        with_neighbors = len(np.unique(pairs.edge_receiver + offset))
+        with_neighbors = np.count_nonzero(self.neighbor_counts())
         return self.n_edges / with_neighbors if with_neighbors else 1.0
+
+    def neighbor_counts(self) -> np.ndarray:
+        """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
+        offset = np.repeat(self._atom_pointer[:-1], 2 * np.diff(self._pair_pointer))
+        return np.bincount(self._neighbors.edge_receiver + offset, minlength=self.n_atoms)
+
+    @property
+    def element(self) -> np.ndarray:
+        """Place of the element of every atom of all structures in the model's table, ``[atoms]``."""
+        return self._element
 
     def batch(self, structures: Sequence[int] | np.ndarray) -> Batch:
         """Gather some structures.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import mace
@@ -11,56 +11,13 @@ from mace.inspection.findings import KINDS, LEVELS, Finding
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.reporting.charts import histogram, sparkline
+from mace.reporting.html import Drawing, row_of_tiles, table, whole_page
 from mace.reporting.terminal import atoms_each, is_partial, verdict
 from mace.structures.configuration import PROPERTIES
 
 _MOST_GROUPS = 60
 _MOST_FINDINGS = 300
 _MOST_PLOTTED_FILES = 40
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fbfbfa; --card: #ffffff; --ink: #1d2126; --soft: #5d6670; --line: #dfe2e6;
-  --bar: #3a76b5; --error: #b3261e; --warning: #8a5a00; --note: #2b6a8f; --error-back: #fbeae8; --warning-back: #fbf2df;
-  --note-back: #e8f1f7; --good: #23703b; }
-@media (prefers-color-scheme: dark) { :root { --back: #15181c; --card: #1d2126; --ink: #e6e8ea; --soft: #9aa4ae;
-  --line: #343a41; --bar: #6aa5dd; --error: #ff8a80; --warning: #f0bf5c; --note: #86c1e6; --error-back: #3a2020;
-  --warning-back: #352b16; --note-back: #1b2d3a; --good: #7fcf98; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
-h3 { font-size: .95rem; margin: 18px 0 6px; }
-p { margin: 4px 0; } .soft { color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 16px 0; }
-.verdict { font-size: 1.05rem; font-weight: 600; margin-top: 10px; } .verdict.bad { color: var(--error); }
-.verdict.good { color: var(--good); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 8px; margin: 12px 0; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; min-width: 0; overflow-wrap: anywhere; }
-.tile b { display: block; font-size: 1.1rem; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); font-size: .8rem; }
-ul.findings { list-style: none; margin: 10px 0 0; padding: 0; }
-ul.findings li { border-left: 4px solid; border-radius: 4px; padding: 8px 12px; margin: 8px 0;
-  overflow-wrap: anywhere; }
-ul.findings li.error { border-color: var(--error); background: var(--error-back); }
-ul.findings li.warning { border-color: var(--warning); background: var(--warning-back); }
-ul.findings li.note { border-color: var(--note); background: var(--note-back); }
-li .badge { font-weight: 700; margin-right: 6px; } li.error .badge { color: var(--error); }
-li.warning .badge { color: var(--warning); } li.note .badge { color: var(--note); }
-code { font: .9em ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .87rem; }
-th, td { text-align: right; padding: 4px 6px; border-bottom: 1px solid var(--line); white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 14px;
-  margin-top: 12px; }
-figure { margin: 0; min-width: 0; max-width: 460px; } figcaption { font-size: .87rem; font-weight: 600; }
-figure p { font-size: .8rem; color: var(--soft); margin: 0; }
-svg { display: block; width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-svg.spark { width: 56px; height: 16px; display: inline-block; vertical-align: middle; }
-.bar { fill: var(--bar); } .axis { stroke: var(--soft); stroke-width: 1; }
-.grid { stroke: var(--line); stroke-width: 1; }
-"""
 
 _CHARTS = (
     ("energies", "Energy per atom, E0s subtracted", "structures", "eV/atom"),
@@ -81,10 +38,6 @@ _GROUP_LEGENDS = {
 }
 
 
-class _Drawing(str):
-    """Text that is SVG already; whatever comes from a file is not, and gets escaped."""
-
-
 def write_page(report: DataReport, title: str) -> str:
     """Write a report as HTML: no scripts, and nothing is loaded from anywhere.
 
@@ -96,20 +49,11 @@ def write_page(report: DataReport, title: str) -> str:
         The page; below two megabytes for any number of structures.
     """
     sections = [_file_section(file, plotted=place < _MOST_PLOTTED_FILES) for place, file in enumerate(report.files)]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
-            _head(report, title),
-            _findings_section(report),
-            *sections,
-            f'<p class="soft">Written by mace {escape(mace.__version__)}. Energies in eV, lengths in \u00c5; '
-            "structures are counted from zero.</p>",
-            "</main></body></html>\n",
-        ]
+    foot = (
+        f'<p class="soft">Written by mace {escape(mace.__version__)}. Energies in eV, lengths in \u00c5; '
+        "structures are counted from zero.</p>"
     )
+    return whole_page(title, [_head(report, title), _findings_section(report), *sections, foot])
 
 
 def _head(report: DataReport, title: str) -> str:
@@ -125,25 +69,29 @@ def _head(report: DataReport, title: str) -> str:
         *((f"{level}s", str(len(report.of_level(level)))) for level in LEVELS),
     ]
     kind = "bad" if report.errors else "good" if not report.of_level("warning") else ""
-    text = [f"<h1>{escape(title)}</h1>", f'<p class="verdict {kind}">{escape(verdict(report))}</p>', _tiles(tiles)]
+    text = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict {kind}">{escape(verdict(report))}</p>',
+        row_of_tiles(tiles),
+    ]
     if report.reference_energies:
         shown = ", ".join(f"{chemical_symbol(z)} {energy:.6g}" for z, energy in report.reference_energies.items())
         text.append(f'<p class="soft">E0s in eV: {escape(shown)} ({escape(report.reference_source)})</p>')
     return "".join(text)
 
 
-def _tiles(tiles: Iterable[tuple[str, str]]) -> str:
-    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in tiles)
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
 def _findings_section(report: DataReport) -> str:
     if not report.findings:
         return ""
-    items = "".join(_finding_item(finding) for finding in report.findings[:_MOST_FINDINGS])
-    hidden = len(report.findings) - _MOST_FINDINGS
+    return f"<section><h2>Findings</h2>{findings_list(report.findings, _MOST_FINDINGS)}</section>"
+
+
+def findings_list(findings: Sequence[Finding], most: int) -> str:
+    """Write findings as a list; beyond ``most`` they are only counted."""
+    items = "".join(_finding_item(finding) for finding in findings[:most])
+    hidden = len(findings) - most
     more = f'<p class="soft">and {hidden} more findings</p>' if hidden > 0 else ""
-    return f'<section><h2>Findings</h2><ul class="findings">{items}</ul>{more}</section>'
+    return f'<ul class="findings">{items}</ul>{more}'
 
 
 def _finding_item(finding: Finding) -> str:
@@ -168,7 +116,7 @@ def _file_section(file: FileReport, plotted: bool) -> str:
     charts = [_figure(getattr(whole, name), *words) for name, *words in _CHARTS] if plotted else []
     grouping = "head and config_type" if _has_heads(file) else "config_type"
     return (
-        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{_tiles(tiles)}'
+        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{row_of_tiles(tiles)}'
         f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{_labels_table(file)}'
         f"<h3>By {grouping}</h3>{_groups_table(file)}{_legend(file)}</section>"
     )
@@ -195,16 +143,6 @@ def _figure(numbers: Distribution | None, title: str, counted: str, unit: str) -
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table; drawings are taken as they are, all else is text."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell if isinstance(cell, _Drawing) else escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _labels_table(file: FileReport) -> str:
     rows = [
         (
@@ -218,7 +156,7 @@ def _labels_table(file: FileReport) -> str:
         for entry in file.labels.coverage
         if entry.labeled + entry.converted + entry.isolated or (entry.frames and entry.name in ("energy", "forces"))
     ]
-    return _table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
+    return table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
 
 
 def _groups_table(file: FileReport) -> str:
@@ -239,7 +177,7 @@ def _groups_table(file: FileReport) -> str:
     hidden = len(file.groups) - _MOST_GROUPS
     if hidden > 0:
         rows.append([f"and {hidden} more types", *[""] * (len(header) - 1)])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool]) -> list[str]:
@@ -248,10 +186,10 @@ def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool])
     row += [f"{group.labeled[name]:,}" for name in labels]
     if columns["energies"]:
         row += [_number(group.energies, name) for name in ("smallest", "mean", "largest")]
-        row.append(_Drawing(sparkline(group.energies)))
+        row.append(Drawing(sparkline(group.energies)))
     if columns["forces"]:
         row += [_number(group.forces, name) for name in ("rms", "largest")]
-        row.append(_Drawing(sparkline(group.forces)))
+        row.append(Drawing(sparkline(group.forces)))
     if columns["stresses"]:
         row += [_number(group.stresses, name) for name in ("smallest", "largest")]
     return row

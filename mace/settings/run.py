@@ -74,6 +74,15 @@ class EvaluationSettings(Settings):
     plot_frequency: int = setting(
         0, "epochs from one plot to the next; 0 draws only at the end", group="Evaluation and output", ge=0
     )
+    plot_interaction_e: bool = setting(
+        False, "draw energies of predictions with the E0s subtracted", group="Evaluation and output"
+    )
+    report: bool = setting(
+        True,
+        "write the page <results_dir>/<name>_run-<seed>.html, and refresh it while the run goes on",
+        group="Evaluation and output",
+        negations=("no_report",),
+    )
 
 
 class CheckpointSettings(Settings):

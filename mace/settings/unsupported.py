@@ -35,9 +35,6 @@ class UnsupportedRunSettings(Settings):
     )
     multi_processed_test: bool = setting(False, "test data come in several parts", unsupported=_PREPROCESSED)
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
-    plot_interaction_e: bool = setting(
-        False, "plot energies without E0s", unsupported="this plot is not available yet; remove the flag."
-    )
 
 
 class UnsupportedModelSettings(Settings):

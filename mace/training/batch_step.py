@@ -15,6 +15,7 @@ from mace.settings import TrainingSettings
 from mace.training.distributed import Team
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
+from mace.training.phases import PhaseClock
 from mace.training.state import TrainingState
 from mace.training.step import loss_gradient, update_parameters
 
@@ -25,12 +26,14 @@ class StepNumbers(NamedTuple):
     Attributes:
         loss: Loss before the step.
         norm: Norm of the gradient before clipping.
+        phases: Seconds of each phase.
         stop: Whether a process was asked to end.
         due: Whether the state is to be saved.
     """
 
     loss: float
     norm: float
+    phases: dict[str, float]
     stop: bool
     due: bool
 
@@ -54,6 +57,7 @@ class StepOutcome:
     seconds: float
     learning_rate: float
     latency: int
+    _clock: PhaseClock
     _numbers: Tensor
     _arrived: torch.cuda.Event | None
     _requests: tuple[bool, bool] | None
@@ -64,7 +68,7 @@ class StepOutcome:
             self._arrived.synchronize()
         loss, norm, *requests = self._numbers.tolist()
         stop, due = self._requests if self._requests is not None else (requests[0] > 0.0, requests[1] > 0.0)
-        return StepNumbers(loss, norm, stop, due)
+        return StepNumbers(loss, norm, self._clock.read(), stop, due)
 
 
 class BatchStep:
@@ -96,16 +100,19 @@ class BatchStep:
             The outcome.
         """
         start, learning_rate = time.perf_counter(), self._state.learning_rate
-        value, n_atoms = self._gradient(structures, loss)
+        clock = PhaseClock(self._state.model.embedding.device)
+        value, n_atoms = self._gradient(structures, loss, clock)
         team, on_device = self._team, self._state.model.embedding.device.type == "cuda"
         numbers = value.reshape(1)
         if team.size > 1:
             asked = torch.tensor(requests, dtype=value.dtype, device=value.device)
             sums = team.add_up(self._parameters, torch.cat([numbers, asked]), self._state.progression.stage)
             value, asked = sums[0], sums[1:]
+            clock.mark("communication")
         norm = update_parameters(
             self._state.model, self._state.optimizer, self._settings.clip_grad, self._state.average
         )
+        clock.mark("optimizer")
         numbers = torch.stack([value, norm.to(value.dtype)])
         if team.size > 1:
             numbers = torch.cat([numbers, asked])
@@ -121,12 +128,13 @@ class BatchStep:
             time.perf_counter() - start,
             learning_rate,
             int(on_device),
+            clock,
             numbers,
             arrived,
             None if team.size > 1 else requests,
         )
 
-    def _gradient(self, structures: np.ndarray, loss: Loss) -> tuple[Tensor, int]:
+    def _gradient(self, structures: np.ndarray, loss: Loss, clock: PhaseClock) -> tuple[Tensor, int]:
         """Leave the gradient of this process's share in the parameters; return its part of the loss, and all atoms."""
         model, device, settings = self._state.model, self._state.model.embedding.device, self._settings
         own = self._team.share(structures, self._dataset.edges_of(structures))
@@ -139,7 +147,8 @@ class BatchStep:
             if counts is None and len(part) < len(structures):
                 counts = loss.counts(self._dataset.targets(structures).to(device))
             batch = self._dataset.batch(part).to(device, pinned=settings.pin_memory)
-            return loss_gradient(model, batch, loss, counts, add=True)
+            clock.mark("data")
+            return loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark)
 
         values = list(self._limit.work(self._dataset, own, of_part))
         total = torch.stack(values).sum() if values else torch.zeros((), dtype=torch.float64, device=device)

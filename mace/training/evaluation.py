@@ -12,6 +12,7 @@ from torch import Tensor
 from mace.graphs.batching import PER_ATOM, Batch, GraphDataset
 from mace.model.derivatives import Prediction, predict
 from mace.model.mace import MACE
+from mace.reporting.predictions import Compared
 from mace.training.distributed import Team, own_part
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
@@ -29,13 +30,13 @@ class Evaluation:
         loss: The loss over all structures.
         metrics: Errors by name.
         by_type: Errors of each config_type.
-        pairs: Reference and prediction of everything labelled by property, energies per atom; for plots.
+        compared: Reference and prediction of everything labelled by property.
     """
 
     loss: float
     metrics: dict[str, float]
     by_type: dict[str, dict[str, float]] = field(default_factory=dict)
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    compared: dict[str, Compared] = field(default_factory=dict)
 
 
 def evaluate(
@@ -45,7 +46,7 @@ def evaluate(
     batch_size: int,
     stress: bool = False,
     forces: bool = True,
-    keep_pairs: bool = False,
+    keep_details: bool = False,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda batches, total: batches,
     limit: EdgeLimit | None = None,
     team: Team | None = None,
@@ -59,10 +60,10 @@ def evaluate(
         batch_size: Structures at a time.
         stress: Whether stress and virials are wanted beyond what the loss needs, where they are labelled.
         forces: Whether forces are wanted beyond what the loss needs, where they are labelled.
-        keep_pairs: Whether to keep predictions and errors by config_type.
+        keep_details: Whether to keep predictions and errors by config_type.
         progress: Wraps the iteration over batches, counted by their first structure; gets how many there are.
         limit: How much is computed at a time, besides the batch size.
-        team: The processes that share the work; all get the loss and the errors, nobody the pairs.
+        team: The processes that share the work; all get the loss and the errors, nobody the details.
 
     Returns:
         Loss and errors.
@@ -91,14 +92,14 @@ def evaluate(
     for start in progress(starts, n_batches):
         for batch, labelled in limit.work(dataset, own[start : start + batch_size], predicted):
             _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
-            if keep_pairs:
+            if keep_details:
                 details.add(batch, labelled)
     value, metrics = _combined(loss, sums, total, team)
-    return Evaluation(value, metrics, details.errors_by_type(), details.joined_pairs())
+    return Evaluation(value, metrics, details.errors_by_type(), details.compared())
 
 
 class _Details:
-    """Errors by config_type, and all pairs of reference and prediction.
+    """Errors by config_type, and all predictions beside their references.
 
     Args:
         types: Of every structure of the dataset.
@@ -107,7 +108,7 @@ class _Details:
     def __init__(self, types: np.ndarray) -> None:
         self._types = types
         self._by_type: dict[str, ErrorAccumulator] = {}
-        self._pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._compared: dict[str, list[Compared]] = {}
 
     def add(self, batch: Batch, labelled: dict[str, _Rows]) -> None:
         """Take in a batch."""
@@ -115,15 +116,15 @@ class _Details:
         for kind in np.unique(of_structure):
             _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
         for name, rows in labelled.items():
-            self._pairs.setdefault(name, []).append(rows.per_atom_pair())
+            self._compared.setdefault(name, []).append(rows.compared(batch.structures))
 
     def errors_by_type(self) -> dict[str, dict[str, float]]:
         """Return the errors of each config_type."""
         return {kind: accumulator.result() for kind, accumulator in self._by_type.items()}
 
-    def joined_pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def compared(self) -> dict[str, Compared]:
         """Return references and predictions by property."""
-        return {name: join_pairs(parts) for name, parts in self._pairs.items()}
+        return {name: _joined(parts) for name, parts in self._compared.items()}
 
 
 def _combined(
@@ -149,18 +150,18 @@ def _combined(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Labelled rows of one property: reference, prediction, atoms and structure of each row."""
+    """Labelled rows of one property: reference, prediction, number of atoms, structure and atom of each row."""
 
     name: str
     reference: np.ndarray
     prediction: np.ndarray
     n_atoms: np.ndarray
     structure: np.ndarray
+    atom: np.ndarray | None
 
-    def per_atom_pair(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return reference and prediction, energies divided by the number of atoms."""
-        scale = 1.0 / self.n_atoms if self.name == "energy" else 1.0
-        return self.reference * scale, self.prediction * scale
+    def compared(self, structures: np.ndarray) -> Compared:
+        """Return reference and prediction; ``structures`` are the places of those of the batch in their set."""
+        return Compared(self.reference, self.prediction, structures[self.structure], self.atom)
 
 
 def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
@@ -173,9 +174,10 @@ def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         if predicted is None:
             continue
         chosen = (targets.labelled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
-        structure = np.arange(len(n_atoms))
+        structure, atom = np.arange(len(n_atoms)), None
         if name in PER_ATOM:
             structure = structure.repeat(n_atoms)
+            atom = np.arange(len(structure)) - (np.cumsum(n_atoms) - n_atoms)[structure]
         mask = chosen[structure]
         if name in PER_ATOM:
             mask = mask & (targets.atom_weights[name] > 0.0).numpy()
@@ -185,7 +187,8 @@ def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         usable = np.isfinite(values).reshape(len(values), -1).all(1) if name == "stress" else np.ones(len(values), bool)
         reference = targets.values[name].numpy()[mask]
         structure = structure[mask][usable]
-        rows[name] = _Rows(name, reference[usable], values[usable], n_atoms[structure], structure)
+        atom = None if atom is None else atom[mask][usable]
+        rows[name] = _Rows(name, reference[usable], values[usable], n_atoms[structure], structure, atom)
     return rows
 
 
@@ -198,6 +201,12 @@ def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: n
             accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
 
 
-def join_pairs(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate the references and the predictions of several parts."""
-    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
+def _joined(parts: list[Compared]) -> Compared:
+    """Concatenate several parts."""
+    atoms = [part.atom for part in parts if part.atom is not None]
+    return Compared(
+        np.concatenate([part.reference for part in parts]),
+        np.concatenate([part.prediction for part in parts]),
+        np.concatenate([part.structure for part in parts]),
+        np.concatenate(atoms) if atoms else None,
+    )

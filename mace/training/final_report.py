@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from mace.graphs.batching import GraphDataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.reporting.predictions import PredictedSet, per_atom_values
 from mace.settings import TrainingSettings
-from mace.structures.configuration import Configuration
-from mace.training.evaluation import Evaluation, evaluate, join_pairs
+from mace.training.evaluation import Evaluation, evaluate
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
@@ -24,6 +25,19 @@ from mace.training.tables import error_table
 _LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class FinalErrors:
+    """What was measured of a model.
+
+    Attributes:
+        metrics: Errors by the name of the set.
+        predicted: All sets with their predictions, in the order in which they are shown.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    predicted: list[PredictedSet]
+
+
 def write_final_report(
     model: MACE,
     loss: Loss,
@@ -33,7 +47,7 @@ def write_final_report(
     stage: str,
     table: str,
     progress: TrainingProgress,
-) -> dict[str, dict[str, float]]:
+) -> FinalErrors:
     """Evaluate all sets, log the tables, draw the parity plots.
 
     Args:
@@ -47,7 +61,7 @@ def write_final_report(
         progress: What to show.
 
     Returns:
-        Errors by the name of the set.
+        What was measured.
     """
     sets = {"train_Default": preparation.train, "valid_Default": preparation.valid, **preparation.tests}
     results = {name: _evaluate(model, dataset, loss, settings, name, progress) for name, dataset in sets.items()}
@@ -57,9 +71,15 @@ def write_final_report(
     if tested:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
     _tell_types(results, table, model.plan)
+    predicted = [_predicted(name, sets[name], result) for name, result in results.items()]
     if settings.plot:
-        _plot(results, model, sets, folders, stage)
-    return {name: result.metrics for name, result in results.items()}
+        _plot(predicted, model.plan, settings, folders, stage)
+    return FinalErrors({name: result.metrics for name, result in results.items()}, predicted)
+
+
+def _predicted(name: str, dataset: GraphDataset, result: Evaluation) -> PredictedSet:
+    role = {"train_Default": "train", "valid_Default": "valid"}.get(name, "test")
+    return PredictedSet(name.removesuffix("_Default"), role, dataset.configurations, result.compared)
 
 
 def _evaluate(
@@ -75,7 +95,7 @@ def _evaluate(
         settings.valid_batch_size,
         stress=loss.needs_stress or settings.compute_stress,
         forces=settings.compute_forces,
-        keep_pairs=True,
+        keep_details=True,
         progress=tracked,
         limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {name}"),
     )
@@ -97,33 +117,31 @@ def _tell_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> 
 
 
 def _plot(
-    results: dict[str, Evaluation],
-    model: MACE,
-    sets: dict[str, GraphDataset],
-    folders: RunFolders,
-    stage: str,
+    predicted: list[PredictedSet], plan: ModelPlan, settings: TrainingSettings, folders: RunFolders, stage: str
 ) -> None:
-    """Draw predictions against labels, energies without the isolated atoms."""
-    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=model.plan.predicts_energy))
+    """Draw predictions against labels, energies with or without those of the isolated atoms."""
+    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
     joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
-    for name, result in results.items():
-        group = joined.setdefault({"train_Default": "train", "valid_Default": "valid"}.get(name, "test"), {})
-        for quantity, pair in result.pairs.items():
-            if quantity == "energy":
-                pair = _without_references(pair, sets[name].configurations, energies)
-                quantity = "interaction_energy"
-            if quantity != "virials":
-                group.setdefault(quantity, []).append(pair)
-    data = {name: {q: join_pairs(parts) for q, parts in group.items()} for name, group in joined.items() if group}
+    for one in predicted:
+        group = joined.setdefault(one.role, {})
+        for name in one.compared:
+            if name == "energy" and settings.plot_interaction_e:
+                group.setdefault("interaction_energy", []).append(_pair(name, one, energies))
+            elif name == "energy":
+                group.setdefault(name, []).append(_pair(name, one, dict.fromkeys(energies, 0.0)))
+            elif name != "virials":
+                compared = one.compared[name]
+                group.setdefault(name, []).append((compared.reference, compared.prediction))
+    data = {role: {name: _join(parts) for name, parts in group.items()} for role, group in joined.items() if group}
     path = folders.results / f"{folders.tag}_parity_{stage}.png"
     plot_parity(data, path, title=f"{folders.tag}, {stage.replace('_', ' ')}")
     _LOGGER.info("Saved plot to %s", path)
 
 
-def _without_references(
-    pair: tuple[np.ndarray, np.ndarray], configurations: list[Configuration], energies: dict[int, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Subtract the mean reference energy per atom of every labelled structure with weight."""
-    labelled = [c for c in configurations if c.has_weight("energy")]
-    offset = np.array([np.mean([energies[z] for z in c.atomic_numbers.tolist()]) for c in labelled])
-    return pair[0] - offset, pair[1] - offset
+def _pair(name: str, one: PredictedSet, energies: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    reference, error = per_atom_values(name, one, energies)
+    return reference, reference + error
+
+
+def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

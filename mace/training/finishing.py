@@ -17,6 +17,7 @@ from mace.training.loop import EpochReport, Trainer
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation
 from mace.training.records import results_path
+from mace.training.run_report import RunReport
 from mace.training.saving import insist
 from mace.training.session import Session
 
@@ -51,8 +52,8 @@ def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Traine
         _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
 
 
-def finish(trainer: Trainer, preparation: Preparation, session: Session) -> None:
-    """Write the models of all stages first; then measure them and draw."""
+def finish(trainer: Trainer, preparation: Preparation, session: Session, report: RunReport) -> None:
+    """Write the models of all stages first; then measure them, draw, and write the page of the run."""
     settings, folders = session.settings, session.folders
     _LOGGER.info("===========RESULTS===========")
     if settings.save_cpu:
@@ -61,7 +62,7 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session) -> None
     for stage, epoch in best:
         _load_best(trainer, stage, epoch)
         _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
-        metrics = write_final_report(
+        errors = write_final_report(
             trainer.state.model,
             trainer.loss_of(stage),
             preparation,
@@ -71,9 +72,11 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session) -> None
             reported_table(settings),
             session.progress,
         )
-        _write_model(trainer, preparation, session, stage, epoch, metrics)
+        _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
+        report.measured(stage, epoch, errors)
     if settings.plot:
         plot_curves(settings, folders, trainer)
+    report.ended("finished")
     _LOGGER.info("Done")
 
 

@@ -215,7 +215,14 @@ class Trainer:
             if not math.isfinite(numbers.loss) or not math.isfinite(numbers.norm):
                 raise NotFinite("the gradient" if math.isfinite(numbers.loss) else "the loss", outcome.structures)
             self._records.step(
-                loss=numbers.loss, seconds=outcome.seconds, epoch=epoch, learning_rate=outcome.learning_rate
+                loss=numbers.loss,
+                seconds=outcome.seconds,
+                epoch=epoch,
+                learning_rate=outcome.learning_rate,
+                gradient_norm=numbers.norm,
+                n_atoms=outcome.n_atoms,
+                phases=numbers.phases,
+                stage_two=self.progression.stage_two,
             )
             stop, due = stop or numbers.stop, due or numbers.due
         return stop, due

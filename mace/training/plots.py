@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mace.errors import UserError
+from mace.reporting.curves import Panel
+from mace.reporting.history import RunHistory
 from mace.training.records import read_records
 from mace.units import MILLI
 
@@ -83,22 +84,49 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
     Raises:
         UserError: If the file has no record of an epoch.
     """
-    history = _read_history(results_path)
-    if not history.epochs():
+    history = RunHistory.of(read_records(results_path))
+    if not history.numbers():
         raise UserError(f"{results_path} has no record of an epoch, so there are no learning curves to draw.")
     present = [curve for curve in _CURVES if history.has_metric(curve.metric)]
-    n_panels = 1 + len(present) + bool(history.learning_rate)
+    rates = {epoch: sums.rate for epoch, sums in sorted(history.epochs.items()) if sums.rate is not None}
+    n_panels = 1 + len(present) + bool(rates)
     figure, axes = _panels(n_panels)
     _draw_loss(axes[0], history)
     for axis, curve in zip(axes[1:], present, strict=False):
         _draw_metric(axis, curve, history)
-    if history.learning_rate:
-        epochs = sorted(history.learning_rate)
-        rates = [np.mean(history.learning_rate[epoch]) for epoch in epochs]
-        axes[-1].plot(epochs, rates, color="black", linewidth=1.4, drawstyle="steps-mid")
+    if rates:
+        axes[-1].plot(list(rates), list(rates.values()), color="black", linewidth=1.4, drawstyle="steps-mid")
         axes[-1].set_ylabel("learning rate")
     for axis in axes:
-        _finish_learning_axis(axis, history.epochs(), stage_two_epoch)
+        _finish_learning_axis(axis, history.numbers(), stage_two_epoch)
+    _save(figure, output_path)
+
+
+def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool = False) -> None:
+    """Draw panels of one or several runs as a picture, of the kind that the ending of its name says.
+
+    Args:
+        panels: What to draw, one at least.
+        output_path: The picture; its folder is created.
+        linear: Whether vertical axes are linear; otherwise they are logarithmic where numbers are positive.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for series in panel.series:
+            color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else "-"
+            label = series.label or panel.title
+            axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label)
+        values = np.concatenate([np.asarray(series.y, dtype=float) for series in panel.series])
+        if not linear and (values[np.isfinite(values)] > 0.0).any():
+            axis.set_yscale("log")
+        for x, word in panel.marks:
+            axis.axvline(x, color=_GRAY, linestyle=":", linewidth=0.8)
+            axis.text(x, 1.01, word, transform=axis.get_xaxis_transform(), fontsize=6, color=_GRAY, ha="center")
+        axis.set_xlabel("epochs done")
+        axis.set_ylabel(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, fontsize=8)
+        if len(panel.series) > 1:
+            axis.legend(frameon=False, fontsize=7)
+        _tidy(axis)
     _save(figure, output_path)
 
 
@@ -136,52 +164,10 @@ def plot_parity(
     _save(figure, output_path)
 
 
-@dataclass
-class _History:
-    """What the records of a run say, by epoch; ``valid[head][epoch]`` is the evaluation of a head."""
-
-    train_loss: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    learning_rate: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    valid: dict[str, dict[int, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
-
-    def epochs(self) -> list[int]:
-        found = set(self.train_loss).union(*self.valid.values())
-        return sorted(found)
-
-    def has_metric(self, metric: str) -> bool:
-        return any(record.get(metric) is not None for of_head in self.valid.values() for record in of_head.values())
-
-    def forget_from(self, epoch: int) -> None:
-        """Drop what a run that went back to ``epoch`` is about to repeat."""
-        by_epoch: list[dict[int, Any]] = [*self.valid.values(), self.train_loss, self.learning_rate]
-        for records in by_epoch:
-            for repeated in [known for known in records if known >= epoch]:
-                del records[repeated]
-
-
-def _read_history(path: Path | str) -> _History:
-    history = _History()
-    latest = -1
-    for record in read_records(path):
-        epoch, loss = record.get("epoch"), record.get("loss")
-        if epoch is None:
-            continue
-        if record.get("mode") == "eval":
-            history.valid[record.get("head") or "Default"][epoch] = record
-            continue
-        if epoch < latest:
-            history.forget_from(epoch)
-        latest = epoch
-        history.train_loss[epoch].append(math.nan if loss is None else loss)
-        if record.get("lr") is not None:
-            history.learning_rate[epoch].append(record["lr"])
-    return history
-
-
-def _draw_loss(axis: Axes, history: _History) -> None:
-    epochs = sorted(history.train_loss)
+def _draw_loss(axis: Axes, history: RunHistory) -> None:
+    epochs = sorted(history.epochs)
     if epochs:
-        _line(axis, epochs, [np.mean(history.train_loss[epoch]) for epoch in epochs], "train (mean of epoch)", "black")
+        _line(axis, epochs, [history.epochs[epoch].mean_loss for epoch in epochs], "train (mean of epoch)", "black")
     for color, (head, records) in _colored_heads(history):
         epochs = sorted(records)
         losses = [_number(records[epoch].get("loss")) for epoch in epochs]
@@ -190,7 +176,7 @@ def _draw_loss(axis: Axes, history: _History) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_metric(axis: Axes, curve: _Curve, history: _History) -> None:
+def _draw_metric(axis: Axes, curve: _Curve, history: RunHistory) -> None:
     for color, (head, records) in _colored_heads(history):
         epochs = [epoch for epoch in sorted(records) if records[epoch].get(curve.metric) is not None]
         if not epochs:
@@ -290,11 +276,11 @@ def _has_values(properties: Mapping[str, tuple[np.ndarray, np.ndarray]], name: s
     return name in properties and np.size(properties[name][0]) > 0
 
 
-def _colored_heads(history: _History) -> list[tuple[str, tuple[str, dict[int, dict[str, Any]]]]]:
+def _colored_heads(history: RunHistory) -> list[tuple[str, tuple[str, dict[int, dict[str, Any]]]]]:
     return [(_COLORS[place % len(_COLORS)], item) for place, item in enumerate(history.valid.items())]
 
 
-def _valid_label(head: str, history: _History) -> str:
+def _valid_label(head: str, history: RunHistory) -> str:
     return "valid" if len(history.valid) == 1 else f"valid {head}"
 
 
@@ -333,4 +319,4 @@ def _panels(n_panels: int) -> tuple[Figure, list[Axes]]:
 
 def _save(figure: Figure, output_path: Path | str) -> None:
     Path(output_path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output_path, format="png")
+    figure.savefig(output_path)

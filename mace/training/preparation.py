@@ -11,6 +11,7 @@ from pathlib import Path
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
+from mace.inspection.inspection import DataReport
 from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
@@ -65,6 +66,7 @@ class Preparation:
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
+        report: What the checks found in all files, if they were made.
     """
 
     plan: ModelPlan
@@ -73,6 +75,7 @@ class Preparation:
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
+    report: DataReport | None = None
 
     @property
     def digest(self) -> str:
@@ -219,7 +222,7 @@ def prepare(
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
     report.refuse_errors()
-    return decide(settings, losses, sets, progress, writes, foundation)
+    return replace(decide(settings, losses, sets, progress, writes, foundation), report=report)
 
 
 def decide(

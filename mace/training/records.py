@@ -13,7 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
+from mace.reporting.history import RunHistory
+
 _LOGGER = logging.getLogger(__name__)
+_NAMED_LINES = 2
 
 
 def results_path(directory: Path | str, name: str, seed: int) -> Path:
@@ -61,7 +64,16 @@ class RecordWriter:
             self._append(b"\n")
 
     def step(
-        self, *, loss: SupportsFloat, seconds: float, epoch: int, learning_rate: SupportsFloat | None = None
+        self,
+        *,
+        loss: SupportsFloat,
+        seconds: float,
+        epoch: int,
+        learning_rate: SupportsFloat | None = None,
+        gradient_norm: SupportsFloat | None = None,
+        n_atoms: int | None = None,
+        phases: Mapping[str, float] | None = None,
+        stage_two: bool = False,
     ) -> None:
         """Record one optimizer step.
 
@@ -70,10 +82,21 @@ class RecordWriter:
             seconds: Wall time of the step.
             epoch: Epoch, counted from zero.
             learning_rate: Written as ``lr`` if given.
+            gradient_norm: Norm of the gradient before clipping, written as ``grad_norm`` if given.
+            n_atoms: Atoms of the batch, written as ``atoms`` if given.
+            phases: Seconds of each phase of the step, written as ``time_<phase>``, to the microsecond.
+            stage_two: Whether the step belongs to stage two; written as ``stage`` then.
         """
         record: dict[str, Any] = {"loss": loss, "time": seconds, "mode": "opt", "epoch": epoch}
         if learning_rate is not None:
             record["lr"] = learning_rate
+        if gradient_norm is not None:
+            record["grad_norm"] = gradient_norm
+        if n_atoms is not None:
+            record["atoms"] = n_atoms
+        record |= {f"time_{phase}": round(value, 6) for phase, value in (phases or {}).items()}
+        if stage_two:
+            record["stage"] = "two"
         self._write(record)
 
     def evaluation(
@@ -187,26 +210,73 @@ class RecordWriter:
             del self._waiting[0]
 
 
+class RecordFollower:
+    """Gather the history of a run from its file while that grows.
+
+    Args:
+        path: The file that `RecordWriter` writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._history = RunHistory()
+
+    def update(self, anew: bool = False) -> RunHistory:
+        """Read what is new.
+
+        Args:
+            anew: Read everything again, because lines were taken back since the last time.
+
+        Returns:
+            The history; the same object every time, but for reading anew.
+        """
+        with self._path.open("rb") as file:
+            if anew or file.seek(0, os.SEEK_END) < self._position:
+                self._position, self._history = 0, RunHistory()
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._position += len(line)
+                record = _record_of(line)
+                if record is not None:
+                    self._history.add(record)
+        return self._history
+
+
+def _record_of(line: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line, None if it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file in order.
 
-    A line that is not a JSON object, as a killed run can leave behind, is skipped with a warning that names it.
+    A line that is not a JSON object, as a killed run can leave behind, is skipped with a warning that names it; where
+    there are many, they are counted.
 
     Args:
         path: The file that `RecordWriter` wrote.
     """
+    skipped = 0
     with Path(path).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                record = None
-            if isinstance(record, dict):
+            record = _record_of(line)
+            if record is not None:
                 yield record
-            else:
+                continue
+            skipped += 1
+            if skipped <= _NAMED_LINES:
                 _LOGGER.warning("%s: line %d is not a complete record; it is left out.", path, number)
+    if skipped > _NAMED_LINES:
+        _LOGGER.warning("%s: %d lines in all are not complete records.", path, skipped)
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -40,6 +40,7 @@ from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
 from mace.training.resuming import StartingWeights, begin_anew, find_state, resume
+from mace.training.run_report import RunReport
 from mace.training.saving import StateKeeper
 from mace.training.session import Session
 from mace.training.stages import has_stage_two, stage_two_start
@@ -92,12 +93,15 @@ def _with_log(
     else:
         setup_logging_of_others(team.rank)
     mode = settings.progress if team.is_first and not settings.quiet else "off"
+    writes_page = team.is_first and settings.report and not settings.dry_run
+    page = folders.results / f"{folders.tag}.html" if writes_page else None
     try:
         tell_environment(settings, device, team)
         for note in notes:
             _LOGGER.info("%s", note)
-        with TrainingProgress(console, mode, error_table=reported_table(settings)) as progress:
-            _run(Session(settings, losses, device, team, interruption, folders, progress), console)
+        progress = TrainingProgress(console, mode, error_table=reported_table(settings))
+        with RunReport(page) as report, progress:
+            _run(Session(settings, losses, device, team, interruption, folders, progress), report, console)
     except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
@@ -129,7 +133,7 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
     return one, two
 
 
-def _run(session: Session, console: Console) -> None:
+def _run(session: Session, report: RunReport, console: Console) -> None:
     settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
@@ -160,14 +164,15 @@ def _run(session: Session, console: Console) -> None:
             console.print(describe_plan(model, preparation, session.losses, settings), highlight=False)
         team.leave()
         return
-    trainer = _train_all(session, model, preparation, checkpoints, saved)
+    trainer = _train_all(session, report, model, preparation, checkpoints, saved)
     team.leave()
     if team.is_first:
-        finish(trainer, preparation, session)
+        finish(trainer, preparation, session, report)
 
 
 def _train_all(
     session: Session,
+    report: RunReport,
     model: MACE,
     preparation: Preparation,
     checkpoints: CheckpointFolder,
@@ -203,16 +208,17 @@ def _train_all(
             {"data": preparation.digests, "processes": team.size},
         )
         _tell_optimizer(trainer, settings, session.losses)
+        report.begin(session, preparation, trainer)
         with make_trackers(settings, folders.results, folders.tag, run, team.is_first) as trackers:
             records.follow(trackers)
-            _train_or_save(trainer, preparation, session)
+            _train_or_save(trainer, preparation, session, report)
     return trainer
 
 
-def _train_or_save(trainer: Trainer, preparation: Preparation, session: Session) -> None:
+def _train_or_save(trainer: Trainer, preparation: Preparation, session: Session, report: RunReport) -> None:
     """Train; if numbers give out, write the best model so far before giving up."""
     try:
-        _train(trainer, session)
+        _train(trainer, session, report)
     except Diverged as error:
         # what was good before is not lost
         if session.team.is_first and trainer.progression.best_epochs:
@@ -300,7 +306,7 @@ def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[
         _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
 
 
-def _train(trainer: Trainer, session: Session) -> None:
+def _train(trainer: Trainer, session: Session, page: RunReport) -> None:
     """Run the loop and tell about every epoch."""
     settings, progress = session.settings, session.progress
     _LOGGER.info("===========TRAINING===========")
@@ -311,6 +317,7 @@ def _train(trainer: Trainer, session: Session) -> None:
             if report.valid_loss is not None:
                 table = reported_table(settings)
                 _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+                page.refresh()
             if settings.plot and plot_is_due(report, settings) and session.team.is_first:
                 plot_curves(settings, session.folders, trainer)
     progress.finish()

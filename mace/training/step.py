@@ -13,10 +13,16 @@ from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage
+from mace.training.phases import Mark, unmarked
 
 
 def loss_gradient(
-    model: MACE, batch: Batch, loss: Loss, counts: Mapping[str, Tensor] | None = None, add: bool = False
+    model: MACE,
+    batch: Batch,
+    loss: Loss,
+    counts: Mapping[str, Tensor] | None = None,
+    add: bool = False,
+    mark: Mark = unmarked,
 ) -> Tensor:
     """Evaluate the loss of a batch and leave its gradient in the parameters.
 
@@ -28,12 +34,14 @@ def loss_gradient(
         loss: The loss.
         counts: If the batch is a part of a larger one, the counts of the whole, see `Loss`.
         add: Add to the gradients that are there.
+        mark: Told when the phases ``forward`` and ``backward`` end.
 
     Returns:
         The loss, detached, still on the device.
     """
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
     value = loss(prediction, batch.targets, counts)
+    mark("forward")
     parameters = list(model.parameters())
     with differentiating_by(Pass.PARAMETERS):
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
@@ -43,6 +51,7 @@ def loss_gradient(
                 parameter.grad += gradient
         else:
             parameter.grad = gradient
+    mark("backward")
     return value.detach()
 
 

@@ -19,6 +19,10 @@ EVALUATION = {
     "loss", "mae_e", "mae_e_per_atom", "rmse_e", "rmse_e_per_atom", "q95_e", "mae_f", "rel_mae_f", "rmse_f",
     "rel_rmse_f", "q95_f", "time", "mode", "epoch", "head",
 }  # fmt: skip
+STEP_FIELDS = {
+    "loss", "time", "mode", "epoch", "lr", "grad_norm", "atoms", "time_data", "time_forward", "time_backward",
+    "time_optimizer",
+}  # fmt: skip
 STRESS = {"mae_stress", "rmse_stress", "q95_stress"}
 VIRIALS = {"mae_virials", "mae_virials_per_atom", "rmse_virials", "rmse_virials_per_atom", "q95_virials"}
 
@@ -116,7 +120,7 @@ def test_the_history_has_a_line_for_each_step_and_each_evaluation(both_stages: R
 def test_the_fields_of_the_history(both_stages: Run) -> None:
     for record in both_stages.records:
         if record["mode"] == "opt":
-            assert set(record) == {"loss", "time", "mode", "epoch", "lr"}
+            assert set(record) == STEP_FIELDS
         else:
             assert set(record) == EVALUATION
         assert record["time"] > 0.0 and record["loss"] > 0.0

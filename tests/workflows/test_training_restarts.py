@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ase.io import write
-from training_runs import Run, copper, isolated_atoms, train, water, write_water
+from training_runs import Run, copper, isolated_atoms, train, untimed, water, write_water
 
 from mace.errors import UserError
 from mace.training.checkpoints import CheckpointFolder, load_safely
@@ -38,7 +38,7 @@ def same(one: Any, other: Any) -> bool:
 
 def history(run: Run) -> list[dict[str, Any]]:
     """The records without their times."""
-    return [{key: value for key, value in record.items() if key != "time"} for record in run.records]
+    return [untimed(record) for record in run.records]
 
 
 def assert_same_run(straight: Run, resumed: Run, endings: tuple[str, ...] = ("",)) -> None:

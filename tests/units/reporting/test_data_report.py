@@ -96,7 +96,7 @@ def test_the_page_says_what_was_found(report: Callable[..., DataReport]) -> None
         assert words in reader.text
     assert reader.tags.count("figure") == 3  # energies, forces, stress
     assert ("name", "viewport") in reader.attributes
-    assert "prefers-color-scheme: dark" in write_page(made, "")
+    assert "light-dark(" in write_page(made, "")
 
 
 def test_text_of_files_is_never_markup(report: Callable[..., DataReport]) -> None:

@@ -57,17 +57,6 @@ def test_stage_two_changes_the_picture(tmp_path):
     assert pictures[0] == pictures[2]
 
 
-def test_repeated_epochs_replace_the_earlier_ones(tmp_path):
-    path = tmp_path / "run.txt"
-    _write_run(path, 6)
-    _write_run(path, 2, first_epoch=3, loss=80.0)
-    history = plots._read_history(path)
-    assert history.epochs() == [0, 1, 2, 3, 4]
-    assert np.mean(history.train_loss[2]) == pytest.approx(2.0 / 3.0)
-    assert history.train_loss[3] == pytest.approx([20.0, 60.0])
-    assert history.valid["Default"][4]["loss"] == pytest.approx(16.0)
-
-
 def test_losses_that_were_not_finite_do_not_stop_the_plot(tmp_path):
     with RecordWriter(tmp_path / "run.txt") as writer:
         for epoch in range(3):

@@ -1,0 +1,349 @@
+"""Errors of predictions in every part of the data: exact sums, histograms, and points to draw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mace.elements import chemical_symbol
+from mace.structures.configuration import Configuration
+from mace.units import MILLI
+
+BINS = 61
+MOST_SETS, MOST_TYPES, MOST_COMPOSITIONS = 24, 40, 60
+MOST_POINTS = 10_000
+_WORST_SHARE = 0.1
+OTHER = "all others"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Labels and predictions of one property, row by row.
+
+    Attributes:
+        reference: ``[rows, ...]``; total energies in eV, eV/Angstrom, eV/Angstrom^3, e*Angstrom.
+        prediction: Of the same shape.
+        structure: Place of each row's structure in its set, ``[rows]``.
+        atom: Place of each row's atom in its structure; None for properties of structures.
+    """
+
+    reference: np.ndarray
+    prediction: np.ndarray
+    structure: np.ndarray
+    atom: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PredictedSet:
+    """A set of structures with its predictions.
+
+    Attributes:
+        name: Name of the set.
+        role: ``train``, ``valid`` or ``test``.
+        configurations: Its structures.
+        compared: What is labeled and predicted, by property.
+    """
+
+    name: str
+    role: str
+    configurations: Sequence[Configuration]
+    compared: Mapping[str, Compared]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a property is shown; errors are those of the error tables.
+
+    Attributes:
+        title: Of the plots.
+        unit: Of values.
+        error_unit: Of errors, a thousandth of it.
+        per_atom: Whether values are divided by the number of atoms.
+    """
+
+    title: str
+    unit: str
+    error_unit: str
+    per_atom: bool = False
+
+
+QUANTITIES = {
+    "energy": Quantity("Energy per atom, E0s subtracted", "eV/atom", "meV/atom", per_atom=True),
+    "forces": Quantity("Force components", "eV/\u00c5", "meV/\u00c5"),
+    "stress": Quantity("Stress components", "eV/\u00c5\u00b3", "meV/\u00c5\u00b3"),
+    "virials": Quantity("Virials per atom", "eV/atom", "meV/atom", per_atom=True),
+    "dipole": Quantity("Dipole components per atom", "e\u00b7\u00c5/atom", "me\u00b7\u00c5/atom", per_atom=True),
+}
+"""Properties that are shown; virials only where there is no stress."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Errors of the values of one set, config_type and element (or, for properties of structures, composition).
+
+    Attributes:
+        set: Number of the set.
+        type: Number of the config_type.
+        part: Number of the element or composition.
+        count: Values.
+        absolute: Sum of absolute errors.
+        squared: Sum of squared errors.
+        largest: Largest absolute error.
+        histogram: Values in each bin, ``[BINS]``.
+    """
+
+    set: int
+    type: int
+    part: int
+    count: int
+    absolute: float
+    squared: float
+    largest: float
+    histogram: np.ndarray
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values to draw: all, or the worst and a random choice of the others.
+
+    Attributes:
+        reference: ``[points]``.
+        error: Prediction minus reference, ``[points]``.
+        set: ``[points]``, and so the others.
+        type: Number of the config_type.
+        part: Number of the element or composition.
+        file: Number of the file of its structure.
+        index: Place of its structure in that file.
+    """
+
+    reference: np.ndarray
+    error: np.ndarray
+    set: np.ndarray
+    type: np.ndarray
+    part: np.ndarray
+    file: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class PropertyErrors:
+    """Errors of one property in all sets.
+
+    Attributes:
+        name: Of the property.
+        parts: Names of elements, or symbols of each composition joined by blanks.
+        limit: Histograms go from ``-limit`` to ``limit``; their outermost bins hold all beyond.
+        cells: Exact sums.
+        points: Values to draw.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    limit: float
+    cells: tuple[Cell, ...]
+    points: Points
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Errors in all sets.
+
+    Attributes:
+        sets: Name and role of each; beyond `MOST_SETS` the rest is one.
+        files: Names of the files.
+        types: Names of the config_types, the frequent ones first; beyond `MOST_TYPES` the rest is one.
+        properties: Errors by property.
+    """
+
+    sets: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    types: tuple[str, ...]
+    properties: tuple[PropertyErrors, ...]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values of one property in one set, one entry per component."""
+
+    reference: np.ndarray
+    error: np.ndarray
+    set: int
+    type: np.ndarray
+    part: np.ndarray
+    file: np.ndarray
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Numbers of config_types and files by name, and how many types have one."""
+
+    types: Mapping[str, int]
+    files: Mapping[str, int]
+
+
+def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapping[int, float]) -> Predictions:
+    """Add up the errors of predictions.
+
+    Args:
+        sets: The sets, those to train and validate with first.
+        reference_energies: E0 in eV by atomic number, subtracted from energies.
+    """
+    counts = Counter(c.config_type for one in sets for c in one.configurations)
+    types = [name for name, _ in counts.most_common(MOST_TYPES)]
+    files = dict.fromkeys(c.file for one in sets for c in one.configurations)
+    numbered = _Names({name: place for place, name in enumerate(types)}, {name: n for n, name in enumerate(files)})
+    names = [(one.name, one.role) for one in sets[:MOST_SETS]]
+    if len(sets) > MOST_SETS:
+        names.append((OTHER, "test"))
+    found = []
+    for name in QUANTITIES:
+        if name == "virials" and any("stress" in one.compared for one in sets):
+            continue
+        if any(name in one.compared for one in sets):
+            found.append(_of_property(name, sets, numbered, reference_energies))
+    shown = types + ([OTHER] if len(counts) > len(types) else [])
+    return Predictions(tuple(names), tuple(files), tuple(shown), tuple(found))
+
+
+def per_atom_values(
+    name: str, one: PredictedSet, reference_energies: Mapping[int, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and errors as they are shown: energies without E0s, per atom where the error tables are.
+
+    Returns:
+        Labels and prediction minus label, ``[rows, ...]``.
+    """
+    compared = one.compared[name]
+    reference, error = compared.reference, compared.prediction - compared.reference
+    if not QUANTITIES[name].per_atom:
+        return reference, error
+    configurations = [one.configurations[place] for place in compared.structure.tolist()]
+    if name == "energy":
+        reference = reference - [sum(reference_energies[z] for z in c.atomic_numbers.tolist()) for c in configurations]
+    atoms = np.array([c.n_atoms for c in configurations]).reshape(-1, *[1] * (reference.ndim - 1))
+    return reference / atoms, error / atoms
+
+
+def _of_property(
+    name: str, sets: Sequence[PredictedSet], names: _Names, reference_energies: Mapping[int, float]
+) -> PropertyErrors:
+    present = [(place, one) for place, one in enumerate(sets) if name in one.compared]
+    parts = _parts(name, [one for _, one in present])
+    values = [_values(name, one, min(place, MOST_SETS), names, parts, reference_energies) for place, one in present]
+    joined = _join(values)
+    absolute = np.abs(joined.error)
+    limit = float(np.percentile(absolute, 99.0)) * 1.5 or float(absolute.max()) or MILLI
+    return PropertyErrors(name, tuple(parts), limit, tuple(_cells(joined, limit)), _thin(joined))
+
+
+def _parts(name: str, sets: Sequence[PredictedSet]) -> list[str]:
+    """List elements, or compositions where these are few."""
+    if sets[0].compared[name].atom is not None:
+        numbers = {z for one in sets for c in one.configurations for z in c.atomic_numbers.tolist()}
+        return [chemical_symbol(z) for z in sorted(numbers)]
+    compositions = list(dict.fromkeys(_composition(c) for one in sets for c in one.configurations))
+    return compositions if len(compositions) <= MOST_COMPOSITIONS else [""]
+
+
+def _composition(configuration: Configuration) -> str:
+    return " ".join(chemical_symbol(z) for z in np.unique(configuration.atomic_numbers).tolist())
+
+
+def _values(
+    name: str,
+    one: PredictedSet,
+    place: int,
+    names: _Names,
+    parts: Sequence[str],
+    reference_energies: Mapping[int, float],
+) -> _Values:
+    compared = one.compared[name]
+    reference, error = per_atom_values(name, one, reference_energies)
+    order = {part: n for n, part in enumerate(parts)}
+    type_of = np.array([names.types.get(c.config_type, len(names.types)) for c in one.configurations])
+    file_of = np.array([names.files[c.file] for c in one.configurations])
+    index_of = np.array([c.index for c in one.configurations])
+    if compared.atom is not None:
+        first = np.cumsum([0, *(c.n_atoms for c in one.configurations)])
+        numbers = np.concatenate([c.atomic_numbers for c in one.configurations])[
+            first[compared.structure] + compared.atom
+        ]
+        unique, inverse = np.unique(numbers, return_inverse=True)
+        part_of = np.array([order[chemical_symbol(z)] for z in unique.tolist()])[inverse]
+    else:
+        part_of = np.array([order.get(_composition(c), 0) for c in one.configurations])[compared.structure]
+    components = reference[:1].size
+    return _Values(
+        reference.ravel(),
+        error.ravel(),
+        place,
+        np.repeat(type_of[compared.structure], components),
+        np.repeat(part_of, components),
+        np.repeat(file_of[compared.structure], components),
+        np.repeat(index_of[compared.structure], components),
+    )
+
+
+def _join(values: Sequence[_Values]) -> Points:
+    sets = np.concatenate([np.full(len(v.reference), v.set) for v in values])
+    return Points(
+        np.concatenate([v.reference for v in values]),
+        np.concatenate([v.error for v in values]),
+        sets,
+        *(np.concatenate([getattr(v, name) for v in values]) for name in ("type", "part", "file", "index")),
+    )
+
+
+def _cells(values: Points, limit: float) -> list[Cell]:
+    """Add up errors by set, type and part."""
+    n_types, n_parts = int(values.type.max()) + 1, int(values.part.max()) + 1
+    keys = (values.set * n_types + values.type) * n_parts + values.part
+    unique, cell = np.unique(keys, return_inverse=True)
+    absolute = np.abs(values.error)
+    largest = np.zeros(len(unique))
+    np.maximum.at(largest, cell, absolute)
+    bins = np.clip(((values.error + limit) / (2.0 * limit) * BINS).astype(np.int64), 0, BINS - 1)
+    histograms = np.bincount(cell * BINS + bins, minlength=len(unique) * BINS).reshape(-1, BINS)
+    counts = np.bincount(cell)
+    sums, squares = np.bincount(cell, absolute), np.bincount(cell, np.square(values.error))
+    return [
+        Cell(
+            int(key) // (n_types * n_parts),
+            int(key) // n_parts % n_types,
+            int(key) % n_parts,
+            int(counts[place]),
+            float(sums[place]),
+            float(squares[place]),
+            float(largest[place]),
+            histograms[place],
+        )
+        for place, key in enumerate(unique)
+    ]
+
+
+def _thin(values: Points) -> Points:
+    """Choose values to draw, of every set a fair share."""
+    chosen, sets = [], np.unique(values.set)
+    open_slots = MOST_POINTS
+    by_size = sorted(sets.tolist(), key=lambda place: int((values.set == place).sum()))
+    for done, place in enumerate(by_size):
+        members = np.flatnonzero(values.set == place)
+        share = open_slots // (len(by_size) - done)
+        if len(members) > share:
+            members = members[_worst_and_others(np.abs(values.error[members]), share)]
+        chosen.append(members)
+        open_slots -= len(members)
+    order = np.concatenate(chosen)
+    return Points(*(getattr(values, name)[order] for name in Points.__dataclass_fields__))
+
+
+def _worst_and_others(absolute: np.ndarray, count: int) -> np.ndarray:
+    """Choose the worst and a reproducible random choice of the others."""
+    worst = max(int(count * _WORST_SHARE), 1)
+    by_error = np.argpartition(absolute, len(absolute) - worst)
+    others = np.random.default_rng(0).choice(by_error[:-worst], count - worst, replace=False)
+    return np.concatenate([others, by_error[-worst:]])

@@ -1,0 +1,176 @@
+"""What there is to say about a run, for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from mace.inspection.groups import Distribution
+from mace.inspection.inspection import DataReport
+from mace.reporting.history import RunHistory
+from mace.reporting.predictions import Predictions
+from mace.reporting.worst import Suspect
+
+Condition = Literal["running", "finished", "stopped", "failed"]
+"""``stopped`` is on request, ``failed`` with an error."""
+
+
+@dataclass(frozen=True)
+class SettingFact:
+    """A setting: its group, name, value and default in words, whether somebody gave it, and what it does."""
+
+    group: str
+    name: str
+    value: str
+    default: str
+    given: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class SetFact:
+    """A set of structures: its role, name, number of structures, atoms and directed edges."""
+
+    role: str
+    name: str
+    structures: int
+    atoms: int
+    edges: int
+
+
+@dataclass(frozen=True)
+class ElementFact:
+    """An element of the model.
+
+    Attributes:
+        symbol: Its symbol.
+        energy: E0 in eV; None for a model without energies.
+        atoms: Atoms of it in the training set.
+        neighbors: Mean number of neighbors of these.
+        fewest: The smallest.
+        most: The largest.
+    """
+
+    symbol: str
+    energy: float | None
+    atoms: int
+    neighbors: float
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True)
+class CommandFact:
+    """A command or a piece of code for the reader, and what it is for."""
+
+    purpose: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run before its first step.
+
+    Attributes:
+        name: Its name.
+        tag: Name and seed, as in file names.
+        identity: Id of the run.
+        started: When the program was started.
+        epochs: Epochs it is to have.
+        steps_per_epoch: Optimizer steps in each.
+        interval: Epochs from one evaluation to the next.
+        patience: Evaluations without gain after which a stage ends.
+        machine: Where it runs, in words.
+        settings: All settings that the program has, in the order of their groups.
+        decisions: What became of them: names and values in words.
+        sets: The sets of structures.
+        data: What the files hold, if it was checked.
+        data_page: Name of the page on the data, beside that of the run.
+        elements: Of the model.
+        energies_source: Where E0s come from.
+        neighbors: Number of neighbors of the atoms of the training set.
+        average_neighbors: The number that the model divides by.
+        r_max: Cutoff in Angstrom.
+        versions: Of programs.
+        commands: To reproduce, resume, evaluate and use.
+    """
+
+    name: str
+    tag: str
+    identity: str
+    started: datetime
+    epochs: int
+    steps_per_epoch: int
+    interval: int
+    patience: int
+    machine: str
+    settings: Sequence[SettingFact]
+    decisions: Mapping[str, str]
+    sets: Sequence[SetFact]
+    data: DataReport | None
+    data_page: str
+    elements: Sequence[ElementFact]
+    energies_source: str
+    neighbors: Distribution | None
+    average_neighbors: float
+    r_max: float
+    versions: Mapping[str, str]
+    commands: Sequence[CommandFact]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning of the run: when, how serious, what; and how often it came."""
+
+    time: datetime
+    level: str
+    sentence: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class MeasuredStage:
+    """What was measured of the model of a stage.
+
+    Attributes:
+        stage: ``one`` or ``two``.
+        epoch: The epoch its weights are from.
+        metrics: Errors by the name of the set, as in the error tables.
+        predictions: Errors in every part of the data.
+        worst: The structures with the largest errors, by property.
+    """
+
+    stage: str
+    epoch: int
+    metrics: Mapping[str, Mapping[str, float]]
+    predictions: Predictions
+    worst: Mapping[str, Sequence[Suspect]]
+
+
+@dataclass
+class RunState:
+    """What changes while a run goes on.
+
+    Attributes:
+        condition: Whether it goes on.
+        sentence: Why it ended, or what it does.
+        written: When the page was written.
+        history: Its course.
+        stage_two_start: First epoch of stage two, if there is one.
+        best_epochs: Epoch of the lowest validation loss, by stage.
+        times_back: How often it went back because something was not a number.
+        warnings: What was warned of.
+        stages: What was measured of the finished models.
+    """
+
+    condition: Condition
+    sentence: str
+    written: datetime
+    history: RunHistory
+    stage_two_start: int | None = None
+    best_epochs: Mapping[str, int] = field(default_factory=dict)
+    times_back: int = 0
+    warnings: Sequence[Warned] = ()
+    stages: Sequence[MeasuredStage] = ()

@@ -1,0 +1,123 @@
+"""The structures with the largest errors, with all that is needed to look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mace.reporting.predictions import Compared, PredictedSet, per_atom_values
+from mace.structures.configuration import Configuration
+
+COUNT = 20
+"""Structures of each list."""
+
+MOST_ATOMS = 20_000
+"""Atoms of all structures that can be looked at; of what is beyond, only numbers are shown."""
+
+
+@dataclass
+class Suspect:
+    """A structure with a large error.
+
+    Attributes:
+        configuration: The structure.
+        set: Name of its set.
+        role: ``train``, ``valid`` or ``test``.
+        errors: Energy: error per atom; forces: length of the largest error of an atom; others: root mean square. In the
+            units of labels.
+        force_errors: Error of the force on each atom, ``[atoms, 3]``, NaN where there is no label; None without labels.
+        drawn: Whether there is room to draw it.
+    """
+
+    configuration: Configuration
+    set: str
+    role: str
+    errors: dict[str, float] = field(default_factory=dict)
+    force_errors: np.ndarray | None = None
+    drawn: bool = False
+
+
+def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[int, float]) -> dict[str, list[Suspect]]:
+    """Find the structures with the largest errors.
+
+    Args:
+        sets: The sets.
+        reference_energies: E0 in eV by atomic number.
+
+    Returns:
+        By property, up to `COUNT` structures of each role, the worst first.
+    """
+    scores = [{name: _scores(name, one, reference_energies) for name in one.compared} for one in sets]
+    lists: dict[str, list[Suspect]] = {}
+    known: dict[tuple[int, int], Suspect] = {}
+    for name in dict.fromkeys(name for found in scores for name in found if name != "virials"):
+        for role in dict.fromkeys(one.role for one in sets):
+            places = [place for place, one in enumerate(sets) if one.role == role and name in scores[place]]
+            for place, structure in _worst([scores[place][name] for place in places], places):
+                key = place, structure
+                if key not in known:
+                    known[key] = _suspect(sets[place], structure, scores[place])
+                lists.setdefault(name, []).append(known[key])
+        lists[name] = sorted(lists.get(name, []), key=lambda suspect: -abs(suspect.errors[name]))
+    _draw_what_fits(lists)
+    return lists
+
+
+def _worst(scores: Sequence[dict[int, float]], places: Sequence[int]) -> list[tuple[int, int]]:
+    entries = [
+        (abs(score), place, s) for found, place in zip(scores, places, strict=True) for s, score in found.items()
+    ]
+    return [(place, structure) for _, place, structure in sorted(entries, reverse=True)[:COUNT]]
+
+
+def _scores(name: str, one: PredictedSet, reference_energies: Mapping[int, float]) -> dict[int, float]:
+    """Give each structure of a set that has the label one number."""
+    compared = one.compared[name]
+    _, error = per_atom_values(name, one, reference_energies)
+    if name == "energy":
+        numbers = error
+    elif name == "forces":
+        lengths = np.linalg.norm(error, axis=1)
+        numbers = np.zeros(len(one.configurations))
+        np.maximum.at(numbers, compared.structure, lengths)
+        present = np.unique(compared.structure)
+        return dict(zip(present.tolist(), numbers[present].tolist(), strict=True))
+    else:
+        numbers = np.sqrt(np.mean(np.square(error.reshape(len(error), -1)), axis=1))
+    return dict(zip(compared.structure.tolist(), numbers.tolist(), strict=True))
+
+
+def _suspect(one: PredictedSet, structure: int, scores: Mapping[str, dict[int, float]]) -> Suspect:
+    configuration = one.configurations[structure]
+    errors = {name: found[structure] for name, found in scores.items() if structure in found}
+    forces = one.compared.get("forces")
+    return Suspect(configuration, one.name, one.role, errors, _force_errors(configuration, structure, forces))
+
+
+def _force_errors(configuration: Configuration, structure: int, forces: Compared | None) -> np.ndarray | None:
+    if forces is None or forces.atom is None:
+        return None
+    rows = np.flatnonzero(forces.structure == structure)
+    if not len(rows):
+        return None
+    errors = np.full((configuration.n_atoms, 3), np.nan)
+    errors[forces.atom[rows]] = forces.prediction[rows] - forces.reference[rows]
+    return errors
+
+
+def _draw_what_fits(lists: Mapping[str, Sequence[Suspect]]) -> None:
+    """Let the worst of every list be drawn first, until there is no room."""
+    room = MOST_ATOMS
+    for suspect in _by_rank(lists):
+        if not suspect.drawn and suspect.configuration.n_atoms <= room:
+            suspect.drawn = True
+            room -= suspect.configuration.n_atoms
+
+
+def _by_rank(lists: Mapping[str, Sequence[Suspect]]) -> Iterator[Suspect]:
+    for rank in range(max(map(len, lists.values()), default=0)):
+        for found in lists.values():
+            if rank < len(found):
+                yield found[rank]

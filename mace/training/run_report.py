@@ -1,0 +1,195 @@
+"""The page of a run, kept fresh while it goes on, and never in its way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from mace.errors import RunInterrupted, UserError
+from mace.model.durable_file import write_durably
+from mace.reporting.predictions import summarize_predictions
+from mace.reporting.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
+from mace.reporting.run_page import write_run_page
+from mace.reporting.worst import worst_structures
+from mace.training.final_report import FinalErrors
+from mace.training.loop import Trainer
+from mace.training.preparation import Preparation
+from mace.training.records import RecordFollower, results_path
+from mace.training.run_facts import gather_facts
+from mace.training.session import Session
+
+_LOGGER = logging.getLogger(__name__)
+
+SHARE = 0.01
+"""Share of the time of a run that its page may take; it is written less often where it would take more."""
+
+_MOST_WARNINGS = 1000
+
+
+class WarningCollector(logging.Handler):
+    """Keep what a run warns of; one that is repeated is counted."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._found: dict[tuple[str, str], Warned] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take in a message."""
+        key = record.levelname, record.getMessage()
+        if key not in self._found and len(self._found) >= _MOST_WARNINGS:
+            return
+        times = self._found[key].times if key in self._found else 0
+        self._found[key] = Warned(datetime.fromtimestamp(record.created), *key, times + 1)
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """What was warned of, in the order of the first time."""
+        return list(self._found.values())
+
+
+class RunReport:
+    """Write the page of a run: at its start, after evaluations, and at its end.
+
+    Whatever goes wrong here is one warning, and the run goes on.
+
+    Args:
+        path: The page; None to write none.
+        clock: Seconds since some fixed time.
+    """
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self._clock = path, clock
+        self._started = datetime.now()
+        self._collector = WarningCollector()
+        self._facts: RunFacts | None = None
+        self._stages: list[MeasuredStage] = []
+        self._due_at = -1.0
+        self._warned = False
+        if path is not None:
+            logging.getLogger("mace").addHandler(self._collector)
+
+    def begin(self, session: Session, preparation: Preparation, trainer: Trainer) -> None:
+        """Gather what is known before the first step, and write the page."""
+        self._trainer, self._settings = trainer, session.settings
+        self._follower = RecordFollower(
+            results_path(session.folders.results, session.settings.name, session.settings.seed)
+        )
+        self._times_back = trainer.progression.times_back
+
+        def gather() -> None:
+            self._facts = gather_facts(session, preparation, trainer, self._started)
+            plan = trainer.state.model.plan
+            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+
+        self._carefully(gather)
+        self._write("running", "Training begins.")
+
+    def refresh(self) -> None:
+        """Write the page again, unless that would take too much of the time of the run."""
+        if self._clock() < self._due_at:
+            return
+        state = self._trainer.progression if self._facts is not None else None
+        if state is not None:
+            self._write(
+                "running", f"Training goes on: epoch {state.epoch} of {self._settings.max_num_epochs} comes next."
+            )
+
+    def measured(self, stage: str, epoch: int, errors: FinalErrors) -> None:
+        """Show what was measured of the model of a stage."""
+
+        def gather() -> None:
+            predictions = summarize_predictions(errors.predicted, self._energies)
+            worst = worst_structures(errors.predicted, self._energies)
+            self._stages.append(MeasuredStage(stage, epoch, errors.metrics, predictions, worst))
+
+        self._carefully(gather)
+        self._write("running", "Training is complete; the models are being measured.")
+
+    def ended(self, condition: Condition, sentence: str = "") -> None:
+        """Write the page for the last time.
+
+        Args:
+            condition: How the run ended.
+            sentence: Why; for a finished run it is made here.
+        """
+        self._write(condition, sentence or self._last_words())
+        if self._facts is not None and not self._warned:
+            _LOGGER.info("The report on the run is in %s", self.path)
+
+    def __enter__(self) -> RunReport:
+        """Return the object itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Say on the page why a run ended before its end, and listen no more."""
+        if isinstance(error, RunInterrupted):
+            self.ended("stopped", f"Stopped: {error}")
+        elif isinstance(error, UserError):
+            self.ended("failed", str(error))
+        elif isinstance(error, KeyboardInterrupt):
+            self.ended("stopped", "Stopped by the keyboard.")
+        elif error is not None:
+            self.ended("failed", f"An error of the program ended the run: {type(error).__name__}: {error}")
+        logging.getLogger("mace").removeHandler(self._collector)
+
+    def _last_words(self) -> str:
+        if self._facts is None:
+            return ""
+        state = self._trainer.progression
+        early = (
+            " It ended early, by --patience." if state.finished and state.epoch < self._settings.max_num_epochs else ""
+        )
+        best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
+        return f"Training is complete; the models hold the weights of {best}.{early}"
+
+    def _write(self, condition: Condition, sentence: str) -> None:
+        facts, path = self._facts, self.path
+        if facts is None or path is None:
+            return
+
+        def write() -> None:
+            state = self._trainer.progression
+            anew, self._times_back = state.times_back != self._times_back, state.times_back
+            now = RunState(
+                condition=condition,
+                sentence=sentence,
+                written=datetime.now(),
+                history=self._follower.update(anew),
+                stage_two_start=state.stage_two_start,
+                best_epochs=dict(sorted(state.best_epochs.items())),
+                times_back=state.times_back,
+                warnings=self._collector.warnings,
+                stages=self._stages,
+            )
+            write_durably(path, write_run_page(facts, now).encode())
+
+        begin = self._clock()
+        self._carefully(write)
+        end = self._clock()
+        self._due_at = end + (end - begin) / SHARE
+
+    def _carefully(self, work: Callable[[], None]) -> None:
+        """Do something that may fail: a full disk is told once and tried again, any other error ends the report."""
+        if self.path is None:
+            return
+        try:
+            work()
+        except OSError as error:
+            if not self._warned:
+                _LOGGER.warning(
+                    "%s: the report cannot be written (%s); the run goes on", self.path, error.strerror or error
+                )
+            self._warned = True
+        except Exception as error:  # a report is never worth a training
+            self._facts, self._warned = None, True
+            words = f"{type(error).__name__}: {error}"
+            _LOGGER.warning("%s: the report failed (%s); the run goes on without it", self.path, words)
+            _LOGGER.debug("where the report failed", exc_info=True)
+        else:
+            self._warned = False
