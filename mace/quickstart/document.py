@@ -30,7 +30,7 @@ def proposal_table(proposal: Proposal) -> Table:
             table.add_section()
         section = choice.section
         # as Text: brackets in values and reasons are no markup
-        table.add_row(choice.name, Text(scalar(choice.value)), Text(choice.reason))
+        table.add_row(choice.name, Text("-" if choice.value is None else scalar(choice.value)), Text(choice.reason))
     return table
 
 

@@ -102,6 +102,7 @@ _ATOMS_PER_EVALUATION = 512
 _UPDATES_PER_EPOCH = 10
 _FEW_NEIGHBORS, _MANY_NEIGHBORS = 8.0, 90.0
 _FORCES_WEIGHT = 100.0
+_LARGEST_STRESS_WEIGHT = 1.0e4
 _STRESS_SHARE = 0.1
 """How much the same relative error of stress counts in the loss, compared with forces."""
 
@@ -244,10 +245,11 @@ def propose_loss(proposal: Proposal, facts: Facts) -> None:
             "stress_weight",
             weight,
             f"stress is {facts.rms_stress:.2g} eV/Angstrom^3 and forces are {facts.rms_forces:.2g} eV/Angstrom (root "
-            f"mean square): so the same relative error counts a {_share_words()} of that of forces",
+            f"mean square): so the same relative error counts a {_share_words()} of that of forces"
+            + (", or less" if weight == _LARGEST_STRESS_WEIGHT else ""),
         )
     proposal.put(
-        section, "swa", True, "ends with small steps and more weight on energies, which both stages' models show"
+        section, "swa", True, "ends with small steps and more weight on energies; the models of both stages are written"
     )
     proposal.put(section, "swa_energy_weight", 1000.0, "energies get their share once forces are good")
     proposal.put(section, "swa_forces_weight", forces_weight, "as in stage one")
@@ -257,10 +259,10 @@ def propose_loss(proposal: Proposal, facts: Facts) -> None:
 
 
 def choose_stress_weight(facts: Facts, forces_weight: float) -> float:
-    """Balance the errors of stress against those of forces by the size of both, rounded to one digit."""
+    """Balance the errors of stress against those of forces by the size of both, rounded to one digit, within bounds."""
     assert facts.rms_forces is not None and facts.rms_stress
     exact = _STRESS_SHARE * forces_weight * (facts.rms_forces / facts.rms_stress) ** 2
-    bounded = min(max(exact, 1.0), 1.0e4)
+    bounded = min(max(exact, 1.0), _LARGEST_STRESS_WEIGHT)
     power = 10.0 ** math.floor(math.log10(bounded))
     return round(bounded / power) * power
 

@@ -25,8 +25,11 @@ class _DurationPrompt(PromptBase[float]):
         """Read the answer."""
         if not value.strip():
             return 0.0
-        seconds = read_duration(value)
-        if not isinstance(seconds, float) or seconds <= 0.0:
+        try:
+            seconds = float(read_duration(value))
+        except ValueError:
+            seconds = 0.0
+        if seconds <= 0.0:
             raise InvalidResponse(self.validate_error_message)
         return seconds
 

@@ -23,17 +23,20 @@ _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 8640
 
 
 def read_duration(value: Any) -> Any:
-    """Turn a duration with units into seconds; what is none is left to be refused.
+    """Turn a duration with units into seconds.
 
-    >>> read_duration("3min"), read_duration("1h30min"), read_duration("90")
-    (180.0, 5400.0, 90.0)
+    Raises:
+        ValueError: If it is none; a number alone could mean anything.
+
+    >>> read_duration("3min"), read_duration("1h30min"), read_duration("0.5 h")
+    (180.0, 5400.0, 1800.0)
     """
     if not isinstance(value, str):
         return value
     text = value.replace(" ", "").lower()
     parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(sec|min|s|m|h|d)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        return value
+        raise ValueError("not a duration")
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from types import TracebackType
@@ -302,7 +303,11 @@ def resolve_mode(mode: str, console: Console) -> str:
         raise UserError(f"There is no way '{mode}' to show progress. Choose from {', '.join(MODES)}.")
     if mode != "auto":
         return mode
-    return "bar" if console.is_terminal and not console.is_dumb_terminal else "lines"
+    if not console.is_terminal or console.is_dumb_terminal:
+        return "lines"
+    # with FORCE_COLOR a file passes for a terminal, but a bar in a file is a mess
+    is_file = console.file is sys.stdout and not sys.stdout.isatty()
+    return "lines" if is_file else "bar"
 
 
 class _Counter:

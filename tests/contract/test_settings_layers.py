@@ -106,7 +106,7 @@ def test_yaml_values(write, text, name, value):
         ("lr: fast", ["run.yaml: lr must be a number above 0, not 'fast'."]),
         ("swa: maybe", ["run.yaml: swa must be True or False"]),
         ("no_amsgrad: maybe", ["run.yaml: no_amsgrad must be True or False"]),
-        ("wandb: true", ["run.yaml: wandb: Weights & Biases"]),
+        ("lora: true", ["run.yaml: lora: low-rank adaptation"]),
         ("heads: {a: {train_file: a.xyz}}", ["run.yaml: heads: models with several heads"]),
         ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),

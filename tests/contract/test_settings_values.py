@@ -107,9 +107,8 @@ def test_value_outside_its_range(name, wrong, right, words):
             "--lr_params_factors has the unknown part 'embeding_lr_factor'; the nearest known is embedding_lr_factor.",
         ),
         (
-            ["--wandb"],
-            "--wandb: Weights & Biases logging is not available yet; remove the flag (the log, the JSON lines in "
-            "results/ and the plots are always written).",
+            ["--lbfgs"],
+            "--lbfgs: L-BFGS is not available yet; remove the flag.",
         ),
     ],
 )
@@ -241,5 +240,5 @@ def test_defaults_are_not_shared():
 
 def test_unsupported_values_are_refused_in_python_too():
     """Whoever builds settings without a command line gets the same answer."""
-    with pytest.raises(ValidationError, match="Weights & Biases"):
-        TrainingSettings(name="run", train_file="train.xyz", wandb=True)
+    with pytest.raises(ValidationError, match="low-rank adaptation"):
+        TrainingSettings(name="run", train_file="train.xyz", lora=True)

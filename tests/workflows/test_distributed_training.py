@@ -80,7 +80,7 @@ def run_of(folder: Path, data: Path, *flags: str) -> Run:
 def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     """Eleven structures in steps of four: the last step of an epoch has three, and so one process one less."""
     shared = (f"--train_file={data}", "--max_num_epochs=3", "--swa", "--start_swa=2")
-    processes = Processes(tmp_path / "two", *shared, "--batch_size=2")
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2", "--csv")
     one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4")
     assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
     two = run_of(tmp_path / "two", data)
@@ -97,6 +97,8 @@ def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
             assert a[key] == (b[key] if isinstance(a[key], str | None) else pytest.approx(b[key], rel=1e-6)), key
     assert two.said("2 processes with 2 structures each in a step, 4 together")
     assert processes.said(1) == ""  # only the first one speaks
+    table = (tmp_path / "two" / "results" / f"{two.tag}_steps.csv").read_text().splitlines()
+    assert len(table) == 1 + sum(record["mode"] == "opt" for record in two.records)  # and tells trackers
     # what two have begun, one can go on with
     longer = train(tmp_path / "two", data, *FLAGS, *shared, "--batch_size=4", "--max_num_epochs=5", "--restart_latest")
     assert longer.said("continuing with: .*processes 2 -> 1") and longer.epochs_trained == list(range(5))

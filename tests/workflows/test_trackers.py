@@ -97,3 +97,15 @@ def test_weights_and_biases_that_cannot_start_stops_before_training(tmp_path, mo
         not list((tmp_path / "results").glob("*_train.txt"))
         or not (tmp_path / "results" / "tiny_run-7_train.txt").read_text()
     )
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    data = write_water(tmp_path / "train.xyz")
+    train(tmp_path, data, "--wandb", "--max_num_epochs=1")
+    run = train(tmp_path, data, "--wandb", "--max_num_epochs=2", "--restart_latest")
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len({file.name for file in files}) == 1, "one id"
+    updates = [int(entry["update"]) for file in files for entry in history(file) if "train/loss" in entry]
+    assert updates[-1] == sum(record["mode"] == "opt" for record in run.records)

@@ -212,3 +212,12 @@ def test_track_without_a_console_is_silent(caplog):
     caplog.set_level(logging.INFO, logger="mace")
     assert list(track("abc", "Reading", interval=0.0)) == ["a", "b", "c"]
     assert caplog.records == []
+
+
+def test_no_bar_in_a_file_even_where_everything_is_to_be_colored(monkeypatch, tmp_path):
+    colored = {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    with (tmp_path / "log.txt").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        console = Console(_environ=colored)
+        assert console.is_terminal
+        assert resolve_mode("auto", console) == "lines"
