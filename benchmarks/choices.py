@@ -2,8 +2,8 @@
 
     python benchmarks/choices.py --folder runs/choices
 
-Each row is a run of the command ``mace_run_train`` in one thread. Time is that of the processor for the whole run; errors are those of the test set after stage two. Runs that are done are not
-repeated.
+Each row is a run of the command ``mace_run_train`` in one thread. Time is that of the processor for the whole run;
+errors are those of the test set after the last stage. Runs that are done are not repeated.
 """
 
 from __future__ import annotations

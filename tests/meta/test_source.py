@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from website.imports import ROOT, dotted, imported, part_of, source_files
+
 PACKAGE = ROOT / "mace"
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = source_files()
 MAX_LINES = 500
 FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}
 
@@ -38,33 +39,6 @@ for _part in (
 ALLOWED["testing"] = DATA | {"__init__"}
 
 
-def part_of(module: str) -> str:
-    """Name the folder or file below ``mace`` that a dotted name lies in."""
-    pieces = module.split(".")
-    return pieces[1] if len(pieces) > 1 else "__init__"
-
-
-def imported(file: Path, top_only: bool = False) -> Iterator[tuple[str, int]]:
-    """List the modules of this project that a file imports, anywhere or at its top only, with the line."""
-    package = [*file.relative_to(ROOT).parts[:-1]]
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body if top_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "mace":
-                    yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            prefix = package[: len(package) + 1 - node.level] if node.level else []
-            module = ".".join([*prefix, *([node.module] if node.module else [])])
-            if module == "mace":
-                # a name taken from the package is either one of its modules or what its first file defines
-                for alias in node.names:
-                    is_module = (PACKAGE / alias.name).is_dir() or (PACKAGE / f"{alias.name}.py").exists()
-                    yield f"mace.{alias.name}" if is_module else "mace", node.lineno
-            elif module.split(".")[0] == "mace":
-                yield module, node.lineno
-
-
 def outside_imports(file: Path) -> Iterator[tuple[str, int]]:
     """List the top names of what a file imports at any level from elsewhere."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -75,17 +49,13 @@ def outside_imports(file: Path) -> Iterator[tuple[str, int]]:
             yield node.module.split(".")[0], node.lineno
 
 
-def dotted(file: Path) -> str:
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def wrong_imports(file: Path) -> list[str]:
+def wrong_imports(file: Path, root: Path = ROOT) -> list[str]:
     """List the imports of a file that point the wrong way."""
-    part = part_of(dotted(file))
+    part = part_of(dotted(file, root))
     allowed = ALLOWED[part] | {part}
     return [
-        f"{file.relative_to(ROOT)}:{line} imports {module}"
-        for module, line in imported(file)
+        f"{file.relative_to(root)}:{line} imports {module}"
+        for module, line in imported(file, root)
         if part_of(module) not in allowed
     ]
 
@@ -127,8 +97,7 @@ def test_testing_is_imported_by_nothing() -> None:
     assert not users
 
 
-def test_a_wrong_direction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+def test_a_wrong_direction_is_found(tmp_path: Path) -> None:
     for text in (
         "from mace.training.loss import x",
         "import mace.cli",
@@ -138,7 +107,7 @@ def test_a_wrong_direction_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         source = tmp_path / "mace" / "graphs" / "wrong.py"
         source.parent.mkdir(parents=True, exist_ok=True)
         source.write_text(text, encoding="utf-8")
-        assert len(wrong_imports(source)) == 1, text
+        assert len(wrong_imports(source, tmp_path)) == 1, text
 
 
 def test_settings_import_neither_torch_nor_ase() -> None:
