@@ -243,9 +243,9 @@ def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
         if count > 1 and abs(shift) > SHIFTED * rmse:
             yield Verdict(
                 "warning",
-                f"Nearly all energies are predicted too {'high' if shift > 0.0 else 'low'}, by {abs(shift) / MILLI:.3g} "
-                "meV/atom on average: they have not settled. Stage two (--swa), a larger --energy_weight or more epochs "
-                "would help.",
+                f"Nearly all energies are predicted too {'high' if shift > 0.0 else 'low'}, on average by "
+                f"{abs(shift) / MILLI:.3g} meV/atom: they have not settled. Stage two (--swa), a larger --energy_weight "
+                "or more epochs would help.",
             )
 
 
