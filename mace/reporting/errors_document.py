@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from mace.reporting.worst import Suspect
 
 _SHORT = {"energy": "E", "forces": "F", "stress": "S", "virials": "virials", "dipole": "\u03bc"}
 _POINT_TYPES = {"reference": "f4", "error": "f4", "set": "u1", "type": "u1", "part": "u1", "file": "u2", "index": "u4"}
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Name files without their folders, where they can still be told apart."""
+    short = [file.rpartition("/")[2] for file in files]
+    return short if len(set(short)) == len(set(files)) else list(files)
 
 
 def errors_document(stages: Sequence[MeasuredStage]) -> dict[str, Any]:
@@ -31,6 +38,7 @@ def errors_document(stages: Sequence[MeasuredStage]) -> dict[str, Any]:
 def _stage(stage: MeasuredStage) -> dict[str, Any]:
     predictions = stage.predictions
     suspects: dict[int, Suspect] = {id(s): s for found in stage.worst.values() for s in found}
+    names = dict(zip(predictions.files, short_names(predictions.files), strict=True))
     order = {key: place for place, key in enumerate(suspects)}
     elements = {symbol for p in predictions.properties for part in p.parts for symbol in part.split()}
     return {
@@ -38,11 +46,11 @@ def _stage(stage: MeasuredStage) -> dict[str, Any]:
         "epoch": stage.epoch,
         "sets": [list(entry) for entry in predictions.sets],
         "types": list(predictions.types),
-        "files": list(predictions.files),
+        "files": short_names(predictions.files),
         "elements": sorted(elements),
         "properties": [_property(errors) for errors in predictions.properties],
         "worst": {name: [order[id(s)] for s in found] for name, found in stage.worst.items()},
-        "suspects": [_suspect(suspect) for suspect in suspects.values()],
+        "suspects": [_suspect(suspect, names) for suspect in suspects.values()],
     }
 
 
@@ -79,10 +87,10 @@ def _points(points: Points) -> dict[str, str]:
     return {name: packed(getattr(points, name), kind) for name, kind in _POINT_TYPES.items()}
 
 
-def _suspect(suspect: Suspect) -> dict[str, Any]:
+def _suspect(suspect: Suspect, names: Mapping[str, str]) -> dict[str, Any]:
     configuration = suspect.configuration
     found: dict[str, Any] = {
-        "where": configuration.where(),
+        "where": replace(configuration, file=names[configuration.file]).where(),
         "set": suspect.set,
         "role": suspect.role,
         "type": configuration.config_type,

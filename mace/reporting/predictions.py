@@ -91,6 +91,7 @@ class Cell:
         count: Values.
         absolute: Sum of absolute errors.
         squared: Sum of squared errors.
+        signed: Sum of errors.
         largest: Largest absolute error.
         histogram: Values in each bin, ``[BINS]``.
     """
@@ -101,6 +102,7 @@ class Cell:
     count: int
     absolute: float
     squared: float
+    signed: float
     largest: float
     histogram: np.ndarray
 
@@ -310,6 +312,7 @@ def _cells(values: Points, limit: float) -> list[Cell]:
     histograms = np.bincount(cell * BINS + bins, minlength=len(unique) * BINS).reshape(-1, BINS)
     counts = np.bincount(cell)
     sums, squares = np.bincount(cell, absolute), np.bincount(cell, np.square(values.error))
+    signed = np.bincount(cell, values.error)
     return [
         Cell(
             int(key) // (n_types * n_parts),
@@ -318,6 +321,7 @@ def _cells(values: Points, limit: float) -> list[Cell]:
             int(counts[place]),
             float(sums[place]),
             float(squares[place]),
+            float(signed[place]),
             float(largest[place]),
             histograms[place],
         )

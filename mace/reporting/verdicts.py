@@ -24,6 +24,9 @@ SPIKE = 100.0
 RISING = 3.0
 """Ratio of the last to the lowest validation loss from which the loss is said to rise."""
 
+SHIFTED = 0.8
+"""Ratio of the mean error of energies to their RMSE from which all are said to be shifted."""
+
 STILL_FALLING = 0.9
 """If the lowest loss of the last fifth of the evaluations is below this share of the lowest before, more would help."""
 
@@ -209,11 +212,12 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
             numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
             yield Verdict(
                 "warning",
-                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training ({numbers}): "
+                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training, {numbers}: "
                 "more data, a smaller model or fewer epochs would narrow it.",
             )
     if not stages:
         return
+    yield from _of_shift(stages[-1])
     valid_metrics = stages[-1].metrics.get("valid_Default", {})
     for name, values in stages[-1].metrics.items():
         if name in ("train_Default", "valid_Default"):
@@ -226,6 +230,23 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
                 )
+
+
+def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
+    """Notice predictions that are all too high or all too low."""
+    for errors in stage.predictions.properties:
+        if errors.name != "energy":
+            continue
+        count = sum(cell.count for cell in errors.cells)
+        shift = sum(cell.signed for cell in errors.cells) / count
+        rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
+        if count > 1 and abs(shift) > SHIFTED * rmse:
+            yield Verdict(
+                "warning",
+                f"Nearly all energies are predicted too {'high' if shift > 0.0 else 'low'}, on average by "
+                f"{abs(shift) / MILLI:.3g} meV/atom: they have not settled. Stage two (--swa), a larger --energy_weight "
+                "or more epochs would help.",
+            )
 
 
 def _of_data(facts: RunFacts) -> Iterator[Verdict]:

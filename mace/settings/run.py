@@ -81,7 +81,7 @@ class EvaluationSettings(Settings):
         True,
         "write the page <results_dir>/<name>_run-<seed>.html, and refresh it while the run goes on",
         group="Evaluation and output",
-        negations=("no_report",),
+        kind="switch",
     )
 
 

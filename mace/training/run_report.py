@@ -168,6 +168,7 @@ class RunReport:
                 stages=self._stages,
             )
             write_durably(path, write_run_page(facts, now).encode())
+            self._warned = False
 
         begin = self._clock()
         self._carefully(write)
@@ -187,9 +188,11 @@ class RunReport:
                 )
             self._warned = True
         except Exception as error:  # a report is never worth a training
-            self._facts, self._warned = None, True
-            words = f"{type(error).__name__}: {error}"
-            _LOGGER.warning("%s: the report failed (%s); the run goes on without it", self.path, words)
-            _LOGGER.debug("where the report failed", exc_info=True)
-        else:
-            self._warned = False
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """End the report, which has a defect."""
+        self._facts, self._warned = None, True
+        words = f"{type(error).__name__}: {error}"
+        _LOGGER.warning("%s: the report failed (%s); the run goes on without it", self.path, words)
+        _LOGGER.debug("where the report failed", exc_info=error)

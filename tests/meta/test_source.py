@@ -165,7 +165,7 @@ def test_everything_public_has_a_docstring(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=dotted)
 def test_no_error_is_swallowed(file: Path) -> None:
-    """No bare ``except``, and none that passes over everything but by the contract of ``logging`` and of trackers."""
+    """No bare ``except``, and none that passes over all but by the contract of ``logging``, trackers and reports."""
     blind = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ExceptHandler):

@@ -37,7 +37,7 @@ function logTicks(low, high) {
       if (value >= low * 0.999 && value <= high * 1.001) found.push(Number(value.toPrecision(3)));
     }
   const most = 7, every = Math.ceil(found.length / most);
-  return found.length > 1 ? found.filter((_, place) => place % every === 0) : [low, high];
+  return found.length > 1 ? found.filter((_, place) => place % every === 0) : ticks(low, high, 3);
 }
 // canvases need colors as such: what a name means in the present theme is read from an element
 function color(name) {
@@ -74,7 +74,7 @@ function redrawAll() { for (const draw of drawn) draw(); }
 
 function dataOf(name) { const found = document.getElementById(name); return found ? JSON.parse(found.textContent) : null; }
 function chooser(label, entries, chosen, change) {
-  const list = html("select", { onchange: () => change(list.value) });
+  const list = html("select", { "aria-label": label, onchange: () => change(list.value) });
   for (const [value, word] of entries) list.append(html("option", { value, text: word }));
   list.value = chosen;
   return html("label", {}, html("span", { text: label }), list);

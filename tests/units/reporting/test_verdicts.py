@@ -1,0 +1,70 @@
+"""Does the page say what is wrong with a run, and nothing where nothing is?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from mace.reporting.history import RunHistory
+from mace.reporting.predictions import Predictions
+from mace.reporting.run_facts import MeasuredStage, RunFacts, RunState
+from mace.reporting.verdicts import tiles, verdicts
+
+NOW = datetime(2026, 1, 1)
+FACTS = RunFacts(
+    "x", "x_run-1", "id", NOW, 20, 4, 1, 100, "cpu", [], {}, [], None, "x.html", [], "", None, 1.0, 5.0, {}, []
+)  # fmt: skip
+
+
+def state(losses: list[float | None], norm: Any = lambda epoch: 1.0, **more: Any) -> RunState:
+    history = RunHistory()
+    for epoch, loss in enumerate(losses):
+        history.add({"mode": "opt", "epoch": epoch, "loss": 1.0, "time": 0.1, "grad_norm": norm(epoch), "atoms": 10})
+        history.add({"mode": "eval", "epoch": epoch, "loss": loss, "time": 0.1, "rmse_f": loss, "head": "Default"})
+    return replace(RunState("finished", "Done.", NOW, history, best_epochs={"one": 3}), **more)
+
+
+def said(now: RunState) -> str:
+    return " ".join(verdict.sentence for verdict in verdicts(FACTS, now))
+
+
+def stage(train: float, valid: float, test: float) -> MeasuredStage:
+    metrics = {"train_Default": {"rmse_f": train}, "valid_Default": {"rmse_f": valid}, "far_Default": {"rmse_f": test}}
+    return MeasuredStage("one", 3, metrics, Predictions((), (), (), ()), {})
+
+
+SETTLED = [1.0, 0.5, 0.3, 0.25, 0.24, 0.24, 0.24, 0.24, 0.24, 0.24, 0.24, 0.24]
+
+
+def test_a_settled_run_has_nothing_to_say() -> None:
+    assert said(state(SETTLED, stages=[stage(0.1, 0.11, 0.12)])) == "Done."
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (state([1.0, 0.1, 0.5, 2.0]), "20.0 times its lowest value"),
+        (state([1.0, None, 0.5]), "not a number"),
+        (state([1.0 / (k + 1) for k in range(20)]), "still falling"),
+        (state(SETTLED, norm=lambda epoch: 500.0 if epoch == 7 else 1.0), "spikes up to 500 times"),
+        (state(SETTLED, stages=[stage(0.1, 0.3, 0.3)]), "forces is 3.0 times larger in validation"),
+        (state(SETTLED, stages=[stage(0.1, 0.1, 0.5)]), "Test set far: the error of forces is 5.0 times"),
+        (state(SETTLED, times_back=2), "went back 2 times"),
+        (state(SETTLED, stage_two_start=30), "not reached"),
+    ],
+)
+def test_what_is_wrong_is_said(now: RunState, words: str) -> None:
+    assert words in said(now)
+
+
+def test_tiles_show_the_test_error_and_the_speed() -> None:
+    shown = {
+        tile.name: (tile.value, tile.detail) for tile in tiles(FACTS, state(SETTLED, stages=[stage(0.1, 0.11, 0.12)]))
+    }
+    assert shown["RMSE F, test"] == ("120", "meV/\u00c5")
+    assert shown["validation / training error"] == ("1.10", "RMSE F")
+    assert shown["atoms per second"][0] == "100"
+    assert shown["state"] == ("finished", "12 of 20 epochs") and shown["best epoch"][0] == "3"
