@@ -35,7 +35,13 @@ from mace.training.run import make_losses
 _LOGGER = logging.getLogger(__name__)
 
 _OWN = frozenset(QuickstartSettings.model_fields) - frozenset(TrainingSettings.model_fields)
-_NOT_KEPT = _OWN | {"config", "name", "dry_run"}
+_OTHER_WORK = {
+    "foundation_model": "only trainings from scratch are proposed; start a fine-tuning with mace_run_train itself.",
+    "distributed": "times are measured in one process; remove the flag here, and add it to the file that is written.",
+    "restart_latest": "there is nothing to resume in a proposal; remove the flag here, and give it to mace_run_train.",
+    "dry_run": "a proposal trains nothing; remove the flag.",
+}
+_NOT_KEPT = _OWN | {"config", "name"}
 """Settings that say how to propose, and are not part of what is proposed."""
 
 
@@ -74,6 +80,7 @@ def run_quickstart(
         UserError: If settings or data do not allow a training, or the file exists.
     """
     console = console or Console()
+    _refuse_other_work(settings)
     _refuse_existing(settings)
     check_allowed(settings.allow)
     level = settings.log_level if "log_level" in provided(settings) else "WARNING"
@@ -167,6 +174,13 @@ def _introduction(
 def _files(settings: QuickstartSettings) -> str:
     files = settings.train_file if isinstance(settings.train_file, list) else [settings.train_file]
     return ", ".join(file if isinstance(file, str) else str(file.file) for file in files)
+
+
+def _refuse_other_work(settings: QuickstartSettings) -> None:
+    """Refuse what neither decisions nor times would be right for."""
+    for name, why in _OTHER_WORK.items():
+        if getattr(settings, name):
+            raise UserError(f"--{name}: {why}")
 
 
 def _refuse_existing(settings: QuickstartSettings) -> None:

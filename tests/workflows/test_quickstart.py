@@ -177,3 +177,9 @@ def test_as_a_program_without_a_terminal(tmp_path):
     assert "Proposed settings" in shown and "\x1b" not in shown and "\r" not in shown
     nothing = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert nothing.returncode == 2 and "train_file is required" in nothing.stderr
+
+
+@pytest.mark.parametrize("flag", ["--foundation_model=small", "--distributed", "--restart_latest", "--dry_run"])
+def test_what_a_proposal_cannot_take_into_account_is_refused(flag):
+    with pytest.raises(UserError, match=f"^{flag.partition('=')[0]}: "):
+        quickstart("train.xyz", flag)
