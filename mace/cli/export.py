@@ -12,15 +12,14 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
-from pathlib import Path
 
-from mace.cli.command import parse_flags, run_command
-from mace.errors import UserError
+from mace.cli.command import FlagParser, parse_flags, run_command
+from mace.cli.outputs import check_output
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_export",
         description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, torch-sim, Symmetrix.",
         allow_abbrev=False,
@@ -43,9 +42,7 @@ def run(arguments: Sequence[str]) -> None:
         SystemExit: See `mace.cli.command.parse_flags`.
     """
     options = parse_flags(build_parser(), arguments)
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"{output}: the file exists; choose another name, or replace it with --overwrite.")
+    output = check_output(options.output, "exported model", {"model": [options.model]}, options.overwrite)
     # torch is loaded only once the arguments are known to be good
     from mace.compat.exporting import export_to_original
     from mace.compat.importing import open_model

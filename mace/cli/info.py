@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import FlagParser, parse_flags, run_command
 
 FAILED_CHECK = 1
 """Exit status when a check of the model fails."""
@@ -23,7 +23,7 @@ FAILED_CHECK = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_info",
         description="Say what a model file is; one of mace-torch is read without being run.",
         allow_abbrev=False,
