@@ -13,7 +13,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
 import argparse
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
 from mace.errors import UserError
 
 _FORMATS = ("png", "pdf", "svg", "none")
@@ -21,23 +21,26 @@ _FORMATS = ("png", "pdf", "svg", "none")
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_plot_train",
         description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as "
         "a page and as a picture; several runs are laid over each other.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("Files").add_argument
     add("paths", nargs="*", metavar="FILE|DIR", help="records of a run, or a folder with such files")
     add("--path", action="append", default=[], help="the same, as in mace-torch")
     add("--output", help="files to write, without ending; beside a single file of records, comparison for several")
     add("--output_format", choices=_FORMATS, default="png", help="kind of the picture, none for the page alone")
+    add = parser.add_argument_group("What is drawn").add_argument
     add("--keys", help="panels of the picture, separated by commas, for example loss,rmse_f; all but MAE by default")
     add("--min_epoch", type=int, default=0, help="first epoch that is drawn")
     add("--start_stage_two", "--start_swa", type=int, help="where stage two begins, if the records do not say it")
     add("--linear", action="store_true", help="linear vertical axes in the picture; the page has a switch")
     add("--heads", help="heads that are drawn, separated by commas")
-    add("--error_bars", action="store_true", help="not available: the page draws losses step by step")
+    add_output_flags(parser)
+    add = parser.add_argument_group("Not supported").add_argument
+    add("--error_bars", action="store_true", help="the page draws losses step by step")
     return parser
 
 
@@ -72,8 +75,10 @@ def run(arguments: Sequence[str]) -> None:
         linear=options.linear,
         heads=options.heads.split(",") if options.heads else None,
     )
-    for path in compare_runs(paths, wanted):
-        print(f"Wrote {path}")
+    with messages_on_stderr(options):
+        for path in compare_runs(paths, wanted):
+            if not options.quiet:
+                print(f"Wrote {path}")
 
 
 def main() -> None:

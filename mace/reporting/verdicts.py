@@ -244,8 +244,8 @@ def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
             yield Verdict(
                 "warning",
                 f"Nearly all energies are predicted too {'high' if shift > 0.0 else 'low'}, on average by "
-                f"{abs(shift) / MILLI:.3g} meV/atom: they have not settled. Stage two (--swa), a larger --energy_weight "
-                "or more epochs would help.",
+                f"{abs(shift) / MILLI:.3g} meV/atom: they have not settled. Stage two (--swa), a larger "
+                "--energy_weight or more epochs would help.",
             )
 
 
