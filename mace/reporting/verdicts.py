@@ -209,8 +209,8 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
             numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
             yield Verdict(
                 "warning",
-                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training ({numbers}): "
-                "more data, a smaller model or fewer epochs would narrow it.",
+                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training "
+                f"({numbers}): more data, a smaller model or fewer epochs would narrow it.",
             )
     if not stages:
         return
