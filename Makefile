@@ -70,7 +70,7 @@ $(VENV)/.docs: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
-# mypy needs the types of the tests' libraries too
-$(VENV)/.lint: $(VENV)/.test
+# mypy needs the types of the libraries of tests and of the site too
+$(VENV)/.lint: $(VENV)/.test $(VENV)/.docs
 	$(BIN)/python -m pip install --quiet --editable '.[lint]'
 	@touch $@

@@ -13,7 +13,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 SHELLS = ("sh", "bash", "console", "shell")
 _FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^|(?<=\n\n))((?:    .+\n)+)")
-_FOREIGN = {"python", "pip", "torchrun", "srun", "mpirun", "make"}
+_FOREIGN = {"python", "pip", "torchrun", "srun", "mpirun", "make", "tensorboard", "wandb"}
 _ENDS = {"|", "||", "&&", ";", ">", "2>", "&"}
 
 

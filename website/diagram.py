@@ -25,6 +25,7 @@ PARTS = {
     "deployment": (0, "evaluation of files"),
     "calculators": (0, "ASE"),
     "dynamics": (2, "molecular dynamics"),
+    "quickstart": (1, "proposed settings"),
     "cli": (1, "commands"),
     "testing": (2, "physical laws"),
 }

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from documentation_blocks import PAGES, ROOT, SHELLS, Block, Command, all_blocks, blocks_of, commands_in, inline_flags
 
+from mace.cli.completion import parsers
 from mace.errors import UserError
 from mace.settings import parse_training_settings
 from mace.settings.checking import parse_check_settings
-from mace.settings.reading import SettingsParser
-from mace.settings.training import TrainingSettings
+from mace.settings.quickstart import parse_quickstart_settings
 from website.diagram import draw
 from website.equations import dollars, draw_equations
 from website.generated import commands, fill_in
@@ -38,7 +38,9 @@ def module_of(command: str) -> Any:
 
 def parse(command: Command) -> None:
     """Read arguments as the program does: names, values and choices."""
-    if command.name in ("mace_run_train", "mace_check_data"):
+    if command.name == "mace_quickstart":
+        parse_quickstart_settings(command.arguments)
+    elif command.name in ("mace_run_train", "mace_check_data"):
         given = {word.partition("=")[0] for word in command.arguments}
         words = list(command.arguments)
         if "--config" in given:  # a file that the reader has
@@ -83,19 +85,9 @@ def test_a_wrong_command_is_found(arguments: list[str]) -> None:
         parse(Command("page:1", "mace_run_train", arguments))
 
 
-def flags_of(command: str) -> set[str]:
-    """Name the flags of a command."""
-    module = module_of(command)
-    if command in ("mace_run_train", "mace_check_data"):
-        return set()
-    return {flag.lstrip("-") for action in module.build_parser()._actions for flag in action.option_strings}
-
-
-KNOWN_FLAGS = {
-    name
-    for declaration in SettingsParser(TrainingSettings, "x", "").declarations.values()
-    for name in (*declaration.names, *declaration.negations)
-}.union({"html", "json"}, BENCHMARK_FLAGS, *(flags_of(command) for command in commands()))
+KNOWN_FLAGS = BENCHMARK_FLAGS.union(
+    *({flag.lstrip("-") for action in parser._actions for flag in action.option_strings} for parser in parsers())
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
