@@ -158,6 +158,7 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
             else:
                 parts["non_linearity"] = activation
         if not path:
+            attributes = {"apply_cutoff": not plan.cutoff_after_network, **attributes}
             name = f"mace.modules.models.{kind}"
         return module(name, parts, own, **attributes)
 

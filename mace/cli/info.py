@@ -95,6 +95,8 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "model": f"{told['model']}, {len(plan['interactions'])} layers, {hidden}, l_max {plan['l_max']}, correlation "
         f"{plan['correlation']}",
+        "interactions": "\n".join(told["interactions"]),
+        "variants": ", ".join(told["variants"]),
         "elements": ", ".join(told["elements"]),
         "cutoff": f"{told['r_max']:.6g} Angstrom, receptive field {told['receptive_field']:.6g} Angstrom",
         "radial functions": f"{plan['num_radial_basis']} {plan['radial_type']}, transform {plan['distance_transform']}"

@@ -200,7 +200,8 @@ def _cutoff_after_network(reader: Reader) -> bool:
     """Tell whether radial weights are multiplied by the envelope; files older than the choice multiply the basis.
 
     Raises:
-        CannotConvert: If the choice is usual with the interactions of a checkpoint, which does not tell.
+        CannotConvert: If a file contradicts itself, or the choice is usual with the interactions of a checkpoint, which
+            does not tell.
     """
     if reader.known.plan is not None and reader.tree is None:
         return reader.known.plan.cutoff_after_network
@@ -208,7 +209,10 @@ def _cutoff_after_network(reader: Reader) -> bool:
         if any(name.endswith((".alpha", ".linear_down.weight")) for name in reader.state):
             raise CannotConvert("a checkpoint does not tell apply_cutoff")
         return False
-    return any(reader.attribute(path, "apply_cutoff") is False for path in ("", "radial_embedding"))
+    said = {reader.attribute(path, "apply_cutoff") for path in ("", "radial_embedding")} & {True, False}
+    if len(said) > 1:
+        raise CannotConvert("it says of itself that apply_cutoff is both True and False")
+    return said == {False}
 
 
 def _product_of_all_elements(reader: Reader, n_elements: int) -> bool:

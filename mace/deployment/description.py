@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from mace.compat.exporting import check_structures
+from mace.compat.layers import word_of_interaction
 from mace.elements import ElementTable, chemical_symbol
 from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel
+from mace.model.plan import ModelPlan
 from mace.structures.configuration import Configuration
 
 _DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
@@ -41,6 +43,8 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "precision": str(loaded.stored_dtype).removeprefix("torch."),
         "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
+        "interactions": [word_of_interaction(kind) for kind in plan.interactions],
+        "variants": variants(plan),
         "plan": plan.model_dump(mode="json"),
         "origin": {
             "name": metadata.name,
@@ -56,6 +60,20 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "versions": metadata.versions,
         "checks": check_model(loaded.model) if checks else {},
     }
+
+
+def variants(plan: ModelPlan) -> list[str]:
+    """Say in which respects a model is not the usual one."""
+    sent = [f"{plan.channels_of_messages(i)} of degrees {list(plan.l_of_messages(i))}" for i in range(plan.n_layers)]
+    found = {
+        "cutoff after the radial networks": plan.cutoff_after_network,
+        f"channels that neighbors send: {'; '.join(sent)}": (plan.message_channels, plan.message_l) != (None, None),
+        "products of all elements in one": plan.product_of_all_elements,
+        "energies from the last layer only": plan.last_readout_only,
+        "last readout with biases": plan.readout_biases,
+        "energies jump at the cutoff": not plan.cutoff_after_network and any(k.is_directed for k in plan.interactions),
+    }
+    return [name for name, has in found.items() if has]
 
 
 def check_model(model: MACE) -> dict[str, bool]:

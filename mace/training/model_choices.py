@@ -77,8 +77,8 @@ def _check_last_readout(settings: TrainingSettings) -> None:
     """Refuse to leave out readouts where nothing, or no dipole, would be read."""
     if settings.num_interactions == 1:
         raise UserError(
-            "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, and its energies "
-            "constant; choose --num_interactions of at least 2, or remove the flag."
+            "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, which fails then; "
+            "choose --num_interactions of at least 2, or remove the flag."
         )
     if settings.model in LOSS_OF_DIPOLE_MODEL:
         raise UserError(

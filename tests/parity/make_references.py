@@ -101,7 +101,7 @@ CASES = [
     case("gates_l3_c2_t2", "0e+1o+2e", 3, 2, 2, model="ScaleShiftMACE", first=NONLINEAR, other=NONLINEAR),
     case("late_l2_c3_t3", "0e+1o", 2, 3, 3, seed=5,
          options={"apply_cutoff": False, "edge_irreps": "3x0e+3x1o", "use_last_readout_only": True}),
-    case("late_density_l2_c1_t2", "0e+1o", 2, 1, 2, model="ScaleShiftMACE", first=DENSITY, other=DENSITY_RESIDUAL,
+    case("late_density_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=DENSITY, other=DENSITY_RESIDUAL,
          options={"apply_cutoff": False, "use_agnostic_product": True}),
 ]  # fmt: skip
 

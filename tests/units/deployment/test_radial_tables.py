@@ -88,7 +88,7 @@ def test_tables_need_compiled_kernels_and_plain_distances(make_model: MakeModel)
     with pytest.raises(UserError, match="not compiled"):
         choose_radial_tables(make_model(), wanted=True)
     plan = ModelPlan.model_validate(make_model().plan.model_dump() | {"distance_transform": "Agnesi"})
-    with pytest.raises(UserError, match="distance transform"):
+    with pytest.raises(UserError, match="depend on the atoms, not on their distance alone"):
         choose_radial_tables(choose_and_return(MACE(plan).initialize(torch.Generator().manual_seed(0))), wanted=True)
 
 
