@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
 
 from mace.errors import RunInterrupted, UserError
 
@@ -85,12 +86,24 @@ def messages_on_stderr(options: argparse.Namespace) -> Iterator[None]:
         close_logging()
 
 
+class FlagParser(argparse.ArgumentParser):
+    """A parser that says in one sentence what is wrong, without the list of all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse what was typed.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.prog}: {message}; --help lists all flags.")
+
+
 def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Read flags, and name the nearest one that exists where one does not.
 
     Raises:
-        UserError: If a flag is unknown.
-        SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
+        UserError: If a flag is unknown, missing or has no such value.
+        SystemExit: With status 0 after ``--help``.
     """
     options, unknown = parser.parse_known_args(arguments)
     if unknown:

@@ -15,7 +15,8 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from mace.cli.command import add_output_flags, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_command
+from mace.cli.outputs import check_output
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _REFUSED = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_eval_configs",
         description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -72,8 +73,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the flags and refuse what has no effect or no feature behind it.
 
     Raises:
-        UserError: If a flag is unknown or cannot be obeyed.
-        SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
+        UserError: If a flag is unknown, missing or cannot be obeyed.
+        SystemExit: With status 0 after ``--help``.
     """
     options = parse_flags(build_parser(), arguments)
     for name, refusal in _REFUSED.items():
@@ -90,6 +91,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Make sure that the files to be written are apart from each other and from the models."""
+    check_output(options.output, "output", {"model": options.model})
+    if options.plot is None:
+        return
+    if not options.plot.lower().endswith(".png"):
+        raise UserError(f"--plot={options.plot} must end in .png.")
+    check_output(options.plot, "plot", {"model": options.model, "structures": [options.configs]})
+
+
 def run(arguments: Sequence[str]) -> None:
     """Evaluate with the given command-line arguments.
 
@@ -99,6 +110,7 @@ def run(arguments: Sequence[str]) -> None:
         SystemExit: See `parse_arguments`.
     """
     options = parse_arguments(arguments)
+    _check_outputs(options)
     # torch is loaded only once the arguments are known to be good
     from rich.console import Console
 

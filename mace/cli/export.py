@@ -14,13 +14,13 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 from pathlib import Path
 
-from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
-from mace.errors import UserError
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.outputs import check_output
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_export",
         description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, torch-sim, Symmetrix.",
         allow_abbrev=False,
@@ -44,9 +44,7 @@ def run(arguments: Sequence[str]) -> None:
         SystemExit: See `mace.cli.command.parse_flags`.
     """
     options = parse_flags(build_parser(), arguments)
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"{output}: the file exists; choose another name, or replace it with --overwrite.")
+    output = check_output(options.output, "exported model", {"model": [options.model]}, options.overwrite)
     with messages_on_stderr(options):
         _export(options, output)
 

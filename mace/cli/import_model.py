@@ -12,15 +12,17 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
+import math
 from pathlib import Path
 
-from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.outputs import check_output
 from mace.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_import_model",
         description="Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.",
         allow_abbrev=False,
@@ -46,9 +48,11 @@ def run(arguments: Sequence[str]) -> None:
         SystemExit: See `mace.cli.command.parse_flags`.
     """
     options = parse_flags(build_parser(), arguments)
-    new = Path(options.new)
-    if new.exists() and not options.overwrite:
-        raise UserError(f"{new}: the file exists; choose another name, or replace it with --overwrite.")
+    count = options.avg_num_neighbors
+    if count is not None and not (math.isfinite(count) and count > 0.0):
+        raise UserError(f"--avg_num_neighbors is {count}; it must be a finite number above zero.")
+    inputs = {"model to convert": [options.old], "model of --like": [options.like] if options.like else []}
+    new = check_output(options.new, "new model", inputs, options.overwrite)
     with messages_on_stderr(options):
         _convert(options, new)
 
@@ -62,6 +66,9 @@ def _convert(options: argparse.Namespace, new: Path) -> None:
 
     known = known_from(options.like, options.head) if options.like else Known()
     imported = import_original(options.old, options.head, completed(known, options.avg_num_neighbors, options.gate))
+    for name in ("like", "avg_num_neighbors", "gate"):
+        if getattr(options, name) is not None and imported.kind != "checkpoint":
+            raise UserError(f"--{name} has no effect on {options.old}, a whole model that tells it; remove the flag.")
     save_model(new, imported.model, imported.metadata)
     if not options.quiet:
         print(f"{options.old}: {imported.summary()}")

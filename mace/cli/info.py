@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from mace.cli.command import add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
 from mace.errors import UserError
 
 FAILED_CHECK = 1
@@ -24,7 +24,7 @@ FAILED_CHECK = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_info",
         description="Say what a model file is; one of mace-torch is read without being run.",
         allow_abbrev=False,

@@ -17,7 +17,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from mace.cli.command import add_output_flags, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_command
+from mace.cli.outputs import check_output
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _ONLY_FOR = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_md",
         description="Run molecular dynamics of a structure with a trained model. Beside the trajectory are written "
         "TRAJECTORY.log, and TRAJECTORY.state.npz, from which --restart goes on.",
@@ -114,8 +115,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the flags and refuse what makes no sense or has no effect.
 
     Raises:
-        UserError: If a flag is unknown or cannot be obeyed.
-        SystemExit: With status 0 after ``--help``, with status 2 if a flag is missing or has no such value.
+        UserError: If a flag is unknown, missing or cannot be obeyed.
+        SystemExit: With status 0 after ``--help``.
     """
     options = parse_flags(build_parser(), arguments)
     if (options.steps is None) == (options.time_ps is None):
@@ -183,6 +184,7 @@ def run(arguments: Sequence[str]) -> None:
     if trajectory.suffix not in FORMATS:
         raise UserError(f"--trajectory={trajectory} must end in {', '.join(FORMATS)}.")
     atoms = _read_structure(options, plan)
+    check_output(trajectory, "trajectory", {"structure": [options.structure], "model": options.model})
     console = Console()
     atoms.calc = MACECalculator(
         options.model, device=options.device, default_dtype=options.default_dtype, charges_key=options.charges_key
@@ -250,13 +252,18 @@ def _tell(atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan) -> No
 
 def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:
     """Read the structure and refuse what cannot be simulated."""
+    from mace.structures.checks import check_geometry
+    from mace.structures.configuration import Configuration
     from mace.structures.frames import expand_paths, iterate_frames
 
     (file,) = expand_paths(options.structure)[:1]
     frames = list(iterate_frames(file))
     if not -len(frames) <= options.index < len(frames):
         raise UserError(f"{file}: there is no structure {options.index}; the file has {len(frames)}.")
-    atoms = frames[options.index].to_atoms()
+    frame = frames[options.index]
+    index = options.index % len(frames)
+    check_geometry(Configuration(frame.numbers, frame.positions, frame.cell, frame.pbc, file=file, index=index))
+    atoms = frame.to_atoms()
     if plan.ensemble == "npt" and not atoms.pbc.all():
         raise UserError(f"{file}: --ensemble=npt needs a structure that repeats in all three directions; set pbc.")
     if plan.ensemble == "npt" and atoms.constraints:

@@ -1,0 +1,186 @@
+"""Does every wrong use of a command end in one sentence with a way out, status 2, and nothing written or lost?"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import ase.build
+import numpy as np
+import original_files as files
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from mace.cli import command, eval_configs, export, import_model, info, md
+from mace.model.model_file import save_model
+
+COMMANDS: dict[str, ModuleType] = {
+    "mace_eval_configs": eval_configs,
+    "mace_export": export,
+    "mace_import_model": import_model,
+    "mace_info": info,
+    "mace_md": md,
+}
+EVALUATE = "mace_eval_configs --configs=good.xyz --model=good.model --output=out.xyz"
+EXPORT = "mace_export good.model out.model --format=mace-torch --python=" + sys.executable
+DYNAMICS = "mace_md --structure=good.xyz --model=good.model --steps=2 --temperature_K=300"
+
+CASES = [
+    # what a model can be instead of one
+    ("mace_info none.model", "none.model: there is no such model file"),
+    ("mace_info folder", "folder: this is a directory"),
+    ("mace_info empty.file", "empty.file: the model file is empty"),
+    ("mace_info good.xyz", "good.xyz: this is no complete model file"),
+    ("mace_info zipped.model", "zipped.model: "),
+    ("mace_info good.model --head=pt", "has one head, Default"),
+    ("mace_info", "required: file; --help"),
+    ("mace_info good.model more", "more is no flag of mace_info"),
+    ("mace_info good.model --jsn", "--jsn is no flag of mace_info; did you mean --json?"),
+    ("mace_import_model none.model new.model", "none.model: there is no such"),
+    ("mace_import_model folder new.model", "folder: this is a directory"),
+    ("mace_import_model empty.file new.model", "empty.file: the file is empty"),
+    ("mace_import_model good.model new.model", "good.model: "),
+    ("mace_import_model good.xyz new.model", "good.xyz: "),
+    (
+        "mace_import_model good.model good.model",
+        "good.model: the new model would take the place of the model to convert",
+    ),
+    (
+        "mace_import_model old.model old.model --overwrite",
+        "old.model: the new model would take the place of the model to convert",
+    ),
+    ("mace_import_model old.model folder --overwrite", "folder: "),
+    ("mace_import_model old.model good.xyz/new.model", "good.xyz/new.model: the new model cannot be written, because"),
+    ("mace_import_model old.model new.model --head=pt", "has no head 'pt'"),
+    ("mace_import_model old.model new.model --gate=relu", "invalid choice: 'relu'"),
+    ("mace_import_model old.model new.model --avg_num_neighbors=few", "invalid float value: 'few'"),
+    ("mace_import_model old.model new.model --avg_num_neighbors=-3", "--avg_num_neighbors is -3.0; it must be"),
+    ("mace_import_model old.model new.model --avg_num_neighbors=nan", "--avg_num_neighbors is nan; it must be"),
+    ("mace_import_model old.model new.model --avg_num_neighbors=3", "--avg_num_neighbors has no effect"),
+    ("mace_import_model old.model new.model --like=none.model", "none.model: there is no such"),
+    # export
+    ("mace_export none.model out.model --format=mace-torch --python=python3", "none.model: there is no such"),
+    (
+        "mace_export good.model good.model --format=mace-torch --python=python3",
+        "good.model: the exported model would take the place",
+    ),
+    (
+        EXPORT.replace("out.model", "good.model") + " --overwrite",
+        "good.model: the exported model would take the place of the model",
+    ),
+    (EXPORT.replace("out.model", "folder") + " --overwrite", "folder: "),
+    (EXPORT.replace("mace-torch", "onnx"), "invalid choice: 'onnx'"),
+    ("mace_export good.model out.model --format=mace-torch", "--python"),
+    (EXPORT.replace(sys.executable, "nowhere/python"), "there is no program nowhere/python"),
+    (EXPORT, "name the python of an environment with mace-torch"),
+    (EXPORT.replace("out.model", "dipole.model"), "dipole.model: the file exists; choose another name"),
+    ("mace_import_model old.model dipole.model", "dipole.model: the file exists; choose another name"),
+    (
+        EXPORT.replace("out.model", "good.xyz/out.model"),
+        "good.xyz/out.model: the exported model cannot be written, because",
+    ),
+    # evaluation
+    (EVALUATE.replace("good.xyz", "none.xyz"), "none.xyz: there is no such file"),
+    (EVALUATE.replace("good.xyz", "empty.file"), "empty.file: the file is empty"),
+    (EVALUATE.replace("good.xyz", "folder"), "folder: this is a directory"),
+    (EVALUATE.replace("good.xyz", "no*.xyz"), "no*.xyz: no file matches"),
+    (EVALUATE.replace("good.xyz", "good.model"), "good.model: "),
+    (EVALUATE.replace("good.xyz", "nan.xyz"), "nan.xyz: structure 1 has a position that is NaN"),
+    (EVALUATE.replace("good.xyz", "iron.xyz"), "iron.xyz: structure 0 contains Fe"),
+    (EVALUATE.replace("good.xyz", "flat.xyz"), "flat.xyz: structure 0 repeats along"),
+    (EVALUATE.replace("good.model", "no*.model"), "no*.model: no model file matches"),
+    (EVALUATE.replace("good.model", "good.xyz"), "good.xyz: this is no complete model file"),
+    (EVALUATE.replace("=out.xyz", "=folder"), "folder: the output is a directory"),
+    (EVALUATE.replace("=out.xyz", "=good.model"), "good.model: the output would take the place of the model"),
+    (EVALUATE.replace("=out.xyz", "=good.xyz/out.xyz"), "good.xyz/out.xyz: the output cannot be written"),
+    (EVALUATE + " --batch_size=0", "--batch_size is 0; it must be at least 1"),
+    (EVALUATE + " --batch_size=many", "invalid int value: 'many'"),
+    (EVALUATE + " --default_dtype=float16", "invalid choice: 'float16'"),
+    (EVALUATE + " --device=tpu", "invalid choice: 'tpu'"),
+    (EVALUATE + " --descriptor_num_layers=1", "no effect without --return_descriptors"),
+    (EVALUATE + " --charges_key=Qs", "--charges_key has no effect"),
+    (EVALUATE + " --plot=folder.png", "folder.png: the plot is a directory"),
+    (EVALUATE + " --plot=parity.docx", "--plot=parity.docx must end in .png"),
+    (EVALUATE + " --plot=good.model/a.png", "good.model/a.png: the plot cannot be written, because"),
+    (EVALUATE.replace("good.model", "dipole.model") + " --compute_stress", "predicts dipoles only"),
+    # dynamics
+    (DYNAMICS.replace("good.xyz", "none.xyz"), "none.xyz: there is no such file"),
+    (DYNAMICS.replace("good.xyz", "nan.xyz") + " --index=1", "nan.xyz: structure 1 has a position that is NaN"),
+    (DYNAMICS.replace("good.xyz", "iron.xyz"), "Fe"),
+    (DYNAMICS + " --index=7", "there is no structure 7; the file has 2"),
+    (DYNAMICS.replace("good.model", "dipole.model"), "predicts dipoles only, no forces"),
+    (DYNAMICS.replace("=300", "=0"), "--temperature_K is 0.0; it must be a finite number above zero"),
+    (DYNAMICS.replace("=300", "=inf"), "--temperature_K is inf"),
+    (DYNAMICS.replace(" --temperature_K=300", ""), "--ensemble=nvt needs --temperature_K"),
+    (DYNAMICS.replace(" --steps=2", ""), "either --steps or --time_ps"),
+    (DYNAMICS + " --time_ps=1", "either --steps or --time_ps"),
+    (DYNAMICS.replace("=2", "=0"), "--steps is 0; it must be at least 1"),
+    (DYNAMICS + " --timestep_fs=-1", "--timestep_fs is -1.0"),
+    (DYNAMICS + " --ensemble=npt", "good.xyz: --ensemble=npt needs a structure that repeats"),
+    (DYNAMICS + " --ensemble=nve --friction=1", "--friction has no effect with --ensemble=nve"),
+    (DYNAMICS + " --trajectory=md.pdb", "--trajectory=md.pdb must end in"),
+    (DYNAMICS + " --trajectory=good.xyz", "good.xyz: the trajectory would take the place of the structure"),
+    (DYNAMICS + " --trajectory=good.model/md.xyz", "good.model/md.xyz: the trajectory cannot be written, because"),
+    (DYNAMICS + " --trajectory=box.xyz", "box.xyz: the trajectory is a directory"),
+    (DYNAMICS + " --restart", "md.xyz"),
+    (DYNAMICS + " --device=cuda:99", "cuda"),
+    (DYNAMICS + " --seed=-1", "--seed is -1; it must not be negative"),
+]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good and bad files."""
+    folder = tmp_path_factory.mktemp("examples")
+    of_dipoles = {"model": "AtomicDipolesMACE", "reference_energies": (), "readout_channels": 0, "readout_vectors": 2}
+    save_model(folder / "good.model", files.model())
+    save_model(folder / "dipole.model", files.model(files.PLAN.model_copy(update=of_dipoles)))
+    files.write_original(folder / "old.model", files.tree_of(files.model()))
+    for name in ("folder", "folder.png", "box.xyz"):
+        (folder / name).mkdir()
+        (folder / name / "kept").write_text("kept")
+    (folder / "empty.file").touch()
+    (folder / "zipped.model").write_bytes(b"PK\x03\x04" + bytes(100))
+    water = ase.build.molecule("H2O")
+    wrong = water.copy()
+    wrong.positions[1, 2] = np.nan
+    structures = {
+        "good.xyz": [water, water],
+        "nan.xyz": [water, wrong],
+        "iron.xyz": [Atoms("Fe2", positions=np.eye(3)[:2])],
+        "flat.xyz": [Atoms("H2", positions=np.eye(3)[:2], cell=np.ones((3, 3)), pbc=True)],
+    }
+    for name, frames in structures.items():
+        write(folder / name, frames, format="extxyz")
+    return folder
+
+
+@pytest.fixture
+def folder(examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of them, in which commands are run."""
+    shutil.copytree(examples, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
+def test_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    before = _contents(folder)
+    name, *arguments = line.split()
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    assert command.run_command(COMMANDS[name].run) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1 and told.rstrip().endswith((".", "?")) and "Traceback" not in told, told
+    after = _contents(folder)
+    assert {path: after.get(path) for path in before} == before, "nothing may be lost"
+    assert not [path for path in after.keys() - before.keys() if not path.endswith(".log")], "nothing may be written"
