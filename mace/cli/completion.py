@@ -14,7 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 
 from mace.cli import eval_configs, export, import_model, info, md, plot_train
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import FlagParser, parse_flags, run_command
 from mace.settings.checking import PROGRAM as CHECK
 from mace.settings.checking import CheckSettings
 from mace.settings.declaration import alternatives, choices_of
@@ -46,7 +46,7 @@ _FILE_FLAGS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_completion",
         description="Print what a shell needs to complete the flags of all commands. bash: "
         "mace_completion bash > ~/.mace_completion, and 'source ~/.mace_completion' in ~/.bashrc; the same for zsh; "

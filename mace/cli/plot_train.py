@@ -13,7 +13,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
 import argparse
 
-from mace.cli.command import parse_flags, run_command
+from mace.cli.command import FlagParser, parse_flags, run_command
 from mace.errors import UserError
 
 _FORMATS = ("png", "pdf", "svg", "none")
@@ -21,7 +21,7 @@ _FORMATS = ("png", "pdf", "svg", "none")
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="mace_plot_train",
         description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as "
         "a page and as a picture; several runs are laid over each other.",
