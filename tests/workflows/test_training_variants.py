@@ -45,6 +45,7 @@ def assert_learned(run: Run) -> None:
     assert min(values[1:]) < 0.5 * values[0]
 
 
+NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 VARIANTS = {
     "weighted": (),
     "ef": ("--loss=ef",),
@@ -61,6 +62,12 @@ VARIANTS = {
     "no limit on gradients": ("--clip_grad=None",),
     "one layer": ("--num_interactions=1",),
     "density": ("--interaction_first=RealAgnosticDensityInteractionBlock",),
+    "attention": ("--interaction=RealAgnosticAttResidualInteractionBlock", "--apply_cutoff=False"),
+    "gates": (
+        *("--model=ScaleShiftMACE", f"--interaction={NONLINEAR}", f"--interaction_first={NONLINEAR}"),
+        *("--apply_cutoff=False", "--edge_irreps=2x0e + 2x1o", "--use_edge_irreps_first=True"),
+    ),
+    "shared products, last readout": ("--use_agnostic_product=True", "--use_last_readout_only=True"),
     "other radial functions": ("--radial_type=chebyshev", "--distance_transform=Agnesi", "--pair_repulsion"),
 }
 
@@ -70,6 +77,11 @@ def test_water_is_learned(tmp_path: Path, data: Path, flags: tuple[str, ...]) ->
     run = train(tmp_path, data, "--max_num_epochs=8", "--lr=0.03", *flags)
     assert_learned(run)
     assert run.said("Done")
+
+
+def test_energies_that_jump_at_the_cutoff_are_told(tmp_path: Path, data: Path) -> None:
+    run = train(tmp_path, data, "--max_num_epochs=1", "--interaction=RealAgnosticAttResidualInteractionBlock")
+    assert run.said("energies jump when an atom crosses r_max")
 
 
 def test_the_schedulefree_optimizer_learns(tmp_path: Path, data: Path) -> None:
