@@ -241,11 +241,11 @@ def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
         shift = sum(cell.signed for cell in errors.cells) / count
         rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
         if count > 1 and abs(shift) > SHIFTED * rmse:
+            side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
             yield Verdict(
                 "warning",
-                f"Nearly all energies are predicted too {'high' if shift > 0.0 else 'low'}, on average by "
-                f"{abs(shift) / MILLI:.3g} meV/atom: they have not settled. Stage two (--swa), a larger "
-                "--energy_weight or more epochs would help.",
+                f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
+                "Stage two (--swa), a larger --energy_weight or more epochs would help.",
             )
 
 

@@ -110,12 +110,15 @@ def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool =
         output_path: The picture; its folder is created.
         linear: Whether vertical axes are linear; otherwise they are logarithmic where numbers are positive.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         for series in panel.series:
             color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else "-"
             label = series.label or panel.title
-            axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label)
+            drawn = "steps-pre" if series.steps else "default"
+            axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label, drawstyle=drawn)
         values = np.concatenate([np.asarray(series.y, dtype=float) for series in panel.series])
         if not linear and (values[np.isfinite(values)] > 0.0).any():
             axis.set_yscale("log")
@@ -123,6 +126,7 @@ def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool =
             axis.axvline(x, color=_GRAY, linestyle=":", linewidth=0.8)
             axis.text(x, 1.01, word, transform=axis.get_xaxis_transform(), fontsize=6, color=_GRAY, ha="center")
         axis.set_xlabel("epochs done")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, fontsize=8)
         if len(panel.series) > 1:
             axis.legend(frameon=False, fontsize=7)

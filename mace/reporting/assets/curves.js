@@ -85,7 +85,7 @@ class LinePanel {
     points.forEach((line, k) => {
       if (!line.length) return;
       const series = this.panel.series[k], stroke = `var(--c${series.color % COLORS})`;
-      const path = line.map(([x, y], n) => (n ? (series.steps ? `H${this.across(x).toFixed(1)}V${this.up(y).toFixed(1)}` : `L${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`) : `M${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`)).join("");
+      const path = line.map(([x, y], n) => (n ? (series.steps ? `V${this.up(y).toFixed(1)}H${this.across(x).toFixed(1)}` : `L${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`) : `M${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`)).join("");
       root.append(svg("path", { class: `curve${series.dashed ? " dashed" : ""}${line.length > 200 ? " dense" : ""}`, d: path, style: `stroke: ${stroke}` }));
       if (line.length <= 40 && !series.steps) for (const [x, y] of line) root.append(svg("circle", { cx: this.across(x), cy: this.up(y), r: 2.3, style: `fill: ${stroke}` }));
     });
