@@ -26,7 +26,7 @@ from mace.settings.training import TrainingSettings
 
 SHELLS = ("bash", "zsh", "fish")
 
-_FILES = ("FILE", "DIR", "NAME|FILE", "FILE...", "FILE.yaml")
+_FILES = ("FILE", "DIR", "NAME|FILE", "FILE...", "FILE|DIR", "FILE.yaml")
 _FILE_FLAGS = (
     "structure",
     "model",

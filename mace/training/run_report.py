@@ -69,8 +69,6 @@ class RunReport:
         self._stages: list[MeasuredStage] = []
         self._due_at = -1.0
         self._warned = False
-        if path is not None:
-            logging.getLogger("mace").addHandler(self._collector)
 
     def begin(self, session: Session, preparation: Preparation, trainer: Trainer) -> None:
         """Gather what is known before the first step, and write the page."""
@@ -121,7 +119,9 @@ class RunReport:
             _LOGGER.info("The report on the run is in %s", self.path)
 
     def __enter__(self) -> RunReport:
-        """Return the object itself."""
+        """Listen to warnings from now on."""
+        if self.path is not None:
+            logging.getLogger("mace").addHandler(self._collector)
         return self
 
     def __exit__(

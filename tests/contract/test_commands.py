@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from training_runs import QUICK, TINY_MODEL, write_water
 
-from mace.cli import completion, eval_configs, export, import_model, info, md
+from mace.cli import completion, eval_configs, export, import_model, info, md, plot_train
 from mace.settings.checking import CheckSettings
 from mace.settings.help import help_text
 from mace.settings.quickstart import QuickstartSettings
@@ -22,7 +22,7 @@ from mace.settings.training import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = dict(re.findall(r'^(mace_\w+) = "([\w.]+):main"$', (ROOT / "pyproject.toml").read_text(), flags=re.M))
-OWN_PARSERS = {module.__name__: module for module in (eval_configs, export, import_model, info, md)}
+OWN_PARSERS = {module.__name__: module for module in (eval_configs, export, import_model, info, md, plot_train)}
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "NO_COLOR")} | {
     "PYTHONPATH": str(ROOT),
     "TERM": "xterm-256color",

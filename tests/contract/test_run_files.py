@@ -50,6 +50,7 @@ def test_the_files_of_a_run(both_stages: Run) -> None:
         "tiny_valid_indices_7.txt",
         "logs/tiny_run-7.log",
         "results/tiny_run-7_train.txt",
+        "results/tiny_run-7.html",
         "results/tiny_run-7_data.html",
         "results/tiny_run-7_learning_curves.png",
         "results/tiny_run-7_parity_stage_one.png",
@@ -74,6 +75,7 @@ def test_every_folder_can_be_chosen(tmp_path: Path) -> None:
         "checkpoints/tiny_run-7_last.pt",
         "checkpoints/tiny_run-7_last_previous.pt",
         "results/tiny_run-7_train.txt",
+        "results/tiny_run-7.html",
         "results/tiny_run-7_data.html",
     }
 
@@ -120,7 +122,8 @@ def test_the_history_has_a_line_for_each_step_and_each_evaluation(both_stages: R
 def test_the_fields_of_the_history(both_stages: Run) -> None:
     for record in both_stages.records:
         if record["mode"] == "opt":
-            assert set(record) == STEP_FIELDS
+            assert set(record) - {"stage"} == STEP_FIELDS
+            assert record.get("stage") == ("two" if record["epoch"] >= 2 else None)
         else:
             assert set(record) == EVALUATION
         assert record["time"] > 0.0 and record["loss"] > 0.0

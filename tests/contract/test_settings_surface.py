@@ -15,7 +15,8 @@ REQUIRED = {"name": "run", "train_file": "train.xyz"}
 SUPPORTED = set(
     """
     config name seed work_dir log_dir model_dir checkpoints_dir results_dir device default_dtype log_level plot
-    plot_frequency error_table model r_max radial_type num_radial_basis num_cutoff_basis pair_repulsion
+    plot_interaction_e plot_frequency error_table model r_max radial_type num_radial_basis
+    num_cutoff_basis pair_repulsion
     distance_transform apply_cutoff interaction interaction_first edge_irreps use_agnostic_product
     use_last_readout_only max_ell correlation num_interactions MLP_irreps radial_MLP
     hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
@@ -37,6 +38,7 @@ OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
+    report
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""
