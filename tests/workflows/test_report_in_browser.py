@@ -99,7 +99,7 @@ def test_the_choosers_change_what_is_added_up(browser: Any, pages: dict[str, Pat
     page.get_by_label("set", exact=True).select_option("all")
     page.get_by_label("config_type").select_option(label=HOSTILE)
     assert "36 values" in said.inner_text()
-    page.get_by_label("model").select_option("0")
+    page.get_by_label("model", exact=True).select_option("0")
     assert page.locator("#errors figure").first.is_visible()
     opened.close()
 
