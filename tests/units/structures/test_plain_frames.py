@@ -84,6 +84,7 @@ USUAL_ENTRIES = st.one_of(
         st.lists(USUAL_NUMBERS, min_size=9, max_size=9).map(lambda parts: f'"{" ".join(parts)}"'),
     ),
     st.tuples(st.just("stress"), st.lists(USUAL_NUMBERS, min_size=6, max_size=6).map(lambda p: f'"{" ".join(p)}"')),
+    st.tuples(st.just("dipole"), st.lists(USUAL_NUMBERS, min_size=1, max_size=3).map(lambda p: f'"{" ".join(p)}"')),
     st.tuples(st.just("pbc"), st.sampled_from(['"T T F"', '"F F F"', '"True,False,T"'])),
 )
 USUAL_COLUMNS = ["forces:R:3", "tags:I:1", "charges:R:1", "on:L:1", "axes:L:3", "names:S:1", "q:R:2", "energies:R:1"]
