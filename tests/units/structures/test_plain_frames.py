@@ -75,15 +75,15 @@ USUAL_VALUES = st.one_of(
     ),
     st.sampled_from(['"T F"', '" 1 "', '"a b  c"', '"1 b"', "1,2,3", '"T x"', '"a, b"']),
 )
+STRANGE_KEYS = ("dipole", "Lattice", "stress", "virial", "pbc", "uid", "UID", "1k")
 USUAL_ENTRIES = st.one_of(
-    st.tuples(
-        KEYS.filter(lambda key: key not in ("Lattice", "stress", "virial", "pbc", "uid", "UID", "1k")), USUAL_VALUES
-    ),
+    st.tuples(KEYS.filter(lambda key: key not in STRANGE_KEYS), USUAL_VALUES),
     st.tuples(
         st.sampled_from(["Lattice", "stress", "virial"]),
         st.lists(USUAL_NUMBERS, min_size=9, max_size=9).map(lambda parts: f'"{" ".join(parts)}"'),
     ),
     st.tuples(st.just("stress"), st.lists(USUAL_NUMBERS, min_size=6, max_size=6).map(lambda p: f'"{" ".join(p)}"')),
+    st.tuples(st.just("dipole"), st.lists(USUAL_NUMBERS, min_size=1, max_size=3).map(lambda p: f'"{" ".join(p)}"')),
     st.tuples(st.just("pbc"), st.sampled_from(['"T T F"', '"F F F"', '"True,False,T"'])),
 )
 USUAL_COLUMNS = ["forces:R:3", "tags:I:1", "charges:R:1", "on:L:1", "axes:L:3", "names:S:1", "q:R:2", "energies:R:1"]
