@@ -59,7 +59,7 @@ class Trainers:
 def _install(kill: dict[str, Any]) -> None:
     """Make the process kill itself at an event."""
     from mace.model import durable_file
-    from mace.training import batch_step, checkpoints, evaluation, records, run, saving, state
+    from mace.training import batch_step, checkpoints, evaluation, finishing, records, saving, state
 
     states: list[Any] = []
     hits = 0
@@ -129,7 +129,7 @@ def _install(kill: dict[str, Any]) -> None:
     durable_file.open = opened  # type: ignore[attr-defined]
     before(evaluation, "predict", "evaluate")
     before(state.TrainingState, "begin_stage_two", STAGE_CHANGE[0], STAGE_CHANGE[1])
-    before(run, "save_model", "model")
+    before(finishing, "save_model", "model")
 
 
 def _train(order: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from killed_runs import Trainers
-from training_runs import TINY_MODEL, Run, settings_of, train, write_water
+from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_water
 
 from mace.errors import RunInterrupted, UserError
 from mace.model import durable_file
@@ -40,7 +40,7 @@ def trainers() -> Iterator[Trainers]:
 
 
 def history(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time"} for record in run.records]
+    return [untimed(record) for record in run.records]
 
 
 def assert_equal_runs(one: Run, other: Run) -> None:
@@ -111,7 +111,7 @@ def test_weights_without_room_are_kept_in_memory(tmp_path: Path, data: Path, mon
         disk.end = 0
         return finish(*arguments)
 
-    monkeypatch.setattr("mace.training.run.insist", with_room)
+    monkeypatch.setattr("mace.training.finishing.insist", with_room)
     run = train(tmp_path / "b", data)
     assert all(torch.equal(value, run.weights()[name]) for name, value in straight.weights().items())
 
@@ -237,8 +237,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[np.ndarray]]:
     def install(which: Callable[[int, np.ndarray], bool]) -> list[np.ndarray]:
         gradient, batches = BatchStep._gradient, list[np.ndarray]()
 
-        def spoiled(step: BatchStep, structures: np.ndarray, loss: Any) -> Any:
-            value, n_atoms = gradient(step, structures, loss)
+        def spoiled(step: BatchStep, structures: np.ndarray, *rest: Any) -> Any:
+            value, n_atoms = gradient(step, structures, *rest)
             batches.append(structures)
             if which(len(batches) - 1, structures):
                 step._parameters[0].grad *= float("nan")

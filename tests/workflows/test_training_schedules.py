@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from training_runs import Run, train, write_water
+from training_runs import Run, train, untimed, write_water
 
 from mace.training.batch_step import BatchStep
 
@@ -85,7 +85,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def history(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time"} for record in run.records]
+    return [untimed(record) for record in run.records]
 
 
 def as_in_table(run: Run) -> tuple[list[int], list[int | None], list[float]]:
