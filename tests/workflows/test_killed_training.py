@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from killed_runs import END, EVENTS, STAGE_CHANGE, Trainers
-from training_runs import TINY_MODEL, write_water
+from training_runs import TINY_MODEL, untimed, write_water
 
 from mace.training.checkpoints import CheckpointFolder, load_safely
 
@@ -41,7 +41,7 @@ def results(folder: Path) -> dict[str, Any]:
     """All that a finished run leaves and that does not tell the time."""
     models = {p.name: re.sub(rb'created\\": \\"[^"]*"', b"", p.read_bytes()) for p in folder.glob("*.model")}
     lines = (folder / "results" / "tiny_run-7_train.txt").read_text().splitlines()
-    records = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+    records = [untimed(json.loads(line)) for line in lines]
     state = load_safely(folder / "checkpoints" / "tiny_run-7_last.pt")
     best = {p.name: load_safely(p)["weights"] for p in sorted((folder / "checkpoints").glob("*_epoch-*.pt"))}
     timeless = {key: value for key, value in state.items() if key not in ("run", "records")}
