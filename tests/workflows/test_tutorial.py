@@ -12,6 +12,8 @@ import pytest
 from ase.io import read
 from documentation_blocks import ROOT, blocks_of
 
+pytestmark = pytest.mark.xdist_group("tutorial")  # followed once, by one process
+
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 
 
