@@ -50,8 +50,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         compute_stress: Whether results have a stress; can be changed later.
         head: Which head to take of a model of mace-torch that has several.
         skin: How far beyond the cutoff neighbors of periodic structures are searched, in Angstrom, so that the search
-            need not be repeated while atoms move less than half of it; results do not depend on it. Zero is faster
-            where cells change.
+            need not be repeated while atoms move less than half of it; results do not depend on it.
 
     Raises:
         UserError: If torch-sim is missing, or the model, device or precision cannot be used.
@@ -79,6 +78,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
             raise UserError(f"MaceTorchSimModel: dtype is {dtype}; choose torch.float32 or torch.float64.")
         if not 0.0 <= skin < float("inf"):
             raise UserError(f"MaceTorchSimModel: skin is {skin}; it must be zero or a positive length in Angstrom.")
+        # the interface shows these under their names without the underscore
         self._device = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype = dtype
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
@@ -87,22 +87,13 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         self._skin, self._searches = skin, list[SkinNeighbors]()
 
     @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the model and of its results."""
-        return self._dtype
-
-    @property
     def compute_forces(self) -> bool:
         """Whether results have forces."""
         return self._compute_forces
 
     @compute_forces.setter
     def compute_forces(self, wanted: bool) -> None:
+        """Choose whether they have."""
         self._compute_forces = wanted
 
     @property
@@ -112,6 +103,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
 
     @compute_stress.setter
     def compute_stress(self, wanted: bool) -> None:
+        """Choose whether they have one."""
         self._compute_stress = wanted
 
     def forward(self, state: Any) -> dict[str, Tensor]:
@@ -174,8 +166,9 @@ def _configurations(state: Any) -> list[Configuration]:
     system = getattr(state, "system_idx", None)
     place = np.zeros(len(numbers), np.int64) if system is None else _array(system, np.int64)
     counts = np.bincount(place, minlength=len(cells))
-    if len(counts) != len(cells) or len(place) != len(positions) or (np.diff(place) < 0).any():
-        raise UserError(f"{_PLACE}: system_idx must name every cell from 0 on, rising, with one entry per atom.")
+    fits = len(place) == len(positions) == len(numbers) > 0 and len(counts) == len(cells)
+    if not fits or (np.diff(place) < 0).any():
+        raise UserError(f"{_PLACE}: every atom must have a number and, in system_idx, a cell; cells rise from 0.")
     periodic = np.broadcast_to(_array(state.pbc, np.bool_), (len(cells), 3)).tolist()
     ends = np.cumsum(counts)
     found = [

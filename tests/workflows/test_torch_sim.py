@@ -120,6 +120,11 @@ def test_the_stress_is_the_derivative_by_a_strain(path: Path) -> None:
     assert (energies[0] - energies[1]) / (2 * step) == pytest.approx(slope, rel=1e-5)
 
 
+def test_a_file_of_mace_torch_is_taken(tmp_path: Path) -> None:
+    old, atoms = files.write_original(tmp_path / "old.model", files.tree_of(files.model(PLAN))), structures()
+    assert_as_in_ase(MaceTorchSimModel(str(old), "cpu")(state_of(atoms)), atoms, old)
+
+
 @pytest.mark.parametrize("pbc", [True, [True, True, True], torch.tensor([True, True, True])])
 def test_one_pbc_for_all(pbc: Any, path: Path) -> None:
     atoms = structures()[1:]
@@ -142,9 +147,21 @@ def test_neighbors_are_kept_only_as_long_as_they_hold(path: Path) -> None:
             assert torch.equal(first[name].nan_to_num(), second[name].nan_to_num()), name
 
 
+def test_neighbors_are_not_searched_at_every_step(path: Path) -> None:
+    model, atoms = MaceTorchSimModel(path, "cpu"), structures()[1:]
+    for _ in range(4):  # all within half of the skin of the first
+        atoms[1].positions[2, 2] += 0.07
+        model(state_of(atoms))
+        assert [search.n_searches for search in model._searches] == [1, 1]
+    for _ in range(2):
+        atoms[1].positions[2, 2] += 0.07
+        model(state_of(atoms))
+    assert [search.n_searches for search in model._searches] == [1, 2]
+
+
 def test_only_what_is_wanted_in_the_precision_wanted(path: Path) -> None:
     model = ModelByOriginalPath(files.model(PLAN), "cpu", torch.float32, compute_stress=False)
-    assert (model.dtype, model.device, model.compute_forces) == (torch.float32, torch.device("cpu"), True)
+    assert (model.compute_forces, model.compute_stress) == (True, False)
     state = state_of(structures(), torch.float32)
     found = model(state)
     assert set(found) == {"energy", "forces"} and {v.dtype for v in found.values()} == {torch.float32}
@@ -189,8 +206,9 @@ def test_models_that_cannot_be_used(arguments: dict[str, Any], said: str, path: 
         ({"positions": torch.full((4, 3), torch.nan)}, "structure 0 has a position that is NaN"),
         ({"atomic_numbers": torch.tensor([14, 14, 92, 14])}, "structure 0 contains U, which the model was not trained"),
         ({"cell": torch.zeros(1, 3, 3)}, "structure 0 repeats along .* lattice vectors there are zero"),
-        ({"system_idx": torch.tensor([0, 1, 1, 1])}, "system_idx must name every cell"),
-        ({"system_idx": torch.tensor([0, 0])}, "system_idx must name every cell"),
+        ({"system_idx": torch.tensor([0, 1, 1, 1])}, "every atom must have a number and"),
+        ({"atomic_numbers": torch.tensor([14])}, "every atom must have a number and"),
+        ({"system_idx": torch.tensor([0, 0])}, "every atom must have a number and"),
     ],
 )
 def test_states_that_make_no_sense(changes: dict[str, Any], said: str, path: Path) -> None:
@@ -219,6 +237,8 @@ def test_torch_sim_finds_the_interface_kept(path: Path) -> None:
 
     model = MaceTorchSimModel(path, "cpu", compute_forces=False, compute_stress=False)
     assert isinstance(model, ModelInterface)
+    assert (model.dtype, model.device) == (torch.float64, torch.device("cpu"))
+    assert model.memory_scales_with == "n_atoms_x_density"
     validate_model_outputs(model, model.device, model.dtype)
 
 
