@@ -16,24 +16,49 @@ from pathlib import Path
 
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
 from mace.cli.outputs import check_output
+from mace.errors import UserError
+
+_FOR_CPP = ("torchscript", "torch.jit", "torch.export")
+"""Formats for C++ programs, which are asked for but cannot be written."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the arguments."""
     parser = FlagParser(
         prog="mace_export",
-        description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, torch-sim, Symmetrix.",
+        description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, Symmetrix.",
         allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("model", help="model file of this program (or of mace-torch, to renew it)")
     add("output", help="file to write")
-    add("--format", choices=["mace-torch"], required=True, help="mace-torch: the .model file that mace-torch opens")
+    add(
+        "--format",
+        type=_format,
+        choices=["mace-torch"],
+        required=True,
+        help="mace-torch: the .model file that mace-torch opens",
+    )
     add("--python", required=True, help="python of an environment with mace-torch, which writes and checks the file")
     add("--head", help="head to take of a model of mace-torch that has several")
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add_output_flags(parser, "WARNING")
     return parser
+
+
+def _format(name: str) -> str:
+    """Give the reason where a format is known but not there.
+
+    Raises:
+        UserError: If it is such a format.
+    """
+    if name.lower() in _FOR_CPP:
+        raise UserError(
+            f"mace_export: --format={name} is not possible, because such a file would compute only structures with as "
+            "many atoms of each element and as many neighbors as the one it was traced with; use --format=mace-torch, "
+            "from which mace-torch's own converters make files for C++ programs such as LAMMPS."
+        )
+    return name
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -102,6 +102,20 @@ def test_an_interpreter_without_the_original(own: Path) -> None:
         run(own, sys.executable)
 
 
+@pytest.mark.parametrize("name", ["torchscript", "TorchScript", "torch.jit", "torch.export"])
+def test_formats_for_other_programs_are_refused_with_a_reason(name: str, own: Path) -> None:
+    said = f"--format={name} is not possible, because .* traced with; use --format=mace-torch"
+    for flags in ([f"--format={name}"], ["--format", name, "--python", sys.executable]):
+        with pytest.raises(UserError, match=said):
+            export.run([str(own), str(own.with_name("out.pt")), *flags])
+    assert not own.with_name("out.pt").exists()
+
+
+def test_an_unknown_format(own: Path) -> None:
+    with pytest.raises(UserError, match="invalid choice: 'onnx'"):
+        export.run([str(own), str(own.with_name("out.pt")), "--format=onnx"])
+
+
 def test_layers_that_the_original_cannot_mix() -> None:
     kinds = (InteractionPlan(residual=True), InteractionPlan(residual=True), InteractionPlan(residual=False))
     plan = files.PLAN.model_copy(update={"interactions": kinds, "correlation": (1, 1, 1)})

@@ -1,0 +1,195 @@
+"""A model for torch-sim, which moves many structures at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.compat.importing import open_model
+from mace.deployment.loading import find_device
+from mace.deployment.radial_tables import choose_radial_tables
+from mace.elements import ElementTable, chemical_symbol
+from mace.errors import UserError
+from mace.graphs.batching import GraphDataset
+from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
+from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.model.derivatives import predict
+from mace.model.kernel_choice import choose_kernels
+from mace.model.mace import MACE
+from mace.model.model_file import carry_to
+from mace.structures.checks import check_geometry
+from mace.structures.configuration import Configuration
+
+_MISSING: ImportError | None = None
+try:
+    from torch_sim.models.interface import ModelInterface
+except ImportError as _error:  # this module can be imported without it, for its documentation
+    ModelInterface, _MISSING = torch.nn.Module, _error
+
+_PLACE = "torch-sim state"
+"""What stands for the name of a file in messages."""
+
+
+class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need not be there when types are checked
+    """Energies, forces and stress of many structures at once, as torch-sim's ``ModelInterface``.
+
+    Results have the precision of the model, as torch-sim expects; in float32 that rounds large total energies.
+
+    Args:
+        model: A model file of this program or of mace-torch, or a model in memory, which is copied.
+        device: Where to compute; None for a GPU if there is one. States must live there.
+        dtype: ``torch.float64`` or ``torch.float32``.
+        compute_forces: Whether results have forces; can be changed later.
+        compute_stress: Whether results have a stress; can be changed later.
+        head: Which head to take of a model of mace-torch that has several.
+        skin: How far beyond the cutoff neighbors of periodic structures are searched, in Angstrom, so that the search
+            need not be repeated while atoms move less than half of it; results do not depend on it.
+
+    Raises:
+        UserError: If torch-sim is missing, or the model, device or precision cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | MACE,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float64,
+        *,
+        compute_forces: bool = True,
+        compute_stress: bool = True,
+        head: str | None = None,
+        skin: float = DEFAULT_SKIN,
+    ) -> None:
+        """Load the model; see the class."""
+        if _MISSING is not None:
+            raise UserError(
+                f"torch-sim cannot be imported ({_MISSING}); install it with pip install 'mace-train[torch-sim]', "
+                "which needs Python 3.11 or newer."
+            ) from _MISSING
+        super().__init__()
+        if dtype not in (torch.float32, torch.float64):
+            raise UserError(f"MaceTorchSimModel: dtype is {dtype}; choose torch.float32 or torch.float64.")
+        if not 0.0 <= skin < float("inf"):
+            raise UserError(f"MaceTorchSimModel: skin is {skin}; it must be zero or a positive length in Angstrom.")
+        # the interface shows these under their names without the underscore
+        self._device = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype = dtype
+        self._compute_forces, self._compute_stress = compute_forces, compute_stress
+        self.model = _opened(model, self._device, dtype, head).eval()
+        self._elements = ElementTable(self.model.plan.atomic_numbers)
+        self._skin, self._searches = skin, list[SkinNeighbors]()
+
+    @property
+    def compute_forces(self) -> bool:
+        """Whether results have forces."""
+        return self._compute_forces
+
+    @compute_forces.setter
+    def compute_forces(self, wanted: bool) -> None:
+        """Choose whether they have."""
+        self._compute_forces = wanted
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether results have a stress."""
+        return self._compute_stress
+
+    @compute_stress.setter
+    def compute_stress(self, wanted: bool) -> None:
+        """Choose whether they have one."""
+        self._compute_stress = wanted
+
+    def forward(self, state: Any) -> dict[str, Tensor]:
+        """Compute what is wanted of all structures of a state, which is not changed.
+
+        Args:
+            state: A ``SimState``, or a dictionary with its ``positions`` ``[atoms, 3]``, ``cell`` ``[systems, 3, 3]``
+                whose columns are lattice vectors, ``pbc``, ``atomic_numbers`` ``[atoms]`` and ``system_idx``
+                ``[atoms]``, without which there is one structure.
+
+        Returns:
+            ``energy`` in eV, ``[systems]``; ``forces`` in eV/Angstrom, ``[atoms, 3]``; ``stress``, +dE/dstrain/V in
+            eV/Angstrom^3, ``[systems, 3, 3]``, NaN for a structure whose cell has no volume. None has a gradient.
+
+        Raises:
+            UserError: If a structure is no sensible one or has elements the model does not know.
+        """
+        configurations = _configurations(state)
+        _refuse_unknown_elements(configurations, self._elements)
+        del self._searches[len(configurations) :]  # of a larger state before
+        dataset = GraphDataset(configurations, self._elements, self.model.plan.r_max, search=self._search)
+        graph = dataset.graph(range(len(dataset))).to(self._device)
+        prediction = predict(self.model, graph, forces=self._compute_forces, stress=self._compute_stress)
+        found = {"energy": prediction.energy, "forces": prediction.forces, "stress": prediction.stress}
+        return {name: value.detach().to(self._dtype) for name, value in found.items() if value is not None}
+
+    def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
+        """Find neighbors; those of periodic structures only when what stands at their place has moved enough."""
+        if self._skin == 0.0 or not any(any(c.pbc) for c in configurations):
+            return find_all_neighbors(configurations, r_max)
+        last = configurations[-1].index + 1  # large states are searched in parts
+        self._searches += [SkinNeighbors(self._skin) for _ in range(last - len(self._searches))]
+        return join_neighbors([self._searches[c.index](c, r_max) for c in configurations])
+
+
+def _opened(model: str | Path | MACE, device: torch.device, dtype: torch.dtype, head: str | None) -> MACE:
+    """Open a file or copy a model, and make it ready for being evaluated only."""
+    if isinstance(model, MACE):
+        if head is not None and head.lower() != "default":
+            raise UserError(f"MaceTorchSimModel: models in memory have one head, so head='{head}' cannot be used.")
+        opened = carry_to(deepcopy(model), device, dtype)
+    elif isinstance(model, (str, Path)):
+        opened = open_model(model, device, dtype, head).model
+    else:
+        raise UserError(f"MaceTorchSimModel: the model is a {type(model).__name__}; name a model file.")
+    if not opened.plan.predicts_energy:
+        raise UserError(f"MaceTorchSimModel: a {opened.plan.model} model predicts no energy, so it moves no atoms.")
+    opened.requires_grad_(False)
+    choose_kernels(opened)
+    choose_radial_tables(opened)
+    return opened
+
+
+def _configurations(state: Any) -> list[Configuration]:
+    """Take the structures of a state apart."""
+    state = SimpleNamespace(**state) if isinstance(state, Mapping) else state
+    positions = _array(state.positions, np.float64)
+    numbers = _array(state.atomic_numbers, np.int64)
+    cells = _array(state.cell, np.float64).reshape(-1, 3, 3).swapaxes(1, 2)  # columns become rows
+    system = getattr(state, "system_idx", None)
+    place = np.zeros(len(numbers), np.int64) if system is None else _array(system, np.int64)
+    counts = np.bincount(place, minlength=len(cells))
+    fits = len(place) == len(positions) == len(numbers) > 0 and len(counts) == len(cells)
+    if not fits or (np.diff(place) < 0).any():
+        raise UserError(f"{_PLACE}: every atom must have a number and, in system_idx, a cell; cells rise from 0.")
+    periodic = np.broadcast_to(_array(state.pbc, np.bool_), (len(cells), 3)).tolist()
+    ends = np.cumsum(counts)
+    found = [
+        Configuration(numbers[a:b], positions[a:b], cell, tuple(pbc), file=_PLACE, index=index)
+        for index, (a, b, cell, pbc) in enumerate(zip(ends - counts, ends, cells, periodic, strict=True))
+    ]
+    for configuration in found:
+        check_geometry(configuration)
+    return found
+
+
+def _array(values: Any, dtype: type[np.generic]) -> np.ndarray:
+    """Copy a tensor, or what can become one, to the CPU."""
+    return torch.as_tensor(values).detach().cpu().numpy().astype(dtype)
+
+
+def _refuse_unknown_elements(configurations: Sequence[Configuration], known: ElementTable) -> None:
+    for configuration in configurations:
+        unknown = sorted(set(configuration.atomic_numbers.tolist()).difference(known))
+        if unknown:
+            raise UserError(
+                f"{configuration.where()} contains {' and '.join(map(chemical_symbol, unknown))}, which the model was "
+                f"not trained on; it knows {', '.join(known.symbols)}."
+            )
