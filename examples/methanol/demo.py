@@ -157,6 +157,8 @@ def main() -> None:
 
     say("Done")
     print(f"Model:       {model}")
+    (report,) = (path for path in (work_dir / "results").glob("*_run-*.html") if not path.stem.endswith("_data"))
+    print(f"Report:      {report} (open it in a browser)")
     print(f"Plots:       {work_dir / 'results'}")
     print(f"Log:         {work_dir / 'logs'}")
     print(f"Trajectory:  {work_dir / 'nve.xyz'}")

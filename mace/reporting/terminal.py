@@ -48,18 +48,16 @@ def print_findings(report: DataReport, console: Console, levels: Sequence[Level]
 def summary_lines(report: DataReport) -> Iterator[str]:
     """Describe every file in one line, for a log."""
     for file in report.files:
-        parts = [
-            f"{file.whole.frames} structures",
-            f"{file.whole.atoms} atoms",
-            " ".join(file.whole.elements) or "no elements",
-        ]
+        whole = file.whole
+        parts = [f"{whole.frames} structures", f"{whole.atoms} atoms", " ".join(whole.elements)] if whole.frames else []
         for name, numbers, unit in (
-            ("energy", file.whole.energies, "eV/atom"),
-            ("forces", file.whole.forces, "eV/A"),
-            ("hydrostatic stress", file.whole.stresses, "eV/A^3"),
+            ("energy", whole.energies, "eV/atom"),
+            ("forces", whole.forces, "eV/A"),
+            ("hydrostatic stress", whole.stresses, "eV/A^3"),
         ):
             if numbers is not None:
                 parts.append(f"{name} {numbers.smallest:.4g} to {numbers.largest:.4g} {unit}")
+        parts += _isolated_atoms(file)
         yield f"{file.file} ({file.role}): {', '.join(parts)}"
 
 
@@ -97,10 +95,14 @@ def _heading(file: FileReport) -> str:
         periodic = {0: "none periodic", whole.frames: "all periodic"}.get(whole.periodic, f"{whole.periodic} periodic")
         atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
         parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
-    if file.labels.isolated_atoms:
-        plural = "" if file.labels.isolated_atoms == 1 else "s"
-        parts.append(f"{file.labels.isolated_atoms} isolated atom{plural}")
+    parts += _isolated_atoms(file)
     return f"{file.file} ({file.role}): {', '.join(parts)}"
+
+
+def _isolated_atoms(file: FileReport) -> list[str]:
+    """Say how many there are, if any."""
+    number = file.labels.isolated_atoms
+    return [f"{number} isolated atom{'s' * (number != 1)}"] if number else []
 
 
 def _groups_table(file: FileReport) -> Table:

@@ -36,6 +36,7 @@ def describe_plan(
     plan, train = model.plan, preparation.train
     batches = -(-len(train) // settings.batch_size)
     seconds, megabytes = _measure(model, preparation, losses[0], settings)
+    epoch = seconds * train.n_edges
     table = Table(title=f"Plan of the run {settings.name}", box=box.ASCII, show_header=False, title_justify="left")
     rows = {
         "structures": f"{len(train)} training, {len(preparation.valid)} validation, "
@@ -48,10 +49,13 @@ def describe_plan(
         "stage two": "none" if losses[1] is None else f"{losses[1]} from epoch {stage_two_start(settings)}",
         "batches per epoch": f"{batches} of {settings.batch_size}",
         "epochs": str(settings.max_num_epochs),
-        "time per epoch": f"about {_duration(seconds * train.n_edges)}, validation not counted (first batch measured)",
+        "time per epoch": f"about {_duration(epoch)}, validation not counted (first batch measured)",
+        "time of all epochs": f"about {_duration(epoch * settings.max_num_epochs)}",
         "memory": f"about {megabytes:.0f} MB (first batch measured)",
         "plan": plan.model_dump_json(exclude={"reference_energies"}),
     }
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
     return table

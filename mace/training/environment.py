@@ -38,7 +38,7 @@ def tell_environment(settings: TrainingSettings, device: torch.device, team: Tea
         sys.platform,
         platform.machine(),
     )
-    _LOGGER.info("Using %s, %s, %d threads", device, settings.default_dtype, threads)
+    _LOGGER.info("Using %s, %s, %d thread%s", device, settings.default_dtype, threads, "s" * (threads != 1))
     if team.size > 1:
         _LOGGER.info(
             "%d processes with %d structures each in a step, %d together",

@@ -20,8 +20,10 @@ TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder after the last line of the tutorial, and all that was printed."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    (folder / "mace-train").symlink_to(ROOT)
+    beside = tmp_path_factory.mktemp("tutorial")
+    (beside / "mace-train").symlink_to(ROOT)
+    folder = beside / "silicon"
+    folder.mkdir()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": programs, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     printed = ""

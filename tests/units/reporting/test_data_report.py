@@ -164,3 +164,9 @@ def test_the_terminal_shows_every_number_and_finding(report: Callable[..., DataR
 def test_the_log_has_one_line_per_file(report: Callable[..., DataReport]) -> None:
     (line,) = summary_lines(report(mixed()))
     assert line.startswith("train.xyz (training): 10 structures, 34 atoms, H O Cu, energy ")
+    assert line.endswith(", 3 isolated atoms")
+
+
+def test_a_file_of_isolated_atoms_alone_has_no_other_structures(report: Callable[..., DataReport]) -> None:
+    (line,) = summary_lines(report(isolated_atoms(["H", "O"]), "atoms.xyz"))
+    assert line == "atoms.xyz (training): 2 isolated atoms"
