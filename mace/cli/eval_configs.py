@@ -20,7 +20,7 @@ from mace.cli.outputs import check_output
 from mace.errors import UserError
 
 if TYPE_CHECKING:
-    from mace.deployment.evaluation import EvaluationSummary
+    from mace.deployment.evaluation import EvaluationSummary, Wanted
     from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
@@ -101,6 +101,21 @@ def _check_outputs(options: argparse.Namespace) -> None:
     check_output(options.plot, "plot", {"model": options.model, "structures": [options.configs]})
 
 
+def _wanted(options: argparse.Namespace) -> Wanted:
+    """Say in the terms of the evaluation what the flags ask for."""
+    from mace.deployment.evaluation import Wanted  # here, because it loads torch
+
+    return Wanted(
+        stress=options.compute_stress,
+        node_energies=options.return_node_energies,
+        descriptors=options.return_descriptors,
+        descriptor_layers=options.descriptor_num_layers,
+        descriptor_invariants=options.descriptor_invariants_only == "True",
+        descriptor_aggregation=options.descriptor_aggregation_method,
+        prefix=options.info_prefix,
+    )
+
+
 def run(arguments: Sequence[str]) -> None:
     """Evaluate with the given command-line arguments.
 
@@ -115,7 +130,7 @@ def run(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from mace.compat.importing import open_model
-    from mace.deployment.evaluation import Wanted, evaluate_files
+    from mace.deployment.evaluation import evaluate_files
     from mace.deployment.loading import expand_models, find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
     from mace.training.interruption import Interruption
@@ -128,15 +143,6 @@ def run(arguments: Sequence[str]) -> None:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
         files = expand_models(options.model)
         models = [open_model(file, device, dtype, options.head).model.requires_grad_(False) for file in files]
-        wanted = Wanted(
-            stress=options.compute_stress,
-            node_energies=options.return_node_energies,
-            descriptors=options.return_descriptors,
-            descriptor_layers=options.descriptor_num_layers,
-            descriptor_invariants=options.descriptor_invariants_only == "True",
-            descriptor_aggregation=options.descriptor_aggregation_method,
-            prefix=options.info_prefix,
-        )
 
         def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
             mode = "off" if options.quiet else "auto"
@@ -152,7 +158,7 @@ def run(arguments: Sequence[str]) -> None:
                 models,
                 options.configs,
                 options.output,
-                wanted,
+                _wanted(options),
                 batch_size=options.batch_size,
                 charges_key=options.charges_key,
                 progress=progress,
