@@ -51,26 +51,10 @@ class AnnotatedFile:
         except OSError as error:
             raise self._failure(error) from error
 
-    def write(self, frames: Sequence[Frame], predicted: Sequence[Predicted], where: Sequence[str]) -> None:
-        """Write structures with what they have already and what is new; what has the key of a new value is replaced.
-
-        Args:
-            frames: The structures as read; they are changed.
-            predicted: For each new arrays by key, one row per atom, and new values by key for the comment line.
-            where: File and place of each, for messages.
-
-        Raises:
-            UserError: If a structure cannot be written.
-        """
-        for frame, (columns, entries) in zip(frames, predicted, strict=True):
-            keep_results(frame)
-            for key in (*columns, *entries):
-                frame.info.pop(key, None)
-                frame.arrays.pop(key, None)
-            frame.arrays.update(columns)
-            frame.info.update(entries)
+    def write(self, text: str) -> None:
+        """Write structures as `annotated_text` puts them down."""
         try:
-            self._stream.write("".join(_texts(frames, where)))
+            self._stream.write(text)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -100,6 +84,27 @@ class AnnotatedFile:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self.path}: the output cannot be written ({error.strerror or error}).")
+
+
+def annotated_text(frames: Sequence[Frame], predicted: Sequence[Predicted], where: Sequence[str]) -> str:
+    """Put down structures with what they have already and what is new; what has the key of a new value is replaced.
+
+    Args:
+        frames: The structures as read; they are changed.
+        predicted: For each new arrays by key, one row per atom, and new values by key for the comment line.
+        where: File and place of each, for messages.
+
+    Raises:
+        UserError: If a structure cannot be written.
+    """
+    for frame, (columns, entries) in zip(frames, predicted, strict=True):
+        keep_results(frame)
+        for key in (*columns, *entries):
+            frame.info.pop(key, None)
+            frame.arrays.pop(key, None)
+        frame.arrays.update(columns)
+        frame.info.update(entries)
+    return "".join(_texts(frames, where))
 
 
 def _texts(frames: Sequence[Frame], where: Sequence[str]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from mace.deployment.annotation import AnnotatedFile, partial_path
+from mace.deployment.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.deployment.comparison import Comparison
 from mace.deployment.descriptors import descriptors
+from mace.deployment.lanes import choose_lanes, work_in_lanes
 from mace.deployment.resuming import check_continuation, check_same_model, complete_frames, written_predictions
 from mace.elements import ElementTable
 from mace.errors import UserError
@@ -128,7 +129,7 @@ def evaluate_files(
         paths: Files of any format ASE reads, and patterns.
         output: The file to write.
         wanted: What to predict.
-        batch_size: Structures at a time.
+        batch_size: Structures in a batch; on a CPU two are worked on side by side, see `mace.deployment.lanes`.
         charges_key: Key of the charges that are part of dipoles; see `mace.structures.labels.LabelKeys`.
         progress: Wraps the iteration over batches; gets their number.
         plot: A PNG of predictions against labels, if there are any.
@@ -157,15 +158,18 @@ def evaluate_files(
     if done:
         count(configurations[: len(done)], done)
     summary.resumed = len(done)
-    starts = range(len(done), len(configurations), batch_size)
-    remaining = islice(frames, len(done), None)
+    places = [slice(start, start + batch_size) for start in range(len(done), len(configurations), batch_size)]
+
+    def evaluate(place: slice) -> tuple[str, list[dict[str, Any]]]:
+        predictions = predict_committee(members, configurations[place], wanted)
+        return _annotated(frames[place], configurations[place], predictions, wanted), predictions
+
+    results = work_in_lanes(evaluate, places, choose_lanes(members[0].embedding.device))
+    batches = progress([configurations[place] for place in places], len(places))
     began = time.perf_counter()
-    with AnnotatedFile(output, resume) as stream, objects_frozen():
-        for batch in progress([configurations[start : start + batch_size] for start in starts], len(starts)):
-            predictions = predict_committee(members, batch, wanted)
-            present = list(islice(remaining, len(batch)))
-            annotations = [_annotations(*pair, wanted) for pair in zip(predictions, present, strict=True)]
-            stream.write(present, annotations, [configuration.where() for configuration in batch])
+    with AnnotatedFile(output, resume) as stream, objects_frozen(), closing(results):
+        for batch, (text, predictions) in zip(batches, results, strict=True):
+            stream.write(text)
             stream.flush()
             count(batch, predictions)
             if interruption is not None and interruption.requested and summary.n_structures < len(configurations):
@@ -316,6 +320,17 @@ def _check_keys(predicted: Sequence[str], prefix: str, report: LabelReport) -> N
                     f"{file.file}: with --info_prefix='{prefix}' predictions would take the place of the "
                     f"label '{key}'; choose another prefix, such as MACE_."
                 )
+
+
+def _annotated(
+    frames: Sequence[Frame],
+    configurations: Sequence[Configuration],
+    predictions: Sequence[dict[str, Any]],
+    wanted: Wanted,
+) -> str:
+    """Write down structures with what is predicted of them."""
+    annotations = [_annotations(*pair, wanted) for pair in zip(predictions, frames, strict=True)]
+    return annotated_text(frames, annotations, [configuration.where() for configuration in configurations])
 
 
 def _annotations(

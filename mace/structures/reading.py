@@ -145,7 +145,8 @@ def _read_file(
     frames = list(_read_frames(file, source, head, all_keys, progress, observe))
     chosen = _choose_keys(frames, source.keys)
     faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
-    labeled = [_attach_labels(frame, chosen, source.units) for frame in frames]
+    factors = {name: source.units.of_label(name) for name in chosen}
+    labeled = [_attach_labels(frame, chosen, factors) for frame in frames]
     described = _describe_file(file, source, chosen, labeled, all_keys)
     constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
     return replace(described, faults=tuple(faults), constrained=constrained), labeled
@@ -215,9 +216,9 @@ def _leave_out_non_finite(frames: Sequence[_Checked], chosen: Mapping[str, str |
     return faults
 
 
-def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], units: FileUnits) -> _Labeled:
+def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], factors: Mapping[str, float]) -> _Labeled:
     labels = {
-        name: parse_label(name, key, frame.found[key][1], frame.configuration, units.of_label(name))
+        name: parse_label(name, key, frame.found[key][1], frame.configuration, factors[name])
         for name, key in chosen.items()
         if key is not None and key in frame.found
     }
