@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("Devices and speed").add_argument
     add("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="where to compute")
     add("--default_dtype", choices=["float32", "float64"], default="float64", help="precision")
-    add("--batch_size", type=int, default=64, help="structures in a batch, two of which are in memory at a time on a CPU; lower it if memory runs out")
+    size = "structures in a batch, two of which are in memory at a time on a CPU; lower it if memory runs out"
+    add("--batch_size", type=int, default=64, help=size)
     add_output_flags(parser)
     add = parser.add_argument_group("Not supported yet").add_argument
     for name, refusal in _REFUSED.items():
