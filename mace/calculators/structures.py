@@ -24,7 +24,7 @@ def to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | Non
     if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
         raise UserError("A position or the cell is NaN or infinite; did the simulation break down before this step?")
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    if np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):
+    if any(pbc) and np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):  # older NumPy knows no rank of an empty matrix
         raise UserError(
             f"The structure repeats along pbc={list(pbc)}, but its lattice vectors there are zero or linearly "
             "dependent; give it a cell, or set pbc to False."

@@ -99,6 +99,7 @@ def test_a_model_is_downloaded_once(
         (b"<html>Not found</html>", None, "what arrived is no model"),
         (files.original_bytes()[:1000], 5000, "only 1000 of 5000 bytes"),
     ],
+    ids=["a page", "a part"],
 )
 def test_what_is_no_model_is_not_kept(
     content: bytes, length: int | None, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch

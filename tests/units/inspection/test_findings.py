@@ -433,7 +433,7 @@ def test_a_strained_and_turned_cell_is_divided_into_both() -> None:
     rng = np.random.default_rng(0)
     cells, symmetric = rng.normal(0.0, 1.0, (5, 3, 3)) + 4.0 * np.eye(3), rng.normal(0.0, 0.05, (5, 3, 3))
     symmetric = symmetric + symmetric.transpose(0, 2, 1)
-    turns = Rotation.random(5, rng=0).as_matrix()
+    turns = Rotation.random(5, np.random.default_rng(0)).as_matrix()
     strain, turn = strain_between(cells, cells @ np.array([expm(s) for s in symmetric]) @ turns)
     np.testing.assert_allclose(strain, symmetric, atol=1e-12)
     np.testing.assert_allclose(turn, turns, atol=1e-12)
