@@ -315,7 +315,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """
         graphs = self._graphs([self._structure(atoms, "get_descriptors")], self._search)
         found = [
-            descriptors(predict(model, graph, forces=False), num_layers, invariants_only).cpu().numpy()
+            descriptors(predict(model, graph, forces=False, features=True), num_layers, invariants_only).cpu().numpy()
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]

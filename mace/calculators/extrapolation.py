@@ -28,6 +28,11 @@ class ExtrapolationError(UserError):
     """A committee disagrees by more than the caller allows."""
 
 
+def _warn(sentence: str) -> None:
+    """Warn in one line: the place in this program that noticed it, or its source, would tell nobody anything."""
+    warnings.warn_explicit(sentence, ExtrapolationWarning, filename="mace", lineno=1, module=__name__)
+
+
 class DistanceWatch:
     """Warn once when atoms come closer than any of their elements in the training data.
 
@@ -61,11 +66,9 @@ class DistanceWatch:
             if limit < self._plan.r_max
             else "the training data have none within the cutoff"
         )
-        warnings.warn(
+        _warn(
             f"A distance {names} is {float(lengths[worst]) * self._length_unit:.3f} Angstrom, but {seen}: the model "
-            "extrapolates, so look at the structure before trusting the results. This is said once.",
-            ExtrapolationWarning,
-            stacklevel=2,
+            "extrapolates, so look at the structure before trusting the results. This is said once."
         )
         return True
 
@@ -115,4 +118,4 @@ class CommitteeWatch:
         if self._action == "error":
             raise ExtrapolationError(f"{text}; train them with structures like this one.")
         self._warned = True
-        warnings.warn(f"{text}. This is said once.", ExtrapolationWarning, stacklevel=2)
+        _warn(f"{text}. This is said once.")

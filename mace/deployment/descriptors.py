@@ -18,7 +18,7 @@ def descriptors(prediction: Prediction, num_layers: int = -1, invariants_only: b
     invariants only.
 
     Args:
-        prediction: What the model predicts, of any number of structures.
+        prediction: What the model predicts, features included, of any number of structures.
         num_layers: Only the first so many layers; -1 for all.
         invariants_only: Leave out all degrees but zero.
 
@@ -29,6 +29,7 @@ def descriptors(prediction: Prediction, num_layers: int = -1, invariants_only: b
     Raises:
         UserError: If the model has fewer layers.
     """
+    assert prediction.features is not None
     available = len(prediction.features)
     if num_layers != -1 and not 1 <= num_layers <= available:
         raise UserError(f"Descriptors of {num_layers} layers are wanted; choose 1 to {available}, or -1 for all.")

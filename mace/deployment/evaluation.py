@@ -251,7 +251,7 @@ def predict_configurations(
     """
     dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
-    prediction = predict(model, graph, forces=True, stress=wanted.stress)
+    prediction = predict(model, graph, forces=True, stress=wanted.stress, features=wanted.descriptors)
     of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
     if wanted.node_energies:
         of_atoms["node_energies"] = prediction.atomic_energies

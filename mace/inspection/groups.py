@@ -10,6 +10,7 @@ import numpy as np
 from mace.elements import chemical_symbol
 from mace.inspection.flat import FlatFile
 from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.statistics import interaction_energies_per_atom
 
 BINS = 40
 
@@ -101,13 +102,11 @@ def interaction_energies(file: FlatFile, reference_energies: Mapping[int, float]
     Returns:
         eV per atom, ``[structures]``.
     """
-    if reference_energies is None or not len(file):
-        return np.full(len(file), np.nan)
-    table = np.full(int(file.numbers.max()) + 1, np.nan)
-    for number, energy in reference_energies.items():
-        if number < len(table):
-            table[number] = energy
-    return (file.energies - np.add.reduceat(table[file.numbers], file.first)) / file.n_atoms
+    energies = np.full(len(file), np.nan)
+    labeled = [configuration.energy is not None for configuration in file.configurations]
+    known = dict.fromkeys(np.unique(file.numbers).tolist(), np.nan) | dict(reference_energies or {})
+    energies[labeled] = interaction_energies_per_atom(file.configurations, known)
+    return energies
 
 
 def group_file(file: FlatFile, energies: np.ndarray) -> tuple[Group, tuple[Group, ...]]:

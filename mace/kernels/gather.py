@@ -6,7 +6,7 @@ reversed edges": a gather and a dense sum, never a scatter. Results are determin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ def gather_senders(values: Tensor, graph: Graph) -> Tensor:
     Returns:
         ``[slots, ...]``.
     """
-    return _GatherSenders.apply(values, graph)
+    return _Move.apply(values, _senders_to_slots, graph)
 
 
 def sum_to_senders(values: Tensor, graph: Graph) -> Tensor:
@@ -36,17 +36,17 @@ def sum_to_senders(values: Tensor, graph: Graph) -> Tensor:
 
     Rows of empty slots must be zero.
     """
-    return _SumToSenders.apply(values, graph)
+    return _Move.apply(values, _slots_to_senders, graph)
 
 
 def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
     """Copy each pair's row to its two slots, ``[pairs, ...]`` to ``[slots, ...]``."""
-    return _GatherPairs.apply(values, graph)
+    return _Move.apply(values, _pairs_to_slots, graph)
 
 
 def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
     """Add the two slots of every pair, zero for the padding; adjoint of `gather_pairs`."""
-    return _SumToPairs.apply(values, graph)
+    return _Move.apply(values, _slots_to_pairs, graph)
 
 
 @dataclass(frozen=True)
@@ -80,33 +80,22 @@ def to_both_directions(values: Tensor) -> Tensor:
 
 def gather_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
     """Copy each directed edge's row to its slot, ``[edges, ...]`` to ``[slots, ...]``."""
-    return _GatherEdges.apply(values, edges)
+    return _Move.apply(values, _edges_to_slots, edges)
 
 
 def take_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
     """Copy the row of each directed edge's slot, zeros for the padding; adjoint of `gather_edges`."""
-    return _TakeEdges.apply(values, edges)
+    return _Move.apply(values, _slots_to_edges, edges)
 
 
 def restore_order(rows: Tensor, graph: Graph) -> Tensor:
     """Bring rows, which are in the order of elements, into the order of the atoms, ``[atoms, ...]``."""
-    return _Permute.apply(rows, graph.row_of_atom, graph.atoms_by_element)
+    return _Move.apply(rows, _rows_to_atoms, graph)
 
 
 def join_components(pieces: Sequence[Tensor]) -> Tensor:
     """Concatenate along the second dimension; each derivative is one split or one concatenation, nothing is filled."""
     return pieces[0] if len(pieces) == 1 else _Join.apply(*pieces)
-
-
-class _Permute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.order, ctx.inverse = order, inverse
-        return values.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Permute.apply(gradient, ctx.inverse, ctx.order), None, None
 
 
 class _Join(torch.autograd.Function):
@@ -120,76 +109,74 @@ class _Join(torch.autograd.Function):
         return gradient.split(ctx.sizes, dim=1)
 
 
-class _GatherSenders(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
-        ctx.graph = graph
-        return values.index_select(0, graph.sender_of_slot)
+class _Move(torch.autograd.Function):
+    """A linear map of rows; its derivative is the map `_ADJOINT` names, which is such a map too."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return sum_to_senders(gradient, ctx.graph), None
-
-
-class _SumToSenders(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
-        ctx.graph = graph
-        reversed_rows = values.index_select(0, graph.reverse_of_slot)
-        return reversed_rows.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
+    def forward(ctx: Any, values: Tensor, move: _RowMap, indices: Graph | DirectedEdges) -> Tensor:
+        ctx.move, ctx.indices = move, indices
+        return move(values, indices)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gather_senders(gradient, ctx.graph), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Move.apply(gradient, _ADJOINT[ctx.move], ctx.indices), None, None
 
 
-class _GatherPairs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
-        ctx.graph = graph
-        return values.index_select(0, graph.pair_of_slot)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return sum_to_pairs(gradient, ctx.graph), None
+def _senders_to_slots(values: Tensor, graph: Graph) -> Tensor:
+    return values.index_select(0, graph.sender_of_slot)
 
 
-class _SumToPairs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, graph: Graph) -> Tensor:
-        ctx.graph = graph
-        first, second = graph.slots_of_pair.unbind(1)
-        total = values.index_select(0, first)
-        total += values.index_select(0, second)
-        total[-1] = 0.0
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gather_pairs(gradient, ctx.graph), None
+def _slots_to_senders(values: Tensor, graph: Graph) -> Tensor:
+    reversed_rows = values.index_select(0, graph.reverse_of_slot)
+    return reversed_rows.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
 
 
-class _GatherEdges(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, edges: DirectedEdges) -> Tensor:
-        ctx.edges = edges
-        return values.index_select(0, edges.of_slot)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return take_edges(gradient, ctx.edges), None
+def _pairs_to_slots(values: Tensor, graph: Graph) -> Tensor:
+    return values.index_select(0, graph.pair_of_slot)
 
 
-class _TakeEdges(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, edges: DirectedEdges) -> Tensor:
-        ctx.edges = edges
-        taken = values.index_select(0, edges.slots)
-        taken[-1] = 0.0
-        return taken
+def _slots_to_pairs(values: Tensor, graph: Graph) -> Tensor:
+    first, second = graph.slots_of_pair.unbind(1)
+    total = values.index_select(0, first)
+    total += values.index_select(0, second)
+    total[-1] = 0.0
+    return total
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # an empty slot has no edge; nothing that was in it may count
-        padded = torch.cat([gradient[:-1], torch.zeros_like(gradient[-1:])])
-        return gather_edges(padded, ctx.edges), None
+
+def _edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
+    return values.index_select(0, edges.of_slot)
+
+
+def _real_edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
+    # an empty slot has no edge; nothing that was in it may count
+    padded = torch.cat([values[:-1], torch.zeros_like(values[-1:])])
+    return padded.index_select(0, edges.of_slot)
+
+
+def _slots_to_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
+    taken = values.index_select(0, edges.slots)
+    taken[-1] = 0.0
+    return taken
+
+
+def _rows_to_atoms(values: Tensor, graph: Graph) -> Tensor:
+    return values.index_select(0, graph.row_of_atom)
+
+
+def _atoms_to_rows(values: Tensor, graph: Graph) -> Tensor:
+    return values.index_select(0, graph.atoms_by_element)
+
+
+_RowMap = Callable[[Tensor, Any], Tensor]
+
+_ADJOINT: dict[_RowMap, _RowMap] = {
+    _senders_to_slots: _slots_to_senders,
+    _slots_to_senders: _senders_to_slots,
+    _pairs_to_slots: _slots_to_pairs,
+    _slots_to_pairs: _pairs_to_slots,
+    _edges_to_slots: _slots_to_edges,
+    _real_edges_to_slots: _slots_to_edges,
+    _slots_to_edges: _real_edges_to_slots,
+    _rows_to_atoms: _atoms_to_rows,
+    _atoms_to_rows: _rows_to_atoms,
+}

@@ -24,9 +24,9 @@ class Prediction:
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
         atomic_virials: What each atom adds to them, half of every pair it belongs to, ``[atoms, 3, 3]``.
-        features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
         dipole: e*Angstrom, that of the given charges included, float64 where the device has it, ``[structures, 3]``.
         atomic_dipoles: What each atom adds to it, without its charge times its position, ``[atoms, 3]``.
+        features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
     """
 
     energy: Tensor | None
@@ -34,10 +34,10 @@ class Prediction:
     forces: Tensor | None
     stress: Tensor | None
     virials: Tensor | None
-    features: list[dict[int, Tensor]]
     dipole: Tensor | None = None
     atomic_dipoles: Tensor | None = None
     atomic_virials: Tensor | None = None
+    features: list[dict[int, Tensor]] | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -53,6 +53,7 @@ def predict(
     stress: bool = False,
     training: bool = False,
     atomic_virials: bool = False,
+    features: bool = False,
 ) -> Prediction:
     """Evaluate a model on a batch.
 
@@ -63,6 +64,7 @@ def predict(
         stress: Whether stress and virials are wanted; likewise.
         training: Keep the graph of operations, so that a loss of the result can be differentiated.
         atomic_virials: Whether the virials of single atoms are wanted; likewise.
+        features: Whether the output of the layers is wanted.
 
     Returns:
         Energies, dipoles and the derivatives asked for.
@@ -70,10 +72,10 @@ def predict(
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     if not (forces or stress or atomic_virials) or not model.plan.predicts_energy:
         with torch.set_grad_enabled(training):
-            return _assemble(model, graph, vectors, None, forces, stress)
+            return _assemble(model, graph, vectors, None, features=features)
     vectors.requires_grad_(True)
     with torch.enable_grad():
-        return _assemble(model, graph, vectors, training, forces, stress, atomic_virials)
+        return _assemble(model, graph, vectors, training, forces, stress, atomic_virials, features)
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
@@ -107,20 +109,22 @@ def _assemble(
     graph: Graph,
     vectors: Tensor,
     keep_graph: bool | None,
-    forces: bool,
-    stress: bool,
+    forces: bool = False,
+    stress: bool = False,
     atomic_virials: bool = False,
+    features: bool = False,
 ) -> Prediction:
     """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
     output = model(graph, vectors)
     dipole, atomic_dipoles = _dipoles(model, output, graph, keep_graph is not False)
+    layers = _features(output, graph) if features else None
     if output.energies is None:
-        return Prediction(None, None, None, None, None, output.features, dipole, atomic_dipoles)
+        return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
     reference = model.reference_energies.index_select(0, graph.element)
     atomic_energies = reference + output.energies.to(reference.dtype)
     if keep_graph is None:
         energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, None, None, None, output.features, dipole, atomic_dipoles)
+        return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
     with differentiating_by(Pass.GEOMETRY):
         (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
     if not keep_graph:
@@ -134,11 +138,16 @@ def _assemble(
         forces=_forces(gradient, graph) if forces else None,
         stress=None if strain_gradient is None else _stress(strain_gradient, graph),
         virials=None if strain_gradient is None else -strain_gradient,
-        features=output.features,
         dipole=dipole,
         atomic_dipoles=atomic_dipoles,
         atomic_virials=_atomic_virials(gradient, vectors.detach(), graph) if atomic_virials else None,
+        features=layers,
     )
+
+
+def _features(output: AtomicOutput, graph: Graph) -> list[dict[int, Tensor]]:
+    """Bring the output of the layers into the order of the atoms."""
+    return [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers]
 
 
 def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:

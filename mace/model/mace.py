@@ -41,12 +41,12 @@ class AtomicOutput:
     Attributes:
         energies: Interaction energy (without the reference energy) in eV, ``[atoms]``.
         dipoles: Learned dipole in e*Angstrom, without that of the charges, ``[atoms, 3]``.
-        features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
+        layers: Output of every layer by degree, rows in the order of elements, ``[atoms, 2 l + 1, channels]``.
     """
 
     energies: Tensor | None
     dipoles: Tensor | None
-    features: list[dict[int, Tensor]]
+    layers: list[dict[int, Tensor]]
 
 
 class MACE(nn.Module):
@@ -181,7 +181,7 @@ class MACE(nn.Module):
             vectors: From sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
 
         Returns:
-            Energies, dipoles and features.
+            Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
         """
         geometry = self._geometry(graph, vectors)
         element = graph.element.index_select(0, graph.atoms_by_element)
@@ -192,11 +192,10 @@ class MACE(nn.Module):
             features = product(atomic_basis, residual, graph)
             layers.append(features)
         energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
-        outputs = [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in layers]
         return AtomicOutput(
             None if energies is None else restore_order(energies, graph),
             None if dipoles is None else restore_order(dipoles, graph),
-            outputs,
+            layers,
         )
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:

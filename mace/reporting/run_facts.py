@@ -163,6 +163,7 @@ class RunState:
         times_back: How often it went back because something was not a number.
         warnings: What was warned of.
         stages: What was measured of the finished models.
+        latest: What the last validation measured, until then.
     """
 
     condition: Condition
@@ -174,3 +175,4 @@ class RunState:
     times_back: int = 0
     warnings: Sequence[Warned] = ()
     stages: Sequence[MeasuredStage] = ()
+    latest: MeasuredStage | None = None

@@ -13,7 +13,7 @@ from mace.reporting.errors_document import errors_document
 from mace.reporting.history import RunHistory
 from mace.reporting.html import Drawing, embedded, table, whole_page
 from mace.reporting.page import findings_list
-from mace.reporting.run_facts import RunFacts, RunState, SettingFact, Warned
+from mace.reporting.run_facts import MeasuredStage, RunFacts, RunState, SettingFact, Warned
 from mace.reporting.terminal import atoms_each, verdict
 from mace.reporting.verdicts import Tile, duration, tiles, verdicts
 
@@ -169,17 +169,26 @@ def _health(facts: RunFacts, state: RunState) -> str:
 
 
 def _errors(state: RunState) -> str:
-    if not state.stages:
-        return '<p class="soft">Predictions of all structures are made when training is complete.</p>'
+    if not (stages := _shown_stages(state)):
+        return '<p class="soft">Predictions are drawn after the first epoch that is evaluated.</p>'
+    latest = (
+        f"Predictions for the validation set after epoch {stages[0].epoch}; those for all sets are made when training "
+        "is complete. "
+    )
     return (
-        '<p class="soft">RMSE, MAE and histograms are over all values that are chosen, as in the error tables; of many '
-        "points the worst and a random choice of the others are drawn.</p>"
-        f'<div id="errors"></div>{embedded("errors-data", errors_document(state.stages))}'
+        f'<p class="soft">{"" if state.stages else latest}RMSE, MAE and histograms are over all values that are '
+        "chosen, as in the error tables; of many points the worst and a random choice of the others are drawn.</p>"
+        f'<div id="errors"></div>{embedded("errors-data", errors_document(stages))}'
     )
 
 
 def _worst(state: RunState) -> str:
-    return '<div id="worst"></div>' if state.stages else ""
+    return '<div id="worst"></div>' if _shown_stages(state) else ""
+
+
+def _shown_stages(state: RunState) -> Sequence[MeasuredStage]:
+    """Return the finished models, or the last validation as long as there are none."""
+    return state.stages or ([] if state.latest is None else [state.latest])
 
 
 def _data(facts: RunFacts) -> str:
@@ -263,7 +272,8 @@ def _settings(facts: RunFacts) -> str:
 def _settings_table(settings: Sequence[SettingFact], with_help: bool) -> str:
     rows: list[list[str]] = []
     for fact in settings:
-        name = Drawing(f"<code>--{escape(fact.name)}</code>{' (given)' if fact.given and with_help else ''}")
+        flag = escape(fact.name).replace("_", "_<wbr>")  # where a narrow screen may break it
+        name = Drawing(f"<code>--{flag}</code>{' (given)' if fact.given and with_help else ''}")
         rows.append([name, _text(fact.value), _text(fact.help if with_help else f"default: {fact.default}")])
     return table(("setting", "value", "meaning" if with_help else ""), rows, "settings", kind="texts")
 

@@ -63,7 +63,7 @@ def evaluate(
         keep_details: Whether to keep predictions and errors by config_type.
         progress: Wraps the iteration over batches, counted by their first structure; gets how many there are.
         limit: How much is computed at a time, besides the batch size.
-        team: The processes that share the work; all get the loss and the errors, nobody the details.
+        team: The processes that share the work; all get everything.
 
     Returns:
         Loss and errors.
@@ -95,6 +95,8 @@ def evaluate(
             if keep_details:
                 details.add(batch, labelled)
     value, metrics = _combined(loss, sums, total, team)
+    if keep_details:
+        details.gather(team)
     return Evaluation(value, metrics, details.errors_by_type(), details.compared())
 
 
@@ -117,6 +119,17 @@ class _Details:
             _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
         for name, rows in labelled.items():
             self._compared.setdefault(name, []).append(rows.compared(batch.structures))
+
+    def gather(self, team: Team) -> None:
+        """Take in what the other processes have."""
+        own = team.rank
+        for rank, (by_type, compared) in enumerate(team.gather((self._by_type, self._compared))):
+            if rank == own:
+                continue
+            for kind, accumulator in by_type.items():
+                self._by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
+            for name, parts in compared.items():
+                self._compared.setdefault(name, []).extend(parts)
 
     def errors_by_type(self) -> dict[str, dict[str, float]]:
         """Return the errors of each config_type."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mace.graphs.batching import GraphDataset
+from mace.reporting.predictions import Compared
 from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
@@ -40,6 +41,7 @@ class EpochReport:
         valid_loss: Validation loss; None if the epoch was not evaluated.
         metrics: Validation errors.
         improved: Whether the validation loss is the lowest of its stage.
+        compared: Validation labels and predictions by property, if a page is written that shows them.
     """
 
     epoch: int | None
@@ -47,6 +49,7 @@ class EpochReport:
     valid_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     improved: bool = False
+    compared: dict[str, Compared] = field(default_factory=dict)
 
 
 class _StopRequested(Exception):
@@ -241,6 +244,7 @@ class Trainer:
                     self.settings.valid_batch_size,
                     stress=self.loss.needs_stress or self.settings.compute_stress,
                     forces=self.settings.compute_forces,
+                    keep_details=self.settings.report,
                     progress=self._watched,
                     limit=self._limits["validation"],
                     team=self._team,
@@ -252,9 +256,9 @@ class Trainer:
         )
         self._progress.evaluated(result.metrics)
         if epoch is None:
-            return EpochReport(None, False, result.loss, result.metrics)
+            return EpochReport(None, False, result.loss, result.metrics, compared=result.compared)
         improved = self._judge(epoch, result.loss)
-        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved)
+        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved, result.compared)
 
     def _watched(self, batches: Iterable[int], total: int) -> Iterator[int]:
         """Show the progress of a validation, and end it at a signal; several processes end it together, later."""

@@ -317,7 +317,7 @@ def _train(trainer: Trainer, session: Session, page: RunReport) -> None:
             if report.valid_loss is not None:
                 table = reported_table(settings)
                 _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
-                page.refresh()
+                page.refresh(report)
             if settings.plot and plot_is_due(report, settings) and session.team.is_first:
                 plot_curves(settings, session.folders, trainer)
     progress.finish()

@@ -11,12 +11,12 @@ from types import TracebackType
 
 from mace.errors import RunInterrupted, UserError
 from mace.model.durable_file import write_durably
-from mace.reporting.predictions import summarize_predictions
+from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.reporting.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
 from mace.reporting.run_page import write_run_page
 from mace.reporting.worst import worst_structures
 from mace.training.final_report import FinalErrors
-from mace.training.loop import Trainer
+from mace.training.loop import EpochReport, Trainer
 from mace.training.preparation import Preparation
 from mace.training.records import RecordFollower, results_path
 from mace.training.run_facts import gather_facts
@@ -67,6 +67,7 @@ class RunReport:
         self._collector = WarningCollector()
         self._facts: RunFacts | None = None
         self._stages: list[MeasuredStage] = []
+        self._validated: EpochReport | None = None
         self._due_at = -1.0
         self._warned = False
 
@@ -77,6 +78,7 @@ class RunReport:
             results_path(session.folders.results, session.settings.name, session.settings.seed)
         )
         self._times_back = trainer.progression.times_back
+        self._valid_set = preparation.valid.configurations
 
         def gather() -> None:
             self._facts = gather_facts(session, preparation, trainer, self._started)
@@ -86,8 +88,9 @@ class RunReport:
         self._carefully(gather)
         self._write("running", "Training begins.")
 
-    def refresh(self) -> None:
-        """Write the page again, unless that would take too much of the time of the run."""
+    def refresh(self, report: EpochReport) -> None:
+        """Write the page again after an evaluation, unless that would take too much of the time of the run."""
+        self._validated = report
         if self._clock() < self._due_at:
             return
         state = self._trainer.progression if self._facts is not None else None
@@ -98,13 +101,7 @@ class RunReport:
 
     def measured(self, stage: str, epoch: int, errors: FinalErrors) -> None:
         """Show what was measured of the model of a stage."""
-
-        def gather() -> None:
-            predictions = summarize_predictions(errors.predicted, self._energies)
-            worst = worst_structures(errors.predicted, self._energies)
-            self._stages.append(MeasuredStage(stage, epoch, errors.metrics, predictions, worst))
-
-        self._carefully(gather)
+        self._carefully(lambda: self._stages.append(self._measured(stage, epoch, errors)))
         self._write("running", "Training is complete; the models are being measured.")
 
     def ended(self, condition: Condition, sentence: str = "") -> None:
@@ -138,6 +135,21 @@ class RunReport:
             self.ended("failed", f"An error of the program ended the run: {type(error).__name__}: {error}")
         logging.getLogger("mace").removeHandler(self._collector)
 
+    def _measured(self, stage: str, epoch: int, errors: FinalErrors) -> MeasuredStage:
+        predictions = summarize_predictions(errors.predicted, self._energies)
+        return MeasuredStage(
+            stage, epoch, errors.metrics, predictions, worst_structures(errors.predicted, self._energies)
+        )
+
+    def _latest(self) -> MeasuredStage | None:
+        """Show the last validation as long as no finished model has been measured."""
+        report = self._validated
+        if self._stages or report is None or report.epoch is None or not report.compared:
+            return None
+        valid = PredictedSet("valid", "valid", self._valid_set, report.compared)
+        errors = FinalErrors({"valid_Default": report.metrics}, [valid])
+        return self._measured("two" if report.stage_two else "one", report.epoch, errors)
+
     def _last_words(self) -> str:
         if self._facts is None:
             return ""
@@ -166,6 +178,7 @@ class RunReport:
                 times_back=state.times_back,
                 warnings=self._collector.warnings,
                 stages=self._stages,
+                latest=self._latest(),
             )
             write_durably(path, write_run_page(facts, now).encode())
             self._warned = False

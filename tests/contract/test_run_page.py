@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mace.errors import UserError
 from mace.reporting.html import embedded
 from mace.training import run_report
 from mace.training.batch_step import BatchStep
+from mace.training.loop import EpochReport
 from mace.training.run_report import RunReport
 
 HOSTILE = "</script><img_src=x_onerror=alert(1)>&<!--"
@@ -24,6 +26,11 @@ LOADING = r"https?://(?!www\.w3\.org/2000/svg)|<link|<img|<iframe|@import|url\(|
 
 def page_of(run: Run) -> str:
     return (run.folder / "results" / f"{run.tag}.html").read_text(encoding="utf-8")
+
+
+def errors_in(page: str) -> Any:
+    """What the page knows of predictions."""
+    return json.loads(re.search('id="errors-data">(.*?)</script>', page)[1])  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,10 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         train(tmp_path, write_water(tmp_path / "train.xyz"))
     page = (tmp_path / "results" / "tiny_run-7.html").read_text(encoding="utf-8")
     assert "failed" in page and "the disk &lt;b&gt;burns&lt;/b&gt;" in page
+    assert "Predictions for the validation set after epoch 0" in page
+    (stage,) = errors_in(page)["stages"]
+    assert stage["sets"] == [["valid", "valid"]] and stage["epoch"] == 0
+    assert {name: len(found) for name, found in stage["worst"].items()} == {"energy": 1, "forces": 1}
 
 
 def test_the_curves_go_on_after_a_restart(tmp_path: Path) -> None:
@@ -147,7 +158,7 @@ def test_the_page_is_written_within_its_share(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(report, "_write", write)
     for _ in range(1000):
         now[0] += 1.0
-        report.refresh()
+        report.refresh(EpochReport(0, False, 1.0))
     assert 0.5 * len(written) <= 0.0101 * now[0] + 0.5
 
 

@@ -20,49 +20,29 @@ from pathlib import Path
 import mace  # noqa: F401  - the original; must be imported before e3nn
 import numpy as np
 import torch
-from ase import Atoms
-from ase.build import bulk, fcc111, molecule
 from e3nn import o3
 from mace import data, modules
 from mace.tools import AtomicNumberTable, torch_geometric
+from original_inputs import (
+    ATTENTION,
+    CHANNELS,
+    DENSITY,
+    DENSITY_RESIDUAL,
+    ENERGIES,
+    NONLINEAR,
+    PLAIN,
+    RESIDUAL,
+    atoms_arrays,
+    structures,
+)
 from torch_ema import ExponentialMovingAverage
 
 R_MAX = 4.0
-CHANNELS = 4
-ENERGIES = {1: -13.6, 6: -1027.2, 8: -2041.8, 13: -57.0, 14: -102.5}
-RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
-DENSITY, DENSITY_RESIDUAL = "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"
-ATTENTION = "RealAgnosticAttResidualInteractionBlock"
-NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 LARGEST = 5000
 """Entries of an array that is stored as it is. Larger weights are drawn in a way that can be repeated."""
 
 STRIDE = 61
 """Which entries of other large arrays are stored."""
-
-
-def structures() -> list[Atoms]:
-    """Methanol, a skewed silicon cell with one carbon, an aluminium slab with hydrogen."""
-    rng = np.random.default_rng(7)
-    methanol = molecule("CH3OH")
-    methanol.rattle(0.08, rng=rng)
-    silicon = bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
-    silicon.numbers[1] = 6
-    silicon.set_cell(
-        silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True
-    )
-    silicon.rattle(0.06, rng=rng)
-    slab = fcc111("Al", (2, 1, 2), vacuum=6.0, orthogonal=False)
-    slab.append("H")
-    slab.positions[-1] = slab.positions[-2] + [0.3, 0.2, 1.6]
-    slab.rattle(0.05, rng=rng)
-    slab.pbc = (True, True, False)
-    return [methanol, silicon, slab]
-
-
-def atoms_arrays(atoms: Atoms) -> dict[str, np.ndarray]:
-    """Return the arrays that make up a structure."""
-    return {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
 
 
 def case(name: str, hidden: str, l_max: int, correlation: int, layers: int, **more: object) -> dict:

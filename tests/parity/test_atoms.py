@@ -26,7 +26,7 @@ def original(case: Any) -> dict[str, np.ndarray]:
 @pytest.fixture
 def prediction(case: Any) -> Prediction:
     """Our results for the three structures in one batch."""
-    return predict(case.model(), case.dataset().batch([0, 1, 2]).graph, stress=True, atomic_virials=True)
+    return predict(case.model(), case.dataset().batch([0, 1, 2]).graph, stress=True, atomic_virials=True, features=True)
 
 
 def test_virials(case: Any, original: dict[str, np.ndarray], prediction: Prediction) -> None:

@@ -1,6 +1,6 @@
 """Do files that mace-torch wrote give its own numbers, and files written for it too?
 
-The files are made by tests/compat_fixtures/make_models.py, in environments of their own, and are not part of the
+The files are made by make_models.py, in environments of their own, and are not part of the
 repository; MACE_COMPAT_FIXTURES names the folder they were written to. MACE_ORIGINAL_PYTHON names an interpreter that
 has mace-torch, for the way back.
 """
@@ -121,7 +121,7 @@ def test_checkpoints_equal_their_models(path: Path) -> None:
 @pytest.mark.skipif(not PYTHON, reason="MACE_ORIGINAL_PYTHON does not name an interpreter with mace-torch")
 def test_files_are_made_by_the_script(tmp_path: Path) -> None:
     """The script of the fixtures runs, and what it writes can be opened."""
-    script = Path(__file__).parents[1] / "compat_fixtures" / "make_models.py"
+    script = Path(__file__).with_name("make_models.py")
     subprocess.run([PYTHON, script, tmp_path, "one_layer"], check=True, cwd=tmp_path, capture_output=True, timeout=600)
     (path,) = tmp_path.glob("*/one_layer.model")
     assert import_original(path).model.plan.n_layers == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,18 @@ ROOT = Path(__file__).parents[2]
 FLAGS = [
     "--name=tiny", "--seed=7", "--plot=False", "--kernels=torch", "--valid_fraction=0.25", "--ema", *TINY_MODEL,
 ]  # fmt: skip
+TELLING_WHAT_IT_OPENS = f"""
+import os, runpy, sys
+told = open(sys.argv.pop(1), "w", buffering=1)
+def tell(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        print(os.path.abspath(arguments[0]), file=told)
+sys.addaudithook(tell)
+sys.argv[0] = {str(ROOT / "mace" / "cli" / "run_train.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A program that trains, and writes down which files it opens for writing."""
+
 TOGETHER = 60.0
 """Seconds within which all processes end once one of them has."""
 
@@ -43,7 +56,7 @@ class Processes:
         self.all = []
         for rank, output in enumerate(self.outputs):
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, str(ROOT / "mace" / "cli" / "run_train.py"), *FLAGS, *flags]
+            command = [sys.executable, "-c", TELLING_WHAT_IT_OPENS, str(self.opened(rank)), *FLAGS, *flags]
             with output.open("w") as file:
                 self.all.append(
                     subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -64,6 +77,14 @@ class Processes:
             assert time.monotonic() < end and self.all[0].poll() is None, self.said(0)
             time.sleep(0.1)
 
+    def opened(self, rank: int) -> Path:
+        return self.folder / f"opened-{rank}"
+
+    def written(self, rank: int) -> set[str]:
+        """Names of the files in the folder of the run that a process has opened for writing."""
+        paths = map(Path, self.opened(rank).read_text().splitlines())
+        return {path.name for path in paths if path.is_relative_to(self.folder)}
+
     def said(self, rank: int) -> str:
         return self.outputs[rank].read_text()
 
@@ -80,7 +101,7 @@ def run_of(folder: Path, data: Path, *flags: str) -> Run:
 def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     """Eleven structures in steps of four: the last step of an epoch has three, and so one process one less."""
     shared = (f"--train_file={data}", "--max_num_epochs=3", "--swa", "--start_swa=2")
-    processes = Processes(tmp_path / "two", *shared, "--batch_size=2", "--csv")
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2", "--csv", "--plot=True")
     one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4")
     assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
     two = run_of(tmp_path / "two", data)
@@ -99,6 +120,8 @@ def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     assert processes.said(1) == ""  # only the first one speaks
     table = (tmp_path / "two" / "results" / f"{two.tag}_steps.csv").read_text().splitlines()
     assert len(table) == 1 + sum(record["mode"] == "opt" for record in two.records)  # and tells trackers
+    assert any(f"{two.tag}.html" in name for name in processes.written(0))  # and writes the page
+    assert processes.written(1) == set()
     # what two have begun, one can go on with
     longer = train(tmp_path / "two", data, *FLAGS, *shared, "--batch_size=4", "--max_num_epochs=5", "--restart_latest")
     assert longer.said("continuing with: .*processes 2 -> 1") and longer.epochs_trained == list(range(5))
@@ -115,6 +138,12 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, data: Pa
     last_line = processes.said(0).splitlines()[-1]
     assert re.search("another process has ended|process 1 .* no sign of life", last_line), processes.said(0)
     assert "--restart_latest goes on from the last saved state" in last_line
+    assert processes.written(1) == set()
+    page = (tmp_path / "run" / "results" / "tiny_run-7.html").read_text(encoding="utf-8")
+    assert "another process" in page or "process 1" in page
+    errors = json.loads(re.search('id="errors-data">(.*?)</script>', page)[1])  # type: ignore[index]
+    energies = errors["stages"][0]["properties"][0]["cells"]
+    assert sum(cell["count"] for cell in energies) == 3  # the validation structures of both processes
     assert load_safely(tmp_path / "run" / "checkpoints" / "tiny_run-7_last.pt")["progression"]["epoch"] >= 1
 
 

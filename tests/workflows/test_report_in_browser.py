@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from ase.io import write
 from training_runs import copper, isolated_atoms, labelled, train, water
 
 from mace.cli import plot_train
+from mace.errors import UserError
+from mace.training.loop import Trainer
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -23,9 +26,13 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium o
 HOSTILE = "</script><img_src=x_onerror=document.title='hacked'>"
 
 
+def stop(_: Trainer) -> None:
+    raise UserError("This is the end.")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages of a run on molecules, of one on crystals with stress, and of both laid over each other."""
+    """Pages of a run on molecules, of one on crystals with stress, of one cut short, and of curves alone."""
     folder = tmp_path_factory.mktemp("browser")
     write(folder / "w.xyz", isolated_atoms() + water(10) + water(4, 5, config_type=HOSTILE), format="extxyz")
     write(folder / "t.xyz", water(4, 9, config_type="warm"), format="extxyz")
@@ -34,11 +41,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train(folder, folder / "w.xyz", "--name=water", f"--test_file={folder / 't.xyz'}", "--swa", "--max_num_epochs=6")
     train(folder, folder / "c.xyz", "--name=copper", "--loss=stress")
     plot_train.run([str(folder / "results"), f"--output={folder / 'both'}", "--output_format=none"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError):
+        patch.setattr(Trainer, "_begin_stage_two", stop)
+        train(folder, folder / "w.xyz", "--name=short", "--swa", "--max_num_epochs=6")
+    steps = [{"mode": "opt", "epoch": k // 20, "loss": 1.0 + k % 7, "lr": 0.01} for k in range(400)]
+    evaluations = [{"mode": "eval", "epoch": k, "head": "Default", "loss": 1.0 / (k + 1)} for k in range(20)]
+    (folder / "many.txt").write_text("".join(json.dumps(record) + "\n" for record in steps + evaluations))
+    plot_train.run([str(folder / "many.txt"), f"--output={folder / 'many'}", "--output_format=none"])
     results = folder / "results"
     return {
         "water": results / "water_run-7.html",
         "copper": results / "copper_run-7.html",
+        "short": results / "short_run-7.html",
         "both": folder / "both.html",
+        "many": folder / "many.html",
     }
 
 
@@ -75,7 +91,7 @@ class Opened:
         return str(self.page.locator(selector).first.evaluate("canvas => canvas.toDataURL()"))
 
 
-@pytest.mark.parametrize("name", ["water", "copper", "both"])
+@pytest.mark.parametrize("name", ["water", "copper", "short", "both", "many"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
 def test_the_page_fits_and_is_quiet(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     opened = Opened(browser, pages[name], width, scheme)
@@ -122,6 +138,24 @@ def test_curves_are_read_by_pointer_and_keyboard(browser: Any, pages: dict[str, 
     page.locator("#curves summary").first.click()
     page.wait_for_selector("#curves details[open] tbody tr")
     assert page.locator("#curves details").first.locator("tbody tr").count() > 6
+    opened.close()
+
+
+@pytest.mark.parametrize(("name", "dashed"), [("water", 1), ("many", 0)])
+def test_the_legend_shows_lines_as_they_are_drawn(browser: Any, pages: dict[str, Path], name: str, dashed: int) -> None:
+    """The training loss is dashed, unless it has so many points that dashes would run together."""
+    opened = Opened(browser, pages[name])
+    loss = opened.page.locator("#curves figure").first
+    assert loss.locator("path.curve.dashed").count() == loss.locator(".swatch.dashed").count() == dashed
+    assert loss.locator("path.curve").count() == loss.locator(".swatch").count() == 2
+    opened.close()
+
+
+def test_a_run_cut_short_shows_its_last_validation(browser: Any, pages: dict[str, Path]) -> None:
+    opened = Opened(browser, pages["short"])
+    assert "values" in opened.page.locator("[data-errors=forces]").inner_text()
+    assert opened.page.locator("#worst tbody tr").count() > 0
+    assert opened.page.get_by_text("Predictions for the validation set after epoch").is_visible()
     opened.close()
 
 

@@ -1,10 +1,10 @@
 // Learning curves: lines over epochs with a cross hair, a legend that switches, and the numbers as a table.
 const { html, svg, number, ticks, logTicks, Tip, onRedraw, dataOf, switches } = window.mace;
-const LEFT = 52, RIGHT = 12, BOTTOM = 30, HEIGHT = 240, COLORS = 8, ROW = 11;
+const LEFT = 52, RIGHT = 12, BOTTOM = 30, HEIGHT = 240, COLORS = 8, ROW = 11, DENSE = 200;
 
 class LinePanel {
   constructor(panel, view) {
-    this.panel = panel; this.view = view; this.hidden = new Set(); this.at = null;
+    this.panel = panel; this.view = view; this.hidden = new Set(); this.at = null; this.swatches = [];
     const unit = panel.unit ? ` (${panel.unit})` : "";
     this.figure = html("figure", {}, html("figcaption", { text: panel.title + unit }));
     this.plot = html("div", { class: "plot" });
@@ -16,7 +16,8 @@ class LinePanel {
     const legend = html("div", { class: "legend" });
     if (this.panel.series.length === 1 && !this.panel.series[0].label) return legend;
     this.panel.series.forEach((series, place) => {
-      const swatch = html("span", { class: series.dashed ? "swatch dashed" : "swatch", style: `color: var(--c${series.color % COLORS})` });
+      const swatch = html("span", { class: "swatch", style: `color: var(--c${series.color % COLORS})` });
+      this.swatches.push(swatch);
       legend.append(html("button", { type: "button", "aria-pressed": "true", onclick: (event) => {
         const shown = this.hidden.delete(place);
         if (!shown) this.hidden.add(place);
@@ -85,8 +86,11 @@ class LinePanel {
     points.forEach((line, k) => {
       if (!line.length) return;
       const series = this.panel.series[k], stroke = `var(--c${series.color % COLORS})`;
+      // dashes of a line with many bends run together
+      const style = line.length > DENSE ? " dense" : series.dashed ? " dashed" : "";
+      this.swatches[k]?.classList.toggle("dashed", style === " dashed");
       const path = line.map(([x, y], n) => (n ? (series.steps ? `V${this.up(y).toFixed(1)}H${this.across(x).toFixed(1)}` : `L${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`) : `M${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`)).join("");
-      root.append(svg("path", { class: `curve${series.dashed ? " dashed" : ""}${line.length > 200 ? " dense" : ""}`, d: path, style: `stroke: ${stroke}` }));
+      root.append(svg("path", { class: `curve${style}`, d: path, style: `stroke: ${stroke}` }));
       if (line.length <= 40 && !series.steps) for (const [x, y] of line) root.append(svg("circle", { cx: this.across(x), cy: this.up(y), r: 2.3, style: `fill: ${stroke}` }));
     });
     this.cross = svg("g", {});

@@ -171,8 +171,12 @@ def test_warns_once_of_atoms_closer_than_in_training(tmp_path: Path, model: MACE
         _alone(calculator, water)
         _alone(MACECalculator(models=model), Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.5]]))
     water.positions[1] = water.positions[0] + [0.0, 0.0, 0.8]
-    with pytest.warns(ExtrapolationWarning, match=r"distance H-O is 0.800 Angstrom, but the shortest .* is 0.900"):
+    with pytest.warns(
+        ExtrapolationWarning, match=r"distance H-O is 0.800 Angstrom, but the shortest .* is 0.900"
+    ) as told:
         _alone(calculator, water)
+    shown = warnings.formatwarning(told[0].message, told[0].category, told[0].filename, told[0].lineno)
+    assert shown.startswith("mace:1: ExtrapolationWarning: A distance H-O") and shown.count("\n") == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", ExtrapolationWarning)
         _alone(calculator, water)

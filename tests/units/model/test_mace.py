@@ -97,7 +97,7 @@ def test_what_is_not_asked_for_is_none(load_case: Any) -> None:
 
 
 def test_features_of_every_layer(case: Any, graph: Graph) -> None:
-    features = predict(case.model(), graph, forces=False).features
+    features = predict(case.model(), graph, forces=False, features=True).features
     assert len(features) == case.plan.n_layers
     for layer, of_layer in enumerate(features):
         assert tuple(of_layer) == case.plan.l_out(layer)

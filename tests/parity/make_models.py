@@ -1,10 +1,10 @@
 """Model files of mace-torch with random weights, and what it computes from them; run by an interpreter that has it.
 
-    /path/to/environment/bin/python tests/compat_fixtures/make_models.py FOLDER [NAME ...]
+    /path/to/environment/bin/python tests/parity/make_models.py FOLDER [NAME ...]
 
 Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures, energies, forces, stress and dipoles in
 float64.
-With the folder named in MACE_COMPAT_FIXTURES the tests of tests/parity/test_original_files.py open them. Any version
+With the folder named in MACE_COMPAT_FIXTURES the tests of test_original_files.py open them. Any version
 from 0.3.4 to 0.3.16 will do: arguments it does not know are left out, and cases that need them are skipped.
 """
 
@@ -26,19 +26,20 @@ warnings.filterwarnings("ignore")
 import mace  # noqa: F401  - the original; must be imported before e3nn
 import numpy as np
 import torch
-from ase import Atoms
-from ase.build import bulk, fcc111, molecule
 from e3nn import o3
 from mace import modules
 from mace.calculators import MACECalculator
-
-ENERGIES = {1: -13.6, 6: -1027.2, 8: -2041.8, 13: -57.0, 14: -102.5}
-CHANNELS = 4
-RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
-DENSITY, DENSITY_RESIDUAL = "RealAgnosticDensityInteractionBlock", "RealAgnosticDensityResidualInteractionBlock"
-ATTENTION, NONLINEAR = (
-    "RealAgnosticAttResidualInteractionBlock",
-    "RealAgnosticResidualNonLinearInteractionBlock",
+from original_inputs import (
+    ATTENTION,
+    CHANNELS,
+    DENSITY,
+    DENSITY_RESIDUAL,
+    ENERGIES,
+    NONLINEAR,
+    PLAIN,
+    RESIDUAL,
+    atoms_arrays,
+    structures,
 )
 
 
@@ -142,25 +143,6 @@ CASES = {
 }
 
 
-def structures() -> list[Atoms]:
-    """Methanol, a skewed silicon cell with one carbon, an aluminium slab with hydrogen."""
-    rng = np.random.default_rng(7)
-    methanol = molecule("CH3OH")
-    methanol.rattle(0.08, rng=rng)
-    silicon = bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
-    silicon.numbers[1] = 6
-    silicon.set_cell(
-        silicon.cell.array @ (np.eye(3) + np.array([[0.03, 0.11, 0.0], [0.0, -0.02, 0.07], [0.05, 0, 0]])), True
-    )
-    silicon.rattle(0.06, rng=rng)
-    slab = fcc111("Al", (2, 1, 2), vacuum=6.0, orthogonal=False)
-    slab.append("H")
-    slab.positions[-1] = slab.positions[-2] + [0.3, 0.2, 1.6]
-    slab.rattle(0.05, rng=rng)
-    slab.pbc = (True, True, False)
-    return [methanol, silicon, slab]
-
-
 def build(settings: dict) -> torch.nn.Module:
     """Build the model of a case with random weights, in torch's default precision.
 
@@ -236,7 +218,7 @@ def evaluate(path: Path, kind: str, head: str | None) -> dict[str, np.ndarray]:
     calculator = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **options)
     result = {}
     for i, atoms in enumerate(structures()):
-        arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array, "pbc": atoms.pbc}
+        arrays = atoms_arrays(atoms)
         # calculators with this attribute, of 0.3.14 and later, never see the charges
         if kind in TYPES and not hasattr(calculator, "arrays_keys"):
             arrays["charges"] = np.random.default_rng(i).normal(size=len(atoms)) * 0.3
