@@ -120,7 +120,7 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run as a program: return at the end, exit with 1 if a check fails, with 2 and one sentence if the user can help it."""
+    """Run as a program: return at the end, exit with 1 if a check fails, with 2 if the user can help it."""
     run_program(run)
 
 
