@@ -18,7 +18,7 @@ _LINK = re.compile(r"\]\(docs/")
 def commands() -> dict[str, str]:
     """Name the modules of all console scripts."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return dict(re.findall(r'^(mace_\w+) = "([\w.]+):\w+"', project, flags=re.MULTILINE))
+    return dict(re.findall(r'^(mace_\w+) = "([\w.]+):main"', project, flags=re.MULTILINE))
 
 
 def help_of(command: str) -> str:

@@ -14,6 +14,8 @@ __all__ = ["MACECalculator", "mace_anicc", "mace_mp", "mace_off", "mace_omol", "
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
+    if name == "LAMMPS_MACE":
+        import_module(f"{__name__}.lammps_mace")  # which says what to use instead
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     place = "calculator" if name == "MACECalculator" else "foundation_models"

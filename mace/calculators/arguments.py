@@ -101,6 +101,6 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     known = sorted({*known, *_INACTIVE})
     for name in given:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
+            nearest = [each for each in known if name in each] or difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; it takes {', '.join(known)}."
             raise TypeError(f"MACECalculator has no argument '{name}'{hint}")

@@ -20,6 +20,7 @@ from mace.calculators.arguments import (
     check_model_type,
     refuse_unknown,
 )
+from mace.calculators.atomic_numbers import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
@@ -190,6 +191,11 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     def r_max(self) -> float:
         """The largest cutoff of the models, in Angstrom."""
         return max(model.plan.r_max for model in self.models) * self.length_units_to_A
+
+    @property
+    def z_table(self) -> AtomicNumberTable:
+        """The elements of the (first) model; ``z_table.zs`` are their atomic numbers."""
+        return AtomicNumberTable(self.models[0].plan.atomic_numbers)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Tell what has changed since the last calculation, charges included, which ASE does not look at."""

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from ase.calculators.mixing import SumCalculator
+from ase.units import Bohr
 
+from mace.calculators.arguments import check_inactive, refuse_unknown
 from mace.calculators.calculator import MACECalculator
+from mace.calculators.dispersion import check_dispersion, with_dispersion
 from mace.compat.importing import open_model
 from mace.compat.published import ADDRESSES, locate, published_model
 from mace.deployment.loading import find_device, find_dtype
@@ -23,9 +27,12 @@ def mace_mp(
     device: str = "",
     default_dtype: str = "float32",
     dispersion: bool = False,
+    damping: str = "bj",
+    dispersion_xc: str = "pbe",
+    dispersion_cutoff: float = 40.0 * Bohr,
     return_raw_model: bool = False,
     **kwargs: Any,
-) -> MACECalculator | MACE:
+) -> MACECalculator | MACE | SumCalculator:
     """Open a model for materials of the MACE-MP family, downloading it on first use.
 
     Args:
@@ -33,19 +40,28 @@ def mace_mp(
             ``medium-mpa-0``.
         device: Where to compute; empty for a GPU if there is one.
         default_dtype: ``float32`` or ``float64``.
-        dispersion: Must be false.
+        dispersion: Add the D3 correction for dispersion, which the package torch-dftd computes; not for models whose
+            training data have it already.
+        damping: ``zero``, ``bj``, ``zerom`` or ``bjm``, for the correction only.
+        dispersion_xc: Functional whose parameters the correction takes.
+        dispersion_cutoff: Largest distance in Angstrom at which it counts.
         return_raw_model: Give the model instead of a calculator.
         **kwargs: Further arguments of `mace.calculators.MACECalculator`; ``head`` for models with several.
+
+    Returns:
+        A calculator; with dispersion ASE's sum of it and the correction.
 
     Raises:
         UserError: If the model cannot be found, downloaded or opened, or an argument cannot be obeyed.
     """
+    if dispersion and return_raw_model:
+        raise UserError("mace_mp: return_raw_model=True gives a model, to which dispersion=True cannot be added.")
     if dispersion:
-        raise UserError(
-            "mace_mp: dispersion corrections are not available yet; leave dispersion=False, or add them with ASE's "
-            "SumCalculator and the calculator of torch-dftd."
-        )
-    return _open("mace_mp", model, device, default_dtype, return_raw_model, kwargs)
+        check_dispersion(damping, dispersion_cutoff)
+    opened = _open("mace_mp", model, device, default_dtype, return_raw_model, kwargs)
+    if dispersion and isinstance(opened, MACECalculator):
+        return with_dispersion(opened, damping, dispersion_xc, dispersion_cutoff)
+    return opened
 
 
 def mace_off(
@@ -86,17 +102,32 @@ def mace_polar(*arguments: Any, **settings: Any) -> NoReturn:
     raise UserError("mace_polar: models with long-range electrostatics do not exist here; use mace-torch for them.")
 
 
+def find_model(loader: str, model: str | Path | None) -> Path:
+    """Return the file that a loader means, downloading it on first use.
+
+    Args:
+        loader: Its name.
+        model: Name, address or file; None for the default.
+
+    Raises:
+        UserError: If there is none, or it cannot be downloaded.
+    """
+    # a name wins over a file of the same name, as scripts that give names expect
+    if model is not None and str(model) not in ADDRESSES[loader] and Path(model).is_file():
+        return Path(model)
+    return locate(published_model(loader, None if model is None else str(model)))
+
+
 def _open(
     loader: str, model: str | Path | None, device: str, default_dtype: str, raw: bool, kwargs: dict[str, Any]
 ) -> MACECalculator | MACE:
     """Find the file, and open it."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # a name wins over a file of the same name, as scripts that give names expect
-    if model is not None and str(model) not in ADDRESSES[loader] and Path(model).is_file():
-        path = Path(model)
-    else:
-        path = locate(published_model(loader, None if model is None else str(model)))
+    path = find_model(loader, model)
     _LOGGER.info("%s: using %s in %s", loader, path, default_dtype or "the precision of the file")
     if raw:
-        return open_model(path, find_device(device), find_dtype(default_dtype), kwargs.get("head")).model
+        head = kwargs.pop("head", None)
+        refuse_unknown(kwargs, ["head"])
+        check_inactive(kwargs)
+        return open_model(path, find_device(device), find_dtype(default_dtype), head).model
     return MACECalculator(model_paths=[path], device=device, default_dtype=default_dtype, **kwargs)

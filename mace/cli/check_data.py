@@ -11,7 +11,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mace.cli.command import USER_ERROR, run_command
+from mace.cli.command import USER_ERROR, run_program
 from mace.settings.checking import parse_check_settings
 
 
@@ -32,8 +32,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 if there are errors in data or settings."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 if there are errors in data or settings."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,29 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
     return status or 0
 
 
+def run_program(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a console script; return at the end, so that scripts and notebooks that call it go on.
+
+    Raises:
+        SystemExit: With the exit status of `run_command`, if it is not 0.
+    """
+    if status := run_command(main):
+        sys.exit(status)
+
+
+def check_arguments(arguments: object, command: str) -> None:
+    """Refuse what is no list of arguments, as scripts for mace-torch hand over.
+
+    Raises:
+        UserError: If it is a parsed namespace, or one string.
+    """
+    if isinstance(arguments, (str, argparse.Namespace)):
+        raise UserError(
+            f"{command}: run() takes the arguments as a list of strings, run(['--name=first', ...]), not "
+            f"{type(arguments).__name__}; with the settings in a YAML file, run(['--config=settings.yaml'])."
+        )
+
+
 def add_output_flags(parser: argparse.ArgumentParser, log_level: str = "INFO") -> None:
     """Add what every command has: how much it says.
 

@@ -14,7 +14,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 import argparse
 
 from mace.cli import eval_configs, export, import_model, info, md, plot_train
-from mace.cli.command import FlagParser, parse_flags, run_command
+from mace.cli.command import FlagParser, parse_flags, run_program
 from mace.settings.checking import PROGRAM as CHECK
 from mace.settings.checking import CheckSettings
 from mace.settings.declaration import alternatives, choices_of
@@ -116,8 +116,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_program
 from mace.cli.outputs import check_output
 from mace.errors import UserError
 
@@ -220,8 +220,8 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import math
 from pathlib import Path
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.cli.outputs import check_output
 from mace.errors import UserError
 
@@ -76,8 +76,8 @@ def _convert(options: argparse.Namespace, new: Path) -> None:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.errors import UserError
 
 FAILED_CHECK = 1
@@ -120,8 +120,8 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, with 1 if a check fails, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 1 if a check fails, with 2 if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
 import argparse
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_command
+from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.errors import UserError
 
 _FORMATS = ("png", "pdf", "svg", "none")
@@ -82,8 +82,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mace.cli.command import run_command
+from mace.cli.command import run_program
 from mace.settings.quickstart import parse_quickstart_settings
 
 
@@ -38,8 +38,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mace.cli.command import run_command
+from mace.cli.command import check_arguments, run_program
 from mace.settings import parse_training_settings
 
 
@@ -22,6 +22,7 @@ def run(arguments: Sequence[str]) -> None:
         UserError: If settings or data do not allow it.
         SystemExit: With status 0 after ``--help``.
     """
+    check_arguments(arguments, "mace_run_train")
     settings = parse_training_settings(arguments)
     from mace.training.run import run_training  # torch is loaded only once the settings are known to be good
 
@@ -29,8 +30,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run as a program: exit with 0, or with 2 and one sentence if the user can help it."""
-    sys.exit(run_command(run))
+    """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
+    run_program(run)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,21 @@ class MACE(nn.Module):
         """Precision of the weights."""
         return self.embedding.dtype
 
+    @property
+    def r_max(self) -> Tensor:
+        """Cutoff in Angstrom, as a tensor as in mace-torch, of no dimension; `plan` has all numbers."""
+        return torch.tensor(self.plan.r_max, dtype=torch.float64)
+
+    @property
+    def atomic_numbers(self) -> Tensor:
+        """The elements in rising order, as a tensor as in mace-torch, ``[elements]``."""
+        return torch.tensor(self.plan.atomic_numbers)
+
+    @property
+    def num_interactions(self) -> Tensor:
+        """Number of layers, as a tensor as in mace-torch, of no dimension."""
+        return torch.tensor(self.plan.n_layers)
+
     def use_compiled_kernels(self, compiled: bool) -> MACE:
         """Choose between the compiled kernels, on the CPU only, and those in torch, which define them."""
         for part in (*self.interactions, *self.products):

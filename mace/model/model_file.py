@@ -229,7 +229,9 @@ def _check_kind(path: Path) -> None:
         with path.open("rb") as stream:
             start = stream.read(9)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such model file, seen from {Path.cwd()}.") from error
+        plain = path.with_name(path.name.replace("_compiled.model", ".model"))
+        hint = f"; models here are not compiled, name {plain}" if plain != path else f", seen from {Path.cwd()}"
+        raise UserError(f"{path}: there is no such model file{hint}.") from error
     except OSError as error:
         raise UserError(f"{path}: the model file cannot be opened ({error.strerror}).") from error
     if not start:

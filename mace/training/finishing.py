@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from mace.elements import ElementTable
@@ -12,7 +13,7 @@ from mace.graphs.distances import shortest_distances
 from mace.model.model_file import ModelMetadata, save_model
 from mace.settings import TrainingSettings
 from mace.training.final_report import write_final_report
-from mace.training.folders import RunFolders
+from mace.training.folders import RunFolders, model_files
 from mace.training.loop import EpochReport, Trainer
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation
@@ -114,18 +115,16 @@ def _write_model(
     epoch: int,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    path = _model_path(session.settings, session.folders, stage)
     metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
-    return insist(lambda: save_model(path, trainer.state.model, metadata), str(path))
+    files = model_files(session.settings, session.folders, stage)
+    for path in files:
+        insist(partial(save_model, path, trainer.state.model, metadata), str(path))
+    return files[0]
 
 
 def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
     """Give the model the weights with the lowest validation loss of a stage."""
     trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
-
-
-def _model_path(settings: TrainingSettings, folders: RunFolders, stage: str) -> Path:
-    return folders.model / f"{settings.name}{'_stagetwo' if stage == 'two' else ''}.model"
 
 
 def _metadata(

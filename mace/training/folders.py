@@ -67,3 +67,15 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
                 f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir."
             ) from error
     return folders
+
+
+def model_files(settings: TrainingSettings, folders: RunFolders, stage: str) -> tuple[Path, Path]:
+    """Name the model files of a stage: the one for use, and that of the seed, which scripts take out of `checkpoints`.
+
+    Args:
+        settings: Of the run.
+        folders: Its folders.
+        stage: ``one`` or ``two``.
+    """
+    ending = f"{'_stagetwo' if stage == 'two' else ''}.model"
+    return folders.model / f"{settings.name}{ending}", folders.checkpoints / f"{folders.tag}{ending}"

@@ -16,7 +16,7 @@ from mace.model.model_file import load_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
-from mace.training.folders import RunFolders
+from mace.training.folders import RunFolders, model_files
 from mace.training.records import results_path
 from mace.training.state import TrainingState
 
@@ -123,7 +123,7 @@ def resume(state: TrainingState, saved: dict[str, Any], digests: Mapping[str, st
 
 def begin_anew(settings: TrainingSettings, checkpoints: CheckpointFolder, folders: RunFolders) -> None:
     """Move all files of an earlier run of the same name away, so that they never mix with the new one's."""
-    models = [folders.model / f"{settings.name}{ending}.model" for ending in ("", "_stagetwo")]
+    models = [file for stage in ("one", "two") for file in model_files(settings, folders, stage)]
     had_checkpoints, had_models = bool(checkpoints.files()), any(model.exists() for model in models)
     target = checkpoints.set_aside(models)
     if had_checkpoints:

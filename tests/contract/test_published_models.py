@@ -131,8 +131,6 @@ def test_misspelt_names_are_answered_with_the_known_ones(loader: str) -> None:
 def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError, match="mace_polar: models with long-range"):
         mace.calculators.mace_polar("polar-1-s")
-    with pytest.raises(UserError, match="dispersion corrections are not available"):
-        mace_mp("small", dispersion=True)
     with pytest.raises(UserError, match="no such file and no published model"):
         foundation_file("smal")
     with pytest.raises(UserError, match="long-range electrostatics"):

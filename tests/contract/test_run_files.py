@@ -59,7 +59,12 @@ def test_the_files_of_a_run(both_stages: Run) -> None:
         "checkpoints/tiny_run-7_epoch-2_swa.pt",
         "checkpoints/tiny_run-7_last.pt",
         "checkpoints/tiny_run-7_last_previous.pt",
+        "checkpoints/tiny_run-7.model",
+        "checkpoints/tiny_run-7_stagetwo.model",
     }
+    for ending in ("", "_stagetwo"):
+        of_the_seed = both_stages.folder / "checkpoints" / f"tiny_run-7{ending}.model"
+        assert of_the_seed.read_bytes() == (both_stages.folder / f"tiny{ending}.model").read_bytes()
 
 
 def test_every_folder_can_be_chosen(tmp_path: Path) -> None:
@@ -71,6 +76,7 @@ def test_every_folder_can_be_chosen(tmp_path: Path) -> None:
     assert files_in(tmp_path / "deep") == {
         "log/tiny_run-7.log",
         "model/tiny.model",
+        "checkpoints/tiny_run-7.model",
         "checkpoints/tiny_run-7_epoch-0.pt",
         "checkpoints/tiny_run-7_last.pt",
         "checkpoints/tiny_run-7_last_previous.pt",

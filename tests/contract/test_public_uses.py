@@ -1,0 +1,252 @@
+"""Does what public scripts do with mace-torch work here, or say in one sentence what to do instead?"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import original_files as files
+import public_uses
+import pytest
+import yaml
+from ase.build import molecule
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.mixing import SumCalculator
+from training_runs import QUICK, TINY_MODEL, write_water
+
+import mace
+from mace.calculators import MACECalculator, mace_mp
+from mace.cli import eval_configs, original_commands, run_train
+from mace.elsewhere import COMMANDS, MODULES
+from mace.errors import UserError
+from mace.model.model_file import load_model, save_model
+from mace.settings import parse_training_settings
+
+ROOT = Path(__file__).parents[2]
+SMALL = "20231210mace128L0_energy_epoch249model"
+"""Where mace-torch keeps the model it calls small."""
+
+
+def outcome(action: Any, *arguments: Any, **keywords: Any) -> str:
+    """Do it, and return what was said if it was refused."""
+    try:
+        action(*arguments, **keywords)
+    except (UserError, TypeError) as error:
+        assert "\n" not in str(error)
+        return str(error)
+    return ""
+
+
+def assert_as_written(said: str, expected: str) -> None:
+    assert expected in said if expected else not said
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "own.model", files.model())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of downloads in which the small model of mace_mp lies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "mace"
+    folder.mkdir(parents=True)
+    files.write_original(folder / SMALL, files.tree_of(files.model()))
+    return folder
+
+
+@pytest.mark.parametrize(("flags", "expected"), public_uses.TRAINING)
+def test_flags_of_training(flags: str, expected: str) -> None:
+    said = outcome(parse_training_settings, ["--name=m", "--train_file=train.xyz", *shlex.split(flags)])
+    assert_as_written(said, expected)
+
+
+@pytest.mark.parametrize(("flags", "expected"), public_uses.EVALUATION)
+def test_flags_of_evaluation(flags: str, expected: str) -> None:
+    files_named = ["--configs=test.xyz", "--model=own.model", "--output=out.xyz"]
+    assert_as_written(outcome(eval_configs.parse_arguments, [*files_named, *shlex.split(flags)]), expected)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), public_uses.CALCULATOR, ids=str)
+@pytest.mark.parametrize("name", ["model_paths", "model_path"])
+def test_arguments_of_the_calculator(name: str, arguments: dict[str, Any], expected: str, model_file: Path) -> None:
+    assert_as_written(outcome(MACECalculator, **{name: str(model_file)}, **arguments), expected)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), public_uses.MACE_MP, ids=str)
+def test_arguments_of_mace_mp(arguments: dict[str, Any], expected: str, cache: Path) -> None:
+    assert_as_written(outcome(mace_mp, **arguments), expected)
+
+
+@pytest.mark.parametrize(("statement", "expected"), public_uses.IMPORTS)
+def test_imports(statement: str, expected: str) -> None:
+    if not expected:
+        exec(statement, {})
+        return
+    with pytest.raises(ModuleNotFoundError, match=re.escape(expected)):
+        exec(statement, {})
+
+
+def test_missing_modules_are_missing_to_those_who_ask_first() -> None:
+    """Scripts that try an import, or look whether a module is there, find out as they would without the sentence."""
+    assert not hasattr(mace, "tools") and not hasattr(mace, "nothing")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'mace.nothing'"):
+        importlib.import_module("mace.nothing")
+    assert importlib.util.find_spec("mace.nothing") is None
+    for name in MODULES:
+        place = ROOT.joinpath(*name.split("."))
+        assert not place.exists() and not place.with_suffix(".py").exists(), f"{name} exists"
+
+
+def test_a_model_of_mace_torch_is_not_unpickled_but_explained() -> None:
+    """What ``torch.load`` meets in a model file of mace-torch."""
+    with pytest.raises(ModuleNotFoundError, match="without torch.load"):
+        pickle.loads(b"cmace.modules.models\nScaleShiftMACE\n.")
+
+
+def test_every_command_of_mace_torch_exists_or_says_what_to_use() -> None:
+    """Its entry points are those of 0.3.16."""
+    scripts = dict(re.findall(r'^(mace_\w+) = "([\w.:]+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.M))
+    original = {
+        *("mace_active_learning_md", "mace_convert_device", "mace_create_lammps_model", "mace_cueq_to_e3nn"),
+        *("mace_e3nn_cueq", "mace_eval_configs", "mace_finetuning_select", "mace_plot_train", "mace_prepare_data"),
+        *("mace_run_train", "mace_select_head"),
+    }
+    assert original <= set(scripts)
+    assert {name for name, place in scripts.items() if place.endswith(f":{name}")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        getattr(original_commands, name)()
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith(f"{name} does not exist") and said.count("\n") == 1
+
+
+def test_attributes_that_scripts_read(model_file: Path) -> None:
+    calculator = MACECalculator(model_paths=[str(model_file)], device="cpu")
+    table, (model,) = calculator.z_table, calculator.models
+    assert table.zs == [1, 6, 8] and len(table) == 3
+    assert (table.z_to_index(8), table.index_to_z(1)) == (2, 6)
+    with pytest.raises(ValueError):
+        table.z_to_index(7)
+    assert calculator.r_max == float(model.r_max) == model.r_max.item() == 4.0
+    assert {int(z) for z in model.atomic_numbers} == set(model.atomic_numbers.tolist()) == {1, 6, 8}
+    assert int(model.num_interactions) == 2
+    assert next(model.parameters()).dtype == model.dtype
+    atoms = molecule("CH3OH")
+    atoms.calc = calculator
+    assert calculator.get_property("node_energy", atoms).shape == (6,)
+    assert calculator.get_descriptors(atoms, invariants_only=True, num_layers=-1).shape[0] == 6
+
+
+def test_the_download_alone(cache: Path) -> None:
+    from mace.calculators.foundations_models import download_mace_mp_checkpoint, mace_mp_urls
+
+    assert download_mace_mp_checkpoint("small") == str(cache / SMALL)
+    assert mace_mp_urls["small"].startswith("https://")
+
+
+class _Constant(Calculator):  # type: ignore[misc]
+    """Stands for the calculator of torch-dftd: an energy for every atom, and what it was made with."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, **arguments: Any) -> None:
+        if arguments["xc"] == "unknown":
+            raise ValueError("unexpected value")
+        super().__init__()
+        self.made_with = arguments
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        n = len(self.atoms)
+        self.results = {"energy": -0.5 * n, "free_energy": -0.5 * n, "forces": np.zeros((n, 3)), "stress": np.zeros(6)}
+
+
+def test_dispersion_is_added(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, module = types.ModuleType("torch_dftd"), types.ModuleType("torch_dftd.torch_dftd3_calculator")
+    module.TorchDFTD3Calculator = _Constant  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_dftd", package)
+    monkeypatch.setitem(sys.modules, "torch_dftd.torch_dftd3_calculator", module)
+    calculator = mace_mp("small", device="cpu", default_dtype="float64", dispersion=True, damping="zero")
+    assert isinstance(calculator, SumCalculator)
+    made_with = calculator.mixer.calcs[1].made_with
+    assert (made_with["damping"], made_with["xc"], made_with["device"]) == ("zero", "pbe", "cpu")
+    assert str(made_with["dtype"]) == "torch.float64" and made_with["cutoff"] == pytest.approx(21.167, abs=1e-3)
+    atoms, alone = molecule("CH4"), molecule("CH4")
+    atoms.calc, alone.calc = calculator, mace_mp("small", device="cpu", default_dtype="float64")
+    assert atoms.get_potential_energy() == pytest.approx(alone.get_potential_energy() - 2.5, abs=1e-9)
+    np.testing.assert_allclose(atoms.get_forces(), alone.get_forces(), atol=1e-12)
+    with pytest.raises(UserError, match="no parameters for dispersion_xc='unknown' with damping='bj'"):
+        mace_mp("small", device="cpu", dispersion=True, dispersion_xc="unknown")
+
+
+def test_dispersion_without_its_package_is_refused_before_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch_dftd", None)
+    with pytest.raises(UserError, match="pip install torch-dftd"):
+        mace_mp("small", device="cpu", dispersion=True)
+
+
+def test_a_notebook_trains_and_evaluates_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``main()`` reads ``sys.argv`` and returns, so that what follows is reached; settings are in a YAML file."""
+    monkeypatch.chdir(tmp_path)
+    write_water(tmp_path / "train.xyz")
+    settings: dict[str, Any] = dict(flag[2:].split("=", 1) for flag in (*TINY_MODEL, *QUICK))
+    everything_here = {f"{kind}_dir": "MACE_models" for kind in ("model", "log", "checkpoints", "results")}
+    for seed in (1, 2, 1):
+        settings |= {"train_file": "train.xyz", "E0s": "average", "name": "mace01", "seed": seed, **everything_here}
+        (tmp_path / "config.yml").write_text(yaml.safe_dump(settings))
+        monkeypatch.setattr(sys, "argv", ["program", "--config", "config.yml"])
+        run_train.main()
+    models = [f"MACE_models/mace01_run-{seed}.model" for seed in (1, 2)]
+    assert load_model("MACE_models/mace01.model").metadata.seed == 1
+    assert [load_model(path).metadata.seed for path in models] == [1, 2]
+    committee = MACECalculator(model_paths="MACE_models/mace01_run-*.model")
+    assert committee.num_models == 2
+    for number in range(2):
+        arguments = ["--configs", "train.xyz", "--model", models[number], "--output", f"{number}.xyz"]
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        eval_configs.main()
+    assert (tmp_path / "1.xyz").exists()
+    log = (tmp_path / "MACE_models" / "mace01_run-2.log").read_text()
+    assert log.count("Training complete") == 1, "each run has a log of its own"
+    monkeypatch.setattr(sys, "argv", ["program", "--config", "missing.yml"])
+    with pytest.raises(SystemExit) as caught:
+        run_train.main()
+    assert caught.value.code == 2 and "missing.yml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [argparse.Namespace(name="m"), "--name=m --train_file=train.xyz"])
+def test_run_wants_a_list(given: Any) -> None:
+    with pytest.raises(UserError, match="takes the arguments as a list of strings"):
+        run_train.run(given)
+
+
+def test_compiled_models_are_looked_for_in_vain(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"models here are not compiled, name .*/mace_stagetwo.model"):
+        MACECalculator(model_paths=str(tmp_path / "mace_stagetwo_compiled.model"))
+
+
+def test_a_script_sees_one_sentence() -> None:
+    code = "from mace.tools import build_default_arg_parser"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+    assert "mace.tools belongs to mace-torch" in io.StringIO(done.stderr).readlines()[-1]
