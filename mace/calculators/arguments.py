@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mace.conditions import Condition
 from mace.errors import UserError
 from mace.model.plan import ModelPlan
+from mace.structures.conditions import check_condition_keys
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class _Inactive:
 _KERNELS = "this kernel library is not used here; leave the argument out"
 _COMPILED = "compiled models are not available yet; leave the argument out"
 _PADDING = "padding serves compiled models only, which are not available yet; leave the argument out"
-_INPUTS = "models without dipoles see elements, positions and cell only; leave the argument out"
+_NO_CHARGES = "charges of atoms are part of dipoles, which the model does not predict; leave the argument out"
 
 _INACTIVE = {
     "compile_mode": _Inactive((None,), _COMPILED),
@@ -32,8 +34,6 @@ _INACTIVE = {
     "pad_num_atoms": _Inactive((0,), _PADDING),
     "pad_num_edges": _Inactive((0,), _PADDING),
     "warmup": _Inactive((False,), _COMPILED),
-    "info_keys": _Inactive((None,), _INPUTS),
-    "arrays_keys": _Inactive((None,), _INPUTS),
 }
 
 DEFAULT_CHARGES_KEY = "Qs"
@@ -73,7 +73,27 @@ def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
         UserError: If it has another than its default value for a model without dipoles.
     """
     if charges_key != DEFAULT_CHARGES_KEY and not plan.predicts_dipole:
-        raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_INPUTS}.")
+        raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_NO_CHARGES}.")
+
+
+def condition_keys(
+    info_keys: Mapping[str, str] | None, arrays_keys: Mapping[str, str] | None, conditions: Sequence[Condition]
+) -> dict[str, str]:
+    """Understand under which keys structures have the conditions of the models.
+
+    Args:
+        info_keys: Keys of what belongs to the structure, by name of the condition; None for the usual ones.
+        arrays_keys: Keys of what belongs to its atoms.
+        conditions: Those of all models.
+
+    Raises:
+        UserError: If one is named that no model has.
+    """
+    given: dict[str, str] = {}
+    for argument, keys, place in (("info_keys", info_keys, "structure"), ("arrays_keys", arrays_keys, "atom")):
+        check_condition_keys(f"MACECalculator: {argument}", keys or {}, [c for c in conditions if c.per == place])
+        given |= keys or {}
+    return given
 
 
 def check_inactive(arguments: Mapping[str, Any]) -> None:

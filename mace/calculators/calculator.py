@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mace.calculators.arguments import (
     check_charges_key,
     check_inactive,
     check_model_type,
+    condition_keys,
     refuse_unknown,
 )
 from mace.calculators.atomic_numbers import AtomicNumberTable
@@ -25,6 +27,7 @@ from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.compat.importing import open_model
+from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
 from mace.deployment.loading import expand_models, find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
@@ -38,8 +41,10 @@ from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel, carry_to
+from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
+_LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
 Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
 """Finds the neighbors of some structures within a cutoff."""
@@ -53,6 +58,8 @@ _ARGUMENTS = (
     "length_units_to_A",
     "default_dtype",
     "charges_key",
+    "info_keys",
+    "arrays_keys",
     "model_type",
     "head",
     "skin",
@@ -82,6 +89,11 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     are part of it as charge times position. Of a periodic structure it is the sum over the atoms as they are given;
     without charges it does not depend on which images these are.
 
+    A model may know of conditions: a total charge, a spin, a temperature (``mace_info`` lists them). They are taken
+    from ``atoms.info``, those of atoms from ``atoms.arrays``, and a change of them is a change of the structure. A
+    structure without a charge counts as neutral, without a spin as a singlet (``spin`` 1), without an electronic
+    temperature as at zero; the log says so once. Others must be given.
+
     Several models form a committee: energy, energies, forces, stress and dipole are means, and there are
     ``energy_comm`` ``[models]``, ``energies_comm`` ``[models, atoms]``, ``forces_comm`` ``[models, atoms, 3]``,
     ``stress_comm`` ``[models, 3, 3]``, ``dipole_comm`` ``[models, 3]``, with ``energy_var``, ``energies_var``,
@@ -99,6 +111,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
         default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
+        info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; those that are
+            not named have the usual ones.
+        arrays_keys: The same for conditions of atoms, in ``atoms.arrays``.
         model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
             compared with that.
         head: Which head to take of a model of mace-torch that has several.
@@ -129,6 +144,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         length_units_to_A: float = 1.0,
         default_dtype: str = "",
         charges_key: str = DEFAULT_CHARGES_KEY,
+        info_keys: Mapping[str, str] | None = None,
+        arrays_keys: Mapping[str, str] | None = None,
         model_type: str | None = None,
         head: str | None = None,
         skin: float = DEFAULT_SKIN,
@@ -159,6 +176,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             self.models = _copied(models, self.device, dtype)
             shortest = [{} for _ in self.models]
         self.charges_key = charges_key
+        self.conditions = joined(model.plan.conditions for model in self.models)
+        self._condition_keys = condition_keys(info_keys, arrays_keys, self.conditions)
+        self._told_of_defaults = False
         for model in self.models:
             check_model_type(model_type, model.plan)
             check_charges_key(charges_key, model.plan)
@@ -198,12 +218,17 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         return AtomicNumberTable(self.models[0].plan.atomic_numbers)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what has changed since the last calculation, charges included, which ASE does not look at."""
+        """Tell what has changed since the last calculation, with charges and conditions, which ASE does not look at."""
         changes: list[str] = super().check_state(atoms, tol)
-        if not changes and self.models[0].plan.predicts_dipole:
+        if changes:
+            return changes
+        if self.models[0].plan.predicts_dipole:
             before, now = (a.arrays.get(self.charges_key) for a in (self.atoms, atoms))
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
-                changes = ["charges"]
+                return ["charges"]
+        if self.conditions:
+            old, new = (self._find_conditions(a).values for a in (self.atoms, atoms))
+            changes += [name for name in new if not np.array_equal(old[name], new[name])]
         return changes
 
     def calculate(
@@ -382,12 +407,26 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """Check a structure; see `to_configuration`."""
         charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
         try:
-            configuration = to_configuration(atoms, self.length_units_to_A, charges)
+            conditions = self._find_conditions(atoms)
+            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values)
             for model in self.models:
                 refuse_unknown_elements(configuration, model.plan.atomic_numbers)
         except UserError as error:
             raise _StructureError(str(error), place) from error
+        self._tell_of_defaults(conditions)
         return configuration
+
+    def _find_conditions(self, atoms: Atoms) -> FoundConditions:
+        return find_conditions(
+            self.conditions, self._condition_keys, atoms.info, atoms.arrays, len(atoms), "The structure"
+        )
+
+    def _tell_of_defaults(self, found: FoundConditions) -> None:
+        """Say once what was assumed of a structure that does not say its conditions."""
+        assumed = [f"{name} {found.values[name].item():g}" for name, key in found.keys.items() if key is None]
+        if assumed and not self._told_of_defaults:
+            _LOGGER.info("The structure does not say all it could; taken are %s", " and ".join(assumed))
+            self._told_of_defaults = True
 
 
 class _StructureError(UserError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from ase import Atoms
 
@@ -11,8 +13,16 @@ from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 
 
-def to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | None) -> Configuration:
+def to_configuration(
+    atoms: Atoms, length_unit: float, charges: np.ndarray | None, conditions: Mapping[str, np.ndarray]
+) -> Configuration:
     """Check a structure and carry it to the model's unit of length.
+
+    Args:
+        atoms: The structure.
+        length_unit: The model's unit of length in Angstrom.
+        charges: Charges that are part of dipoles.
+        conditions: What the models want to know besides; see `mace.structures.conditions.find_conditions`.
 
     Raises:
         UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
@@ -37,6 +47,7 @@ def to_configuration(atoms: Atoms, length_unit: float, charges: np.ndarray | Non
         positions=positions / length_unit,
         cell=cell / length_unit,
         pbc=pbc,
+        conditions=dict(conditions),
     )
 
 

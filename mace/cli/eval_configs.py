@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_program
 from mace.cli.outputs import check_output
 from mace.errors import UserError
+from mace.settings.declaration import read_literal
 
 if TYPE_CHECKING:
     from mace.deployment.evaluation import EvaluationSummary, Wanted
@@ -50,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
+    add("--condition_keys", default="{}", metavar="{NAME: KEY, ...}", help="keys of the conditions a model knows of, "
+        "by name, such as {'total_charge': 'q'}; mace_info lists them and their usual keys")  # fmt: skip
     add("--plot", help="draw predictions against labels into this PNG")
     add = parser.add_argument_group("What is predicted besides energies (eV) and forces (eV/Angstrom)").add_argument
     add("--compute_stress", action="store_true", help="predict stress too, eV/Angstrom^3")
@@ -81,6 +84,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name, refusal in _REFUSED.items():
         if getattr(options, name):
             raise UserError(refusal)
+    options.condition_keys = _read_keys(options.condition_keys)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
     if not options.return_descriptors and (
@@ -90,6 +94,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     ):
         raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
     return options
+
+
+def _read_keys(text: str) -> dict[str, str]:
+    """Read a dictionary of keys, written as a literal of Python or JSON."""
+    try:
+        keys = read_literal(text)
+    except ValueError as error:
+        raise UserError(f"--condition_keys: {error}; write a dictionary such as {{'total_charge': 'q'}}.") from error
+    if not isinstance(keys, dict):
+        raise UserError(f"--condition_keys={text} is no dictionary; write one such as {{'total_charge': 'q'}}.")
+    return keys
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -131,9 +146,11 @@ def run(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from mace.compat.importing import open_model
+    from mace.conditions import joined
     from mace.deployment.evaluation import evaluate_files
     from mace.deployment.loading import expand_models, find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
+    from mace.structures.conditions import check_condition_keys
     from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
@@ -154,6 +171,8 @@ def run(arguments: Sequence[str]) -> None:
         plan = models[0].plan
         if options.charges_key is not None and not plan.predicts_dipole:
             raise UserError(f"--charges_key has no effect on a {plan.model} model; remove the flag.")
+        conditions = joined(model.plan.conditions for model in models)
+        check_condition_keys("--condition_keys", options.condition_keys, conditions)
         with Interruption() as interruption, interruption.patient():
             summary = evaluate_files(
                 models,
@@ -162,6 +181,7 @@ def run(arguments: Sequence[str]) -> None:
                 _wanted(options),
                 batch_size=options.batch_size,
                 charges_key=options.charges_key,
+                condition_keys=options.condition_keys,
                 progress=progress,
                 plot=options.plot,
                 interruption=interruption,

@@ -97,6 +97,7 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
         f"{plan['correlation']}",
         "interactions": "\n".join(told["interactions"]),
         "variants": ", ".join(told["variants"]),
+        "conditions": "\n".join(told["conditions"]),
         "elements": ", ".join(told["elements"]),
         "cutoff": f"{told['r_max']:.6g} Angstrom, receptive field {told['receptive_field']:.6g} Angstrom",
         "radial functions": f"{plan['num_radial_basis']} {plan['radial_type']}, transform {plan['distance_transform']}"

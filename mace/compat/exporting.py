@@ -19,12 +19,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mace.compat.dipoles import for_original
 from mace.compat.layers import word_of_interaction
 from mace.compat.weights import weights_to_original
+from mace.conditions import spec_of_condition
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.structures.conditions import example_values
 from mace.structures.configuration import Configuration
 from mace.units import DEBYE_OF_MACE_TORCH
 
@@ -116,7 +118,7 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     degrees = plan.l_out(0) if plan.n_layers == 1 and plan.predicts_dipole else plan.hidden_l
     widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
     kind = plan.model if plan.predicts_dipole else "ScaleShiftMACE"
-    return plan.model_dump(mode="json", exclude={"interactions", "model", "hidden_l", "radial_mlp"}) | {
+    return plan.model_dump(mode="json", exclude={"interactions", "model", "hidden_l", "radial_mlp", "conditions"}) | {
         "kind": kind,
         "model_type": _MODEL_TYPES[kind],
         "n_layers": plan.n_layers,
@@ -137,6 +139,8 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
             "use_agnostic_product": (plan.product_of_all_elements, False),
             "use_last_readout_only": (plan.last_readout_only, False),
             "readout_cls": ("NonLinearBiasReadoutBlock" if plan.readout_biases else None, None),
+            "embedding_specs": ({c.name: spec_of_condition(c) for c in plan.conditions} or None, None),
+            "use_embedding_readout": (plan.condition_readout, False),
         },
     }
 
@@ -159,7 +163,7 @@ def _edge_irreps(plan: ModelPlan) -> tuple[str | None, bool]:
 
 
 def check_structures(plan: ModelPlan) -> list[Configuration]:
-    """Make a cluster and a skewed periodic cell that hold every element of a model."""
+    """Make a cluster and a skewed periodic cell that hold every element of a model, under different conditions."""
     rng = np.random.default_rng(1)
     n = max(plan.n_elements, 8)
     side = int(np.ceil(n ** (1 / 3)))
@@ -170,8 +174,12 @@ def check_structures(plan: ModelPlan) -> list[Configuration]:
     skew = np.eye(3) + 0.1 * np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
     cell = spacing * side * skew
     return [
-        Configuration(numbers, positions, np.zeros((3, 3)), (False, False, False)),
-        Configuration(numbers, positions @ skew, cell, (True, True, True)),
+        Configuration(
+            numbers, positions, np.zeros((3, 3)), (False,) * 3, conditions=example_values(plan.conditions, n)
+        ),
+        Configuration(
+            numbers, positions @ skew, cell, (True,) * 3, conditions=example_values(plan.conditions, n, seed=1)
+        ),
     ]
 
 
@@ -203,6 +211,7 @@ def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
         scales["dipole"] = float(prediction.atomic_dipoles.detach().abs().sum(0).max()) / DEBYE_OF_MACE_TORCH
     scales = {name: float(np.abs(values).max()) for name, values in found.items()} | scales
     described = {"numbers": structure.atomic_numbers, "positions": structure.positions, "cell": structure.cell}
+    described |= {f"condition/{name}": values for name, values in structure.conditions.items()}
     return described | found | {f"{name}_scale": np.array(max(value, 1e-12)) for name, value in scales.items()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from mace.compat.conditions import recover_conditions
 from mace.compat.layers import (
     messages_of_plan,
     recover_avg_num_neighbors,
@@ -138,6 +139,7 @@ def recover_plan(reader: Reader, head: int) -> tuple[ModelPlan, list[tuple[int, 
                 **messages_of_plan(messages, n_channels, hidden),
                 **readout,
                 **_radial(reader),
+                **recover_conditions(reader),
             }
         )
     except ValidationError as error:
@@ -191,9 +193,8 @@ def check_kind(reader: Reader) -> None:
         raise CannotConvert(f"its kind is {tree.kind}: {why}")
     if tree is not None and tree.attributes.get("use_so3") is True:
         raise CannotConvert("it was made with use_so3=True: its energies may differ between mirror images")
-    foreign = sorted({name.split(".")[0] for name in reader.state} & {"joint_embedding", "embedding_readout", "les"})
-    if foreign:
-        raise CannotConvert(f"it has a {foreign[0]}, which does not exist here")
+    if any(name.startswith("les.") for name in reader.state):
+        raise CannotConvert("it has a les, which does not exist here")
 
 
 def _cutoff_after_network(reader: Reader) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mace.compat.conditions import conditions_from_original, conditions_to_original
 from mace.compat.couplings import map_to_ours
 from mace.compat.interaction_weights import interaction_from_original, interaction_to_original
 from mace.equivariant.symmetric_basis import symmetric_basis
@@ -52,7 +53,7 @@ def weights_from_original(
         weights |= _product(state, plan, layer)
     for readout in range(1 if plan.last_readout_only else plan.n_layers):
         weights |= _readout(state, plan, readout, head, n_heads)
-    return weights
+    return weights | conditions_from_original(state, plan, head, n_heads)
 
 
 def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
@@ -167,7 +168,7 @@ def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray
                     state[weight_name(plan, layer, place, order)] = weights[ours]
     for readout in range(1 if plan.last_readout_only else plan.n_layers):
         state |= _readout_to_original(weights, plan, readout)
-    return state
+    return state | conditions_to_original(weights, plan)
 
 
 def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
         "interactions": [word_of_interaction(kind) for kind in plan.interactions],
         "variants": variants(plan),
+        "conditions": [condition.text for condition in plan.conditions],
         "plan": plan.model_dump(mode="json"),
         "origin": {
             "name": metadata.name,
@@ -71,6 +73,7 @@ def variants(plan: ModelPlan) -> list[str]:
         "products of all elements in one": plan.product_of_all_elements,
         "energies from the last layer only": plan.last_readout_only,
         "last readout with biases": plan.readout_biases,
+        "an energy of element and conditions alone": plan.condition_readout,
         "energies jump at the cutoff": not plan.cutoff_after_network and any(k.is_directed for k in plan.interactions),
     }
     return [name for name, has in found.items() if has]
@@ -100,7 +103,7 @@ def check_model(model: MACE) -> dict[str, bool]:
 
 
 def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
-    return Configuration(structure.atomic_numbers, structure.positions + displacement, structure.cell, structure.pbc)
+    return replace(structure, positions=structure.positions + displacement)
 
 
 def _graph(model: MACE, structure: Configuration) -> Graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from mace.conditions import joined
 from mace.deployment.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.deployment.comparison import Comparison
 from mace.deployment.descriptors import descriptors
@@ -113,6 +114,7 @@ def evaluate_files(
     wanted: Wanted,
     batch_size: int = 64,
     charges_key: str | None = None,
+    condition_keys: Mapping[str, str] | None = None,
     progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
     plot: str | Path | None = None,
     interruption: Interruption | None = None,
@@ -131,6 +133,7 @@ def evaluate_files(
         wanted: What to predict.
         batch_size: Structures in a batch; on a CPU two are worked on side by side, see `mace.deployment.lanes`.
         charges_key: Key of the charges that are part of dipoles; see `mace.structures.labels.LabelKeys`.
+        condition_keys: Keys of conditions, by name; those that are not named have the usual ones.
         progress: Wraps the iteration over batches; gets their number.
         plot: A PNG of predictions against labels, if there are any.
         interruption: Signals that ask for an end after the present batch.
@@ -145,7 +148,7 @@ def evaluate_files(
             prediction would take the place of a label, or the model does not predict what is wanted.
     """
     members = [models] if isinstance(models, MACE) else list(models)
-    reading, configurations, frames = _read_checked(members, paths, charges_key, wanted)
+    reading, configurations, frames = _read_checked(members, paths, charges_key, condition_keys or {}, wanted)
     summary, comparison = EvaluationSummary(reading.report), Comparison(keep=plot is not None)
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
     done = _resume(members, output, configurations, wanted) if resume else []
@@ -201,7 +204,11 @@ def _resume(
 
 
 def _read_checked(
-    models: Sequence[MACE], paths: str | Path | Sequence[str | Path], charges_key: str | None, wanted: Wanted
+    models: Sequence[MACE],
+    paths: str | Path | Sequence[str | Path],
+    charges_key: str | None,
+    condition_keys: Mapping[str, str],
+    wanted: Wanted,
 ) -> tuple[ReadResult, list[Configuration], list[Frame]]:
     """Read files and make sure, before anything is written, that the models can predict what is wanted of them.
 
@@ -217,7 +224,13 @@ def _read_checked(
     if len(models) > 1 and wanted.descriptors:
         raise UserError("Features of several models have no mean; ask for descriptors with one model at a time.")
     frames: list[Frame] = []
-    reading = read_sources([Source(files, LabelKeys(charges=charges_key))], observe=frames.append)
+    source = Source(
+        files,
+        LabelKeys(charges=charges_key),
+        conditions=joined(model.plan.conditions for model in models),
+        condition_keys=condition_keys,
+    )
+    reading = read_sources([source], observe=frames.append)
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     for elements in dict.fromkeys(model.plan.atomic_numbers for model in models):
         check_elements(elements, configurations, "the model's training data")

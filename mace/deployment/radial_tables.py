@@ -17,6 +17,7 @@ from mace.kernels.compiler import CompilationError
 from mace.model.derivatives import predict
 from mace.model.kernel_choice import compile_radial_tables
 from mace.model.mace import MACE
+from mace.structures.conditions import example_values
 from mace.structures.configuration import Configuration
 
 _LOGGER = logging.getLogger(__name__)
@@ -104,4 +105,5 @@ def disordered_structure(model: MACE) -> Configuration:
     lattice = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3) * spacing
     positions = lattice + np.random.default_rng(0).uniform(-0.2, 0.2, lattice.shape) * spacing
     numbers = np.array(known)[np.arange(len(lattice)) % len(known)]
-    return Configuration(numbers, positions, np.zeros((3, 3)), (False, False, False))
+    conditions = example_values(model.plan.conditions, len(numbers))
+    return Configuration(numbers, positions, np.zeros((3, 3)), (False, False, False), conditions=conditions)

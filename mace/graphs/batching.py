@@ -131,6 +131,7 @@ class GraphDataset:
         self._charges = np.concatenate(
             [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
         )
+        self._conditions = _conditions_of_atoms(self.configurations)
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
         found: list[JoinedNeighbors] = []
@@ -300,7 +301,25 @@ class GraphDataset:
             element_counts=tuple(counts.tolist()),
             n_structures=len(chosen),
             max_neighbors=k,
+            conditions={name: torch.from_numpy(values[atoms]) for name, values in self._conditions.items()},
         )
+
+
+def _conditions_of_atoms(configurations: Sequence[Configuration]) -> dict[str, np.ndarray]:
+    """Spread the conditions of structures over their atoms, by name ``[atoms, values]``.
+
+    Raises:
+        ValueError: If structures have different ones.
+    """
+    names = tuple(configurations[0].conditions)
+    if any(tuple(c.conditions) != names for c in configurations):
+        raise ValueError("all structures of a set have the same conditions, in the same order")
+    return {
+        name: np.concatenate(
+            [np.broadcast_to(c.conditions[name], (c.n_atoms, c.conditions[name].shape[-1])) for c in configurations]
+        )
+        for name in names
+    }
 
 
 def _padded(rows: np.ndarray) -> Tensor:

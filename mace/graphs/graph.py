@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Graph:
         element_counts: How many atoms each of them has.
         n_structures: Number of structures.
         max_neighbors: Slots per atom, at least one.
+        conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
     """
 
     element: Tensor
@@ -66,6 +67,7 @@ class Graph:
     element_counts: tuple[int, ...]
     n_structures: int
     max_neighbors: int
+    conditions: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_atoms(self) -> int:
@@ -84,10 +86,11 @@ class Graph:
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
         """Return the graph with every tensor on a device; see `carry`."""
         moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, Tensor):
-                moved[field.name] = carry(value, device, pinned)
+                moved[each.name] = carry(value, device, pinned)
+        moved["conditions"] = {name: carry(values, device, pinned) for name, values in self.conditions.items()}
         return replace(self, **moved)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order
+from mace.model.conditions import ConditionChannels
 from mace.model.interaction import EdgeGeometry, Interaction
 from mace.model.mixing import GatedMixing
 from mace.model.plan import ModelPlan
@@ -39,7 +40,7 @@ class AtomicOutput:
     """What the model says of every atom; ``None`` stands for what it does not predict.
 
     Attributes:
-        energies: Interaction energy (without the reference energy) in eV, ``[atoms]``.
+        energies: Energy of every atom without its reference energy in eV, ``[atoms]``.
         dipoles: Learned dipole in e*Angstrom, without that of the charges, ``[atoms, 3]``.
         layers: Output of every layer by degree, rows in the order of elements, ``[atoms, 2 l + 1, channels]``.
     """
@@ -71,6 +72,8 @@ class MACE(nn.Module):
         self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
         self.readouts = nn.ModuleList(_energy_readouts(plan) if plan.predicts_energy else ())
         self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if plan.predicts_dipole else ())
+        self.conditions = ConditionChannels(plan) if plan.conditions else None
+        self.condition_readout = LinearReadout(n) if plan.condition_readout else None
         energies = torch.tensor(plan.reference_energies, dtype=torch.float64)
         self.register_buffer("reference_energies", energies, persistent=False)
         signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
@@ -186,6 +189,8 @@ class MACE(nn.Module):
                 module.initialize(generator)
             if isinstance(module, GatedMixing):
                 module.initialize()
+            if isinstance(module, ConditionChannels):
+                module.initialize(generator)
         return self
 
     def forward(self, graph: Graph, vectors: Tensor) -> AtomicOutput:
@@ -199,19 +204,27 @@ class MACE(nn.Module):
             Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
         """
         geometry = self._geometry(graph, vectors)
-        element = graph.element.index_select(0, graph.atoms_by_element)
-        features = {0: self.embedding.index_select(0, element).unsqueeze(1) * self.plan.n_elements**-0.5}
+        channels = self._channels(graph)
+        features = {0: channels.unsqueeze(1)}
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
             atomic_basis, residual = interaction(features, geometry, graph)
             features = product(atomic_basis, residual, graph)
             layers.append(features)
         energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
+        if energies is not None and self.condition_readout is not None:
+            energies = energies + self.condition_readout(channels)
         return AtomicOutput(
             None if energies is None else restore_order(energies, graph),
             None if dipoles is None else restore_order(dipoles, graph),
             layers,
         )
+
+    def _channels(self, graph: Graph) -> Tensor:
+        """Return what enters the first layer, of elements and conditions, rows in order of element, ``[atoms, n]``."""
+        element = graph.element.index_select(0, graph.atoms_by_element)
+        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
+        return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
         """Compute what all layers need to know of the edges."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mace.conditions import Condition
+
 MAX_L = 4
 """Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
 
@@ -82,6 +84,8 @@ class ModelPlan(BaseModel):
         scale: Factor on the learned atomic energy, eV.
         shift: Constant added to it for every atom, eV.
         dipole_scale: Factor on the learned atomic dipoles, e*Angstrom.
+        conditions: What energies depend on besides the atoms, such as a total charge.
+        condition_readout: Add an energy read from the channels of each atom's element and conditions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +117,8 @@ class ModelPlan(BaseModel):
     scale: float = 1.0
     shift: float = 0.0
     dipole_scale: float = 1.0
+    conditions: tuple[Condition, ...] = ()
+    condition_readout: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:
@@ -139,6 +145,7 @@ class ModelPlan(BaseModel):
         if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
             raise ValueError("atomic numbers must rise")
         self._check_messages()
+        self._check_conditions()
         return self
 
     def _check_messages(self) -> None:
@@ -149,6 +156,15 @@ class ModelPlan(BaseModel):
             raise ValueError("one number of channels of messages per layer is needed")
         if degrees is not None and (not degrees or [l for l in self.hidden_l if l in degrees] != list(degrees)):
             raise ValueError("the degrees of messages are some of the hidden degrees")
+
+    def _check_conditions(self) -> None:
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) < len(names):
+            raise ValueError("every condition has a name of its own")
+        if names and self.predicts_dipole:
+            raise ValueError("models of dipoles have no conditions")
+        if self.condition_readout and not names:
+            raise ValueError("there are no conditions whose energy could be read")
 
     @property
     def predicts_energy(self) -> bool:

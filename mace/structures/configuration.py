@@ -29,6 +29,7 @@ class Configuration:
         dipole: e*Angstrom, ``[3]``.
         polarizability: e^2*Angstrom^2/eV, ``[3, 3]``.
         charges: Elementary charges, ``[atoms]``.
+        conditions: What an energy depends on besides, by name: ``[1]`` of the structure or ``[atoms, values]``.
         weight: Weight of the whole configuration in the loss.
         property_weights: Weight of each of `PROPERTIES`; a missing key means one.
         atom_weights: Weight of each atom in the terms of labels it has, by property, ``[atoms]``; a missing key means
@@ -50,6 +51,7 @@ class Configuration:
     dipole: np.ndarray | None = None
     polarizability: np.ndarray | None = None
     charges: np.ndarray | None = None
+    conditions: dict[str, np.ndarray] = field(default_factory=dict)
     weight: float = 1.0
     property_weights: dict[str, float] = field(default_factory=dict)
     atom_weights: dict[str, np.ndarray] = field(default_factory=dict)

@@ -118,6 +118,7 @@ class FileLabels:
         faults: Labels that were left out because they are no finite numbers.
         constrained: Places of the structures with constraints, such as fixed atoms.
         units: Which units were converted, in words; empty if none.
+        conditions: In how many structures each condition that was asked for was found, in words.
     """
 
     file: str
@@ -129,6 +130,7 @@ class FileLabels:
     faults: tuple[LabelFault, ...] = ()
     constrained: tuple[int, ...] = ()
     units: str = ""
+    conditions: tuple[str, ...] = ()
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""
@@ -148,7 +150,7 @@ class FileLabels:
             or entry.labeled + entry.converted + entry.isolated
             or len(entry.candidates) == 1
         ]
-        line = f"{self.file}: " + ", ".join(shown)
+        line = f"{self.file}: " + ", ".join([*shown, *self.conditions])
         return "; ".join([line] + [isolated] * bool(self.isolated_atoms) + [self.units] * bool(self.units))
 
 

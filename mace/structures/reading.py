@@ -19,6 +19,7 @@ from mace.structures.checks import (
     parse_label,
 )
 from mace.structures.collection import collection_paused
+from mace.structures.conditions import find_conditions
 from mace.structures.configuration import PROPERTIES, Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
@@ -55,6 +56,7 @@ class _Checked:
     configuration: Configuration
     found: dict[str, tuple[str, Any]]
     constrained: bool
+    condition_keys: dict[str, str | None]
 
     @property
     def is_isolated_atom(self) -> bool:
@@ -172,7 +174,8 @@ def _read_frames(
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
-        yield _Checked(_bare_configuration(frame, file, index, source, head), found, bool(frame.constraints))
+        configuration, keys = _attach_conditions(_bare_configuration(frame, file, index, source, head), frame, source)
+        yield _Checked(configuration, found, bool(frame.constraints), keys)
         if observe is not None:
             observe(frame)
         if progress is not None:
@@ -193,6 +196,19 @@ def _bare_configuration(frame: Frame, file: str, index: int, source: Source, hea
     )
     check_geometry(configuration)
     return attach_atom_weights(attach_weights(configuration, frame.info, source.config_type_weights), frame)
+
+
+def _attach_conditions(
+    configuration: Configuration, frame: Frame, source: Source
+) -> tuple[Configuration, dict[str, str | None]]:
+    """Give a configuration the conditions it is under, and say where each was found."""
+    if not source.conditions:
+        return configuration, {}
+    info, arrays = {**frame.results, **frame.info}, {**frame.results, **frame.arrays}
+    found = find_conditions(
+        source.conditions, source.condition_keys, info, arrays, configuration.n_atoms, configuration.where()
+    )
+    return replace(configuration, conditions=found.values), found.keys
 
 
 def _choose_keys(frames: Sequence[_Checked], keys: LabelKeys) -> dict[str, str | None]:
@@ -253,8 +269,17 @@ def _describe_file(
                 isolated=sum(key in frame.found for frame in isolated) if key else 0,
             )
         )
-    notes = tuple(f"{file}: {note}" for note in _notes(source, chosen, labeled))
-    return FileLabels(file, len(ordinary), len(isolated), all_keys, tuple(coverage), notes, units=source.units.text)
+    notes = tuple(f"{file}: {note}" for note in (*_notes(source, chosen, labeled), *_condition_notes(labeled)))
+    return FileLabels(
+        file,
+        len(ordinary),
+        len(isolated),
+        all_keys,
+        tuple(coverage),
+        notes,
+        units=source.units.text,
+        conditions=tuple(_condition_texts(labeled)),
+    )
 
 
 def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_Labeled]) -> Iterator[str]:
@@ -287,6 +312,24 @@ def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_
     count = sum(_is_isolated_type(item.original.config_type) and not item.frame.is_isolated_atom for item in labeled)
     if count:
         yield f"{count} structures are of the type IsolatedAtom but have several atoms; they are read as ordinary ones."
+
+
+def _condition_texts(labeled: Sequence[_Labeled]) -> Iterator[str]:
+    """Say in words under which keys conditions were found."""
+    for name in labeled[0].frame.condition_keys:
+        keys = Counter(key for item in labeled if (key := item.frame.condition_keys[name]) is not None)
+        places = f" ({' and '.join(repr(key) for key in keys)})" if keys else ""
+        yield f"{name} {sum(keys.values())} of {len(labeled)}{places}"
+
+
+def _condition_notes(labeled: Sequence[_Labeled]) -> Iterator[str]:
+    """Sentences about structures whose conditions were assumed."""
+    for name in labeled[0].frame.condition_keys:
+        assumed = [item for item in labeled if item.frame.condition_keys[name] is None]
+        if assumed:
+            count = f"{len(assumed)} of {len(labeled)} structures do" if len(labeled) > 1 else "the structure does"
+            value = assumed[0].original.conditions[name].item()
+            yield f"{count} not say {name}; {value:g} is taken."
 
 
 def _is_isolated_type(config_type: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mace.conditions import Condition
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings, LabelSettings
 from mace.structures.configuration import PROPERTIES
@@ -23,12 +24,16 @@ class Source:
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
         units: Units of the files' numbers.
         config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
+        conditions: What models want to know besides.
+        condition_keys: Keys of these that were given, by name; see `mace.structures.conditions.find_conditions`.
     """
 
     paths: str | Path | Sequence[str | Path]
     keys: LabelKeys = field(default_factory=LabelKeys)
     units: FileUnits = field(default_factory=FileUnits)
     config_type_weights: Mapping[str, float] = field(default_factory=dict)
+    conditions: Sequence[Condition] = ()
+    condition_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:

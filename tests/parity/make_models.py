@@ -27,7 +27,7 @@ import mace  # noqa: F401  - the original; must be imported before e3nn
 import numpy as np
 import torch
 from e3nn import o3
-from mace import modules
+from mace import data, modules
 from mace.calculators import MACECalculator
 from original_inputs import (
     ATTENTION,
@@ -64,6 +64,22 @@ FOUNDATION = LATE | {
 
 TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
 """What the original's calculator has to be told of models of dipoles."""
+
+READ = inspect.signature(data.AtomicData.__init__).parameters
+"""What this version reads of a structure; with ``extra_data`` anything."""
+
+CHARGE_AND_SPIN = {
+    "total_charge": {"type": "categorical", "per": "graph", "num_classes": 21, "emb_dim": 5, "offset": 10},
+    "total_spin": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 3},
+}
+"""Conditions, as MACE-OMOL-0 has them."""
+OF_ATOMS = {
+    "temperature": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4},
+    "site": {"type": "categorical", "per": "atom", "num_classes": 4, "emb_dim": 3, "offset": 1, "key": "kind_of_site"},
+    "moments": {"type": "continuous", "per": "atom", "in_dim": 2, "emb_dim": 5, "use_bias": False},
+    "potential": {"type": "continuous", "per": "atom", "in_dim": 1, "emb_dim": 2},
+}
+"""Other conditions, which versions before 0.3.16 do not read."""
 
 CASES = {
     "plain": case("0e+1o", 3, 3, 2, model="MACE", first=PLAIN),
@@ -127,6 +143,48 @@ CASES = {
     "biased_readout": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED}),
     "biased_readout_heads": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED, "heads": ["low", "high"]}),
     "mirror_images": case("0e+1e", 2, 2, 2, options={"use_so3": True}),
+    "conditions": case("0e+1o", 2, 2, 2, options={"embedding_specs": CHARGE_AND_SPIN}),
+    "conditions_readout": case(
+        "0e+1o", 2, 3, 2, options={"embedding_specs": CHARGE_AND_SPIN, "use_embedding_readout": True}
+    ),
+    "conditions_plain": case(
+        "0e+1o",
+        2,
+        2,
+        2,
+        model="MACE",
+        first=PLAIN,
+        options={
+            "embedding_specs": CHARGE_AND_SPIN
+            | {"elec_temp": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}},
+            "use_embedding_readout": True,
+        },
+    ),
+    "conditions_heads": case(
+        "0e+1o",
+        2,
+        2,
+        2,
+        options={"embedding_specs": CHARGE_AND_SPIN, "use_embedding_readout": True, "heads": ["low", "high"]},
+    ),
+    "conditions_foundation": case(
+        "0e+1o",
+        3,
+        2,
+        2,
+        first=NONLINEAR,
+        other=NONLINEAR,
+        options=FOUNDATION | {"embedding_specs": CHARGE_AND_SPIN, "use_embedding_readout": True},
+    ),
+    "conditions_of_atoms": case("0e+1o", 2, 2, 2, options={"embedding_specs": OF_ATOMS}),
+    "conditions_single": case(
+        "0e+1o",
+        2,
+        2,
+        2,
+        dtype="float32",
+        options={"embedding_specs": CHARGE_AND_SPIN, "use_embedding_readout": True},
+    ),
     "dipoles_one_layer": case("0e+1o+2e", 2, 2, 1, **ATOMIC),
     "dipoles_vectors": case("0e+1o", 3, 3, 2, **ATOMIC),
     "dipoles_tensors": case("0e+1o+2e", 2, 2, 3, **ATOMIC | {"first": RESIDUAL}, gate="tanh"),
@@ -141,6 +199,26 @@ CASES = {
     "energy_dipoles_scalars": case("0e+1o", 2, 2, 2, **ENERGY | {"mlp": "5x0e"}),
     "energy_dipoles_single": case("0e+1o+2e", 2, 2, 2, **ENERGY, dtype="float32"),
 }
+
+
+def under_conditions(atoms: Atoms, specs: dict, seed: int) -> list[Atoms]:
+    """Return a structure under several conditions, the first time under those that count where none are given."""
+    rng, variants = np.random.default_rng(seed), [atoms.copy()]
+    for charge, spin in ((0, 1), (-1, 2), (3, 4)):
+        variants.append(atoms.copy())
+        variants[-1].info |= {"charge": charge, "spin": spin}
+    for variant in variants:
+        for name, spec in specs.items():
+            key = spec.get("key", name)
+            if spec["per"] == "atom" and spec["type"] == "categorical":
+                variant.set_array(key, rng.integers(-1, 3, len(atoms)))
+            elif spec["per"] == "atom":
+                variant.set_array(
+                    key, rng.normal(size=(len(atoms), spec["in_dim"]) if spec["in_dim"] > 1 else len(atoms))
+                )
+            elif spec["type"] == "continuous":
+                variant.info[key] = float(rng.normal())
+    return variants
 
 
 def build(settings: dict) -> torch.nn.Module:
@@ -177,6 +255,10 @@ def build(settings: dict) -> torch.nn.Module:
     known = set(inspect.signature(described.__init__).parameters)
     if missing := set(options) - known:
         raise NotImplementedError(", ".join(sorted(missing)))
+    if "extra_data" not in READ and "temperature" in options.get("embedding_specs", {}):
+        raise NotImplementedError("conditions with names of their own")
+    if "extra_data" not in READ and heads and options.get("use_embedding_readout"):
+        raise NotImplementedError("several heads with a readout of conditions")
     for name, value in (("use_reduced_cg", False), ("radial_MLP", [8, 8])):
         if name in known:
             options.setdefault(name, value)
@@ -210,24 +292,32 @@ def in_double_precision(settings: dict, model: torch.nn.Module) -> torch.nn.Modu
     return exact
 
 
-def evaluate(path: Path, kind: str, head: str | None) -> dict[str, np.ndarray]:
+def evaluate(path: Path, kind: str, head: str | None, specs: dict) -> dict[str, np.ndarray]:
     """Compute all structures with the original's calculator; dipoles are in Debye."""
     options = {} if head is None else {"head": head}
+    if specs:
+        options["info_keys"] = {"total_spin": "spin", "total_charge": "charge"}
+        options["arrays_keys"] = {}
+        for name, spec in specs.items():
+            place = options["arrays_keys" if spec["per"] == "atom" else "info_keys"]
+            place.setdefault(name, spec.get("key", name))
     if kind in TYPES:
         options["model_type"] = TYPES[kind]
     calculator = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **options)
     result = {}
-    for i, atoms in enumerate(structures()):
-        arrays = atoms_arrays(atoms)
-        # calculators with this attribute, of 0.3.14 and later, never see the charges
-        if kind in TYPES and not hasattr(calculator, "arrays_keys"):
-            arrays["charges"] = np.random.default_rng(i).normal(size=len(atoms)) * 0.3
-            atoms.set_array("Qs", arrays["charges"])
-        result |= {f"{i}/{key}": value for key, value in arrays.items()}
-        calculator.calculate(atoms)
-        for key in ("energy", "forces", "stress", "dipole"):
-            if key in calculator.results:
-                result[f"{i}/{key}"] = np.asarray(calculator.results[key])
+    for i, bare in enumerate(structures()):
+        for j, atoms in enumerate(under_conditions(bare, specs, i) if specs else [bare]):
+            # calculators with this attribute, of 0.3.14 and later, never see the charges
+            if kind in TYPES and not hasattr(calculator, "arrays_keys"):
+                atoms.set_array("Qs", np.random.default_rng(i).normal(size=len(atoms)) * 0.3)
+            told = atoms_arrays(atoms)
+            told |= {"charges": atoms.arrays["Qs"]} if "Qs" in atoms.arrays else {}
+            told |= {f"info/{key}": value for key, value in atoms.info.items() if key not in bare.info}
+            told |= {f"arrays/{key}": values for key, values in atoms.arrays.items() if key not in bare.arrays}
+            calculator.calculate(atoms)
+            found = (key for key in ("energy", "forces", "stress", "dipole") if key in calculator.results)
+            told |= {key: calculator.results[key] for key in found}
+            result |= {f"{i}/{f'{j}/' if j else ''}{key}": np.asarray(value) for key, value in told.items()}
     return result
 
 
@@ -243,10 +333,10 @@ def write(folder: Path, name: str, settings: dict) -> None:
     else:
         evaluated = path
     head = settings["options"].get("heads", [None])[-1]
-    result = evaluate(evaluated, settings["model"], head)
+    result = evaluate(evaluated, settings["model"], head, settings["options"].get("embedding_specs", {}))
     if evaluated != path:
         evaluated.unlink()
-    if name in ("scale_shift", "dipoles_vectors", "energy_dipoles_vectors"):
+    if name in ("scale_shift", "dipoles_vectors", "energy_dipoles_vectors", "conditions_readout"):
         content = {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}}
         torch.save(content, folder / f"{name}_run-1_epoch-2.pt")
     told = {key: value if isinstance(value, (str, int, float, list)) else str(value) for key, value in settings.items()}

@@ -46,12 +46,28 @@ def references(path: Path) -> Any:
     return np.load(path.with_suffix(".npz"))
 
 
-def structure(data: Any, i: int) -> Atoms:
-    numbers, positions, cell, pbc = (data[f"{i}/{key}"] for key in ("numbers", "positions", "cell", "pbc"))
+def structure(data: Any, prefix: str) -> Atoms:
+    numbers, positions, cell, pbc = (data[f"{prefix}/{key}"] for key in ("numbers", "positions", "cell", "pbc"))
     atoms = Atoms(numbers, positions, cell=cell, pbc=pbc)
-    if f"{i}/charges" in data:
-        atoms.set_array("Qs", data[f"{i}/charges"])
+    if f"{prefix}/charges" in data:
+        atoms.set_array("Qs", data[f"{prefix}/charges"])
+    for key in data:
+        place, _, name = key.removeprefix(f"{prefix}/").partition("/")
+        if key.startswith(prefix) and place == "info":
+            atoms.info[name] = data[key].item()
+        if key.startswith(prefix) and place == "arrays":
+            atoms.set_array(name, data[key])
     return atoms
+
+
+def variants(data: Any) -> list[tuple[int, str]]:
+    """Each structure, and the same under other conditions, with what the keys of its numbers begin with."""
+    return [
+        (i, prefix)
+        for i in (METHANOL, SILICON, SLAB)
+        for prefix in (f"{i}", *(f"{i}/{j}" for j in range(1, 9)))
+        if f"{prefix}/numbers" in data
+    ]
 
 
 def deviation(ours: Any, theirs: Any, scale: float | None = None) -> float:
@@ -73,20 +89,20 @@ def test_the_numbers_are_those_of_the_original(path: Path) -> None:
     model = import_original(path, head).model.to_precision(torch.float64)
     calculator = MACECalculator(models=model)
     energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=model.plan.predicts_energy))
-    for i in (METHANOL, SILICON, SLAB):
-        atoms = structure(data, i)
+    for i, prefix in variants(data):
+        atoms = structure(data, prefix)
         atoms.calc = calculator
         if model.plan.predicts_dipole:
-            assert deviation(atoms.get_dipole_moment() / DEBYE_OF_MACE_TORCH, data[f"{i}/dipole"]) < RELATIVE
+            assert deviation(atoms.get_dipole_moment() / DEBYE_OF_MACE_TORCH, data[f"{prefix}/dipole"]) < RELATIVE
         if not model.plan.predicts_energy:
             continue
-        interaction = abs(data[f"{i}/energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
+        interaction = abs(data[f"{prefix}/energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
         # the stored sum is rounded, which may be more than that where the atoms interact by less than a meV
-        rounding = 2 * np.spacing(abs(data[f"{i}/energy"]))
-        assert abs(atoms.get_potential_energy() - data[f"{i}/energy"]) < RELATIVE * interaction + rounding
-        assert deviation(atoms.get_forces(), data[f"{i}/forces"]) < RELATIVE
+        rounding = 2 * np.spacing(abs(data[f"{prefix}/energy"]))
+        assert abs(atoms.get_potential_energy() - data[f"{prefix}/energy"]) < RELATIVE * interaction + rounding
+        assert deviation(atoms.get_forces(), data[f"{prefix}/forces"]) < RELATIVE
         if i == SILICON:
-            assert deviation(atoms.get_stress(), data[f"{i}/stress"]) < RELATIVE
+            assert deviation(atoms.get_stress(), data[f"{prefix}/stress"]) < RELATIVE
 
 
 @pytest.mark.parametrize("path", found())

@@ -1,0 +1,83 @@
+"""Conditions of models of mace-torch: its joint embedding, and the readout that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from mace.compat.reader import CannotConvert, Reader
+from mace.conditions import Condition, condition_of_spec
+from mace.model.plan import ModelPlan
+
+State = Mapping[str, np.ndarray]
+
+_MIXING = "joint_embedding.project.0.weight"
+_READOUT = "embedding_readout.linear.weight"
+
+
+def recover_conditions(reader: Reader) -> dict[str, Any]:
+    """Return the fields of a plan that describe the conditions of a model.
+
+    Raises:
+        CannotConvert: If the file does not describe them, or describes what does not exist here.
+    """
+    if not any(name.startswith("joint_embedding.") for name in reader.state):
+        return {}
+    return {"conditions": _conditions(reader), "condition_readout": _READOUT in reader.state}
+
+
+def _conditions(reader: Reader) -> tuple[Condition, ...]:
+    if reader.tree is None:
+        known = reader.known.plan.conditions if reader.known.plan is not None else ()
+        if not known:
+            raise CannotConvert("a checkpoint does not tell embedding_specs")
+        return known
+    specs = reader.attribute("", "embedding_specs")
+    if not isinstance(specs, dict) or not specs:
+        raise CannotConvert("it has a joint_embedding, but no embedding_specs that describe it")
+    found = []
+    for name, spec in specs.items():
+        try:
+            found.append(condition_of_spec(name, spec))
+        except ValidationError as error:
+            raise CannotConvert(f"its embedding_specs have a '{name}': {error.errors()[0]['msg']}") from error
+        except (KeyError, TypeError) as error:
+            raise CannotConvert(f"its embedding_specs describe '{name}' in an unknown way") from error
+    return tuple(found)
+
+
+def _pairs(plan: ModelPlan) -> list[tuple[str, str]]:
+    """List the weights here and there; theirs are transposed, but for the channels of classes."""
+    pairs = []
+    for place, condition in enumerate(plan.conditions):
+        ours, theirs = f"conditions.parts.{place}.", f"joint_embedding.embedders.{condition.name}."
+        if condition.kind == "categorical":
+            pairs.append((ours + "table", theirs + "weight"))
+            continue
+        pairs += [(ours + "first", theirs + "0.weight"), (ours + "second", theirs + "2.weight")]
+        if condition.has_biases:
+            pairs += [(ours + "first_bias", theirs + "0.bias"), (ours + "second_bias", theirs + "2.bias")]
+    return [*pairs, ("conditions.mixing", _MIXING)] if pairs else []
+
+
+def _turned(ours: str, values: np.ndarray) -> np.ndarray:
+    return values if ours.endswith(("table", "bias")) else values.T
+
+
+def conditions_from_original(state: State, plan: ModelPlan, head: int, n_heads: int) -> dict[str, np.ndarray]:
+    """Rename the weights of the joint embedding, and take the readout of one head."""
+    weights = {ours: _turned(ours, state[theirs]) for ours, theirs in _pairs(plan)}
+    if plan.condition_readout:
+        weights["condition_readout.weight"] = state[_READOUT].reshape(-1, n_heads)[:, head : head + 1]
+    return weights
+
+
+def conditions_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray]:
+    """Do the reverse, for a model of one head."""
+    state = {theirs: _turned(ours, weights[ours]) for ours, theirs in _pairs(plan)}
+    if plan.condition_readout:
+        state[_READOUT] = weights["condition_readout.weight"].reshape(-1)
+    return state

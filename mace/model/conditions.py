@@ -1,0 +1,106 @@
+"""How conditions enter a model: as channels that are added to what it knows of each element.
+
+Source:
+    The joint embedding of mace-torch 0.3.16, as in MACE-OMOL-0; there is no publication that defines it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mace.conditions import Condition
+from mace.graphs.graph import Graph
+from mace.model.plan import ModelPlan
+
+
+class ClassChannels(nn.Module):
+    """Channels of its own for each class.
+
+    Args:
+        condition: A categorical condition.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        super().__init__()
+        self.offset = condition.offset
+        self.table = nn.Parameter(torch.empty(condition.n_classes, condition.width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Evaluate, ``[atoms, 1]`` to ``[atoms, width]``."""
+        return self.table.index_select(0, values.squeeze(1).round().long() + self.offset)
+
+
+class ValueChannels(nn.Module):
+    """A network with one hidden layer.
+
+    Args:
+        condition: A continuous condition.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        super().__init__()
+        width = condition.width
+        self.first = nn.Parameter(torch.empty(condition.n_values, width))
+        self.second = nn.Parameter(torch.empty(width, width))
+        biases = (torch.empty(width) if condition.has_biases else None for _ in range(2))
+        self.first_bias, self.second_bias = (None if bias is None else nn.Parameter(bias) for bias in biases)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Evaluate, ``[atoms, values]`` to ``[atoms, width]``."""
+        hidden = functional.silu(functional.linear(values.to(self.first.dtype), self.first.T, self.first_bias))
+        return functional.linear(hidden, self.second.T, self.second_bias)
+
+
+class ConditionChannels(nn.Module):
+    """The channels of all conditions together, mixed by one layer.
+
+    Args:
+        plan: The model's plan.
+    """
+
+    def __init__(self, plan: ModelPlan) -> None:
+        super().__init__()
+        self.names = tuple(condition.name for condition in plan.conditions)
+        self.parts = nn.ModuleList(
+            (ClassChannels if condition.kind == "categorical" else ValueChannels)(condition)
+            for condition in plan.conditions
+        )
+        self.mixing = nn.Parameter(torch.empty(sum(condition.width for condition in plan.conditions), plan.n_channels))
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw unit-normal channels of classes and, as torch begins, uniform weights and biases of networks."""
+        for part in self.parts:
+            if isinstance(part, ClassChannels):
+                _draw(part.table, generator, None)
+                continue
+            assert isinstance(part, ValueChannels)
+            for weight, bias in ((part.first, part.first_bias), (part.second, part.second_bias)):
+                _draw(weight, generator, len(weight))
+                if bias is not None:
+                    _draw(bias, generator, len(weight))
+        _draw(self.mixing, generator, len(self.mixing))
+
+    def forward(self, graph: Graph) -> Tensor:
+        """Evaluate, rows in order of element, ``[atoms, channels]``.
+
+        Raises:
+            ValueError: If the structures do not say a condition.
+        """
+        missing = [name for name in self.names if name not in graph.conditions]
+        if missing:
+            raise ValueError(f"the graph has no values of {', '.join(missing)}; give its configurations conditions")
+        values = (graph.conditions[name].index_select(0, graph.atoms_by_element) for name in self.names)
+        channels = [part(rows) for part, rows in zip(self.parts, values, strict=True)]
+        return functional.silu(torch.cat(channels, dim=1) @ self.mixing)
+
+
+def _draw(parameter: Tensor, generator: torch.Generator, fan_in: int | None) -> None:
+    """Draw from a normal distribution or, with the number of inputs, a uniform one within the inverse of its root."""
+    if fan_in is None:
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    else:
+        values = (2.0 * torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 1.0) * fan_in**-0.5
+    parameter.copy_(values)

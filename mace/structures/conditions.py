@@ -1,0 +1,185 @@
+"""Values of conditions, as structures carry them: found under their keys, checked, and shaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mace.conditions import Condition
+from mace.errors import UserError
+
+
+@dataclass(frozen=True)
+class FoundConditions:
+    """The conditions of one structure.
+
+    Attributes:
+        values: By name, ``[1]`` of the structure or ``[atoms, values]`` of its atoms, float64.
+        keys: By name, the key each was found under; None where the default was taken.
+    """
+
+    values: dict[str, np.ndarray]
+    keys: dict[str, str | None]
+
+
+def find_conditions(
+    conditions: Sequence[Condition],
+    given: Mapping[str, str],
+    info: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    n_atoms: int,
+    where: str,
+) -> FoundConditions:
+    """Find the values of conditions in a structure.
+
+    Args:
+        conditions: What models want to know. One name may occur with several ranges; the value has to be in all.
+        given: Keys the user named, by name of the condition; they are obeyed exactly.
+        info: What the structure says of itself.
+        arrays: What it says of its atoms, ``[atoms, ...]``.
+        n_atoms: Its atoms.
+        where: What messages call it.
+
+    Raises:
+        UserError: If a value is missing, not possible, or said twice with different values.
+    """
+    found = FoundConditions({}, {})
+    for condition in conditions:
+        key, values = _find(condition, given, info, arrays, n_atoms, where)
+        before = found.values.get(condition.name)
+        if before is not None and before.shape != values.shape:
+            raise UserError(f"'{condition.name}' belongs to structures in one model and to atoms in the other.")
+        found.values[condition.name], found.keys[condition.name] = values, key
+    return found
+
+
+def _find(
+    condition: Condition,
+    given: Mapping[str, str],
+    info: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    n_atoms: int,
+    where: str,
+) -> tuple[str | None, np.ndarray]:
+    """Return key and values of one condition."""
+    keys = (given[condition.name],) if condition.name in given else condition.keys
+    place, other = (info, arrays) if condition.per == "structure" else (arrays, info)
+    present = [key for key in keys if place.get(key) is not None]
+    if not present:
+        misplaced = next((key for key in keys if other.get(key) is not None), None)
+        if misplaced is not None:
+            raise UserError(_misplaced(condition, misplaced, where))
+        if condition.default is None:
+            listed = " or ".join(f"'{key}'" for key in keys)
+            each = "" if condition.per == "structure" else "for each of its atoms "
+            raise UserError(f"{where} has no {listed}, which the model needs {each}to know; add it.")
+        return None, _checked(condition, condition.default, n_atoms, f"{where}: {condition.name}, by default")
+    values = [_checked(condition, place[key], n_atoms, _called(condition, key, where)) for key in present]
+    for key, others in zip(present[1:], values[1:], strict=True):
+        if not np.array_equal(others, values[0]):
+            raise UserError(
+                f"{where} says two things of {condition.name}, under '{present[0]}' and under '{key}'; remove one of "
+                "them, or say which key counts."
+            )
+    return present[0], values[0]
+
+
+def _called(condition: Condition, key: str, where: str) -> str:
+    return f"{where}: {condition.name}" + ("" if key == condition.name else f" (key '{key}')")
+
+
+def _misplaced(condition: Condition, key: str, where: str) -> str:
+    expected, found = "one number in the comment line (info)", "a column (array)"
+    if condition.per == "atom":
+        expected, found = "a column (array) with a row for each atom", "an entry of the comment line (info)"
+    return f"{_called(condition, key, where)} is {found}, but the model wants {expected}; move it there."
+
+
+def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.ndarray:
+    """Check a value and give it its shape.
+
+    Raises:
+        UserError: If it is not of the right kind, shape or range.
+    """
+    shown = str(value).replace("\n", " ")[:40]
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise UserError(f"{what} is {shown} and no finite number; correct it.")
+    if condition.per == "structure":
+        fits, shape = array.size == 1, "one number"
+    else:
+        fits = array.shape == (n_atoms, condition.n_values) or (condition.n_values == 1 and array.shape == (n_atoms,))
+        shape = f"[{n_atoms}, {condition.n_values}]"
+    if not fits:
+        raise UserError(f"{what} has the shape {list(array.shape)} where {shape} is expected; correct it.")
+    values = array.astype(np.float64).reshape((1,) if condition.per == "structure" else (n_atoms, condition.n_values))
+    if condition.kind == "categorical":
+        _check_classes(condition, values, what)
+    return values
+
+
+def _check_classes(condition: Condition, values: np.ndarray, what: str) -> None:
+    """Make sure that values are classes the model has.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if (fraction := values[values != np.rint(values)]).size:
+        raise UserError(f"{what} is {fraction[0]:g}; the model knows whole numbers only, so round or correct it.")
+    low, high = condition.bounds
+    if (outside := values[(values < low) | (values > high)]).size:
+        raise UserError(
+            f"{what} is {outside[0]:g}, but the model knows values from {low:g} to {high:g}; correct it or take the "
+            "structure out."
+        )
+
+
+def check_condition_keys(argument: str, keys: Mapping[Any, Any], conditions: Sequence[Condition]) -> None:
+    """Make sure that keys are given of conditions that exist.
+
+    Args:
+        argument: What messages call them.
+        keys: By name of the condition.
+        conditions: Those that may be named.
+
+    Raises:
+        UserError: If one is named that does not exist, or a key is no text.
+    """
+    known = sorted({condition.name for condition in conditions})
+    for name, key in keys.items():
+        if name not in known:
+            there_are = f"there are {', '.join(known)}" if known else "there are none"
+            raise UserError(f"{argument} names '{name}', which is no such condition of the model; {there_are}.")
+        if not isinstance(key, str) or not key:
+            raise UserError(f"{argument} says {key!r} for '{name}', which is no key; write text.")
+
+
+def example_values(conditions: Sequence[Condition], n_atoms: int, seed: int | None = None) -> dict[str, np.ndarray]:
+    """Make up values for a structure that is made up too.
+
+    Args:
+        conditions: What the model wants to know.
+        n_atoms: Atoms of the structure.
+        seed: Of values drawn at random; None for defaults, or the nearest the model knows.
+
+    Returns:
+        See `FoundConditions`.
+    """
+    random = None if seed is None else np.random.default_rng(seed)
+    made = {}
+    for condition in conditions:
+        shape = (1,) if condition.per == "structure" else (n_atoms, condition.n_values)
+        low, high = condition.bounds
+        if random is None:
+            made[condition.name] = np.full(shape, min(max(condition.default or 0.0, low), high))
+        elif condition.kind == "categorical":
+            made[condition.name] = random.integers(int(low), int(high), shape, endpoint=True).astype(np.float64)
+        else:
+            made[condition.name] = random.normal(size=shape)
+    return made
