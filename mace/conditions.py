@@ -14,6 +14,9 @@ DEFAULTS = {"total_charge": 0.0, "total_spin": 1.0, "elec_temp": 0.0}
 OTHER_KEYS = {"total_charge": ("charge",), "total_spin": ("spin",)}
 """Keys under which a condition is looked for besides its own name, as mace-torch's calculator does."""
 
+SETTABLE = tuple(DEFAULTS)
+"""Conditions whose key has a setting of its own, ``<name>_key``."""
+
 _LARGEST = 1_000_000
 _PLACES = {"graph": "structure", "structure": "structure", "atom": "atom"}
 _WORDS = ("type", "per", "num_classes", "offset", "in_dim", "emb_dim", "use_bias", "key")

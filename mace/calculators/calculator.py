@@ -227,7 +227,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
         if self.conditions:
-            old, new = (self._find_conditions(a).values for a in (self.atoms, atoms))
+            old, new = (self.find_conditions(a).values for a in (self.atoms, atoms))
             changes += [name for name in new if not np.array_equal(old[name], new[name])]
         return changes
 
@@ -407,7 +407,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """Check a structure; see `to_configuration`."""
         charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
         try:
-            conditions = self._find_conditions(atoms)
+            conditions = self.find_conditions(atoms)
             configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values)
             for model in self.models:
                 refuse_unknown_elements(configuration, model.plan.atomic_numbers)
@@ -416,7 +416,12 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         self._tell_of_defaults(conditions)
         return configuration
 
-    def _find_conditions(self, atoms: Atoms) -> FoundConditions:
+    def find_conditions(self, atoms: Atoms) -> FoundConditions:
+        """Return the conditions of a structure that the models know of, by name, and under which keys it has them.
+
+        Raises:
+            UserError: If one is missing or not possible.
+        """
         return find_conditions(
             self.conditions, self._condition_keys, atoms.info, atoms.arrays, len(atoms), "The structure"
         )

@@ -248,6 +248,8 @@ def _tell(atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan) -> No
         plan.timestep_fs,
         1e-3 * plan.steps * plan.timestep_fs,
     )
+    for name, values in atoms.calc.find_conditions(atoms).values.items():
+        _LOGGER.info("%s: %s", name, f"{values.item():g}" if values.size == 1 else "of every atom")
 
 
 def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mace.compat.importing import open_model
+from mace.conditions import Condition
 from mace.deployment.loading import find_device
 from mace.deployment.radial_tables import choose_radial_tables
 from mace.elements import ElementTable, chemical_symbol
@@ -25,8 +28,10 @@ from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import carry_to
 from mace.structures.checks import check_geometry
+from mace.structures.conditions import find_conditions
 from mace.structures.configuration import Configuration
 
+_LOGGER = logging.getLogger(__name__)
 _MISSING: ImportError | None = None
 try:
     from torch_sim.models.interface import ModelInterface
@@ -39,6 +44,9 @@ _PLACE = "torch-sim state"
 
 class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need not be there when types are checked
     """Energies, forces and stress of many structures at once, as torch-sim's ``ModelInterface``.
+
+    Conditions a model knows of, such as a total charge, are taken from attributes of the state, which torch-sim calls
+    extras: one value for each system, or a row for each atom, under the keys that ``mace_info`` shows.
 
     Results have the precision of the model, as torch-sim expects; in float32 that rounds large total energies.
 
@@ -85,6 +93,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         self.model = _opened(model, self._device, dtype, head).eval()
         self._elements = ElementTable(self.model.plan.atomic_numbers)
         self._skin, self._searches = skin, list[SkinNeighbors]()
+        self._warned_of_spins = False
 
     @property
     def compute_forces(self) -> bool:
@@ -121,7 +130,8 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         Raises:
             UserError: If a structure is no sensible one or has elements the model does not know.
         """
-        configurations = _configurations(state)
+        configurations = _configurations(state, self.model.plan.conditions)
+        self._warn_of_spins(configurations)
         _refuse_unknown_elements(configurations, self._elements)
         del self._searches[len(configurations) :]  # of a larger state before
         dataset = GraphDataset(configurations, self._elements, self.model.plan.r_max, search=self._search)
@@ -129,6 +139,16 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         prediction = predict(self.model, graph, forces=self._compute_forces, stress=self._compute_stress)
         found = {"energy": prediction.energy, "forces": prediction.forces, "stress": prediction.stress}
         return {name: value.detach().to(self._dtype) for name, value in found.items() if value is not None}
+
+    def _warn_of_spins(self, configurations: Sequence[Configuration]) -> None:
+        """Warn once where all spins are zero: some versions of torch-sim say so of structures without a spin."""
+        spins = [c.conditions["total_spin"] for c in configurations if "total_spin" in c.conditions]
+        if spins and not np.any(spins) and not self._warned_of_spins:
+            _LOGGER.warning(
+                "The spin of all systems is 0, as torch-sim has it where none is given, but multiplicities begin with "
+                "1; give the state a spin if that is not meant"
+            )
+            self._warned_of_spins = True
 
     def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
         """Find neighbors; those of periodic structures only when what stands at their place has moved enough."""
@@ -157,7 +177,7 @@ def _opened(model: str | Path | MACE, device: torch.device, dtype: torch.dtype, 
     return opened
 
 
-def _configurations(state: Any) -> list[Configuration]:
+def _configurations(state: Any, conditions: Sequence[Condition]) -> list[Configuration]:
     """Take the structures of a state apart."""
     state = SimpleNamespace(**state) if isinstance(state, Mapping) else state
     positions = _array(state.positions, np.float64)
@@ -177,7 +197,47 @@ def _configurations(state: Any) -> list[Configuration]:
     ]
     for configuration in found:
         check_geometry(configuration)
-    return found
+    if not conditions:
+        return found
+    of_systems, of_atoms = (
+        _extras(state, conditions, *kind) for kind in (("structure", len(cells)), ("atom", len(place)))
+    )
+    return [
+        replace(configuration, conditions=_found(conditions, configuration, of_systems, of_atoms, slice(a, b)))
+        for configuration, a, b in zip(found, ends - counts, ends, strict=True)
+    ]
+
+
+def _extras(state: Any, conditions: Sequence[Condition], per: str, length: int) -> dict[str, np.ndarray]:
+    """Take conditions of systems or atoms from a state, by key ``[length, ...]``.
+
+    Raises:
+        UserError: If one does not have a row for each.
+    """
+    keys = {key for condition in conditions if condition.per == per for key in condition.keys}
+    values = {key: getattr(state, key) for key in sorted(keys) if getattr(state, key, None) is not None}
+    arrays = {key: torch.as_tensor(value).detach().cpu().numpy() for key, value in values.items()}
+    for key, array in arrays.items():
+        if array.shape[:1] != (length,):
+            raise UserError(
+                f"{_PLACE}: '{key}' has the shape {list(array.shape)} where a row for each of {length} "
+                f"{'systems' if per == 'structure' else 'atoms'} is expected."
+            )
+    return arrays
+
+
+def _found(
+    conditions: Sequence[Condition],
+    configuration: Configuration,
+    of_systems: Mapping[str, np.ndarray],
+    of_atoms: Mapping[str, np.ndarray],
+    atoms: slice,
+) -> dict[str, np.ndarray]:
+    """Return the conditions of one system."""
+    info = {key: values[configuration.index] for key, values in of_systems.items()}
+    arrays = {key: values[atoms] for key, values in of_atoms.items()}
+    where, n_atoms = configuration.where(), configuration.n_atoms
+    return find_conditions(conditions, {}, info, arrays, n_atoms, where).values
 
 
 def _array(values: Any, dtype: type[np.generic]) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mace.calculators.calculator import MACECalculator
 from mace.dynamics.plan import SimulationPlan
 from mace.errors import UserError
 from mace.model.durable_file import write_durably
@@ -39,6 +40,13 @@ class SimulationState:
     sums: np.ndarray
 
 
+def _conditions(atoms: Atoms) -> dict[str, list[float]]:
+    """Return what the model knows of a structure besides its atoms, as numbers that JSON can hold."""
+    if not isinstance(atoms.calc, MACECalculator):
+        return {}
+    return {name: values.tolist() for name, values in atoms.calc.find_conditions(atoms).values.items()}
+
+
 def state_path(trajectory: Path) -> Path:
     """Return the file of the state that belongs to a trajectory."""
     return trajectory.with_name(f"{trajectory.name}.state.npz")
@@ -55,6 +63,7 @@ def save_state(path: Path, state: SimulationState, plan: SimulationPlan) -> None
         "length": state.length,
         "random": state.random.bit_generator.state,
         "plan": {name: getattr(plan, name) for name in _KEPT},
+        "conditions": _conditions(state.atoms),
     }
     arrays = {
         "numbers": state.atoms.numbers,
@@ -101,6 +110,13 @@ def load_state(path: Path, atoms: Atoms, plan: SimulationPlan) -> SimulationStat
                 f"{path}: the simulation began with --{name}={facts['plan'][name]}, not {getattr(plan, name)}; give "
                 "the same, or another --trajectory to begin anew."
             )
+    now = _conditions(atoms)
+    began = facts.get("conditions", now)  # earlier versions had none
+    if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
+        raise UserError(
+            f"{path}: the simulation began with another {' and '.join(changed)}; give the structure the same, or another "
+            "--trajectory to begin anew."
+        )
     atoms.set_cell(arrays["cell"])
     atoms.set_positions(arrays["positions"], apply_constraint=False)
     atoms.set_momenta(arrays["momenta"], apply_constraint=False)

@@ -15,6 +15,7 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
+from mace.structures.conditions import conditions_of_atoms
 from mace.structures.configuration import Configuration
 
 PER_ATOM = ("forces",)
@@ -131,7 +132,7 @@ class GraphDataset:
         self._charges = np.concatenate(
             [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
         )
-        self._conditions = _conditions_of_atoms(self.configurations)
+        self._conditions = conditions_of_atoms(self.configurations)
         volume = np.abs(np.linalg.det(self._cell))
         self._volume = np.where(volume > 0.0, volume, np.nan)
         found: list[JoinedNeighbors] = []
@@ -303,23 +304,6 @@ class GraphDataset:
             max_neighbors=k,
             conditions={name: torch.from_numpy(values[atoms]) for name, values in self._conditions.items()},
         )
-
-
-def _conditions_of_atoms(configurations: Sequence[Configuration]) -> dict[str, np.ndarray]:
-    """Spread the conditions of structures over their atoms, by name ``[atoms, values]``.
-
-    Raises:
-        ValueError: If structures have different ones.
-    """
-    names = tuple(configurations[0].conditions)
-    if any(tuple(c.conditions) != names for c in configurations):
-        raise ValueError("all structures of a set have the same conditions, in the same order")
-    return {
-        name: np.concatenate(
-            [np.broadcast_to(c.conditions[name], (c.n_atoms, c.conditions[name].shape[-1])) for c in configurations]
-        )
-        for name in names
-    }
 
 
 def _padded(rows: np.ndarray) -> Tensor:

@@ -72,7 +72,7 @@ def _groups(file: FlatFile) -> list[np.ndarray]:
     usable = has_forces & has_stress & np.isfinite(file.energies) & (file.n_atoms <= MOST_ATOMS)
     members: dict[bytes, list[int]] = {}
     for place in np.flatnonzero(usable).tolist():
-        members.setdefault(file.numbers[file.atoms_of(place)].tobytes(), []).append(place)
+        members.setdefault(file.identity_of_atoms(place), []).append(place)
     groups = sorted((group for group in members.values() if len(group) >= _FEWEST_STRUCTURES), key=len, reverse=True)
     spread = [np.linspace(0, len(group) - 1, min(len(group), _SAMPLE)).astype(int) for group in groups[:_MOST_GROUPS]]
     return [np.array(group)[np.unique(chosen)] for group, chosen in zip(groups, spread, strict=False)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mace.structures.conditions import conditions_of_atoms
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 
@@ -30,6 +31,7 @@ class FlatFile:
         energies: eV, ``[structures]``.
         forces: eV/Angstrom, ``[atoms, 3]``.
         stresses: eV/Angstrom^3, ``[structures, 3, 3]``.
+        conditions: What each atom is under, ``[atoms, values]``; without columns where nothing is read of it.
     """
 
     file: str
@@ -46,6 +48,7 @@ class FlatFile:
     energies: np.ndarray
     forces: np.ndarray
     stresses: np.ndarray
+    conditions: np.ndarray
 
     def __len__(self) -> int:
         """Number of structures."""
@@ -65,6 +68,13 @@ class FlatFile:
     def atoms_of(self, structure: int) -> slice:
         """The atoms of one structure."""
         return slice(int(self.first[structure]), int(self.first[structure] + self.n_atoms[structure]))
+
+    def identity_of_atoms(self, structure: int, in_order: bool = True) -> bytes:
+        """Elements and conditions of the atoms of a structure; energies are compared where these are equal only."""
+        numbers, conditions = self.numbers[self.atoms_of(structure)], self.conditions[self.atoms_of(structure)]
+        if not in_order:
+            numbers, conditions = np.sort(numbers), np.sort(conditions, axis=0)
+        return numbers.tobytes() + conditions.tobytes()
 
     def places(self, chosen: np.ndarray) -> np.ndarray:
         """Places in the file of structures given by a mask or by indices."""
@@ -94,6 +104,7 @@ def flatten(file: str, role: str, configurations: Sequence[Configuration]) -> Fl
         stresses=np.array(
             [missing if c.stress is None else c.stress for c in configurations], dtype=np.float64
         ).reshape(-1, 3, 3),
+        conditions=np.concatenate([np.zeros((total, 0)), *conditions_of_atoms(configurations).values()], axis=1),
     )
 
 

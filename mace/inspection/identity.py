@@ -20,13 +20,14 @@ _SHOWN_PAIRS = 3
 def fingerprints(file: FlatFile) -> np.ndarray:
     """Number structures so that those with the same atoms at the same places in the same cell have the same number.
 
+    Conditions belong to the atoms: a molecule and its ion are two.
     The order of the atoms makes no difference: hashes of atoms are added up. Cells count along repeating directions
     only.
 
     Returns:
         ``[structures]``, uint64.
     """
-    atoms = np.column_stack([file.numbers, _rounded(file.positions)])
+    atoms = np.column_stack([file.numbers, _rounded(file.positions), _rounded(file.conditions)])
     cells = np.where(file.pbc[:, :, None], _rounded(file.cells), 0).reshape(-1, 9)
     marks = np.zeros(len(file), dtype=np.uint64)
     np.add.at(marks, file.structure_of_atom, _mix(atoms))  # sums wrap around, as they may

@@ -121,7 +121,7 @@ def _strained_pairs(file: FlatFile, usable: np.ndarray) -> tuple[np.ndarray, np.
         fractional = file.positions[atoms] @ inverse
         relative = fractional - fractional[0]
         steps = np.rint((relative - np.floor(relative + 0.5 * _FRACTIONAL)) / _FRACTIONAL).astype(np.int64)
-        members.setdefault((file.numbers[atoms].tobytes(), steps.tobytes()), []).append(place)
+        members.setdefault((file.identity_of_atoms(place), steps.tobytes()), []).append(place)
     volumes = file.volumes
     pairs: set[tuple[int, int]] = set()
     for group in members.values():

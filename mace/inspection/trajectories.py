@@ -105,7 +105,7 @@ def _comparable(file: FlatFile, places: np.ndarray) -> tuple[np.ndarray, np.ndar
     for with_cell in (True, False):
         members: dict[tuple[bytes, bytes], list[int]] = {}
         for place in places.tolist():
-            atoms = np.sort(file.numbers[file.atoms_of(place)]).tobytes()
+            atoms = file.identity_of_atoms(place, in_order=False)
             members.setdefault((atoms, cells[place].tobytes() if with_cell else b""), []).append(place)
         groups = sorted((group for group in members.values() if len(group) >= _FEWEST_IN_GROUP), key=len, reverse=True)
         spread = [np.linspace(0, len(group) - 1, min(len(group), SAMPLE)).astype(int) for group in groups]
@@ -150,7 +150,7 @@ def _groups_of_equal_atoms(file: FlatFile, usable: np.ndarray) -> list[np.ndarra
     members: dict[tuple[bytes, bytes, bytes], list[int]] = {}
     cells = np.rint(file.cells * 1.0e4).astype(np.int64)
     for place in usable.tolist():
-        key = (file.numbers[file.atoms_of(place)].tobytes(), cells[place].tobytes(), file.pbc[place].tobytes())
+        key = (file.identity_of_atoms(place), cells[place].tobytes(), file.pbc[place].tobytes())
         members.setdefault(key, []).append(place)
     groups = [np.array(group) for group in members.values() if len(group) > 1]
     return sorted(groups, key=len, reverse=True)

@@ -25,6 +25,7 @@ from mace.reporting.terminal import print_report, verdict
 from mace.settings import TrainingSettings, provided
 from mace.settings.quickstart import QuickstartSettings
 from mace.training.check import name_of_files
+from mace.training.conditions import conditions_of
 from mace.training.data_report import DataSets, inspect_data
 from mace.training.logging_setup import close_logging, setup_logging
 from mace.training.model_choices import settings_for_model
@@ -90,7 +91,7 @@ def run_quickstart(
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             start = time.perf_counter()
-            sets = read_sets(settings, progress)
+            sets = read_sets(settings, progress, conditions_of(settings))
             if not sets.training.configurations:
                 raise UserError(f"{_files(settings)}: there is no structure to train on, isolated atoms only.")
             facts = gather_facts(sets.training)

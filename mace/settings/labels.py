@@ -102,6 +102,27 @@ class LabelSettings(Settings):
         placeholder="KEY",
         default_words=_KEY_DEFAULT.format("charges"),
     )
+    total_charge_key: str | None = setting(
+        None,
+        "name of the total charges [e], for models with that condition (--embedding_specs)",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words="total_charge or charge",
+    )
+    total_spin_key: str | None = setting(
+        None,
+        "name of the total spins, for models with that condition",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words="total_spin or spin",
+    )
+    elec_temp_key: str | None = setting(
+        None,
+        "name of the electronic temperatures, for models with that condition",
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words="elec_temp",
+    )
     energy_unit: Annotated[EnergyUnit, BeforeValidator(_spell_unit)] | None = setting(
         None,
         "unit of energies and virials in the files; with length_unit it gives that of forces",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from mace.conditions import read_specs
 from mace.settings.declaration import Settings, setting
 
 _NOT_BUILT = "this model is not available yet; choose MACE or ScaleShiftMACE."
@@ -17,6 +18,12 @@ def _check_widths(widths: list[int]) -> list[int]:
     if not widths or any(width < 1 for width in widths):
         raise ValueError("not widths")
     return widths
+
+
+def _check_conditions(specs: dict[str, Any]) -> dict[str, Any]:
+    """Make sure that they can be understood, while the flag is at hand."""
+    read_specs(specs)
+    return specs
 
 
 class ModelSettings(Settings):
@@ -139,5 +146,17 @@ class ModelSettings(Settings):
     )
     use_last_readout_only: bool = setting(False, "read energies out of the last layer only", group="Model")
     gate: Literal["silu", "tanh", "abs", "None"] = setting("silu", "non-linearity of the last readout", group="Model")
+    embedding_specs: Annotated[dict[str, Any], AfterValidator(_check_conditions)] | None = setting(
+        None,
+        "what energies depend on besides the atoms, such as total_charge and total_spin, and how it is embedded",
+        group="Model",
+        placeholder="{NAME: {...}}",
+        expects="a dictionary such as {'total_charge': {'type': 'categorical', 'per': 'graph', 'num_classes': 21, "
+        "'offset': 10, 'emb_dim': 64}}",
+        default_words="none",
+    )
+    use_embedding_readout: bool = setting(
+        False, "add an energy read from the embedding of element and conditions", group="Model"
+    )
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

@@ -14,7 +14,6 @@ _FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name i
 _HEADS = "models with several heads are not available yet; remove the flag and train one model per data set."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
-_EMBEDDINGS = "embeddings of charge, spin or temperature are not available yet; remove the flag."
 _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
@@ -46,8 +45,6 @@ class UnsupportedModelSettings(Settings):
         unsupported="the reduced coupling coefficients are not available yet; use False.",
     )
     use_so3: bool = setting(False, "give up the reflection symmetry", unsupported=_MIRROR)
-    use_embedding_readout: bool = setting(False, "read energies from the embedding", unsupported=_EMBEDDINGS)
-    embedding_specs: dict[str, Any] | None = setting(None, "embeddings of global features", unsupported=_EMBEDDINGS)
     compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_POLARIZABILITIES)
     compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_ATOMIC_DIPOLES)
     les_arguments: str | dict[str, Any] | None = setting(
@@ -80,15 +77,6 @@ class UnsupportedLabelSettings(Settings):
     """Labels and weights of properties to come."""
 
     head_key: str | None = setting(None, "name of the head of a structure", unsupported=_HEADS, inactive=("head",))
-    elec_temp_key: str | None = setting(
-        None, "name of the electronic temperature", unsupported=_EMBEDDINGS, inactive=("elec_temp",)
-    )
-    total_spin_key: str | None = setting(
-        None, "name of the total spin", unsupported=_EMBEDDINGS, inactive=("total_spin",)
-    )
-    total_charge_key: str | None = setting(
-        None, "name of the total charge", unsupported=_EMBEDDINGS, inactive=("total_charge",)
-    )
     polarizability_weight: float = setting(1.0, "weight of the polarizabilities", unsupported=_POLARIZABILITIES)
     swa_polarizability_weight: float = setting(
         1.0,

@@ -10,6 +10,7 @@ import numpy as np
 
 from mace.conditions import Condition
 from mace.errors import UserError
+from mace.structures.configuration import Configuration
 
 
 @dataclass(frozen=True)
@@ -183,3 +184,19 @@ def example_values(conditions: Sequence[Condition], n_atoms: int, seed: int | No
         else:
             made[condition.name] = random.normal(size=shape)
     return made
+
+
+def conditions_of_atoms(configurations: Sequence[Configuration]) -> dict[str, np.ndarray]:
+    """Spread the conditions of structures over their atoms, by name ``[atoms, values]``.
+
+    Raises:
+        ValueError: If structures have different ones.
+    """
+    names = tuple(configurations[0].conditions) if configurations else ()
+    if any(tuple(c.conditions) != names for c in configurations):
+        raise ValueError("all structures of a set have the same conditions, in the same order")
+    rows = {name: [(c.n_atoms, c.conditions[name]) for c in configurations] for name in names}
+    return {
+        name: np.concatenate([np.broadcast_to(values, (n_atoms, values.shape[-1])) for n_atoms, values in of_name])
+        for name, of_name in rows.items()
+    }

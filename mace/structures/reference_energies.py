@@ -190,7 +190,7 @@ def undetermined_elements(counts: np.ndarray) -> list[int]:
 def _from_isolated_atoms(isolated_atoms: Sequence[Configuration], elements: ElementTable) -> dict[int, float]:
     energies: dict[int, float] = {}
     origin: dict[int, Configuration] = {}
-    for atom in isolated_atoms:
+    for atom in _neutral_first(isolated_atoms):
         number = int(atom.atomic_numbers[0])
         if atom.energy is None:
             if number in elements:
@@ -208,6 +208,14 @@ def _from_isolated_atoms(isolated_atoms: Sequence[Configuration], elements: Elem
         origin.setdefault(number, atom)
     _refuse_missing(energies, elements, "the IsolatedAtom frames" if isolated_atoms else "the training data")
     return energies
+
+
+def _neutral_first(isolated_atoms: Sequence[Configuration]) -> list[Configuration]:
+    """Leave out the ions of elements whose neutral atom is there too."""
+    charges = [float(c.conditions.get("total_charge", np.zeros(1))[0]) for c in isolated_atoms]
+    atoms = list(zip(isolated_atoms, charges, strict=True))
+    neutral = {int(c.atomic_numbers[0]) for c, charge in atoms if charge == 0.0}
+    return [c for c, charge in atoms if charge == 0.0 or int(c.atomic_numbers[0]) not in neutral]
 
 
 def _refuse_missing(energies: Mapping[int, float], elements: ElementTable, source: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mace.conditions import Condition
+from mace.conditions import SETTABLE, Condition
+from mace.errors import UserError
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings, LabelSettings
 from mace.structures.configuration import PROPERTIES
@@ -48,22 +49,25 @@ def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
 
 
 def sources_of(
-    settings: TrainingSettings, files: str | FileSettings | Sequence[str | FileSettings]
+    settings: TrainingSettings,
+    files: str | FileSettings | Sequence[str | FileSettings],
+    conditions: Sequence[Condition] = (),
 ) -> tuple[Source, ...]:
     """Understand what was typed for ``train_file``, ``valid_file`` or ``test_file``.
 
     Args:
         settings: Give the keys, units and weights of all files that have none of their own.
         files: The value of one of these settings.
+        conditions: What the model wants to know besides, each with the key that was given for all files.
 
     Returns:
         One source for each file name or table, in order.
     """
     items = [files] if isinstance(files, (str, FileSettings)) else list(files)
-    return tuple(_source(settings, item) for item in items)
+    return tuple(_source(settings, item, conditions) for item in items)
 
 
-def _source(settings: TrainingSettings, item: str | FileSettings) -> Source:
+def _source(settings: TrainingSettings, item: str | FileSettings, conditions: Sequence[Condition]) -> Source:
     own = item if isinstance(item, FileSettings) else None
     weights = own.config_type_weights if own is not None else None
     return Source(
@@ -73,7 +77,32 @@ def _source(settings: TrainingSettings, item: str | FileSettings) -> Source:
             **{name: _own_or_shared(f"{name}_unit", own, settings) for name in ("energy", "length", "stress")}
         ),
         config_type_weights=settings.config_type_weights if weights is None else weights,
+        conditions=conditions,
+        condition_keys=_condition_keys(settings, own, conditions),
     )
+
+
+def _condition_keys(
+    settings: TrainingSettings, own: FileSettings | None, conditions: Sequence[Condition]
+) -> dict[str, str]:
+    """Return the keys that were given for conditions, those of the file itself before those of all files.
+
+    Raises:
+        UserError: If one is given of a condition that the model does not have.
+    """
+    names = {condition.name for condition in conditions}
+    described = settings.embedding_specs or {}
+    keys = {name: described.get(name, {}).get("key") for name in names}
+    for name in SETTABLE:
+        key = _own_or_shared(f"{name}_key", own, settings)
+        if key not in (None, name) and name not in names:
+            raise UserError(
+                f"--{name}_key has no effect, because the model has no condition '{name}'; describe it in "
+                "--embedding_specs, or remove the flag."
+            )
+        if key is not None and name in names:
+            keys[name] = key
+    return {name: key for name, key in keys.items() if key is not None}
 
 
 def _own_or_shared(name: str, own: LabelSettings | None, shared: LabelSettings) -> str | None:

@@ -14,6 +14,7 @@ from mace.reporting.page import write_page
 from mace.reporting.terminal import print_findings, print_report
 from mace.settings.checking import CheckSettings
 from mace.settings.labels import Files
+from mace.training.conditions import conditions_of
 from mace.training.data_report import inspect_data
 from mace.training.devices import PRECISIONS
 from mace.training.foundation import open_foundation
@@ -45,7 +46,8 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-            report = inspect_data(settings, losses, read_sets(settings, progress), progress, foundation)
+            conditions = conditions_of(settings, foundation)
+            report = inspect_data(settings, losses, read_sets(settings, progress, conditions), progress, foundation)
         name = settings.name or name_of_files(settings.train_file)
         page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
         if settings.quiet:

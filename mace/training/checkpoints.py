@@ -264,7 +264,7 @@ STRUCTURAL = (
     "model", "r_max", "radial_type", "num_radial_basis", "num_cutoff_basis", "cutoff_after_network",
     "distance_transform", "pair_repulsion", "l_max", "n_channels", "hidden_l", "interactions", "message_channels",
     "message_l", "product_of_all_elements", "correlation", "radial_mlp", "readout_channels", "readout_vectors",
-    "readout_biases", "last_readout_only", "gate", "atomic_numbers",
+    "readout_biases", "last_readout_only", "gate", "atomic_numbers", "conditions", "condition_readout",
 )  # fmt: skip
 """Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps
 those it was started with, even if the data have changed."""

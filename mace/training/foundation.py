@@ -46,6 +46,7 @@ _DECIDED = {
     "MLP_irreps": ("readout_channels", "readout_vectors"),
     "use_last_readout_only": ("last_readout_only",),
     "gate": ("gate",),
+    "use_embedding_readout": ("condition_readout",),
     "avg_num_neighbors": ("avg_num_neighbors",),
 }
 """Settings that a foundation model decides, with the fields of its plan that they mean."""
@@ -153,7 +154,7 @@ def foundation_plan(
     """
     refuse_contradictions(settings, foundation, wanted)
     plan = foundation.plan
-    elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "reference_energies")}
+    elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "reference_energies", "conditions")}
     plan = plan.model_copy(update=elements)
     if settings.mean is not None:
         return plan.model_copy(update={"shift": settings.mean})

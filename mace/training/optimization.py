@@ -22,6 +22,8 @@ def _group_of(name: str) -> str:
     """Name the group of a parameter."""
     if name == "embedding":
         return "embedding"
+    if name.startswith(("conditions.", "condition_readout.")):
+        return "conditions"
     if name.startswith("interactions."):
         decays = ".linear." in name or name.endswith(".skip_linear")
         return "interactions_decay" if decays else "interactions_no_decay"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mace.compat.layers import KINDS_OF_INTERACTIONS
+from mace.conditions import Condition
 from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
@@ -176,6 +177,7 @@ def plan_model(
     energies: ReferenceEnergies | None,
     scaling: Scaling,
     avg_num_neighbors: float,
+    conditions: tuple[Condition, ...] = (),
 ) -> ModelPlan:
     """Decide every number of the model.
 
@@ -185,6 +187,7 @@ def plan_model(
         energies: Their reference energies; None where no energy is predicted.
         scaling: Scale and shift of the interaction energy.
         avg_num_neighbors: What messages are divided by.
+        conditions: What energies depend on besides the atoms; see `mace.training.conditions`.
 
     Returns:
         The plan.
@@ -222,6 +225,8 @@ def plan_model(
         reference_energies=() if energies is None else tuple(energies.energies[z] for z in elements),
         scale=scaling.scale,
         shift=scaling.shift if settings.model == "ScaleShiftMACE" else 0.0,
+        conditions=conditions,
+        condition_readout=settings.use_embedding_readout,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
@@ -23,6 +24,7 @@ from mace.structures.sources import Source, expand_sources, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
+from mace.training.conditions import conditions_of
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.folders import RunFolders
 from mace.training.foundation import Foundation, foundation_plan, known_energies
@@ -83,17 +85,22 @@ class Preparation:
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
-def read_sets(settings: TrainingSettings, progress: TrainingProgress) -> DataSets:
+def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
     """Read all files and log where their labels were found; labels that are NaN are left out and reported.
+
+    Args:
+        settings: File names, keys, units and weights.
+        progress: What to show.
+        conditions: What the model wants to know besides; see `mace.training.conditions`.
 
     Raises:
         UserError: See `mace.structures.reading.read_sources`.
     """
     validation = None
-    training = _read(sources_of(settings, settings.train_file), "Training set", progress)
+    training = _read(sources_of(settings, settings.train_file, conditions), "Training set", progress)
     if settings.valid_file:
-        validation = _read(sources_of(settings, settings.valid_file), "Validation set", progress)
-    return DataSets(training, validation, _read_tests(settings, progress))
+        validation = _read(sources_of(settings, settings.valid_file, conditions), "Validation set", progress)
+    return DataSets(training, validation, _read_tests(settings, progress, conditions))
 
 
 def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, writes: bool = True) -> Structures:
@@ -169,17 +176,19 @@ def _read(sources: Sequence[Source], what: str, progress: TrainingProgress) -> R
     return result
 
 
-def _read_tests(settings: TrainingSettings, progress: TrainingProgress) -> dict[str, ReadResult]:
+def _read_tests(
+    settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition]
+) -> dict[str, ReadResult]:
     """Read the test structures: those of the test file under an empty name, those of a folder by file."""
     tests: dict[str, ReadResult] = {}
     if settings.test_file is not None:
-        tests[""] = _read(sources_of(settings, settings.test_file), "Test set", progress)
+        tests[""] = _read(sources_of(settings, settings.test_file, conditions), "Test set", progress)
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = _read(sources_of(settings, str(file)), "Test set", progress)
+            tests[file.stem] = _read(sources_of(settings, str(file), conditions), "Test set", progress)
     return tests
 
 
@@ -217,7 +226,7 @@ def prepare(
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    sets = read_sets(settings, progress)
+    sets = read_sets(settings, progress, conditions_of(settings, foundation))
     report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
@@ -263,7 +272,8 @@ def decide(
         name: build_dataset(configurations, elements, r_max, progress, f"Neighbors of {name}")
         for name, configurations in structures.tests.items()
     }
-    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train))
+    conditions = conditions_of(settings, foundation)
+    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)

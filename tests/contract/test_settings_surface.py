@@ -10,6 +10,7 @@ from mace.settings import TrainingSettings, parse_training_settings
 from mace.settings.declaration import declarations
 
 SURFACE = json.loads(Path(__file__).with_name("cli_surface.json").read_text())["build_default_arg_parser"]
+SPECS = {"total_spin": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 4}}
 REQUIRED = {"name": "run", "train_file": "train.xyz"}
 
 SUPPORTED = set(
@@ -31,6 +32,7 @@ SUPPORTED = set(
     distributed launcher
     wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     foundation_model foundation_head foundation_model_elements foundation_model_readout
+    embedding_specs use_embedding_readout total_charge_key total_spin_key elec_temp_key
     """.split()
 )
 
@@ -70,7 +72,7 @@ SAMPLES = {
     "lr_params_factors": ('{"embedding_lr_factor": 0.5}', {**FACTORS, "readouts_lr_factor": 1.0}),
     "wandb_log_hypers": ("lr", ["lr"]),
     "scheduler": ("ExponentialLR", "ExponentialLR"),
-    "embedding_specs": ("{'total_spin': {'type': 'categorical'}}", None),
+    "embedding_specs": (str(SPECS), SPECS),
 }
 """What to type for settings whose type in the surface file says too little, and what it must become."""
 

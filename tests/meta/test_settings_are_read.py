@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from mace.conditions import SETTABLE
 from mace.settings import TrainingSettings
 from mace.settings.declaration import declarations
 from mace.structures.configuration import PROPERTIES
@@ -28,7 +29,7 @@ def names_read() -> set[str]:
         if 'f"{p}_weight"' in text:
             found |= {f"{prefix}{p}_weight" for prefix in ("", "swa_") for p in FITTED}
         if 'f"{name}_key"' in text:
-            found |= {f"{p}_key" for p in PROPERTIES}
+            found |= {f"{p}_key" for p in (*PROPERTIES, *SETTABLE)}
         if 'f"{name}_unit"' in text:
             found |= {f"{quantity}_unit" for quantity in ("energy", "length", "stress")}
     return found

@@ -16,13 +16,14 @@ MAX_LINES = 500
 FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}
 
 # what each part may import, besides itself; parts not named here are refused
-VOCABULARY = {"errors", "units", "elements", "elsewhere"}
+VOCABULARY = {"errors", "units", "elements", "conditions", "elsewhere"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"elsewhere"},
     "elsewhere": set(),
     "errors": set(),
     "units": set(),
     "elements": {"errors"},
+    "conditions": set(),
     "settings": VOCABULARY,
     "structures": VOCABULARY | {"settings"},
     "graphs": VOCABULARY | {"settings", "structures"},

@@ -26,6 +26,7 @@ warnings.filterwarnings("ignore")
 import mace  # noqa: F401  - the original; must be imported before e3nn
 import numpy as np
 import torch
+from ase import Atoms
 from e3nn import o3
 from mace import data, modules
 from mace.calculators import MACECalculator
