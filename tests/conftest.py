@@ -27,11 +27,13 @@ def _load_cases() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``case`` or ``dipole_case`` with every stored case of energies or of dipoles."""
+    """Run a test that asks for ``case`` and the like with every stored case of energies, dipoles or conditions."""
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", _load_cases().reference_names(), indirect=True)
     if "dipole_case" in metafunc.fixturenames:
         metafunc.parametrize("dipole_case", _load_cases().dipole_reference_names(), indirect=True)
+    if "condition_case" in metafunc.fixturenames:
+        metafunc.parametrize("condition_case", _load_cases().condition_reference_names(), indirect=True)
 
 
 @pytest.fixture(params=["torch", "c"])
@@ -52,6 +54,12 @@ def case(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def dipole_case(request: pytest.FixtureRequest) -> Any:
     """Each stored case of a model with dipoles in turn."""
+    return _load_cases().load_case(request.param)
+
+
+@pytest.fixture
+def condition_case(request: pytest.FixtureRequest) -> Any:
+    """Each stored case of a model with conditions in turn."""
     return _load_cases().load_case(request.param)
 
 

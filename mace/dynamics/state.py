@@ -114,8 +114,8 @@ def load_state(path: Path, atoms: Atoms, plan: SimulationPlan) -> SimulationStat
     began = facts.get("conditions", now)  # earlier versions had none
     if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
         raise UserError(
-            f"{path}: the simulation began with another {' and '.join(changed)}; give the structure the same, or another "
-            "--trajectory to begin anew."
+            f"{path}: the simulation began with another {' and '.join(changed)}; give the structure the same, or "
+            "another --trajectory to begin anew."
         )
     atoms.set_cell(arrays["cell"])
     atoms.set_positions(arrays["positions"], apply_constraint=False)

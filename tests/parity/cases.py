@@ -15,6 +15,7 @@ import torch
 
 from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.compat.weights import weights_from_original
+from mace.conditions import read_specs
 from mace.elements import ElementTable
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
@@ -27,6 +28,9 @@ from mace.units import DEBYE_OF_MACE_TORCH
 FOLDER = Path(__file__).parent / "references"
 DIPOLES = "dipoles"
 """The folder of the cases with dipoles."""
+
+CONDITIONS = "conditions"
+"""The folder of the cases with conditions."""
 
 STRUCTURES = "structures"
 """Not a case but the atoms that all cases share."""
@@ -136,6 +140,11 @@ def dipole_reference_names() -> list[str]:
     return sorted(f"{DIPOLES}/{path.stem}" for path in (FOLDER / DIPOLES).glob("*.npz"))
 
 
+def condition_reference_names() -> list[str]:
+    """List the stored cases of models with conditions."""
+    return sorted(f"{CONDITIONS}/{path.stem}" for path in (FOLDER / CONDITIONS).glob("*.npz"))
+
+
 def case_plan(settings: dict[str, Any]) -> ModelPlan:
     """Translate the settings of a case."""
     plan = _common_plan(settings)
@@ -185,6 +194,9 @@ def _variants(settings: dict[str, Any]) -> dict[str, Any]:
         "last_readout_only": options.get("use_last_readout_only", False),
         "readout_biases": "readout_cls" in options,
     }
+    if "embedding_specs" in options:
+        plan["conditions"] = read_specs(options["embedding_specs"])
+        plan["condition_readout"] = options.get("use_embedding_readout", False)
     if "edge_irreps" in options:
         channels, others = int(options["edge_irreps"][0]), settings["layers"] - 1
         first = channels if options.get("use_edge_irreps_first") else settings["channels"]
@@ -247,6 +259,7 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
             virials=data["labels/virials"][i],
             dipole=dipoles[i],
             charges=charges[i],
+            conditions=_conditions(data, i, counts[i]),
             weight=1.0 + 0.5 * i,
             property_weights={
                 "energy": 1.0 + i,
@@ -260,12 +273,19 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
     ]
 
 
+def _conditions(data: dict[str, np.ndarray], i: int, n_atoms: int) -> dict[str, np.ndarray]:
+    """Take the conditions of one structure, ``[1]`` or ``[atoms, values]``."""
+    prefix = f"condition/{i}/"
+    found = {key.removeprefix(prefix): np.asarray(data[key], np.float64) for key in data if key.startswith(prefix)}
+    return {name: value.reshape((n_atoms, -1) if value.ndim else (1,)) for name, value in found.items()}
+
+
 @cache
 def load_case(name: str) -> Case:
     """Read one stored case.
 
     Args:
-        name: One of `reference_names` or `dipole_reference_names`.
+        name: One of `reference_names`, `dipole_reference_names` or `condition_reference_names`.
 
     Returns:
         The case; it is shared between callers, so do not write into its arrays.

@@ -5,8 +5,8 @@
 
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
 from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
-moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``; what
-the others say of single atoms, virials and features, lies in the folder ``atoms``.
+moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``, of
+models with conditions in ``conditions``; what the others say of single atoms, virials and features, in ``atoms``.
 """
 
 from __future__ import annotations
@@ -102,6 +102,30 @@ DIPOLE_CASES = [
 """Models with dipoles; ``vectors`` is the number of vectors in the hidden layer of the last readout."""
 
 
+CONDITION_CASES = [
+    case("charge_spin_l2_c2_t2", "0e+1o", 2, 2, 2, model="ScaleShiftMACE", first=RESIDUAL,
+         options={"use_embedding_readout": True, "embedding_specs": {
+             "total_charge": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 5, "offset": 4},
+             "total_spin": {"type": "categorical", "per": "graph", "num_classes": 5, "emb_dim": 3}}}),
+    case("temperature_sites_l2_c3_t2", "0e+1o", 2, 3, 2,
+         options={"embedding_specs": {
+             "elec_temp": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4},
+             "site": {"type": "categorical", "per": "atom", "num_classes": 3, "emb_dim": 3, "offset": 1},
+             "moments": {"type": "continuous", "per": "atom", "in_dim": 2, "emb_dim": 5, "use_bias": False}}}),
+]  # fmt: skip
+"""Models that know of conditions."""
+
+
+def conditions(settings: dict, atoms: Atoms, i: int) -> dict[str, object]:
+    """Make up the conditions of a structure."""
+    rng = np.random.default_rng(17 + i)
+    everything = {
+        "total_charge": [1.0, 0.0, -3.0][i], "total_spin": [2.0, 1.0, 4.0][i], "elec_temp": [0.3, 0.0, 1.7][i],
+        "site": rng.integers(-1, 2, len(atoms)), "moments": rng.normal(size=(len(atoms), 2)),
+    }  # fmt: skip
+    return {name: everything[name] for name in settings.get("options", {}).get("embedding_specs", {})}
+
+
 def build_dipole_model(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
     """Build the original's model of a case with dipoles, with random weights."""
     energies = settings["model"] == "EnergyDipolesMACE"
@@ -141,6 +165,8 @@ def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
         distance_transform=settings["transform"], radial_MLP=[7, 9], radial_type=settings["radial"],
         atomic_inter_scale=0.8, atomic_inter_shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0, **options,
     )  # fmt: skip
+    # the original adds to these in place, which torch 2.13 refuses where there are gradients
+    model.node_embedding.register_forward_hook(lambda module, inputs, output: output.clone())
     return stirred(model)
 
 
@@ -172,8 +198,8 @@ def thinned(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return small
 
 
-def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
-    """Collate the structures with made-up labels and uneven weights."""
+def make_batch(settings: dict, elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
+    """Collate the structures with made-up labels, conditions and uneven weights."""
     rng, rng_of_dipoles = np.random.default_rng(11), np.random.default_rng(13)
     items = []
     for i, atoms in enumerate(structures()):
@@ -183,7 +209,7 @@ def make_batch(elements: AtomicNumberTable):  # noqa: ANN201 - a type of the ori
                 "energy": sum(ENERGIES[z] for z in atoms.numbers) - 4.0 * len(atoms) + rng.normal(),
                 "forces": rng.normal(size=(len(atoms), 3)), "stress": rng.normal(size=(3, 3)) * 0.05,
                 "virials": rng.normal(size=(3, 3)), "dipole": rng_of_dipoles.normal(size=3),
-                "charges": rng_of_dipoles.normal(size=len(atoms)) * 0.3,
+                "charges": rng_of_dipoles.normal(size=len(atoms)) * 0.3, **conditions(settings, atoms, i),
             },
             property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
             weight=1.0 + 0.5 * i,
@@ -234,7 +260,7 @@ def losses_of(settings: dict) -> tuple[dict[str, torch.nn.Module], torch.nn.Modu
 def evaluate(settings: dict) -> dict[str, np.ndarray]:
     """Run one case."""
     elements = AtomicNumberTable(sorted(ENERGIES))
-    model, batch = build(settings, elements), make_batch(elements)
+    model, batch = build(settings, elements), make_batch(settings, elements)
     losses, minimized = losses_of(settings)
     result = arrays("weights", model.named_parameters())
     output = compute(settings, model, batch)
@@ -276,7 +302,7 @@ def evaluate_atoms(settings: dict) -> dict[str, np.ndarray]:
     """Let the original say all it can of single atoms, with the weights of `evaluate`."""
     elements = AtomicNumberTable(sorted(ENERGIES))
     wanted = dict(compute_force=True, compute_stress=True, compute_edge_forces=True, compute_atomic_stresses=True)
-    output = build(settings, elements)(make_batch(elements).to_dict(), **wanted)
+    output = build(settings, elements)(make_batch(settings, elements).to_dict(), **wanted)
     return {key: output[key].detach().numpy() for key in ("atomic_virials", "node_feats")}
 
 
@@ -294,15 +320,20 @@ def main() -> None:
                   "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
     stored = {f"{i}/{key}": value for i, atoms in enumerate(structures()) for key, value in atoms_arrays(atoms).items()}
     np.savez_compressed(folder / "structures.npz", **stored)
-    for name in ("dipoles", "atoms"):
+    for name in ("dipoles", "atoms", "conditions"):
         (folder / name).mkdir(exist_ok=True)
-    for settings in CASES + DIPOLE_CASES:
+    for settings in CASES + DIPOLE_CASES + CONDITION_CASES:
         if options.names and settings["name"] not in options.names:
             continue
         result, place = evaluate(settings), folder / "dipoles" if "vectors" in settings else folder
+        if settings in CONDITION_CASES:
+            place = folder / "conditions"
+            for i, atoms in enumerate(structures()):
+                values = conditions(settings, atoms, i).items()
+                result |= {f"condition/{i}/{name}": np.asarray(value) for name, value in values}
         np.savez_compressed(place / f"{settings['name']}.npz", settings=json.dumps(settings | provenance),
                             **thinned(result))  # fmt: skip
-        if "vectors" not in settings:
+        if settings in CASES:
             np.savez_compressed(folder / "atoms" / f"{settings['name']}.npz", **evaluate_atoms(settings))
         print(settings["name"], float(result[f"loss/{next(iter(losses_of(settings)[0]))}"]))
 
