@@ -148,7 +148,7 @@ def test_others_can_read_it(path: Path) -> None:
 def test_metadata_has_versions_and_time_by_itself() -> None:
     metadata = ModelMetadata()
     assert metadata.versions["mace"] == mace.__version__
-    assert metadata.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(metadata.versions["torch"])  # older releases add the build to one of both
     assert metadata.versions["python"].startswith("3.")
     assert metadata.created.endswith("+00:00")
 

@@ -105,7 +105,7 @@ def test_file_and_terminal_have_the_same_lines_in_the_agreed_shape(tmp_path):
     output, path = io.StringIO(), log_path(tmp_path / "logs", "acac", 1)
     setup_logging("INFO", path, Console(file=output, width=40))
     logger = logging.getLogger("mace.training.loop")
-    message = "[bold]E0s[/bold] {1: -13.568, 6: -1026.85} :smile: " + "long " * 40
+    message = "[bold]E0s[/bold] {1: -13.568, 6: -1026.85} :smile: " + " ".join(["long"] * 40)
     logger.info(message)
     logger.warning("50%% of %d", 12)
     logger.debug("never seen")
