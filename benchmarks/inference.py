@@ -13,7 +13,7 @@ from pathlib import Path
 import ase.io
 from comparison import SYMMETRIX_VERSION, Comparison, compare, make_parser, shared_settings
 from molecules import pack_box, read_molecules
-from report import machine_facts, print_machine, print_times, summary, write_json
+from report import machine_facts, summary, tell
 from rich.console import Console
 from workers import BenchmarkError, Settings
 
@@ -68,11 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BenchmarkError as error:
         print(error, file=sys.stderr)
         return 2
-    print_machine(console, facts, settings, results)
-    for result in results:
-        print_times(console, result)
-    if options.json:
-        write_json(options.json, facts, settings, results)
+    tell(console, options.json, facts, settings, results)
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from molecules import read_box, read_molecules
+from moving_box import moving, through_calculator
 from workers import Settings, Task, describe_calculator, serve
 
 import mace
@@ -147,18 +148,11 @@ def _box(settings: Settings, model: MACE) -> Task:
     """Energy and forces of a box from positions that differ every time."""
     model.requires_grad_(False)
     atoms = read_box(settings["box"])
-    home = atoms.positions.copy()
     edges = build_graph(_configuration(atoms, False), ElementTable(model.plan.atomic_numbers), model.plan.r_max).n_edges
     evaluate, what = {"calculator": _through_calculator, "predict": _through_predict}[settings["through"]](
         settings, model, atoms
     )
-    generator = np.random.default_rng(settings["model"]["seed"])
-
-    def step() -> None:
-        atoms.positions = home + settings["displacement"] * generator.normal(size=home.shape)
-        evaluate()
-
-    return Task(step, {"atoms": len(atoms), "edges": edges, "what": what})
+    return Task(moving(settings, atoms, evaluate), {"atoms": len(atoms), "edges": edges, "what": what})
 
 
 def _through_predict(settings: Settings, model: MACE, atoms: Atoms) -> tuple[Callable[[], None], str]:
@@ -187,17 +181,10 @@ def _through_calculator(settings: Settings, model: MACE, atoms: Atoms) -> tuple[
 
     file = Path(settings["results"]).with_suffix(".model")
     save_model(file, model)
-    atoms.calc = MACECalculator(model_paths=str(file), device="cpu", default_dtype=settings["dtype"])
-    np.savez(settings["results"], energies=atoms.get_potential_energy(), forces=atoms.get_forces())
-
-    def evaluate() -> None:
-        atoms.get_forces()
-        atoms.get_potential_energy()
-        if settings["stress"]:
-            atoms.get_stress()
-
+    calculator = MACECalculator(model_paths=str(file), device="cpu", default_dtype=settings["dtype"])
+    evaluate = through_calculator(settings, atoms, calculator)
     evaluate()
-    return evaluate, describe_calculator(atoms.calc.results)
+    return evaluate, describe_calculator(calculator.results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from molecules import read_box, read_molecules
+from moving_box import moving, through_calculator
 from workers import Settings, Task, describe_calculator, serve
 
 
@@ -167,18 +168,7 @@ def _calculator(settings: Settings, model: torch.nn.Module) -> Task:
     if not settings["stress"]:
         _switch_stress_off(calculator.models[0])
     atoms = read_box(settings["box"])
-    atoms.calc = calculator
-    home = atoms.positions.copy()
-    np.savez(settings["results"], energies=atoms.get_potential_energy(), forces=atoms.get_forces())
-    generator = np.random.default_rng(settings["model"]["seed"])
-
-    def step() -> None:
-        atoms.positions = home + settings["displacement"] * generator.normal(size=home.shape)
-        atoms.get_forces()
-        atoms.get_potential_energy()
-        if settings["stress"]:
-            atoms.get_stress()
-
+    step = moving(settings, atoms, through_calculator(settings, atoms, calculator))
     edges = int(calculator._atoms_to_batch(atoms).edge_index.shape[1])
     return Task(step, {"atoms": len(atoms), "edges": edges, "what": describe_calculator(calculator.results)})
 

@@ -66,6 +66,17 @@ def _sides(result: dict[str, Any]) -> list[str]:
     return [side for side in ("peer", "ours", "symmetrix") if side in result]
 
 
+def tell(
+    console: Console, file: Path | None, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]
+) -> None:
+    """Print what was measured, and write it if a file is given."""
+    print_machine(console, facts, settings, results)
+    for result in results:
+        _print_times(console, result)
+    if file is not None:
+        write_json(file, facts, settings, results)
+
+
 def print_machine(console: Console, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
     """Print on which machine, with what and with which model the times were taken."""
     model = settings["model"]
@@ -84,7 +95,7 @@ def print_machine(console: Console, facts: dict[str, Any], settings: Settings, r
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def print_times(console: Console, result: dict[str, Any]) -> None:
+def _print_times(console: Console, result: dict[str, Any]) -> None:
     """Print the times of all sides and their ratios as a table."""
     ours = result["ours"]
     count = sum(len(turn) for turn in ours["seconds"])

@@ -9,8 +9,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
 from molecules import read_box
+from moving_box import moving, through_calculator
 from workers import Settings, Task, serve
 
 CONVERTER = "symmetrix_extract_mace"
@@ -58,18 +58,7 @@ def _convert(model_file: str) -> str:
 def _box(settings: Settings, calculator: Any) -> Task:
     """Energy and forces of a box through its calculator, from positions that differ every time."""
     atoms = read_box(settings["box"])
-    atoms.calc = calculator
-    home = atoms.positions.copy()
-    np.savez(settings["results"], energies=atoms.get_potential_energy(), forces=atoms.get_forces())
-    generator = np.random.default_rng(settings["model"]["seed"])
-
-    def step() -> None:
-        atoms.positions = home + settings["displacement"] * generator.normal(size=home.shape)
-        atoms.get_forces()
-        atoms.get_potential_energy()
-        if settings["stress"]:
-            atoms.get_stress()
-
+    step = moving(settings, atoms, through_calculator(settings, atoms, calculator))
     return Task(step, {"atoms": len(atoms), "what": _describe(calculator, settings["dtype"])})
 
 

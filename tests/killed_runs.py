@@ -56,6 +56,31 @@ class Trainers:
         return int(self._program.stdout.readline())
 
 
+class _HalfWritten:
+    """A file in which something happens when half of what is written has been.
+
+    Args:
+        file: The file, opened for writing.
+        happens: What happens; gets the name of the event.
+    """
+
+    def __init__(self, file: Any, happens: Callable[[str], None]) -> None:
+        self._file, self._happens = file, happens
+        self.flush, self.fileno = file.flush, file.fileno
+
+    def __enter__(self) -> _HalfWritten:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data[: len(data) // 2])
+        self._file.flush()
+        self._happens("half written")
+        self._file.write(data[len(data) // 2 :])
+
+
 def _install(kill: dict[str, Any]) -> None:
     """Make the process kill itself at an event."""
     from mace.model import durable_file
@@ -90,32 +115,7 @@ def _install(kill: dict[str, Any]) -> None:
 
     def opened(path: Any, mode: str) -> Any:
         file = builtins.open(path, mode)
-        if kill["at"] == "half written":
-            content: list[bytes] = []
-            write, close = file.write, file.close
-
-            class Half:
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *error: object) -> None:
-                    close()
-
-                def write(self, data: bytes) -> None:
-                    content.append(data)
-                    write(data[: len(data) // 2])
-                    file.flush()
-                    happens("half written")
-                    write(data[len(data) // 2 :])
-
-                def flush(self) -> None:
-                    file.flush()
-
-                def fileno(self) -> int:
-                    return file.fileno()
-
-            return Half()
-        return file
+        return _HalfWritten(file, happens) if kill["at"] == "half written" else file
 
     create = state.TrainingState.__init__
     state.TrainingState.__init__ = remembered  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
@@ -83,6 +84,17 @@ def write_water(path: Path, count: int = 12, seed: int = 0) -> Path:
 def untimed(record: dict[str, Any]) -> dict[str, Any]:
     """Return a line of the history without what a clock says."""
     return {key: value for key, value in record.items() if not key.startswith("time")}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare states bit for bit, whatever they are nested in."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_program
 from mace.cli.outputs import check_output
+from mace.dynamics.plan import ENSEMBLES
 from mace.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("Time and conditions").add_argument
-    add("--ensemble", choices=["nve", "nvt", "npt"], default="nvt", help="constant energy; temperature (Langevin); "
+    add("--ensemble", choices=ENSEMBLES, default="nvt", help="constant energy; temperature (Langevin); "
         "temperature and pressure (Martyna, Tobias and Klein) (default: nvt)")  # fmt: skip
     add("--steps", type=int, help="time steps, those before a restart included; or --time_ps")
     add("--time_ps", type=float, help="the same in ps")

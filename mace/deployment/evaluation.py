@@ -37,9 +37,6 @@ from mace.structures.stress import SMALLEST_VOLUME
 from mace.training.interruption import Interruption
 from mace.training.plots import plot_parity
 
-AGGREGATIONS = ("mean", "per_element_mean")
-"""How the descriptors of a structure's atoms may be put together."""
-
 _PER_ATOM = ("forces", "node_energies", "descriptors", "forces_std", "node_energies_std")
 
 Batches = Iterable[list[Configuration]]
@@ -55,7 +52,7 @@ class Wanted:
         descriptors: Features of every atom.
         descriptor_layers: Of the first so many layers; -1 for all.
         descriptor_invariants: Only those that do not turn with the structure.
-        descriptor_aggregation: One of `AGGREGATIONS`, or None for one row per atom.
+        descriptor_aggregation: ``mean`` or ``per_element_mean``; None for one row per atom.
         prefix: Start of the key of everything that is predicted.
     """
 

@@ -31,14 +31,6 @@ def gather_senders(values: Tensor, graph: Graph) -> Tensor:
     return _Move.apply(values, _senders_to_slots, graph)
 
 
-def sum_to_senders(values: Tensor, graph: Graph) -> Tensor:
-    """Sum the slots of every row as a sender; adjoint of `gather_senders`, ``[slots, ...]`` to ``[atoms, ...]``.
-
-    Rows of empty slots must be zero.
-    """
-    return _Move.apply(values, _slots_to_senders, graph)
-
-
 def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
     """Copy each pair's row to its two slots, ``[pairs, ...]`` to ``[slots, ...]``."""
     return _Move.apply(values, _pairs_to_slots, graph)

@@ -79,7 +79,6 @@ class RunFacts:
         identity: Id of the run.
         started: When the program was started.
         epochs: Epochs it is to have.
-        steps_per_epoch: Optimizer steps in each.
         interval: Epochs from one evaluation to the next.
         patience: Evaluations without gain after which a stage ends.
         machine: Where it runs, in words.
@@ -102,7 +101,6 @@ class RunFacts:
     identity: str
     started: datetime
     epochs: int
-    steps_per_epoch: int
     interval: int
     patience: int
     machine: str

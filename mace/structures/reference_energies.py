@@ -66,10 +66,6 @@ class ReferenceEnergies:
     warnings: tuple[str, ...] = ()
     residuals: tuple[Residual, ...] = ()
 
-    def as_array(self, elements: ElementTable) -> np.ndarray:
-        """The energies in the order of a table's indices, eV, ``[elements]``, float64."""
-        return np.array([self.energies[number] for number in elements], dtype=np.float64)
-
 
 def resolve_reference_energies(
     E0s: str | Mapping[Any, float] | None,

@@ -1,38 +1,27 @@
-"""What the training data look like in numbers: elements, coverage, and the scale of energies and forces."""
+"""The scale of energies and forces in the training data."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.configuration import Configuration
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers about a set of structures; a number that nothing defines is ``None``.
+    """How large energies and forces are; a number that nothing defines is ``None``.
 
     Attributes:
-        n_configurations: Structures.
-        n_atoms: Atoms in all of them.
-        elements: Atomic numbers, ascending.
-        config_types: Number of structures of each type.
-        labeled: Number of structures with each of `PROPERTIES`.
         mean_energy: eV per atom; mean over the structures with an energy of (E - sum of E0) / atoms.
         std_energy: eV per atom; standard deviation of the same with n - 1 in the denominator; needs two structures.
         rms_forces: eV/Angstrom; root mean square of the force components of all atoms with forces.
     """
 
-    n_configurations: int
-    n_atoms: int
-    elements: tuple[int, ...]
-    config_types: dict[str, int]
-    labeled: dict[str, int]
     mean_energy: float | None
     std_energy: float | None
     rms_forces: float | None
@@ -74,11 +63,6 @@ def summarize(configurations: Iterable[Configuration], reference_energies: Mappi
     forces = [configuration.forces for configuration in configurations if configuration.forces is not None]
     n_components = sum(array.size for array in forces)
     return Summary(
-        n_configurations=len(configurations),
-        n_atoms=sum(configuration.n_atoms for configuration in configurations),
-        elements=tuple(sorted({z for configuration in configurations for z in configuration.atomic_numbers.tolist()})),
-        config_types=dict(Counter(configuration.config_type for configuration in configurations)),
-        labeled={name: sum(getattr(item, name) is not None for item in configurations) for name in PROPERTIES},
         mean_energy=float(energies.mean()) if len(energies) else None,
         std_energy=float(energies.std(ddof=1)) if len(energies) > 1 else None,
         rms_forces=math.sqrt(math.fsum(float((a * a).sum()) for a in forces) / n_components) if forces else None,

@@ -32,9 +32,6 @@ _NAMING = {
     "polarizability": _Naming("polarizability", per_atom=True, relative=False),
 }
 
-REPORTED_PROPERTIES = tuple(_NAMING)
-"""Properties whose errors can be accumulated, in the order in which their metrics are listed."""
-
 _TINY = 1.0e-9
 """Added to the size of the labels, so that labels which are all zero give a huge relative error and not a crash."""
 
@@ -91,7 +88,7 @@ class ErrorAccumulator:
         """Count the labelled part of a batch; what is unlabelled or has zero weight must be left out already.
 
         Args:
-            property: One of `REPORTED_PROPERTIES`.
+            property: ``energy``, ``forces``, ``stress``, ``virials``, ``dipole`` or ``polarizability``.
             reference: Labels, ``[structures, ...]``, or ``[atoms, 3]`` for forces. It may be empty.
             prediction: Predictions of the same shape and unit.
             n_atoms: Atoms of each structure, ``[structures]``; needed for properties with errors per atom (all except

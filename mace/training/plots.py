@@ -66,8 +66,6 @@ _QUANTITIES = {
     "virials": _Quantity("virial component", "eV", "meV"),
     "dipole": _Quantity("dipole component", "e Å", "me Å"),
 }
-PARITY_PROPERTIES = tuple(_QUANTITIES)
-"""Properties `plot_parity` can draw; both energies are per atom."""
 
 
 def plot_learning_curves(results_path: Path | str, output_path: Path | str, stage_two_epoch: int | None = None) -> None:
@@ -144,7 +142,7 @@ def plot_parity(
 
     Args:
         data: ``data[set name][property] = (reference, prediction)``, arrays of the same shape with what is labelled,
-            in eV, Angstrom and e*Angstrom; properties are those of `PARITY_PROPERTIES`, energies per atom.
+            in eV, Angstrom and e*Angstrom; energies, with the E0s or without (``interaction_energy``), are per atom.
         output_path: The PNG; its folder is created.
         title: Heading of the picture.
 

@@ -53,7 +53,6 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
         identity=trainer.keeper.run,
         started=started,
         epochs=settings.max_num_epochs,
-        steps_per_epoch=trainer.batches_per_epoch,
         interval=settings.eval_interval,
         patience=settings.patience,
         machine=f"{platform.node()}, {session.device}, {settings.default_dtype}{threads}{processes}",

@@ -12,7 +12,9 @@ from website.imports import ROOT, dotted, imported, part_of, source_files
 
 PACKAGE = ROOT / "mace"
 FILES = source_files()
+OURS = [*FILES, *(file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py")))]
 MAX_LINES = 500
+MAX_LINES_OF_A_FUNCTION = 60
 FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}
 
 # what each part may import, besides itself; parts not named here are refused
@@ -138,11 +140,32 @@ def test_names_say_what_is_inside(file: Path) -> None:
     assert not FORBIDDEN_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize(
-    "file", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda f: str(f.relative_to(ROOT))
-)
+@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_stay_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def long_functions(tree: ast.Module) -> list[str]:
+    """List the functions whose statements do not fit on a screen; docstrings do not count."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            if (node.end_lineno or 0) - first.lineno + 1 > MAX_LINES_OF_A_FUNCTION:
+                found.append(f"{node.name}, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_functions_fit_on_a_screen(file: Path) -> None:
+    assert not long_functions(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def test_a_long_function_is_found() -> None:
+    body = "".join(f"    x = {k}\n" for k in range(MAX_LINES_OF_A_FUNCTION))
+    text = "\n".join(str(k) for k in range(99))
+    tree = ast.parse(f'def short():\n    """{text}"""\n{body}\ndef long():\n{body}    return x\n')
+    assert [name.partition(",")[0] for name in long_functions(tree)] == ["long"]
 
 
 def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:

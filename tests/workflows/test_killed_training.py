@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from killed_runs import END, EVENTS, STAGE_CHANGE, Trainers
-from training_runs import TINY_MODEL, untimed, write_water
+from training_runs import TINY_MODEL, same, untimed, write_water
 
 from mace.training.checkpoints import CheckpointFolder, load_safely
 
@@ -24,17 +23,6 @@ FLAGS = [
     "--checkpoint_minutes=0", *TINY_MODEL,
 ]  # fmt: skip
 """A state after every step, and both stages in about a second; the flag to go on from the start, as in a queue."""
-
-
-def same(one: Any, other: Any) -> bool:
-    """Compare states bit for bit, whatever they are nested in."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ase.io import write
-from training_runs import Run, copper, isolated_atoms, train, untimed, water, write_water
+from training_runs import Run, copper, isolated_atoms, same, train, untimed, water, write_water
 
 from mace.errors import UserError
 from mace.training.checkpoints import CheckpointFolder, load_safely
@@ -23,17 +22,6 @@ RESUME = "--restart_latest"
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_water(tmp_path / "train.xyz")
-
-
-def same(one: Any, other: Any) -> bool:
-    """Compare states bit for bit, whatever they are nested in."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
 
 
 def history(run: Run) -> list[dict[str, Any]]:

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from ase.io import write
-from training_runs import Run, isolated_atoms, train, water, write_water
+from training_runs import Run, isolated_atoms, same, train, water, write_water
 
 from mace.errors import UserError
 from mace.model.model_file import load_model
@@ -23,10 +22,6 @@ RESUME = "--restart_latest"
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_water(tmp_path / "train.xyz")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # weights of another run
@@ -44,7 +39,7 @@ def test_weights_can_come_from_a_file(tmp_path: Path, data: Path, kind: str) -> 
         "best": checkpoints / f"tiny_run-7_epoch-{best}.pt",
     }[kind]
     run = train(tmp_path / "b", data, f"--init_from={file}", STUCK, "--max_num_epochs=1")
-    assert equal(run.weights(), first.weights())
+    assert same(run.weights(), first.weights())
     assert run.epochs_trained == [0]
     assert run.said(f"Starting from the weights of {re.escape(str(file))}")
     assert run.records[0]["loss"] == pytest.approx(first.records[-1]["loss"], rel=1e-12)
@@ -77,7 +72,7 @@ def test_a_resumed_run_does_not_start_from_them_again(tmp_path: Path, data: Path
     train(tmp_path / "b", data)
     run = train(tmp_path / "b", data, FOUR, RESUME, f"--init_from={tmp_path / 'a' / 'tiny.model'}")
     assert run.said("--init_from has no effect on a run that is resumed")
-    assert equal(run.weights(), straight.weights())
+    assert same(run.weights(), straight.weights())
 
 
 # files of other runs
@@ -88,7 +83,7 @@ def test_a_longer_earlier_run_never_wins(tmp_path: Path, data: Path) -> None:
     train(tmp_path, data, "--max_num_epochs=6", "--lr=0.02")
     fresh = train(tmp_path / "fresh", data, "--max_num_epochs=2")
     again = train(tmp_path, data, "--max_num_epochs=2")
-    assert equal(again.weights(), fresh.weights())
+    assert same(again.weights(), fresh.weights())
 
 
 def test_an_earlier_stage_two_is_not_mistaken_for_this_runs(tmp_path: Path, data: Path) -> None:
@@ -98,7 +93,7 @@ def test_an_earlier_stage_two_is_not_mistaken_for_this_runs(tmp_path: Path, data
     assert not (tmp_path / "tiny_stagetwo.model").exists()
     assert run.said("WARNING: The models of an earlier run of the same name were moved to .*tiny_run-7_earlier-1")
     moved = load_model(tmp_path / "checkpoints" / "tiny_run-7_earlier-1" / "tiny_stagetwo.model").model
-    assert equal(dict(moved.named_parameters()), weights)
+    assert same(dict(moved.named_parameters()), weights)
 
 
 def test_best_weights_of_another_run_are_refused(tmp_path: Path, data: Path) -> None:

@@ -15,7 +15,9 @@ from mace.reporting.verdicts import tiles, verdicts
 
 NOW = datetime(2026, 1, 1)
 FACTS = RunFacts(
-    "x", "x_run-1", "id", NOW, 20, 4, 1, 100, "cpu", [], {}, [], None, "x.html", [], "", None, 1.0, 5.0, {}, []
+    name="x", tag="x_run-1", identity="id", started=NOW, epochs=20, interval=1, patience=100, machine="cpu",
+    settings=[], decisions={}, sets=[], data=None, data_page="x.html", elements=[], energies_source="", neighbors=None,
+    average_neighbors=1.0, r_max=5.0, versions={}, commands=[],
 )  # fmt: skip
 
 
