@@ -51,6 +51,7 @@ TRAINING: list[tuple[str, str]] = [
     # fine-tuning
     ("--foundation_model=medium --multiheads_finetuning=False --E0s=average --lr=0.01 --batch_size=2", ""),
     ("--foundation_model=medium-omat-0 --multiheads_finetuning=False --E0s=foundation", ""),
+    ("--foundation_model=small --multiheads_finetuning=False --E0s=estimated --lr=0.001 --weight_decay=0.0", ""),
     ("--foundation_model=old.model --foundation_model_elements=True --multiheads_finetuning=False", ""),
     # preprocessed data
     ("--statistics_file=statistics.json", "give the structures as files ASE reads"),

@@ -148,16 +148,13 @@ class ReferenceSettings(Settings):
 
     E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
         None,
-        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), a JSON file, "
-        "or a dictionary by atomic number",
+        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), estimated "
+        "(those, with a least-squares fit of what its predictions miss), a JSON file, or a dictionary by atomic number",
         group="Reference energies and scaling",
         unit="eV",
-        placeholder="average|foundation|FILE|{Z:E,...}",
+        placeholder="average|foundation|estimated|FILE|{Z:E,...}",
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
-        unsupported_values={
-            "estimated": "estimates by a foundation model are not available yet; use average or a dictionary.",
-        },
     )
     atomic_numbers: Annotated[list[int], AfterValidator(_check_atomic_numbers)] | None = setting(
         None,

@@ -108,13 +108,18 @@ def resolve_reference_energies(
 
 
 def fit_reference_energies(
-    configurations: Sequence[Configuration], elements: ElementTable
+    configurations: Sequence[Configuration], elements: ElementTable, asked: str = "average"
 ) -> tuple[dict[int, float], list[str]]:
     """Find the reference energies that alone explain the labeled energies best.
 
     Least squares over the structures with an energy, each with its weight (`Configuration.weight` times that of the
     energy; weight zero leaves it out). Of several solutions, the one with the smallest norm: what a ridge tends to as
     it vanishes.
+
+    Args:
+        configurations: Structures.
+        elements: The elements that need an energy.
+        asked: The word of ``--E0s`` that asked for it, for messages.
 
     Returns:
         The energies in eV by atomic number, and a warning if the compositions leave some of them undetermined.
@@ -125,7 +130,7 @@ def fit_reference_energies(
     labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
     if not labeled:
         raise UserError(
-            "--E0s average needs structures with an energy that has weight, and no training structure does."
+            f"--E0s {asked} needs structures with an energy that has weight, and no training structure does."
         )
     counts = np.zeros((len(labeled), len(elements)))
     for row, configuration in enumerate(labeled):
@@ -138,7 +143,7 @@ def fit_reference_energies(
     if undetermined:
         names = ", ".join(elements.symbols[place] for place in undetermined)
         warnings.append(
-            f"--E0s average: the compositions of the {len(labeled)} structures with an energy do not determine the "
+            f"--E0s {asked}: the compositions of the {len(labeled)} structures with an energy do not determine the "
             f"reference energies of {names}; the smallest ones that fit were taken. Energies of other compositions "
             "will be wrong: give these elements' energies with --E0s."
         )

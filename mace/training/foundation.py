@@ -54,6 +54,9 @@ _DECIDED = {
 _NO_EFFECT = ("scaling", "std", "compute_avg_num_neighbors")
 """Settings that would change constants the weights were trained with."""
 
+FROM_FOUNDATION = ("foundation", "estimated")
+"""Words of ``--E0s`` that need a foundation model."""
+
 SHIFT_SAMPLE = 256
 """Structures on which the mean error of the energy is measured at the start."""
 
@@ -94,8 +97,8 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
         for word in words:
             if word in typed:
                 raise UserError(f"--{word} has no effect without --foundation_model; remove the flag.")
-        if settings.E0s == "foundation":
-            raise UserError("--E0s=foundation takes the energies of a foundation model; add --foundation_model.")
+        if settings.E0s in FROM_FOUNDATION:
+            raise UserError(f"--E0s={settings.E0s} takes the energies of a foundation model; add --foundation_model.")
         return None
     if settings.init_from is not None:
         raise UserError("--init_from and --foundation_model both say what to start from; give only one of them.")
@@ -117,13 +120,13 @@ def known_energies(settings: TrainingSettings, foundation: Foundation, elements:
     """Return the reference energies of the foundation model.
 
     Raises:
-        UserError: If ``--E0s foundation`` asks for an element the foundation model does not know.
+        UserError: If ``--E0s`` is one of `FROM_FOUNDATION` and the foundation model does not know an element.
     """
     energies = foundation.energies
-    if settings.E0s == "foundation" and (missing := [z for z in elements if z not in energies]):
+    if settings.E0s in FROM_FOUNDATION and (missing := [z for z in elements if z not in energies]):
         names = ", ".join(chemical_symbol(z) for z in missing)
         raise UserError(
-            f"--E0s=foundation: {settings.foundation_model} has no energy of {names}; give the energies of all "
+            f"--E0s={settings.E0s}: {settings.foundation_model} has no energy of {names}; give the energies of all "
             "elements as a dictionary, or use --E0s=average."
         )
     return energies

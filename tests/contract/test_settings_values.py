@@ -212,15 +212,13 @@ def test_E0s_dictionary_with_one_element_twice():
         parse_E0s_literal("{1: -13.6, '1': -13.7}")
 
 
-@pytest.mark.parametrize(("text", "value"), [("average", "average"), ("Average", "average"), ("e0.json", "e0.json")])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("average", "average"), ("Average", "average"), ("Estimated", "estimated"), ("e0.json", "e0.json")],
+)
 def test_E0s_words(text, value):
     """Anything else stays as it is for whoever reads it."""
     assert parse(f"--E0s={text}").E0s == value
-
-
-def test_estimates_of_E0s_are_refused():
-    """They do not exist yet."""
-    assert sentence_of("--E0s=estimated").startswith("--E0s estimated: ")
 
 
 def test_settings_are_frozen_and_closed():

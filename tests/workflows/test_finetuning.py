@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import original_files as files
@@ -49,6 +50,18 @@ def test_all_elements_can_be_kept(foundation: Path, tmp_path: Path) -> None:
     plan = load_model(tmp_path / "tiny.model").model.plan
     assert plan.atomic_numbers == (1, 6, 8)
     assert plan.reference_energies == files.PLAN.reference_energies
+
+
+def test_reference_energies_are_estimated(foundation: Path, tmp_path: Path) -> None:
+    """The command of the guides to fine-tuning."""
+    estimate = ("--E0s=estimated", "--multiheads_finetuning=False", "--lr=0.001", "--weight_decay=0.0", "--ema")
+    train(tmp_path, f"--foundation_model={foundation}", *estimate)
+    log = (tmp_path / "logs" / "tiny_run-7.log").read_text(encoding="utf-8")
+    assert "(E0s) from: estimates by the foundation model" in log and "misses the labels by" in log
+    before, after = map(float, re.search(r"by (\S+) eV per atom \(rms\), (\S+) with these E0s", log).groups())  # type: ignore[union-attr]
+    assert before > 100.0 > 1.0 > after
+    plan = load_model(tmp_path / "tiny.model").model.plan
+    assert plan.reference_energies != files.PLAN.reference_energies
 
 
 def test_data_are_checked_for_a_fine_tuning(foundation: Path, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_what_agrees_may_be_typed(foundation: Foundation) -> None:
     [
         ({"foundation_head": "x"}, "--foundation_head has no effect without --foundation_model"),
         ({"E0s": "foundation"}, "--E0s=foundation .* add --foundation_model"),
+        ({"E0s": "estimated"}, "--E0s=estimated .* add --foundation_model"),
         ({"foundation_model": "none.model"}, "--foundation_model=none.model: there is no such file"),
         (
             {"foundation_model": "FILE", "multiheads_finetuning": True},
