@@ -20,6 +20,7 @@ from pathlib import Path
 import mace  # noqa: F401  - the original; must be imported before e3nn
 import numpy as np
 import torch
+from ase import Atoms
 from e3nn import o3
 from mace import data, modules
 from mace.tools import AtomicNumberTable, torch_geometric
