@@ -16,6 +16,7 @@ import torch
 from mace.compat.couplings import _our_polynomials
 from mace.compat.exporting import original_arguments
 from mace.compat.weights import weights_to_original, written_degrees
+from mace.conditions import Condition, spec_of_condition
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.kernels.convolution import convolution_paths
 from mace.model.mace import MACE
@@ -39,6 +40,12 @@ PLAN = ModelPlan(
     shift=0.3,
 )
 """A model small enough to be written a hundred times."""
+
+CHARGE = Condition(name="total_charge", kind="categorical", per="structure", width=3, n_classes=7, offset=3)
+SPIN = Condition(name="total_spin", kind="categorical", per="structure", width=2, n_classes=5)
+TEMPERATURE = Condition(name="temperature", kind="continuous", per="structure", width=3)
+SITE = Condition(name="site", kind="categorical", per="atom", width=2, n_classes=3, key="kind_of_site")
+MOMENTS = Condition(name="moments", kind="continuous", per="atom", width=4, n_values=2, has_biases=False)
 
 
 def model(plan: ModelPlan = PLAN, dtype: torch.dtype = torch.float64) -> MACE:
@@ -159,6 +166,9 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
                 parts["non_linearity"] = activation
         if not path:
             attributes = {"apply_cutoff": not plan.cutoff_after_network, **attributes}
+            if plan.conditions:
+                specs = {condition.name: spec_of_condition(condition) for condition in plan.conditions}
+                attributes = {"embedding_specs": specs, **attributes}
             name = f"mace.modules.models.{kind}"
         return module(name, parts, own, **attributes)
 

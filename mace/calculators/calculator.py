@@ -227,7 +227,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
         if self.conditions:
-            old, new = (self.find_conditions(a).values for a in (self.atoms, atoms))
+            try:
+                old, new = (self.find_conditions(a).values for a in (self.atoms, atoms))
+            except UserError:  # of a structure that could not be calculated, or cannot be now
+                return ["conditions"]
             changes += [name for name in new if not np.array_equal(old[name], new[name])]
         return changes
 

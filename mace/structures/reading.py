@@ -269,7 +269,7 @@ def _describe_file(
                 isolated=sum(key in frame.found for frame in isolated) if key else 0,
             )
         )
-    notes = tuple(f"{file}: {note}" for note in (*_notes(source, chosen, labeled), *_condition_notes(labeled)))
+    notes = tuple(f"{file}: {note}" for note in (*_notes(source, chosen, labeled), *_condition_notes(ordinary)))
     return FileLabels(
         file,
         len(ordinary),
@@ -278,7 +278,7 @@ def _describe_file(
         tuple(coverage),
         notes,
         units=source.units.text,
-        conditions=tuple(_condition_texts(labeled)),
+        conditions=tuple(_condition_texts(ordinary)),
     )
 
 
@@ -316,20 +316,24 @@ def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_
 
 def _condition_texts(labeled: Sequence[_Labeled]) -> Iterator[str]:
     """Say in words under which keys conditions were found."""
-    for name in labeled[0].frame.condition_keys:
-        keys = Counter(key for item in labeled if (key := item.frame.condition_keys[name]) is not None)
+    for name, found in _condition_keys(labeled).items():
+        keys = Counter(key for key in found if key is not None)
         places = f" ({' and '.join(repr(key) for key in keys)})" if keys else ""
-        yield f"{name} {sum(keys.values())} of {len(labeled)}{places}"
+        yield f"{name} {sum(keys.values())} of {len(found)}{places}"
 
 
 def _condition_notes(labeled: Sequence[_Labeled]) -> Iterator[str]:
     """Sentences about structures whose conditions were assumed."""
-    for name in labeled[0].frame.condition_keys:
-        assumed = [item for item in labeled if item.frame.condition_keys[name] is None]
-        if assumed:
-            count = f"{len(assumed)} of {len(labeled)} structures do" if len(labeled) > 1 else "the structure does"
-            value = assumed[0].original.conditions[name].item()
-            yield f"{count} not say {name}; {value:g} is taken."
+    for name, found in _condition_keys(labeled).items():
+        if assumed := [place for place, key in enumerate(found) if key is None]:
+            value = labeled[assumed[0]].original.conditions[name].item()
+            yield f"{len(assumed)} of {len(found)} structures do not say {name}; {value:g} is taken."
+
+
+def _condition_keys(labeled: Sequence[_Labeled]) -> dict[str, list[str | None]]:
+    """Collect by condition under which key each structure has it."""
+    names = labeled[0].frame.condition_keys if labeled else ()
+    return {name: [item.frame.condition_keys[name] for item in labeled] for name in names}
 
 
 def _is_isolated_type(config_type: str) -> bool:

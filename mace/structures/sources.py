@@ -48,6 +48,16 @@ def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
     return files
 
 
+def files_of(files: str | FileSettings | Sequence[str | FileSettings]) -> list[str]:
+    """List the files of ``train_file``, ``valid_file`` or ``test_file``, whatever is said of how to read them.
+
+    Raises:
+        UserError: See `expand_paths`.
+    """
+    items = [files] if isinstance(files, (str, FileSettings)) else list(files)
+    return [file for item in items for file in expand_paths(item if isinstance(item, str) else item.file)]
+
+
 def sources_of(
     settings: TrainingSettings,
     files: str | FileSettings | Sequence[str | FileSettings],

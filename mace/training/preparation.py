@@ -16,11 +16,10 @@ from mace.inspection.inspection import DataReport
 from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelReport, require_labels
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
-from mace.structures.sources import Source, expand_sources, sources_of
+from mace.structures.sources import Source, files_of, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
@@ -122,7 +121,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
     training = sets.training
     require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
     configurations = training.configurations
-    sources = sources_of(settings, settings.train_file)
+    files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
         train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
@@ -133,9 +132,9 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
         )
     else:
         train, valid = configurations, sets.validation.configurations
-        sources += sources_of(settings, settings.valid_file)
+        files += files_of(settings.valid_file)
         if not valid:
-            names = ", ".join(file for file, _ in expand_sources(sources_of(settings, settings.valid_file)))
+            names = ", ".join(files_of(settings.valid_file))
             raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
@@ -146,7 +145,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
     tests = _named_tests(sets.tests)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    digests = file_digests([file for source in sources for file in expand_paths(source.paths)])
+    digests = file_digests(files)
     return Structures(train, valid, tests, training.isolated_atoms, training.report, digests)
 
 

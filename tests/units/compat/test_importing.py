@@ -55,6 +55,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "last_readout": {"last_readout_only": True},
     "biases": {"readout_biases": True},
     "biases_of_last_readout": {"readout_biases": True, "last_readout_only": True},
+    "conditions": {"conditions": (files.CHARGE, files.SPIN), "condition_readout": True},
+    "conditions_of_atoms": {"conditions": (files.TEMPERATURE, files.SITE, files.MOMENTS)},
     "dipoles_nonlinear": ATOMIC | {"interactions": (PLAIN, NONLINEAR)},
     "dipoles": ATOMIC,
     "dipoles_plain": ATOMIC | {"interactions": (PLAIN, PLAIN), "hidden_l": (0, 1, 2), "l_max": 2},
@@ -363,3 +365,43 @@ def test_own_files_are_opened_too(tmp_path: Path) -> None:
     assert_equal(open_model(path).model, files.model())
     with pytest.raises(UserError, match="no head 'pt'"):
         open_model(path, head="pt")
+
+
+def test_a_checkpoint_does_not_tell_its_conditions(tmp_path: Path) -> None:
+    expected = model_of("conditions")
+    state = {key: value.detach() for key, value in files.state_of(expected).items()}
+    path = files.write_original(tmp_path / "old.pt", {"model": state, "optimizer": {}, "lr_scheduler": {}})
+    with pytest.raises(UserError, match="checkpoint does not tell embedding_specs.*--like"):
+        import_original(path, known=Known(7.5, "silu", (RESIDUAL, RESIDUAL)))
+    like = files.write_original(tmp_path / "old.model", files.tree_of(expected))
+    assert_equal(import_original(path, known=known_from(like)).model, expected)
+
+
+CATEGORY = {"type": "categorical", "per": "graph", "num_classes": 7, "emb_dim": 3, "offset": 3}
+
+
+@pytest.mark.parametrize(
+    ("specs", "reason"),
+    [
+        (None, "no embedding_specs that describe it"),
+        ({}, "no embedding_specs that describe it"),
+        ({"total_charge": {"type": "categorical"}}, "describe 'total_charge' in an unknown way"),
+        ({"total_charge": CATEGORY | {"per": "molecule"}}, "describe 'total_charge' in an unknown way"),
+        ({"total_charge": CATEGORY | {"emb_dim": 0}}, "a 'total_charge': .*greater than or equal to 1"),
+        ({"total_charge": CATEGORY | {"num_classes": 10**12}}, "a 'total_charge': .*less than or equal"),
+        ({"total_charge": CATEGORY | {"num_classes": 8}, "total_spin": CATEGORY}, "total_spin.weight|other shapes"),
+        ({"q; import os": CATEGORY}, "a 'q; import os': String should match"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_named(specs: Any, reason: str, tmp_path: Path) -> None:
+    tree = files.tree_of(model_of("conditions"))
+    tree.__dict__["embedding_specs"] = specs
+    with pytest.raises(UserError, match=reason):
+        import_original(files.write_original(tmp_path / "old.model", tree))
+
+
+def test_what_the_original_does_not_look_at_is_no_obstacle(tmp_path: Path) -> None:
+    expected = model_of("conditions")
+    tree = files.tree_of(expected)
+    tree.__dict__["embedding_specs"]["total_charge"] |= {"in_dim": 1, "note": "elementary charges"}
+    assert_equal(import_original(files.write_original(tmp_path / "old.model", tree)).model, expected)
