@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mace.calculators.arguments import (
 )
 from mace.calculators.atomic_numbers import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
+from mace.calculators.heads import HeadChoice
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.compat.importing import open_model
@@ -40,7 +42,7 @@ from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import LoadedModel, carry_to
+from mace.model.model_file import carry_to
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
@@ -116,7 +118,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         arrays_keys: The same for conditions of atoms, in ``atoms.arrays``.
         model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
             compared with that.
-        head: Which head to take of a model of mace-torch that has several.
+        head: Which head to use of models that have several; may be changed later (``calculator.head = name``). None
+            for the one called default. In `evaluate` a structure may name its own in ``info["head"]``.
         skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
             while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
@@ -167,14 +170,16 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         self.length_units_to_A = _positive(length_units_to_A, "length_units_to_A")
         self.device, dtype = find_device(device), find_dtype(default_dtype)
         if models is None:
-            loaded = _loaded(model_paths, self.device, dtype, head)
+            files = _expanded(model_paths)
+            loaded = [open_model(file, self.device, dtype) for file in files]
             self.models = [each.model for each in loaded]
             shortest = [each.metadata.shortest_distances for each in loaded]
+            self._heads = HeadChoice([each.heads for each in loaded], [str(file) for file in files], head)
         else:
-            if head is not None and head.lower() != "default":
-                raise UserError(f"MACECalculator: models in memory have one head, so head='{head}' cannot be used.")
             self.models = _copied(models, self.device, dtype)
             shortest = [{} for _ in self.models]
+            names = [model.plan.head_names for model in self.models]
+            self._heads = HeadChoice(names, ["MACECalculator"] * len(names), head)
         self.charges_key = charges_key
         self.conditions = joined(model.plan.conditions for model in self.models)
         self._condition_keys = condition_keys(info_keys, arrays_keys, self.conditions)
@@ -206,6 +211,22 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     def num_models(self) -> int:
         """Number of models."""
         return len(self.models)
+
+    @property
+    def available_heads(self) -> list[str]:
+        """Names of the heads of the models."""
+        return list(self._heads.available)
+
+    @property
+    def head(self) -> str:
+        """The head in use; setting another one makes results be computed anew."""
+        return self._heads.chosen
+
+    @head.setter
+    def head(self, name: str) -> None:
+        """Use another head."""
+        self._heads.chosen = self._heads.find(name)
+        self.results.clear()
 
     @property
     def r_max(self) -> float:
@@ -258,6 +279,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
                 "This structure has no stress, because its cell has no volume; give it a cell of three independent "
                 "vectors, or do not ask for stress."
             )
+        self._heads.warn_of_other(structure)
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
         (self.results,) = self._evaluate([structure], self._search, atomic)
 
@@ -267,7 +289,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """Compute the results of many structures, several at a time, which is much faster than one after the other.
 
         Args:
-            structures: Any structures; they are not changed.
+            structures: Any structures; they are not changed. If models have several heads, ``info["head"]`` of a
+                structure says for which of them it is; others are for that of the calculator.
             batch_size: How many at a time; lower it if memory runs out.
             atomic_stresses: Whether ``stresses`` and ``virials`` of single atoms are wanted too.
 
@@ -284,22 +307,26 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         for start in range(0, len(structures), batch_size):
             batch = structures[start : start + batch_size]
             try:
-                results += self._evaluate(batch, find_all_neighbors, atomic_stresses or self.compute_atomic_stresses)
+                heads = [self._head_of(atoms, place) for place, atoms in enumerate(batch)]
+                atomic = atomic_stresses or self.compute_atomic_stresses
+                results += self._evaluate(batch, find_all_neighbors, atomic, heads)
             except _StructureError as error:
                 raise UserError(f"Structure {start + error.place} of the list: {error}") from error
         return results
 
-    def _evaluate(self, structures: Sequence[Atoms], search: Search, atomic: bool) -> list[dict[str, Any]]:
-        """Predict some structures with all models and collect the results."""
+    def _evaluate(
+        self, structures: Sequence[Atoms], search: Search, atomic: bool, heads: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Predict some structures with all models, for the head in use or one of each, and collect the results."""
+        graphs = self._graphs(structures, search, heads)
         volumes = [volume_of(atoms) for atoms in structures]
         stress = any(volume is not None for volume in volumes)
         predictions = [
             predict(model, graph, forces=True, stress=stress, atomic_virials=atomic)
-            for model, graph in zip(self.models, self._graphs(structures, search), strict=True)
+            for model, graph in zip(self.models, graphs, strict=True)
         ]
         units = Units(self.energy_units_to_eV, self.length_units_to_A)
-        numbers = [atoms.numbers for atoms in structures]
-        results = collect_results(self.models, predictions, numbers, volumes, units)
+        results = collect_results(self.models, predictions, graphs, volumes, units)
         self._committee_watch.check(results)
         return results
 
@@ -389,26 +416,35 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
         return join_neighbors([search(configuration, r_max) for configuration in configurations])
 
-    def _graphs(self, structures: Sequence[Atoms], search: Search) -> list[Graph]:
-        """Build the batch for every model; models with the same elements and cutoff share one."""
-        configurations = [self._configuration(atoms, place) for place, atoms in enumerate(structures)]
-        made: dict[tuple[tuple[int, ...], float], Graph] = {}
-        keys = [(model.plan.atomic_numbers, model.plan.r_max) for model in self.models]
-        for elements, r_max in dict.fromkeys(keys):
-            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search)
-            made[elements, r_max] = dataset.graph(range(len(dataset))).to(self.device)
+    def _graphs(self, structures: Sequence[Atoms], search: Search, heads: Sequence[str] | None = None) -> list[Graph]:
+        """Build the batch for every model; models with the same elements, cutoff and heads share one."""
+        heads = heads or [self.head] * len(structures)
+        configurations = [self._configuration(*of_one) for of_one in zip(structures, heads, count())]
+        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
+        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
+        for key in dict.fromkeys(keys):
+            elements, r_max, names = key
+            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search, heads=names)
+            made[key] = dataset.graph(range(len(dataset))).to(self.device)
         graphs = [made[key] for key in keys]
         if not self._warned_of_distances:
             pairs = zip(self._distance_watches, graphs, strict=True)
             self._warned_of_distances = any(watch.check(graph) for watch, graph in pairs)
         return graphs
 
-    def _configuration(self, atoms: Atoms, place: int) -> Configuration:
+    def _head_of(self, atoms: Atoms, place: int) -> str:
+        """Return the head that a structure is for."""
+        try:
+            return self._heads.of_structure(atoms)
+        except UserError as error:
+            raise _StructureError(str(error), place) from error
+
+    def _configuration(self, atoms: Atoms, head: str, place: int) -> Configuration:
         """Check a structure; see `to_configuration`."""
         charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
         try:
             conditions = self.find_conditions(atoms)
-            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values)
+            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values, head)
             for model in self.models:
                 refuse_unknown_elements(configuration, model.plan.atomic_numbers)
         except UserError as error:
@@ -478,11 +514,11 @@ def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dt
     return [carry_to(deepcopy(model), device, dtype or model.dtype) for model in given]
 
 
-def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None, head: str | None) -> list[LoadedModel]:
+def _expanded(paths: Any) -> list[Path]:
     files = expand_models(paths)
     if not files:
         raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
-    return [open_model(file, device, dtype, head) for file in files]
+    return files
 
 
 def _positive(value: float, name: str) -> float:
