@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
@@ -20,18 +17,21 @@ from mace.calculators.arguments import (
     check_charges_key,
     check_inactive,
     check_model_type,
+    check_positive,
+    check_skin,
     condition_keys,
     refuse_unknown,
+    take_older_name,
 )
 from mace.calculators.atomic_numbers import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
+from mace.calculators.members import implemented_results, open_members
+from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
-from mace.compat.importing import open_model
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
-from mace.deployment.loading import expand_models, find_device, find_dtype
+from mace.deployment.loading import find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
 from mace.elements import ElementTable
 from mace.errors import UserError
@@ -42,7 +42,6 @@ from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import carry_to
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
@@ -159,27 +158,19 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
-        model_paths = _take_older_name(model_paths, kwargs)
+        model_paths = take_older_name(model_paths, kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
         check_inactive(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
-        self.energy_units_to_eV = _positive(energy_units_to_eV, "energy_units_to_eV")
-        self.length_units_to_A = _positive(length_units_to_A, "length_units_to_A")
+        self.energy_units_to_eV = check_positive(energy_units_to_eV, "energy_units_to_eV")
+        self.length_units_to_A = check_positive(length_units_to_A, "length_units_to_A")
         self.device, dtype = find_device(device), find_dtype(default_dtype)
-        if models is None:
-            files = _expanded(model_paths)
-            loaded = [open_model(file, self.device, dtype) for file in files]
-            self.models = [each.model for each in loaded]
-            shortest = [each.metadata.shortest_distances for each in loaded]
-            self._heads = HeadChoice([each.heads for each in loaded], [str(file) for file in files], head)
-        else:
-            self.models = _copied(models, self.device, dtype)
-            shortest = [{} for _ in self.models]
-            names = [model.plan.head_names for model in self.models]
-            self._heads = HeadChoice(names, ["MACECalculator"] * len(names), head)
+        members = open_members(model_paths, models, self.device, dtype)
+        self.models = [member.model for member in members]
+        self._heads = HeadChoice([(member.heads, member.place) for member in members], head)
         self.charges_key = charges_key
         self.conditions = joined(model.plan.conditions for model in self.models)
         self._condition_keys = condition_keys(info_keys, arrays_keys, self.conditions)
@@ -190,15 +181,14 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             model.requires_grad_(False)
             choose_kernels(model)
             choose_radial_tables(model, radial_tables)
-        self.implemented_properties = _implemented(self.models)
+        self.implemented_properties = implemented_results(self.models)
         self.compute_atomic_stresses = self._atomic_stresses(compute_atomic_stresses)
         self._distance_watches = [
-            DistanceWatch(model, distances, self.length_units_to_A)
-            for model, distances in zip(self.models, shortest, strict=True)
+            DistanceWatch(member.model, member.shortest_distances, self.length_units_to_A) for member in members
         ]
         self._warned_of_distances = False
         self._committee_watch = CommitteeWatch(committee_threshold, committee_action, self.num_models)
-        self.skin = _skin(skin)
+        self.skin = check_skin(skin)
         self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
 
@@ -476,58 +466,3 @@ class _StructureError(UserError):
     def __init__(self, text: str, place: int = 0) -> None:
         super().__init__(text)
         self.place = place
-
-
-def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
-    """Read ``model_path`` where scripts still use it."""
-    if "model_path" not in kwargs:
-        return model_paths
-    if model_paths is not None:
-        raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
-    return kwargs.pop("model_path")
-
-
-def _implemented(models: list[MACE]) -> list[str]:
-    """List the results of some models.
-
-    Raises:
-        UserError: If they do not all predict the same.
-    """
-    kinds = {(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}
-    if len(kinds) > 1:
-        words = " and ".join(sorted({model.plan.model for model in models}))
-        raise UserError(
-            f"MACECalculator: a committee of {words} models cannot be formed; they predict different things."
-        )
-    return result_names(*kinds.pop(), committee=len(models) > 1)
-
-
-def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
-    """Copy models, so that what happens to the given ones later changes no energy."""
-    given = [models] if isinstance(models, torch.nn.Module) else list(models)
-    if not given:
-        raise UserError("MACECalculator: the list of models is empty; name at least one.")
-    for model in given:
-        if not isinstance(model, MACE):
-            kind = f"{type(model).__module__}.{type(model).__name__}"
-            raise UserError(f"MACECalculator: models must hold models of mace-train, not {kind}; use model_paths.")
-    return [carry_to(deepcopy(model), device, dtype or model.dtype) for model in given]
-
-
-def _expanded(paths: Any) -> list[Path]:
-    files = expand_models(paths)
-    if not files:
-        raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
-    return files
-
-
-def _positive(value: float, name: str) -> float:
-    if not (math.isfinite(value) and value > 0.0):
-        raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")
-    return float(value)
-
-
-def _skin(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0.0):
-        raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
-    return float(value)

@@ -19,8 +19,7 @@ class HeadChoice:
     """The head that all models of a calculator use, unless a structure has its own.
 
     Args:
-        names: Names of the heads of each model.
-        places: What has each model, for messages.
+        models: Names of the heads of each model, and what has it, for messages.
         head: The head that is asked for; None for the only one, or one called default.
 
     Attributes:
@@ -31,8 +30,9 @@ class HeadChoice:
         UserError: If a model has no such head, or several and none of them is the default.
     """
 
-    def __init__(self, names: Sequence[Sequence[str]], places: Sequence[str], head: str | None) -> None:
-        self._models = list(zip(names, places, strict=True))
+    def __init__(self, models: Sequence[tuple[Sequence[str], str]], head: str | None) -> None:
+        self._models = list(models)
+        names = [of_model for of_model, _ in models]
         self.available = list(next((of_model for of_model in names if len(of_model) > 1), names[0]))
         self._warned = False
         self.chosen = self.find(head)
