@@ -153,22 +153,28 @@ def _with_article(kind: str) -> str:
     return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
+def heads_in(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the heads of a model file of either program.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
+    if not is_torch_file(path):
+        return load_model(path).heads
+    original = read_original(path)
+    try:
+        return heads_of(Reader(original, Known()))
+    except CannotConvert as error:
+        raise UserError(_explained(original, str(error))) from error
+
+
 def known_from(path: str | Path) -> Known:
     """Take what a checkpoint does not tell from a model of the same run, of either program.
 
     Raises:
         UserError: If the model cannot be opened.
     """
-    if is_torch_file(path):
-        original = read_original(path)
-        try:
-            heads = heads_of(Reader(original, Known()))
-        except CannotConvert as error:
-            raise UserError(_explained(original, str(error))) from error
-        plan = import_original(path).model.plan
-    else:
-        plan = load_model(path).model.plan
-        heads = plan.head_names
+    plan, heads = open_model(path).model.plan, heads_in(path)
     return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads, plan)
 
 

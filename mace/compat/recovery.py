@@ -39,13 +39,21 @@ _ENERGIES = "atomic_energies_fn.atomic_energies"
 _USUAL_WIDTH = 16
 """Width of the hidden layer that a model of one layer does not have."""
 MAX_ATOMIC_NUMBER = 118
+MOST_HEADS = 1000
+"""A file that says more is no model: each costs modules of its own."""
 SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
 def heads_of(reader: Reader) -> tuple[str, ...]:
-    """Return the names of the heads, numbers where the file has no names."""
+    """Return the names of the heads, numbers where the file has no names.
+
+    Raises:
+        CannotConvert: If it has more than any model would have.
+    """
     n = 1 if dipole_kind(reader) == "AtomicDipolesMACE" else len(np.atleast_2d(reader.array(_ENERGIES)))
+    if n > MOST_HEADS:
+        raise CannotConvert(f"it has {n} heads, more than {MOST_HEADS}")
     names = reader.known.heads or (reader.tree.attributes.get("heads") if reader.tree is not None else None)
     if n == 1 and not names:
         return (DEFAULT_HEAD,)

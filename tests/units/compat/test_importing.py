@@ -290,6 +290,13 @@ def test_heads_of_a_model_of_dipoles_share_their_readouts(tmp_path: Path) -> Non
     assert_equal(with_one_head(imported, "0"), original)
 
 
+def test_a_file_of_too_many_heads_is_no_model(tmp_path: Path) -> None:
+    original = files.model()
+    state = files.state_of(original, heads=1001)
+    with pytest.raises(UserError, match="it has 1001 heads, more than 1000"):
+        import_original(files.write_original(tmp_path / "old.model", files.tree_of(original, state)))
+
+
 def test_a_single_head_may_have_any_name_in_the_file(tmp_path: Path) -> None:
     path = files.write_original(tmp_path / "old.model", files.tree_of(files.model(), heads=["pbe"]))
     for head in (None, "pbe", "Default"):

@@ -14,7 +14,7 @@ import original_files as files
 import pytest
 from ase import Atoms
 
-from mace.calculators import MACECalculator, mace_mp
+from mace.calculators import MACECalculator, mace_mp, mace_omol
 from mace.errors import UserError
 from mace.model.heads import with_one_head
 from mace.model.mace import MACE
@@ -150,3 +150,11 @@ def test_files_of_mace_torch(tmp_path: Path) -> None:
         assert_same(found, MACECalculator(models=MODEL, head=head).evaluate([water])[0])
     assert isinstance(mace_mp(path, return_raw_model=True), MACE)
     assert not mace_mp(path, return_raw_model=True, head="low").plan.heads
+
+
+def test_the_loader_of_a_model_for_molecules_knows_its_head(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "several.model", files.model(files.with_heads("omat", "omol", "spice")))
+    assert mace_omol(path).head == "omol" and mace_omol(path, head="spice").head == "spice"
+    tree = files.tree_of(WITHOUT_DEFAULT, files.state_of(WITHOUT_DEFAULT), heads=["omol", "omat"])
+    assert mace_omol(files.write_original(tmp_path / "old.model", tree)).head == "omol"
+    assert mace_omol(save_model(tmp_path / "one.model", files.model())).head == "Default"
