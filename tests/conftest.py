@@ -27,13 +27,15 @@ def _load_cases() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for ``case`` and the like with every stored case of energies, dipoles or conditions."""
+    """Run a test that asks for ``case`` and the like with every stored case of energies, dipoles, conditions, heads."""
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", _load_cases().reference_names(), indirect=True)
     if "dipole_case" in metafunc.fixturenames:
         metafunc.parametrize("dipole_case", _load_cases().dipole_reference_names(), indirect=True)
     if "condition_case" in metafunc.fixturenames:
         metafunc.parametrize("condition_case", _load_cases().condition_reference_names(), indirect=True)
+    if "heads_case" in metafunc.fixturenames:
+        metafunc.parametrize("heads_case", _load_cases().head_reference_names(), indirect=True)
 
 
 @pytest.fixture(params=["torch", "c"])
@@ -60,6 +62,12 @@ def dipole_case(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def condition_case(request: pytest.FixtureRequest) -> Any:
     """Each stored case of a model with conditions in turn."""
+    return _load_cases().load_case(request.param)
+
+
+@pytest.fixture
+def heads_case(request: pytest.FixtureRequest) -> Any:
+    """Each stored case of a model with several heads in turn."""
     return _load_cases().load_case(request.param)
 
 

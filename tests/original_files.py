@@ -20,7 +20,7 @@ from mace.conditions import Condition, spec_of_condition
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.kernels.convolution import convolution_paths
 from mace.model.mace import MACE
-from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.plan import HeadPlan, InteractionPlan, ModelPlan
 
 PLAN = ModelPlan(
     model="ScaleShiftMACE",
@@ -46,6 +46,20 @@ SPIN = Condition(name="total_spin", kind="categorical", per="structure", width=2
 TEMPERATURE = Condition(name="temperature", kind="continuous", per="structure", width=3)
 SITE = Condition(name="site", kind="categorical", per="atom", width=2, n_classes=3, key="kind_of_site")
 MOMENTS = Condition(name="moments", kind="continuous", per="atom", width=4, n_values=2, has_biases=False)
+
+
+def with_heads(*names: str) -> ModelPlan:
+    """Return `PLAN` with several heads; the first is as it was, the others are less alike the further on."""
+    energies = np.array(PLAN.reference_energies)
+    heads = [
+        HeadPlan(
+            name=name, reference_energies=tuple((energies - 0.5 * i).tolist()), scale=0.8 + 0.3 * i, shift=0.3 - 0.2 * i
+        )
+        for i, name in enumerate(names)
+    ]
+    return ModelPlan.model_validate(
+        PLAN.model_dump() | {"reference_energies": (), "scale": 1.0, "shift": 0.0, "heads": heads}
+    )
 
 
 def model(plan: ModelPlan = PLAN, dtype: torch.dtype = torch.float64) -> MACE:
@@ -98,11 +112,12 @@ def state_of(original: MACE, heads: int = 1) -> dict[str, torch.Tensor]:
     weights = weights_to_original(arrays, plan)
     state: dict[str, torch.Tensor] = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in weights.items()}
     if plan.predicts_energy:
-        energies = torch.tensor([plan.reference_energies] * heads, dtype=dtype)
+        energies = torch.tensor([head.reference_energies for head in plan.every_head] * heads, dtype=dtype)
         state["atomic_energies_fn.atomic_energies"] = energies
     if not plan.predicts_dipole:
-        state["scale_shift.scale"] = torch.tensor(plan.scale, dtype=dtype)
-        state["scale_shift.shift"] = torch.tensor(plan.shift, dtype=dtype)
+        for name in ("scale", "shift"):
+            values = torch.tensor([getattr(head, name) for head in plan.every_head], dtype=dtype)
+            state[f"scale_shift.{name}"] = values if plan.heads else values[0]
     state |= {
         "atomic_numbers": torch.tensor(plan.atomic_numbers),
         "r_max": torch.tensor(plan.r_max, dtype=dtype),

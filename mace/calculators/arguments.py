@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,3 +125,38 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
             nearest = [each for each in known if name in each] or difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; it takes {', '.join(known)}."
             raise TypeError(f"MACECalculator has no argument '{name}'{hint}")
+
+
+def take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
+    """Read ``model_path`` where scripts still use it.
+
+    Raises:
+        UserError: If both are given.
+    """
+    if "model_path" not in kwargs:
+        return model_paths
+    if model_paths is not None:
+        raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
+    return kwargs.pop("model_path")
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return a number above zero.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not (math.isfinite(value) and value > 0.0):
+        raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")
+    return float(value)
+
+
+def check_skin(value: float) -> float:
+    """Return a length of at least zero.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not (math.isfinite(value) and value >= 0.0):
+        raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
+    return float(value)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
@@ -19,17 +17,21 @@ from mace.calculators.arguments import (
     check_charges_key,
     check_inactive,
     check_model_type,
+    check_positive,
+    check_skin,
     condition_keys,
     refuse_unknown,
+    take_older_name,
 )
 from mace.calculators.atomic_numbers import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results, result_names
+from mace.calculators.heads import HeadChoice
+from mace.calculators.members import implemented_results, open_members
+from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
-from mace.compat.importing import open_model
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
-from mace.deployment.loading import expand_models, find_device, find_dtype
+from mace.deployment.loading import find_device, find_dtype
 from mace.deployment.radial_tables import choose_radial_tables
 from mace.elements import ElementTable
 from mace.errors import UserError
@@ -40,7 +42,6 @@ from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.model_file import LoadedModel, carry_to
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
@@ -116,7 +117,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         arrays_keys: The same for conditions of atoms, in ``atoms.arrays``.
         model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
             compared with that.
-        head: Which head to take of a model of mace-torch that has several.
+        head: Which head to use of models that have several; may be changed later (``calculator.head = name``). None
+            for the one called default. In `evaluate` a structure may name its own in ``info["head"]``.
         skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
             while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
@@ -156,25 +158,19 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
-        model_paths = _take_older_name(model_paths, kwargs)
+        model_paths = take_older_name(model_paths, kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
         check_inactive(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
-        self.energy_units_to_eV = _positive(energy_units_to_eV, "energy_units_to_eV")
-        self.length_units_to_A = _positive(length_units_to_A, "length_units_to_A")
+        self.energy_units_to_eV = check_positive(energy_units_to_eV, "energy_units_to_eV")
+        self.length_units_to_A = check_positive(length_units_to_A, "length_units_to_A")
         self.device, dtype = find_device(device), find_dtype(default_dtype)
-        if models is None:
-            loaded = _loaded(model_paths, self.device, dtype, head)
-            self.models = [each.model for each in loaded]
-            shortest = [each.metadata.shortest_distances for each in loaded]
-        else:
-            if head is not None and head.lower() != "default":
-                raise UserError(f"MACECalculator: models in memory have one head, so head='{head}' cannot be used.")
-            self.models = _copied(models, self.device, dtype)
-            shortest = [{} for _ in self.models]
+        members = open_members(model_paths, models, self.device, dtype)
+        self.models = [member.model for member in members]
+        self._heads = HeadChoice([(member.heads, member.place) for member in members], head)
         self.charges_key = charges_key
         self.conditions = joined(model.plan.conditions for model in self.models)
         self._condition_keys = condition_keys(info_keys, arrays_keys, self.conditions)
@@ -185,15 +181,14 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             model.requires_grad_(False)
             choose_kernels(model)
             choose_radial_tables(model, radial_tables)
-        self.implemented_properties = _implemented(self.models)
+        self.implemented_properties = implemented_results(self.models)
         self.compute_atomic_stresses = self._atomic_stresses(compute_atomic_stresses)
         self._distance_watches = [
-            DistanceWatch(model, distances, self.length_units_to_A)
-            for model, distances in zip(self.models, shortest, strict=True)
+            DistanceWatch(member.model, member.shortest_distances, self.length_units_to_A) for member in members
         ]
         self._warned_of_distances = False
         self._committee_watch = CommitteeWatch(committee_threshold, committee_action, self.num_models)
-        self.skin = _skin(skin)
+        self.skin = check_skin(skin)
         self._neighbors: dict[float, SkinNeighbors] = {}
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
 
@@ -206,6 +201,22 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     def num_models(self) -> int:
         """Number of models."""
         return len(self.models)
+
+    @property
+    def available_heads(self) -> list[str]:
+        """Names of the heads of the models."""
+        return list(self._heads.available)
+
+    @property
+    def head(self) -> str:
+        """The head in use; setting another one makes results be computed anew."""
+        return self._heads.chosen
+
+    @head.setter
+    def head(self, name: str) -> None:
+        """Use another head."""
+        self._heads.chosen = self._heads.find(name)
+        self.results.clear()
 
     @property
     def r_max(self) -> float:
@@ -261,6 +272,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
                 "This structure has no stress, because its cell has no volume; give it a cell of three independent "
                 "vectors, or do not ask for stress."
             )
+        self._heads.warn_of_other(structure)
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
         (self.results,) = self._evaluate([structure], self._search, atomic)
 
@@ -270,7 +282,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """Compute the results of many structures, several at a time, which is much faster than one after the other.
 
         Args:
-            structures: Any structures; they are not changed.
+            structures: Any structures; they are not changed. If models have several heads, ``info["head"]`` of a
+                structure says for which of them it is; others are for that of the calculator.
             batch_size: How many at a time; lower it if memory runs out.
             atomic_stresses: Whether ``stresses`` and ``virials`` of single atoms are wanted too.
 
@@ -287,22 +300,26 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         for start in range(0, len(structures), batch_size):
             batch = structures[start : start + batch_size]
             try:
-                results += self._evaluate(batch, find_all_neighbors, atomic_stresses or self.compute_atomic_stresses)
+                heads = [self._head_of(atoms, place) for place, atoms in enumerate(batch)]
+                atomic = atomic_stresses or self.compute_atomic_stresses
+                results += self._evaluate(batch, find_all_neighbors, atomic, heads)
             except _StructureError as error:
                 raise UserError(f"Structure {start + error.place} of the list: {error}") from error
         return results
 
-    def _evaluate(self, structures: Sequence[Atoms], search: Search, atomic: bool) -> list[dict[str, Any]]:
-        """Predict some structures with all models and collect the results."""
+    def _evaluate(
+        self, structures: Sequence[Atoms], search: Search, atomic: bool, heads: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Predict some structures with all models, for the head in use or one of each, and collect the results."""
+        graphs = self._graphs(structures, search, heads)
         volumes = [volume_of(atoms) for atoms in structures]
         stress = any(volume is not None for volume in volumes)
         predictions = [
             predict(model, graph, forces=True, stress=stress, atomic_virials=atomic)
-            for model, graph in zip(self.models, self._graphs(structures, search), strict=True)
+            for model, graph in zip(self.models, graphs, strict=True)
         ]
         units = Units(self.energy_units_to_eV, self.length_units_to_A)
-        numbers = [atoms.numbers for atoms in structures]
-        results = collect_results(self.models, predictions, numbers, volumes, units)
+        results = collect_results(self.models, predictions, graphs, volumes, units)
         self._committee_watch.check(results)
         return results
 
@@ -392,26 +409,35 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
         return join_neighbors([search(configuration, r_max) for configuration in configurations])
 
-    def _graphs(self, structures: Sequence[Atoms], search: Search) -> list[Graph]:
-        """Build the batch for every model; models with the same elements and cutoff share one."""
-        configurations = [self._configuration(atoms, place) for place, atoms in enumerate(structures)]
-        made: dict[tuple[tuple[int, ...], float], Graph] = {}
-        keys = [(model.plan.atomic_numbers, model.plan.r_max) for model in self.models]
-        for elements, r_max in dict.fromkeys(keys):
-            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search)
-            made[elements, r_max] = dataset.graph(range(len(dataset))).to(self.device)
+    def _graphs(self, structures: Sequence[Atoms], search: Search, heads: Sequence[str] | None = None) -> list[Graph]:
+        """Build the batch for every model; models with the same elements, cutoff and heads share one."""
+        heads = heads or [self.head] * len(structures)
+        configurations = [self._configuration(*of_one) for of_one in zip(structures, heads, count())]
+        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
+        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
+        for key in dict.fromkeys(keys):
+            elements, r_max, names = key
+            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search, heads=names)
+            made[key] = dataset.graph(range(len(dataset))).to(self.device)
         graphs = [made[key] for key in keys]
         if not self._warned_of_distances:
             pairs = zip(self._distance_watches, graphs, strict=True)
             self._warned_of_distances = any(watch.check(graph) for watch, graph in pairs)
         return graphs
 
-    def _configuration(self, atoms: Atoms, place: int) -> Configuration:
+    def _head_of(self, atoms: Atoms, place: int) -> str:
+        """Return the head that a structure is for."""
+        try:
+            return self._heads.of_structure(atoms)
+        except UserError as error:
+            raise _StructureError(str(error), place) from error
+
+    def _configuration(self, atoms: Atoms, head: str, place: int) -> Configuration:
         """Check a structure; see `to_configuration`."""
         charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
         try:
             conditions = self.find_conditions(atoms)
-            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values)
+            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values, head)
             for model in self.models:
                 refuse_unknown_elements(configuration, model.plan.atomic_numbers)
         except UserError as error:
@@ -443,58 +469,3 @@ class _StructureError(UserError):
     def __init__(self, text: str, place: int = 0) -> None:
         super().__init__(text)
         self.place = place
-
-
-def _take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
-    """Read ``model_path`` where scripts still use it."""
-    if "model_path" not in kwargs:
-        return model_paths
-    if model_paths is not None:
-        raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
-    return kwargs.pop("model_path")
-
-
-def _implemented(models: list[MACE]) -> list[str]:
-    """List the results of some models.
-
-    Raises:
-        UserError: If they do not all predict the same.
-    """
-    kinds = {(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}
-    if len(kinds) > 1:
-        words = " and ".join(sorted({model.plan.model for model in models}))
-        raise UserError(
-            f"MACECalculator: a committee of {words} models cannot be formed; they predict different things."
-        )
-    return result_names(*kinds.pop(), committee=len(models) > 1)
-
-
-def _copied(models: MACE | Sequence[MACE], device: torch.device, dtype: torch.dtype | None) -> list[MACE]:
-    """Copy models, so that what happens to the given ones later changes no energy."""
-    given = [models] if isinstance(models, torch.nn.Module) else list(models)
-    if not given:
-        raise UserError("MACECalculator: the list of models is empty; name at least one.")
-    for model in given:
-        if not isinstance(model, MACE):
-            kind = f"{type(model).__module__}.{type(model).__name__}"
-            raise UserError(f"MACECalculator: models must hold models of mace-train, not {kind}; use model_paths.")
-    return [carry_to(deepcopy(model), device, dtype or model.dtype) for model in given]
-
-
-def _loaded(paths: Any, device: torch.device, dtype: torch.dtype | None, head: str | None) -> list[LoadedModel]:
-    files = expand_models(paths)
-    if not files:
-        raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
-    return [open_model(file, device, dtype, head) for file in files]
-
-
-def _positive(value: float, name: str) -> float:
-    if not (math.isfinite(value) and value > 0.0):
-        raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")
-    return float(value)
-
-
-def _skin(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0.0):
-        raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
-    return float(value)

@@ -13,13 +13,16 @@ from ase.units import Bohr
 from mace.calculators.arguments import check_inactive, refuse_unknown
 from mace.calculators.calculator import MACECalculator
 from mace.calculators.dispersion import check_dispersion, with_dispersion
-from mace.compat.importing import open_model
+from mace.compat.importing import heads_in, open_model
 from mace.compat.published import ADDRESSES, locate, published_model
 from mace.deployment.loading import find_device, find_dtype
 from mace.errors import UserError
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)
+
+OMOL_HEAD = "omol"
+"""Head of the model for molecules."""
 
 
 def mace_mp(
@@ -82,7 +85,13 @@ def mace_omol(
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE:
-    """Open the model for molecules MACE-OMOL (``extra_large``); see `mace_mp`."""
+    """Open the model for molecules MACE-OMOL (``extra_large``); see `mace_mp`.
+
+    If it has several heads and none is named, that called ``omol`` is meant.
+    """
+    model = find_model("mace_omol", model)
+    if "head" not in kwargs and not return_raw_model and OMOL_HEAD in heads_in(model):
+        kwargs["head"] = OMOL_HEAD
     return _open("mace_omol", model, device, default_dtype, return_raw_model, kwargs)
 
 

@@ -11,6 +11,7 @@ import torch
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from mace.graphs.graph import Graph
 from mace.model.derivatives import Prediction
 from mace.model.mace import MACE
 
@@ -43,7 +44,7 @@ def result_names(energy: bool, dipole: bool, committee: bool) -> list[str]:
 def collect_results(
     models: Sequence[MACE],
     predictions: Sequence[Prediction],
-    numbers: Sequence[np.ndarray],
+    graphs: Sequence[Graph],
     volumes: Sequence[float | None],
     units: Units,
 ) -> list[dict[str, Any]]:
@@ -52,17 +53,18 @@ def collect_results(
     Args:
         models: The models.
         predictions: Of every model, for the same structures.
-        numbers: Atomic numbers of each structure, ``[atoms]``.
+        graphs: What each model has seen of them.
         volumes: Of the cell of each structure in Angstrom^3; None where there is none.
         units: What energies and lengths are multiplied by.
 
     Returns:
         The results of each structure by name.
     """
-    values = _members(models, predictions, np.concatenate(numbers), units)
-    ends = np.cumsum([len(n) for n in numbers])
+    values = _members(models, predictions, graphs, units)
+    counts = graphs[0].atoms_per_structure().tolist()
+    ends = np.cumsum(counts)
     results = []
-    for index, (count, volume) in enumerate(zip(map(len, numbers), volumes, strict=True)):
+    for index, (count, volume) in enumerate(zip(counts, volumes, strict=True)):
         atoms = slice(ends[index] - count, ends[index])
         picked = {name: rows[:, atoms] if name in _PER_ATOM else rows[:, index] for name, rows in values.items()}
         if volume is None:
@@ -72,7 +74,7 @@ def collect_results(
 
 
 def _members(
-    models: Sequence[MACE], predictions: Sequence[Prediction], numbers: np.ndarray, units: Units
+    models: Sequence[MACE], predictions: Sequence[Prediction], graphs: Sequence[Graph], units: Units
 ) -> dict[str, np.ndarray]:
     """Collect what each model says, in eV and Angstrom, ``[models, ...]``."""
     scales = {
@@ -90,8 +92,8 @@ def _members(
         if tensors[0] is not None:
             values[ours.get(name, name)] = _stack(tensors) * scale
     if "energies" in values:
-        references = np.stack([_reference_energies(model, numbers) for model in models]) * units.energy
-        values["node_energy"] = values["energies"] - references
+        references = [model.reference_of_atoms(graph) for model, graph in zip(models, graphs, strict=True)]
+        values["node_energy"] = values["energies"] - _stack(references) * units.energy
     return values
 
 
@@ -111,13 +113,6 @@ def _results(members: dict[str, np.ndarray], volume: float | None, committee: bo
             results[f"{name}_var"] = variance if variance.ndim else float(variance)
             results[f"{name}_std"] = np.sqrt(variance) if variance.ndim else float(np.sqrt(variance))
     return results
-
-
-def _reference_energies(model: MACE, numbers: np.ndarray) -> np.ndarray:
-    """Return the reference energy of every atom in the model's unit, ``[atoms]``."""
-    place = np.searchsorted(model.plan.atomic_numbers, numbers)
-    energies: np.ndarray = np.array(model.plan.reference_energies)[place]
-    return energies
 
 
 def _stack(tensors: Sequence[Tensor]) -> np.ndarray:

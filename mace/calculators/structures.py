@@ -14,7 +14,7 @@ from mace.structures.stress import SMALLEST_VOLUME
 
 
 def to_configuration(
-    atoms: Atoms, length_unit: float, charges: np.ndarray | None, conditions: Mapping[str, np.ndarray]
+    atoms: Atoms, length_unit: float, charges: np.ndarray | None, conditions: Mapping[str, np.ndarray], head: str
 ) -> Configuration:
     """Check a structure and carry it to the model's unit of length.
 
@@ -23,6 +23,8 @@ def to_configuration(
         length_unit: The model's unit of length in Angstrom.
         charges: Charges that are part of dipoles.
         conditions: What the models want to know besides; see `mace.structures.conditions.find_conditions`.
+        head: The head it is for.
+        head: The head it is for.
 
     Raises:
         UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
@@ -48,6 +50,7 @@ def to_configuration(
         cell=cell / length_unit,
         pbc=pbc,
         conditions=dict(conditions),
+        head=head,
     )
 
 

@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
     add("--model", required=True, nargs="+", help="model file of this program or of mace-torch; several, or a pattern, "
         "form a committee: means and, as ..._std, standard deviations")  # fmt: skip
-    add("--head", help="head to take of a model of mace-torch that has several")
+    add("--head", help="head of a model that has several, for all structures; without it the one that head= in the "
+        "comment line names, or the one called default")  # fmt: skip
     add("--output", required=True, help="extended XYZ file to write")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")

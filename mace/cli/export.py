@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="mace-torch: the .model file that mace-torch opens",
     )
     add("--python", required=True, help="python of an environment with mace-torch, which writes and checks the file")
-    add("--head", help="head to take of a model of mace-torch that has several")
+    add("--head", help="head to take of a model that has several; without it all are written")
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add_output_flags(parser, "WARNING")
     return parser

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("Files").add_argument
     add("old", help="model (.model) or training checkpoint (.pt) of mace-torch")
     add("new", help="model file to write")
-    add("--head", help="head to take, if the model has several")
+    add("--head", help="head to take of a model that has several; without it all are kept")
     add("--overwrite", action="store_true", help="replace the new file if it exists")
     add = parser.add_argument_group("What a training checkpoint does not tell").add_argument
     add("--like", metavar="FILE", help="model of the same run, for what a checkpoint does not tell")
@@ -64,7 +64,7 @@ def _convert(options: argparse.Namespace, new: Path) -> None:
     from mace.compat.reader import Known
     from mace.model.model_file import save_model
 
-    known = known_from(options.like, options.head) if options.like else Known()
+    known = known_from(options.like) if options.like else Known()
     imported = import_original(options.old, options.head, completed(known, options.avg_num_neighbors, options.gate))
     for name in ("like", "avg_num_neighbors", "gate"):
         if getattr(options, name) is not None and imported.kind != "checkpoint":

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", help="model file of this program or of mace-torch")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--head", help="head to take of a model of mace-torch that has several")
+    parser.add_argument("--head", help="describe one head of a model that has several")
     parser.add_argument("--no_checks", action="store_true", help="leave out the checks, which evaluate the model")
     add_output_flags(parser, "WARNING")
     return parser
@@ -91,7 +91,7 @@ def _text(told: Mapping[str, Any]) -> str:
 def _rows(told: Mapping[str, Any]) -> dict[str, str]:
     plan, origin = told["plan"], told["origin"]
     hidden = " + ".join(f"{plan['n_channels']}x{l}{'eo'[l % 2]}" for l in plan["hidden_l"])
-    energies = ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in told["reference_energies"].items())
+    energies = _of_elements(told["reference_energies"])
     rows = {
         "model": f"{told['model']}, {len(plan['interactions'])} layers, {hidden}, l_max {plan['l_max']}, correlation "
         f"{plan['correlation']}",
@@ -105,6 +105,12 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
         "size": f"{told['parameters']:,} parameters, {told['precision']}, {told['bytes'] / 1e6:.2f} MB",
         "E0s / eV": energies,
         "scale and shift / eV": f"{plan['scale']:.6g}, {plan['shift']:.6g}" if energies else "",
+        "heads": ", ".join(told["heads"]),
+        **{
+            f"head {name}": f"E0s / eV: {_of_elements(head['reference_energies'])}\n"
+            f"scale and shift / eV: {head['scale']:.6g}, {head['shift']:.6g}"
+            for name, head in told["heads"].items()
+        },
         "neighbors": f"{plan['avg_num_neighbors']:.4g} on average",
         "origin": "\n".join(f"{key}: {value}" for key, value in origin.items() if value is not None),
         "training": "\n".join(f"{key}: {value}" for key, value in told["training"].items()),
@@ -118,6 +124,10 @@ def _rows(told: Mapping[str, Any]) -> dict[str, str]:
         ),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _of_elements(energies: Mapping[str, float]) -> str:
+    return ", ".join(f"{symbol} {energy:.6f}" for symbol, energy in energies.items())
 
 
 def main() -> None:

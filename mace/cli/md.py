@@ -74,6 +74,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add("--structure", required=True, help="where to start: any file ASE reads")
     add("--index", type=int, default=0, help="which structure of the file, from 0; -1 for the last (default: 0)")
     add("--model", required=True, nargs="+", help="model file; several, or a pattern, form a committee")
+    add("--head", help="head of a model that has several (default: the one called default)")
     add("--charges_key", default="Qs", help="array of charges, for models of dipoles (default: Qs)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps (default: cpu)")
     add("--default_dtype", choices=["float32", "float64"], default="", help="precision (default: the model's)")
@@ -188,7 +189,11 @@ def run(arguments: Sequence[str]) -> None:
     check_output(trajectory, "trajectory", {"structure": [options.structure], "model": options.model})
     console = Console()
     atoms.calc = MACECalculator(
-        options.model, device=options.device, default_dtype=options.default_dtype, charges_key=options.charges_key
+        options.model,
+        device=options.device,
+        default_dtype=options.default_dtype,
+        head=options.head,
+        charges_key=options.charges_key,
     )
     if "forces" not in atoms.calc.implemented_properties:
         raise UserError(f"{options.model[0]}: the model predicts dipoles only, no forces; name one with energies.")
@@ -238,12 +243,13 @@ def ns_per_day(steps_per_second: float, plan: SimulationPlan) -> float:
 def _tell(atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan) -> None:
     """Say what is simulated."""
     _LOGGER.info(
-        "%s of %s (%d atoms, pbc %s) with %s in %s: %d steps of %g fs, %g ps",
+        "%s of %s (%d atoms, pbc %s) with %s%s in %s: %d steps of %g fs, %g ps",
         plan.ensemble.upper(),
         atoms.get_chemical_formula(),
         len(atoms),
         "".join("T" if periodic else "F" for periodic in atoms.pbc),
         ", ".join(options.model),
+        f", head {atoms.calc.head}," if len(atoms.calc.available_heads) > 1 else "",
         atoms.calc.default_dtype,
         plan.steps,
         plan.timestep_fs,

@@ -67,17 +67,25 @@ def _turned(ours: str, values: np.ndarray) -> np.ndarray:
     return values if ours.endswith(("table", "bias")) else values.T
 
 
-def conditions_from_original(state: State, plan: ModelPlan, head: int, n_heads: int) -> dict[str, np.ndarray]:
-    """Rename the weights of the joint embedding, and take the readout of one head."""
+def conditions_from_original(state: State, plan: ModelPlan) -> dict[str, np.ndarray]:
+    """Rename the weights of the joint embedding, and take its readout apart head by head."""
     weights = {ours: _turned(ours, state[theirs]) for ours, theirs in _pairs(plan)}
     if plan.condition_readout:
-        weights["condition_readout.weight"] = state[_READOUT].reshape(-1, n_heads)[:, head : head + 1]
+        columns = np.split(state[_READOUT].reshape(plan.n_channels, -1), plan.n_readout_heads, axis=1)
+        weights |= {start + "weight": rows for start, rows in zip(_readouts(plan), columns, strict=True)}
     return weights
 
 
 def conditions_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray]:
-    """Do the reverse, for a model of one head."""
+    """Do the reverse."""
     state = {theirs: _turned(ours, weights[ours]) for ours, theirs in _pairs(plan)}
     if plan.condition_readout:
-        state[_READOUT] = weights["condition_readout.weight"].reshape(-1)
+        columns = [weights[start + "weight"] for start in _readouts(plan)]
+        state[_READOUT] = np.concatenate(columns, axis=1).reshape(-1)
     return state
+
+
+def _readouts(plan: ModelPlan) -> list[str]:
+    """Return the start of the names of the weights of the readout, head by head."""
+    n_heads = plan.n_readout_heads
+    return [f"condition_readout.heads.{i}." for i in range(n_heads)] if n_heads > 1 else ["condition_readout."]

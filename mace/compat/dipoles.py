@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.model.plan import ModelPlan
+from mace.model.plan import HeadPlan, ModelPlan
 from mace.units import DEBYE_OF_MACE_TORCH
 
 
@@ -35,14 +35,12 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
             "mace-torch's AtomicDipolesMACE does not use its last layer of several, which this model does; train it "
             "for mace-torch with --num_interactions=1 or --model=EnergyDipolesMACE."
         )
-    energies = tuple(energy + plan.shift for energy in plan.reference_energies)
-    constants: dict[str, Any] = {
-        "reference_energies": energies,
-        "scale": 1.0,
-        "shift": 0.0,
-        "dipole_scale": DEBYE_OF_MACE_TORCH,
-    }
-    factors = {"readouts": plan.scale, "dipole_readouts": plan.dipole_scale / DEBYE_OF_MACE_TORCH}
+    constants: dict[str, Any] = {"dipole_scale": DEBYE_OF_MACE_TORCH}
+    if plan.heads:
+        constants["heads"] = tuple(head.model_copy(update=_folded(head)) for head in plan.heads)
+    else:
+        constants |= _folded(plan)
+    factors = {"readouts": plan.every_head[0].scale, "dipole_readouts": plan.dipole_scale / DEBYE_OF_MACE_TORCH}
     written = dict(weights)
     for name, values in weights.items():
         part, _, rest = name.partition(".")
@@ -55,6 +53,12 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
         written[last + "weight"] = np.zeros((1, 1), dtype)
         constants["readout_vectors"] = 1
     return plan.model_copy(update=constants), written
+
+
+def _folded(head: HeadPlan | ModelPlan) -> dict[str, Any]:
+    """Make the shift a part of the reference energies; the scale becomes a part of weights."""
+    energies = tuple(energy + head.shift for energy in head.reference_energies)
+    return {"reference_energies": energies, "scale": 1.0, "shift": 0.0}
 
 
 def _refuse(plan: ModelPlan) -> None:
@@ -70,6 +74,7 @@ def _refuse(plan: ModelPlan) -> None:
         "different correlation orders": len(set(plan.correlation)) > 1,
         "a cutoff after the radial network": plan.cutoff_after_network,
         "products of all elements": plan.product_of_all_elements,
+        "a scale of its own for each head": len({head.scale for head in plan.every_head}) > 1,
         "fewer channels or degrees of messages": (plan.message_channels, plan.message_l) != (None, None),
     }
     if found := [name for name, has in lacking.items() if has]:

@@ -22,12 +22,12 @@ from mace.compat.weights import weights_to_original
 from mace.conditions import spec_of_condition
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.batching import build_graph
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.structures.conditions import example_values
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.units import DEBYE_OF_MACE_TORCH
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
@@ -82,7 +82,7 @@ def export_to_original(model: MACE, path: str | Path, python: str | Path) -> Exp
     )
     plan = original_arguments(rewritten)
     arrays = {f"weight/{name}": value for name, value in weights_to_original(weights, rewritten).items()}
-    structures = check_structures(model.plan)
+    structures = [structure for head in model.plan.head_names for structure in check_structures(model.plan, head)]
     for i, structure in enumerate(structures):
         arrays |= {f"structure/{i}/{name}": value for name, value in _expected(model, structure).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,9 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     degrees = plan.l_out(0) if plan.n_layers == 1 and plan.predicts_dipole else plan.hidden_l
     widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
     kind = plan.model if plan.predicts_dipole else "ScaleShiftMACE"
-    return plan.model_dump(mode="json", exclude={"interactions", "model", "hidden_l", "radial_mlp", "conditions"}) | {
+    excluded = {"interactions", "model", "hidden_l", "radial_mlp", "conditions", "heads"}
+    return plan.model_dump(mode="json", exclude=excluded) | {
+        **_of_heads(plan),
         "kind": kind,
         "model_type": _MODEL_TYPES[kind],
         "n_layers": plan.n_layers,
@@ -141,8 +143,18 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
             "readout_cls": ("NonLinearBiasReadoutBlock" if plan.readout_biases else None, None),
             "embedding_specs": ({c.name: spec_of_condition(c) for c in plan.conditions} or None, None),
             "use_embedding_readout": (plan.condition_readout, False),
+            # those of models of dipoles have no names
+            "heads": (list(plan.head_names) if plan.n_readout_heads > 1 else None, None),
         },
     }
+
+
+def _of_heads(plan: ModelPlan) -> dict[str, Any]:
+    """Put together the constants of several heads."""
+    if not plan.heads:
+        return {"head_names": []}
+    names = ("reference_energies", "scale", "shift")
+    return {"head_names": plan.head_names} | {n: [getattr(head, n) for head in plan.heads] for n in names}
 
 
 def _edge_irreps(plan: ModelPlan) -> tuple[str | None, bool]:
@@ -162,8 +174,8 @@ def _edge_irreps(plan: ModelPlan) -> tuple[str | None, bool]:
     return "+".join(f"{channels[-1]}x{l}{'eo'[l % 2]}" for l in degrees), channels[0] != plan.n_channels
 
 
-def check_structures(plan: ModelPlan) -> list[Configuration]:
-    """Make a cluster and a skewed periodic cell that hold every element of a model, under different conditions."""
+def check_structures(plan: ModelPlan, head: str = DEFAULT_HEAD) -> list[Configuration]:
+    """Make a cluster and a skewed periodic cell for a head that hold every element, under different conditions."""
     rng = np.random.default_rng(1)
     n = max(plan.n_elements, 8)
     side = int(np.ceil(n ** (1 / 3)))
@@ -175,10 +187,15 @@ def check_structures(plan: ModelPlan) -> list[Configuration]:
     cell = spacing * side * skew
     return [
         Configuration(
-            numbers, positions, np.zeros((3, 3)), (False,) * 3, conditions=example_values(plan.conditions, n)
+            numbers, positions, np.zeros((3, 3)), (False,) * 3, conditions=example_values(plan.conditions, n), head=head
         ),
         Configuration(
-            numbers, positions @ skew, cell, (True,) * 3, conditions=example_values(plan.conditions, n, seed=1)
+            numbers,
+            positions @ skew,
+            cell,
+            (True,) * 3,
+            conditions=example_values(plan.conditions, n, seed=1),
+            head=head,
         ),
     ]
 
@@ -189,13 +206,12 @@ def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
     Of the Chebyshev basis it knows no derivatives. Its dipoles are in Debye.
     """
     plan, periodic = model.plan, all(structure.pbc)
-    graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    graph = build_graph(structure, ElementTable(plan.atomic_numbers), plan.r_max, plan.head_names)
     prediction = predict(model, graph, stress=periodic)
     found: dict[str, np.ndarray] = {}
     scales: dict[str, float] = {}
     if prediction.energy is not None:
-        energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=True))
-        isolated = sum(energies[int(z)] for z in structure.atomic_numbers)
+        isolated = model.reference_of_atoms(graph).sum()
         found["energy"] = prediction.energy[0].detach().numpy()
         # what is rounded away beside the reference energies is no deviation
         tolerance = TOLERANCES[str(model.dtype).removeprefix("torch.")]
@@ -212,6 +228,7 @@ def _expected(model: MACE, structure: Configuration) -> dict[str, np.ndarray]:
     scales = {name: float(np.abs(values).max()) for name, values in found.items()} | scales
     described = {"numbers": structure.atomic_numbers, "positions": structure.positions, "cell": structure.cell}
     described |= {f"condition/{name}": values for name, values in structure.conditions.items()}
+    described["head"] = np.array(structure.head)
     return described | found | {f"{name}_scale": np.array(max(value, 1e-12)) for name, value in scales.items()}
 
 

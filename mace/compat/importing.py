@@ -16,7 +16,6 @@ from mace.compat.modules import Original, read_original
 from mace.compat.reader import CannotConvert, Known, Reader
 from mace.compat.recovery import (
     check_kind,
-    choose_head,
     heads_of,
     precision_of,
     recover_plan,
@@ -25,6 +24,7 @@ from mace.compat.verification import verify
 from mace.compat.weights import weights_from_original
 from mace.elements import chemical_symbol
 from mace.errors import UserError
+from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model
 from mace.model.plan import ModelPlan
@@ -42,7 +42,7 @@ class ImportedModel:
         metadata: Where it comes from.
         kind: The original's class; ``checkpoint`` for a file of weights.
         heads: Names of all heads of the file.
-        head: The head that was taken.
+        head: The head that was taken, or the only one; None if all of several were.
         n_checks: Constants and normalizations of the file that were compared with this program's.
     """
 
@@ -50,7 +50,7 @@ class ImportedModel:
     metadata: ModelMetadata
     kind: str
     heads: tuple[str, ...]
-    head: str
+    head: str | None
     n_checks: int
 
     def summary(self) -> str:
@@ -58,7 +58,7 @@ class ImportedModel:
         plan = self.model.plan
         elements = ", ".join(chemical_symbol(z) for z in plan.atomic_numbers[:12])
         more = f" and {plan.n_elements - 12} more" if plan.n_elements > 12 else ""
-        head = f", head {self.head} of {', '.join(self.heads)}" if len(self.heads) > 1 else ""
+        head = _told_of_heads(self.heads, self.head)
         return (
             f"{self.kind} of mace-torch converted ({plan.n_layers} layers, {plan.n_channels} channels, r_max "
             f"{plan.r_max:.6g} A, {elements}{more}{head}); {self.n_checks} constants and normalizations agree"
@@ -70,7 +70,7 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
 
     Args:
         path: The file.
-        head: Name of the head to take; not needed if there is one.
+        head: Name of the head to take; None for all.
         known: What a checkpoint does not tell.
 
     Returns:
@@ -84,14 +84,10 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
     try:
         check_kind(reader)
         heads = heads_of(reader)
-        place = choose_head(original.path, heads, head)
-        plan, degrees = recover_plan(reader, place)
+        plan, degrees = recover_plan(reader)
         n_checks = verify(reader, plan, degrees)
         dtype = getattr(torch, precision_of(original.state))
-        # heads of a model of dipoles differ in their reference energies only
-        n_heads = 1 if plan.predicts_dipole else len(heads)
-        weights = weights_from_original(original.state, plan, place, n_heads, degrees)
-        model = _built(plan, weights, dtype)
+        model = _built(plan, weights_from_original(original.state, plan, degrees), dtype)
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error
     except CouplingError as error:
@@ -102,8 +98,12 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         # shapes that contradict each other, in a damaged file or an unknown kind of model
         raise UserError(_explained(original, f"its weights do not fit each other ({error})")) from error
     kind = original.tree.kind if original.tree is not None else "checkpoint"
-    metadata = ModelMetadata(name=original.path.stem, comment=_origin(original, kind, heads, heads[place]))
-    return ImportedModel(model, metadata, kind, heads, heads[place], n_checks)
+    if head is not None:
+        head = find_head(heads, head, str(original.path))
+        model = with_one_head(model, head)
+    head = heads[0] if len(heads) == 1 else head
+    metadata = ModelMetadata(name=original.path.stem, comment=_origin(original, kind, heads, head))
+    return ImportedModel(model, metadata, kind, heads, head, n_checks)
 
 
 def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) -> MACE:
@@ -133,36 +133,48 @@ def _explained(original: Original, reason: str) -> str:
     return f"{original.path}: this model of mace-torch cannot be converted: {reason}; {way_out}."
 
 
-def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str) -> str:
+def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
+    """Say which heads a file has, and which was taken."""
+    if len(heads) == 1:
+        return ""
+    return f", head {head} of {', '.join(heads)}" if head is not None else f", heads {', '.join(heads)}"
+
+
+def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
     digest = sha256()
     with original.path.open("rb") as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
-    taken = f", head {head} of {', '.join(heads)}" if len(heads) > 1 else ""
-    return (
-        f"converted from {original.path.name}, {_with_article(kind)} of mace-torch{taken}, SHA-256 {digest.hexdigest()}"
-    )
+    whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
+    return f"converted from {original.path.name}, {whole}, SHA-256 {digest.hexdigest()}"
 
 
 def _with_article(kind: str) -> str:
     return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
-def known_from(path: str | Path, head: str | None = None) -> Known:
+def heads_in(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the heads of a model file of either program.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
+    if not is_torch_file(path):
+        return load_model(path).heads
+    original = read_original(path)
+    try:
+        return heads_of(Reader(original, Known()))
+    except CannotConvert as error:
+        raise UserError(_explained(original, str(error))) from error
+
+
+def known_from(path: str | Path) -> Known:
     """Take what a checkpoint does not tell from a model of the same run, of either program.
 
     Raises:
         UserError: If the model cannot be opened.
     """
-    if is_torch_file(path):
-        original = read_original(path)
-        try:
-            heads = heads_of(Reader(original, Known()))
-        except CannotConvert as error:
-            raise UserError(_explained(original, str(error))) from error
-        plan = import_original(path, head or heads[0]).model.plan
-    else:
-        plan, heads = load_model(path).model.plan, ("Default",)
+    plan, heads = open_model(path).model.plan, heads_in(path)
     return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads, plan)
 
 
@@ -178,7 +190,7 @@ def open_model(
         path: The file.
         device: Where the model is to live.
         dtype: Precision; without it, that of the file.
-        head: Head to take of a model that has several.
+        head: Head to take of a model that has several; None for all.
 
     Returns:
         The model and where it comes from.
@@ -187,13 +199,16 @@ def open_model(
         UserError: If it cannot be opened, or has no such head.
     """
     if not is_torch_file(path):
-        if head is not None and head.lower() != "default":
-            raise UserError(f"{path}: the model has one head, Default, and no head '{head}'; leave it out.")
-        return load_model(path, device, dtype)
+        loaded = load_model(path, device, dtype)
+        if head is None:
+            return loaded
+        head = find_head(loaded.heads, head, str(path))
+        return replace(loaded, model=with_one_head(loaded.model, head), heads=(head,))
     imported = import_original(path, head)
     stored = imported.model.dtype
     _LOGGER.info("%s: %s", path, imported.summary())
-    return LoadedModel(carry_to(imported.model, device, dtype or stored), imported.metadata, stored)
+    heads = imported.heads if imported.head is None else (imported.head,)
+    return LoadedModel(carry_to(imported.model, device, dtype or stored), imported.metadata, stored, heads)
 
 
 def completed(known: Known, avg_num_neighbors: float | None, gate: str | None) -> Known:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from mace.compat.layers import (
 from mace.compat.modules import number
 from mace.compat.pickles import Name, Record
 from mace.compat.reader import CannotConvert, Reader, exact
-from mace.errors import UserError
-from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, ModelPlan
+from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
+from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
 
 KINDS = ("MACE", "ScaleShiftMACE", *WITH_DIPOLE)
@@ -40,40 +39,27 @@ _ENERGIES = "atomic_energies_fn.atomic_energies"
 _USUAL_WIDTH = 16
 """Width of the hidden layer that a model of one layer does not have."""
 MAX_ATOMIC_NUMBER = 118
+MOST_HEADS = 1000
+"""A file that says more is no model: each costs modules of its own."""
 SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
 def heads_of(reader: Reader) -> tuple[str, ...]:
-    """Return the names of the heads, numbers where the file has no names."""
+    """Return the names of the heads, numbers where the file has no names.
+
+    Raises:
+        CannotConvert: If it has more than any model would have.
+    """
     n = 1 if dipole_kind(reader) == "AtomicDipolesMACE" else len(np.atleast_2d(reader.array(_ENERGIES)))
+    if n > MOST_HEADS:
+        raise CannotConvert(f"it has {n} heads, more than {MOST_HEADS}")
     names = reader.known.heads or (reader.tree.attributes.get("heads") if reader.tree is not None else None)
     if n == 1 and not names:
-        return ("Default",)
+        return (DEFAULT_HEAD,)
     if not isinstance(names, (list, tuple)) or len(names) != n or not all(isinstance(name, str) for name in names):
         return tuple(str(i) for i in range(n))
     return tuple(names)
-
-
-def choose_head(path: Path, heads: tuple[str, ...], head: str | None) -> int:
-    """Return the index of the wanted head.
-
-    Raises:
-        UserError: If there are several and none is named, or there is none of this name.
-    """
-    if head is None and len(heads) == 1:
-        return 0
-    listed = ", ".join(heads)
-    if head is None:
-        raise UserError(
-            f"{path}: the model has {len(heads)} heads ({listed}), and models here have one; choose one with "
-            f"--head {heads[-1]} (head='{heads[-1]}' in Python)."
-        )
-    if head in heads:
-        return heads.index(head)
-    if len(heads) == 1 and head.lower() == "default":
-        return 0
-    raise UserError(f"{path}: the model has no head '{head}'; its heads are {listed}.")
 
 
 def precision_of(state: Mapping[str, np.ndarray]) -> str:
@@ -88,12 +74,11 @@ def precision_of(state: Mapping[str, np.ndarray]) -> str:
     return _PRECISIONS[dtype]
 
 
-def recover_plan(reader: Reader, head: int) -> tuple[ModelPlan, list[tuple[int, ...]]]:
-    """Recover the plan of a model.
+def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
+    """Recover the plan of a model, with all its heads.
 
     Args:
         reader: The file.
-        head: Which of its heads.
 
     Returns:
         The plan, and the degrees the original has room for in what neighbors send, layer by layer.
@@ -105,7 +90,7 @@ def recover_plan(reader: Reader, head: int) -> tuple[ModelPlan, list[tuple[int, 
     numbers = [int(z) for z in reader.array("atomic_numbers").reshape(-1)]
     if not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
         raise CannotConvert("its atomic numbers are none")
-    energies = _reference_energies(reader, kind, len(numbers))
+    heads = _heads(reader, kind, len(numbers))
     n_layers = reader.count("interactions.")
     if n_layers < 1:
         raise CannotConvert("it has no interactions")
@@ -115,9 +100,9 @@ def recover_plan(reader: Reader, head: int) -> tuple[ModelPlan, list[tuple[int, 
         hidden = (0,) if kind is None else (0, 1)
     interactions = recover_interactions(reader, n_layers, n_channels, len(numbers), l_max, hidden)
     messages = recover_messages(reader, n_layers, n_channels, hidden)
-    scale, shift = _scale_shift(reader, head)
-    readout = _last_readout(reader, n_layers, n_channels, len(energies), kind)
-    word = kind or ("MACE" if not interactions[0].residual and shift == 0.0 else "ScaleShiftMACE")
+    readout = _last_readout(reader, n_layers, n_channels, len(heads), kind)
+    unshifted = all(head.shift == 0.0 for head in heads)
+    word = kind or ("MACE" if not interactions[0].residual and unshifted else "ScaleShiftMACE")
     try:
         plan = ModelPlan.model_validate(
             {
@@ -132,9 +117,7 @@ def recover_plan(reader: Reader, head: int) -> tuple[ModelPlan, list[tuple[int, 
                 "radial_mlp": recover_radial_mlp(reader, interactions),
                 "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
                 "atomic_numbers": tuple(numbers),
-                "reference_energies": tuple(float(energy) for energy in energies[head]),
-                "scale": scale,
-                "shift": shift,
+                **_constants(heads),
                 "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
                 **messages_of_plan(messages, n_channels, hidden),
                 **readout,
@@ -171,14 +154,23 @@ def dipole_kind(reader: Reader) -> str | None:
     return kind
 
 
-def _reference_energies(reader: Reader, kind: str | None, n_elements: int) -> np.ndarray:
-    """Return the reference energies, ``[heads, elements]``; one head without elements where no energy is predicted."""
-    if kind is not None and kind not in WITH_ENERGY:
-        return np.zeros((1, 0))
-    energies = np.atleast_2d(reader.array(_ENERGIES))
-    if energies.shape[1] != n_elements:
-        raise CannotConvert(f"it has {energies.shape[1]} reference energies for {n_elements} elements")
-    return energies
+def _heads(reader: Reader, kind: str | None, n_elements: int) -> tuple[HeadPlan, ...]:
+    """Return the heads; one without reference energies where no energy is predicted."""
+    energies = np.zeros((1, 0))
+    if kind is None or kind in WITH_ENERGY:
+        energies = np.atleast_2d(reader.array(_ENERGIES))
+        if energies.shape[1] != n_elements:
+            raise CannotConvert(f"it has {energies.shape[1]} reference energies for {n_elements} elements")
+    heads = []
+    for place, (name, row) in enumerate(zip(heads_of(reader), energies, strict=True)):
+        scale, shift = _scale_shift(reader, place)
+        heads.append(HeadPlan(name=name, reference_energies=tuple(map(float, row)), scale=scale, shift=shift))
+    return tuple(heads)
+
+
+def _constants(heads: Sequence[HeadPlan]) -> dict[str, Any]:
+    """Say in the terms of a plan what belongs to the heads, or to the only one."""
+    return heads[0].model_dump(exclude={"name"}) if len(heads) == 1 else {"reference_energies": (), "heads": heads}
 
 
 def check_kind(reader: Reader) -> None:

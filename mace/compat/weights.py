@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from mace.compat.conditions import conditions_from_original, conditions_to_original
 from mace.compat.couplings import map_to_ours
@@ -18,8 +19,6 @@ State = Mapping[str, np.ndarray]
 def weights_from_original(
     state: State,
     plan: ModelPlan,
-    head: int = 0,
-    n_heads: int = 1,
     degrees: Sequence[tuple[int, ...]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Rename the weights of a mace-torch model of energies, dipoles or both.
@@ -33,8 +32,6 @@ def weights_from_original(
             those of this program, and the weights of a different basis are carried over; other buffers are ignored.
             Gradients or optimizer moments named in the same way can be passed too.
         plan: The plan of the same model.
-        head: Which head to take.
-        n_heads: How many the original has.
         degrees: Degrees it has room for in what neighbors send, layer by layer; None for those of the plan.
 
     Returns:
@@ -52,8 +49,8 @@ def weights_from_original(
         weights |= interaction_from_original(state, plan, layer, sent, 0 in _original_l_out(plan, layer))
         weights |= _product(state, plan, layer)
     for readout in range(1 if plan.last_readout_only else plan.n_layers):
-        weights |= _readout(state, plan, readout, head, n_heads)
-    return weights | conditions_from_original(state, plan, head, n_heads)
+        weights |= _readout(state, plan, readout)
+    return weights | conditions_from_original(state, plan)
 
 
 def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
@@ -98,10 +95,10 @@ def _contraction(state: State, plan: ModelPlan, layer: int, place: int, degree: 
     return stored if coupling is None else map_to_ours(coupling, stored, plan.l_max, degree, order)
 
 
-def _readout(state: State, plan: ModelPlan, number: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
+def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
-    if n_heads > 1 or plan.readout_biases:
-        return _readout_of_head(state, plan, number, head, n_heads)
+    if plan.n_readout_heads > 1 or plan.readout_biases:
+        return _readout_of_heads(state, plan, number)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
     theirs, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
     weights = {}
@@ -124,29 +121,39 @@ def _readout(state: State, plan: ModelPlan, number: int, head: int, n_heads: int
     return weights
 
 
-def _readout_of_head(state: State, plan: ModelPlan, number: int, head: int, n_heads: int) -> dict[str, np.ndarray]:
-    """Take the readout of one of several heads, which all are of energies."""
-    theirs, ours = f"readouts.{number}.", f"readouts.{number}."
+def _readout_of_heads(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
+    """Take a readout of energies apart: in the original one map yields those of all heads.
+
+    Every head has hidden channels of its own, one after the other. What leads from those of one head to another is
+    left out: the original masks it.
+    """
+    theirs, n_heads = f"readouts.{number}.", plan.n_readout_heads
     n, width = plan.n_channels, plan.readout_channels
-    if f"{theirs}linear.weight" in state:
-        return {ours + "weight": state[f"{theirs}linear.weight"].reshape(-1, n_heads)[:n, head : head + 1]}
-    # every head has hidden channels of its own, one after the other; the others are masked, but counted in the scale
-    rows = slice(head * width, (head + 1) * width)
-    hidden = state[f"{theirs}linear_1.weight"].reshape(n, n_heads * width)[:, rows]
-    last = state[f"{theirs}linear_2.weight"].reshape(n_heads * width, n_heads)[rows, head : head + 1]
-    weights = {ours + "hidden": hidden, ours + "weight": last / n_heads**0.5}
-    if plan.readout_biases:
-        middle = state[f"{theirs}linear_mid.weight"].reshape(n_heads * width, -1)[rows, rows]
-        weights |= {
-            ours + "middle": middle / n_heads**0.5,
-            ours + "middle_bias": state[f"{theirs}linear_mid.bias"][rows],
-            ours + "bias": state[f"{theirs}linear_2.bias"][head : head + 1],
-        }
+    weights = {}
+    for head, ours in enumerate(_names_of_heads(plan, number)):
+        if f"{theirs}linear.weight" in state:
+            weights[ours + "weight"] = state[f"{theirs}linear.weight"].reshape(-1, n_heads)[:n, head : head + 1]
+            continue
+        rows = slice(head * width, (head + 1) * width)
+        last = state[f"{theirs}linear_2.weight"].reshape(n_heads * width, n_heads)
+        weights[ours + "hidden"] = state[f"{theirs}linear_1.weight"].reshape(n, n_heads * width)[:, rows]
+        weights[ours + "weight"] = last[rows, head : head + 1]
+        if plan.readout_biases:
+            middle = state[f"{theirs}linear_mid.weight"].reshape(n_heads * width, -1)
+            weights[ours + "middle"] = middle[rows, rows]
+            weights[ours + "middle_bias"] = state[f"{theirs}linear_mid.bias"][rows]
+            weights[ours + "bias"] = state[f"{theirs}linear_2.bias"][head : head + 1]
     return weights
 
 
+def _names_of_heads(plan: ModelPlan, number: int) -> list[str]:
+    """Return the start of the names of the weights of a readout, head by head."""
+    n_heads = plan.n_readout_heads
+    return [f"readouts.{number}.heads.{head}." for head in range(n_heads)] if n_heads > 1 else [f"readouts.{number}."]
+
+
 def weights_to_original(weights: State, plan: ModelPlan) -> dict[str, np.ndarray]:
-    """Rename our weights to those of a mace-torch model with one head and the full coupling coefficients.
+    """Rename our weights to those of a mace-torch model with the full coupling coefficients.
 
     Args:
         weights: Arrays by the names of `mace.model.mace.MACE` parameters.
@@ -178,16 +185,10 @@ def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
 
 def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
+    if plan.n_readout_heads > 1 or plan.readout_biases:
+        return _readout_of_heads_to_original(weights, plan, number)
     name, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
     last = [weights[key] for key in (energy + "weight", dipole + "weight") if key in weights]
-    if energy + "middle" in weights:
-        return {
-            name + "linear_1.weight": weights[energy + "hidden"].reshape(-1),
-            name + "linear_mid.weight": weights[energy + "middle"].reshape(-1),
-            name + "linear_mid.bias": weights[energy + "middle_bias"],
-            name + "linear_2.weight": weights[energy + "weight"].reshape(-1),
-            name + "linear_2.bias": weights[energy + "bias"],
-        }
     if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
     # an AtomicDipolesMACE has no scalars in its last layer, and no weights for gates
@@ -198,3 +199,22 @@ def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[s
         name + "linear_1.weight": np.concatenate([part.reshape(-1) for part in first]),
         name + "linear_2.weight": np.concatenate(last).reshape(-1),
     }
+
+
+def _readout_of_heads_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
+    """Join the readouts of all heads; what leads from one to another is zero, and never used."""
+    name, ours = f"readouts.{number}.", _names_of_heads(plan, number)
+    last = [weights[head + "weight"] for head in ours]
+    if ours[0] + "hidden" not in weights:
+        return {name + "linear.weight": np.concatenate(last, axis=1).reshape(-1)}
+    joined = {
+        name + "linear_1.weight": np.concatenate([weights[head + "hidden"] for head in ours], axis=1).reshape(-1),
+        name + "linear_2.weight": block_diag(*last).reshape(-1),
+    }
+    if plan.readout_biases:
+        joined |= {
+            name + "linear_mid.weight": block_diag(*(weights[head + "middle"] for head in ours)).reshape(-1),
+            name + "linear_mid.bias": np.concatenate([weights[head + "middle_bias"] for head in ours]),
+            name + "linear_2.bias": np.concatenate([weights[head + "bias"] for head in ours]),
+        }
+    return joined

@@ -12,7 +12,7 @@ import torch
 from mace.compat.exporting import check_structures
 from mace.compat.layers import word_of_interaction
 from mace.elements import ElementTable, chemical_symbol
-from mace.graphs.batching import GraphDataset
+from mace.graphs.batching import build_graph
 from mace.graphs.graph import Graph
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
@@ -44,6 +44,14 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "precision": str(loaded.stored_dtype).removeprefix("torch."),
         "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
+        "heads": {
+            head.name: {
+                "reference_energies": dict(zip(symbols, head.reference_energies, strict=True)),
+                "scale": head.scale,
+                "shift": head.shift,
+            }
+            for head in plan.heads
+        },
         "interactions": [word_of_interaction(kind) for kind in plan.interactions],
         "variants": variants(plan),
         "conditions": [condition.text for condition in plan.conditions],
@@ -80,12 +88,17 @@ def variants(plan: ModelPlan) -> list[str]:
 
 
 def check_model(model: MACE) -> dict[str, bool]:
-    """Find out whether a model computes finite numbers, and forces that are the gradient of its energy.
+    """Find out whether all heads of a model compute finite numbers, and forces that are the gradient of their energy.
 
     Args:
         model: The model in float64, on the CPU.
     """
-    cluster, crystal = check_structures(model.plan)
+    every = [_check_head(model, head) for head in model.plan.head_names]
+    return {name: all(checks[name] for checks in every) for name in every[0]}
+
+
+def _check_head(model: MACE, head: str) -> dict[str, bool]:
+    cluster, crystal = check_structures(model.plan, head)
     if not model.plan.predicts_energy:
         dipole = predict(model, _graph(model, cluster)).dipole
         return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
@@ -107,7 +120,7 @@ def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
 
 
 def _graph(model: MACE, structure: Configuration) -> Graph:
-    return GraphDataset([structure], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0]).graph
+    return build_graph(structure, ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names)
 
 
 def _evaluate(model: MACE, structure: Configuration) -> tuple[float, np.ndarray]:

@@ -23,10 +23,11 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
+from mace.model.heads import default_head
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.structures.collection import objects_frozen
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, PROPERTIES, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
@@ -118,6 +119,9 @@ def evaluate_files(
     resume: bool = False,
 ) -> EvaluationSummary:
     """Predict all structures of some files and write them, in their order, as one extended XYZ file.
+
+    Of models that have several heads, ``info["head"]`` of a structure names the one it is for; others are for the one
+    called default.
 
     Everything the files say of a structure is kept: labels, other keys, constraints. The output appears under its name
     only once it is complete, so it may be the input itself; see `AnnotatedFile`.
@@ -227,8 +231,16 @@ def _read_checked(
         conditions=joined(model.plan.conditions for model in models),
         condition_keys=condition_keys,
     )
-    reading = read_sources([source], observe=frames.append)
+    names = [model.plan.head_names for model in models if model.plan.heads]
+    reading = read_sources(
+        [source],
+        head=(names and default_head(names[0])) or DEFAULT_HEAD,
+        observe=frames.append,
+        head_key=HEAD_KEY if names else None,
+    )
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
+    for known in dict.fromkeys(names):
+        _check_heads(configurations, known)
     for elements in dict.fromkeys(model.plan.atomic_numbers for model in models):
         check_elements(elements, configurations, "the model's training data")
     _check_keys(wanted.keys(models[0].plan, len(models) > 1), wanted.prefix, reading.report)
@@ -259,7 +271,8 @@ def predict_configurations(
         where wanted, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
         ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
     """
-    dataset = GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    elements, r_max, heads = ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names
+    dataset = GraphDataset(configurations, elements, r_max, heads=heads)
     graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
     prediction = predict(model, graph, forces=True, stress=wanted.stress, features=wanted.descriptors)
     of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
@@ -310,6 +323,21 @@ def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> 
     """Sort structures as they stand in the files: reading puts isolated atoms apart."""
     place = {file: i for i, file in enumerate(files)}
     return sorted(configurations, key=lambda configuration: (place[configuration.file], configuration.index))
+
+
+def _check_heads(configurations: Sequence[Configuration], names: Sequence[str]) -> None:
+    """Make sure that a model has the head of every structure.
+
+    Raises:
+        UserError: If it does not.
+    """
+    for configuration in configurations:
+        if configuration.head not in names:
+            raise UserError(
+                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
+                f"heads are {', '.join(names)}. Name one for all structures with --head, or for each with {HEAD_KEY}= "
+                "in its comment line."
+            )
 
 
 def _check_model(plan: ModelPlan, wanted: Wanted) -> None:

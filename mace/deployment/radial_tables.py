@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mace.elements import ElementTable, covalent_radii
 from mace.errors import UserError
-from mace.graphs.batching import build_graph
+from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import CompilationError
 from mace.model.derivatives import predict
@@ -84,9 +85,13 @@ def _obstacle(model: MACE) -> str | None:
 
 def largest_error(model: MACE, n_nodes: int) -> float:
     """Measure in float64 by how much tables change a force or dipole of a test structure, eV/Angstrom or e*Angstrom."""
-    exact = deepcopy(model).requires_grad_(False).use_compiled_kernels(False).to_precision(torch.float64)
-    graph = build_graph(disordered_structure(model), ElementTable(model.plan.atomic_numbers), model.plan.r_max)
-
+    exact, plan = (
+        deepcopy(model).requires_grad_(False).use_compiled_kernels(False).to_precision(torch.float64),
+        model.plan,
+    )
+    structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
+    dataset = GraphDataset(structures, ElementTable(plan.atomic_numbers), plan.r_max, heads=plan.head_names)
+    graph = dataset.graph(range(len(dataset)))
     from_networks = _of_atoms(exact, graph)
     return float((from_networks - _of_atoms(exact.use_radial_tables(n_nodes), graph)).abs().max())
 

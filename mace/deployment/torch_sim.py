@@ -24,6 +24,7 @@ from mace.graphs.batching import GraphDataset
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.derivatives import predict
+from mace.model.heads import find_head, with_one_head
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import carry_to
@@ -56,7 +57,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         dtype: ``torch.float64`` or ``torch.float32``.
         compute_forces: Whether results have forces; can be changed later.
         compute_stress: Whether results have a stress; can be changed later.
-        head: Which head to take of a model of mace-torch that has several.
+        head: Name or number of the head to use of a model that has several; None for the one called default.
         skin: How far beyond the cutoff neighbors of periodic structures are searched, in Angstrom, so that the search
             need not be repeated while atoms move less than half of it; results do not depend on it.
 
@@ -72,7 +73,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         *,
         compute_forces: bool = True,
         compute_stress: bool = True,
-        head: str | None = None,
+        head: str | int | None = None,
         skin: float = DEFAULT_SKIN,
     ) -> None:
         """Load the model; see the class."""
@@ -159,22 +160,30 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         return join_neighbors([self._searches[c.index](c, r_max) for c in configurations])
 
 
-def _opened(model: str | Path | MACE, device: torch.device, dtype: torch.dtype, head: str | None) -> MACE:
-    """Open a file or copy a model, and make it ready for being evaluated only."""
+def _opened(model: str | Path | MACE, device: torch.device, dtype: torch.dtype, head: str | int | None) -> MACE:
+    """Open a file or copy a model, take one of its heads, and make it ready for being evaluated only."""
     if isinstance(model, MACE):
-        if head is not None and head.lower() != "default":
-            raise UserError(f"MaceTorchSimModel: models in memory have one head, so head='{head}' cannot be used.")
-        opened = carry_to(deepcopy(model), device, dtype)
+        opened, names, place = carry_to(deepcopy(model), device, dtype), model.plan.head_names, "MaceTorchSimModel"
     elif isinstance(model, (str, Path)):
-        opened = open_model(model, device, dtype, head).model
+        loaded = open_model(model, device, dtype)
+        opened, names, place = loaded.model, loaded.heads, str(model)
     else:
         raise UserError(f"MaceTorchSimModel: the model is a {type(model).__name__}; name a model file.")
     if not opened.plan.predicts_energy:
         raise UserError(f"MaceTorchSimModel: a {opened.plan.model} model predicts no energy, so it moves no atoms.")
-    opened.requires_grad_(False)
+    opened = with_one_head(opened, _head(names, head, place)).requires_grad_(False)
     choose_kernels(opened)
     choose_radial_tables(opened)
     return opened
+
+
+def _head(names: Sequence[str], head: str | int | None, place: str) -> str:
+    """Return the name of the head that is meant; torch-sim's own models take numbers too."""
+    if not isinstance(head, int):
+        return find_head(names, head, place)
+    if not 0 <= head < len(names):
+        raise UserError(f"{place}: there is no head {head}; the heads are 0 to {len(names) - 1} ({', '.join(names)}).")
+    return names[head]
 
 
 def _configurations(state: Any, conditions: Sequence[Condition]) -> list[Configuration]:

@@ -16,7 +16,7 @@ from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
 from mace.structures.conditions import conditions_of_atoms
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
 
 PER_ATOM = ("forces",)
 """Labels with one row per atom; all others have one per structure."""
@@ -111,9 +111,11 @@ class GraphDataset:
         r_max: Cutoff in Angstrom.
         progress: Wraps the iteration over structures, for a progress bar.
         search: Finds the neighbors of some structures within the cutoff.
+        heads: Names of the model's heads; a single one is for all structures.
 
     Raises:
-        UserError: If a structure has an element that the table lacks, or a stress without a volume.
+        UserError: If a structure has an element that the table lacks, is for a head that the model lacks, or has a
+            stress without a volume.
     """
 
     def __init__(
@@ -123,12 +125,14 @@ class GraphDataset:
         r_max: float,
         progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
         search: Callable[[Sequence[Configuration], float], JoinedNeighbors] = find_all_neighbors,
+        heads: Sequence[str] = (DEFAULT_HEAD,),
     ) -> None:
         self.configurations = list(configurations)
         self.r_max = r_max
         self._element = elements.index(np.concatenate([c.atomic_numbers for c in configurations]))
         self._positions = np.concatenate([c.positions for c in configurations])
         self._cell = np.stack([c.cell for c in configurations])
+        self._head = _heads(configurations, heads)
         self._charges = np.concatenate(
             [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
         )
@@ -283,6 +287,7 @@ class GraphDataset:
             structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(chosen)), n_atoms)),
             positions=torch.from_numpy(self._positions[atoms]),
             cell=torch.from_numpy(self._cell[chosen]),
+            head=torch.from_numpy(self._head[chosen]),
             charges=torch.from_numpy(self._charges[atoms]),
             volume=torch.from_numpy(self._volume[chosen]),
             pair_sender=_padded(flat.pair_sender[pairs] + atom_offset),
@@ -300,10 +305,25 @@ class GraphDataset:
             row_of_atom=torch.from_numpy(row),
             elements_present=tuple(present.tolist()),
             element_counts=tuple(counts.tolist()),
+            heads_present=tuple(np.unique(self._head[chosen]).tolist()),
             n_structures=len(chosen),
             max_neighbors=k,
             conditions={name: torch.from_numpy(values[atoms]) for name, values in self._conditions.items()},
         )
+
+
+def _heads(configurations: Sequence[Configuration], names: Sequence[str]) -> np.ndarray:
+    """Look up the head each structure is for, ``[structures]``."""
+    if len(names) == 1:
+        return np.zeros(len(configurations), dtype=np.int64)
+    place = {name: index for index, name in enumerate(names)}
+    for configuration in configurations:
+        if configuration.head not in place:
+            raise UserError(
+                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
+                f"heads are {', '.join(names)}."
+            )
+    return np.array([place[configuration.head] for configuration in configurations], dtype=np.int64)
 
 
 def _padded(rows: np.ndarray) -> Tensor:
@@ -317,6 +337,8 @@ def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray) -> Ten
     return torch.from_numpy(empty)
 
 
-def build_graph(configuration: Configuration, elements: ElementTable, r_max: float) -> Graph:
+def build_graph(
+    configuration: Configuration, elements: ElementTable, r_max: float, heads: Sequence[str] = (DEFAULT_HEAD,)
+) -> Graph:
     """Build the graph of a single structure; see `GraphDataset`."""
-    return GraphDataset([configuration], elements, r_max).graph([0])
+    return GraphDataset([configuration], elements, r_max, heads=heads).graph([0])

@@ -26,6 +26,7 @@ class Graph:
         structure_of_atom: Structure each atom belongs to, ``[atoms]``.
         positions: Angstrom, float64, ``[atoms, 3]``.
         cell: Rows are lattice vectors in Angstrom, float64, ``[structures, 3, 3]``.
+        head: Index of the head of the model that each structure is for, ``[structures]``.
         charges: Given elementary charges, zero where none are given, float64, ``[atoms]``.
         volume: Angstrom^3, float64, ``[structures]``; what stresses are divided by, NaN where stress has no meaning.
         pair_sender: Sending atom of each pair, ``[pairs]``.
@@ -41,6 +42,7 @@ class Graph:
         row_of_atom: The row of each atom, ``[atoms]``.
         elements_present: Elements that occur, in rising order.
         element_counts: How many atoms each of them has.
+        heads_present: Heads that occur, in rising order.
         n_structures: Number of structures.
         max_neighbors: Slots per atom, at least one.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
@@ -50,6 +52,7 @@ class Graph:
     structure_of_atom: Tensor
     positions: Tensor
     cell: Tensor
+    head: Tensor
     charges: Tensor
     volume: Tensor
     pair_sender: Tensor
@@ -65,6 +68,7 @@ class Graph:
     row_of_atom: Tensor
     elements_present: tuple[int, ...]
     element_counts: tuple[int, ...]
+    heads_present: tuple[int, ...]
     n_structures: int
     max_neighbors: int
     conditions: dict[str, Tensor] = field(default_factory=dict)
@@ -82,6 +86,17 @@ class Graph:
     def atoms_per_structure(self) -> Tensor:
         """Count the atoms of each structure, ``[structures]``."""
         return torch.bincount(self.structure_of_atom, minlength=self.n_structures)
+
+    def head_of_atoms(self, order: Tensor | None = None) -> int | Tensor:
+        """Return the head of all atoms if it is the same, or that of each, ``[atoms]``.
+
+        Args:
+            order: The atoms in another order than that of the structures, ``[atoms]``.
+        """
+        if len(self.heads_present) == 1:
+            return self.heads_present[0]
+        structure = self.structure_of_atom if order is None else self.structure_of_atom.index_select(0, order)
+        return self.head.index_select(0, structure)
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
         """Return the graph with every tensor on a device; see `carry`."""

@@ -120,7 +120,7 @@ def _assemble(
     layers = _features(output, graph) if features else None
     if output.energies is None:
         return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
-    reference = model.reference_energies.index_select(0, graph.element)
+    reference = model.reference_of_atoms(graph)
     atomic_energies = reference + output.energies.to(reference.dtype)
     if keep_graph is None:
         energy = sum_over_structures(atomic_energies, graph)

@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,7 +29,11 @@ from mace.model.readout import (
     LinearDipoleReadout,
     LinearReadout,
     NonlinearReadout,
+    ReadoutOfHeads,
 )
+
+_OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
+"""Constants of heads, and the buffers that hold them."""
 
 LARGEST_ELEMENT_EMBEDDING = 0.001
 """Bound of what radial weights of a non-linear interaction know of the elements at the start of a training."""
@@ -56,9 +60,19 @@ class MACE(nn.Module):
     Args:
         plan: The plan, kept as an attribute.
         dtype: Precision of weights and constants; torch's default precision if none is given.
+
+    Attributes:
+        plan: The plan.
+        heads: Its heads, a single one for a model that does not have several.
+        reference_energies: eV, float64, ``[heads, elements]``.
+        scales: eV, ``[heads]``.
+        shifts: eV, ``[heads]``.
+        inversion: Sign of each harmonic of the opposite direction.
     """
 
     reference_energies: Tensor
+    scales: Tensor
+    shifts: Tensor
     inversion: Tensor
 
     def __init__(self, plan: ModelPlan, dtype: torch.dtype | None = None) -> None:
@@ -73,9 +87,11 @@ class MACE(nn.Module):
         self.readouts = nn.ModuleList(_energy_readouts(plan) if plan.predicts_energy else ())
         self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if plan.predicts_dipole else ())
         self.conditions = ConditionChannels(plan) if plan.conditions else None
-        self.condition_readout = LinearReadout(n) if plan.condition_readout else None
-        energies = torch.tensor(plan.reference_energies, dtype=torch.float64)
-        self.register_buffer("reference_energies", energies, persistent=False)
+        self.condition_readout = _of_heads(plan, lambda: LinearReadout(n)) if plan.condition_readout else None
+        self.heads = plan.every_head
+        for name in ("reference_energies", "scale", "shift"):
+            values = torch.tensor([getattr(head, name) for head in self.heads], dtype=torch.float64)
+            self.register_buffer(_OF_HEADS[name], values, persistent=False)
         signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
         self.register_buffer("inversion", torch.tensor(signs), persistent=False)
         self._carry_to(dtype or torch.get_default_dtype())
@@ -118,6 +134,13 @@ class MACE(nn.Module):
     def num_interactions(self) -> Tensor:
         """Number of layers, as a tensor as in mace-torch, of no dimension."""
         return torch.tensor(self.plan.n_layers)
+
+    def reference_of_atoms(self, graph: Graph) -> Tensor:
+        """Look up the reference energy of every atom by element and head, ``[atoms]``."""
+        head = graph.head_of_atoms()
+        if isinstance(head, int):
+            return self.reference_energies[head].index_select(0, graph.element)
+        return self.reference_energies.flatten().index_select(0, head * self.plan.n_elements + graph.element)
 
     def use_compiled_kernels(self, compiled: bool) -> MACE:
         """Choose between the compiled kernels, on the CPU only, and those in torch, which define them."""
@@ -213,7 +236,7 @@ class MACE(nn.Module):
             layers.append(features)
         energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
         if energies is not None and self.condition_readout is not None:
-            energies = energies + self.condition_readout(channels)
+            energies = energies + self._read(self.condition_readout, channels, graph)
         return AtomicOutput(
             None if energies is None else restore_order(energies, graph),
             None if dipoles is None else restore_order(dipoles, graph),
@@ -243,8 +266,17 @@ class MACE(nn.Module):
             return None
         energies = self._repulsion(lengths, graph)
         for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
-            energies = energies + readout(features[0].squeeze(1))
-        return energies * self.plan.scale + self.plan.shift
+            energies = energies + self._read(readout, features[0].squeeze(1), graph)
+        head = graph.head_of_atoms(graph.atoms_by_element)
+        if isinstance(head, int):
+            return energies * self.heads[head].scale + self.heads[head].shift
+        return energies * self.scales[head] + self.shifts[head]
+
+    def _read(self, readout: nn.Module, scalars: Tensor, graph: Graph) -> Tensor:
+        """Read an energy for the head of each atom, rows in order of element, ``[atoms]``."""
+        heads = (graph.head_of_atoms(graph.atoms_by_element),) if self.plan.n_readout_heads > 1 else ()
+        energies: Tensor = readout(scalars, *heads)
+        return energies
 
     def _dipoles(self, layers: list[dict[int, Tensor]]) -> Tensor | None:
         """Read the dipoles out of all layers that have a readout, rows in order of element, ``[atoms, 3]``."""
@@ -269,11 +301,18 @@ def _energy_readouts(plan: ModelPlan) -> list[nn.Module]:
     The other layers may go without.
     """
     n, several = plan.n_channels, plan.n_layers > 1
-    linear: list[nn.Module] = [LinearReadout(n) for _ in range(plan.n_layers - several)]
+    linear = [_of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
     if not several:
         return linear
-    last = (BiasedReadout if plan.readout_biases else NonlinearReadout)(n, plan.readout_channels, plan.gate)
+    kind = BiasedReadout if plan.readout_biases else NonlinearReadout
+    last = _of_heads(plan, lambda: kind(n, plan.readout_channels, plan.gate, plan.n_readout_heads))
     return [last] if plan.last_readout_only else [*linear, last]
+
+
+def _of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a readout for every head."""
+    n_heads = plan.n_readout_heads
+    return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
 
 
 def _dipole_readouts(plan: ModelPlan) -> list[nn.Module]:

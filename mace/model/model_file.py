@@ -128,11 +128,13 @@ class LoadedModel:
         model: The model, ready to predict or to be trained further.
         metadata: Where it comes from.
         stored_dtype: Precision of the file, in which the model was trained.
+        heads: Names of the heads of the model; a file of another program may call a single one something.
     """
 
     model: MACE
     metadata: ModelMetadata
     stored_dtype: torch.dtype
+    heads: tuple[str, ...]
 
 
 def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = None) -> Path:
@@ -204,7 +206,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     _check_names_and_shapes(dict(model.named_parameters()), weights, path)
     _check_finite(weights, path, "the file is damaged or its training diverged; use another one")
     model.load_state_dict(weights)
-    return LoadedModel(carry_to(model, device, dtype or stored_dtype), metadata, stored_dtype)
+    return LoadedModel(carry_to(model, device, dtype or stored_dtype), metadata, stored_dtype, plan.head_names)
 
 
 def carry_to(model: MACE, device: str | torch.device, dtype: torch.dtype) -> MACE:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mace.conditions import Condition
+from mace.structures.configuration import DEFAULT_HEAD
 
 MAX_L = 4
 """Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
@@ -51,6 +52,23 @@ class InteractionPlan(BaseModel):
         return self.messages != "linear"
 
 
+class HeadPlan(BaseModel):
+    """What is a head's own besides the weights of its readouts.
+
+    Attributes:
+        name: What it is called.
+        reference_energies: Energy of each isolated element in eV.
+        scale: Factor on the learned atomic energy, eV.
+        shift: Constant added to it for every atom, eV.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(min_length=1)
+    reference_energies: tuple[float, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+
+
 class ModelPlan(BaseModel):
     """Everything needed to build a model with random weights; stored in the model file.
 
@@ -86,6 +104,8 @@ class ModelPlan(BaseModel):
         dipole_scale: Factor on the learned atomic dipoles, e*Angstrom.
         conditions: What energies depend on besides the atoms, such as a total charge.
         condition_readout: Add an energy read from the channels of each atom's element and conditions.
+        heads: Heads of a model that has several, for levels of theory that share all but the readouts; empty for a
+            model of one. ``reference_energies`` is then empty, ``scale`` one and ``shift`` zero: these are theirs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,6 +139,15 @@ class ModelPlan(BaseModel):
     dipole_scale: float = 1.0
     conditions: tuple[Condition, ...] = ()
     condition_readout: bool = False
+    heads: tuple[HeadPlan, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_heads_of_one(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the plan of a model of one head as it was before there were several."""
+        written: dict[str, Any] = dump(self)
+        if not written.get("heads"):
+            written.pop("heads", None)
+        return written
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:
@@ -130,7 +159,7 @@ class ModelPlan(BaseModel):
             raise ValueError("one correlation order per layer is needed")
         if not all(1 <= order <= 4 for order in self.correlation):
             raise ValueError("correlation orders lie between 1 and 4")
-        if len(self.reference_energies) != (len(self.atomic_numbers) if self.predicts_energy else 0):
+        if any(len(head.reference_energies) != self.n_reference_energies for head in self.every_head):
             raise ValueError("one reference energy per element is needed, none where no energy is predicted")
         if self.predicts_dipole and 1 not in self.hidden_l:
             raise ValueError("a dipole needs hidden features of degree 1")
@@ -146,7 +175,17 @@ class ModelPlan(BaseModel):
             raise ValueError("atomic numbers must rise")
         self._check_messages()
         self._check_conditions()
+        self._check_heads()
         return self
+
+    def _check_heads(self) -> None:
+        names = [head.name for head in self.heads]
+        if len(names) == 1 or len(set(names)) < len(names):
+            raise ValueError("several heads have different names, and one head is none of several")
+        if names and not self.predicts_energy:
+            raise ValueError("heads are of energies")
+        if names and (self.reference_energies, self.scale, self.shift) != ((), 1.0, 0.0):
+            raise ValueError("reference energies, scale and shift are those of the heads where there are several")
 
     def _check_messages(self) -> None:
         if not self.radial_mlp and any(kind.is_directed for kind in self.interactions):
@@ -185,6 +224,37 @@ class ModelPlan(BaseModel):
     def n_elements(self) -> int:
         """Number of elements."""
         return len(self.atomic_numbers)
+
+    @property
+    def n_reference_energies(self) -> int:
+        """Number of reference energies of a head."""
+        return len(self.atomic_numbers) if self.predicts_energy else 0
+
+    @property
+    def every_head(self) -> tuple[HeadPlan, ...]:
+        """The heads; a single one, called `DEFAULT_HEAD`, if the model does not have several."""
+        one = HeadPlan(
+            name=DEFAULT_HEAD, reference_energies=self.reference_energies, scale=self.scale, shift=self.shift
+        )
+        return self.heads or (one,)
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the heads, in the order of their weights."""
+        return tuple(head.name for head in self.every_head)
+
+    @property
+    def n_readout_heads(self) -> int:
+        """How many readouts every layer has: heads of models of dipoles share theirs."""
+        return 1 if self.predicts_dipole else max(1, len(self.heads))
+
+    def of_head(self, head: int) -> ModelPlan:
+        """Return the plan of a model of one head, a certain one of several."""
+        if not self.heads:
+            return self
+        taken = self.heads[head]
+        own = {"reference_energies": taken.reference_energies, "scale": taken.scale, "shift": taken.shift}
+        return self.model_copy(update={"heads": (), **own})
 
     def l_in(self, layer: int) -> tuple[int, ...]:
         """Return the degrees that enter a layer: scalars of the element first, then the hidden degrees."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,18 +33,21 @@ class NonlinearReadout(nn.Module):
         n_channels: Number of channels.
         n_hidden: Width of the hidden layer.
         gate: Name of its activation.
+        n_heads: How many such readouts there are side by side; a map from the hidden layer is divided as if it saw
+            those of all.
     """
 
-    def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
+    def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
         self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
         self.weight = nn.Parameter(torch.empty(n_hidden, 1))
         self.activation, self.scale = activation(gate)
+        self.n_heads = n_heads
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
         hidden = self.activation(scalars @ self.hidden * self.hidden.shape[0] ** -0.5)
-        return (hidden @ self.weight).squeeze(-1) * (self.scale * self.weight.shape[0] ** -0.5)
+        return (hidden @ self.weight).squeeze(-1) * (self.scale * (self.n_heads * self.weight.shape[0]) ** -0.5)
 
 
 class BiasedReadout(nn.Module):
@@ -52,9 +57,10 @@ class BiasedReadout(nn.Module):
         n_channels: Number of channels.
         n_hidden: Width of the hidden layers.
         gate: Name of their activation.
+        n_heads: As in `NonlinearReadout`.
     """
 
-    def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
+    def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
         self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
         self.middle = nn.Parameter(torch.empty(n_hidden, n_hidden))
@@ -62,12 +68,39 @@ class BiasedReadout(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_hidden, 1))
         self.bias = nn.Parameter(torch.empty(1))
         self.activation, self.scale = activation(gate)
+        self.n_heads = n_heads
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
         hidden = self.activation(scalars @ self.hidden * self.hidden.shape[0] ** -0.5) * self.scale
-        hidden = self.activation(hidden @ self.middle * self.middle.shape[0] ** -0.5 + self.middle_bias) * self.scale
-        return (hidden @ self.weight * self.weight.shape[0] ** -0.5 + self.bias).squeeze(-1)
+        factor = (self.n_heads * self.weight.shape[0]) ** -0.5
+        hidden = self.activation(hidden @ self.middle * factor + self.middle_bias) * self.scale
+        return (hidden @ self.weight * factor + self.bias).squeeze(-1)
+
+
+class ReadoutOfHeads(nn.Module):
+    """Readouts side by side, one for each head of a model.
+
+    Args:
+        heads: One readout per head.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, scalars: Tensor, head: int | Tensor) -> Tensor:
+        """Evaluate, ``[atoms, channels]`` to ``[atoms]``.
+
+        Args:
+            scalars: The scalars of a layer.
+            head: The head of all atoms, or that of each, ``[atoms]``.
+        """
+        if isinstance(head, int):
+            energies: Tensor = self.heads[head](scalars)
+            return energies
+        every = torch.stack([readout(scalars) for readout in self.heads], dim=1)
+        return every.gather(1, head.unsqueeze(1)).squeeze(1)
 
 
 class LinearDipoleReadout(nn.Module):

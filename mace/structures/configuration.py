@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+DEFAULT_HEAD = "Default"
+"""Head of a structure of which nothing else is said, and of a model that has one."""
+
+HEAD_KEY = "head"
+"""Entry of ``Atoms.info`` with the head that a structure is for, where a model has several."""
+
 PROPERTIES = ("energy", "forces", "stress", "virials", "dipole", "polarizability", "charges")
 """Every label a configuration can carry, in the order in which tables show them.
 
@@ -56,7 +62,7 @@ class Configuration:
     property_weights: dict[str, float] = field(default_factory=dict)
     atom_weights: dict[str, np.ndarray] = field(default_factory=dict)
     config_type: str = "Default"
-    head: str = "Default"
+    head: str = DEFAULT_HEAD
     file: str = ""
     index: int = 0
 

@@ -31,6 +31,9 @@ from mace.structures.stress import convert_stress_virials, is_asymmetric
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
 
+Head = tuple[str, str | None]
+"""Head of the structures of a file, and the entry of ``info`` with that of a structure which has one of its own."""
+
 _ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
 
@@ -104,6 +107,7 @@ def read_sources(
     head: str = "Default",
     observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
+    head_key: str | None = None,
 ) -> ReadResult:
     """Read labeled structures from any files ASE knows.
 
@@ -116,6 +120,7 @@ def read_sources(
         head: Name of the readout head these labels belong to.
         observe: Given every structure as it stands in the file, in the order of the files.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
+        head_key: Entry of the comment line with the head of a structure, where it has one of its own.
 
     Raises:
         UserError: If a file or structure cannot be read, holds no atoms, has a cell that does not span the directions
@@ -126,7 +131,9 @@ def read_sources(
         check_type_weights(source.config_type_weights)
     expanded = expand_sources(sources)
     with collection_paused():
-        read = [_read_file(file, source, progress, head, observe, skip_non_finite) for file, source in expanded]
+        read = [
+            _read_file(file, source, progress, (head, head_key), observe, skip_non_finite) for file, source in expanded
+        ]
     items = [item for _, labeled in read for item in labeled]
     configurations = [item.complete for item in items if not item.frame.is_isolated_atom]
     isolated_atoms = [item.complete for item in items if item.frame.is_isolated_atom]
@@ -138,7 +145,7 @@ def _read_file(
     file: str,
     source: Source,
     progress: Progress | None,
-    head: str,
+    head: Head,
     observe: Callable[[Frame], None] | None,
     skip_non_finite: bool,
 ) -> tuple[FileLabels, list[_Labeled]]:
@@ -157,7 +164,7 @@ def _read_file(
 def _read_frames(
     file: str,
     source: Source,
-    head: str,
+    head: Head,
     all_keys: Counter[tuple[str, str]],
     progress: Progress | None,
     observe: Callable[[Frame], None] | None,
@@ -182,7 +189,7 @@ def _read_frames(
             progress(file, index + 1)
 
 
-def _bare_configuration(frame: Frame, file: str, index: int, source: Source, head: str) -> Configuration:
+def _bare_configuration(frame: Frame, file: str, index: int, source: Source, head: Head) -> Configuration:
     """Turn a structure into a configuration without labels."""
     configuration = Configuration(
         atomic_numbers=np.array(frame.numbers, dtype=np.int64),
@@ -190,7 +197,7 @@ def _bare_configuration(frame: Frame, file: str, index: int, source: Source, hea
         cell=frame.cell * source.units.of_length,
         pbc=frame.pbc,
         config_type=str(frame.info.get("config_type", "Default")),
-        head=head,
+        head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
         file=file,
         index=index,
     )

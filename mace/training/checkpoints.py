@@ -265,6 +265,7 @@ STRUCTURAL = (
     "distance_transform", "pair_repulsion", "l_max", "n_channels", "hidden_l", "interactions", "message_channels",
     "message_l", "product_of_all_elements", "correlation", "radial_mlp", "readout_channels", "readout_vectors",
     "readout_biases", "last_readout_only", "gate", "atomic_numbers", "conditions", "condition_readout",
+    "heads",
 )  # fmt: skip
 """Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps
 those it was started with, even if the data have changed."""

@@ -113,7 +113,14 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
                 f"--{word} cannot be combined with --foundation_model, whose weights belong to its own scale and "
                 "number of neighbors; remove the flag."
             )
-    return Foundation(name, open_model(foundation_file(name), "cpu", dtype, settings.foundation_head).model)
+    model = open_model(foundation_file(name), "cpu", dtype, settings.foundation_head).model
+    if model.plan.heads:
+        names = model.plan.head_names
+        raise UserError(
+            f"--foundation_model: {name} has {len(names)} heads ({', '.join(names)}), and training starts from one; "
+            f"choose it with --foundation_head, for example --foundation_head={names[-1]}."
+        )
+    return Foundation(name, model)
 
 
 def known_energies(settings: TrainingSettings, foundation: Foundation, elements: ElementTable) -> dict[int, float]:

@@ -165,6 +165,11 @@ class StartingWeights:
         else:
             model = load_model(path).model
             self.plan, self.weights = model.plan, model.state_dict()
+        if self.plan.heads:
+            raise UserError(
+                f"--init_from: {path} has several heads ({', '.join(self.plan.head_names)}), and training goes on from "
+                "one; use --foundation_model and --foundation_head instead."
+            )
 
     def adapted(self, plan: ModelPlan) -> ModelPlan:
         """Return a plan with the constants that belong to the weights.

@@ -36,6 +36,7 @@ CASES = [
     ("mace_info good.xyz", "good.xyz: this is no complete model file"),
     ("mace_info zipped.model", "zipped.model: "),
     ("mace_info good.model --head=pt", "has one head, Default"),
+    ("mace_info heads.model --head=pt", "heads.model: the model has no head 'pt'; its heads are low, high."),
     ("mace_info", "required: file; --help"),
     ("mace_info good.model more", "more is no flag of mace_info"),
     ("mace_info good.model --jsn", "--jsn is no flag of mace_info; did you mean --json?"),
@@ -54,7 +55,8 @@ CASES = [
     ),
     ("mace_import_model old.model folder --overwrite", "folder: "),
     ("mace_import_model old.model good.xyz/new.model", "good.xyz/new.model: the new model cannot be written, because"),
-    ("mace_import_model old.model new.model --head=pt", "has no head 'pt'"),
+    ("mace_import_model old.model new.model --head=pt", "has one head, Default, and no head 'pt'"),
+    ("mace_import_model old_heads.model new.model --head=pt", "has no head 'pt'; its heads are low, high."),
     ("mace_import_model old.model new.model --gate=relu", "invalid choice: 'relu'"),
     ("mace_import_model old.model new.model --avg_num_neighbors=few", "invalid float value: 'few'"),
     ("mace_import_model old.model new.model --avg_num_neighbors=-3", "--avg_num_neighbors is -3.0; it must be"),
@@ -75,6 +77,7 @@ CASES = [
     (EXPORT.replace("mace-torch", "onnx"), "invalid choice: 'onnx'"),
     ("mace_export good.model out.model --format=mace-torch", "--python"),
     (EXPORT.replace(sys.executable, "nowhere/python"), "there is no program nowhere/python"),
+    (EXPORT.replace("good.model", "heads.model") + " --head=pt", "no head 'pt'; its heads are low, high."),
     (EXPORT, "name the python of an environment with mace-torch"),
     (EXPORT.replace("out.model", "dipole.model"), "dipole.model: the file exists; choose another name"),
     ("mace_import_model old.model dipole.model", "dipole.model: the file exists; choose another name"),
@@ -106,7 +109,15 @@ CASES = [
     (EVALUATE + " --plot=parity.docx", "--plot=parity.docx must end in .png"),
     (EVALUATE + " --plot=good.model/a.png", "good.model/a.png: the plot cannot be written, because"),
     (EVALUATE.replace("good.model", "dipole.model") + " --compute_stress", "predicts dipoles only"),
+    (EVALUATE.replace("good.model", "heads.model") + " --head=pt", "no head 'pt'; its heads are low, high."),
+    (EVALUATE.replace("good.model", "heads.model"), "good.xyz: structure 0 is for the head 'Default', which the model"),
+    (
+        EVALUATE.replace("good", "heads"),
+        "heads.xyz: structure 1 is for the head 'medium', which the model does not have; its heads are low, high.",
+    ),
     # dynamics
+    (DYNAMICS.replace("good.model", "heads.model"), "heads.model: the model has 2 heads (low, high), and none is"),
+    (DYNAMICS.replace("good.model", "heads.model") + " --head=pt", "no head 'pt'; its heads are low, high."),
     (DYNAMICS.replace("good.xyz", "none.xyz"), "none.xyz: there is no such file"),
     (DYNAMICS.replace("good.xyz", "nan.xyz") + " --index=1", "nan.xyz: structure 1 has a position that is NaN"),
     (DYNAMICS.replace("good.xyz", "iron.xyz"), "Fe"),
@@ -139,6 +150,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "good.model", files.model())
     save_model(folder / "dipole.model", files.model(files.PLAN.model_copy(update=of_dipoles)))
     files.write_original(folder / "old.model", files.tree_of(files.model()))
+    heads = files.model(files.with_heads("low", "high"))
+    save_model(folder / "heads.model", heads)
+    tree = files.tree_of(heads, files.state_of(heads), heads=["low", "high"])
+    files.write_original(folder / "old_heads.model", tree)
     for name in ("folder", "folder.png", "box.xyz"):
         (folder / name).mkdir()
         (folder / name / "kept").write_text("kept")
@@ -147,7 +162,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     water = ase.build.molecule("H2O")
     wrong = water.copy()
     wrong.positions[1, 2] = np.nan
+    of_heads = [water.copy(), water.copy()]
+    for atoms, head in zip(of_heads, ("high", "medium"), strict=True):
+        atoms.info["head"] = head
     structures = {
+        "heads.xyz": of_heads,
         "good.xyz": [water, water],
         "nan.xyz": [water, wrong],
         "iron.xyz": [Atoms("Fe2", positions=np.eye(3)[:2])],

@@ -20,7 +20,7 @@ from mace.elements import ElementTable
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
-from mace.model.plan import ModelPlan
+from mace.model.plan import HeadPlan, ModelPlan
 from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
 from mace.units import DEBYE_OF_MACE_TORCH
@@ -31,6 +31,9 @@ DIPOLES = "dipoles"
 
 CONDITIONS = "conditions"
 """The folder of the cases with conditions."""
+
+HEADS = "heads"
+"""The folder of the cases with several heads."""
 
 STRUCTURES = "structures"
 """Not a case but the atoms that all cases share."""
@@ -69,7 +72,8 @@ class Case:
 
     def dataset(self) -> GraphDataset:
         """Build the graphs of the three structures."""
-        return GraphDataset(self.configurations, ElementTable(self.plan.atomic_numbers), self.plan.r_max)
+        elements, heads = ElementTable(self.plan.atomic_numbers), self.plan.head_names
+        return GraphDataset(self.configurations, elements, self.plan.r_max, heads=heads)
 
     def potential(self) -> Potential:
         """Return the model as a potential that laws can be asserted of."""
@@ -145,9 +149,26 @@ def condition_reference_names() -> list[str]:
     return sorted(f"{CONDITIONS}/{path.stem}" for path in (FOLDER / CONDITIONS).glob("*.npz"))
 
 
+def head_reference_names() -> list[str]:
+    """List the stored cases of models with several heads."""
+    return sorted(f"{HEADS}/{path.stem}" for path in (FOLDER / HEADS).glob("*.npz"))
+
+
 def case_plan(settings: dict[str, Any]) -> ModelPlan:
     """Translate the settings of a case."""
     plan = _common_plan(settings)
+    if names := settings.get("options", {}).get("heads"):
+        heads = [
+            HeadPlan(
+                name=name,
+                reference_energies=tuple(energy + 0.25 * i for energy in plan.reference_energies),
+                scale=0.8 - 0.1 * i,
+                shift=plan.shift * (1.0 - i),
+            )
+            for i, name in enumerate(names)
+        ]
+        without = {"reference_energies": (), "scale": 1.0, "shift": 0.0}
+        return ModelPlan.model_validate(plan.model_dump() | without | {"heads": heads})
     if "vectors" not in settings:
         return plan
     changes = {"scale": 1.0, "readout_vectors": settings["vectors"], "dipole_scale": DEBYE_OF_MACE_TORCH}
@@ -233,12 +254,12 @@ def _large(name: str, shape: tuple[int, ...], some: np.ndarray | None) -> np.nda
     return spread.reshape(shape)
 
 
-def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
+def case_configurations(data: dict[str, np.ndarray], plan: ModelPlan) -> list[Configuration]:
     """Join the stored structures with the stored labels and the uneven weights of the stored losses.
 
     Methanol has no volume and a stress no meaning there: it goes without, though the original's loss has one for it.
     Dipoles are turned from Debye into e*Angstrom; the original's losses do not look at weights of theirs, so that they
-    have weights here that leave none.
+    have weights here that leave none. Silicon is for the first head, the others for the last.
     """
     stored = np.load(FOLDER / f"{STRUCTURES}.npz")
     counts = [len(stored[f"{i}/numbers"]) for i in range(N_STRUCTURES)]
@@ -261,6 +282,7 @@ def case_configurations(data: dict[str, np.ndarray]) -> list[Configuration]:
             charges=charges[i],
             conditions=_conditions(data, i, counts[i]),
             weight=1.0 + 0.5 * i,
+            head=plan.head_names[0 if i == SILICON else -1],
             property_weights={
                 "energy": 1.0 + i,
                 "forces": 0.5 + i,
@@ -285,7 +307,7 @@ def load_case(name: str) -> Case:
     """Read one stored case.
 
     Args:
-        name: One of `reference_names`, `dipole_reference_names` or `condition_reference_names`.
+        name: One of `reference_names` or of the like for dipoles, conditions or heads.
 
     Returns:
         The case; it is shared between callers, so do not write into its arrays.
@@ -294,4 +316,4 @@ def load_case(name: str) -> Case:
         data = {key: stored[key] for key in stored.files}
     settings = json.loads(str(data.pop("settings")))
     plan = case_plan(settings)
-    return Case(plan, _weights(data, "weights", plan), case_configurations(data), data, settings)
+    return Case(plan, _weights(data, "weights", plan), case_configurations(data, plan), data, settings)

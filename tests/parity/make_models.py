@@ -3,7 +3,7 @@
     /path/to/environment/bin/python tests/parity/make_models.py FOLDER [NAME ...]
 
 Writes ``<version>/<name>.model`` and ``<version>/<name>.npz`` with structures, energies, forces, stress and dipoles in
-float64.
+float64, for the last head and for each of several.
 With the folder named in MACE_COMPAT_FIXTURES the tests of test_original_files.py open them. Any version
 from 0.3.4 to 0.3.16 will do: arguments it does not know are left out, and cases that need them are skipped.
 """
@@ -62,6 +62,8 @@ FOUNDATION = LATE | {
     "use_last_readout_only": True, "readout_cls": BIASED, "pair_repulsion": True,
 }  # fmt: skip
 """What foundation models with non-linear interactions have together."""
+
+PREDICTED = ("energy", "forces", "stress", "dipole")
 
 TYPES = {"AtomicDipolesMACE": "DipoleMACE", "EnergyDipolesMACE": "EnergyDipoleMACE"}
 """What the original's calculator has to be told of models of dipoles."""
@@ -143,6 +145,14 @@ CASES = {
     "agnostic_product": case("0e+1o", 2, 2, 2, options={"use_agnostic_product": True}),
     "biased_readout": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED}),
     "biased_readout_heads": case("0e+1o", 2, 2, 2, options={"readout_cls": BIASED, "heads": ["low", "high"]}),
+    "heads_plain": case("0e+1o", 2, 2, 2, model="MACE", first=PLAIN, options={"heads": ["low", "high"]}),
+    "heads_one_layer": case("0e+1o", 2, 2, 1, options={"heads": ["Default", "high"]}),
+    "heads_three": case("0e+1o+2e", 2, 3, 3, options=LATE | {"heads": ["a b", "Default", "c"], "pair_repulsion": True}),
+    "heads_last_readout": case(
+        "0e+1o", 2, 2, 2, gate="tanh", options={"use_last_readout_only": True, "heads": ["pt_head", "Default"]}
+    ),
+    "heads_single": case("0e+1o", 2, 2, 2, dtype="float32", options={"heads": ["one", "two", "three"]}),
+    "heads_dipoles": case("0e+1o", 2, 2, 2, **ENERGY, unnamed_heads=2),
     "mirror_images": case("0e+1e", 2, 2, 2, options={"use_so3": True}),
     "conditions": case("0e+1o", 2, 2, 2, options={"embedding_specs": CHARGE_AND_SPIN}),
     "conditions_readout": case(
@@ -231,7 +241,7 @@ def build(settings: dict) -> torch.nn.Module:
     kind = getattr(modules, settings["model"])
     hidden = "+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+"))
     options = dict(settings["options"])
-    heads = options.get("heads")
+    n_heads = settings.get("unnamed_heads", len(options.get("heads", [])))
     numbers = sorted(ENERGIES)
     energies = np.array([ENERGIES[z] for z in numbers])
     arguments = {
@@ -239,7 +249,7 @@ def build(settings: dict) -> torch.nn.Module:
         "num_interactions": settings["layers"], "num_elements": len(numbers), "hidden_irreps": o3.Irreps(hidden),
         "MLP_irreps": o3.Irreps(settings["mlp"]), "avg_num_neighbors": 9.5, "atomic_numbers": numbers,
         "correlation": settings["correlation"], "gate": modules.gate_dict[settings["gate"]],
-        "atomic_energies": np.stack([energies, energies + 0.25]) if heads else energies,
+        "atomic_energies": np.stack([energies + 0.25 * i for i in range(n_heads)]) if n_heads else energies,
     }  # fmt: skip
     for argument, word in (("interaction_cls", "other"), ("interaction_cls_first", "first")):
         if settings[word] not in modules.interaction_classes:
@@ -247,8 +257,8 @@ def build(settings: dict) -> torch.nn.Module:
         arguments[argument] = modules.interaction_classes[settings[word]]
     if settings["model"] == "ScaleShiftMACE":
         arguments |= {
-            "atomic_inter_scale": [0.8, 0.5] if heads else 0.8,
-            "atomic_inter_shift": [0.3, -0.2] if heads else 0.3,
+            "atomic_inter_scale": [0.8, 0.5, 1.1][:n_heads] if n_heads else 0.8,
+            "atomic_inter_shift": [0.3, -0.2, 0.1][:n_heads] if n_heads else 0.3,
         }
     if settings["model"] == "AtomicDipolesMACE":
         arguments["atomic_energies"] = None
@@ -258,8 +268,10 @@ def build(settings: dict) -> torch.nn.Module:
         raise NotImplementedError(", ".join(sorted(missing)))
     if "extra_data" not in READ and "temperature" in options.get("embedding_specs", {}):
         raise NotImplementedError("conditions with names of their own")
-    if "extra_data" not in READ and heads and options.get("use_embedding_readout"):
+    if "extra_data" not in READ and n_heads and options.get("use_embedding_readout"):
         raise NotImplementedError("several heads with a readout of conditions")
+    if n_heads and options.get("readout_cls") == BIASED and "mask_head(" not in first_half_of_biased_readout():
+        raise NotImplementedError("heads of this readout of their own: here they mix in the second hidden layer")
     for name, value in (("use_reduced_cg", False), ("radial_MLP", [8, 8])):
         if name in known:
             options.setdefault(name, value)
@@ -270,6 +282,11 @@ def build(settings: dict) -> torch.nn.Module:
             options[name] = getattr(modules.blocks, value)
     torch.manual_seed(5)
     return stirred(kind(**arguments, **options))
+
+
+def first_half_of_biased_readout() -> str:
+    """Return what a readout with biases does before its second hidden layer."""
+    return inspect.getsource(getattr(modules.blocks, BIASED).forward).partition("linear_mid")[0]
 
 
 def stirred(model: torch.nn.Module) -> torch.nn.Module:
@@ -293,9 +310,10 @@ def in_double_precision(settings: dict, model: torch.nn.Module) -> torch.nn.Modu
     return exact
 
 
-def evaluate(path: Path, kind: str, head: str | None, specs: dict) -> dict[str, np.ndarray]:
-    """Compute all structures with the original's calculator; dipoles are in Debye."""
-    options = {} if head is None else {"head": head}
+def evaluate(path: Path, settings: dict, head: str | None) -> dict[str, np.ndarray]:
+    """Compute all structures for a head with the original's calculator; dipoles are in Debye."""
+    kind, specs = settings["model"], settings["options"].get("embedding_specs", {})
+    options = {} if head is None or "unnamed_heads" in settings else {"head": head}
     if specs:
         options["info_keys"] = {"total_spin": "spin", "total_charge": "charge"}
         options["arrays_keys"] = {}
@@ -305,6 +323,11 @@ def evaluate(path: Path, kind: str, head: str | None, specs: dict) -> dict[str, 
     if kind in TYPES:
         options["model_type"] = TYPES[kind]
     calculator = MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **options)
+    if "unnamed_heads" in settings:
+        calculator.available_heads, calculator.head = heads_of(settings), head
+    if head is not None and hasattr(calculator, "heads"):
+        # older calculators ask for the head Default and take the last one if there is none
+        calculator.heads = [*[""] * heads_of(settings).index(head), "Default"]
     result = {}
     for i, bare in enumerate(structures()):
         for j, atoms in enumerate(under_conditions(bare, specs, i) if specs else [bare]):
@@ -316,10 +339,14 @@ def evaluate(path: Path, kind: str, head: str | None, specs: dict) -> dict[str, 
             told |= {f"info/{key}": value for key, value in atoms.info.items() if key not in bare.info}
             told |= {f"arrays/{key}": values for key, values in atoms.arrays.items() if key not in bare.arrays}
             calculator.calculate(atoms)
-            found = (key for key in ("energy", "forces", "stress", "dipole") if key in calculator.results)
-            told |= {key: calculator.results[key] for key in found}
+            told |= {key: calculator.results[key] for key in PREDICTED if key in calculator.results}
             result |= {f"{i}/{f'{j}/' if j else ''}{key}": np.asarray(value) for key, value in told.items()}
     return result
+
+
+def heads_of(settings: dict) -> list[str]:
+    """Return the names of several heads, numbers where they have none."""
+    return settings["options"].get("heads", [str(i) for i in range(settings.get("unnamed_heads", 0))])
 
 
 def write(folder: Path, name: str, settings: dict) -> None:
@@ -333,15 +360,18 @@ def write(folder: Path, name: str, settings: dict) -> None:
         torch.save(in_double_precision(settings, model), evaluated)
     else:
         evaluated = path
-    head = settings["options"].get("heads", [None])[-1]
-    result = evaluate(evaluated, settings["model"], head, settings["options"].get("embedding_specs", {}))
+    heads = heads_of(settings)
+    result = evaluate(evaluated, settings, heads[-1] if heads else None)
+    for head in heads:
+        of_head = evaluate(evaluated, settings, head)
+        result |= {f"head {head}/{key}": of_head[key] for key in of_head if key.split("/")[-1] in PREDICTED}
     if evaluated != path:
         evaluated.unlink()
     if name in ("scale_shift", "dipoles_vectors", "energy_dipoles_vectors", "conditions_readout"):
         content = {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}}
         torch.save(content, folder / f"{name}_run-1_epoch-2.pt")
     told = {key: value if isinstance(value, (str, int, float, list)) else str(value) for key, value in settings.items()}
-    provenance = {"version": version("mace-torch"), "torch": torch.__version__, "head": head}
+    provenance = {"version": version("mace-torch"), "torch": torch.__version__, "heads": heads}
     np.savez_compressed(folder / f"{name}.npz", settings=json.dumps(told | provenance), **result)
     print(folder.name, name, *(key for key in result if key.startswith("0/")), path.stat().st_size)
 

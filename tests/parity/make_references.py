@@ -6,7 +6,8 @@
 Each case stores the settings, the structures, the random weights of the original model, and what the original computes
 from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
 moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``, of
-models with conditions in ``conditions``; what the others say of single atoms, virials and features, in ``atoms``.
+models with conditions in ``conditions``, of models with several heads in ``heads``; what the others say of single
+atoms, virials and features, in ``atoms``.
 """
 
 from __future__ import annotations
@@ -117,6 +118,22 @@ CONDITION_CASES = [
 """Models that know of conditions."""
 
 
+HEAD_CASES = [
+    case("linear_l2_c2_t1", "0e+1o", 2, 2, 1, model="ScaleShiftMACE", first=RESIDUAL,
+         options={"heads": ["low", "high"]}),
+    case("hidden_l1_c2_t3", "0e+1o", 1, 2, 3, repulsion=True, transform="Agnesi", model="ScaleShiftMACE",
+         first=RESIDUAL, options={"heads": ["low", "Default", "high"]}),
+    case("biases_l1_c2_t2", "0e+1o", 1, 2, 2, gate="tanh",
+         options={"heads": ["low", "high"], "readout_cls": "NonLinearBiasReadoutBlock"}),
+    case("conditions_l1_c2_t2", "0e+1o", 1, 2, 2, model="ScaleShiftMACE", first=RESIDUAL,
+         options={"heads": ["low", "high"]} | CONDITION_CASES[0]["options"]),
+]  # fmt: skip
+"""Models with several heads; methanol and slab are for the last of them, silicon is for the first."""
+
+FOLDERS = {"dipoles": DIPOLE_CASES, "conditions": CONDITION_CASES, "heads": HEAD_CASES, "atoms": CASES}
+"""Where cases lie; of the last there are the atoms only."""
+
+
 def conditions(settings: dict, atoms: Atoms, i: int) -> dict[str, object]:
     """Make up the conditions of a structure."""
     rng = np.random.default_rng(17 + i)
@@ -155,16 +172,22 @@ def build(settings: dict, elements: AtomicNumberTable) -> torch.nn.Module:
         options["edge_irreps"] = o3.Irreps(options["edge_irreps"])
     if "readout_cls" in options:
         options["readout_cls"] = getattr(modules.blocks, options["readout_cls"])
+    energies, shift = np.array([ENERGIES[z] for z in elements.zs]), 0.3 * (settings["model"] == "ScaleShiftMACE")
+    constants = dict(atomic_energies=energies, atomic_inter_scale=0.8, atomic_inter_shift=shift)
+    if "heads" in options:
+        count = np.arange(len(options["heads"]))
+        constants = dict(atomic_energies=energies + 0.25 * count[:, None], atomic_inter_scale=0.8 - 0.1 * count,
+                         atomic_inter_shift=shift * (1.0 - count))  # fmt: skip
     model = modules.ScaleShiftMACE(
         r_max=R_MAX, num_bessel=6, num_polynomial_cutoff=5, max_ell=settings["l_max"],
         interaction_cls=modules.interaction_classes[settings["other"]],
         interaction_cls_first=modules.interaction_classes[settings["first"]],
         num_interactions=settings["layers"], num_elements=len(elements), hidden_irreps=hidden,
-        MLP_irreps=o3.Irreps("5x0e"), atomic_energies=np.array([ENERGIES[z] for z in elements.zs]),
+        MLP_irreps=o3.Irreps("5x0e"),
         avg_num_neighbors=9.5, atomic_numbers=elements.zs, correlation=settings["correlation"],
         gate=modules.gate_dict[settings["gate"]], pair_repulsion=settings["repulsion"], use_reduced_cg=False,
         distance_transform=settings["transform"], radial_MLP=[7, 9], radial_type=settings["radial"],
-        atomic_inter_scale=0.8, atomic_inter_shift=0.3 if settings["model"] == "ScaleShiftMACE" else 0.0, **options,
+        **constants, **options,
     )  # fmt: skip
     # the original adds to these in place, which torch 2.13 refuses where there are gradients
     model.node_embedding.register_forward_hook(lambda module, inputs, output: output.clone())
@@ -201,6 +224,7 @@ def thinned(result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def make_batch(settings: dict, elements: AtomicNumberTable):  # noqa: ANN201 - a type of the original
     """Collate the structures with made-up labels, conditions and uneven weights."""
+    heads = settings["options"].get("heads", ["Default"])
     rng, rng_of_dipoles = np.random.default_rng(11), np.random.default_rng(13)
     items = []
     for i, atoms in enumerate(structures()):
@@ -213,9 +237,9 @@ def make_batch(settings: dict, elements: AtomicNumberTable):  # noqa: ANN201 - a
                 "charges": rng_of_dipoles.normal(size=len(atoms)) * 0.3, **conditions(settings, atoms, i),
             },
             property_weights={"energy": 1.0 + i, "forces": 0.5 + i, "stress": 2.0 - 0.3 * i, "virials": 1.0 + 0.2 * i},
-            weight=1.0 + 0.5 * i,
+            weight=1.0 + 0.5 * i, head=heads[0 if i == 1 else -1],
         )  # fmt: skip
-        items.append(data.AtomicData.from_config(configuration, z_table=elements, cutoff=R_MAX))
+        items.append(data.AtomicData.from_config(configuration, z_table=elements, cutoff=R_MAX, heads=heads))
     loader = torch_geometric.dataloader.DataLoader(items, batch_size=len(items), shuffle=False)
     return next(iter(loader))
 
@@ -321,14 +345,14 @@ def main() -> None:
                   "r_max": R_MAX, "channels": CHANNELS, "energies": ENERGIES}  # fmt: skip
     stored = {f"{i}/{key}": value for i, atoms in enumerate(structures()) for key, value in atoms_arrays(atoms).items()}
     np.savez_compressed(folder / "structures.npz", **stored)
-    for name in ("dipoles", "atoms", "conditions"):
+    for name in FOLDERS:
         (folder / name).mkdir(exist_ok=True)
-    for settings in CASES + DIPOLE_CASES + CONDITION_CASES:
+    for settings in CASES + DIPOLE_CASES + CONDITION_CASES + HEAD_CASES:
         if options.names and settings["name"] not in options.names:
             continue
-        result, place = evaluate(settings), folder / "dipoles" if "vectors" in settings else folder
-        if settings in CONDITION_CASES:
-            place = folder / "conditions"
+        result = evaluate(settings)
+        place = folder / next((name for name, cases in FOLDERS.items() if settings in cases and name != "atoms"), "")
+        if "embedding_specs" in settings["options"]:
             for i, atoms in enumerate(structures()):
                 values = conditions(settings, atoms, i).items()
                 result |= {f"condition/{i}/{name}": np.asarray(value) for name, value in values}

@@ -23,11 +23,14 @@ from mace.calculators import MACECalculator
 from mace.compat.exporting import export_to_original
 from mace.compat.importing import import_original, known_from
 from mace.errors import UserError
+from mace.model.plan import HeadPlan
+from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = os.environ.get("MACE_COMPAT_FIXTURES", "")
 PYTHON = os.environ.get("MACE_ORIGINAL_PYTHON", "")
 REFUSED = {"mirror_images": "use_so3=True"}
+PREDICTED = ("energy", "forces", "stress", "dipole")
 METHANOL, SILICON, SLAB = range(3)
 RELATIVE = 1e-9
 
@@ -81,28 +84,38 @@ def test_the_numbers_are_those_of_the_original(path: Path) -> None:
     The original divides the stress of a slab by the volume of an inflated cell, so that one is not compared.
     """
     data = references(path)
-    head = json.loads(str(data["settings"]))["head"]
     if path.stem in REFUSED:
         with pytest.raises(UserError, match=REFUSED[path.stem]):
-            import_original(path, head)
+            import_original(path)
         return
-    model = import_original(path, head).model.to_precision(torch.float64)
-    calculator = MACECalculator(models=model)
-    energies = dict(zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=model.plan.predicts_energy))
-    for i, prefix in variants(data):
-        atoms = structure(data, prefix)
-        atoms.calc = calculator
-        if model.plan.predicts_dipole:
-            assert deviation(atoms.get_dipole_moment() / DEBYE_OF_MACE_TORCH, data[f"{prefix}/dipole"]) < RELATIVE
-        if not model.plan.predicts_energy:
-            continue
-        interaction = abs(data[f"{prefix}/energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
-        # the stored sum is rounded, which may be more than that where the atoms interact by less than a meV
-        rounding = 2 * np.spacing(abs(data[f"{prefix}/energy"]))
-        assert abs(atoms.get_potential_energy() - data[f"{prefix}/energy"]) < RELATIVE * interaction + rounding
-        assert deviation(atoms.get_forces(), data[f"{prefix}/forces"]) < RELATIVE
-        if i == SILICON:
-            assert deviation(atoms.get_stress(), data[f"{prefix}/stress"]) < RELATIVE
+    model = import_original(path).model.to_precision(torch.float64)
+    heads = json.loads(str(data["settings"]))["heads"]
+    assert list(model.plan.head_names) == (heads or [DEFAULT_HEAD])
+    calculator = MACECalculator(models=model, head=model.plan.head_names[0])
+    for head in model.plan.every_head:
+        calculator.head = head.name
+        of_head = f"head {head.name}/" if heads else ""
+        for i, prefix in variants(data):
+            expected = {key: data.get(f"{of_head}{prefix}/{key}") for key in PREDICTED}
+            check(calculator, head, structure(data, prefix), expected, stress=i == SILICON)
+
+
+def check(calculator: MACECalculator, head: HeadPlan, atoms: Atoms, expected: dict[str, Any], stress: bool) -> None:
+    """Compare what is computed of a structure, for one head."""
+    (model,) = calculator.models
+    atoms.calc = calculator
+    if model.plan.predicts_dipole:
+        assert deviation(atoms.get_dipole_moment() / DEBYE_OF_MACE_TORCH, expected["dipole"]) < RELATIVE
+    if not model.plan.predicts_energy:
+        return
+    energies = dict(zip(model.plan.atomic_numbers, head.reference_energies, strict=True))
+    interaction = abs(expected["energy"] - sum(energies[z] for z in atoms.numbers.tolist()))
+    # the stored sum is rounded, which may be more than that where the atoms interact by less than a meV
+    rounding = 2 * np.spacing(abs(expected["energy"]))
+    assert abs(atoms.get_potential_energy() - expected["energy"]) < RELATIVE * interaction + rounding
+    assert deviation(atoms.get_forces(), expected["forces"]) < RELATIVE
+    if stress:
+        assert deviation(atoms.get_stress(), expected["stress"]) < RELATIVE
 
 
 @pytest.mark.parametrize("path", found())
@@ -112,8 +125,7 @@ def test_the_way_back(path: Path, tmp_path: Path) -> None:
         pytest.skip("MACE_ORIGINAL_PYTHON does not name an interpreter with mace-torch")
     if path.stem in REFUSED:
         pytest.skip("this model does not exist here")
-    head = json.loads(str(references(path)["settings"]))["head"]
-    model = import_original(path, head).model.to_precision(torch.float64).requires_grad_(False)
+    model = import_original(path).model.to_precision(torch.float64).requires_grad_(False)
     export = export_to_original(model, tmp_path / "back.model", PYTHON)
     assert max(export.deviations.values()) < RELATIVE
     again = import_original(tmp_path / "back.model").model

@@ -11,12 +11,14 @@ from typing import Any
 
 import ase.build
 import numpy as np
+import original_files as files
 import pytest
 import torch
 from ase import Atoms, units
 from ase.constraints import FixAtoms
 from ase.io import read, write
 
+from mace.calculators import MACECalculator
 from mace.cli import md
 from mace.errors import UserError
 from mace.model.mace import MACE
@@ -64,6 +66,16 @@ def _run(*flags: str, structure: str = "molecule.xyz") -> list[Atoms]:
     name = next((flag.partition("=")[2] for flag in flags if flag.startswith("--trajectory=")), "md.xyz")
     frames: list[Atoms] = read(name, ":")
     return frames
+
+
+def test_a_head_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "high")))
+    flags = ["--structure=molecule.xyz", f"--model={path}", "--ensemble=nve", "--temperature_K=300", "--steps=1"]
+    md.run([*flags, "--head=high", "--trajectory_interval=1"])
+    assert ", head high, in float64" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    for atoms in read("md.xyz", ":"):
+        expected = MACECalculator(path, head="high").evaluate([atoms])[0]["energy"]
+        assert atoms.get_potential_energy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_constant_energy(capsys: pytest.CaptureFixture[str]) -> None:

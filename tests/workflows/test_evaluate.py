@@ -12,6 +12,7 @@ from typing import Any
 import ase.build
 import ase.io
 import numpy as np
+import original_files as files
 import pytest
 import torch
 from ase import Atoms
@@ -145,6 +146,28 @@ def test_other_formats_and_several_files(tmp_path: Path, model_path: Path) -> No
     found = ase.io.read(tmp_path / "new" / "out.xyz", ":")
     assert [atoms.info["note"] for atoms in found] == [f"frame {i}" for i in (2, 3, 4, 5, 0, 1)]
     assert found[4].calc.results == {"energy": -3.0, "free_energy": -3.5}
+
+
+def test_several_heads(tmp_path: Path) -> None:
+    """Each structure is for the head it names, others for the default, all for that of ``--head``."""
+    path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "Default", "high")))
+    frames = _frames()[:1] * 4
+    frames = [atoms.copy() for atoms in frames]
+    named = ["high", None, "low", "Default"]
+    for atoms, head in zip(frames, named, strict=True):
+        if head is not None:
+            atoms.info["head"] = head
+    expected = {head: MACECalculator(path, head=head) for head in ("low", "Default", "high")}
+    found = _evaluated(tmp_path, path, frames, "--return_node_energies")
+    for atoms, head in zip(found, named, strict=True):
+        results = expected[head or "Default"].evaluate([frames[1]])[0]
+        assert atoms.info["MACE_energy"] == pytest.approx(results["energy"], abs=1e-9)
+        assert atoms.info.get("head") == head
+        np.testing.assert_allclose(atoms.arrays["MACE_forces"], results["forces"], atol=1e-8)
+        np.testing.assert_allclose(atoms.arrays["MACE_node_energies"], results["energies"], atol=1e-8)
+    for atoms in _evaluated(tmp_path, path, frames, "--head=low"):
+        energy = expected["low"].evaluate([frames[1]])[0]["energy"]
+        assert atoms.info["MACE_energy"] == pytest.approx(energy, abs=1e-9)
 
 
 def test_descriptors(tmp_path: Path, model_path: Path) -> None:

@@ -191,7 +191,7 @@ def dipole_model() -> Any:
         ({"skin": -1.0}, "skin is -1.0; it must be"),
         ({"model": torch.nn.Linear(1, 1)}, "the model is a Linear; name a model file"),
         ({"model": "nowhere.model"}, "no such model file"),
-        ({"model": files.model(PLAN), "head": "other"}, "have one head, so head='other'"),
+        ({"model": files.model(PLAN), "head": "other"}, "the model has one head, Default, and no head 'other'"),
         ({"model": dipole_model()}, "AtomicDipolesMACE model predicts no energy"),
     ],
 )
@@ -256,3 +256,18 @@ def test_dynamics_in_torch_sim_keep_the_energy(path: Path) -> None:
     )
     assert (kinetic > 1e-3).all()
     torch.testing.assert_close(end.energy + kinetic, model(start)["energy"], rtol=0, atol=0.01 * kinetic.min().item())
+
+
+@pytest.mark.parametrize("head", ["low", "high", 1, None])
+def test_a_head_of_several(tmp_path: Path, head: str | int | None) -> None:
+    model = files.model(files.with_heads("low", "high", "default"))
+    path = save_model(tmp_path / "heads.model", model)
+    name = {1: "high", None: "default"}.get(head, head)  # type: ignore[call-overload]
+    water = ase.build.molecule("H2O")
+    expected = MACECalculator(path, head=name).evaluate([water])[0]
+    for given in (path, model):
+        found = MaceTorchSimModel(given, "cpu", head=head)(state_of([water]))
+        assert float(found["energy"][0]) == pytest.approx(expected["energy"], abs=1e-9)
+    for unknown, said in (("pt", "no head 'pt'"), (3, r"no head 3; the heads are 0 to 2 \(low, high, default\)")):
+        with pytest.raises(UserError, match=said):
+            MaceTorchSimModel(path, "cpu", head=unknown)

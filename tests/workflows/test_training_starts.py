@@ -6,12 +6,13 @@ import re
 import shutil
 from pathlib import Path
 
+import original_files as files
 import pytest
 from ase.io import write
 from training_runs import Run, isolated_atoms, same, train, water, write_water
 
 from mace.errors import UserError
-from mace.model.model_file import load_model
+from mace.model.model_file import load_model, save_model
 from mace.training.checkpoints import load_safely
 
 FOUR = "--max_num_epochs=4"
@@ -61,6 +62,9 @@ def test_another_model_is_no_start(tmp_path: Path, data: Path) -> None:
         train(tmp_path / "b", data, f"--init_from={file}", "--r_max=4.0")
     with pytest.raises(UserError, match=r"--init_from: .*none.model cannot be opened"):
         train(tmp_path / "b", data, "--init_from=none.model")
+    several = save_model(tmp_path / "several.model", files.model(files.with_heads("low", "high")))
+    with pytest.raises(UserError, match=r"--init_from: .*several heads \(low, high\), .* --foundation_head instead"):
+        train(tmp_path / "b", data, f"--init_from={several}")
     hydrogen = tmp_path / "oh.xyz"
     write(hydrogen, isolated_atoms("O") + [atoms[atoms.numbers == 8] for atoms in water(6)], format="extxyz")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="name all elements with --atomic_numbers"):

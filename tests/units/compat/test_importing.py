@@ -18,6 +18,7 @@ from mace.compat.interaction_weights import interaction_from_original, interacti
 from mace.compat.reader import Known
 from mace.compat.weights import weights_from_original, weights_to_original
 from mace.errors import UserError
+from mace.model.heads import with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -254,16 +255,56 @@ def heads(tmp_path: Path) -> Path:
 
 def test_one_of_several_heads_is_taken(tmp_path: Path) -> None:
     path = heads(tmp_path)
-    with pytest.raises(UserError, match="has 2 heads .one, two., .* --head two"):
-        import_original(path)
     with pytest.raises(UserError, match="no head 'three'; its heads are one, two"):
         import_original(path, "three")
     imported = import_original(path, "two")
     expected = files.model()
     assert imported.model.plan == expected.plan
+    assert "head two of one, two" in imported.summary() and imported.head == "two"
     for name, value in imported.model.named_parameters():
         assert torch.allclose(value, expected.get_parameter(name), rtol=1e-14), name
     assert import_original(path, "one").model.plan.scale == 9.0
+
+
+def test_all_heads_are_kept(tmp_path: Path) -> None:
+    path = heads(tmp_path)
+    imported = import_original(path)
+    assert imported.head is None and imported.model.plan.head_names == ("one", "two")
+    assert "heads one, two" in imported.summary() and "heads one, two" in str(imported.metadata.comment)
+    assert [head.scale for head in imported.model.plan.heads] == [9.0, files.PLAN.scale]
+    for name in ("one", "two"):
+        alone = import_original(path, name).model
+        assert_equal(with_one_head(imported.model, name), alone)
+        assert_equal(open_model(path, head=name).model, alone)
+    assert open_model(path).heads == ("one", "two") and open_model(path, head="one").heads == ("one",)
+    plan, arrays = imported.model.plan, {key: p.detach().numpy() for key, p in imported.model.named_parameters()}
+    again = weights_from_original(weights_to_original(arrays, plan), plan)
+    assert all(np.array_equal(again[key], value) for key, value in arrays.items())
+
+
+def test_heads_of_a_model_of_dipoles_share_their_readouts(tmp_path: Path) -> None:
+    original = files.model(ModelPlan.model_validate(files.PLAN.model_dump() | ENERGY))
+    state = files.state_of(original, heads=2)
+    state["atomic_energies_fn.atomic_energies"][1] += 0.5
+    imported = import_original(files.write_original(tmp_path / "old.model", files.tree_of(original, state))).model
+    assert imported.plan.head_names == ("0", "1")
+    assert imported.plan.heads[1].reference_energies[0] == original.plan.reference_energies[0] + 0.5
+    assert_equal(with_one_head(imported, "0"), original)
+
+
+def test_a_file_of_too_many_heads_is_no_model(tmp_path: Path) -> None:
+    original = files.model()
+    state = files.state_of(original, heads=1001)
+    with pytest.raises(UserError, match="it has 1001 heads, more than 1000"):
+        import_original(files.write_original(tmp_path / "old.model", files.tree_of(original, state)))
+
+
+def test_a_single_head_may_have_any_name_in_the_file(tmp_path: Path) -> None:
+    path = files.write_original(tmp_path / "old.model", files.tree_of(files.model(), heads=["pbe"]))
+    for head in (None, "pbe", "Default"):
+        assert_equal(open_model(path, head=head).model, files.model())
+    with pytest.raises(UserError, match="has one head, pbe, and no head 'pbesol'"):
+        open_model(path, head="pbesol")
 
 
 def legacy(root: Any) -> bytes:

@@ -138,14 +138,30 @@ def test_what_agrees_may_be_typed(foundation: Foundation) -> None:
         ),
         ({"foundation_model": "FILE", "scaling": "no_scaling"}, "--scaling cannot be combined with --foundation_model"),
         ({"foundation_model": "FILE", "foundation_head": "pt"}, "no head 'pt'"),
+        (
+            {"foundation_model": "HEADS"},
+            r"HEADS.*\(low, high\), and training starts from one; choose it with --foundation_head, for example",
+        ),
+        ({"foundation_model": "HEADS", "foundation_head": "pt"}, "no head 'pt'; its heads are low, high"),
         ({"foundation_model": "FILE", "init_from": "other.model"}, "--init_from and --foundation_model both"),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], said: str, tmp_path: Path) -> None:
-    path = save_model(tmp_path / "own.model", files.model())
-    named = {key: str(path) if value == "FILE" else value for key, value in given.items()}
+    paths = {
+        "FILE": save_model(tmp_path / "own.model", files.model()),
+        "HEADS": save_model(tmp_path / "HEADS.model", files.model(files.with_heads("low", "high"))),
+    }
+    named = {key: str(paths.get(value, value)) if isinstance(value, str) else value for key, value in given.items()}
     with pytest.raises(UserError, match=said):
         open_foundation(settings(**named), torch.float64)
+
+
+@pytest.mark.parametrize("head", ["low", "high"])
+def test_one_head_of_several_is_started_from(head: str, tmp_path: Path) -> None:
+    several = files.model(files.with_heads("low", "high"))
+    path = save_model(tmp_path / "own.model", several)
+    found = open_foundation(settings(foundation_model=str(path), foundation_head=head), torch.float64)
+    assert found is not None and found.plan == several.plan.of_head(("low", "high").index(head))
 
 
 def test_files_of_both_programs_are_opened(tmp_path: Path) -> None:
