@@ -148,7 +148,7 @@ def convolution_calls(
         "conv_second": (*given, *results(), *tangents, *results(), *gradients),
     }
     for name, chosen in arrays.items():
-        yield name, lambda name=name, chosen=chosen: work.run(name, chosen)  # type: ignore[misc]
+        yield name, lambda name=name, chosen=chosen: work.run(name, chosen)
 
 
 def contraction_calls(terms: ContractionTerms, graph: Graph, channels: int) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -171,7 +171,7 @@ def contraction_calls(terms: ContractionTerms, graph: Graph, channels: int) -> I
         "contraction_second": (*given, features(), *results(), features(), gradient),
     }
     for name, chosen in arrays.items():
-        yield name, lambda name=name, chosen=chosen: _run_contraction(name, terms, chosen)  # type: ignore[misc]
+        yield name, lambda name=name, chosen=chosen: _run_contraction(name, terms, chosen)
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:

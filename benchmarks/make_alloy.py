@@ -32,7 +32,7 @@ def main() -> None:
     structures = [make_structure(options.elements, options.neighbors, generator) for _ in range(options.structures)]
     options.folder.mkdir(parents=True, exist_ok=True)
     ase.io.write(options.folder / TRAINING_FILE, structures, format="extxyz")
-    atoms = [labelled(Atoms([z], cell=np.zeros((3, 3))), generator) for z in range(1, options.elements + 1)]
+    atoms = [labeled(Atoms([z], cell=np.zeros((3, 3))), generator) for z in range(1, options.elements + 1)]
     ase.io.write(options.folder / ISOLATED_FILE, atoms, format="extxyz")
     print(f"{options.folder}: {len(structures)} cells, {mean_neighbors(structures, R_MAX):.1f} neighbors")
 
@@ -44,10 +44,10 @@ def make_structure(n_elements: int, neighbors: float, generator: np.random.Gener
     positions = np.concatenate([lattice, lattice + 0.5]) * edge + generator.normal(0.0, 0.3, (N_ATOMS, 3))
     numbers = generator.integers(1, n_elements + 1, N_ATOMS)
     cell = np.diag([2.0, 2.0, N_ATOMS / 8]) * edge
-    return labelled(Atoms(numbers, positions, cell=cell, pbc=True), generator)
+    return labeled(Atoms(numbers, positions, cell=cell, pbc=True), generator)
 
 
-def labelled(atoms: Atoms, generator: np.random.Generator) -> Atoms:
+def labeled(atoms: Atoms, generator: np.random.Generator) -> Atoms:
     """Attach a random energy and random forces."""
     energy, forces = float(generator.normal()), generator.normal(size=(len(atoms), 3))
     atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)

@@ -1,4 +1,4 @@
-"""Acetylacetone: the labelled molecules, and a periodic box packed with them."""
+"""Acetylacetone: the labeled molecules, and a periodic box packed with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOSEST_CONTACT = 1.2
 
 
 def read_molecules(folder: Path) -> list[Atoms]:
-    """Read the labelled molecules.
+    """Read the labeled molecules.
 
     Raises:
         BenchmarkError: If the file is missing.

@@ -72,14 +72,14 @@ def _build_model(settings: Settings) -> MACE:
     return model
 
 
-def _configuration(atoms: Atoms, labelled: bool) -> Configuration:
+def _configuration(atoms: Atoms, labeled: bool) -> Configuration:
     return Configuration(
         atomic_numbers=atoms.numbers.astype(np.int64),
         positions=atoms.positions,
         cell=atoms.cell.array,
         pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
-        energy=atoms.get_potential_energy() if labelled else None,
-        forces=atoms.get_forces() if labelled else None,
+        energy=atoms.get_potential_energy() if labeled else None,
+        forces=atoms.get_forces() if labeled else None,
     )
 
 
@@ -93,7 +93,7 @@ def _shuffled(dataset: GraphDataset, size: int, seed: int) -> Iterator[Batch]:
 
 def _batched(settings: Settings, model: MACE) -> tuple[Iterator[Batch], dict[str, float]]:
     """Return an endless iterator of shuffled batches, and facts about them; write the results on the first batch."""
-    structures = [_configuration(atoms, labelled=True) for atoms in read_molecules(Path(settings["data"]))]
+    structures = [_configuration(atoms, labeled=True) for atoms in read_molecules(Path(settings["data"]))]
     dataset = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     size, n = settings["batch_size"], len(dataset)
     _write_results(settings, predict(model, dataset.batch(range(size)).graph))

@@ -179,6 +179,7 @@ def main() -> None:
             status = 70
             try:
                 _train(order)
+                status = 0
             except SystemExit as error:
                 status = int(error.code or 0)
             except BaseException:

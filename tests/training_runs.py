@@ -1,4 +1,4 @@
-"""Small labelled structures and training runs that take about a second, for every folder that trains."""
+"""Small labeled structures and training runs that take about a second, for every folder that trains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUICK = ("--name=tiny", "--seed=7", "--batch_size=4", "--max_num_epochs=2", "--p
 """Flags of a short run."""
 
 
-def labelled(atoms: Atoms, stress: bool = False, **info: Any) -> Atoms:
+def labeled(atoms: Atoms, stress: bool = False, **info: Any) -> Atoms:
     """Return a copy with labels of ASE's effective-medium potential, under the keys that need no flag."""
     atoms = atoms.copy()
     atoms.calc = EMT()
@@ -60,19 +60,19 @@ def rattled(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
 
 def isolated_atoms(symbols: str = "HO") -> list[Atoms]:
     """Frames from which reference energies are read."""
-    return [labelled(Atoms(symbol), config_type="IsolatedAtom") for symbol in symbols]
+    return [labeled(Atoms(symbol), config_type="IsolatedAtom") for symbol in symbols]
 
 
 def water(count: int, seed: int = 0, **info: Any) -> list[Atoms]:
     """Distorted water molecules."""
     rng = np.random.default_rng(seed)
-    return [labelled(rattled(molecule("H2O"), 0.05, rng), **info) for _ in range(count)]
+    return [labeled(rattled(molecule("H2O"), 0.05, rng), **info) for _ in range(count)]
 
 
 def copper(count: int, seed: int = 0, **info: Any) -> list[Atoms]:
-    """Distorted crystals of one cubic cell, labelled with stress too."""
+    """Distorted crystals of one cubic cell, labeled with stress too."""
     rng = np.random.default_rng(seed)
-    return [labelled(rattled(bulk("Cu", cubic=True), 0.08, rng), stress=True, **info) for _ in range(count)]
+    return [labeled(rattled(bulk("Cu", cubic=True), 0.08, rng), stress=True, **info) for _ in range(count)]
 
 
 def write_water(path: Path, count: int = 12, seed: int = 0) -> Path:

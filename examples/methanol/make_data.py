@@ -1,18 +1,18 @@
-"""Make the methanol example: molecular dynamics frames labelled with density functional theory.
+"""Make the methanol example: molecular dynamics frames labeled with density functional theory.
 
 Three steps, each of which can be killed and started again:
 
 1. *sample*: GFN2-xTB Langevin dynamics of one methanol molecule and of pairs of molecules at several temperatures;
 2. *label*: energy, forces and dipole of every frame from PBE/def2-SVP, in shuffled order, one small file per frame;
-3. *collect*: everything labelled so far is written to ``methanol_train.xyz`` and ``methanol_test.xyz``.
+3. *collect*: everything labeled so far is written to ``methanol_train.xyz`` and ``methanol_test.xyz``.
 
-Pairs with a hydrogen bond are all labelled, the other frames up to ``--frames``, by default all. The split depends on
-the seed and the number of sampled frames alone, so labelling more never moves a frame from one side to the other.
+Pairs with a hydrogen bond are all labeled, the other frames up to ``--frames``, by default all. The split depends on
+the seed and the number of sampled frames alone, so labeling more never moves a frame from one side to the other.
 
 Usage::
 
     OMP_NUM_THREADS=1 python make_data.py            # all three steps, about an hour on one core
-    python make_data.py --collect                    # only write what has been labelled so far
+    python make_data.py --collect                    # only write what has been labeled so far
     python make_data.py --check                      # compare forces with finite differences of the energy
 """
 
@@ -49,12 +49,12 @@ FRICTION = 0.02  # 1/fs
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which frames exist, which of them are labelled and where they go."""
+    """Everything that decides which frames exist, which of them are labeled and where they go."""
 
     monomers: int
     dimers: int
     bonded_dimers: int
-    labelled: int
+    labeled: int
     seed: int
     work: Path
 
@@ -72,7 +72,7 @@ class Plan:
         bonded = [name for name in self.frame_names() if name.startswith("bonded_dimer")]
         others = [name for name in self.frame_names() if not name.startswith("bonded_dimer")]
         order = np.random.default_rng([self.seed, 3]).permutation(len(others))
-        return bonded + [others[i] for i in order[: self.labelled]]
+        return bonded + [others[i] for i in order[: self.labeled]]
 
     def test_names(self) -> set[str]:
         """Return the names of the test frames: the same fraction of every system and temperature."""
@@ -211,7 +211,7 @@ def sample_segment(system: str, temperature: int, segment: int, rng: np.random.G
 
 
 def sample_frames(plan: Plan) -> dict[str, Atoms]:
-    """Return all unlabelled frames by name; each (system, temperature) is sampled once and kept on disk."""
+    """Return all unlabeled frames by name; each (system, temperature) is sampled once and kept on disk."""
     frames: dict[str, Atoms] = {}
     with build_progress() as progress:
         task = progress.add_task("sampling", total=len(plan.frame_names()))
@@ -289,22 +289,22 @@ def label(atoms: Atoms, name: str) -> Atoms:
         gradient.grid_response = True  # the grid moves with the atoms: without it forces are off by up to 3e-3
         forces = -gradient.kernel() * units.Hartree / units.Bohr
         dipole = mean_field.dip_moment(unit="AU", verbose=0) * units.Bohr
-    labelled = Atoms(atoms.symbols, positions=atoms.positions, pbc=False)
-    labelled.info["REF_energy"] = float(mean_field.e_tot * units.Hartree)
-    labelled.info["REF_dipole"] = np.round(dipole, 8)
-    labelled.info["config_type"] = "IsolatedAtom" if len(atoms) == 1 else name.rsplit("_", 1)[0]
-    labelled.arrays["REF_forces"] = forces
-    return labelled
+    labeled = Atoms(atoms.symbols, positions=atoms.positions, pbc=False)
+    labeled.info["REF_energy"] = float(mean_field.e_tot * units.Hartree)
+    labeled.info["REF_dipole"] = np.round(dipole, 8)
+    labeled.info["config_type"] = "IsolatedAtom" if len(atoms) == 1 else name.rsplit("_", 1)[0]
+    labeled.arrays["REF_forces"] = forces
+    return labeled
 
 
 def label_frames(frames: dict[str, Atoms], plan: Plan) -> None:
     """Label every frame that has no labels yet; each one is on disk before the next begins."""
     todo = {f"atom_{symbol}": Atoms(symbol, positions=[[0.0, 0.0, 0.0]]) for symbol in SPIN}
     todo |= {name: frames[name] for name in plan.names_to_label()}
-    folder = plan.work / "labelled"
+    folder = plan.work / "labeled"
     folder.mkdir(exist_ok=True)
     with build_progress() as progress:
-        task = progress.add_task("labelling", total=len(todo))
+        task = progress.add_task("labeling", total=len(todo))
         for name, atoms in todo.items():
             path = folder / f"{name}.xyz"
             if not path.exists():
@@ -313,17 +313,17 @@ def label_frames(frames: dict[str, Atoms], plan: Plan) -> None:
 
 
 def collect(plan: Plan, folder: Path) -> None:
-    """Write all labelled frames to the training and the test file in ``folder`` and read them back.
+    """Write all labeled frames to the training and the test file in ``folder`` and read them back.
 
     Raises:
-        SystemExit: If nothing is labelled yet.
+        SystemExit: If nothing is labeled yet.
     """
     wanted = set(plan.names_to_label())
     names = [f"atom_{symbol}" for symbol in SPIN] + [name for name in plan.frame_names() if name in wanted]
-    paths = {name: plan.work / "labelled" / f"{name}.xyz" for name in names}
+    paths = {name: plan.work / "labeled" / f"{name}.xyz" for name in names}
     done = {name: read(path) for name, path in paths.items() if path.exists()}
     if not done:
-        raise SystemExit(f"{plan.work / 'labelled'} holds no labelled frame yet: run without --collect first.")
+        raise SystemExit(f"{plan.work / 'labeled'} holds no labeled frame yet: run without --collect first.")
     test_names = plan.test_names()
     parts = {"train": [n for n in done if n not in test_names], "test": [n for n in done if n in test_names]}
     for part, members in parts.items():
@@ -332,7 +332,7 @@ def collect(plan: Plan, folder: Path) -> None:
         for atoms in read(path, index=":"):
             assert {"REF_energy", "REF_dipole", "config_type"} <= set(atoms.info) and "REF_forces" in atoms.arrays
         print(f"{path.name}: {len(members)} frames")
-    print(f"{len(done)} of {len(names)} frames are labelled")
+    print(f"{len(done)} of {len(names)} frames are labeled")
 
 
 def check_forces(frames: dict[str, Atoms], step: float = 0.002) -> None:
@@ -368,7 +368,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="decides the dynamics, the order and the split")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of intermediate files")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the two data files")
-    parser.add_argument("--collect", action="store_true", help="only write what has been labelled so far")
+    parser.add_argument("--collect", action="store_true", help="only write what has been labeled so far")
     parser.add_argument("--check", action="store_true", help="only compare forces with finite differences")
     return parser.parse_args()
 
@@ -380,7 +380,7 @@ def main() -> None:
         monomers=options.monomers,
         dimers=options.dimers,
         bonded_dimers=options.bonded_dimers,
-        labelled=options.frames,
+        labeled=options.frames,
         seed=options.seed,
         work=options.work,
     )

@@ -1,4 +1,4 @@
-"""Make the silicon example: small periodic cells labelled with GFN1-xTB energies, forces and stress.
+"""Make the silicon example: small periodic cells labeled with GFN1-xTB energies, forces and stress.
 
 tblite evaluates periodic systems at the Gamma point only, and the energy of a small cell then says more about its
 size than about its bonds. Every crystal is therefore replicated to the same supercell, two by two by two cubic cells
@@ -152,7 +152,7 @@ def choose_copies(atoms: Atoms, kind: str) -> Copies:
 
 
 def label(atoms: Atoms, kind: str, copies: Copies | None = None) -> Atoms:
-    """Return a labelled copy of ``atoms``.
+    """Return a labeled copy of ``atoms``.
 
     Args:
         atoms: A periodic cell.
@@ -172,23 +172,23 @@ def label(atoms: Atoms, kind: str, copies: Copies | None = None) -> Atoms:
     forces = supercell.get_forces().reshape(n_copies, len(atoms), 3)
     if np.ptp(forces, axis=0).max() > 1e-3:
         raise SystemExit(f"{kind}: copies of one atom feel forces that differ by {np.ptp(forces, axis=0).max():.1e}.")
-    labelled = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=True)
-    labelled.info["REF_energy"] = float(supercell.get_potential_energy() / n_copies)
-    labelled.info["REF_stress"] = np.round(supercell.get_stress(voigt=False).reshape(9), 10)
-    labelled.info["config_type"] = kind
-    labelled.arrays["REF_forces"] = forces.mean(axis=0)
-    return labelled
+    labeled = Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=True)
+    labeled.info["REF_energy"] = float(supercell.get_potential_energy() / n_copies)
+    labeled.info["REF_stress"] = np.round(supercell.get_stress(voigt=False).reshape(9), 10)
+    labeled.info["config_type"] = kind
+    labeled.arrays["REF_forces"] = forces.mean(axis=0)
+    return labeled
 
 
 def label_isolated_atom() -> Atoms:
     """Return the free silicon atom with its energy; GFN1-xTB knows no spin polarization."""
     atom = Atoms("Si", positions=[[0.0, 0.0, 0.0]])
     atom.calc = TBLite(method="GFN1-xTB", multiplicity=3, accuracy=0.1, verbosity=0)
-    labelled = Atoms("Si", positions=atom.positions, pbc=False)
-    labelled.info["REF_energy"] = float(atom.get_potential_energy())
-    labelled.info["config_type"] = "IsolatedAtom"
-    labelled.arrays["REF_forces"] = np.zeros((1, 3))
-    return labelled
+    labeled = Atoms("Si", positions=atom.positions, pbc=False)
+    labeled.info["REF_energy"] = float(atom.get_potential_energy())
+    labeled.info["config_type"] = "IsolatedAtom"
+    labeled.arrays["REF_forces"] = np.zeros((1, 3))
+    return labeled
 
 
 def write_atomically(path: Path, frames: Atoms | list[Atoms]) -> None:
@@ -199,8 +199,8 @@ def write_atomically(path: Path, frames: Atoms | list[Atoms]) -> None:
 
 
 def label_all(work: Path, seed: int) -> dict[str, list[Atoms]]:
-    """Return the labelled structures of every kind; each one is on disk before the next begins."""
-    labelled: dict[str, list[Atoms]] = {kind: [] for kind in COUNTS}
+    """Return the labeled structures of every kind; each one is on disk before the next begins."""
+    labeled: dict[str, list[Atoms]] = {kind: [] for kind in COUNTS}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -209,22 +209,22 @@ def label_all(work: Path, seed: int) -> dict[str, list[Atoms]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     ) as progress:
-        task = progress.add_task("labelling", total=sum(COUNTS.values()))
+        task = progress.add_task("labeling", total=sum(COUNTS.values()))
         for kind, count in COUNTS.items():
             for index in range(count):
                 path = work / f"{kind}_{index:03d}.xyz"
                 if not path.exists():
                     write_atomically(path, label(build_structure(kind, index, seed), kind))
-                labelled[kind].append(read(path))
+                labeled[kind].append(read(path))
                 progress.advance(task)
-    return labelled
+    return labeled
 
 
-def collect(labelled: dict[str, list[Atoms]], folder: Path, seed: int) -> None:
+def collect(labeled: dict[str, list[Atoms]], folder: Path, seed: int) -> None:
     """Write ``silicon_train.xyz`` and ``silicon_test.xyz``, the same fraction of every kind in each."""
     rng = np.random.default_rng([seed, 100])
     parts: dict[str, list[Atoms]] = {"train": [label_isolated_atom()], "test": []}
-    for frames in labelled.values():
+    for frames in labeled.values():
         tested = set(rng.permutation(len(frames))[: round(TEST_FRACTION * len(frames))].tolist())
         for index, atoms in enumerate(frames):
             parts["test" if index in tested else "train"].append(atoms)

@@ -1,4 +1,4 @@
-"""The command ``mace_check_data``: say what labelled structures hold and what is wrong with them, without training."""
+"""The command ``mace_check_data``: say what labeled structures hold and what is wrong with them, without training."""
 
 from __future__ import annotations
 

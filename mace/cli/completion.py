@@ -12,6 +12,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
+from typing import Any
 
 from mace.cli import eval_configs, export, import_model, info, md, plot_train
 from mace.cli.command import FlagParser, parse_flags, run_program
@@ -86,9 +87,9 @@ def _with_choices(parser: SettingsParser) -> SettingsParser:
             is_truth = alternatives(field.annotation)[:1] == [bool]
             action.choices = ["True", "False"] if is_truth else choices or None
         if declaration.placeholder in _FILES:
-            action.complete = shtab.DIRECTORY if declaration.placeholder == "DIR" else shtab.FILE  # type: ignore[attr-defined]
+            _complete(action, shtab.DIRECTORY if declaration.placeholder == "DIR" else shtab.FILE)
     if parser.bare is not None:
-        parser.add_argument(parser.bare, nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
+        _complete(parser.add_argument(parser.bare, nargs="*"), shtab.FILE)
     return parser
 
 
@@ -98,8 +99,13 @@ def _with_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     for action in parser._actions:
         if action.dest in _FILE_FLAGS:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            _complete(action, shtab.FILE)
     return parser
+
+
+def _complete(action: argparse.Action, kind: Any) -> None:
+    """Tell shtab, which reads an attribute of its own, what completes an argument."""
+    action.complete = kind  # type: ignore[attr-defined]
 
 
 def run(arguments: Sequence[str]) -> None:

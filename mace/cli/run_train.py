@@ -1,4 +1,4 @@
-"""The command ``mace_run_train``: train a model from labelled structures."""
+"""The command ``mace_run_train``: train a model from labeled structures."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def export_to_original(model: MACE, path: str | Path, python: str | Path) -> Exp
     with tempfile.TemporaryDirectory(prefix="mace_export") as name:
         folder = Path(name)
         (folder / "plan.json").write_text(json.dumps(plan | {"dtype": precision, "n_structures": len(structures)}))
-        np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
         told = _run(os.path.abspath(found), folder)
         tolerance = TOLERANCES[precision]
         if bad := {name: value for name, value in told["deviations"].items() if not value < tolerance}:

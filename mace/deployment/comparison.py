@@ -12,13 +12,13 @@ from mace.structures.configuration import Configuration
 from mace.training.metrics import ErrorAccumulator
 
 COMPARED = ("energy", "forces", "stress", "dipole")
-"""What may be both labelled and predicted."""
+"""What may be both labeled and predicted."""
 
 _Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Comparison:
-    """Compare what is both labelled and predicted, by ``config_type``.
+    """Compare what is both labeled and predicted, by ``config_type``.
 
     Args:
         keep: Whether to keep all values too, for pictures.
@@ -47,7 +47,7 @@ class Comparison:
                 self._kept.setdefault(kind, {}).setdefault(name, []).append(pair)
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """Return the metrics of every type, and of all structures under ``all``; only what is labelled."""
+        """Return the metrics of every type, and of all structures under ``all``; only what is labeled."""
         total = ErrorAccumulator()
         for accumulator in self._errors.values():
             total.merge(accumulator)

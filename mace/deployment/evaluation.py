@@ -90,7 +90,7 @@ class EvaluationSummary:
         seconds: Time for neighbors, predictions and writing, without reading.
         without_stress: Structures that have no stress because their cell has no volume.
         errors: Metrics by config_type, isolated atoms left out, and of all structures under ``"all"``; only what is
-            labelled.
+            labeled.
         plot: The picture, if one was drawn.
         resumed: Structures that were in the unfinished output already.
     """
@@ -155,8 +155,8 @@ def evaluate_files(
     done = _resume(members, output, configurations, wanted) if resume else []
 
     def count(batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]]) -> None:
-        labelled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
-        comparison.add([batch[place] for place in labelled], [predictions[place] for place in labelled])
+        labeled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
+        comparison.add([batch[place] for place in labeled], [predictions[place] for place in labeled])
         _count(summary, batch, predictions, wanted)
 
     if done:

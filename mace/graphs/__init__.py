@@ -1,1 +1,1 @@
-"""From labelled configurations to batches of graphs: neighbors, flat arrays, targets and weights."""
+"""From labeled configurations to batches of graphs: neighbors, flat arrays, targets and weights."""

@@ -34,7 +34,7 @@ class Targets:
 
     Attributes:
         values: By property, ``[structures, ...]`` or for forces ``[atoms, 3]``, float64.
-        labelled: By property, whether each structure has the label, ``[structures]``.
+        labeled: By property, whether each structure has the label, ``[structures]``.
         weight: Weight of each structure, ``[structures]``.
         property_weights: By property, ``[structures]``.
         atom_weights: By property with one row per atom, ``[atoms]``.
@@ -42,7 +42,7 @@ class Targets:
     """
 
     values: dict[str, Tensor]
-    labelled: dict[str, Tensor]
+    labeled: dict[str, Tensor]
     weight: Tensor
     property_weights: dict[str, Tensor]
     atom_weights: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Targets:
         """Return the targets on a device; see `mace.graphs.graph.carry`."""
         return Targets(
             {key: carry(value, device, pinned) for key, value in self.values.items()},
-            {key: carry(value, device, pinned) for key, value in self.labelled.items()},
+            {key: carry(value, device, pinned) for key, value in self.labeled.items()},
             carry(self.weight, device, pinned),
             {key: carry(value, device, pinned) for key, value in self.property_weights.items()},
             {key: carry(value, device, pinned) for key, value in self.atom_weights.items()},
@@ -97,7 +97,7 @@ class _Labels(NamedTuple):
 
     weight: np.ndarray
     values: dict[str, np.ndarray]
-    labelled: dict[str, np.ndarray]
+    labeled: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     atom_weights: dict[str, np.ndarray]
 
@@ -175,7 +175,7 @@ class GraphDataset:
                 for c, label in zip(configurations, found, strict=True)
             ]
             labels.values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
-            labels.labelled[name] = np.array([label is not None for label in found])
+            labels.labeled[name] = np.array([label is not None for label in found])
             labels.weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
             if name in PER_ATOM:
                 weights = [c.atom_weights.get(name, np.ones(c.n_atoms)) for c in configurations]
@@ -196,9 +196,9 @@ class GraphDataset:
         """Number of directed edges in all structures."""
         return len(self._neighbors.edge_sender)
 
-    def labelled(self, name: str) -> np.ndarray:
+    def labeled(self, name: str) -> np.ndarray:
         """Tell which structures carry a label, ``[structures]``."""
-        return self._labels.labelled[name]
+        return self._labels.labeled[name]
 
     def average_neighbors(self) -> float:
         """Return the mean number of neighbors of the atoms that have any, as the original counts; 1 if none has."""
@@ -258,7 +258,7 @@ class GraphDataset:
         labels = self._labels
         return Targets(
             {k: torch.from_numpy(v[atoms if k in PER_ATOM else chosen]) for k, v in labels.values.items()},
-            {k: torch.from_numpy(v[chosen]) for k, v in labels.labelled.items()},
+            {k: torch.from_numpy(v[chosen]) for k, v in labels.labeled.items()},
             torch.from_numpy(labels.weight[chosen]),
             {k: torch.from_numpy(v[chosen]) for k, v in labels.weights.items()},
             {k: torch.from_numpy(v[atoms]) for k, v in labels.atom_weights.items()},

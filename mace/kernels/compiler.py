@@ -32,7 +32,7 @@ from mace.kernels.target import TARGET_VARIABLE, target
 try:
     import fcntl
 except ImportError:  # not a POSIX system: processes then compile the same source each for itself
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module otherwise
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -252,7 +252,7 @@ def _read(path: Path) -> tuple[Document, dict[str, Tensor]]:
         with safe_open(path, framework="pt", device="cpu") as stream:
             text = (stream.metadata() or {}).get(METADATA_KEY)
             # copies, so that nothing refers to a file that may change later
-            weights = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
+            weights = {name: stream.get_tensor(name).clone() for name in stream.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: this is no complete model file ({error}); it was cut off on the way or is something else."

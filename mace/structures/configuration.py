@@ -1,4 +1,4 @@
-"""One labelled atomic structure, as read from a file and before any neighbor is searched."""
+"""One labeled atomic structure, as read from a file and before any neighbor is searched."""
 
 from __future__ import annotations
 

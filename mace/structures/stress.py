@@ -79,7 +79,7 @@ def convert_stress_virials(configuration: Configuration) -> Configuration:
 
 
 def disagree(configuration: Configuration, tolerance: float = 1.0e-2) -> bool:
-    """Whether the labelled stress and virials contradict each other by more than a share of the larger one."""
+    """Whether the labeled stress and virials contradict each other by more than a share of the larger one."""
     volume = cell_volume(configuration)
     if configuration.stress is None or configuration.virials is None or volume is None:
         return False

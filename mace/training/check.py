@@ -65,6 +65,6 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
 def name_of_files(files: Files) -> str:
     """The name of the first file without folder and ending; of a pattern, without what is no letter."""
     while not isinstance(files, str):
-        files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]
+        files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]  # a list of lists
     stem = Path(files).name.partition(".")[0]
     return "".join(letter for letter in stem if letter.isalnum() or letter in "-_") or "data"

@@ -161,7 +161,7 @@ class DistributedTeam(Team):
         """Return what the first process has."""
         items = [item if self.is_first else None]
         self._call(lambda: dist.broadcast_object_list(items, src=0, device=torch.device("cpu")))
-        return items[0]  # type: ignore[return-value]
+        return items[0]  # type: ignore[return-value]  # no longer None
 
     def _call(self, collective: Callable[[], Any]) -> None:
         """Do something all processes take part in.

@@ -30,7 +30,7 @@ class Evaluation:
         loss: The loss over all structures.
         metrics: Errors by name.
         by_type: Errors of each config_type.
-        compared: Reference and prediction of everything labelled by property.
+        compared: Reference and prediction of everything labeled by property.
     """
 
     loss: float
@@ -51,15 +51,15 @@ def evaluate(
     limit: EdgeLimit | None = None,
     team: Team | None = None,
 ) -> Evaluation:
-    """Predict every structure and measure the errors of what is labelled and has weight.
+    """Predict every structure and measure the errors of what is labeled and has weight.
 
     Args:
         model: The model.
         dataset: The structures.
         loss: Evaluated too; independent of the batch size.
         batch_size: Structures at a time.
-        stress: Whether stress and virials are wanted beyond what the loss needs, where they are labelled.
-        forces: Whether forces are wanted beyond what the loss needs, where they are labelled.
+        stress: Whether stress and virials are wanted beyond what the loss needs, where they are labeled.
+        forces: Whether forces are wanted beyond what the loss needs, where they are labeled.
         keep_details: Whether to keep predictions and errors by config_type.
         progress: Wraps the iteration over batches, counted by their first structure; gets how many there are.
         limit: How much is computed at a time, besides the batch size.
@@ -71,9 +71,9 @@ def evaluate(
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
     total, sums = ErrorAccumulator(), {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
     details = _Details(np.array([c.config_type for c in dataset.configurations]))
-    forces = loss.needs_forces or (forces and bool(dataset.labelled("forces").any()))
-    labelled_stress = bool((dataset.labelled("stress") | dataset.labelled("virials")).any())
-    stress = loss.needs_stress or (stress and labelled_stress)
+    forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
+    labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
+    stress = loss.needs_stress or (stress and labeled_stress)
 
     def predicted(structures: np.ndarray) -> tuple[Batch, dict[str, _Rows]]:
         batch = dataset.batch(structures)
@@ -81,7 +81,7 @@ def evaluate(
         prediction = predict(model, moved.graph, forces, stress)
         with torch.no_grad():
             found = loss.sums_and_counts(prediction, moved.targets)
-        rows = _labelled_rows(prediction, batch)
+        rows = _labeled_rows(prediction, batch)
         for name, pair in found.items():
             sums[name].append(pair)
         return batch, rows
@@ -90,10 +90,10 @@ def evaluate(
     n_batches = -(-len(own) // batch_size)
     starts = range(0, len(own), batch_size)
     for start in progress(starts, n_batches):
-        for batch, labelled in limit.work(dataset, own[start : start + batch_size], predicted):
-            _accumulate(total, labelled, np.ones(len(batch.structures), dtype=bool))
+        for batch, labeled in limit.work(dataset, own[start : start + batch_size], predicted):
+            _accumulate(total, labeled, np.ones(len(batch.structures), dtype=bool))
             if keep_details:
-                details.add(batch, labelled)
+                details.add(batch, labeled)
     value, metrics = _combined(loss, sums, total, team)
     if keep_details:
         details.gather(team)
@@ -112,12 +112,12 @@ class _Details:
         self._by_type: dict[str, ErrorAccumulator] = {}
         self._compared: dict[str, list[Compared]] = {}
 
-    def add(self, batch: Batch, labelled: dict[str, _Rows]) -> None:
+    def add(self, batch: Batch, labeled: dict[str, _Rows]) -> None:
         """Take in a batch."""
         of_structure = self._types[batch.structures]
         for kind in np.unique(of_structure):
-            _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labelled, of_structure == kind)
-        for name, rows in labelled.items():
+            _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labeled, of_structure == kind)
+        for name, rows in labeled.items():
             self._compared.setdefault(name, []).append(rows.compared(batch.structures))
 
     def gather(self, team: Team) -> None:
@@ -163,7 +163,7 @@ def _combined(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Labelled rows of one property: reference, prediction, number of atoms, structure and atom of each row."""
+    """Labeled rows of one property: reference, prediction, number of atoms, structure and atom of each row."""
 
     name: str
     reference: np.ndarray
@@ -177,8 +177,8 @@ class _Rows:
         return Compared(self.reference, self.prediction, structures[self.structure], self.atom)
 
 
-def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
-    """Select, property by property, what is labelled, has weight and was predicted."""
+def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
+    """Select, property by property, what is labeled, has weight and was predicted."""
     rows = {}
     targets = batch.targets
     n_atoms = targets.atoms_per_structure.numpy()
@@ -186,7 +186,7 @@ def _labelled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         predicted = getattr(prediction, name)
         if predicted is None:
             continue
-        chosen = (targets.labelled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
+        chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
         structure, atom = np.arange(len(n_atoms)), None
         if name in PER_ATOM:
             structure = structure.repeat(n_atoms)

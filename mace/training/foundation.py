@@ -267,7 +267,7 @@ def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float |
         assert energy is not None, "asked of models with energies only"
         counts = torch.bincount(batch.graph.structure_of_atom, minlength=batch.graph.n_structures).cpu()
         differences = (batch.targets.values["energy"].cpu() - energy.detach().cpu()) / counts
-        errors += differences[batch.targets.labelled["energy"].cpu()].tolist()
+        errors += differences[batch.targets.labeled["energy"].cpu()].tolist()
     return sum(errors) / len(errors) if errors else None
 
 

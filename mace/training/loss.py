@@ -1,6 +1,6 @@
 """What is minimized: sums of errors over labels, each divided by how many labels there are.
 
-The same definition serves training and validation. A term is a weighted sum over what is labelled and the number of
+The same definition serves training and validation. A term is a weighted sum over what is labeled and the number of
 entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be
 added before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum
 nor count grows; a label whose weight is zero counts with a zero. Every term obeys the weights of structures, properties
@@ -46,7 +46,7 @@ class Term:
     scales_error: bool = False
 
     def sum_and_count(self, prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Sum the penalties over what is labelled and count the entries.
+        """Sum the penalties over what is labeled and count the entries.
 
         Args:
             prediction: Must hold the property.
@@ -58,15 +58,15 @@ class Term:
         predicted = getattr(prediction, self.name)
         assert predicted is not None, f"{self.name} was not predicted"
         reference = targets.values[self.name].to(predicted.dtype)
-        labelled, property_weight = targets.labelled[self.name], targets.property_weights[self.name]
+        labeled, property_weight = targets.labeled[self.name], targets.property_weights[self.name]
         weight, n_atoms = targets.weight, targets.atoms_per_structure
         if self.name in PER_ATOM:
-            labelled, property_weight, weight = (
-                x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labelled, property_weight, weight)
+            labeled, property_weight, weight = (
+                x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labeled, property_weight, weight)
             )
             weight = weight * targets.atom_weights[self.name]
         shape = (-1,) + (1,) * (reference.dim() - 1)
-        mask = labelled.view(shape)
+        mask = labeled.view(shape)
         error = torch.where(mask, predicted - reference, 0.0)
         reference = torch.where(mask, reference, 0.0)
         if self.per_atom:
@@ -80,12 +80,12 @@ class Term:
         return total, self.count(targets)
 
     def count(self, targets: Targets) -> Tensor:
-        """Count the labelled entries of a batch; it depends on the labels alone."""
-        labelled, values = targets.labelled[self.name], targets.values[self.name]
+        """Count the labeled entries of a batch; it depends on the labels alone."""
+        labeled, values = targets.labeled[self.name], targets.values[self.name]
         if self.name in PER_ATOM:
-            labelled = labelled * targets.atoms_per_structure
+            labeled = labeled * targets.atoms_per_structure
         row = values.new_zeros(1, *values.shape[1:])
-        return labelled.sum() * self.penalty(row, row).numel()
+        return labeled.sum() * self.penalty(row, row).numel()
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class EdgeLimit:
             # the error is gone when the next attempt is made: its traceback holds all the tensors
             failed, result = _attempt(task, part)
             if not failed:
-                yield result  # type: ignore[misc]
+                yield result  # type: ignore[misc]  # None only where it failed
                 continue
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -85,7 +85,7 @@ class ErrorAccumulator:
         prediction: np.ndarray | torch.Tensor,
         n_atoms: np.ndarray | torch.Tensor | None = None,
     ) -> None:
-        """Count the labelled part of a batch; what is unlabelled or has zero weight must be left out already.
+        """Count the labeled part of a batch; what is unlabeled or has zero weight must be left out already.
 
         Args:
             property: ``energy``, ``forces``, ``stress``, ``virials``, ``dipole`` or ``polarizability``.
@@ -133,7 +133,7 @@ class ErrorAccumulator:
         Returns:
             Mean absolute (``mae_``), root-mean-square (``rmse_``) and 95th-percentile absolute (``q95_``) errors, with
             ``_per_atom`` and ``rel_`` (percent) variants where they make sense, for example ``rmse_e_per_atom`` and
-            ``rel_rmse_f``. A property with nothing labelled has no entries.
+            ``rel_rmse_f``. A property with nothing labeled has no entries.
         """
         metrics: dict[str, float] = {}
         for name, naming in _NAMING.items():

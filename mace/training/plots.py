@@ -141,7 +141,7 @@ def plot_parity(
     random choice of the others are drawn, and the legend says so.
 
     Args:
-        data: ``data[set name][property] = (reference, prediction)``, arrays of the same shape with what is labelled,
+        data: ``data[set name][property] = (reference, prediction)``, arrays of the same shape with what is labeled,
             in eV, Angstrom and e*Angstrom; energies, with the E0s or without (``interaction_energy``), are per atom.
         output_path: The PNG; its folder is created.
         title: Heading of the picture.

@@ -115,7 +115,7 @@ def _relative(kind: str, symbol: str, word: str = "relative", digits: int = 2) -
 
 
 def _stress(kind: str, virials: Phrase) -> Column:
-    """Stress where it is labelled, else virials (in total in the table, as ``virials`` says in the line)."""
+    """Stress where it is labeled, else virials (in total in the table, as ``virials`` says in the line)."""
     stress = f"{kind.lower()}_stress"
     return Column(
         f"{kind} Stress (Virials) / meV / A (A^3)",

@@ -14,7 +14,7 @@ from ase.build import fcc111
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
-from training_runs import copper, isolated_atoms, labelled, rattled, train, water, write_water
+from training_runs import copper, isolated_atoms, labeled, rattled, train, water, write_water
 
 from mace.elements import ElementTable
 from mace.errors import UserError
@@ -85,7 +85,7 @@ def dataset(configurations: list[Configuration], model: MACE) -> GraphDataset:
 def test_a_frame_without_a_label_under_a_plain_key_is_masked_and_not_zero_at_full_weight(
     label: str, model: MACE, tmp_path: Path
 ) -> None:
-    """With --energy_key energy the original trains unlabelled frames on zero, with their full weight."""
+    """With --energy_key energy the original trains unlabeled frames on zero, with their full weight."""
     frames = with_plain_keys(copper(6))
     for atoms in frames[::2]:
         del atoms.calc.results[label]
@@ -93,15 +93,15 @@ def test_a_frame_without_a_label_under_a_plain_key_is_masked_and_not_zero_at_ful
     assert [getattr(c, label) is None for c in configurations] == [True, False] * 3
     loss = make_loss("stress", {name: float(name == label) for name in WEIGHTS})
     masked = evaluate(model, dataset(configurations, model), loss, 10).loss
-    only_labelled = evaluate(model, dataset(configurations[1::2], model), loss, 10).loss
+    only_labeled = evaluate(model, dataset(configurations[1::2], model), loss, 10).loss
     zero = {"energy": 0.0, "forces": np.zeros((4, 3)), "stress": np.zeros((3, 3))}
     filled = [c if i % 2 else replace(c, **{label: zero[label]}) for i, c in enumerate(configurations)]
-    assert masked == pytest.approx(only_labelled, rel=1e-12)
+    assert masked == pytest.approx(only_labeled, rel=1e-12)
     assert evaluate(model, dataset(filled, model), loss, 10).loss != pytest.approx(masked, rel=1e-3)
 
 
 def test_a_run_says_how_many_frames_have_the_label(tmp_path: Path) -> None:
-    """The same through the program: the count is in the log, and the run goes on with what is labelled."""
+    """The same through the program: the count is in the log, and the run goes on with what is labeled."""
     frames = with_plain_keys(isolated_atoms() + water(12))
     for atoms in frames[2::2]:
         del atoms.calc.results["energy"]
@@ -114,15 +114,15 @@ def test_the_E0_of_an_isolated_atom_is_read_under_the_key_energy(tmp_path: Path)
     """With --energy_key energy the original reads 0.0 as the E0 of every isolated atom."""
     write(tmp_path / "train.xyz", with_plain_keys(isolated_atoms() + water(6)), format="extxyz")
     run = train(tmp_path, tmp_path / "train.xyz", *PLAIN[:2], "--max_num_epochs=1")
-    expected = [labelled(Atoms(symbol)).info["REF_energy"] for symbol in "HO"]
+    expected = [labeled(Atoms(symbol)).info["REF_energy"] for symbol in "HO"]
     assert all(abs(energy) > 1.0 for energy in expected)
     plan = load_model(run.folder / "tiny.model").model.plan
     assert plan.reference_energies == pytest.approx(expected, abs=1e-7)
 
 
-def test_one_unlabelled_frame_does_not_make_the_average_E0_nan(tmp_path: Path) -> None:
+def test_one_unlabeled_frame_does_not_make_the_average_E0_nan(tmp_path: Path) -> None:
     """With --E0s average one frame without an energy makes every E0 of the original NaN."""
-    frames = water(8) + [labelled(Atoms("OH", [[0, 0, 0], [0, 0, 0.97]]))]
+    frames = water(8) + [labeled(Atoms("OH", [[0, 0, 0], [0, 0, 0.97]]))]
     expected = resolve_reference_energies("average", [], _read(frames), ElementTable((1, 8))).energies
     bare = _without_energy(water(1, seed=9))
     found = resolve_reference_energies("average", [], _read(frames + bare), ElementTable((1, 8))).energies
@@ -157,7 +157,7 @@ def test_the_stress_of_a_slab_is_per_volume_of_its_cell(model: MACE) -> None:
     """The original divides by a volume inflated along the open direction, 8 to 18 times too small a stress."""
     slab = fcc111("Cu", (2, 2, 2), vacuum=5.0)
     slab.pbc, slab.info = (True, True, False), {}
-    slab = labelled(rattled(slab, 0.05, np.random.default_rng(1)), stress=True)
+    slab = labeled(rattled(slab, 0.05, np.random.default_rng(1)), stress=True)
     (configuration,) = _read([slab])
     np.testing.assert_allclose(configuration.stress, slab.info["REF_stress"].reshape(3, 3), atol=1e-7)
 

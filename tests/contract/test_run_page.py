@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
-from training_runs import Run, copper, isolated_atoms, labelled, train, water, write_water
+from training_runs import Run, copper, isolated_atoms, labeled, train, water, write_water
 
 from mace.errors import UserError
 from mace.reporting.html import embedded
@@ -199,6 +199,6 @@ def test_large_sets_stay_small(tmp_path: Path) -> None:
 
 
 def test_stress_is_shown_where_it_is_labeled(tmp_path: Path) -> None:
-    write(tmp_path / "train.xyz", [labelled(Atoms("Cu"), config_type="IsolatedAtom"), *copper(8)], format="extxyz")
+    write(tmp_path / "train.xyz", [labeled(Atoms("Cu"), config_type="IsolatedAtom"), *copper(8)], format="extxyz")
     page = page_of(train(tmp_path, tmp_path / "train.xyz", "--loss=stress"))
     assert "Stress components" in page and '"cell":[' in page

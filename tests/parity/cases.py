@@ -1,4 +1,4 @@
-"""The stored cases of this folder, as plans, weights and labelled configurations of this project."""
+"""The stored cases of this folder, as plans, weights and labeled configurations of this project."""
 
 from __future__ import annotations
 

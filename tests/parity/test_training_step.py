@@ -64,10 +64,10 @@ def test_loss(name: str, word: str, load_case: Loader) -> None:
 def _targets(batch: Batch, word: str, case: Any) -> Targets:
     """Give the molecule the stress it has in the original, and take away weights that the original does not look at."""
     stress = torch.tensor(case.data["labels/stress"])
-    labelled = torch.ones(len(stress), dtype=torch.bool)
+    labeled = torch.ones(len(stress), dtype=torch.bool)
     targets = batch.targets
     targets = replace(
-        targets, values=targets.values | {"stress": stress}, labelled=targets.labelled | {"stress": labelled}
+        targets, values=targets.values | {"stress": stress}, labeled=targets.labeled | {"stress": labeled}
     )
     if word in ("huber", "universal"):
         targets = replace(targets, weight=torch.ones_like(targets.weight))

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
-from training_runs import QUICK, isolated_atoms, labelled, rattled, train
+from training_runs import QUICK, isolated_atoms, labeled, rattled, train
 
 from mace.calculators import MACECalculator
 from mace.cli import check_data, eval_configs, info, md
@@ -42,7 +42,7 @@ def ions(count: int, seed: int = 0, **keys: str) -> list[Atoms]:
     for _ in range(count):
         atoms = rattled(molecule("H2O"), 0.05, rng)
         for charge, spin in ((0, 1), (1, 2), (-1, 2)):
-            frame = labelled(atoms, **{names["charge"]: charge, names["spin"]: spin})
+            frame = labeled(atoms, **{names["charge"]: charge, names["spin"]: spin})
             frame.info["REF_energy"] += OFFSET[charge]
             frames.append(frame)
     return frames

@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
-from training_runs import Run, isolated_atoms, labelled, rattled, settings_of, train
+from training_runs import Run, isolated_atoms, labeled, rattled, settings_of, train
 
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs
@@ -30,7 +30,7 @@ def water(count: int, seed: int = 0) -> list[Atoms]:
         atoms = rattled(molecule("H2O"), 0.1, rng)
         atoms.rotate(*rng.normal(size=(2, 3)))
         charges = np.array([CHARGE[symbol] for symbol in atoms.symbols])
-        frames.append(labelled(atoms, REF_dipole=charges @ atoms.positions, config_type=f"type{i % 2}"))
+        frames.append(labeled(atoms, REF_dipole=charges @ atoms.positions, config_type=f"type{i % 2}"))
     return frames
 
 
@@ -122,7 +122,7 @@ def test_a_missing_dipole_is_refused(tmp_path: Path, data: Path) -> None:
         train(tmp_path, data, *ATOMIC, "--dipole_key=mu")
 
 
-def test_only_labelled_dipoles_with_weight_count(tmp_path: Path) -> None:
+def test_only_labeled_dipoles_with_weight_count(tmp_path: Path) -> None:
     """Half of the structures have no dipole, or a wrong one of weight zero."""
     frames, runs, valid = water(16), [], tmp_path / "valid.xyz"
     ase.io.write(valid, water(4, seed=1), format="extxyz")

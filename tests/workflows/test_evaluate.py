@@ -195,7 +195,7 @@ def _table_rows(text: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[1:]}
 
 
-def test_reports_errors_of_what_is_labelled(
+def test_reports_errors_of_what_is_labeled(
     tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames, calculator = _frames(), MACECalculator(model_path)

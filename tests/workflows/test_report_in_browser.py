@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ase import Atoms
 from ase.io import write
-from training_runs import copper, isolated_atoms, labelled, train, water
+from training_runs import copper, isolated_atoms, labeled, train, water
 
 from mace.cli import plot_train
 from mace.errors import UserError
@@ -36,7 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("browser")
     write(folder / "w.xyz", isolated_atoms() + water(10) + water(4, 5, config_type=HOSTILE), format="extxyz")
     write(folder / "t.xyz", water(4, 9, config_type="warm"), format="extxyz")
-    crystals = [labelled(Atoms("Cu"), config_type="IsolatedAtom"), *copper(8)]
+    crystals = [labeled(Atoms("Cu"), config_type="IsolatedAtom"), *copper(8)]
     write(folder / "c.xyz", crystals, format="extxyz")
     train(folder, folder / "w.xyz", "--name=water", f"--test_file={folder / 't.xyz'}", "--swa", "--max_num_epochs=6")
     train(folder, folder / "c.xyz", "--name=copper", "--loss=stress")

@@ -155,17 +155,17 @@ def test_average_neighbors_without_any(dataset: GraphDataset) -> None:
 def test_labels_are_marked_and_stay_with_their_structures(dataset: GraphDataset) -> None:
     configurations, chosen = members(), [2, 0, 1]
     targets = dataset.batch(chosen).targets
-    assert targets.labelled["energy"].tolist() == [False, True, True]
+    assert targets.labeled["energy"].tolist() == [False, True, True]
     assert targets.values["energy"].tolist() == [0.0, -1.5, 0.5]
-    assert targets.labelled["forces"].tolist() == [False, True, False]
+    assert targets.labeled["forces"].tolist() == [False, True, False]
     assert targets.values["forces"].shape == (9, 3)
     assert not targets.values["forces"][:2].any() and not targets.values["forces"][8:].any()
     np.testing.assert_array_equal(targets.values["forces"][2:8], configurations[0].forces)
-    assert targets.labelled["stress"].tolist() == targets.labelled["virials"].tolist() == [True, False, False]
+    assert targets.labeled["stress"].tolist() == targets.labeled["virials"].tolist() == [True, False, False]
     np.testing.assert_array_equal(targets.values["stress"][0], configurations[2].stress)
     np.testing.assert_array_equal(targets.values["virials"][0], configurations[2].virials)
-    assert targets.labelled["dipole"].tolist() == [False, False, False]
-    assert dataset.labelled("dipole").tolist() == [False, False, False, True, False]
+    assert targets.labeled["dipole"].tolist() == [False, False, False]
+    assert dataset.labeled("dipole").tolist() == [False, False, False, True, False]
     assert targets.weight.tolist() == [1.0, 1.0, 3.0]
     assert targets.property_weights["stress"].tolist() == [0.25, 1.0, 1.0]
     assert targets.property_weights["energy"].tolist() == [1.0, 1.0, 1.0]

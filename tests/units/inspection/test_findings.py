@@ -12,7 +12,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
-from training_runs import copper, isolated_atoms, labelled, rattled, water
+from training_runs import copper, isolated_atoms, labeled, rattled, water
 
 from mace import units
 from mace.errors import UserError
@@ -27,12 +27,12 @@ Sets = dict[str, object]
 
 
 def clean() -> Sets:
-    """Data with nothing to say about: rattled and strained crystals, labelled by one potential."""
+    """Data with nothing to say about: rattled and strained crystals, labeled by one potential."""
     return {"training": crystals(24), "validation": crystals(3, seed=1), "test": crystals(3, seed=2), "r_max": 3.0}
 
 
 def crystals(count: int, seed: int = 0) -> list[Atoms]:
-    """Strained and rattled copper crystals, labelled with energy, forces and stress."""
+    """Strained and rattled copper crystals, labeled with energy, forces and stress."""
     return [atoms.copy() for atoms in make_crystals(count, seed)]
 
 
@@ -44,7 +44,7 @@ def make_crystals(count: int, seed: int) -> list[Atoms]:
         atoms = bulk("Cu", cubic=True)
         strain = rng.uniform(-0.02, 0.02, (3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
-        frames.append(labelled(rattled(atoms, 0.05, rng), stress=True))
+        frames.append(labeled(rattled(atoms, 0.05, rng), stress=True))
     return frames
 
 
@@ -54,7 +54,7 @@ def strained(count: int) -> list[Atoms]:
     for step in range(count):
         atoms = bulk("Cu", cubic=True)
         atoms.set_cell(atoms.cell.array * (0.97 + 0.06 * step / count), scale_atoms=True)
-        frames.append(labelled(atoms, stress=True))
+        frames.append(labeled(atoms, stress=True))
     return frames
 
 
@@ -138,7 +138,7 @@ def trajectory(count: int) -> list[Atoms]:
     for time in range(count):
         atoms = start.copy()
         atoms.positions += np.einsum("m,mai->ai", np.sin(time * np.array([0.11, 0.17, 0.23]) + [0, 1, 2]), modes)
-        frames.append(labelled(atoms, stress=True))
+        frames.append(labeled(atoms, stress=True))
     return frames
 
 
@@ -149,7 +149,7 @@ def unrelated(frames: list[Atoms]) -> list[Atoms]:
     return frames
 
 
-OTHER_ELEMENT = [labelled(bulk("Au", cubic=True), stress=True)]
+OTHER_ELEMENT = [labeled(bulk("Au", cubic=True), stress=True)]
 FAR = Atoms("Cu2", positions=[[0, 0, 0], [9, 0, 0]])
 
 PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
@@ -216,12 +216,12 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
         lambda: {**clean(), "validation": crystals(24)[3:5]},
         lambda: {**clean(), "validation": crystals(3, seed=2)},
     ],
-    "unmarked-isolated-atoms": [lambda: {**clean(), "training": [*crystals(24), labelled(Atoms("Cu"))]}],
+    "unmarked-isolated-atoms": [lambda: {**clean(), "training": [*crystals(24), labeled(Atoms("Cu"))]}],
     "label-remarks": [lambda: with_change(1, lambda atoms: put(atoms, "REF_stress", np.arange(9.0) / 100.0))],
     "partly-labeled": [lambda: with_change(7, lambda atoms: atoms.info.pop("REF_stress"))],
     "constraints": [lambda: {**clean(), "training": fixed(crystals(24), zeroed=False)}],
     "lone-atoms": [
-        lambda: {**clean(), "training": [*crystals(24), labelled(FAR)]},
+        lambda: {**clean(), "training": [*crystals(24), labeled(FAR)]},
         lambda: with_change(3, lambda atoms: (atoms.set_cell([9.0, 9.0, 9.0]), atoms.set_positions(spread()))),
     ],
     "thin-cells": [lambda: {**clean(), "r_max": 5.0}],
@@ -362,7 +362,7 @@ def test_slabs_and_molecules_have_their_own_neighbors(inspect: Callable[..., Dat
     slab = bulk("Cu", cubic=True) * (1, 1, 2)
     slab.pbc = (True, True, False)
     slab.positions[0, 2] += 40.0  # unwrapped on purpose along the direction that does not repeat
-    found = names(inspect([*crystals(24), labelled(slab), labelled(molecule("H2O"))], r_max=3.0))
+    found = names(inspect([*crystals(24), labeled(slab), labeled(molecule("H2O"))], r_max=3.0))
     assert "lone-atoms" in found and "close-atoms" not in found
 
 
@@ -377,7 +377,7 @@ def test_forces_that_vanish_by_symmetry_are_left_alone(inspect: Callable[..., Da
     frames = crystals(24)
     slab = fcc111("Cu", (1, 1, 5), vacuum=5.0)
     slab.pbc, slab.info = True, {}
-    frames.append(labelled(slab))
+    frames.append(labeled(slab))
     frames[-1].arrays["REF_forces"] = np.zeros((5, 3))
     frames[-1].arrays["REF_forces"][[0, 4], 2] = [0.4, -0.4]
     assert "zeroed-forces" not in names(inspect(frames, r_max=3.0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.io import write
-from training_runs import copper, isolated_atoms, labelled, water
+from training_runs import copper, isolated_atoms, labeled, water
 
 from mace.quickstart.facts import CUTOFFS, gather_facts, look_at_machine
 from mace.structures.reading import read_configurations
@@ -29,7 +29,7 @@ def test_molecules(tmp_path):
 
 
 def test_neighbors_of_a_crystal_are_counted_with_images(tmp_path):
-    atoms = labelled(bulk("Cu", cubic=True), stress=True)
+    atoms = labeled(bulk("Cu", cubic=True), stress=True)
     facts = facts_of(tmp_path, [atoms])
     cell, positions = atoms.cell.array, atoms.positions
     shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), -1).reshape(-1, 3) @ cell

@@ -82,7 +82,7 @@ def test_dipole_errors_have_every_variant():
     assert metrics["rel_rmse_mu"] == pytest.approx(100 * _rms(error) / _rms(reference), rel=1e-8)
 
 
-def test_what_is_not_labelled_is_absent():
+def test_what_is_not_labeled_is_absent():
     accumulator = ErrorAccumulator()
     assert accumulator.result() == {}
     accumulator.add("stress", np.zeros((0, 3, 3)), np.zeros((0, 3, 3)))

@@ -1,4 +1,4 @@
-"""Does a loss count what is labelled, with its weights, and nothing else?"""
+"""Does a loss count what is labeled, with its weights, and nothing else?"""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_single_precision_predictions_give_the_same_number(name: str) -> None:
     assert float(single) == pytest.approx(value(loss, *items), rel=1e-5)
 
 
-def test_no_gradient_of_an_unlabelled_entry_is_nan() -> None:
+def test_no_gradient_of_an_unlabeled_entry_is_nan() -> None:
     """A structure without a volume predicts NaN for its stress; without the label that must not matter."""
     a = structure(2, stress=None)
     prediction = prediction_of(a)
@@ -318,9 +318,9 @@ def test_dipoles_by_hand(word: str) -> None:
     assert dipole_terms([0.6, 0.8], a, weighted, word=word) == pytest.approx(7.0 * 100.0 * per_atom, rel=1e-14)
     nothing = replace(b, property_weights={"dipole": 0.0})
     assert dipole_terms([0.0, 0.8], a, nothing, word=word) == 0.0
-    unlabelled = structure(4)
+    unlabeled = structure(4)
     alone = dipole_terms([0.6], a, word=word)
-    assert dipole_terms([0.6, 0.8], a, unlabelled, word=word) == alone == pytest.approx(700.0 * 0.09)
+    assert dipole_terms([0.6, 0.8], a, unlabeled, word=word) == alone == pytest.approx(700.0 * 0.09)
 
 
 def test_dipoles_need_no_forces() -> None:
