@@ -105,9 +105,8 @@ def draw(imports: Mapping[str, set[str]]) -> str:
     uses = {part: others - VOCABULARY for part, others in imports.items() if part not in VOCABULARY}
     places, width, height = _places(uses)
     lines = [_HEAD.format(width=width, height=height)]
-    lines.append(
-        f'<text class="note" x="{width // 2}" y="{_MARGIN + 8}">errors, units, elements, conditions: used by all</text>'
-    )
+    note = "errors, units, elements, conditions: used by all"
+    lines.append(f'<text class="note" x="{width // 2}" y="{_MARGIN + 8}">{note}</text>')
     for source, target in direct(uses):
         (x1, y1), (x2, y2) = places[source], places[target]
         x1, x2, y1 = x1 + _WIDTH // 2, x2 + _WIDTH // 2, y1 + _HEIGHT
