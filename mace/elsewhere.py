@@ -1,12 +1,10 @@
 """Modules and commands of mace-torch that do not exist here, with what to use instead of each.
 
-Scripts import them from ``mace``, so Python's own answer, that there is no such module, would not tell why.
+Scripts import them from ``mace``, so Python's own answer, that there is no such module, would not tell why. The files
+`mace.tools`, `mace.data` and `mace.modules` are there only to give this one.
 """
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Sequence
 
 _CALCULATOR = "mace.calculators.MACECalculator opens its model files, also those of mace-torch"
 _LIBRARIES = "kernels are chosen here without converting models; use model files as they are"
@@ -23,22 +21,9 @@ MODULES = {
     "mace.tools": f"{_CALCULATOR}, and mace.cli.run_train.run(['--name=...', ...]) trains",
     "mace.data": f"{_CALCULATOR}, and its method evaluate(structures) takes a list of Atoms at once",
     "mace.modules": f"{_CALCULATOR}, without torch.load; the model itself is mace.model.mace.MACE",
-    "mace.calculators.lammps_mace": _LAMMPS,
-    "mace.calculators.lammps_mliap_mace": _LAMMPS,
-    "mace.cli.create_lammps_model": _LAMMPS,
-    "mace.cli.preprocess_data": _FORMAT,
-    "mace.cli.fine_tuning_select": _SELECTION,
-    "mace.cli.select_head": _HEAD,
-    "mace.cli.convert_device": _DEVICE,
-    "mace.cli.convert_e3nn_cueq": _LIBRARIES,
-    "mace.cli.convert_cueq_e3nn": _LIBRARIES,
-    "mace.cli.convert_e3nn_oeq": _LIBRARIES,
-    "mace.cli.convert_oeq_e3nn": _LIBRARIES,
-    "mace.cli.convert_e3nn_hybrid": _LIBRARIES,
-    "mace.cli.visualise_train": "mace_plot_train draws the course of runs",
-    "mace.cli.active_learning_md": "mace_md runs molecular dynamics, with a committee if --model names several files",
+    "mace.calculators.LAMMPS_MACE": _LAMMPS,
 }
-"""What mace-torch has under these names and this package has not, with the way out."""
+"""What scripts import from mace-torch most often and this package has not, with the way out."""
 
 COMMANDS = {
     "mace_create_lammps_model": _LAMMPS,
@@ -48,30 +33,19 @@ COMMANDS = {
     "mace_convert_device": _DEVICE,
     "mace_e3nn_cueq": _LIBRARIES,
     "mace_cueq_to_e3nn": _LIBRARIES,
-    "mace_active_learning_md": MODULES["mace.cli.active_learning_md"],
+    "mace_active_learning_md": "mace_md runs molecular dynamics, with a committee if --model names several files",
 }
 """Commands of mace-torch that this package has not, with the way out."""
 
 
-class MissingModules:
-    """The last entry of Python's search for modules: answers for those in `MODULES`, and for no other."""
+def missing(name: str) -> ModuleNotFoundError:
+    """Make the error that says what to use instead of a module of mace-torch.
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> None:
-        """Say what to use instead of a module that nothing else has found.
-
-        Raises:
-            ModuleNotFoundError: If it is one of mace-torch, so that scripts that try the import notice as usual.
-        """
-        if name in MODULES:
-            raise ModuleNotFoundError(
-                f"{name} belongs to mace-torch and does not exist in mace-train: {MODULES[name]} (documentation: "
-                "Coming from mace-torch).",
-                name="mace-torch",  # under the name of the module, 'from mace import data' would not show the text
-            )
-
-
-def answer_for_missing_modules() -> None:
-    """Put `MissingModules` at the end of Python's search, once."""
-    if MissingModules not in sys.meta_path:
-        sys.meta_path.append(MissingModules)
+    Args:
+        name: One of `MODULES`.
+    """
+    return ModuleNotFoundError(
+        f"{name} belongs to mace-torch and does not exist in mace-train: {MODULES[name]} (documentation: Coming from "
+        "mace-torch).",
+        name="mace-torch",  # under the name of the module, 'from mace import data' would not show the text
+    )

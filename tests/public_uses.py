@@ -126,7 +126,6 @@ IMPORTS: list[tuple[str, str]] = [
     ("from mace.cli.run_train import main, run", ""),
     ("from mace.cli.eval_configs import main", ""),
     ("from mace.calculators import LAMMPS_MACE", "mace_export --format mace-torch"),
-    ("from mace.calculators.lammps_mliap_mace import LAMMPS_MLIAP_MACE", "mace_export --format mace-torch"),
     ("from mace import data, modules, tools", "mace.data belongs to mace-torch"),
     ("from mace.data import AtomicData, KeySpecification, config_from_atoms", "method evaluate(structures)"),
     ("from mace.data.neighborhood import get_neighborhood", "method evaluate(structures)"),
@@ -135,8 +134,6 @@ IMPORTS: list[tuple[str, str]] = [
     ("import mace.tools.torch_geometric.dataloader", "mace.tools belongs to mace-torch"),
     ("from mace.modules.models import MACE, ScaleShiftMACE", "mace.model.mace.MACE"),
     ("from mace.modules.utils import extract_invariant", "without torch.load"),
-    ("from mace.cli.convert_e3nn_cueq import run", "use model files as they are"),
-    ("from mace.cli.select_head import main", "mace_import_model old.model new.model --head NAME"),
-    ("from mace.cli.create_lammps_model import main", "mace_export --format mace-torch"),
+    ("from mace.cli.create_lammps_model import main", ""),
 ]
 """Statements."""

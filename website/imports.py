@@ -8,11 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mace"
+SIGNPOSTS = {"tools.py", "data.py", "modules.py"}
+"""Files of the package that only say what to use instead of those of mace-torch, and fail when they are imported."""
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
-    """List the files of the package in a checkout."""
-    return sorted((root / PACKAGE).rglob("*.py"))
+    """List the files of the package in a checkout, without `SIGNPOSTS`."""
+    package = root / PACKAGE
+    return sorted(set(package.rglob("*.py")) - {package / name for name in SIGNPOSTS})
 
 
 def dotted(file: Path, root: Path = ROOT) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mace.elsewhere import missing
+
 if TYPE_CHECKING:
     from mace.calculators.calculator import MACECalculator
     from mace.calculators.foundation_models import mace_anicc, mace_mp, mace_off, mace_omol, mace_polar
@@ -15,7 +17,7 @@ __all__ = ["MACECalculator", "mace_anicc", "mace_mp", "mace_off", "mace_omol", "
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name == "LAMMPS_MACE":
-        import_module(f"{__name__}.lammps_mace")  # which says what to use instead
+        raise missing("mace.calculators.LAMMPS_MACE")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     place = "calculator" if name == "MACECalculator" else "foundation_models"

@@ -10,7 +10,7 @@ from mace.cli.command import USER_ERROR
 from mace.elsewhere import COMMANDS
 
 
-def _refusal(command: str) -> Callable[[], NoReturn]:
+def refusal(command: str) -> Callable[[], NoReturn]:
     """Make a program that only says what to use instead of a command."""
 
     def refuse() -> NoReturn:
@@ -24,4 +24,4 @@ def __getattr__(name: str) -> Callable[[], NoReturn]:
     """Return the program of a command; the entry points of the package name them."""
     if name not in COMMANDS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _refusal(name)
+    return refusal(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import io
 import pickle
 import re
@@ -27,7 +27,7 @@ from training_runs import QUICK, TINY_MODEL, write_water
 import mace
 from mace.calculators import MACECalculator, mace_mp
 from mace.cli import eval_configs, original_commands, run_train
-from mace.elsewhere import COMMANDS, MODULES
+from mace.elsewhere import COMMANDS
 from mace.errors import UserError
 from mace.model.model_file import load_model, save_model
 from mace.settings import parse_training_settings
@@ -98,15 +98,10 @@ def test_imports(statement: str, expected: str) -> None:
         exec(statement, {})
 
 
-def test_missing_modules_are_missing_to_those_who_ask_first() -> None:
-    """Scripts that try an import, or look whether a module is there, find out as they would without the sentence."""
-    assert not hasattr(mace, "tools") and not hasattr(mace, "nothing")
+def test_other_modules_are_missing_as_usual() -> None:
+    assert not hasattr(mace, "nothing")
     with pytest.raises(ModuleNotFoundError, match="No module named 'mace.nothing'"):
         importlib.import_module("mace.nothing")
-    assert importlib.util.find_spec("mace.nothing") is None
-    for name in MODULES:
-        place = ROOT.joinpath(*name.split("."))
-        assert not place.exists() and not place.with_suffix(".py").exists(), f"{name} exists"
 
 
 def test_a_model_of_mace_torch_is_not_unpickled_but_explained() -> None:
@@ -133,6 +128,12 @@ def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixtu
         getattr(original_commands, name)()
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.startswith(f"{name} does not exist") and said.count("\n") == 1
+
+
+def test_the_conversion_for_lammps_is_answered_as_a_module_too() -> None:
+    command = [sys.executable, "-m", "mace.cli.create_lammps_model", "a.model", "--format=mliap"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("mace_create_lammps_model does not exist")
 
 
 def test_attributes_that_scripts_read(model_file: Path) -> None:

@@ -1,0 +1,5 @@
+"""Stands where scripts look for `mace.data` of mace-torch: importing it says what to use instead."""
+
+from mace.elsewhere import missing
+
+raise missing(__name__)
