@@ -211,6 +211,8 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
         _LOGGER.info("%s", line)
     for note in summary.report.notes:
         _LOGGER.warning("%s", note)
+    if summary.heads:
+        _LOGGER.info("Heads: %s", ", ".join(f"{head} ({count} structures)" for head, count in summary.heads.items()))
     if summary.without_stress:
         _LOGGER.warning(
             "%d of %d structures have no stress, because their cell has no volume.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class EvaluationSummary:
             labeled.
         plot: The picture, if one was drawn.
         resumed: Structures that were in the unfinished output already.
+        heads: How many structures are for each head, if a model has several.
     """
 
     report: LabelReport
@@ -103,6 +105,7 @@ class EvaluationSummary:
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
     plot: Path | None = None
     resumed: int = 0
+    heads: dict[str, int] = field(default_factory=dict)
 
 
 def evaluate_files(
@@ -150,7 +153,8 @@ def evaluate_files(
     """
     members = [models] if isinstance(models, MACE) else list(models)
     reading, configurations, frames = _read_checked(members, paths, charges_key, condition_keys or {}, wanted)
-    summary, comparison = EvaluationSummary(reading.report), Comparison(keep=plot is not None)
+    heads = Counter(c.head for c in configurations if any(model.plan.heads for model in members))
+    summary, comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep=plot is not None)
     isolated = {id(configuration) for configuration in reading.isolated_atoms}
     done = _resume(members, output, configurations, wanted) if resume else []
 

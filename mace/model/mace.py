@@ -63,7 +63,7 @@ class MACE(nn.Module):
 
     Attributes:
         plan: The plan.
-        heads: Its heads, a single one for a model that does not have several.
+        every_head: Its heads, a single one for a model that does not have several.
         reference_energies: eV, float64, ``[heads, elements]``.
         scales: eV, ``[heads]``.
         shifts: eV, ``[heads]``.
@@ -88,9 +88,9 @@ class MACE(nn.Module):
         self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if plan.predicts_dipole else ())
         self.conditions = ConditionChannels(plan) if plan.conditions else None
         self.condition_readout = _of_heads(plan, lambda: LinearReadout(n)) if plan.condition_readout else None
-        self.heads = plan.every_head
+        self.every_head = plan.every_head
         for name in ("reference_energies", "scale", "shift"):
-            values = torch.tensor([getattr(head, name) for head in self.heads], dtype=torch.float64)
+            values = torch.tensor([getattr(head, name) for head in self.every_head], dtype=torch.float64)
             self.register_buffer(_OF_HEADS[name], values, persistent=False)
         signs = [(-1.0) ** l for l in range(plan.l_max + 1) for _ in range(2 * l + 1)]
         self.register_buffer("inversion", torch.tensor(signs), persistent=False)
@@ -129,6 +129,11 @@ class MACE(nn.Module):
     def atomic_numbers(self) -> Tensor:
         """The elements in rising order, as a tensor as in mace-torch, ``[elements]``."""
         return torch.tensor(self.plan.atomic_numbers)
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads, as in mace-torch."""
+        return list(self.plan.head_names)
 
     @property
     def num_interactions(self) -> Tensor:
@@ -269,7 +274,7 @@ class MACE(nn.Module):
             energies = energies + self._read(readout, features[0].squeeze(1), graph)
         head = graph.head_of_atoms(graph.atoms_by_element)
         if isinstance(head, int):
-            return energies * self.heads[head].scale + self.heads[head].shift
+            return energies * self.every_head[head].scale + self.every_head[head].shift
         return energies * self.scales[head] + self.shifts[head]
 
     def _read(self, readout: nn.Module, scalars: Tensor, graph: Graph) -> Tensor:

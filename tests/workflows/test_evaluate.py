@@ -148,7 +148,7 @@ def test_other_formats_and_several_files(tmp_path: Path, model_path: Path) -> No
     assert found[4].calc.results == {"energy": -3.0, "free_energy": -3.5}
 
 
-def test_several_heads(tmp_path: Path) -> None:
+def test_several_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each structure is for the head it names, others for the default, all for that of ``--head``."""
     path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "Default", "high")))
     frames = _frames()[:1] * 4
@@ -159,6 +159,7 @@ def test_several_heads(tmp_path: Path) -> None:
             atoms.info["head"] = head
     expected = {head: MACECalculator(path, head=head) for head in ("low", "Default", "high")}
     found = _evaluated(tmp_path, path, frames, "--return_node_energies")
+    assert "Heads: high (1 structures), Default (2 structures), low (1 structures)" in capsys.readouterr().out
     for atoms, head in zip(found, named, strict=True):
         results = expected[head or "Default"].evaluate([frames[1]])[0]
         assert atoms.info["MACE_energy"] == pytest.approx(results["energy"], abs=1e-9)

@@ -91,6 +91,7 @@ def test_files_keep_all_heads(tmp_path: Path, dtype: torch.dtype) -> None:
     model = files.model(plan(readout_biases=True), dtype)
     loaded = load_model(save_model(tmp_path / "heads.model", model))
     assert loaded.heads == ("low", "Default", "high") and loaded.model.plan == model.plan
+    assert loaded.model.heads == ["low", "Default", "high"] and files.model().heads == ["Default"]
     for name, value in loaded.model.named_parameters():
         assert torch.equal(value, model.get_parameter(name)), name
     double = load_model(tmp_path / "heads.model", dtype=torch.float64).model
