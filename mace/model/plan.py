@@ -20,6 +20,10 @@ WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
 """Models that have dipoles."""
 
 
+WRITTEN_WHERE_THEY_MEAN_SOMETHING = ("conditions", "condition_readout")
+"""Fields that are left out where a model has nothing of the kind, so that its plan is written as before they came."""
+
+
 class InteractionPlan(BaseModel):
     """What kind of interaction a layer uses.
 
@@ -148,6 +152,12 @@ class ModelPlan(BaseModel):
         if not written.get("heads"):
             written.pop("heads", None)
         return written
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = dump(self)
+        absent = [name for name in WRITTEN_WHERE_THEY_MEAN_SOMETHING if name in written and not written[name]]
+        return {name: value for name, value in written.items() if name not in absent}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:
