@@ -20,7 +20,7 @@ WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
 """Models that have dipoles."""
 
 
-WRITTEN_WHERE_THEY_MEAN_SOMETHING = ("conditions", "condition_readout")
+LEFT_OUT_WHERE_ABSENT = ("conditions", "condition_readout", "heads")
 """Fields that are left out where a model has nothing of the kind, so that its plan is written as before they came."""
 
 
@@ -146,18 +146,9 @@ class ModelPlan(BaseModel):
     heads: tuple[HeadPlan, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _without_heads_of_one(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write the plan of a model of one head as it was before there were several."""
-        written: dict[str, Any] = dump(self)
-        if not written.get("heads"):
-            written.pop("heads", None)
-        return written
-
-    @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
-        absent = [name for name in WRITTEN_WHERE_THEY_MEAN_SOMETHING if name in written and not written[name]]
-        return {name: value for name, value in written.items() if name not in absent}
+        return {name: value for name, value in written.items() if value or name not in LEFT_OUT_WHERE_ABSENT}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:
