@@ -20,6 +20,10 @@ WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
 """Models that have dipoles."""
 
 
+LEFT_OUT_WHERE_ABSENT = ("conditions", "condition_readout", "heads")
+"""Fields that are left out where a model has nothing of the kind, so that its plan is written as before they came."""
+
+
 class InteractionPlan(BaseModel):
     """What kind of interaction a layer uses.
 
@@ -142,12 +146,9 @@ class ModelPlan(BaseModel):
     heads: tuple[HeadPlan, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _without_heads_of_one(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write the plan of a model of one head as it was before there were several."""
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = dump(self)
-        if not written.get("heads"):
-            written.pop("heads", None)
-        return written
+        return {name: value for name, value in written.items() if value or name not in LEFT_OUT_WHERE_ABSENT}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelPlan:

@@ -52,7 +52,9 @@ def find_conditions(
         key, values = _find(condition, given, info, arrays, n_atoms, where)
         before = found.values.get(condition.name)
         if before is not None and before.shape != values.shape:
-            raise UserError(f"'{condition.name}' belongs to structures in one model and to atoms in the other.")
+            raise UserError(
+                f"'{condition.name}' belongs to structures in one model and to atoms in the other; use them apart."
+            )
         found.values[condition.name], found.keys[condition.name] = values, key
     return found
 

@@ -55,10 +55,12 @@ def ends_well(error: str, case: Case) -> None:
 def run(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Call the program as the console script does, and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["mace_run_train", *flags])
-    with pytest.raises(SystemExit) as left:
+    try:
         main()
-    assert isinstance(left.value.code, int)
-    return left.value.code
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        return left.code
+    return 0
 
 
 @pytest.mark.parametrize("given", of("refused"))

@@ -260,3 +260,8 @@ def test_a_model_that_does_not_know_them_cannot_learn_them_later(data: Path, tmp
     foundation = save_model(tmp_path / "plain.model", files.model())
     with pytest.raises(UserError, match="--embedding_specs contradicts the foundation model .* conditions are: none"):
         fine_tune(tmp_path / "a", data, foundation, f"--embedding_specs={SPECS}")
+
+
+def test_reference_energies_are_estimated_under_conditions(foundation: Path, data: Path, tmp_path: Path) -> None:
+    model = fine_tune(tmp_path, data, foundation, "--E0s=estimated", "--max_num_epochs=1")
+    assert np.isfinite(model.plan.reference_energies).all() and model.plan.conditions

@@ -145,6 +145,7 @@ def test_a_model_without_conditions_is_what_it_was() -> None:
     others = dict(knowing.named_parameters())
     for name, value in plain.named_parameters():
         assert torch.equal(value, others[name]), name
+    assert not any("condition" in name for name in plain.plan.model_dump(mode="json"))
     told, silent = structure(), replace(structure(), conditions={})
     energies = [predict(plain, dataset_of(one).graph([0])).energy for one in (told, silent)]
     assert torch.equal(*energies)
