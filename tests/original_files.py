@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mace.compat.couplings import _our_polynomials
+from mace.compat.couplings import our_polynomials
 from mace.compat.exporting import original_arguments
 from mace.compat.weights import weights_to_original, written_degrees
 from mace.conditions import Condition, spec_of_condition
@@ -98,7 +98,7 @@ def module(name: str, parts: dict[str, Any] | None = None, tensors: dict[str, An
 def coupling_tensor(plan: ModelPlan, degree: int, order: int) -> torch.Tensor:
     """Return coupling coefficients as the original stores them, equal monomials in one place."""
     n = (plan.l_max + 1) ** 2
-    polynomials = _our_polynomials(plan.l_max, degree, order)  # [paths, 2 l + 1, monomials]
+    polynomials = our_polynomials(plan.l_max, degree, order)  # [paths, 2 l + 1, monomials]
     result = np.zeros((2 * degree + 1, *[n] * order, len(polynomials)))
     for place, monomial in enumerate(combinations_with_replacement(range(n), order)):
         result[(slice(None), *monomial)] = polynomials[:, :, place].T

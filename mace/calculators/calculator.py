@@ -327,7 +327,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         """Return the share of every atom in the stress: half of what each pair it belongs to adds.
 
         They are divided by the volume of the whole cell, so that they sum to the stress, as ``stresses`` of ASE's own
-        calculators do; times the volume over the number of atoms' worth of it, they are stresses of an average atom.
+        calculators do; multiplied by the number of atoms, they refer to the volume of an average atom.
 
         Args:
             atoms: The structure; that of the last calculation if there is none.

@@ -48,7 +48,7 @@ def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
     return result.transpose(2, 0, 1)
 
 
-def _our_polynomials(l_max: int, l_out: int, order: int) -> np.ndarray:
+def our_polynomials(l_max: int, l_out: int, order: int) -> np.ndarray:
     """Return our coefficients on all monomials, ``[paths, 2 l + 1, monomials]``."""
     basis = symmetric_basis(l_max, l_out, order)
     n_components = (l_max + 1) ** 2
@@ -80,7 +80,7 @@ def map_to_ours(coupling: np.ndarray, weights: np.ndarray, l_max: int, l_out: in
     if coupling.shape[-2] != (l_max + 1) ** 2 or weights.ndim != 3 or weights.shape[1] != coupling.shape[-1]:
         raise CouplingError(f"coupling coefficients of degree {l_out} and order {order} do not fit their weights")
     theirs = polynomials(coupling, l_out, order)
-    ours = _our_polynomials(l_max, l_out, order)
+    ours = our_polynomials(l_max, l_out, order)
     tolerance = (1e-5 if coupling.dtype == np.float32 else 1e-9) * max(1.0, float(np.abs(ours).max()))
     if theirs.shape == ours.shape and np.abs(theirs - ours).max() < tolerance:
         return weights

@@ -88,7 +88,7 @@ def agnesi_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
 
 
 def soft_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
-    """Hold distances shorter than three quarters of the bond length at that value, smoothly."""
+    """Hold distances shorter than three quarters of the bond length at that value, smoothly; Angstrom, ``[edges]``."""
     near, far = 0.75 * sum_of_radii, 4.0 / 3.0 * sum_of_radii
     switch = 0.5 * (1.0 + torch.tanh(SOFT_STEEPNESS / (far - near) * (length - 0.5 * (near + far))))
     return near + (length - near) * switch

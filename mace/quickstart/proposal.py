@@ -103,6 +103,7 @@ _UPDATES_PER_EPOCH = 10
 _FEW_NEIGHBORS, _MANY_NEIGHBORS = 8.0, 90.0
 _FORCES_WEIGHT = 100.0
 _LARGEST_STRESS_WEIGHT = 1.0e4
+_SMALL_STEPS = "ends with small steps, which takes the noise out"
 _STRESS_SHARE = 0.1
 """How much the same relative error of stress counts in the loss, compared with forces."""
 
@@ -216,16 +217,16 @@ def propose_loss(proposal: Proposal, facts: Facts) -> None:
     """Decide what is fitted, and the weights of both stages."""
     section = "Loss"
     if proposal.value("model") in ("AtomicDipolesMACE", "EnergyDipolesMACE"):
-        proposal.put(section, "swa", True, "ends with small steps, which takes the noise out")
+        proposal.put(section, "swa", True, _SMALL_STEPS)
         return
     if not facts.labeled["forces"]:
         proposal.put(section, "forces_weight", 0.0, "the data have no forces, so energies alone are fitted")
-        proposal.put(section, "swa", True, "ends with small steps, which takes the noise out")
+        proposal.put(section, "swa", True, _SMALL_STEPS)
         proposal.put(section, "swa_forces_weight", 0.0, "as above")
         return
     if not facts.labeled["energy"]:
         proposal.put(section, "loss", "forces_only", "the data have no energies, so forces alone are fitted")
-        proposal.put(section, "swa", True, "ends with small steps, which takes the noise out")
+        proposal.put(section, "swa", True, _SMALL_STEPS)
         return
     with_stress = facts.rms_stress and facts.rms_forces and facts.labeled["stress"]
     loss = proposal.put(
@@ -245,7 +246,7 @@ def propose_loss(proposal: Proposal, facts: Facts) -> None:
             "stress_weight",
             weight,
             f"stress is {facts.rms_stress:.2g} eV/Angstrom^3 and forces are {facts.rms_forces:.2g} eV/Angstrom (root "
-            f"mean square): so the same relative error counts a {_share_words()} of that of forces"
+            f"mean square): so the same relative error counts {_STRESS_SHARE:g} times that of forces"
             + (", or less" if weight == _LARGEST_STRESS_WEIGHT else ""),
         )
     proposal.put(
@@ -265,7 +266,3 @@ def choose_stress_weight(facts: Facts, forces_weight: float) -> float:
     bounded = min(max(exact, 1.0), _LARGEST_STRESS_WEIGHT)
     power = 10.0 ** math.floor(math.log10(bounded))
     return round(bounded / power) * power
-
-
-def _share_words() -> str:
-    return {0.1: "tenth"}[_STRESS_SHARE]
