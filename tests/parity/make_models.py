@@ -262,6 +262,8 @@ def build(settings: dict) -> torch.nn.Module:
         }
     if settings["model"] == "AtomicDipolesMACE":
         arguments["atomic_energies"] = None
+    if n_heads and "heads" not in inspect.signature(modules.MACE.__init__).parameters:
+        raise NotImplementedError("several heads")
     described = kind if settings["model"] in TYPES else modules.MACE
     known = set(inspect.signature(described.__init__).parameters)
     if missing := set(options) - known:
