@@ -34,7 +34,7 @@ from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source
-from mace.structures.splitting import check_elements
+from mace.structures.splitting import check_elements, check_heads
 from mace.structures.stress import SMALLEST_VOLUME
 from mace.training.interruption import Interruption
 from mace.training.plots import plot_parity
@@ -108,6 +108,40 @@ class EvaluationSummary:
     heads: dict[str, int] = field(default_factory=dict)
 
 
+class Tally:
+    """What an evaluation has gone through so far.
+
+    Args:
+        reading: What was read.
+        heads: Structures for each head.
+        keep: Whether to keep all values, for a picture.
+        wanted: What is predicted.
+    """
+
+    def __init__(self, reading: ReadResult, heads: Counter[str], keep: bool, wanted: Wanted) -> None:
+        self.summary, self._comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep)
+        self._isolated = {id(configuration) for configuration in reading.isolated_atoms}
+        self._wanted = wanted
+
+    def add(self, batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]]) -> None:
+        """Count and compare a batch; isolated atoms are not compared."""
+        labeled = [place for place, configuration in enumerate(batch) if id(configuration) not in self._isolated]
+        self._comparison.add([batch[place] for place in labeled], [predictions[place] for place in labeled])
+        summary = self.summary
+        summary.n_structures += len(batch)
+        summary.n_atoms += sum(configuration.n_atoms for configuration in batch)
+        summary.without_stress += sum(self._wanted.stress and "stress" not in prediction for prediction in predictions)
+
+    def finish(self, seconds: float, plot: str | Path | None) -> EvaluationSummary:
+        """Return the summary with the errors, and draw the picture if one is wanted and there is something to draw."""
+        summary = self.summary
+        summary.seconds, summary.errors = seconds, self._comparison.errors()
+        if plot is not None and summary.errors:
+            plot_parity(self._comparison.parity(), plot, "Predictions against labels")
+            summary.plot = Path(plot)
+        return summary
+
+
 def evaluate_files(
     models: MACE | Sequence[MACE],
     paths: str | Path | Sequence[str | Path],
@@ -154,18 +188,11 @@ def evaluate_files(
     members = [models] if isinstance(models, MACE) else list(models)
     reading, configurations, frames = _read_checked(members, paths, charges_key, condition_keys or {}, wanted)
     heads = Counter(c.head for c in configurations if any(model.plan.heads for model in members))
-    summary, comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep=plot is not None)
-    isolated = {id(configuration) for configuration in reading.isolated_atoms}
+    tally = Tally(reading, heads, plot is not None, wanted)
     done = _resume(members, output, configurations, wanted) if resume else []
-
-    def count(batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]]) -> None:
-        labeled = [place for place, configuration in enumerate(batch) if id(configuration) not in isolated]
-        comparison.add([batch[place] for place in labeled], [predictions[place] for place in labeled])
-        _count(summary, batch, predictions, wanted)
-
     if done:
-        count(configurations[: len(done)], done)
-    summary.resumed = len(done)
+        tally.add(configurations[: len(done)], done)
+    tally.summary.resumed = len(done)
     places = [slice(start, start + batch_size) for start in range(len(done), len(configurations), batch_size)]
 
     def evaluate(place: slice) -> tuple[str, list[dict[str, Any]]]:
@@ -179,18 +206,14 @@ def evaluate_files(
         for batch, (text, predictions) in zip(batches, results, strict=True):
             stream.write(text)
             stream.flush()
-            count(batch, predictions)
-            if interruption is not None and interruption.requested and summary.n_structures < len(configurations):
+            tally.add(batch, predictions)
+            n_done = tally.summary.n_structures
+            if interruption is not None and interruption.requested and n_done < len(configurations):
                 raise interruption.error(
-                    f"{summary.n_structures} of {len(configurations)} structures are done; they are in "
-                    f"{stream.partial}, and the same command with --resume goes on"
+                    f"{n_done} of {len(configurations)} structures are done; they are in {stream.partial}, and the "
+                    "same command with --resume goes on"
                 )
-    summary.seconds = time.perf_counter() - began
-    summary.errors = comparison.errors()
-    if plot is not None and summary.errors:
-        plot_parity(comparison.parity(), plot, "Predictions against labels")
-        summary.plot = Path(plot)
-    return summary
+    return tally.finish(time.perf_counter() - began, plot)
 
 
 def _resume(
@@ -244,20 +267,11 @@ def _read_checked(
     )
     configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
     for known in dict.fromkeys(names):
-        _check_heads(configurations, known)
+        check_heads(known, configurations)
     for elements in dict.fromkeys(model.plan.atomic_numbers for model in models):
         check_elements(elements, configurations, "the model's training data")
     _check_keys(wanted.keys(models[0].plan, len(models) > 1), wanted.prefix, reading.report)
     return reading, configurations, frames
-
-
-def _count(
-    summary: EvaluationSummary, batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]], wanted: Wanted
-) -> None:
-    """Count what a batch adds."""
-    summary.n_structures += len(batch)
-    summary.n_atoms += sum(configuration.n_atoms for configuration in batch)
-    summary.without_stress += sum(wanted.stress and "stress" not in prediction for prediction in predictions)
 
 
 def predict_configurations(
@@ -327,21 +341,6 @@ def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> 
     """Sort structures as they stand in the files: reading puts isolated atoms apart."""
     place = {file: i for i, file in enumerate(files)}
     return sorted(configurations, key=lambda configuration: (place[configuration.file], configuration.index))
-
-
-def _check_heads(configurations: Sequence[Configuration], names: Sequence[str]) -> None:
-    """Make sure that a model has the head of every structure.
-
-    Raises:
-        UserError: If it does not.
-    """
-    for configuration in configurations:
-        if configuration.head not in names:
-            raise UserError(
-                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
-                f"heads are {', '.join(names)}. Name one for all structures with --head, or for each with {HEAD_KEY}= "
-                "in its comment line."
-            )
 
 
 def _check_model(plan: ModelPlan, wanted: Wanted) -> None:

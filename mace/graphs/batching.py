@@ -17,6 +17,7 @@ from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
 from mace.structures.conditions import conditions_of_atoms
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.splitting import check_heads
 
 PER_ATOM = ("forces",)
 """Labels with one row per atom; all others have one per structure."""
@@ -314,15 +315,10 @@ class GraphDataset:
 
 def _heads(configurations: Sequence[Configuration], names: Sequence[str]) -> np.ndarray:
     """Look up the head each structure is for, ``[structures]``."""
+    check_heads(names, configurations)
     if len(names) == 1:
         return np.zeros(len(configurations), dtype=np.int64)
     place = {name: index for index, name in enumerate(names)}
-    for configuration in configurations:
-        if configuration.head not in place:
-            raise UserError(
-                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
-                f"heads are {', '.join(names)}."
-            )
     return np.array([place[configuration.head] for configuration in configurations], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Setting structures aside for validation, and making sure that no other set holds unknown elements."""
+"""Setting structures aside for validation, and making sure that no structure has unknown elements or heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mace.elements import chemical_symbol
 from mace.errors import UserError
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import HEAD_KEY, Configuration
 
 
 def split_validation(
@@ -60,6 +60,27 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
     lines = [f"{configuration.index} {configuration.file}\n" for configuration in valid]
     path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
     return path
+
+
+def check_heads(names: Sequence[str], configurations: Iterable[Configuration]) -> None:
+    """Make sure that a model of several heads has the head of every structure.
+
+    Args:
+        names: The heads of the model; a single one is for all structures.
+        configurations: The structures.
+
+    Raises:
+        UserError: If a structure is for another head; the message names its file, its place and the heads there are.
+    """
+    if len(names) == 1:
+        return
+    for configuration in configurations:
+        if configuration.head not in names:
+            raise UserError(
+                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
+                f"heads are {', '.join(names)}. Name one for all structures with --head, or for each with {HEAD_KEY}= "
+                "in its comment line."
+            )
 
 
 def check_elements(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,9 @@ from mace.model.mace import MACE
 from mace.model.plan import HeadPlan, ModelPlan
 from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
+from mace.training.loss import Loss
+from mace.training.optimization import MovingAverage, parameter_groups
+from mace.training.step import train_step
 from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = Path(__file__).parent / "references"
@@ -233,6 +236,40 @@ def original_weights(case: Case, prefix: str) -> dict[str, np.ndarray]:
         prefix: ``weights``, ``gradients``, ``stepped`` or ``averaged``.
     """
     return _weights(case.data, prefix, case.plan)
+
+
+def assert_as_stored(
+    case: Case, prefix: str, ours: Mapping[str, torch.Tensor], tolerance: float = 1e-8, chosen: Set[str] | None = None
+) -> None:
+    """Compare weights or gradients with the stored ones, each to a share of the largest of all.
+
+    Args:
+        case: The case.
+        prefix: See `original_weights`.
+        ours: Ours, by name.
+        tolerance: The share.
+        chosen: Names to compare; all if there are none.
+    """
+    theirs = {name: array for name, array in original_weights(case, prefix).items() if chosen is None or name in chosen}
+    assert ours.keys() == theirs.keys()
+    scale = max(np.nanmax(np.abs(array)) for array in theirs.values() if array.size)
+    for name, array in theirs.items():
+        assert tuple(ours[name].shape) == array.shape, name
+        stored = ~np.isnan(array)
+        deviation = np.abs(ours[name].detach().numpy()[stored] - array[stored]).max(initial=0.0) / scale
+        assert deviation < tolerance, f"{name} deviates by {deviation:.1e} of the largest"
+
+
+def three_steps(case: Case, model: MACE, loss: Loss) -> MovingAverage:
+    """Make the optimizer steps whose results are stored as ``stepped`` and, of the moving average, ``averaged``."""
+    optimizer = torch.optim.Adam(
+        parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={}), lr=0.01, amsgrad=True, fused=True
+    )
+    average = MovingAverage(model.parameters(), decay=0.99)
+    batch = case.dataset().batch(range(N_STRUCTURES))
+    for _ in range(3):
+        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
+    return average
 
 
 def _weights(data: dict[str, np.ndarray], prefix: str, plan: ModelPlan) -> dict[str, np.ndarray]:

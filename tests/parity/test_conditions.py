@@ -15,8 +15,8 @@ from mace.elements import ElementTable
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import Prediction, predict
 from mace.training.loss import Loss, make_loss
-from mace.training.optimization import MovingAverage, parameter_groups
-from mace.training.step import loss_gradient, train_step
+from mace.training.optimization import parameter_groups
+from mace.training.step import loss_gradient
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -86,42 +86,26 @@ def test_batches_are_structures_one_by_one(condition_case: Any, prediction: Pred
     torch.testing.assert_close(forces, prediction.forces, rtol=1e-10, atol=1e-12)
 
 
-def _stored(case: Any, prefix: str) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = sys.modules["parity_cases"].original_weights(case, prefix)
-    return found
-
-
-def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert ours.keys() == theirs.keys()
-    scale = max(np.nanmax(np.abs(array)) for array in theirs.values() if array.size)
-    for name, array in theirs.items():
-        assert ours[name].shape == array.shape, name
-        difference = np.nanmax(np.abs(ours[name] - array), initial=0.0) / scale
-        assert difference < STEP_TOLERANCE, f"{name} deviates by {difference:.1e} of the largest"
+def _assert_as_stored(case: Any, prefix: str, ours: dict[str, torch.Tensor]) -> None:
+    sys.modules["parity_cases"].assert_as_stored(case, prefix, ours, STEP_TOLERANCE)
 
 
 def test_loss_and_gradients(condition_case: Any) -> None:
     model, batch = condition_case.model(), condition_case.dataset().batch([0, 1, 2])
     value = float(loss_gradient(model, batch, weighted()))
     assert value == pytest.approx(float(condition_case.data["loss/weighted"]), rel=1e-10)
-    ours = {key: parameter.grad.numpy() for key, parameter in model.named_parameters() if parameter.grad is not None}
-    _assert_equal(ours, _stored(condition_case, "gradients"))
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    _assert_as_stored(condition_case, "gradients", gradients)
 
 
 def test_three_steps(condition_case: Any) -> None:
-    model, batch = condition_case.model(), condition_case.dataset().batch([0, 1, 2])
+    model = condition_case.model()
     groups = parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={})
     assert groups[-1]["name"] == "conditions" and groups[-1]["weight_decay"] == 0.0
-    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True, fused=True)
-    average = MovingAverage(model.parameters(), decay=0.99)
-    for _ in range(3):
-        train_step(model, batch, weighted(), optimizer, clip_grad=10.0, average=average)
-    _assert_equal(
-        {k: p.detach().numpy().copy() for k, p in model.named_parameters()}, _stored(condition_case, "stepped")
-    )
+    average = sys.modules["parity_cases"].three_steps(condition_case, model, weighted())
+    _assert_as_stored(condition_case, "stepped", dict(model.named_parameters()))
     with average.applied():
-        averaged = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
-    _assert_equal(averaged, _stored(condition_case, "averaged"))
+        _assert_as_stored(condition_case, "averaged", dict(model.named_parameters()))
 
 
 def test_conditions_of_structures_and_atoms_are_stored(load_case: Loader) -> None:

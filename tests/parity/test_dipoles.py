@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mace.compat.weights import weights_from_original
 from mace.model.derivatives import Prediction, predict
 from mace.training.loss import Loss, make_loss
-from mace.training.optimization import MovingAverage, parameter_groups
-from mace.training.step import loss_gradient, train_step
+from mace.training.step import loss_gradient
 from mace.units import DEBYE_OF_MACE_TORCH
 
 SILICON, SLAB = 1, 2
@@ -79,50 +78,23 @@ def test_loss(dipole_case: Any) -> None:
     assert value == pytest.approx(float(dipole_case.data[f"loss/{loss.name}"]), rel=1e-10)
 
 
-def _stored(case: Any, prefix: str) -> dict[str, np.ndarray]:
-    """Take the arrays of a prefix, by our names."""
-    arrays = {key.removeprefix(prefix + "/"): value for key, value in case.data.items() if key.startswith(prefix + "/")}
-    return weights_from_original(arrays, case.plan)
-
-
-def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    assert ours.keys() == theirs.keys()
-    scale = max(np.abs(array).max() for array in theirs.values())
-    for name, array in theirs.items():
-        deviation = np.abs(ours[name] - array).max(initial=0.0) / scale
-        assert deviation < STEP_TOLERANCE, f"{name} deviates by {deviation:.1e} of the largest"
-
-
 def test_gradients(dipole_case: Any) -> None:
     model = dipole_case.model()
     loss_gradient(model, dipole_case.dataset().batch([0, 1, 2]), loss_of(dipole_case))
-    ours = {
-        key: np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
-        for key, parameter in model.named_parameters()
-    }
-    _assert_equal(ours, _stored(dipole_case, "gradients"))
+    ours = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()}
+    sys.modules["parity_cases"].assert_as_stored(dipole_case, "gradients", ours, STEP_TOLERANCE)
 
 
 def test_three_steps(dipole_case: Any) -> None:
-    model, loss = dipole_case.model(), loss_of(dipole_case)
-    groups = parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={})
-    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True, fused=True)
-    average = MovingAverage(model.parameters(), decay=0.99)
-    batch = dipole_case.dataset().batch([0, 1, 2])
-    for _ in range(3):
-        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
+    cases, model = sys.modules["parity_cases"], dipole_case.model()
+    average = cases.three_steps(dipole_case, model, loss_of(dipole_case))
     # the original lets weights that reach no dipole decay; here they stay as they are
     used = {key: parameter for key, parameter in model.named_parameters() if parameter.grad is not None}
-    gradients = _stored(dipole_case, "gradients")
+    gradients = cases.original_weights(dipole_case, "gradients")
     assert not any(gradients[key].any() for key in gradients.keys() - used.keys())
-
-    def compare(prefix: str) -> None:
-        ours = {key: parameter.detach().numpy().copy() for key, parameter in used.items()}
-        _assert_equal(ours, {key: value for key, value in _stored(dipole_case, prefix).items() if key in used})
-
-    compare("stepped")
+    cases.assert_as_stored(dipole_case, "stepped", used, STEP_TOLERANCE, used.keys())
     with average.applied():
-        compare("averaged")
+        cases.assert_as_stored(dipole_case, "averaged", used, STEP_TOLERANCE, used.keys())
 
 
 def test_the_last_layer_of_the_original_adds_nothing_without_gates(load_case: Loader) -> None:
@@ -141,8 +113,6 @@ def test_the_last_layer_of_the_original_adds_nothing_without_gates(load_case: Lo
 
 
 def test_every_kind_of_model_is_stored() -> None:
-    import sys
-
     cases = sys.modules["parity_cases"]
     plans = [cases.load_case(name).plan for name in cases.dipole_reference_names()]
     for model in ("AtomicDipolesMACE", "EnergyDipolesMACE"):

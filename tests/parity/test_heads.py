@@ -14,8 +14,7 @@ from mace.graphs.batching import build_graph
 from mace.model.derivatives import predict
 from mace.model.heads import with_one_head
 from mace.training.loss import make_loss
-from mace.training.optimization import MovingAverage, parameter_groups
-from mace.training.step import loss_gradient, train_step
+from mace.training.step import loss_gradient
 
 SILICON, SLAB = 1, 2
 TOLERANCE = 1e-10
@@ -37,14 +36,8 @@ def assert_close(ours: torch.Tensor | None, theirs: np.ndarray, tolerance: float
     assert np.abs(ours.detach().numpy() - theirs).max() / np.abs(theirs).max() < tolerance
 
 
-def assert_equal(case: Any, ours: dict[str, torch.Tensor], prefix: str) -> None:
-    """Compare with stored arrays; of large ones some entries are stored, the others are NaN."""
-    theirs = sys.modules["parity_cases"].original_weights(case, prefix)
-    assert ours.keys() == theirs.keys()
-    scale = max(np.nanmax(np.abs(array)) for array in theirs.values() if array.size)
-    for name, array in theirs.items():
-        deviation = np.nanmax(np.abs(ours[name].detach().numpy() - array), initial=0.0) / scale
-        assert deviation < STEP_TOLERANCE, f"{name} deviates by {deviation:.1e} of the largest"
+def assert_as_stored(case: Any, prefix: str, ours: dict[str, torch.Tensor]) -> None:
+    sys.modules["parity_cases"].assert_as_stored(case, prefix, ours, STEP_TOLERANCE)
 
 
 def test_predictions(heads_case: Any) -> None:
@@ -79,17 +72,13 @@ def test_loss_and_gradients(heads_case: Any) -> None:
     value = float(loss(predict(model, batch.graph), batch.targets))
     assert value == pytest.approx(float(heads_case.data["loss/weighted"]), rel=TOLERANCE)
     loss_gradient(model, batch, loss)
-    assert_equal(heads_case, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, "gradients")
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert_as_stored(heads_case, "gradients", gradients)
 
 
 def test_three_steps(heads_case: Any) -> None:
     model = heads_case.model()
-    groups = parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={})
-    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True, fused=True)
-    average = MovingAverage(model.parameters(), decay=0.99)
-    batch, loss = heads_case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS)
-    for _ in range(3):
-        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
-    assert_equal(heads_case, dict(model.named_parameters()), "stepped")
+    average = sys.modules["parity_cases"].three_steps(heads_case, model, make_loss("weighted", WEIGHTS))
+    assert_as_stored(heads_case, "stepped", dict(model.named_parameters()))
     with average.applied():
-        assert_equal(heads_case, dict(model.named_parameters()), "averaged")
+        assert_as_stored(heads_case, "averaged", dict(model.named_parameters()))

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from mace.graphs.batching import Batch, Targets
 from mace.model.derivatives import predict
 from mace.training.loss import make_loss
-from mace.training.optimization import MovingAverage, parameter_groups
+from mace.training.optimization import parameter_groups
 from mace.training.step import loss_gradient, train_step
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -33,18 +32,8 @@ NAMES = sorted(
 )
 
 
-def _stored(case: Any, prefix: str) -> dict[str, np.ndarray]:
-    """Take the arrays of a prefix, by our names."""
-    return sys.modules["parity_cases"].original_weights(case, prefix)
-
-
-def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    # of large arrays some entries are stored, the others are NaN
-    scale = max(np.nanmax(np.abs(array)) for array in theirs.values() if array.size)
-    for name, array in theirs.items():
-        assert ours[name].shape == array.shape, name
-        deviation = np.nanmax(np.abs(ours[name] - array), initial=0.0) / scale
-        assert deviation < TOLERANCE, f"{name} deviates by {deviation:.1e} of the largest"
+def _assert_as_stored(case: Any, prefix: str, ours: dict[str, torch.Tensor]) -> None:
+    sys.modules["parity_cases"].assert_as_stored(case, prefix, ours, TOLERANCE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,25 +74,17 @@ def test_gradients(name: str, load_case: Loader) -> None:
     case = load_case(name)
     model = case.model()
     loss_gradient(model, case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS))
-    ours = {key: parameter.grad.numpy() for key, parameter in model.named_parameters() if parameter.grad is not None}
-    _assert_equal(ours, _stored(case, "gradients"))
+    _assert_as_stored(case, "gradients", {key: p.grad for key, p in model.named_parameters() if p.grad is not None})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_three_steps(name: str, load_case: Loader) -> None:
     case = load_case(name)
     model = case.model()
-    groups = parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={})
-    optimizer = torch.optim.Adam(groups, lr=0.01, amsgrad=True, fused=True)
-    average = MovingAverage(model.parameters(), decay=0.99)
-    batch, loss = case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS)
-    for _ in range(3):
-        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
-    state = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
-    _assert_equal(state, _stored(case, "stepped"))
+    average = sys.modules["parity_cases"].three_steps(case, model, make_loss("weighted", WEIGHTS))
+    _assert_as_stored(case, "stepped", dict(model.named_parameters()))
     with average.applied():
-        averaged = {key: value.detach().numpy().copy() for key, value in model.named_parameters()}
-    _assert_equal(averaged, _stored(case, "averaged"))
+        _assert_as_stored(case, "averaged", dict(model.named_parameters()))
 
 
 def test_a_wrong_decay_is_noticed(load_case: Loader) -> None:
@@ -114,4 +95,4 @@ def test_a_wrong_decay_is_noticed(load_case: Loader) -> None:
     for _ in range(3):
         train_step(model, batch, loss, optimizer, clip_grad=10.0)
     with pytest.raises(AssertionError, match="deviates"):
-        _assert_equal({k: v.detach().numpy() for k, v in model.named_parameters()}, _stored(case, "stepped"))
+        _assert_as_stored(case, "stepped", dict(model.named_parameters()))

@@ -282,7 +282,7 @@ def test_a_failure_leaves_the_old_output(tmp_path: Path, model_path: Path, monke
     def fail(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mace.deployment.evaluation._count", fail)
+    monkeypatch.setattr("mace.deployment.evaluation.Tally.add", fail)
     with pytest.raises(KeyboardInterrupt):
         _evaluated(tmp_path, model_path, _frames(), "--batch_size=2")
     assert (tmp_path / "out.xyz").read_bytes() == before
@@ -394,14 +394,14 @@ def test_parity_plot(tmp_path: Path, model_path: Path, capsys: pytest.CaptureFix
 
 def test_a_signal_leaves_what_is_done(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ase.io.write(tmp_path / "in.xyz", _frames())
-    count = evaluation._count
+    add = evaluation.Tally.add
 
     def count_and_ask_for_the_end(*arguments: Any) -> None:
-        count(*arguments)
-        if arguments[0].n_structures == 4:
+        add(*arguments)
+        if arguments[0].summary.n_structures == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(evaluation, "_count", count_and_ask_for_the_end)
+    monkeypatch.setattr(evaluation.Tally, "add", count_and_ask_for_the_end)
     output = tmp_path / "out.xyz"
     with pytest.raises(RunInterrupted, match="Stopped by SIGTERM: 4 of 6 structures are done; they are in .*partial"):
         _evaluate("--configs", tmp_path / "in.xyz", "--model", model_path, "--output", output, "--batch_size=2")
