@@ -353,6 +353,8 @@ def _radial(reader: Reader) -> dict[str, Any]:
     }
     if names:
         transform = "Agnesi" if {"a", "q", "p"} <= names else "Soft" if "alpha" in names else "unknown"
+    if {"a", "b"} <= names:
+        raise CannotConvert("its Soft transform is the one mace-torch had before 0.3.10, which had another formula")
     if transform == "unknown":
         raise CannotConvert("its distance transform is of an unknown kind")
     return {
