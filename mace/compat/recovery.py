@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +18,13 @@ from mace.compat.layers import (
     recover_messages,
     recover_radial_mlp,
 )
-from mace.compat.modules import number
 from mace.compat.pickles import Name, Record
 from mace.compat.reader import CannotConvert, Reader, exact
 from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
+
+_LOGGER = logging.getLogger(__name__)
 
 KINDS = ("MACE", "ScaleShiftMACE", *WITH_DIPOLE)
 _OTHER_KINDS = {
@@ -33,6 +35,11 @@ _OTHER_KINDS = {
     "MACELES": "models with latent Ewald summation do not exist here",
     "LAMMPS_MACE": "this is a copy for LAMMPS; name the model it was made from",
 }
+_NEEDED_PARTS = {"node_embedding", "radial_embedding", "atomic_energies_fn", "interactions", "products", "readouts"}
+_KNOWN_PARTS = _NEEDED_PARTS | {
+    "spherical_harmonics", "scale_shift", "pair_repulsion_fn", "joint_embedding", "embedding_readout",
+}  # fmt: skip
+"""Parts by which a model of energies is known, whatever a fork calls its class."""
 _GATES = {"silu": "silu", "tanh": "tanh", "abs": "abs", "absolute": "abs"}
 _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n": "chebyshev"}
 _ENERGIES = "atomic_energies_fn.atomic_energies"
@@ -131,13 +138,15 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
 
 
 def dipole_kind(reader: Reader) -> str | None:
-    """Return the class of a model of dipoles, None for one of energies; a checkpoint tells it by its shapes.
+    """Return the class of a model of dipoles, None for one of energies.
+
+    A checkpoint and a class that is not known tell it by their shapes.
 
     Raises:
         CannotConvert: If it is a model of dipoles whose last layer has no vectors.
     """
     last = reader.count("products.") - 1
-    if reader.tree is not None:
+    if reader.tree is not None and reader.tree.kind in KINDS:
         kind = reader.tree.kind if reader.tree.kind in WITH_DIPOLE else None
     elif _ENERGIES not in reader.state:
         kind = "AtomicDipolesMACE"
@@ -174,15 +183,25 @@ def _constants(heads: Sequence[HeadPlan]) -> dict[str, Any]:
 
 
 def check_kind(reader: Reader) -> None:
-    """Refuse what does not exist here by its name.
+    """Refuse what does not exist here by its name; a class that somebody else wrote is judged by its parts.
 
     Raises:
         CannotConvert: If it is such a model.
     """
     tree = reader.tree
     if tree is not None and tree.kind not in KINDS:
-        why = _OTHER_KINDS.get(tree.kind, "this class of models is not known")
-        raise CannotConvert(f"its kind is {tree.kind}: {why}")
+        alike = _NEEDED_PARTS <= tree.parts.keys() <= _KNOWN_PARTS and not tree.package.startswith("mace.modules")
+        if tree.kind in _OTHER_KINDS or not alike:
+            why = _OTHER_KINDS.get(tree.kind, "this class of models is not known")
+            raise CannotConvert(f"its kind is {tree.kind}: {why}")
+        _LOGGER.warning(
+            "%s: the class %s.%s is not one of mace-torch; it has the parts of a %s and is read as one: what else it "
+            "may compute is missing here",
+            reader.original.path,
+            tree.package,
+            tree.kind,
+            dipole_kind(reader) or ("ScaleShiftMACE" if "scale_shift" in tree.parts else "MACE"),
+        )
     if tree is not None and tree.attributes.get("use_so3") is True:
         raise CannotConvert("it was made with use_so3=True: its energies may differ between mirror images")
     if any(name.startswith("les.") for name in reader.state):
@@ -250,19 +269,13 @@ def _correlation(reader: Reader, layer: int, l_max: int) -> int:
 
 
 def _scale_shift(reader: Reader, head: int) -> tuple[float, float]:
-    """Return scale and shift of a head, buffers in most versions and plain numbers in the oldest."""
+    """Return scale and shift of a head."""
     values = []
     for name, neutral in (("scale", 1.0), ("shift", 0.0)):
-        if f"scale_shift.{name}" in reader.state:
-            stored = np.atleast_1d(reader.state[f"scale_shift.{name}"]).reshape(-1)
-            values.append(float(stored[head if len(stored) > 1 else 0]))
-        else:
-            attribute = reader.attribute("scale_shift", name)
-            attribute = attribute[head] if isinstance(attribute, list) and len(attribute) > head else attribute
-            value = number(attribute)
-            if value is None and reader.module("scale_shift") is not None:
-                raise CannotConvert(f"its scale_shift has no {name}")
-            values.append(neutral if value is None else value)
+        buffer, stored = f"scale_shift.{name}", np.array([neutral])
+        if buffer in reader.state or reader.module("scale_shift") is not None:
+            stored = reader.array(buffer).reshape(-1)
+        values.append(float(stored[head if len(stored) > 1 else 0]))
     return values[0], values[1]
 
 
