@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from mace.compat.conditions import recover_conditions
 from mace.compat.layers import (
@@ -20,7 +19,7 @@ from mace.compat.layers import (
 )
 from mace.compat.pickles import Name, Record
 from mace.compat.reader import CannotConvert, Reader, exact
-from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
+from mace.model.plan import MAX_L, MOST_HEADS, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
 
@@ -45,10 +44,6 @@ _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n"
 _ENERGIES = "atomic_energies_fn.atomic_energies"
 _USUAL_WIDTH = 16
 """Width of the hidden layer that a model of one layer does not have."""
-MAX_ATOMIC_NUMBER = 118
-MOST_HEADS = 1000
-"""A file that says more is no model: each costs modules of its own."""
-SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
@@ -92,11 +87,10 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
 
     Raises:
         CannotConvert: If something is missing or does not exist here.
+        ValidationError: If the plan is not possible.
     """
     kind = dipole_kind(reader)
     numbers = [int(z) for z in reader.array("atomic_numbers").reshape(-1)]
-    if not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
-        raise CannotConvert("its atomic numbers are none")
     heads = _heads(reader, kind, len(numbers))
     n_layers = reader.count("interactions.")
     if n_layers < 1:
@@ -110,30 +104,27 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
     readout = _last_readout(reader, n_layers, n_channels, len(heads), kind)
     unshifted = all(head.shift == 0.0 for head in heads)
     word = kind or ("MACE" if not interactions[0].residual and unshifted else "ScaleShiftMACE")
-    try:
-        plan = ModelPlan.model_validate(
-            {
-                "model": word,
-                "r_max": _cutoff(reader),
-                "l_max": l_max,
-                "n_channels": n_channels,
-                "hidden_l": hidden,
-                "interactions": interactions,
-                "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
-                "product_of_all_elements": _product_of_all_elements(reader, len(numbers)),
-                "radial_mlp": recover_radial_mlp(reader, interactions),
-                "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
-                "atomic_numbers": tuple(numbers),
-                **_constants(heads),
-                "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
-                **messages_of_plan(messages, n_channels, hidden),
-                **readout,
-                **_radial(reader),
-                **recover_conditions(reader),
-            }
-        )
-    except ValidationError as error:
-        raise CannotConvert(f"its plan is not possible here: {error.errors()[0]['msg']}") from error
+    plan = ModelPlan.model_validate(
+        {
+            "model": word,
+            "r_max": reader.scalar("r_max"),
+            "l_max": l_max,
+            "n_channels": n_channels,
+            "hidden_l": hidden,
+            "interactions": interactions,
+            "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
+            "product_of_all_elements": _product_of_all_elements(reader, len(numbers)),
+            "radial_mlp": recover_radial_mlp(reader, interactions),
+            "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
+            "atomic_numbers": tuple(numbers),
+            **_constants(heads),
+            "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
+            **messages_of_plan(messages, n_channels, hidden),
+            **readout,
+            **_radial(reader),
+            **recover_conditions(reader),
+        }
+    )
     return plan, [sent.degrees for sent in messages]
 
 
@@ -234,13 +225,6 @@ def _product_of_all_elements(reader: Reader, n_elements: int) -> bool:
     if n_elements > 1:
         return shared == {True}
     return reader.attribute("products.0", "use_agnostic_product") is True
-
-
-def _cutoff(reader: Reader) -> float:
-    r_max = reader.scalar("r_max")
-    if not SMALLEST_CUTOFF <= r_max <= LARGEST_CUTOFF:
-        raise CannotConvert(f"its cutoff of {r_max:.3g} Angstrom is none")
-    return r_max
 
 
 def _l_max(reader: Reader) -> int:

@@ -303,6 +303,7 @@ def first_problem(error: ValidationError, start: str = "plan") -> str:
         error: What checking it said.
         start: What the plan is called.
     """
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part)[:40] for part in (start, *first["loc"][:5]))
-    return f"'{place}' is not valid ({first['msg'][:200]})"
+    first = error.errors(include_url=False)[0]
+    place, value = ".".join(str(part)[:40] for part in (start, *first["loc"][:5])), first["input"]
+    number = isinstance(value, float) or isinstance(value, int) and abs(value) < 1e15
+    return f"'{place}' is not valid ({first['msg'][:200]}{f', not {value:.6g}' if number else ''})"
