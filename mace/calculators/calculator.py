@@ -39,7 +39,7 @@ from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
-from mace.model.derivatives import hessian, predict
+from mace.model.derivatives import hessian, nonsense, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.structures.conditions import FoundConditions, find_conditions
@@ -320,6 +320,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         ]
         units = Units(self.energy_units_to_eV, self.length_units_to_A)
         results = collect_results(self.models, predictions, graphs, volumes, units)
+        for place, result in enumerate(results):
+            if said := nonsense(result):
+                raise _StructureError(said, place)
         self._committee_watch.check(results)
         return results
 

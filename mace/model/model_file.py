@@ -164,7 +164,7 @@ def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = N
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-    _check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
+    check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
     if model.dtype not in PRECISIONS:
         raise UserError(f"{path}: a model in {model.dtype} cannot be saved; carry it to float32 or float64 first.")
     document = {
@@ -219,7 +219,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
             raise UserError(f"{path}: the weights do not fit the plan in the same file: {problem}.")
         # copies, so that nothing refers to a file that may change later
         _, weights = _upgraded(document, {name: stream.get_tensor(name).clone() for name in stream.keys()}, path)
-    _check_finite(weights, path, "the file is damaged or its training diverged; use another one")
+    check_finite(weights, path, "the file is damaged or its training diverged; use another one")
     model = MACE(plan, stored_dtype)
     model.load_state_dict(weights)
     return LoadedModel(carry_to(model, device, dtype or stored_dtype), metadata, stored_dtype, plan.head_names)
@@ -358,7 +358,12 @@ def _listed(names: list[str]) -> str:
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _check_finite(weights: Mapping[str, Tensor], path: Path, way_out: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], path: Path, way_out: str) -> None:
+    """Make sure that weights are numbers.
+
+    Raises:
+        UserError: If some are not; the message ends with the way out.
+    """
     bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(f"{path}: the weights {_listed(bad)} are NaN or infinite; {way_out}.")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -242,7 +242,7 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     for key, value in _yaml_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
-            raise UserError(f"{path}: {key!r} is not a setting; {_advice(name, list(spellings), '')}")
+            raise UserError(f"{path}: {_shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
@@ -255,6 +255,12 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     return given
 
 
+def _shown(value: Any) -> str:
+    """Write what somebody typed, or the beginning of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}... ({len(text)} characters)"
+
+
 def _is_null(value: Any) -> bool:
     return isinstance(value, str) and value in _YAML_NULLS
 
@@ -263,31 +269,35 @@ def _boolean(value: Any, spelling: str) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{spelling} must be True or False, not {value!r}.") from error
+        raise UserError(f"{spelling} must be True or False, not {_shown(value)}.") from error
 
 
 def _yaml_table(path: str) -> dict[str, Any]:
     import yaml  # needed by few runs, so not at the top: help stays quick
 
-    class Loader(yaml.BaseLoader):
+    from mace.settings.bounded_yaml import BoundedLoader, read_bounded
+
+    class Loader(BoundedLoader):
         """Keeps scalars as text and refuses a key that comes twice."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            twice = next((key for key, times in keys.items() if times > 1), None)
             if twice is not None:
                 raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} comes twice")
             return super().construct_mapping(node, deep=deep)
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bounded(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config {path}: the file cannot be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is no configuration file: {error}.") from error
     try:
         table = yaml.load(text, Loader=Loader)  # noqa: S506 -- a BaseLoader builds nothing but text, lists and tables
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if table is None:
         return {}
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -368,4 +378,4 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {expectation(field, declaration)}, not {value!r}{hint}"
+    return f"{spelling} must be {expectation(field, declaration)}, not {_shown(value)}{hint}"

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.inspection.inspection import DataReport
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
+from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.labels import LabelReport, require_labels
@@ -273,7 +275,10 @@ def decide(
         for name, configurations in structures.tests.items()
     }
     conditions = conditions_of(settings, foundation)
-    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    try:
+        plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    except ValidationError as error:
+        raise UserError(f"There is no model of these settings and data: {first_problem(error)}.") from error
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)

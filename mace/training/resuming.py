@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from mace.errors import UserError
-from mace.model.model_file import load_model
-from mace.model.plan import ModelPlan
+from mace.model.model_file import check_finite, load_model, misfit
+from mace.model.plan import ModelPlan, first_problem
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
 from mace.training.folders import RunFolders, model_files
@@ -156,12 +157,10 @@ class StartingWeights:
                 is_archive = file.read(4) == b"PK\x03\x04"
         except OSError as error:
             raise UserError(f"--init_from: {path} cannot be opened ({error.strerror or error}).") from error
+        self.plan: ModelPlan
+        self.weights: dict[str, Tensor]
         if is_archive:
-            content = load_safely(path)
-            self.plan = ModelPlan.model_validate_json(content["plan"])
-            self.weights: dict[str, Tensor] = content["weights"]
-            if content.get("average") is not None:  # what would have been validated
-                self.weights = dict(zip(self.weights, content["average"]["averages"], strict=True))
+            self.plan, self.weights = _weights_of_checkpoint(path)
         else:
             model = load_model(path).model
             self.plan, self.weights = model.plan, model.state_dict()
@@ -194,3 +193,32 @@ class StartingWeights:
             if getattr(plan, name) != value:
                 _LOGGER.info("%s: %s stays as in %s, instead of %s", name, value, self.path, getattr(plan, name))
         return plan.model_copy(update=constants)
+
+
+def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
+    """Read plan and weights, those that would have been validated, out of a checkpoint.
+
+    A right checksum says that the bytes are those that were written, not what wrote them.
+
+    Raises:
+        UserError: If it cannot be read, or its content is not that of a run.
+    """
+    try:
+        content = load_safely(path)
+        plan = ModelPlan.model_validate_json(content["plan"])
+        weights = dict(content["weights"])
+        if content.get("average") is not None:
+            weights = dict(zip(weights, content["average"]["averages"], strict=True))
+        if problem := misfit(plan, {name: tuple(weight.shape) for name, weight in weights.items()}):
+            raise UserError(f"--init_from: the weights in {path} do not fit the plan beside them: {problem}.")
+    except UserError:
+        raise
+    except ValidationError as error:
+        raise UserError(f"--init_from: in {path} {first_problem(error)}; name another file.") from error
+    except (AssertionError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--init_from: {path} is no checkpoint of a run ({type(error).__name__}: {str(error)[:100]}); name another "
+            "file."
+        ) from error
+    check_finite(weights, path, "name another file for --init_from")
+    return plan, weights
