@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
-from mace.compat.archives import is_torch_file
+from mace.compat.archives import is_torch_file, sha256_of
 from mace.compat.couplings import CouplingError
 from mace.compat.modules import Original, read_original
 from mace.compat.reader import CannotConvert, Known, Reader
@@ -31,7 +30,6 @@ from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_mod
 from mace.model.plan import ModelPlan, first_problem
 
 _LOGGER = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,8 @@ def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
 
 
 def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
-    digest = sha256()
-    with original.path.open("rb") as stream:
-        while block := stream.read(_CHUNK):
-            digest.update(block)
     whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
-    return f"converted from {original.path.name}, {whole}, SHA-256 {digest.hexdigest()}"
+    return f"converted from {original.path.name}, {whole}, SHA-256 {sha256_of(original.path)}"
 
 
 def _with_article(kind: str) -> str:
