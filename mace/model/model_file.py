@@ -61,6 +61,9 @@ PRECISIONS = (torch.float32, torch.float64)
 LARGEST_HEADER = 1 << 22
 """Bytes of plan, metadata and names of weights; those of a model are some ten thousand."""
 
+MOST_VALUES, MOST_LEVELS = 150_000, 50
+"""Values in a document, and lists and tables in each other; most values are reference energies of many heads."""
+
 _TYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 """Types of safetensors by name; the others are all called integers in messages, which no weights are."""
 
@@ -318,9 +321,25 @@ def _document(stream: Any, path: Path) -> Document:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the description of the model is not JSON ({error}); the file is damaged.") from error
+    if not _is_bounded(document):
+        raise UserError(f"{path}: the description of the model is larger or deeper than that of any; it is refused.")
     if not isinstance(document, dict) or type(document.get("version")) is not int or abs(document["version"]) > 10**6:
         raise UserError(f"{path}: the description of the model has no version; the file is damaged.")
     return document
+
+
+def _is_bounded(document: Any) -> bool:
+    """Tell whether nothing that looks at every value of a document, level by level, will run out of anything."""
+    level, n_values = [document], 0
+    for _ in range(MOST_LEVELS):
+        n_values += len(level)
+        parts = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
+        level = [value for values in parts for value in values]
+        if not level or n_values + len(level) > MOST_VALUES:
+            break
+    return not level and n_values <= MOST_VALUES
 
 
 def _upgraded(document: Document, weights: dict[str, Tensor], path: Path) -> tuple[Document, dict[str, Tensor]]:
@@ -354,7 +373,7 @@ def _precision(weights: Mapping[str, Tensor], path: Path) -> torch.dtype:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"'{name[:60]}'" for name in names[:3])
+    shown = ", ".join(repr(name[:60]) for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 

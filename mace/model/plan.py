@@ -306,4 +306,4 @@ def first_problem(error: ValidationError, start: str = "plan") -> str:
     first = error.errors(include_url=False)[0]
     place, value = ".".join(str(part)[:40] for part in (start, *first["loc"][:5])), first["input"]
     number = isinstance(value, float) or isinstance(value, int) and abs(value) < 1e15
-    return f"'{place}' is not valid ({first['msg'][:200]}{f', not {value:.6g}' if number else ''})"
+    return f"{place!r} is not valid ({first['msg'][:200]}{f', not {value:.6g}' if number else ''})"

@@ -68,7 +68,9 @@ def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[s
         raise DamagedCheckpoint(_damage(name, "it is no archive"))
     try:
         content = torch.load(io.BytesIO(payload if marked else data), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # which advises to run what the file holds
+        raise DamagedCheckpoint(_damage(name, "it holds something else than numbers, texts and tables")) from error
+    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise DamagedCheckpoint(_damage(name, str(error).splitlines()[0])) from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{name}: this is not a checkpoint of this program; move it away to start afresh.")
