@@ -147,6 +147,13 @@ _KINDS = (
         "take E0s of the same method as the data, both in eV",
     ),
     FindingKind(
+        "overruled-reference-energies",
+        "warning",
+        "Frames of isolated atoms and `--E0s` say different things. Numbers that are typed come before frames, frames "
+        "before a fit (`average`, `estimated`).",
+        "keep one of the two",
+    ),
+    FindingKind(
         "unlikely-distances",
         "warning",
         "Distances between nearest neighbors are nowhere near the sum of covalent radii, as lengths in bohr or nm.",

@@ -208,6 +208,11 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
         lambda: {**clean(), "E0s": {29: -1000.0}},
         lambda: {**clean(), "training": [*water(9)]},
     ],
+    "overruled-reference-energies": [
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)]},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": "estimated"},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": {29: 1.0}},
+    ],
     "unlikely-distances": [lambda: {**clean(), "training": in_bohr(crystals(24))}],
     "duplicates": [lambda: {**clean(), "training": repeated(crystals(24))}],
     "contradicting-duplicates": [lambda: {**clean(), "training": repeated(crystals(24), energy=0.1)}],
