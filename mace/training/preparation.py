@@ -120,11 +120,15 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
         UserError: See `require_labels` and `split_validation`.
     """
     training = sets.training
-    require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
+    needed = sorted({term.name for loss in losses for term in loss.terms})
+    require_labels(training.report, needed)
     configurations = training.configurations
     files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
-        train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
+        split = split_validation(configurations, settings.valid_fraction, settings.seed, needed)
+        train, valid = split.train, split.valid
+        for note in split.notes:
+            _LOGGER.warning("%s", note)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
         _LOGGER.info(
             "Using random %g%% of training set for validation with indices saved in: %s",

@@ -205,3 +205,26 @@ def _in_atomic_units(folder: Path) -> list[str]:
 
 
 add("read", "atomic units that are named", _in_atomic_units, check=_units)
+
+_METALS = "Li Be Na Mg Al Si K Ca Sc Ti V Cr".split()
+
+
+def _one_of_each(folder: Path) -> list[str]:
+    text = "".join(
+        frame(item, row=lambda s, p, f, metal=metal: plain_row(metal if s == "O" else s, p, f))  # type: ignore[misc]
+        for metal, item in zip(_METALS, waters(len(_METALS)), strict=True)
+    )
+    return [f"--train_file={write(folder, text)}", "--E0s=average"]
+
+
+def _rare_element(folder: Path) -> list[str]:
+    """The structure that the seed would set aside."""
+    text = "".join(
+        frame(item, row=lambda s, p, f, rare=place == 3: plain_row("S" if s == "O" and rare else s, p, f))  # type: ignore[misc]
+        for place, item in enumerate(waters(6))
+    )
+    return [f"--train_file={write(folder, text)}", "--E0s=average", "--seed=1"]
+
+
+add("noted", "every structure the only one of an element", _one_of_each, "are both trained on and validated with")
+add("read", "one structure with an element", _rare_element)
