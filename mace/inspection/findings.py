@@ -67,6 +67,12 @@ _KINDS = (
         "correct it, or leave it out where it is unknown",
     ),
     FindingKind(
+        "misspelled-key",
+        "error",
+        "A key is almost that of a label, such as `force` or `Energy`, in structures that lack the label.",
+        "rename it, or name it with the flag",
+    ),
+    FindingKind(
         "close-atoms",
         "error",
         "Two atoms, or an atom and its periodic image, are closer than 0.3 Angstrom.",

@@ -263,6 +263,8 @@ def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
     faulty = {fault.name for file in training.report.files for fault in file.faults}
     if "non-finite-label" in demands.allow:
         faulty = set()  # else that they are not finite is an error already
+    if "misspelled-key" not in demands.allow:  # so is this
+        faulty |= {fault.name for file in training.report.files for fault in file.misspelled}
     try:
         require_labels(training.report, [name for name in demands.labels if name not in faulty])
     except UserError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.structures.configuration import PROPERTIES
+from mace.structures.key_names import is_near
 from mace.structures.labels import FileLabels
 
 LARGEST_FORCE = 100.0
@@ -32,6 +33,14 @@ def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
         faults[fault.name, fault.key].append(fault.index)
     for (name, key), places in faults.items():
         yield found("non-finite-label", labels.file, f": the label '{name}' (key '{key}') is NaN or infinite", places)
+    misspelled = defaultdict(list)
+    for fault in labels.misspelled:
+        misspelled[fault.name, fault.key].append(fault.index)
+    for (name, key), places in misspelled.items():
+        right = next(word for word in labels.of(name).candidates if is_near(key, (word,)))
+        verb = "has" if len(places) == 1 else "have"
+        text = f"{verb} no '{right}' but '{key}', which is not read without --{name}_key={key}"
+        yield found("misspelled-key", labels.file, text, places, labels.frames + labels.isolated_atoms)
     for note in labels.notes:
         yield Finding("label-remarks", labels.file, note)
     if labels.constrained:

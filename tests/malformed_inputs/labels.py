@@ -117,8 +117,13 @@ refuse("an energy for the forces", sound(), "the label 'forces'", flags=("--forc
 refuse("no labels", sound(energy="", properties="species:S:1:pos:R:3:spare:R:3"), "no structure has a label 'energy'")
 refuse("no forces", sound(properties="species:S:1:pos:R:3:spare:R:3"), "no structure has a label 'forces'")
 refuse(
-    "a key in small letters", sound(energy="ref_energy=-1"), "no structure has a label 'energy'", "ref_energy (info, 6)"
+    "a key in small letters",
+    sound(energy="ref_energy=-1"),
+    "(6 of 6) have no 'REF_energy' but 'ref_energy', which is not read without --energy_key=ref_energy",
+    "--allow misspelled-key",
 )
+refuse("forces in the singular", sound(properties="species:S:1:pos:R:3:force:R:3"), "no 'forces' but 'force'")
+add("read", "a key that is almost a label", text_case(spoilt(info="Dipole='1 2 3'"), "--allow=misspelled-key"))
 for _loss in ("stress", "virials", "huber", "universal"):
     refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}",))
 refuse(

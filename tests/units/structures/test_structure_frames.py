@@ -118,7 +118,7 @@ def test_other_format_and_its_bad_frame(write_file: Callable[..., str]) -> None:
 
 
 def test_unknown_format(write_file: Callable[..., str]) -> None:
-    with pytest.raises(UserError, match="notes.unknown: ASE cannot tell the format|cannot be read"):
+    with pytest.raises(UserError, match="notes.unknown: ASE knows no format with the ending '.unknown'; rename"):
         list(iterate_frames(write_file("hello\n", "notes.unknown")))
 
 
