@@ -16,6 +16,7 @@ import numpy as np
 
 from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.structures.comment_line import first_repeated, parse_comment
 from mace.structures.frame import Frame
 from mace.structures.plain_frames import read_plain_frames
@@ -31,7 +32,7 @@ ENDINGS = {"xyz": "extxyz", "extxyz": "extxyz", "traj": "traj", "db": "db", "jso
 WITHOUT_COLUMNS = ("db", "json", "traj")
 """Formats that have no room for columns of one's own."""
 
-_OF_STRUCTURES = ("stress", "virials", "virial", "dipole", "polarizability")
+_OF_STRUCTURES = ("virial", *(name for name, item in PROPERTIES.items() if not item.of_atoms))
 """Labels of a structure as a whole, which may have as many rows as it has atoms."""
 
 COMPRESSIONS = (".gz", ".bz2", ".xz")

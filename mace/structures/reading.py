@@ -12,6 +12,7 @@ import numpy as np
 
 from mace.conditions import DEFAULTS, OTHER_KEYS
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.structures.checks import (
     STRUCTURE_KEYS,
     attach_atom_weights,
@@ -22,7 +23,7 @@ from mace.structures.checks import (
 )
 from mace.structures.collection import collection_paused
 from mace.structures.conditions import find_conditions
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.configuration import Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
