@@ -139,6 +139,20 @@ _KINDS = (
         "leave unknown energies out",
     ),
     FindingKind(
+        "placeholder-labels",
+        "warning",
+        "A label is exactly zero in different structures where symmetry does not explain it, or exactly the same in "
+        "many, as if it stood for a missing one.",
+        "leave unknown labels out",
+    ),
+    FindingKind(
+        "net-forces",
+        "warning",
+        "The forces of almost every molecule do not add up to zero, which is right in an external field or beside "
+        "atoms that are not in the file only.",
+        "make sure that the forces belong to these atoms in this order",
+    ),
+    FindingKind(
         "zeroed-forces",
         "warning",
         "Atoms have forces of exactly zero, as programs write for fixed atoms, in structures with constraints or with "

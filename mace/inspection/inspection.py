@@ -28,9 +28,10 @@ from mace.inspection.labels import (
     check_file_labels,
     check_large_forces,
     check_large_stress,
-    check_zero_energies,
+    check_net_forces,
     check_zeroed_forces,
 )
+from mace.inspection.placeholders import check_placeholders
 from mace.inspection.stresses import check_stress, check_virials
 from mace.inspection.trajectories import check_forces_against_energies
 from mace.structures.configuration import Configuration
@@ -188,7 +189,8 @@ def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callab
         check_virials,
         check_large_stress,
         check_large_forces,
-        check_zero_energies,
+        lambda flat: check_placeholders(flat, labels),
+        check_net_forces,
         lambda flat: check_zeroed_forces(flat, labels),
         check_distances,
         lambda flat: check_duplicates(flat, is_split),

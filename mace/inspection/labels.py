@@ -24,6 +24,8 @@ _OUTLIER_ENERGY = 5.0
 _FEWEST_FOR_OUTLIERS = 10
 _UNBALANCED = 0.3
 _SOME_FORCE = 0.02
+_FEWEST_PUSHED = 3
+_MOST = 0.9
 
 
 def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
@@ -98,11 +100,17 @@ def check_large_stress(file: FlatFile) -> Iterator[Finding]:
         )
 
 
-def check_zero_energies(file: FlatFile) -> Iterator[Finding]:
-    """Find several energies that are exactly zero."""
-    zero = (file.energies == 0.0) & (file.n_atoms > 1)
-    if zero.sum() > 1:
-        yield found("zero-energies", file.file, "have an energy of exactly zero", file.places(zero), len(file))
+def check_net_forces(file: FlatFile) -> Iterator[Finding]:
+    """Find molecules all of which are pushed away as a whole; where a few are, see `check_zeroed_forces`."""
+    if not len(file):
+        return
+    rest = np.linalg.norm(np.add.reduceat(file.forces, file.first), axis=1)
+    size = np.sqrt(np.add.reduceat((file.forces**2).sum(axis=1), file.first) / file.n_atoms)
+    molecules = ~file.pbc.any(axis=1) & (file.n_atoms > 1) & np.isfinite(rest) & (size > 0.0)
+    pushed = molecules & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
+    if pushed.sum() >= _FEWEST_PUSHED and pushed.sum() > _MOST * molecules.sum():
+        text = f"have forces that add up to {np.median(rest[pushed]):.3g} eV/Angstrom (median), not zero"
+        yield found("net-forces", file.file, text, file.places(pushed), len(file))
 
 
 def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
