@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mace.conditions import CONDITION_KEYS
 from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
 from mace.properties import PROPERTIES
@@ -32,8 +33,8 @@ ENDINGS = {"xyz": "extxyz", "extxyz": "extxyz", "traj": "traj", "db": "db", "jso
 WITHOUT_COLUMNS = ("db", "json", "traj")
 """Formats that have no room for columns of one's own."""
 
-_OF_STRUCTURES = ("virial", *(name for name, item in PROPERTIES.items() if not item.of_atoms))
-"""Labels of a structure as a whole, which may have as many rows as it has atoms."""
+_OF_STRUCTURES = ("virial", *CONDITION_KEYS, *(name for name, item in PROPERTIES.items() if not item.of_atoms))
+"""What says something of a structure as a whole, and may have as many rows as it has atoms."""
 
 COMPRESSIONS = (".gz", ".bz2", ".xz")
 """Endings of compressed files, which stand behind those that tell the format."""
@@ -192,7 +193,7 @@ def _find_columns(frame: Frame) -> None:
             array = np.asarray(value)
         except ValueError:  # rows of different lengths
             continue
-        is_of_atoms = array.shape[:1] == (len(frame),) and (array.ndim == 2 or len(frame) > 1)
+        is_of_atoms = array.shape[:1] == (len(frame),) and array.ndim <= 2
         if is_of_atoms and array.dtype.kind in "biuf" and key.removeprefix("REF_") not in _OF_STRUCTURES:
             frame.arrays[key] = array
             del frame.info[key]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mace.conditions import DEFAULTS, OTHER_KEYS
+from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
@@ -37,9 +37,6 @@ Progress = Callable[[str, int], None]
 
 Head = tuple[str, str | None]
 """Head of the structures of a file, and the entry of ``info`` with that of a structure which has one of its own."""
-
-_CONDITION_KEYS = {*DEFAULTS, *(key for keys in OTHER_KEYS.values() for key in keys)}
-"""Keys that mean something else than the labels they look like: a charge is not the charges of the atoms."""
 
 _ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
@@ -194,7 +191,7 @@ def _read_frames(
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
-                elif key not in _CONDITION_KEYS and is_near(str(key), wanted):
+                elif key not in CONDITION_KEYS and is_near(str(key), wanted):
                     near.append((str(key), value))
         configuration, keys = _attach_conditions(_bare_configuration(frame, file, index, source, head), frame, source)
         yield _Checked(configuration, found, near, bool(frame.constraints), keys)
