@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from mace.cli.utf8 import start_in_utf8
 from mace.errors import RunInterrupted, UserError
 
 USER_ERROR = 2
@@ -61,6 +62,7 @@ def run_program(main: Callable[[Sequence[str]], int | None]) -> None:
     Raises:
         SystemExit: With the exit status of `run_command`, if it is not 0.
     """
+    start_in_utf8()
     if status := run_command(main):
         sys.exit(status)
 

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
     parser = FlagParser(
         prog="mace_eval_configs",
-        description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
+        description="Predict all structures of a file and write them with all they had before.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         "form a committee: means and, as ..._std, standard deviations")  # fmt: skip
     add("--head", help="head of a model that has several, for all structures; without it the one that head= in the "
         "comment line names, or the one called default")  # fmt: skip
-    add("--output", required=True, help="extended XYZ file to write")
+    add("--output", required=True, help="file to write, in the format of its ending: .xyz or .extxyz (also "
+        "compressed, .xyz.gz), .traj, .db or .json")  # fmt: skip
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
@@ -110,7 +111,10 @@ def _read_keys(text: str) -> dict[str, str]:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Make sure that the files to be written are apart from each other and from the models."""
+    from mace.deployment.output_formats import check_output_format  # here, because it loads numpy
+
     check_output(options.output, "output", {"model": options.model})
+    check_output_format(options.output)
     if options.plot is None:
         return
     if not options.plot.lower().endswith(".png"):

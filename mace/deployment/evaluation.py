@@ -156,7 +156,7 @@ def evaluate_files(
     interruption: Interruption | None = None,
     resume: bool = False,
 ) -> EvaluationSummary:
-    """Predict all structures of some files and write them, in their order, as one extended XYZ file.
+    """Predict all structures of some files and write them, in their order, as one file in the format of its ending.
 
     Of models that have several heads, ``info["head"]`` of a structure names the one it is for; others are for the one
     called default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -333,7 +334,7 @@ def parse_settings(
     typed = SettingsParser(model, program, description, bare).read(argv)
     given = dict(typed)
     if "config" in typed:
-        given = {**read_yaml_settings(str(typed["config"].value), model), **typed}
+        given = {**read_yaml_settings(os.path.expanduser(str(typed["config"].value)), model), **typed}
     return build_settings(model, given)
 
 

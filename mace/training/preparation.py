@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,7 +30,7 @@ from mace.training.conditions import conditions_of
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.estimated_energies import estimate_energies
 from mace.training.folders import RunFolders
-from mace.training.foundation import FROM_FOUNDATION, Foundation, foundation_plan, known_energies
+from mace.training.foundation import Foundation, foundation_plan
 from mace.training.loss import Loss
 from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
@@ -121,11 +122,15 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
         UserError: See `require_labels` and `split_validation`.
     """
     training = sets.training
-    require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
+    needed = sorted({term.name for loss in losses for term in loss.terms})
+    require_labels(training.report, needed)
     configurations = training.configurations
     files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
-        train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
+        split = split_validation(configurations, settings.valid_fraction, settings.seed, needed)
+        train, valid = split.train, split.valid
+        for note in split.notes:
+            _LOGGER.warning("%s", note)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
         _LOGGER.info(
             "Using random %g%% of training set for validation with indices saved in: %s",
@@ -353,17 +358,19 @@ def _reference_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> ReferenceEnergies:
     """Find the reference energies, those of elements the data lack in the foundation model."""
-    E0s, told = settings.E0s, list[str]()
-    known = {} if foundation is None else known_energies(settings, foundation, elements)
-    if E0s == "foundation":
-        E0s = {z: known[z] for z in elements}
-    elif E0s == "estimated" and foundation is not None:
-        E0s, told = estimate_energies(foundation, structures.train, elements, settings.batch_size)
-    energies = resolve_reference_energies(E0s, structures.isolated_atoms, structures.train, elements)
-    if settings.E0s in FROM_FOUNDATION:
-        source = "the foundation model" if settings.E0s == "foundation" else "estimates by the foundation model"
-        energies = replace(energies, source=source, notes=(*told, *energies.notes))
-    if foundation is None or not settings.foundation_model_elements:
+    known, fit = (None, None) if foundation is None else (
+        foundation.energies,
+        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
+    )  # fmt: skip
+    energies = resolve_reference_energies(
+        settings.E0s,
+        structures.isolated_atoms,
+        structures.train,
+        elements,
+        known,
+        fit if settings.E0s == "estimated" else None,
+    )
+    if known is None or not settings.foundation_model_elements:
         return energies
     return replace(energies, energies=dict(sorted((known | energies.energies).items())))
 
