@@ -25,7 +25,7 @@ from zipfile import BadZipFile
 import torch
 
 from mace.errors import UserError
-from mace.model.durable_file import synchronize_folder, temporary_beside, write_durably
+from mace.model.durable_file import free_name, synchronize_folder, temporary_beside, write_durably
 from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger(__name__)
@@ -325,14 +325,6 @@ class CheckpointFolder:
             _move(file, target / file.name)
         synchronize_folder(target)
         return target
-
-
-def free_name(folder: Path, begin: str, end: str = "") -> Path:
-    """Return a place that nothing has taken, with the lowest number between two parts of its name."""
-    number = 1
-    while os.path.lexists(place := folder / f"{begin}{number}{end}"):
-        number += 1
-    return place
 
 
 def _move(file: Path, target: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.distances import shortest_distances
+from mace.model.durable_file import free_name
 from mace.model.model_file import ModelMetadata, save_model
 from mace.settings import TrainingSettings
-from mace.training.checkpoints import free_name
 from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, model_files
 from mace.training.loop import EpochReport, Trainer

@@ -302,7 +302,7 @@ class Ownership:
         owner = asdict(this_process(run)) | {"token": secrets.token_hex(8)}
         content = json.dumps(owner).encode() + b"\n"
         places = {folder.resolve(): folder for folder in folders}  # the same folder may have several names
-        self._locks = [_Lock(places[folder] / f".{tag}.lock", content) for folder in sorted(places)]
+        self._locks = [_Lock(folder / f".{tag}.lock", content) for folder in places.values()]
         self.run, self._tag, self._take_over, self._advice = run, tag, take_over, advice
         self._process, self._ended, self._mutex = os.getpid(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="ownership", daemon=True)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from mace.compat.modules import read_original
 from mace.errors import UserError
+from mace.model.durable_file import free_name
 from mace.model.model_file import load_model
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings
-from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, free_name, load_safely
+from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, load_safely
 from mace.training.folders import RunFolders, model_files
 from mace.training.records import results_path
 from mace.training.state import TrainingState

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mace.errors import UserError
+from mace.model.durable_file import free_name
 from mace.model.plan import ModelPlan
-from mace.training.checkpoints import CheckpointFolder, encode, free_name
+from mace.training.checkpoints import CheckpointFolder, encode
 from mace.training.ownership import Ownership
 from mace.training.records import RecordWriter
 
