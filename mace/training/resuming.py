@@ -62,7 +62,7 @@ def find_state(
         _LOGGER.info("--restart_latest: there is no %s yet; starting from the beginning", checkpoints.last)
         return None
     saved, path, unusable = _read_state(checkpoints, device)
-    saved = _with_best(saved, path, checkpoints, unusable)
+    saved = _with_best(saved, path, checkpoints, unusable, settings)
     started_with = ModelPlan.model_validate_json(saved["plan"])
     if fields := differing_fields(started_with, plan) + _fixed_changes(saved, settings):
         raise UserError(
@@ -150,7 +150,11 @@ def _require_same_run(saved: Mapping[str, Any], path: Path, other: Mapping[str, 
 
 
 def _with_best(
-    saved: dict[str, Any], path: Path, checkpoints: CheckpointFolder, unusable: dict[Path, str]
+    saved: dict[str, Any],
+    path: Path,
+    checkpoints: CheckpointFolder,
+    unusable: dict[Path, str],
+    settings: TrainingSettings,
 ) -> dict[str, Any]:
     """Complete the best weights of a state by their files, and check these.
 
@@ -179,7 +183,9 @@ def _with_best(
         else:
             _require_same_run(saved, path, weights, checkpoints.of_epoch(epoch, stage))
             best.setdefault(stage, weights["weights"])
-    if progression["finished"] and not progression["best_epochs"] and progression["lost"]:
+    goes_on = not progression["finished"] or settings.patience > settings_of(saved).patience
+    goes_on = goes_on and progression["epoch"] < settings.max_num_epochs
+    if not goes_on and not progression["best_epochs"] and progression["lost"]:
         problems = "; ".join(problem.rstrip(".") for problem in unusable.values())
         raise UserError(f"{problems}: the run is finished, and no other file has its best weights; put the file back.")
     return {**saved, "progression": progression, "best": best}

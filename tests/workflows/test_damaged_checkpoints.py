@@ -50,11 +50,11 @@ def assert_as_uninterrupted(place: Path, run: Run) -> None:
     assert [untimed(record) for record in straight.records] == [untimed(record) for record in run.records]
     for ending in ("", "_stagetwo"):
         assert same(straight.weights(ending), run.weights(ending))
-    names = [
-        {p.name for p in r.folder.glob("checkpoints/*") if not re.search("_rejected-|_earlier-", p.name)}
-        for r in (straight, run)
+    beside = [
+        {p.name for p in one.folder.glob("checkpoints/*") if not re.search("_rejected-|_earlier-", p.name)}
+        for one in (straight, run)
     ]
-    assert names[0] == names[1]
+    assert beside[0] == beside[1]
 
 
 def best_of(folder: Path, stage: str) -> Path:
