@@ -137,8 +137,8 @@ class _Lock:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
-        temporary.write_bytes(self._content)
         try:
+            temporary.write_bytes(self._content)
             while True:
                 taken, before = self._try(temporary, take_over)
                 if taken:
