@@ -40,6 +40,7 @@ _OTHER_WORK = {
     "foundation_model": "only trainings from scratch are proposed; start a fine-tuning with mace_run_train itself.",
     "distributed": "times are measured in one process; remove the flag here, and add it to the file that is written.",
     "restart_latest": "there is nothing to resume in a proposal; remove the flag here, and give it to mace_run_train.",
+    "take_over": "a proposal owns no files; remove the flag here, and give it to mace_run_train.",
     "dry_run": "a proposal trains nothing; remove the flag.",
 }
 _NOT_KEPT = _OWN | {"config", "name"}

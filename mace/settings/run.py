@@ -41,6 +41,12 @@ class RunSettings(Settings):
         placeholder="DIR",
         default_words="<work_dir>/results",
     )
+    take_over: bool = setting(
+        False,
+        "do not wait for signs of life of a run that has the same files and cannot be looked at from this machine",
+        group="Run",
+        kind="switch",
+    )
     dry_run: bool = setting(
         False, "read and check the data, print the plan of the run, and leave", group="Run", kind="switch"
     )
