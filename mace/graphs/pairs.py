@@ -1,7 +1,7 @@
 """Pairs of atoms within a distance, through the library vesin, which gets only what it can search in reasonable time.
 
-What a native search cannot do must be known before it: while it runs no signal is heeded, and what it does not expect ends
-the whole program.
+What a native search cannot do must be known before it: while it runs no signal is heeded, and what it does not expect
+ends the whole program.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def find_pairs(
     return _in_order(sender, receiver, shift + translation[sender] - translation[receiver])
 
 
-def _in_order(
-    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _in_order(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give each pair the agreed direction, and all the agreed order."""
     first_nonzero = np.sign(shift[np.arange(len(shift)), np.argmax(shift != 0, axis=1)])
     turned = (sender > receiver) | ((sender == receiver) & (first_nonzero < 0))
@@ -114,7 +112,7 @@ def _closed_cell(
     """Replace lattice vectors that do not repeat by ones so long and upright that no image is in reach.
 
     Returns:
-        The cell ``[3, 3]``, and the distances of its faces ``[3]``; without any that repeats, the size of the structure.
+        The cell ``[3, 3]``, and the distances of its faces ``[3]``; where nothing repeats, the size of the structure.
     """
     extents = np.ptp(positions @ upright.T, axis=0)
     if not any(pbc):

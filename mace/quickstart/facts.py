@@ -114,9 +114,7 @@ def count_neighbors(configurations: Sequence[Configuration]) -> dict[float, Neig
     counts = []
     for configuration in (configurations[place] for place in places.tolist()):
         cell, positions = configuration.cell, configuration.positions
-        sender, receiver, shift = find_pairs(
-            positions, cell, configuration.pbc, max(CUTOFFS), configuration.where()
-        )
+        sender, receiver, shift = find_pairs(positions, cell, configuration.pbc, max(CUTOFFS), configuration.where())
         lengths = np.linalg.norm(positions[receiver] - positions[sender] + shift @ cell, axis=1)
         near = [lengths <= cutoff for cutoff in CUTOFFS]
         ends = [np.concatenate([sender[mask], receiver[mask]]) for mask in near]

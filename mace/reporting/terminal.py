@@ -14,6 +14,7 @@ from mace.elements import chemical_symbol
 from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
+from mace.reporting.console import PlainConsole
 from mace.structures.configuration import PROPERTIES
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -84,7 +85,7 @@ def _line(finding: Finding) -> Text:
 def _at_its_own_width(table: Table) -> str:
     """Write a table as text; numbers cut off on a narrow terminal would be worse than long lines."""
     output = io.StringIO()
-    Console(file=output, width=_WIDEST).print(table)
+    PlainConsole(file=output, width=_WIDEST).print(table)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
+from mace.model.durable_file import synchronize
 from mace.reporting.history import RunHistory
 
 _LOGGER = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class RecordWriter:
         """
         if self._file is not None:
             self._write_waiting()
-            os.fsync(self._file.fileno())
+            synchronize(self._file.fileno())
 
     def go_back(self, position: int) -> None:
         """Forget the lines beyond a position: they will be written once more.

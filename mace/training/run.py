@@ -18,6 +18,7 @@ from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.reporting.console import PlainConsole
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
@@ -73,7 +74,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
-        chosen = console or Console(quiet=not team.is_first)
+        chosen = console or PlainConsole(quiet=not team.is_first)
         _with_log(settings, notes, losses, device, team, interruption, chosen)
 
 
