@@ -148,19 +148,18 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     _check_outputs(options)
     # torch is loaded only once the arguments are known to be good
-    from rich.console import Console
-
     from mace.compat.importing import open_model
     from mace.conditions import joined
     from mace.deployment.evaluation import evaluate_files
     from mace.deployment.loading import expand_models, find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
+    from mace.reporting.console import PlainConsole
     from mace.structures.conditions import check_condition_keys
     from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
 
-    console = Console()
+    console = PlainConsole()
     setup_logging(options.log_level, None, console, options.quiet)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
@@ -248,7 +247,7 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
 
 def main() -> None:
     """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
-    run_program(run)
+    run_program(run, output_needed=False)
 
 
 if __name__ == "__main__":

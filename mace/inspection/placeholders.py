@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mace.graphs.neighbors import find_pairs
+from mace.graphs.pairs import find_pairs
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES

@@ -17,6 +17,7 @@ from mace.settings import TrainingSettings
 from mace.structures.reading import ReadResult
 from mace.training.foundation import Foundation
 from mace.training.loss import Loss
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.progress import TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
@@ -74,9 +75,6 @@ def tell_report(report: DataReport, path: Path | None, title: str) -> None:
         report: The report.
         path: The page to write; None for none.
         title: Its heading.
-
-    Raises:
-        UserError: If the page cannot be written.
     """
     for line in summary_lines(report):
         _LOGGER.info("%s", line)
@@ -88,5 +86,6 @@ def tell_report(report: DataReport, path: Path | None, title: str) -> None:
             _LOGGER.warning("[%s%s] %s", finding.name, allowed, finding.sentence)
     if path is None:
         return
-    write_text(path, write_page(report, title), "--results_dir")
-    _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
+    with OptionalOutput(path):
+        write_text(path, write_page(report, title), "--results_dir")
+        _LOGGER.info("%s The report on the data is in %s", verdict(report), path)

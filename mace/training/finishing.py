@@ -16,6 +16,7 @@ from mace.settings import TrainingSettings
 from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, model_files
 from mace.training.loop import EpochReport, Trainer
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation
 from mace.training.records import results_path
@@ -42,17 +43,15 @@ def plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
 
 
 def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
-    """Draw the learning curves; a plot that cannot be written is a warning."""
+    """Draw the learning curves."""
     start = trainer.progression.stage_two_start
     path = folders.results / f"{folders.tag}_learning_curves.png"
-    try:
+    with OptionalOutput(path):
         plot_learning_curves(
             results_path(folders.results, settings.name, settings.seed),
             path,
             stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
         )
-    except OSError as error:
-        _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
 
 
 def finish(trainer: Trainer, preparation: Preparation, session: Session, report: RunReport) -> None:
@@ -65,18 +64,20 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     for stage, epoch in best:
         _load_best(trainer, stage)
         _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
-        errors = write_final_report(
-            trainer.state.model,
-            trainer.loss_of(stage),
-            preparation,
-            settings,
-            folders,
-            f"stage_{stage}",
-            reported_table(settings),
-            session.progress,
-        )
-        _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
-        report.measured(stage, epoch, errors)
+        with OptionalOutput(f"Errors of the model of Stage {stage}"):
+            errors = write_final_report(
+                trainer.state.model,
+                trainer.loss_of(stage),
+                preparation,
+                settings,
+                folders,
+                f"stage_{stage}",
+                reported_table(settings),
+                session.progress,
+            )
+            # with its errors in it; the one without them is good, should this fail
+            _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
+            report.measured(stage, epoch, errors)
     if settings.plot:
         plot_curves(settings, folders, trainer)
     report.ended("finished")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
-from mace.model.durable_file import free_name, write_durably
+from mace.model.durable_file import free_name, synchronize, write_durably
 from mace.reporting.history import RunHistory
 
 _LOGGER = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class RecordWriter:
         if self._file is not None:
             self._look_after_file(self._file)
             self._write_waiting()
-            os.fsync(self._file.fileno())
+            synchronize(self._file.fileno())
 
     def _look_after_file(self, file: BinaryIO) -> None:
         found = os.fstat(file.fileno())

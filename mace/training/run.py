@@ -17,6 +17,7 @@ from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.properties import PREDICTED
+from mace.reporting.console import PlainConsole
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
@@ -72,7 +73,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
-        chosen = console or Console(quiet=not team.is_first)
+        chosen = console or PlainConsole(quiet=not team.is_first)
         folders = make_folders(settings, create=team.is_first)
         mode = settings.progress if team.is_first and not settings.quiet else "off"
         progress = TrainingProgress(chosen, mode, error_table=reported_table(settings))

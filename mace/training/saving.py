@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mace.errors import UserError
-from mace.model.durable_file import free_name
+from mace.model.durable_file import free_name, is_full
 from mace.model.plan import ModelPlan
 from mace.training.checkpoints import CheckpointFolder, encode
 from mace.training.ownership import Ownership
@@ -112,10 +111,11 @@ class StateKeeper:
             self._due_at = self._clock() + min(RETRY_SECONDS, self._interval)
             self._failed = True
             _LOGGER.warning(
-                "%s: the state cannot be written (%s); training goes on and tries again. Make room: a run that is "
-                "stopped now goes on from the last state on the disk",
+                "%s: the state cannot be written (%s); training goes on and tries again. %sa run that is stopped now "
+                "goes on from the last state on the disk",
                 self._checkpoints.last,
                 error.strerror or error,
+                "Make room: " if is_full(error) else "Until that is mended, ",
             )
             return
         if self._failed:
@@ -164,8 +164,7 @@ def insist(write: Callable[[], _Result], what: str, pause: Callable[[float], Non
             return write()
         except (OSError, UserError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
-            full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full or attempt == FINAL_ATTEMPTS - 1:
+            if not is_full(cause) or attempt == FINAL_ATTEMPTS - 1:
                 raise
         _LOGGER.warning("%s: there is no room on the disk; trying again in %.0f s", what, FINAL_PAUSE)
         pause(FINAL_PAUSE)
