@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mace.conditions import words_without_effect
 from mace.errors import UserError
 from mace.model.plan import WITH_ENERGY
 from mace.settings import TrainingSettings, provided
@@ -36,7 +37,9 @@ def notes_on(settings: TrainingSettings) -> list[str]:
     Raises:
         UserError: If the features of the model cannot be understood.
     """
-    return [*inert_notes(settings), *overruled_features(settings)]
+    idle = words_without_effect(settings.embedding_specs or {})
+    described = [f"--embedding_specs: {words} has no effect on its kind of values" for words in idle]
+    return [*inert_notes(settings), *described, *overruled_features(settings)]
 
 
 def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:

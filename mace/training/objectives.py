@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mace.errors import UserError
+from mace.properties import PREDICTED
 from mace.settings import TrainingSettings, provided
 from mace.structures.labels import LabelReport
-from mace.training.loss import FITTED, Loss, make_loss
+from mace.training.loss import Loss, make_loss
 from mace.training.stages import has_stage_two
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def make_losses(settings: TrainingSettings) -> Losses:
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
     """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in PREDICTED}
     if settings.loss == "ef":
         # the original's word for equal weights; weights that are typed count
         typed = provided(settings)
@@ -79,9 +80,11 @@ def _with_labels(settings: TrainingSettings, loss: Loss, prefix: str, report: La
         if report.total(term.name) or not (says_none or is_default):
             kept.append(term)
             continue
-        why = f"--{term.name}_key says that there is no such label" if says_none else "no training structure has one"
+        reason = (
+            f"--{term.name}_key says that there is none" if says_none else "no training structure has a label of it"
+        )
         origin = "" if weight in typed else ", the default,"
-        _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, why)
+        _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, reason)
     if not kept:
         raise UserError(
             f"--loss={loss.name}: no training structure has a label that it fits "

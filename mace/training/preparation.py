@@ -28,6 +28,7 @@ from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.estimated_energies import estimate_energies
 from mace.training.folders import RunFolders
 from mace.training.foundation import FROM_FOUNDATION, Foundation, foundation_plan, known_energies
+from mace.training.logging_setup import contents_line
 from mace.training.loss import Loss
 from mace.training.objectives import Losses, ways_out, with_labels
 from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
@@ -101,8 +102,10 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions
     """
     validation = None
     training = _read(sources_of(settings, settings.train_file, conditions), "Training set", progress)
+    _LOGGER.info(contents_line("Total Training set", training.configurations))
     if settings.valid_file:
         validation = _read(sources_of(settings, settings.valid_file, conditions), "Validation set", progress)
+        _LOGGER.info(contents_line("Total Validation set", validation.configurations))
     return DataSets(training, validation, _read_tests(settings, progress, conditions))
 
 
@@ -133,6 +136,8 @@ def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: b
             100 * settings.valid_fraction,
             path,
         )
+        _LOGGER.info(contents_line("Random Split Training set", train))
+        _LOGGER.info(contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         files += files_of(settings.valid_file)
