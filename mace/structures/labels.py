@@ -228,8 +228,10 @@ def require_labels(
         if report.total(name):
             continue
         tried = " or ".join(dict.fromkeys(f"'{key}'" for file in report.files for key in file.of(name).candidates))
-        under = f"under the key {tried}" if tried else f"because --{name}_key is empty"
-        message = f"{names}: no structure has a label '{name}' {under}; {_describe_keys(report)}"
+        message = f"{names}: no structure has a label '{name}' under the key {tried}"
+        if not tried:
+            message = f"{names}: no structure has a label '{name}', because --{name}_key is empty"
+        message += f"; {_describe_keys(report)}"
         if name in ("stress", "virials") and any(
             file.of(other).labeled for file in report.files for other in ("stress", "virials")
         ):

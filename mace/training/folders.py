@@ -12,7 +12,7 @@ from mace.settings import TrainingSettings
 LONGEST_NAME = 255
 """Bytes in the name of a file, on usual file systems."""
 
-LONGEST_ENDING = 40
+LONGEST_ENDING = 60
 """Bytes that the names of a run's files have besides its tag, while they are written."""
 
 

@@ -80,9 +80,7 @@ def _with_labels(settings: TrainingSettings, loss: Loss, prefix: str, report: La
         if report.total(term.name) or not (says_none or is_default):
             kept.append(term)
             continue
-        reason = (
-            f"--{term.name}_key says that there is none" if says_none else "no training structure has a label of it"
-        )
+        reason = f"--{term.name}_key says that there is none" if says_none else "no training structure has such a label"
         origin = "" if weight in typed else ", the default,"
         _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, reason)
     if not kept:
