@@ -272,7 +272,9 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
         spelling = f"{path}: {key}"
         if name in declaration.negations:
             value = not _boolean(value, spelling)
-        item = Given(None if _is_null(value) else value, spelling)
+        if _is_null(value):
+            value = "" if declaration.may_be_empty else None
+        item = Given(value, spelling)
         if (before := given.setdefault(declaration.name, item)).value != item.value:
             raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
         if before is not item:
