@@ -153,3 +153,18 @@ def test_the_tables_of_test_sets_come_after_that(data: Path, tmp_path: Path) -> 
     titles = re.findall(r"INFO: (Error-table on [A-Z]+|\S+ by config_type)", run.log)
     assert titles[-2:] == ["Error-table on TRAIN", "Error-table on TEST"]
     assert "| Default_Default" in run.log.split("Error-table on TEST")[1]
+
+
+@pytest.mark.parametrize("flags", [[], ["--ema", "--swa"], ["--optimizer=adamw", "--loss=huber"]])
+def test_no_epochs_measure_and_write_the_model_as_it_starts(data: Path, tmp_path: Path, flags: list[str]) -> None:
+    run = train(tmp_path, data, "--max_num_epochs=0", *flags)
+    assert run.epochs_trained == [] and run.epochs_evaluated == [None]
+    assert run.said("Loaded Stage one model from epoch None for evaluation")  # as in mace-torch
+    loaded = load_model(tmp_path / "tiny.model")
+    assert loaded.metadata.epoch is None and loaded.metadata.metrics["valid_Default"]["rmse_f"] > 0.0
+    assert not list(tmp_path.glob("*_stagetwo.model"))
+    page = (tmp_path / "results" / "tiny_run-7.html").read_text(encoding="utf-8")
+    assert "Nothing was trained, by --max_num_epochs=0" in page
+    again = train(tmp_path, data, "--max_num_epochs=1", "--restart_latest", *flags)
+    assert again.epochs_trained == [0]
+    assert load_model(tmp_path / "tiny.model").metadata.epoch == 0
