@@ -206,11 +206,11 @@ def read_literal(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval")
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not a Python literal") from error
+        raise ValueError(f"{shown(text)} is not a Python literal") from error
     for node in ast.walk(tree):
         keys = [ast.dump(key) for key in node.keys if key is not None] if isinstance(node, ast.Dict) else []
         if len(set(keys)) < len(keys):
-            raise ValueError(f"{text!r} has a key twice, of which the last alone would count")
+            raise ValueError(f"{shown(text)} has a key twice, of which the last alone would count")
     return value
 
 
@@ -244,6 +244,16 @@ def _bounds_words(field: FieldInfo) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     text = " and ".join(f"{words[key]} {value:g}" for key, value in bounds.items())
     return f" {text}" if text else ""
+
+
+def shown(value: Any) -> str:
+    """Write a value as it was typed, without the middle of a long one.
+
+    >>> shown("abc"), len(shown("a" * 5000))
+    ("'abc'", 63)
+    """
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:40]}...{text[-20:]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

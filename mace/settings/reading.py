@@ -20,6 +20,7 @@ from mace.settings.declaration import (
     declarations,
     expectation,
     nearest,
+    shown,
 )
 from mace.settings.help import help_text
 
@@ -290,7 +291,7 @@ def _boolean(value: Any, spelling: str) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{spelling} must be True or False, not {value!r}.") from error
+        raise UserError(f"{spelling} must be True or False, not {shown(value)}.") from error
 
 
 def _yaml_table(path: str) -> dict[str, Any]:
@@ -401,4 +402,4 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {expectation(field, declaration)}, not {value!r}{hint}"
+    return f"{spelling} must be {expectation(field, declaration)}, not {shown(value)}{hint}"

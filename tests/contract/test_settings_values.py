@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_E0s_literal, parse_training_settings
+from mace.settings.reading import Given, build_settings
 
 BASE = ["--name=run", "--train_file=train.xyz"]
 
@@ -272,3 +273,23 @@ def test_unsupported_values_are_refused_in_python_too():
     """Whoever builds settings without a command line gets the same answer."""
     with pytest.raises(ValidationError, match="low-rank adaptation"):
         TrainingSettings(name="run", train_file="train.xyz", lora=True)
+
+
+ODD_VALUES = [
+    *("", " ", "[", "{", "[]", "{}", "nan", "1e999", "-1e999", "1j", "b'x'", "(1,2)", "{1,2}", "...", "1+2", "@", "\n"),
+    *("9" * 5000, "[" * 5000, "{1:" * 3000, "[[1]]", "[None]", "{[1]: 2}", "{(1,): 2}", "{None: 1}", "{'D': 1}"),
+    *("{1: [2]}", "{'a': {'a': {}}}", "{'x': 1e999}", "{'file': {}}", "{'file': [['a']]}", "\udc80", "\N{INFINITY}"),
+    "{'q': {'type': 'categorical', 'per': [1], 'emb_dim': 3, 'num_classes': 1}}",
+    "{'q': {'type': [1], 'per': 'graph', 'emb_dim': 3}}",
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(TrainingSettings.model_fields) - {"config"}))
+def test_odd_values_are_obeyed_or_refused_in_short_sentences(name):
+    """No error of Python or of a library comes through."""
+    required = {"name": Given("run", "--name"), "train_file": Given("train.xyz", "--train_file")}
+    for text in ODD_VALUES:
+        try:
+            build_settings(TrainingSettings, required | {name: Given(text, f"--{name}")})
+        except UserError as error:
+            assert len(str(error)) < 800 and str(error).startswith("--") and str(error).endswith((".", "?")), str(error)
