@@ -70,6 +70,10 @@ def test_features_that_cannot_be_are_refused(flags: tuple[str, ...], sentence: s
             ["--hidden_irreps='8x0e' is overruled by --num_channels=16 and --max_L=1, as in mace-torch: 16x0e + 16x1o"],
         ),
         (
+            ("--hidden_irreps=8x0e + 4x1o", "--num_channels=8", "--max_L=0"),
+            ["--hidden_irreps='8x0e + 4x1o' is overruled by --num_channels=8 and --max_L=0, as in mace-torch: 8x0e"],
+        ),
+        (
             ("--hidden_irreps=8x0e + 8x1o", "--num_channels=8", "--max_L=0"),
             ["--hidden_irreps='8x0e + 8x1o' is overruled by --num_channels=8 and --max_L=0, as in mace-torch: 8x0e"],
         ),
