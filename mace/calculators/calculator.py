@@ -15,13 +15,13 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
     check_charges_key,
-    check_inactive,
     check_model_type,
     check_positive,
     check_skin,
     condition_keys,
     refuse_unknown,
     take_older_name,
+    tell_inert,
 )
 from mace.calculators.atomic_numbers import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
@@ -162,7 +162,7 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
         model_paths = take_older_name(model_paths, kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
-        check_inactive(kwargs)
+        tell_inert(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")

@@ -66,6 +66,7 @@ class Demands:
     Attributes:
         r_max: Cutoff in Angstrom.
         labels: Labels that the losses need.
+        ways_out: How to ask for no label of a kind, in words, by its name.
         E0s: What was given as reference energies, see `resolve_reference_energies`.
         foundation_energies: Of the model that is fine-tuned, if one is, eV by atomic number.
         needs_E0s: Whether there must be some; a model that predicts no energy needs none.
@@ -75,6 +76,7 @@ class Demands:
 
     r_max: float
     labels: Sequence[str] = ("energy", "forces")
+    ways_out: Mapping[str, str] = field(default_factory=dict)
     E0s: str | Mapping[Any, float] | None = None
     foundation_energies: Mapping[int, float] | None = None
     needs_E0s: bool = True
@@ -268,7 +270,7 @@ def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
     if "misspelled-key" not in demands.allow:  # so is this
         faulty |= {fault.name for file in training.report.files for fault in file.misspelled}
     try:
-        require_labels(training.report, [name for name in demands.labels if name not in faulty])
+        require_labels(training.report, [name for name in demands.labels if name not in faulty], demands.ways_out)
     except UserError as error:
         return [Finding("missing-label", training.report.files[0].file, str(error))]
     return []

@@ -63,7 +63,7 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     best = write_models(trainer, preparation, session)
     for stage, epoch in best:
         _load_best(trainer, stage)
-        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        _LOGGER.info("Loaded Stage %s model from epoch %s for evaluation", stage, epoch)
         with OptionalOutput(f"Errors of the model of Stage {stage}"):
             errors = write_final_report(
                 trainer.state.model,
@@ -84,28 +84,30 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     _LOGGER.info("Done")
 
 
-def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
+def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int | None]]:
     """Write the best model of each stage.
 
     Returns:
-        Each stage and the epoch its model is from.
+        Each stage and the epoch its model is from; None for a model as it starts, if no epoch was asked for.
 
     Raises:
         UserError: If there is none.
     """
     settings, progression = session.settings, trainer.progression
-    best = sorted(progression.best_epochs.items())
+    best: list[tuple[str, int | None]] = [*sorted(progression.best_epochs.items())]
+    if not best and settings.max_num_epochs == 0:
+        best = [("one", None)]
     if not best:
         raise UserError(
             f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
             "--lr, and check the labels."
         )
-    for stage, epoch in progression.lost.items():
+    for stage, lost in progression.lost.items():
         _LOGGER.warning(
             "There is no model of Stage %s: the weights of its best epoch %d could not be read when the run was "
             "resumed",
             stage.capitalize(),
-            epoch,
+            lost,
         )
     if progression.stage_two and "two" not in progression.best_epochs.keys() | progression.lost.keys():
         _LOGGER.warning(
@@ -122,7 +124,7 @@ def _write_model(
     preparation: Preparation,
     session: Session,
     stage: str,
-    epoch: int,
+    epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
     if not session.ownership.look():
@@ -152,14 +154,15 @@ def _keep_other_model(path: Path, session: Session) -> None:
 
 
 def _load_best(trainer: Trainer, stage: str) -> None:
-    """Give the model the weights with the lowest validation loss of a stage."""
-    trainer.state.model.load_state_dict(trainer.state.best[stage])
+    """Give the model the weights with the lowest validation loss of a stage; it has them where no epoch was trained."""
+    if trainer.progression.best_epochs:
+        trainer.state.model.load_state_dict(trainer.state.best[stage])
 
 
 def _metadata(
     settings: TrainingSettings,
     preparation: Preparation,
-    epoch: int,
+    epoch: int | None,
     stage: str,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> ModelMetadata:

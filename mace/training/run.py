@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.properties import PREDICTED
 from mace.reporting.console import PlainConsole
-from mace.settings import TrainingSettings, provided
+from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
 from mace.training.distributed import make_team, own_device
@@ -32,8 +32,9 @@ from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
 from mace.training.loop import Trainer
-from mace.training.loss import Loss, make_loss
-from mace.training.model_choices import settings_for_model
+from mace.training.loss import Loss
+from mace.training.model_choices import notes_on, settings_for_model
+from mace.training.objectives import make_losses
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths, sent_features
 from mace.training.preparation import Preparation, prepare
@@ -43,7 +44,7 @@ from mace.training.resuming import StartingWeights, find_state, make_way, resume
 from mace.training.run_report import RunReport
 from mace.training.saving import StateKeeper
 from mace.training.session import Session
-from mace.training.stages import has_stage_two, stage_two_start
+from mace.training.stages import stage_two_start
 from mace.training.state import TrainingState
 from mace.training.trackers import make_trackers, require_trackers
 
@@ -62,6 +63,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         RunInterrupted: If a signal asked for the end; the state is saved then.
     """
     keep_freed_memory()
+    warnings = notes_on(settings)
     settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
     require_optimizer(settings)
@@ -79,10 +81,10 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         progress = TrainingProgress(chosen, mode, error_table=reported_table(settings))
         with own_files(folders, settings, launch, team.is_first) as ownership:
             session = Session(settings, losses, device, team, interruption, folders, ownership, progress)
-            _with_log(session, notes, chosen)
+            _with_log(session, notes, [*warnings, *ownership.notes], chosen)
 
 
-def _with_log(session: Session, notes: Sequence[str], console: Console) -> None:
+def _with_log(session: Session, notes: Sequence[str], warnings: Sequence[str], console: Console) -> None:
     """Train; only the first process writes to terminal and log file."""
     settings, folders, team = session.settings, session.folders, session.team
     if team.is_first:
@@ -95,8 +97,8 @@ def _with_log(session: Session, notes: Sequence[str], console: Console) -> None:
         tell_environment(settings, session.device, team)
         for note in notes:
             _LOGGER.info("%s", note)
-        for note in session.ownership.notes:
-            _LOGGER.warning("%s", note)
+        for warning in warnings:
+            _LOGGER.warning("%s", warning)
         with RunReport(page) as report, session.progress:
             _run(session, report, console)
     except (UserError, RunInterrupted) as error:
@@ -106,37 +108,13 @@ def _with_log(session: Session, notes: Sequence[str], console: Console) -> None:
         close_logging()
 
 
-def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
-    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
-
-    Raises:
-        UserError: If nothing is left to minimize, or forces are needed but not computed.
-    """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in PREDICTED}
-    if settings.loss == "ef":
-        # the original's word for equal weights; weights that are typed count
-        typed = provided(settings)
-        weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
-    one = make_loss(settings.loss, weights, settings.huber_delta)
-    two = None
-    if has_stage_two(settings):
-        second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
-        two = make_loss(settings.loss, second, settings.huber_delta)
-    for loss in (one, two):
-        if loss is not None and not loss.terms:
-            raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
-        if loss is not None and loss.needs_forces and not settings.compute_forces:
-            raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
-    return one, two
-
-
 def _run(session: Session, report: RunReport, console: Console) -> None:
     settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-    losses = [loss for loss in session.losses if loss is not None]
-    preparation = prepare(settings, losses, folders, session.progress, team.is_first, foundation)
+    preparation = prepare(settings, session.losses, folders, session.progress, team.is_first, foundation)
+    session = replace(session, losses=preparation.losses)
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints

@@ -124,8 +124,8 @@ refuse(
 )
 refuse("forces in the singular", sound(properties="species:S:1:pos:R:3:force:R:3"), "no 'forces' but 'force'")
 add("read", "a key that is almost a label", text_case(spoilt(info="Dipole='1 2 3'"), "--allow=misspelled-key"))
-for _loss in ("stress", "virials", "huber", "universal"):
-    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}",))
+for _loss, *_weight in (("stress",), ("virials",), ("huber", "--stress_weight=1"), ("universal", "--stress_weight=1")):
+    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}", *_weight))
 refuse(
     "virials of slabs for a loss of stress",
     sound(info='Lattice="8 0 0 0 8 0 0 0 8" pbc="T T F" REF_virials="1 0 0 0 1 0 0 0 1"'),
