@@ -6,11 +6,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    PropertyNotPresent,
+    all_changes,
+)
 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
@@ -21,13 +27,14 @@ from mace.calculators.arguments import (
     check_skin,
     condition_keys,
     refuse_unknown,
-    take_older_name,
+    take_dispersion,
+    take_other_names,
 )
-from mace.calculators.atomic_numbers import AtomicNumberTable
+from mace.compat.functions import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
+from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, AllProperties, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
@@ -53,6 +60,7 @@ Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
 _ARGUMENTS = (
     "model_paths",
     "model_path",
+    "model",
     "models",
     "device",
     "energy_units_to_eV",
@@ -110,7 +118,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
-        default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
+        default_dtype: ``float32`` or ``float64``, also as ``torch.float32``; empty for the precision each model was
+            trained in. Results have it, but for energies, which are float64.
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
         info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; those that are
             not named have the usual ones.
@@ -127,7 +136,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
             length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
         committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, see `mace_mp`; ``atoms``, ``label`` and ``directory`` of ASE's
             calculators; and the other arguments of mace-torch's calculator, at their defaults only.
 
     Raises:
@@ -144,7 +153,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         device: str = "cpu",
         energy_units_to_eV: float = 1.0,
         length_units_to_A: float = 1.0,
-        default_dtype: str = "",
+        default_dtype: str | torch.dtype = "",
         charges_key: str = DEFAULT_CHARGES_KEY,
         info_keys: Mapping[str, str] | None = None,
         arrays_keys: Mapping[str, str] | None = None,
@@ -158,7 +167,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
-        model_paths = take_older_name(model_paths, kwargs)
+        model_paths = take_other_names(model_paths, kwargs)
+        take_dispersion(kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
         check_inactive(kwargs)
@@ -276,6 +286,21 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
         (self.results,) = self._evaluate([structure], self._search, atomic)
 
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> AllProperties:
+        """Compute all results for ``atoms.get_properties(names)``, with names that ASE does not know too.
+
+        Raises:
+            PropertyNotPresent: If there is no result of such a name.
+        """
+        self.calculate(atoms, properties)
+        if missing := [name for name in properties if name not in self.results]:
+            raise PropertyNotPresent(missing[0])
+        return self.export_properties()
+
+    def export_properties(self) -> AllProperties:
+        """Return the results as ASE's table of properties."""
+        return AllProperties(self.results)
+
     def evaluate(
         self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
     ) -> list[dict[str, Any]]:
@@ -370,6 +395,18 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]
+
+    def get_dielectric_derivatives(self, atoms: Atoms | None = None) -> NoReturn:
+        """Refuse to differentiate dipole and polarizability by the positions.
+
+        Raises:
+            UserError: Always, as there are no models of polarizabilities here; it says what is needed.
+        """
+        raise UserError(
+            "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which does "
+            "not exist here; use mace-torch for it. Dipoles alone are differentiated numerically: displace the atoms and "
+            "call atoms.get_dipole_moment()."
+        )
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
         """Return the second derivatives of the energy by the positions.

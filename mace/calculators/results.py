@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
@@ -58,7 +59,8 @@ def collect_results(
         units: What energies and lengths are multiplied by.
 
     Returns:
-        The results of each structure by name.
+        The results of each structure by name: energies in float64, because they hold reference energies of many keV,
+        everything else in the precision of the (first) model.
     """
     values = _members(models, predictions, graphs, units)
     counts = graphs[0].atoms_per_structure().tolist()
@@ -69,7 +71,7 @@ def collect_results(
         picked = {name: rows[:, atoms] if name in _PER_ATOM else rows[:, index] for name, rows in values.items()}
         if volume is None:
             picked.pop("stress", None)
-        results.append(_results(picked, volume, len(models) > 1))
+        results.append(_in_precision(_results(picked, volume, len(models) > 1), models[0].dtype))
     return results
 
 
@@ -113,6 +115,25 @@ def _results(members: dict[str, np.ndarray], volume: float | None, committee: bo
             results[f"{name}_var"] = variance if variance.ndim else float(variance)
             results[f"{name}_std"] = np.sqrt(variance) if variance.ndim else float(np.sqrt(variance))
     return results
+
+
+def _in_precision(results: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Give arrays the precision they were computed in, but for energies."""
+    precision = np.float32 if dtype == torch.float32 else np.float64
+    return {
+        name: value if "energ" in name or not isinstance(value, np.ndarray) else value.astype(precision, copy=False)
+        for name, value in results.items()
+    }
+
+
+class AllProperties(Properties):  # type: ignore[misc]  # the types of ASE are not looked at
+    """ASE's table of properties, with those it does not know: energies of atoms, committees and so on."""
+
+    def _setvalue(self, name: str, value: Any) -> None:
+        if name in all_outputs:
+            super()._setvalue(name, value)
+        else:
+            self._dct[name] = value
 
 
 def _stack(tensors: Sequence[Tensor]) -> np.ndarray:

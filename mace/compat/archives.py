@@ -170,6 +170,8 @@ def _explaining(path: Path) -> Iterator[None]:
     """Turn what goes wrong in a damaged file into one sentence."""
     try:
         yield
+    except UserError:
+        raise  # it is a ValueError, but says what is wrong already
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file, seen from {Path.cwd()}.") from error
     except IsADirectoryError as error:
