@@ -49,21 +49,21 @@ def missing(name: str, words: str = "") -> ModuleNotFoundError:
     """
     place = next(module for module in MODULES if f"{name}.".startswith(f"{module}."))
     return ModuleNotFoundError(
-        f"{words or name} belongs to mace-torch and does not exist in mace-train: {MODULES[place]} (documentation: Coming from "
-        "mace-torch).",
+        f"{words or name} belongs to mace-torch and does not exist in mace-train: {MODULES[place]} "
+        "(documentation: Coming from mace-torch).",
         name="mace-torch",  # under the name of the module, 'from mace import data' would not show the text
     )
 
 
-def missing_attribute(module: str, name: str) -> ImportError | AttributeError:
+def missing_attribute(module: str, name: str) -> AttributeError:
     """Make the error of a name that a module here has not, for its ``__getattr__``."""
-    if name.startswith("__"):  # Python asks for such, and goes on without
-        return AttributeError(f"module {module!r} has no attribute {name!r}")
-    return missing(f"{module}.{name}")
+    return AttributeError(str(missing(f"{module}.{name}")))
 
 
 class NoFurtherModules(list[str]):
     """The ``__path__`` of a module that stands for a package of mace-torch: a search in it says what to use instead.
+
+    Python searches it for ``import module.name``, and for ``from module import name`` where there is no such name.
 
     Args:
         module: Its name.
@@ -75,4 +75,4 @@ class NoFurtherModules(list[str]):
 
     def __iter__(self) -> Iterator[str]:
         """Raise the error of `missing`."""
-        raise missing(self._module, f"This module of {self._module}")
+        raise missing(self._module, f"What is asked of {self._module}")

@@ -11,12 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import (
-    Calculator,
-    PropertyNotImplementedError,
-    PropertyNotPresent,
-    all_changes,
-)
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
@@ -30,12 +25,13 @@ from mace.calculators.arguments import (
     take_dispersion,
     take_other_names,
 )
-from mace.compat.functions import AtomicNumberTable
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, AllProperties, Units, collect_results
+from mace.calculators.properties import CalculatorOfAllProperties
+from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
+from mace.compat.functions import AtomicNumberTable
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
 from mace.deployment.loading import find_device, find_dtype
@@ -46,12 +42,14 @@ from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.installation import require_own_files
 from mace.model.derivatives import hessian, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
+require_own_files()
 _LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
 Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
@@ -79,7 +77,7 @@ _ARGUMENTS = (
 )
 
 
-class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are not looked at
+class MACECalculator(CalculatorOfAllProperties):
     """Energies, forces, stress and dipole of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
@@ -136,8 +134,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
             length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
         committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, see `mace_mp`; ``atoms``, ``label`` and ``directory`` of ASE's
-            calculators; and the other arguments of mace-torch's calculator, at their defaults only.
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing and
+            says so; ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
+            mace-torch's calculator, at their defaults only.
 
     Raises:
         UserError: If a model, a device or an argument cannot be used.
@@ -286,21 +285,6 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
         (self.results,) = self._evaluate([structure], self._search, atomic)
 
-    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> AllProperties:
-        """Compute all results for ``atoms.get_properties(names)``, with names that ASE does not know too.
-
-        Raises:
-            PropertyNotPresent: If there is no result of such a name.
-        """
-        self.calculate(atoms, properties)
-        if missing := [name for name in properties if name not in self.results]:
-            raise PropertyNotPresent(missing[0])
-        return self.export_properties()
-
-    def export_properties(self) -> AllProperties:
-        """Return the results as ASE's table of properties."""
-        return AllProperties(self.results)
-
     def evaluate(
         self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
     ) -> list[dict[str, Any]]:
@@ -403,9 +387,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             UserError: Always, as there are no models of polarizabilities here; it says what is needed.
         """
         raise UserError(
-            "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which does "
-            "not exist here; use mace-torch for it. Dipoles alone are differentiated numerically: displace the atoms and "
-            "call atoms.get_dipole_moment()."
+            "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which "
+            "does not exist here; use mace-torch, or displace the atoms and call get_dipole_moment."
         )
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:

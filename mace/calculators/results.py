@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
@@ -124,16 +123,6 @@ def _in_precision(results: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]
         name: value if "energ" in name or not isinstance(value, np.ndarray) else value.astype(precision, copy=False)
         for name, value in results.items()
     }
-
-
-class AllProperties(Properties):  # type: ignore[misc]  # the types of ASE are not looked at
-    """ASE's table of properties, with those it does not know: energies of atoms, committees and so on."""
-
-    def _setvalue(self, name: str, value: Any) -> None:
-        if name in all_outputs:
-            super()._setvalue(name, value)
-        else:
-            self._dct[name] = value
 
 
 def _stack(tensors: Sequence[Tensor]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The parser of ``mace_run_train`` as programs for mace-torch use it: ``parse_args``, a namespace, ``run(namespace)``."""
+"""The parser of ``mace_run_train`` as programs for mace-torch use it: arguments, a namespace, ``run(namespace)``."""
 
 from __future__ import annotations
 

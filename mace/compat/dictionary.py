@@ -31,7 +31,7 @@ class DictionaryModel(MACE):
     `evaluate` are faster.
     """
 
-    def forward(self, data: Any, *arguments: Any, **options: Any) -> Any:
+    def forward(self, data: Any, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Evaluate a graph, see `mace.model.mace.MACE.forward`, or a dictionary, see `evaluate`."""
         if isinstance(data, Graph):
             return super().forward(data, *arguments, **options)
@@ -69,7 +69,7 @@ class AtomicEnergies:
         self.atomic_energies = atomic_energies
 
     def __call__(self, node_attrs: Tensor) -> Tensor:
-        """Look up the energies of atoms given by rows of zeros with a one, ``[atoms, elements]``: ``[atoms, heads]``."""
+        """Look up energies, ``[atoms, heads]``, of atoms given by rows of zeros with a one, ``[atoms, elements]``."""
         return node_attrs.to(self.atomic_energies.dtype) @ self.atomic_energies.T
 
 
@@ -97,10 +97,10 @@ def evaluate(
 
     Args:
         model: The model.
-        data: ``positions`` ``[atoms, 3]``; ``node_attrs`` ``[atoms, elements]``, rows of zeros with a one; ``edge_index``
-            ``[2, edges]``, sender and receiver, every relation in both directions; ``shifts`` ``[edges, 3]`` in
-            Angstrom or ``unit_shifts`` in lattice vectors; ``cell`` ``[structures, 3, 3]``, also with the first two
-            joined; ``batch`` ``[atoms]`` and ``ptr`` where there are several structures; ``head`` ``[structures]``
+        data: ``positions`` ``[atoms, 3]``; ``node_attrs`` ``[atoms, elements]``, rows of zeros with a one;
+            ``edge_index`` ``[2, edges]``, sender and receiver, every relation in both directions; ``shifts``
+            ``[edges, 3]`` in Angstrom or ``unit_shifts`` in lattice vectors; ``cell`` ``[structures, 3, 3]``, also with
+            the first two joined; ``batch`` ``[atoms]`` where there are several structures; ``head`` ``[structures]``
             where there are several heads; ``charges``, ``total_charge`` and so on for models that know of them.
             Edges beyond the cutoff do not count.
         training: Keep the graph of operations, so that results can be differentiated.
@@ -163,14 +163,20 @@ def graph_of(model: MACE, data: Mapping[str, Any]) -> Graph:
     structure = _array(data, "batch").astype(np.int64) if data.get("batch") is not None else np.zeros(n_atoms, np.int64)
     first = np.searchsorted(structure, np.arange(structure.max(initial=-1) + 2))
     ranges = [slice(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
-    cells = _array(data, "cell").astype(np.float64).reshape(-1, 3, 3) if data.get("cell") is not None else np.zeros((1, 3, 3))
+    cells = (
+        _array(data, "cell").astype(np.float64).reshape(-1, 3, 3)
+        if data.get("cell") is not None
+        else np.zeros((1, 3, 3))
+    )
     if len(cells) != len(ranges) or not np.array_equal(structure, np.sort(structure)):
-        raise UserError(f"The dictionary has {len(cells)} cells for {len(ranges)} structures in 'batch'; give one of each.")
+        raise UserError(
+            f"The dictionary has {len(cells)} cells for {len(ranges)} structures in 'batch'; give one of each."
+        )
     node_attrs = _array(data, "node_attrs")
     if node_attrs.shape != (n_atoms, model.plan.n_elements):
         raise UserError(
-            f"'node_attrs' of the dictionary has the shape {list(node_attrs.shape)}; for {n_atoms} atoms and a model of "
-            f"{model.plan.n_elements} elements it must be {[n_atoms, model.plan.n_elements]}."
+            f"'node_attrs' of the dictionary has the shape {list(node_attrs.shape)}; for {n_atoms} atoms and the "
+            f"elements of the model it must be {[n_atoms, model.plan.n_elements]}."
         )
     numbers = np.array(model.plan.atomic_numbers)[node_attrs.argmax(1)]
     configurations = [
@@ -210,7 +216,9 @@ def _configuration(
     info = {name: _array(data, name).reshape(-1)[place] for name, whole in of_structure.items() if whole}
     arrays = {name: _array(data, name)[atoms] for name, whole in of_structure.items() if not whole}
     charges = _array(data, "charges")[atoms].astype(np.float64) if data.get("charges") is not None else None
-    found = find_conditions(model.plan.conditions, {}, info, arrays, len(numbers), f"Structure {place} of the dictionary")
+    found = find_conditions(
+        model.plan.conditions, {}, info, arrays, len(numbers), f"Structure {place} of the dictionary"
+    )
     return Configuration(
         numbers, positions, cell, (True, True, True), charges=charges, conditions=found.values, head=names[head]
     )
@@ -235,7 +243,12 @@ def _neighbors(
     ends = np.searchsorted(sender, [atoms.stop for atoms in ranges])
     return [
         select_near(
-            sender[start:end] - atoms.start, receiver[start:end] - atoms.start, shift[start:end], positions[atoms], cell, r_max
+            sender[start:end] - atoms.start,
+            receiver[start:end] - atoms.start,
+            shift[start:end],
+            positions[atoms],
+            cell,
+            r_max,
         )
         for start, end, atoms, cell in zip([0, *ends[:-1]], ends, ranges, cells, strict=True)
     ]

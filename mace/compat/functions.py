@@ -106,7 +106,7 @@ def get_neighborhood(
     repeats = (False, False, False) if pbc is None else (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
     positions = np.asarray(positions, dtype=np.float64)
     box = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=np.float64)
-    if np.linalg.matrix_rank(box[list(repeats)]) < sum(repeats) if any(repeats) else False:
+    if any(repeats) and np.linalg.matrix_rank(box[list(repeats)]) < sum(repeats):
         raise UserError(f"get_neighborhood: pbc is {list(repeats)}, but the lattice vectors there span no volume.")
     found = find_neighbors(positions, box, repeats, float(cutoff))
     # every relation is there in both directions, so that the reverse of edges sorted by receiver is sorted by sender
