@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -132,14 +133,15 @@ def evaluate(
         raise UserError(f"A model called with a dictionary cannot obey {' and '.join(refused)}; leave it out.")
     graph = graph_of(model, data)
     keep = training or graph.positions.requires_grad
-    found = predict(
-        model,
-        graph,
-        forces=compute_force,
-        stress=compute_stress or compute_virials,
-        training=keep,
-        atomic_virials=compute_atomic_stresses,
-    )
+    with model.plain_kernels() if keep else nullcontext():  # others are differentiated once
+        found = predict(
+            model,
+            graph,
+            forces=compute_force,
+            stress=compute_stress or compute_virials,
+            training=keep,
+            atomic_virials=compute_atomic_stresses,
+        )
     interaction = None
     if found.atomic_energies is not None:
         interaction = sum_over_structures(found.atomic_energies - model.reference_of_atoms(graph), graph)
