@@ -39,6 +39,14 @@ COMMANDS = {
 }
 """Commands of mace-torch that this package has not, with the way out."""
 
+PROGRAMS = {
+    "mace.cli.convert_e3nn_hybrid": _LIBRARIES,
+    "mace.cli.convert_e3nn_oeq": _LIBRARIES,
+    "mace.cli.convert_oeq_e3nn": _LIBRARIES,
+    "mace.cli.visualise_train": "mace_plot_train draws the course of runs, and each run draws its predictions",
+}
+"""Modules beside them that have no command."""
+
 
 def missing(name: str, words: str = "") -> ModuleNotFoundError:
     """Make the error that says what to use instead of something of mace-torch.

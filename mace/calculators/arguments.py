@@ -1,4 +1,4 @@
-"""Arguments of the calculator that exist for compatibility: harmless at their defaults, refused otherwise."""
+"""Arguments of the calculator that exist for compatibility: accepted where they change nothing, refused otherwise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mace.conditions import Condition
@@ -14,29 +13,20 @@ from mace.errors import UserError
 from mace.model.plan import ModelPlan
 from mace.structures.conditions import check_condition_keys
 
-
-@dataclass(frozen=True)
-class _Inactive:
-    """Values at which an argument changes nothing, and why any other is refused."""
-
-    values: tuple[Any, ...]
-    reason: str
-
-
-_KERNELS = "this kernel library is not used here; leave the argument out"
-_COMPILED = "compiled models are not available yet; leave the argument out"
-_PADDING = "padding serves compiled models only, which are not available yet; leave the argument out"
+_KERNELS = "this library is not used, the fastest kernels at hand are taken"
+_COMPILED = "models are not compiled as a whole, their kernels are fast as they are"
 _NO_CHARGES = "charges of atoms are part of dipoles, which the model does not predict; leave the argument out"
 
-_INACTIVE = {
-    "compile_mode": _Inactive((None,), _COMPILED),
-    "fullgraph": _Inactive((True,), _COMPILED),
-    "enable_cueq": _Inactive((False,), _KERNELS),
-    "enable_oeq": _Inactive((False,), _KERNELS),
-    "pad_num_atoms": _Inactive((0,), _PADDING),
-    "pad_num_edges": _Inactive((0,), _PADDING),
-    "warmup": _Inactive((False,), _COMPILED),
+_INERT: dict[str, tuple[Any, str]] = {
+    "compile_mode": (None, _COMPILED),
+    "fullgraph": (True, _COMPILED),
+    "enable_cueq": (False, _KERNELS),
+    "enable_oeq": (False, _KERNELS),
+    "pad_num_atoms": (0, _COMPILED),
+    "pad_num_edges": (0, _COMPILED),
+    "warmup": (False, _COMPILED),
 }
+"""Arguments that change the speed of mace-torch and nothing here: the default of each, and what is done instead."""
 
 DEFAULT_CHARGES_KEY = "Qs"
 
@@ -98,20 +88,12 @@ def condition_keys(
     return given
 
 
-def check_inactive(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments whose feature does not exist yet.
-
-    Raises:
-        UserError: If one has a value that would change something.
-    """
+def tell_inert(arguments: Mapping[str, Any]) -> None:
+    """Warn about arguments that change nothing, with what is done instead."""
     for name, value in arguments.items():
-        if not any(_same(value, harmless) for harmless in _INACTIVE[name].values):
-            raise UserError(f"MACECalculator: {name}={value!r} cannot be used: {_INACTIVE[name].reason}.")
-
-
-def _same(value: Any, harmless: Any) -> bool:
-    """Compare values of one type only: ``0 == False``, and arrays do not compare to a truth value."""
-    return value is harmless or (type(value) is type(harmless) and bool(value == harmless))
+        default, instead = _INERT[name]
+        if value is not None and repr(value) != repr(default):  # values of any type can be handed over
+            warnings.warn(f"MACECalculator: {name}={value!r} changes nothing: {instead}.", stacklevel=3)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
@@ -120,7 +102,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     Raises:
         TypeError: If one is not known; the message names the nearest that is.
     """
-    known = sorted({*known, *_INACTIVE})
+    known = sorted({*known, *_INERT})
     for name in given:
         if name not in known:
             nearest = [each for each in known if name in each] or difflib.get_close_matches(name, known, n=1)

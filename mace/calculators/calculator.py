@@ -16,7 +16,6 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
     check_charges_key,
-    check_inactive,
     check_model_type,
     check_positive,
     check_skin,
@@ -24,11 +23,12 @@ from mace.calculators.arguments import (
     refuse_unknown,
     take_dispersion,
     take_other_names,
+    tell_inert,
 )
+from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
-from mace.calculators.properties import CalculatorOfAllProperties
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.compat.functions import AtomicNumberTable
@@ -170,7 +170,7 @@ class MACECalculator(CalculatorOfAllProperties):
         take_dispersion(kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
-        check_inactive(kwargs)
+        tell_inert(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")

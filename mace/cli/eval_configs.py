@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
 
+_KERNELS = "this library is not used, the fastest kernels at hand are taken"
 _REFUSED = {
-    "enable_cueq": "--enable_cueq: this kernel library is not used here; remove the flag.",
     "compute_bec": "--compute_bec: Born effective charges are not available yet; remove the flag.",
     "return_contributions": "--return_contributions: energies by body order are not available yet; remove the flag.",
 }
@@ -40,7 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mace_eval_configs",
         description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
@@ -68,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     size = "structures in a batch, two of which are in memory at a time on a CPU; lower it if memory runs out"
     add("--batch_size", type=int, default=64, help=size)
     add_output_flags(parser)
+    add = parser.add_argument_group("Accepted without effect").add_argument
+    add("--enable_cueq", action="store_true", help=_KERNELS)
     add = parser.add_argument_group("Not supported yet").add_argument
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
@@ -158,6 +159,8 @@ def run(arguments: Sequence[str]) -> None:
 
     console = Console()
     setup_logging(options.log_level, None, console, options.quiet)
+    if options.enable_cueq:
+        _LOGGER.warning("--enable_cueq changes nothing: %s", _KERNELS)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
         files = expand_models(options.model)

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mace.cli.command import USER_ERROR
-from mace.elsewhere import COMMANDS
+from mace.elsewhere import COMMANDS, PROGRAMS
 
 
 def refusal(command: str) -> Callable[[], NoReturn]:
-    """Make a program that only says what to use instead of a command."""
+    """Make a program that only says what to use instead of one of `COMMANDS` or `PROGRAMS`."""
+    instead = {**COMMANDS, **PROGRAMS}[command]
 
     def refuse() -> NoReturn:
-        print(f"{command} does not exist in mace-train: {COMMANDS[command]}.", file=sys.stderr)
+        print(f"{command} does not exist in mace-train: {instead}.", file=sys.stderr)
         sys.exit(USER_ERROR)
 
     return refuse

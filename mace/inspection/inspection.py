@@ -65,6 +65,7 @@ class Demands:
     Attributes:
         r_max: Cutoff in Angstrom.
         labels: Labels that the losses need.
+        ways_out: How to ask for no label of a kind, in words, by its name.
         E0s: What was given as reference energies, see `resolve_reference_energies`.
         needs_E0s: Whether there must be some; a model that predicts no energy needs none.
         atomic_numbers: Elements the model is to know; None for those of the training set.
@@ -73,6 +74,7 @@ class Demands:
 
     r_max: float
     labels: Sequence[str] = ("energy", "forces")
+    ways_out: Mapping[str, str] = field(default_factory=dict)
     E0s: str | Mapping[Any, float] | None = None
     needs_E0s: bool = True
     atomic_numbers: Sequence[int] | None = None
@@ -259,7 +261,7 @@ def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
     if "non-finite-label" in demands.allow:
         faulty = set()  # else that they are not finite is an error already
     try:
-        require_labels(training.report, [name for name in demands.labels if name not in faulty])
+        require_labels(training.report, [name for name in demands.labels if name not in faulty], demands.ways_out)
     except UserError as error:
         return [Finding("missing-label", training.report.files[0].file, str(error))]
     return []

@@ -94,8 +94,7 @@ def measure_pace(
     set_threads(settings.num_threads)
     device = choose_device(settings.device, settings.default_dtype)
     start = time.perf_counter()
-    given = [loss for loss in losses if loss is not None]
-    preparation = decide(settings, given, _sampled(sets, settings.seed), progress, writes=False)
+    preparation = decide(settings, losses, _sampled(sets, settings.seed), progress, writes=False)
     model = build_model(preparation.plan, settings, device)
     seconds = time.perf_counter() - start
     choose_kernels(model, settings.kernels)  # not in the time: what is compiled here is there when the training starts

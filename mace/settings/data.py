@@ -98,7 +98,12 @@ class DataSettings(Settings):
         default_words="valid_fraction of the training set",
     )
     valid_fraction: float = setting(
-        0.1, "fraction of the training set to validate on when there is no valid_file", group="Data", gt=0, lt=1
+        0.1,
+        "fraction of the training set to validate on when there is no valid_file",
+        group="Data",
+        ge=0,
+        le=1,
+        expects="a number above 0 and below 1",
     )
     test_file: Files | None = setting(
         None,

@@ -26,6 +26,9 @@ for True, or bare for False."""
 NOT_SUPPORTED = "Not supported yet"
 """The group of the settings that are only recognized, so that they can be refused by name."""
 
+WITHOUT_EFFECT = "Accepted without effect"
+"""The group of the settings of mace-torch that change nothing here: command lines with them work as they are."""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -45,6 +48,10 @@ class Declaration:
         unsupported: Why any value other than an inactive one is refused; empty for supported settings.
         unsupported_values: Single values that are refused, each with the reason.
         inactive: Values besides the default at which an unsupported setting changes nothing.
+        inert: What is done instead, for a setting that is accepted and changes nothing; empty for all others.
+        only_with: Without what a setting changes nothing, and is accepted even where it is not supported; one of
+            `mace.settings.inert.CONDITIONS`, or empty.
+        may_be_empty: Whether an empty text may be given, which means None.
     """
 
     name: str
@@ -60,6 +67,9 @@ class Declaration:
     unsupported: str = ""
     unsupported_values: Mapping[str, str] | None = None
     inactive: tuple[Any, ...] = ()
+    inert: str = ""
+    only_with: str = ""
+    may_be_empty: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,6 +92,9 @@ def setting(
     unsupported: str = "",
     unsupported_values: Mapping[str, str] | None = None,
     inactive: Iterable[Any] = (),
+    inert: str = "",
+    only_with: str = "",
+    may_be_empty: bool = False,
     **constraints: float,
 ) -> Any:
     """Declare a setting as a field of a `Settings` class.
@@ -89,7 +102,7 @@ def setting(
     Args:
         default: Value when nobody gives one; ``...`` makes the setting required.
         help: See `Declaration` for this and the following arguments.
-        group: May be left empty for unsupported settings.
+        group: May be left empty for settings that are unsupported or inert.
         aliases: Other spellings.
         negations: Spellings that mean False; a switch gets ``no_<name>`` for each of its names by itself.
         unit: Unit of the value.
@@ -100,13 +113,16 @@ def setting(
         unsupported: Reason of refusal, a sentence that goes on after ``--flag:``.
         unsupported_values: Reasons of refusal of single values.
         inactive: Harmless values of an unsupported setting.
+        inert: What is done instead, a sentence without its end that goes on after ``--flag=value:``.
+        only_with: Without what it changes nothing.
+        may_be_empty: Whether an empty text means None.
         **constraints: Bounds of a number: ``gt``, ``ge``, ``lt``, ``le``.
 
     Returns:
         A pydantic field.
     """
     extra: dict[str, Any] = {
-        "group": NOT_SUPPORTED if unsupported else group,
+        "group": NOT_SUPPORTED if unsupported else WITHOUT_EFFECT if inert else group,
         "aliases": list(aliases),
         "negations": list(negations),
         "unit": unit,
@@ -117,6 +133,9 @@ def setting(
         "unsupported": unsupported,
         "unsupported_values": dict(unsupported_values or {}),
         "inactive": list(inactive),
+        "inert": inert,
+        "only_with": only_with,
+        "may_be_empty": may_be_empty,
     }
     field: Any = Field
     return field(
@@ -252,6 +271,8 @@ class Settings(BaseModel):
         if is_optional(field.annotation) and value.lower() in ("none", "null"):
             return None
         if not value and str in parts and field.default != "":
+            if declaration_of(info.field_name or "", field).may_be_empty:
+                return None
             raise ValueError("is empty; give a value or remove it.")
         if str not in parts and any(is_container(part) for part in parts):
             return read_literal(value)
@@ -265,8 +286,9 @@ class Settings(BaseModel):
         field = cls.model_fields[name]
         declaration = declaration_of(name, field)
         sentence = ""
-        if declaration.unsupported and value != field.default and value not in declaration.inactive:
-            sentence = declaration.unsupported
+        if declaration.unsupported and not declaration.only_with:
+            is_harmless = value == field.default or value in declaration.inactive
+            sentence = "" if is_harmless else declaration.unsupported
         elif declaration.unsupported_values and isinstance(value, str):
             sentence = declaration.unsupported_values.get(value, "")
         if sentence:

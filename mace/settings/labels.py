@@ -50,79 +50,39 @@ def _spell_unit(word: Any) -> Any:
     return by_lower.get(plain, _SPELLINGS.get(plain, word))
 
 
+def _key(help: str, default_words: str) -> Any:
+    """Declare the key of a label, which may be empty: then there is no such label."""
+    return setting(
+        None,
+        help,
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=default_words,
+        may_be_empty=True,
+    )
+
+
 class LabelSettings(Settings):
     """Under which names and in which units the files carry their labels."""
 
-    energy_key: str | None = setting(
-        None,
-        "name of the total energies in the files",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("energy"),
+    energy_key: str | None = _key(
+        "name of the total energies in the files; with None or nothing here there is no such label, as for the next "
+        "keys",
+        _KEY_DEFAULT.format("energy"),
     )
-    forces_key: str | None = setting(
-        None,
-        "name of the forces",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("forces"),
+    forces_key: str | None = _key("name of the forces", _KEY_DEFAULT.format("forces"))
+    stress_key: str | None = _key("name of the stresses, +dE/dstrain/V", _KEY_DEFAULT.format("stress"))
+    virials_key: str | None = _key("name of the virials, -dE/dstrain", _KEY_DEFAULT.format("virials"))
+    dipole_key: str | None = _key("name of the dipoles", _KEY_DEFAULT.format("dipole"))
+    polarizability_key: str | None = _key(
+        "name of the polarizabilities, e^2*length^2/energy", _KEY_DEFAULT.format("polarizability")
     )
-    stress_key: str | None = setting(
-        None,
-        "name of the stresses, +dE/dstrain/V",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("stress"),
+    charges_key: str | None = _key("name of the atomic charges [e]", _KEY_DEFAULT.format("charges"))
+    total_charge_key: str | None = _key(
+        "name of the total charges [e], for models with that condition (--embedding_specs)", "total_charge or charge"
     )
-    virials_key: str | None = setting(
-        None,
-        "name of the virials, -dE/dstrain",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("virials"),
-    )
-    dipole_key: str | None = setting(
-        None,
-        "name of the dipoles",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("dipole"),
-    )
-    polarizability_key: str | None = setting(
-        None,
-        "name of the polarizabilities, e^2*length^2/energy",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("polarizability"),
-    )
-    charges_key: str | None = setting(
-        None,
-        "name of the atomic charges [e]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("charges"),
-    )
-    total_charge_key: str | None = setting(
-        None,
-        "name of the total charges [e], for models with that condition (--embedding_specs)",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="total_charge or charge",
-    )
-    total_spin_key: str | None = setting(
-        None,
-        "name of the total spins, for models with that condition",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="total_spin or spin",
-    )
-    elec_temp_key: str | None = setting(
-        None,
-        "name of the electronic temperatures, for models with that condition",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="elec_temp",
-    )
+    total_spin_key: str | None = _key("name of the total spins, for models with that condition", "total_spin or spin")
+    elec_temp_key: str | None = _key("name of the electronic temperatures, for models with that condition", "elec_temp")
     energy_unit: Annotated[EnergyUnit, BeforeValidator(_spell_unit)] | None = setting(
         None,
         "unit of energies and virials in the files; with length_unit it gives that of forces",

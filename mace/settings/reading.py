@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from mace.settings.declaration import (
     nearest,
 )
 from mace.settings.help import help_text
+
+_LOGGER = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -164,7 +167,7 @@ class SettingsParser(argparse.ArgumentParser):
         Raises:
             UserError: If a flag is unknown, or lacks a value, or has one too many.
         """
-        arguments = _normalized(argv)
+        arguments = [self._completed(word) for word in _normalized(argv)]
         namespace, rest = self.parse_known_args(arguments)
         given: dict[str, Given] = vars(namespace)
         if rest and self.bare is not None and not any(word.startswith("-") for word in rest):
@@ -174,6 +177,26 @@ class SettingsParser(argparse.ArgumentParser):
         if rest:
             raise UserError("\n".join(self._leftover_sentences(arguments, rest)))
         return {name: self._unpacked(name, item) for name, item in given.items()}
+
+    def _completed(self, word: str) -> str:
+        """Write out a flag that is cut short, as argparse allows; several spellings of one setting are no ambiguity.
+
+        Raises:
+            UserError: If it could mean several.
+        """
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag == "--" or flag in self._option_string_actions:
+            return word
+        meant = {
+            (action.dest, action.const): spelling
+            for spelling, action in reversed(self._option_string_actions.items())
+            if spelling.startswith(flag)
+        }
+        if len(meant) > 1:
+            several = sorted(meant.values())
+            more = f" and {len(several) - 5} more" if len(several) > 5 else ""
+            raise UserError(f"{flag} is not a setting, but begins several: {', '.join(several[:5])}{more}.")
+        return "".join([*meant.values(), equals, value]) if meant else word
 
     def _unpacked(self, name: str, item: Given) -> Given:
         """A flag that takes several values and got one means that value, where its type allows text."""
@@ -246,12 +269,14 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
-        if declaration.name in given:
-            raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
         spelling = f"{path}: {key}"
         if name in declaration.negations:
             value = not _boolean(value, spelling)
-        given[declaration.name] = Given(None if _is_null(value) else value, spelling)
+        item = Given(None if _is_null(value) else value, spelling)
+        if (before := given.setdefault(declaration.name, item)).value != item.value:
+            raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
+        if before is not item:
+            _LOGGER.warning("%s: %s is given twice, with the same value", path, declaration.name)
     return given
 
 
@@ -270,14 +295,20 @@ def _yaml_table(path: str) -> dict[str, Any]:
     import yaml  # needed by few runs, so not at the top: help stays quick
 
     class Loader(yaml.BaseLoader):
-        """Keeps scalars as text and refuses a key that comes twice."""
+        """Keeps scalars as text and refuses a key that comes twice with different values."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} comes twice")
-            return super().construct_mapping(node, deep=deep)
+            table: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key, value = self.construct_object(key_node), self.construct_object(value_node, deep=True)
+                if not isinstance(key, str):
+                    raise yaml.constructor.ConstructorError(problem="a list or a table cannot be a key")
+                if key in table and table[key] != value:
+                    raise yaml.constructor.ConstructorError(problem=f"the key {key!r} comes twice")
+                if key in table:
+                    _LOGGER.warning("%s: the key %r comes twice, with the same value", path, key)
+                table[key] = value
+            return table
 
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from mace.settings import TrainingSettings
 from mace.structures.reading import ReadResult
 from mace.training.foundation import Foundation
 from mace.training.loss import Loss
+from mace.training.objectives import ways_out
 from mace.training.progress import TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class DataSets:
 
 def inspect_data(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Sequence[Loss | None],
     sets: DataSets,
     progress: TrainingProgress,
     foundation: Foundation | None = None,
@@ -57,7 +58,8 @@ def inspect_data(
     """
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
-        labels=sorted({term.name for loss in losses for term in loss.terms}),
+        labels=sorted(ways_out(losses)),
+        ways_out=ways_out(losses),
         E0s=_E0s(settings, foundation),
         needs_E0s=settings.model in WITH_ENERGY,
         atomic_numbers=settings.atomic_numbers,

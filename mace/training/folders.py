@@ -9,6 +9,12 @@ from pathlib import Path
 from mace.errors import UserError
 from mace.settings import TrainingSettings
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file, on usual file systems."""
+
+LONGEST_ENDING = 60
+"""Bytes that the names of a run's files have besides its tag, while they are written."""
+
 
 @dataclass(frozen=True)
 class RunFolders:
@@ -50,8 +56,7 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
         results=Path(settings.results_dir) if settings.results_dir else work / "results",
         tag=f"{settings.name}_run-{settings.seed}",
     )
-    if "/" in settings.name or settings.name in ("", ".", ".."):
-        raise UserError(f"--name='{settings.name}' cannot begin a file name; use letters, digits, '-' and '_'.")
+    _check_name(settings.name, folders.tag)
     if not create:
         return folders
     for kind in ("work", "log", "model", "checkpoints", "results"):
@@ -67,6 +72,25 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
                 f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir."
             ) from error
     return folders
+
+
+def _check_name(name: str, tag: str) -> None:
+    """Make sure that files can be called after the run.
+
+    Raises:
+        UserError: If the name has no place in a file name, or leaves none for the ends of the names.
+    """
+    if "/" in name or name in ("", ".", "..") or not name.isprintable():
+        raise UserError(f"--name={name!r} cannot begin a file name; use letters, digits, '-' and '_'.")
+    try:
+        excess = len(os.fsencode(tag)) + LONGEST_ENDING - LONGEST_NAME
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--name={ascii(name)} cannot be written as a file name here, where the encoding of file names is "
+            f"{error.encoding}; use letters, digits, '-' and '_', or set LC_ALL=C.UTF-8."
+        ) from error
+    if excess > 0:
+        raise UserError(f"--name={name[:20]}... is too long for file names: choose one that is {excess} bytes shorter.")
 
 
 def model_files(settings: TrainingSettings, folders: RunFolders, stage: str) -> tuple[Path, Path]:

@@ -23,12 +23,14 @@ from mace.structures.sources import Source, files_of, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
-from mace.training.conditions import conditions_of
+from mace.training.conditions import conditions_of, keys_without_condition
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.estimated_energies import estimate_energies
 from mace.training.folders import RunFolders
 from mace.training.foundation import FROM_FOUNDATION, Foundation, foundation_plan, known_energies
+from mace.training.logging_setup import contents_line
 from mace.training.loss import Loss
+from mace.training.objectives import Losses, ways_out, with_labels
 from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
 from mace.training.tables import residual_table
@@ -68,6 +70,7 @@ class Preparation:
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
+        losses: The losses of the stages, without terms that no structure has labels for.
         report: What the checks found in all files, if they were made.
     """
 
@@ -77,6 +80,7 @@ class Preparation:
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
+    losses: Losses
     report: DataReport | None = None
 
     @property
@@ -98,17 +102,19 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions
     """
     validation = None
     training = _read(sources_of(settings, settings.train_file, conditions), "Training set", progress)
+    _LOGGER.info(contents_line("Total Training set", training.configurations))
     if settings.valid_file:
         validation = _read(sources_of(settings, settings.valid_file, conditions), "Validation set", progress)
+        _LOGGER.info(contents_line("Total Validation set", validation.configurations))
     return DataSets(training, validation, _read_tests(settings, progress, conditions))
 
 
-def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, writes: bool = True) -> Structures:
+def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: bool = True) -> Structures:
     """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
         settings: File names and split.
-        losses: The losses of all stages; their labels are needed in the training files.
+        losses: The losses of the stages; their labels are needed in the training files.
         sets: What was read.
         writes: Whether this process writes files.
 
@@ -119,7 +125,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
         UserError: See `require_labels` and `split_validation`.
     """
     training = sets.training
-    require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
+    require_labels(training.report, sorted(ways_out(losses)), ways_out(losses))
     configurations = training.configurations
     files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
@@ -130,6 +136,8 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
             100 * settings.valid_fraction,
             path,
         )
+        _LOGGER.info(contents_line("Random Split Training set", train))
+        _LOGGER.info(contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         files += files_of(settings.valid_file)
@@ -139,7 +147,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
         train = [*train, *training.isolated_atoms]
-    for loss in losses:
+    for loss in filter(None, losses):
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
     tests = _named_tests(sets.tests)
@@ -204,7 +212,7 @@ def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configurat
 
 def prepare(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Losses,
     folders: RunFolders,
     progress: TrainingProgress,
     writes: bool = True,
@@ -214,7 +222,7 @@ def prepare(
 
     Args:
         settings: What was typed.
-        losses: The losses of all stages.
+        losses: The losses of the stages.
         folders: Where the report on the data goes.
         progress: What to show.
         writes: Whether this process writes files.
@@ -226,7 +234,11 @@ def prepare(
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    sets = read_sets(settings, progress, conditions_of(settings, foundation))
+    conditions = conditions_of(settings, foundation)
+    for key in keys_without_condition(settings, conditions):
+        _LOGGER.warning("%s", key)
+    sets = read_sets(settings, progress, conditions)
+    losses = with_labels(settings, losses, sets.training.report)
     report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
@@ -236,7 +248,7 @@ def prepare(
 
 def decide(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Losses,
     sets: DataSets,
     progress: TrainingProgress,
     writes: bool = True,
@@ -246,7 +258,7 @@ def decide(
 
     Args:
         settings: What was typed.
-        losses: The losses of all stages.
+        losses: The losses of the stages.
         sets: What was read.
         progress: What to show.
         writes: Whether this process writes files.
@@ -279,7 +291,7 @@ def decide(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digests)
+    return Preparation(plan, energies, train, valid, tests, structures.digests, losses)
 
 
 def _decide_energies(

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.settings import TrainingSettings, provided
+from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
 from mace.training.distributed import Team, make_team, own_device
@@ -32,8 +33,9 @@ from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
 from mace.training.loop import Trainer
-from mace.training.loss import FITTED, Loss, make_loss
-from mace.training.model_choices import settings_for_model
+from mace.training.loss import Loss
+from mace.training.model_choices import notes_on, settings_for_model
+from mace.training.objectives import make_losses
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths, sent_features
 from mace.training.preparation import Preparation, prepare
@@ -43,7 +45,7 @@ from mace.training.resuming import StartingWeights, begin_anew, find_state, resu
 from mace.training.run_report import RunReport
 from mace.training.saving import StateKeeper
 from mace.training.session import Session
-from mace.training.stages import has_stage_two, stage_two_start
+from mace.training.stages import stage_two_start
 from mace.training.state import TrainingState
 from mace.training.trackers import make_trackers, require_trackers
 
@@ -62,6 +64,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         RunInterrupted: If a signal asked for the end; the state is saved then.
     """
     keep_freed_memory()
+    warnings = notes_on(settings)
     settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
     require_optimizer(settings)
@@ -74,12 +77,13 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
         chosen = console or Console(quiet=not team.is_first)
-        _with_log(settings, notes, losses, device, team, interruption, chosen)
+        _with_log(settings, notes, warnings, losses, device, team, interruption, chosen)
 
 
 def _with_log(
     settings: TrainingSettings,
     notes: Sequence[str],
+    warnings: Sequence[str],
     losses: tuple[Loss, Loss | None],
     device: torch.device,
     team: Team,
@@ -99,6 +103,8 @@ def _with_log(
         tell_environment(settings, device, team)
         for note in notes:
             _LOGGER.info("%s", note)
+        for warning in warnings:
+            _LOGGER.warning("%s", warning)
         progress = TrainingProgress(console, mode, error_table=reported_table(settings))
         with RunReport(page) as report, progress:
             _run(Session(settings, losses, device, team, interruption, folders, progress), report, console)
@@ -109,37 +115,13 @@ def _with_log(
         close_logging()
 
 
-def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
-    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
-
-    Raises:
-        UserError: If nothing is left to minimize, or forces are needed but not computed.
-    """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
-    if settings.loss == "ef":
-        # the original's word for equal weights; weights that are typed count
-        typed = provided(settings)
-        weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
-    one = make_loss(settings.loss, weights, settings.huber_delta)
-    two = None
-    if has_stage_two(settings):
-        second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
-        two = make_loss(settings.loss, second, settings.huber_delta)
-    for loss in (one, two):
-        if loss is not None and not loss.terms:
-            raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
-        if loss is not None and loss.needs_forces and not settings.compute_forces:
-            raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
-    return one, two
-
-
 def _run(session: Session, report: RunReport, console: Console) -> None:
     settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-    losses = [loss for loss in session.losses if loss is not None]
-    preparation = prepare(settings, losses, folders, session.progress, team.is_first, foundation)
+    preparation = prepare(settings, session.losses, folders, session.progress, team.is_first, foundation)
+    session = replace(session, losses=preparation.losses)
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints

@@ -1,0 +1,8 @@
+"""Stands where mace-torch has the command mace_prepare_data: says what to use instead."""
+
+from mace.cli.original_commands import refusal
+
+main = refusal("mace_prepare_data")
+
+if __name__ == "__main__":
+    main()
