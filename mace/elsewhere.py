@@ -48,6 +48,11 @@ PROGRAMS = {
 """Modules beside them that have no command."""
 
 
+def absence(command: str) -> str:
+    """Say what to use instead of one of `COMMANDS` or `PROGRAMS`."""
+    return f"{command} does not exist in mace-train: {({**COMMANDS, **PROGRAMS})[command]}."
+
+
 def missing(name: str, words: str = "") -> ModuleNotFoundError:
     """Make the error that says what to use instead of something of mace-torch.
 

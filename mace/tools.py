@@ -9,7 +9,7 @@ from typing import NoReturn
 from mace.compat import arguments as arg_parser
 from mace.compat import functions as torch_tools
 from mace.compat import functions as utils
-from mace.compat.arguments import build_default_arg_parser
+from mace.compat.arguments import build_default_arg_parser, build_preprocess_arg_parser
 from mace.compat.functions import (
     AtomicNumberTable,
     atomic_numbers_to_indices,
@@ -26,6 +26,7 @@ __all__ = [
     "arg_parser",
     "atomic_numbers_to_indices",
     "build_default_arg_parser",
+    "build_preprocess_arg_parser",
     "get_atomic_number_table_from_zs",
     "get_cache_dir",
     "set_default_dtype",

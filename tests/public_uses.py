@@ -144,7 +144,8 @@ IMPORTS: list[tuple[str, str]] = [
     ("from mace.tools.torch_tools import set_default_dtype, set_seeds, to_one_hot", ""),
     ("from mace.tools.utils import AtomicNumberTable, get_cache_dir", ""),
     ("from mace.tools.scripts_utils import get_dataset_from_xyz", "What is asked of mace.tools belongs to mace-torch"),
-    ("from mace.tools import build_preprocess_arg_parser", "What is asked of mace.tools belongs"),
+    ("from mace.cli.preprocess_data import run; from mace.tools import build_preprocess_arg_parser", ""),
+    ("from mace.cli.convert_e3nn_cueq import run; from mace.cli.convert_cueq_e3nn import run", ""),
     ("import mace.tools.torch_geometric.dataloader", "What is asked of mace.tools belongs to mace-torch"),
     (
         "from mace.calculators.foundations_models import get_cache_dir, mace_mp_names, mace_mp_urls, mace_off_urls; "

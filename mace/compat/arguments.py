@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
+from mace.elsewhere import absence
 from mace.errors import UserError
 from mace.settings.declaration import declarations, nearest
 from mace.settings.reading import Given, SettingsParser, build_settings, layered
@@ -51,6 +52,15 @@ class TrainingParser(SettingsParser):
 def build_default_arg_parser() -> TrainingParser:
     """Return the parser of ``mace_run_train``, under the name by which other programs ask mace-torch for it."""
     return TrainingParser()
+
+
+def build_preprocess_arg_parser() -> NoReturn:
+    """Refuse to prepare data, which other programs begin by asking mace-torch for this parser.
+
+    Raises:
+        UserError: Always; it says what to do instead.
+    """
+    raise UserError(absence("mace_prepare_data"))
 
 
 def settings_of(arguments: argparse.Namespace) -> TrainingSettings:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import pickle
 import warnings
@@ -34,6 +35,7 @@ from mace.tools import (
     AtomicNumberTable,
     atomic_numbers_to_indices,
     build_default_arg_parser,
+    build_preprocess_arg_parser,
     set_default_dtype,
     set_seeds,
     to_one_hot,
@@ -170,6 +172,21 @@ def test_what_was_typed_is_kept_also_where_it_is_the_default(water: Path) -> Non
     words = ["--name=x", f"--train_file={water}", "--r_max=5.0", "--batch_size=10"]
     given = settings_of(build_default_arg_parser().parse_args(words)).model_fields_set
     assert given == {"name", "train_file", "r_max", "batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("preprocess_data", "mace_run_train --train_file"), ("convert_e3nn_cueq", "use model files as they are"),
+     ("convert_oeq_e3nn", "use model files as they are")],
+)  # fmt: skip
+def test_what_is_called_and_does_not_exist_says_what_to_do(module: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        importlib.import_module(f"mace.cli.{module}").run("something", device="cpu")
+
+
+def test_data_need_no_preparation() -> None:
+    with pytest.raises(UserError, match="give them to mace_run_train --train_file"):
+        build_preprocess_arg_parser().parse_args(["--config", "config.yml"])
 
 
 # models called with dictionaries
