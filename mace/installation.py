@@ -17,9 +17,9 @@ OURS = "mace-train"
 PACKAGE = Path(__file__).parent
 _ONLY_IN_ORIGINAL = "__version__.py"
 _WAY_OUT = (
-    f"run 'pip uninstall {ORIGINAL}' and install {OURS} again with 'pip install --force-reinstall --no-deps', or use a "
-    f"new environment; programs that require {ORIGINAL} are satisfied by its stand-in (documentation: Coming from "
-    f"{ORIGINAL}, Programs that require {ORIGINAL})."
+    f"install {OURS} again with 'pip install --force-reinstall --no-deps', or use a new environment; programs that "
+    f"require {ORIGINAL} are satisfied by its stand-in (documentation: Coming from {ORIGINAL}, Programs that require "
+    f"{ORIGINAL})."
 )
 
 
@@ -41,7 +41,7 @@ def require_own_files(package: Path = PACKAGE) -> None:
     if found is not None:
         raise UserError(
             f"{found} is installed in this environment ({sys.prefix}) and has the same package 'mace' as {OURS}, so "
-            f"that either overwrites files of the other in {package}; {_WAY_OUT}"
+            f"that either overwrites files of the other in {package}; run 'pip uninstall {ORIGINAL}' and {_WAY_OUT}"
         )
     if not (package / "__init__.py").exists():
         raise UserError(f"Files of {OURS} are missing in {package}, as after the removal of {ORIGINAL}; {_WAY_OUT}")
