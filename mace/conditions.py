@@ -140,7 +140,7 @@ def _read_spec(name: str, spec: Any) -> Condition:
     missing = [word for word in ("type", "per", "emb_dim") if word not in spec]
     if missing:
         raise ValueError(f"does not say the {' and '.join(missing)} of '{name}'; add what is missing.")
-    if spec["per"] not in _PLACES:
+    if str(spec["per"]) not in _PLACES:
         raise ValueError(f"has '{name}' per '{spec['per']}'; there are graph and atom.")
     if spec["type"] == "categorical" and "num_classes" not in spec:
         raise ValueError(f"does not say num_classes of '{name}'; add it.")

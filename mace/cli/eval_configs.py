@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the flags and refuse what has no effect or no feature behind it.
+    """Read the flags and refuse what has no feature behind it.
 
     Raises:
         UserError: If a flag is unknown, missing or cannot be obeyed.
@@ -89,13 +89,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.condition_keys = _read_keys(options.condition_keys)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
-    if not options.return_descriptors and (
-        options.descriptor_num_layers != -1
-        or options.descriptor_aggregation_method
-        or options.descriptor_invariants_only == "False"
-    ):
-        raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
     return options
+
+
+def _idle_flags(options: argparse.Namespace) -> list[str]:
+    """Say which flags change nothing, in sentences for the log."""
+    flags = ("descriptor_num_layers", "descriptor_aggregation_method", "descriptor_invariants_only")
+    defaults = (-1, None, "True")
+    idle = [
+        f"--{flag}={getattr(options, flag)} has no effect without --return_descriptors"
+        for flag, default in zip(flags, defaults, strict=True)
+        if getattr(options, flag) != default and not options.return_descriptors
+    ]
+    return [f"--enable_cueq changes nothing: {_KERNELS}", *idle] if options.enable_cueq else idle
 
 
 def _read_keys(text: str) -> dict[str, str]:
@@ -129,7 +135,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         descriptors=options.return_descriptors,
         descriptor_layers=options.descriptor_num_layers,
         descriptor_invariants=options.descriptor_invariants_only == "True",
-        descriptor_aggregation=options.descriptor_aggregation_method,
+        descriptor_aggregation=options.descriptor_aggregation_method if options.return_descriptors else None,
         prefix=options.info_prefix,
     )
 
@@ -159,8 +165,8 @@ def run(arguments: Sequence[str]) -> None:
 
     console = Console()
     setup_logging(options.log_level, None, console, options.quiet)
-    if options.enable_cueq:
-        _LOGGER.warning("--enable_cueq changes nothing: %s", _KERNELS)
+    for sentence in _idle_flags(options):
+        _LOGGER.warning("%s", sentence)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
         files = expand_models(options.model)

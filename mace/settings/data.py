@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, read_literal, setting
+from mace.settings.declaration import Settings, read_literal, setting, shown
 from mace.settings.labels import Files
 
 _FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
@@ -38,7 +38,7 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
         table = read_literal(text)
     except ValueError as error:
         raise ValueError(
-            f"is not a dictionary of energies in eV by atomic number, such as {{1: -13.6, 8: -2041.8}}: {text!r}."
+            f"is not a dictionary of energies in eV by atomic number, such as {{1: -13.6, 8: -2041.8}}: {shown(text)}."
         ) from error
     return _energies_by_number(table)
 
@@ -52,15 +52,15 @@ def _atomic_number(key: Any) -> int:
 
 def _energies_by_number(table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table:
-        raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {table!r}.")
+        raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {shown(table)}.")
     energies: dict[int, float] = {}
     for key, value in table.items():
         try:
             number, energy = _atomic_number(key), float(value)
         except (TypeError, ValueError, UserError) as error:
-            raise ValueError(f"must map elements to energies in eV, not {key!r} to {value!r}.") from error
+            raise ValueError(f"must map elements to energies in eV, not {shown(key)} to {shown(value)}.") from error
         if not math.isfinite(energy):
-            raise ValueError(f"must map elements to finite energies in eV, not {key!r} to {value!r}.")
+            raise ValueError(f"must map elements to finite energies in eV, not {shown(key)} to {shown(value)}.")
         if number in energies:
             raise ValueError(f"gives atomic number {number} twice.")
         energies[number] = energy

@@ -51,7 +51,7 @@ class Declaration:
         inert: What is done instead, for a setting that is accepted and changes nothing; empty for all others.
         only_with: Without what a setting changes nothing, and is accepted even where it is not supported; one of
             `mace.settings.inert.CONDITIONS`, or empty.
-        may_be_empty: Whether an empty text may be given, which means None.
+        may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
     """
 
     name: str
@@ -115,7 +115,7 @@ def setting(
         inactive: Harmless values of an unsupported setting.
         inert: What is done instead, a sentence without its end that goes on after ``--flag=value:``.
         only_with: Without what it changes nothing.
-        may_be_empty: Whether an empty text means None.
+        may_be_empty: Whether it may be an empty text.
         **constraints: Bounds of a number: ``gt``, ``ge``, ``lt``, ``le``.
 
     Returns:
@@ -206,11 +206,11 @@ def read_literal(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval")
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not a Python literal") from error
+        raise ValueError(f"{shown(text)} is not a Python literal") from error
     for node in ast.walk(tree):
         keys = [ast.dump(key) for key in node.keys if key is not None] if isinstance(node, ast.Dict) else []
         if len(set(keys)) < len(keys):
-            raise ValueError(f"{text!r} has a key twice, of which the last alone would count")
+            raise ValueError(f"{shown(text)} has a key twice, of which the last alone would count")
     return value
 
 
@@ -246,6 +246,16 @@ def _bounds_words(field: FieldInfo) -> str:
     return f" {text}" if text else ""
 
 
+def shown(value: Any) -> str:
+    """Write a value as it was typed, without the middle of a long one.
+
+    >>> shown("abc"), len(shown("a" * 5000))
+    ("'abc'", 63)
+    """
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:40]}...{text[-20:]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Find the known word closest to a misspelt one, or ``None`` if none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}
@@ -268,11 +278,12 @@ class Settings(BaseModel):
             return "None"
         if not isinstance(value, str):
             return value
-        if is_optional(field.annotation) and value.lower() in ("none", "null"):
+        is_none = is_optional(field.annotation) and value.lower() in ("none", "null")
+        if (is_none or not value) and declaration_of(info.field_name or "", field).may_be_empty:
+            return ""
+        if is_none:
             return None
         if not value and str in parts and field.default != "":
-            if declaration_of(info.field_name or "", field).may_be_empty:
-                return None
             raise ValueError("is empty; give a value or remove it.")
         if str not in parts and any(is_container(part) for part in parts):
             return read_literal(value)

@@ -23,6 +23,7 @@ CONDITIONS: dict[str, Condition] = {
         "without replay, which needs --foundation_model and --multiheads_finetuning=True",
     ),
     "lora": (lambda settings: settings.lora, "without --lora"),
+    "wandb": (lambda settings: settings.wandb, "without --wandb"),
     "edge_irreps": (lambda settings: settings.edge_irreps is not None, "without --edge_irreps"),
     "conditions": (
         lambda settings: settings.embedding_specs is not None or settings.foundation_model is not None,

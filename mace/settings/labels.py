@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, declarations, read_literal, setting
+from mace.settings.declaration import Settings, declarations, read_literal, setting, shown
 from mace.settings.reading import Given, build_settings
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
@@ -136,7 +136,7 @@ def _read_file(item: Any) -> Any:
         try:
             item = read_literal(item.strip())
         except ValueError as error:
-            raise ValueError(f"has a table that is not written as a dictionary: {item!r}.") from error
+            raise ValueError(f"has a table that is not written as a dictionary: {shown(item)}.") from error
     if not isinstance(item, dict):
         return item
     known = declarations(FileSettings)
@@ -145,9 +145,9 @@ def _read_file(item: Any) -> Any:
         if key not in known:
             match = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known)}."
-            raise ValueError(f"has the unknown key {key!r} in a table; {hint}")
+            raise ValueError(f"has the unknown key {shown(key)} in a table; {hint}")
     if not table.get("file"):
-        raise ValueError(f"has a table without the key 'file': {item!r}.")
+        raise ValueError(f"has a table without the key 'file': {shown(item)}.")
     try:
         return build_settings(
             FileSettings, {key: Given(value, f"{table['file']}: {key}") for key, value in table.items()}

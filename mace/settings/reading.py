@@ -20,6 +20,7 @@ from mace.settings.declaration import (
     declarations,
     expectation,
     nearest,
+    shown,
 )
 from mace.settings.help import help_text
 
@@ -272,7 +273,9 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
         spelling = f"{path}: {key}"
         if name in declaration.negations:
             value = not _boolean(value, spelling)
-        item = Given(None if _is_null(value) else value, spelling)
+        if _is_null(value):
+            value = "" if declaration.may_be_empty else None
+        item = Given(value, spelling)
         if (before := given.setdefault(declaration.name, item)).value != item.value:
             raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
         if before is not item:
@@ -288,7 +291,7 @@ def _boolean(value: Any, spelling: str) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{spelling} must be True or False, not {value!r}.") from error
+        raise UserError(f"{spelling} must be True or False, not {shown(value)}.") from error
 
 
 def _yaml_table(path: str) -> dict[str, Any]:
@@ -407,4 +410,4 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {expectation(field, declaration)}, not {value!r}{hint}"
+    return f"{spelling} must be {expectation(field, declaration)}, not {shown(value)}{hint}"

@@ -83,7 +83,7 @@ def _source(settings: TrainingSettings, item: str | FileSettings, conditions: Se
         paths=item if isinstance(item, str) else item.file,
         keys=LabelKeys(**{name: _own_or_shared(f"{name}_key", own, settings) for name in PROPERTIES}),
         units=FileUnits(
-            **{name: _own_or_shared(f"{name}_unit", own, settings) or None for name in ("energy", "length", "stress")}
+            **{name: _own_or_shared(f"{name}_unit", own, settings) for name in ("energy", "length", "stress")}
         ),
         config_type_weights=settings.config_type_weights if weights is None else weights,
         conditions=conditions,
@@ -106,8 +106,8 @@ def _condition_keys(
 
 
 def _own_or_shared(name: str, own: LabelSettings | None, shared: LabelSettings) -> str | None:
-    """Return what a file says of itself, else what is said of all files; what is said to be nothing is empty."""
-    for settings in (own, shared):
-        if settings is not None and name in settings.model_fields_set:
-            return getattr(settings, name) or ""
-    return None
+    """Return what a file says of itself, else what is said of all files."""
+    value: str | None = getattr(own, name, None)
+    if value is None:
+        value = getattr(shared, name)
+    return value

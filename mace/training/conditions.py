@@ -36,7 +36,7 @@ def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Cond
     return [
         f"--{name}_key={key} has no effect: the model has no condition '{name}', which --embedding_specs would describe"
         for name in missing
-        if (key := getattr(settings, f"{name}_key")) not in (None, name)
+        if (key := getattr(settings, f"{name}_key")) not in (None, "", name)
     ]
 
 
@@ -82,7 +82,7 @@ def _with_key(settings: TrainingSettings, condition: Condition) -> Condition:
     """
     name = f"{condition.name}_key"
     key = getattr(settings, name) if condition.name in SETTABLE and name in provided(settings) else None
-    if key is None:
+    if not key:
         return condition
     said = (settings.embedding_specs or {}).get(condition.name, {}).get("key")
     if said not in (None, key):

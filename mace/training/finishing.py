@@ -62,7 +62,7 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     best = write_models(trainer, preparation, session)
     for stage, epoch in best:
         _load_best(trainer, stage, epoch)
-        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        _LOGGER.info("Loaded Stage %s model from epoch %s for evaluation", stage, epoch)
         errors = write_final_report(
             trainer.state.model,
             trainer.loss_of(stage),
@@ -81,17 +81,19 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     _LOGGER.info("Done")
 
 
-def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
+def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int | None]]:
     """Write the best model of each stage.
 
     Returns:
-        Each stage and the epoch its model is from.
+        Each stage and the epoch its model is from; None for a model as it starts, if no epoch was asked for.
 
     Raises:
         UserError: If there is none.
     """
     settings, progression = session.settings, trainer.progression
-    best = sorted(progression.best_epochs.items())
+    best: list[tuple[str, int | None]] = [*sorted(progression.best_epochs.items())]
+    if not best and settings.max_num_epochs == 0:
+        best = [("one", None)]
     if not best:
         raise UserError(
             f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
@@ -112,7 +114,7 @@ def _write_model(
     preparation: Preparation,
     session: Session,
     stage: str,
-    epoch: int,
+    epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
     metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
@@ -122,15 +124,16 @@ def _write_model(
     return files[0]
 
 
-def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
-    """Give the model the weights with the lowest validation loss of a stage."""
-    trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
+def _load_best(trainer: Trainer, stage: str, epoch: int | None) -> None:
+    """Give the model the weights with the lowest validation loss of a stage; without an epoch it has them."""
+    if epoch is not None:
+        trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
 
 
 def _metadata(
     settings: TrainingSettings,
     preparation: Preparation,
-    epoch: int,
+    epoch: int | None,
     stage: str,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> ModelMetadata:

@@ -65,6 +65,8 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
         if distributed:
             raise UserError(f"--distributed needs a launcher, but --launcher is none; {HOW}.")
         return None
+    if launcher == "slurm" and not distributed and not any(name in environment for name in _SLURM):
+        return None  # mace-torch's default, typed where there is nothing to launch
     wanted = _detected(environment, distributed) if launcher == "auto" else launcher
     if wanted is None:
         if distributed:

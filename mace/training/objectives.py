@@ -75,7 +75,7 @@ def _with_labels(settings: TrainingSettings, loss: Loss, prefix: str, report: La
     typed, kept = provided(settings), []
     for term in loss.terms:
         weight = f"{prefix}{term.name}_weight"
-        says_none = f"{term.name}_key" in typed and getattr(settings, f"{term.name}_key") is None
+        says_none = getattr(settings, f"{term.name}_key") == ""
         is_default = weight not in typed and term.name in _ONLY_WHERE_LABELED.get(loss.name, ())
         if report.total(term.name) or not (says_none or is_default):
             kept.append(term)

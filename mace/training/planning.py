@@ -61,8 +61,11 @@ def overruled_features(settings: TrainingSettings) -> list[str]:
     features = hidden_features(settings)
     means = " + ".join(f"{features.n_channels}x{l}{'eo'[l % 2]}" for l in features.degrees)
     if settings.num_channels is not None and settings.max_L is not None:
-        if _parse_hidden(settings.hidden_irreps) == features:
-            return []
+        try:
+            if _parse_hidden(settings.hidden_irreps) == features:
+                return []
+        except UserError:
+            pass  # whatever it was meant to be, it is not what is built
         return [
             f"--hidden_irreps='{settings.hidden_irreps}' is overruled by --num_channels={settings.num_channels} and "
             f"--max_L={settings.max_L}, as in mace-torch: {means}"

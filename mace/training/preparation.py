@@ -102,10 +102,8 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions
     """
     validation = None
     training = _read(sources_of(settings, settings.train_file, conditions), "Training set", progress)
-    _LOGGER.info(contents_line("Total Training set", training.configurations))
     if settings.valid_file:
         validation = _read(sources_of(settings, settings.valid_file, conditions), "Validation set", progress)
-        _LOGGER.info(contents_line("Total Validation set", validation.configurations))
     return DataSets(training, validation, _read_tests(settings, progress, conditions))
 
 
@@ -238,6 +236,9 @@ def prepare(
     for key in keys_without_condition(settings, conditions):
         _LOGGER.warning("%s", key)
     sets = read_sets(settings, progress, conditions)
+    _LOGGER.info(contents_line("Total Training set", sets.training.configurations))
+    if sets.validation is not None:
+        _LOGGER.info(contents_line("Total Validation set", sets.validation.configurations))
     losses = with_labels(settings, losses, sets.training.report)
     report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None

@@ -6,10 +6,12 @@ import importlib
 import io
 import pickle
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,32 @@ def test_flags_of_evaluation(flags: str, expected: str) -> None:
     assert_as_written(outcome(eval_configs.parse_arguments, [*files_named, *shlex.split(flags)]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:MACECalculator. .* changes nothing")
 @pytest.mark.parametrize(("arguments", "expected"), public_uses.CALCULATOR, ids=str)
 @pytest.mark.parametrize("name", ["model_paths", "model_path", "model"])
 def test_arguments_of_the_calculator(name: str, arguments: dict[str, Any], expected: str, model_file: Path) -> None:
     assert_as_written(outcome(MACECalculator, **{name: str(model_file)}, **arguments), expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"enable_cueq": True}, ["enable_cueq=True changes nothing: this library is not used"]),
+        ({"compile_mode": "max-autotune"}, ["compile_mode='max-autotune' changes nothing: models are not compiled"]),
+        ({"pad_num_atoms": 64, "pad_num_edges": 9}, ["pad_num_atoms=64 changes nothing", "pad_num_edges=9 changes"]),
+        ({"enable_cueq": False, "pad_num_atoms": 0, "fullgraph": True, "compile_mode": None}, []),
+    ],
+)
+def test_arguments_that_change_nothing_are_told(arguments: dict[str, Any], words: list[str], model_file: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        MACECalculator(str(model_file), **arguments)
+    texts = [str(warning.message) for warning in told if "MACECalculator" in str(warning.message)]
+    assert len(texts) == len(words)
+    assert all(word in text for word, text in zip(words, texts, strict=True)), texts
+
+
+@pytest.mark.filterwarnings("ignore:MACECalculator. .* changes nothing")
 @pytest.mark.parametrize(("arguments", "expected"), public_uses.MACE_MP, ids=str)
 def test_arguments_of_mace_mp(arguments: dict[str, Any], expected: str, cache: Path) -> None:
     assert_as_written(outcome(mace_mp, **arguments), expected)
@@ -129,10 +151,32 @@ def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixtu
     assert caught.value.code == 2 and said.startswith(f"{name} does not exist") and said.count("\n") == 1
 
 
-def test_the_conversion_for_lammps_is_answered_as_a_module_too() -> None:
-    command = [sys.executable, "-m", "mace.cli.create_lammps_model", "a.model", "--format=mliap"]
+MODULES_OF_PROGRAMS = (
+    "active_learning_md convert_cueq_e3nn convert_device convert_e3nn_cueq convert_e3nn_hybrid convert_e3nn_oeq "
+    "convert_oeq_e3nn create_lammps_model fine_tuning_select preprocess_data select_head visualise_train"
+).split()
+"""Modules in ``mace.cli`` of mace-torch 0.3.16, without those that exist here."""
+
+
+@pytest.mark.parametrize("name", MODULES_OF_PROGRAMS)
+def test_missing_programs_are_answered_as_modules_and_as_files_too(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start in (
+        lambda: runpy.run_module(f"mace.cli.{name}", run_name="__main__", alter_sys=True),
+        lambda: runpy.run_path(str(ROOT / "mace" / "cli" / f"{name}.py"), run_name="__main__"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            start()
+        said = capsys.readouterr().err
+        assert caught.value.code == 2 and "does not exist in mace-train: " in said and said.count("\n") == 1
+    assert callable(importlib.import_module(f"mace.cli.{name}").main)
+
+
+def test_a_missing_program_is_answered_by_the_interpreter() -> None:
+    command = [sys.executable, str(ROOT / "mace" / "cli" / "preprocess_data.py"), "--train_file=a.xyz"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith("mace_create_lammps_model does not exist")
+    assert done.returncode == 2 and done.stderr.startswith("mace_prepare_data does not exist")
 
 
 def test_attributes_that_scripts_read(model_file: Path) -> None:

@@ -74,6 +74,9 @@ def test_command_line_takes_every_spelling(flag, name, value):
         ("distance_transform: None", "distance_transform", "None"),
         ("name: 010", "name", "010"),
         ("valid_file:", "valid_file", None),
+        ("stress_key:", "stress_key", ""),
+        ("stress_key: null", "stress_key", ""),
+        ("stress_key: None", "stress_key", ""),
         ("swa: true", "swa", True),
         ("swa: 'False'", "swa", False),
         ("plot: no", "plot", False),
@@ -111,6 +114,8 @@ def test_yaml_values(write, text, name, value):
         ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),
         ("lr: 1\nlr: 2", ["run.yaml", "'lr' comes twice"]),
+        ("E0s: {1: -13.6, 8: -2.0, 1: -13.5}", ["run.yaml", "'1' comes twice"]),
+        ("[1, 2]: 3", ["run.yaml", "a list or a table cannot be a key"]),
         ("config: other.yaml", ["'config' cannot be given inside"]),
         ("- lr\n- 1", ["a table of 'setting: value' lines, not a list"]),
         ("just words", ["not a single text"]),
@@ -123,6 +128,22 @@ def test_mistakes_in_yaml_are_named(write, text, words):
     with pytest.raises(UserError) as caught:
         parse_training_settings([*BASE, write(text)])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value", "words"),
+    [
+        ("lr: 0.5\nlr: 0.5", "lr", 0.5, "the key 'lr' comes twice, with the same value"),
+        ("swa_lr: 0.5\nstage_two_lr: 0.5", "swa_lr", 0.5, "swa_lr is given twice, with the same value"),
+        ("r_max: 4\nlr: 0.5\nr_max: 4", "r_max", 4.0, "the key 'r_max' comes twice"),
+        ("radial_MLP: [8, 8]\nradial_MLP: [8, 8]", "radial_MLP", [8, 8], "the key 'radial_MLP' comes twice"),
+        ("E0s: {1: -3.5, 8: -2.5, 1: -3.5}", "E0s", {1: -3.5, 8: -2.5}, "the key '1' comes twice"),
+    ],
+)
+def test_the_same_twice_in_yaml_is_a_warning(write, caplog, text, name, value, words):
+    """Nothing is lost by it."""
+    assert getattr(parse_training_settings([*BASE, write(text)]), name) == value
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and words in caplog.text
 
 
 def test_empty_yaml_gives_nothing(write):

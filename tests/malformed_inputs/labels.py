@@ -119,8 +119,8 @@ refuse("no forces", sound(properties="species:S:1:pos:R:3:spare:R:3"), "no struc
 refuse(
     "a key in small letters", sound(energy="ref_energy=-1"), "no structure has a label 'energy'", "ref_energy (info, 6)"
 )
-for _loss in ("stress", "virials", "huber", "universal"):
-    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}",))
+for _loss, *_weight in (("stress",), ("virials",), ("huber", "--stress_weight=1"), ("universal", "--stress_weight=1")):
+    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}", *_weight))
 refuse(
     "virials of slabs for a loss of stress",
     sound(info='Lattice="8 0 0 0 8 0 0 0 8" pbc="T T F" REF_virials="1 0 0 0 1 0 0 0 1"'),

@@ -35,8 +35,9 @@ def names_read() -> set[str]:
 
 
 def supported() -> set[str]:
-    """Name the settings that are not refused."""
-    return {name for name, declaration in declarations(TrainingSettings).items() if not declaration.unsupported}
+    """Name the settings that are neither refused nor declared to change nothing."""
+    known = declarations(TrainingSettings).items()
+    return {name for name, declaration in known if not declaration.unsupported and not declaration.inert}
 
 
 def test_every_supported_setting_is_read() -> None:

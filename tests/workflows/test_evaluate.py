@@ -236,14 +236,11 @@ def test_single_precision(tmp_path: Path, model_path: Path) -> None:
     [
         (["--return_contributions"], "--return_contributions: energies by body order are not available yet"),
         (["--compute_bec"], "--compute_bec: Born effective charges"),
-        (["--enable_cueq"], "--enable_cueq: this kernel library"),
         (["--head=pt"], "the model has one head, Default, and no head 'pt'"),
-        (["--descriptor_invariants_only=False"], "no effect without --return_descriptors"),
-        (["--descriptor_num_layers=1"], "no effect without --return_descriptors"),
-        (["--descriptor_aggregation_method=mean"], "no effect without --return_descriptors"),
         (["--return_descriptors", "--descriptor_num_layers=9"], "choose 1 to 2"),
         (["--batch_size=0"], "--batch_size is 0"),
-        (["--compute_stres"], "--compute_stres is no flag of mace_eval_configs; did you mean --compute_stress?"),
+        (["--compute_stess"], "--compute_stess is no flag of mace_eval_configs; did you mean --compute_stress?"),
+        (["--descriptor"], "ambiguous option: --descriptor could match --descriptor_num_layers"),
         (["--model=none.model"], "there is no such model file"),
         (["--configs=none.xyz"], "none.xyz: there is no such file"),
         (["--info_prefix=REF_"], "take the place of the label 'REF_energy'"),
@@ -257,6 +254,26 @@ def test_refusals(tmp_path: Path, model_path: Path, flags: list[str], message: s
         _evaluated(tmp_path, model_path, frames, *flags)
     assert message in str(caught.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.xyz"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--enable_cueq",
+        "--descriptor_invariants_only=False",
+        "--descriptor_num_layers=1",
+        "--descriptor_aggregation_method=mean",
+    ],
+)
+def test_what_changes_nothing_is_told(
+    tmp_path: Path, model_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = _evaluated(tmp_path, model_path, _frames())
+    capsys.readouterr()
+    with_flag = _evaluated(tmp_path, model_path, _frames(), flag)
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(told) == 1 and flag in told[0] and ("changes nothing" in told[0] or "has no effect" in told[0])
+    assert [a.info for a in with_flag] == [a.info for a in plain]
 
 
 def test_empty_prefix_spares_the_labels(tmp_path: Path, model_path: Path) -> None:

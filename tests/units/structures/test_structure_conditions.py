@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-from mace.conditions import Condition, condition_of_spec, read_specs, spec_of_condition
+from mace.conditions import Condition, condition_of_spec, read_specs, spec_of_condition, words_without_effect
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.structures.conditions import FoundConditions, example_values, find_conditions
@@ -130,6 +130,23 @@ def test_the_words_of_the_original_are_understood_and_written() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, []),
+        ({"in_dim": 1}, ["in_dim of 'q'"]),
+        ({"in_dim": "2", "use_bias": "False"}, ["in_dim of 'q'", "use_bias of 'q'"]),
+        ({"type": "continuous"}, ["num_classes of 'q'", "offset of 'q'"]),
+    ],
+)
+def test_words_of_another_kind_change_nothing(more: dict[str, Any], words: list[str]) -> None:
+    specs = {"q": SPEC | more}
+    assert words_without_effect(specs) == words
+    (condition,), plain = read_specs(specs), {word: SPEC[word] for word in ("per", "emb_dim")}
+    used = {"num_classes": 7, "offset": 3} if condition.kind == "categorical" else {}
+    assert read_specs({"q": {**plain, **used, "type": condition.kind}}) == (condition,)
+
+
+@pytest.mark.parametrize(
     ("specs", "message"),
     [
         ({}, "names no condition"),
@@ -138,8 +155,6 @@ def test_the_words_of_the_original_are_understood_and_written() -> None:
         ({"q": {"type": "categorical"}}, "does not say the per and emb_dim of 'q'"),
         ({"q": SPEC | {"per": "molecule"}}, "has 'q' per 'molecule'; there are graph and atom"),
         ({"q": {"type": "categorical", "per": "graph", "emb_dim": 3}}, "does not say num_classes of 'q'"),
-        ({"q": SPEC | {"in_dim": 2}}, "has in_dim for 'q', which means nothing for categorical"),
-        ({"T": {"type": "continuous", "per": "graph", "emb_dim": 3, "offset": 2}}, "has offset for 'T'"),
         ({"T": {"type": "continuous", "per": "graph", "emb_dim": 3, "in_dim": 2}}, "one value of a condition"),
         ({"T": {"type": "number", "per": "graph", "emb_dim": 3}}, "cannot have 'T' as it is described"),
         ({"q": SPEC | {"emb_dim": 2.5}}, "cannot have 'q' as it is described: .*integer.* of width"),
