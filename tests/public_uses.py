@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 TRAINING: list[tuple[str, str]] = [
     # the command of the guides, and its shapes
     ("--valid_fraction=0.05 --E0s=average --hidden_irreps='128x0e + 128x1o' --swa --start_swa=1200 "
@@ -93,6 +95,10 @@ CALCULATOR: list[tuple[dict[str, Any], str]] = [
     ({"compile_mode": None, "fullgraph": True, "pad_num_atoms": 0, "pad_num_edges": 0, "warmup": False}, ""),
     ({"info_keys": None, "arrays_keys": None}, ""),
     ({"compute_atomic_stresses": True}, ""),
+    ({"default_dtype": torch.float32}, ""),
+    ({"default_dtype": "torch.float64"}, ""),
+    ({"default_dtype": torch.float16}, "choose float32 or float64"),
+    ({"dispersion": False}, ""),
     ({"enable_cueq": True}, ""),
     ({"enable_oeq": True}, ""),
     ({"compile_mode": "default", "fullgraph": False, "warmup": True}, ""),
@@ -133,12 +139,26 @@ IMPORTS: list[tuple[str, str]] = [
     ("from mace.cli.run_train import main, run", ""),
     ("from mace.cli.eval_configs import main", ""),
     ("from mace.calculators import LAMMPS_MACE", "mace_export --format mace-torch"),
-    ("from mace import data, modules, tools", "mace.data belongs to mace-torch"),
+    ("from mace import data, modules, tools", "mace.modules belongs to mace-torch"),
+    ("from mace import data, tools; tools.set_seeds, data.get_neighborhood", ""),
     ("from mace.data import AtomicData, KeySpecification, config_from_atoms", "method evaluate(structures)"),
-    ("from mace.data.neighborhood import get_neighborhood", "method evaluate(structures)"),
+    ("from mace.data.atomic_data import AtomicData", "What is asked of mace.data belongs to mace-torch"),
+    ("from mace.data.neighborhood import get_neighborhood", ""),
     ("from mace.tools import AtomicNumberTable, torch_geometric, utils", "mace.calculators.MACECalculator opens"),
-    ("from mace.tools.arg_parser import build_default_arg_parser", "run(['--name=...', ...]) trains"),
-    ("import mace.tools.torch_geometric.dataloader", "mace.tools belongs to mace-torch"),
+    ("from mace.tools import atomic_numbers_to_indices, to_one_hot, utils; utils.AtomicNumberTable([1, 8])", ""),
+    ("import mace.tools; mace.tools.set_seeds, mace.tools.set_default_dtype, mace.tools.build_default_arg_parser", ""),
+    ("from mace.tools.arg_parser import build_default_arg_parser", ""),
+    ("from mace.tools.torch_tools import set_default_dtype, set_seeds, to_one_hot", ""),
+    ("from mace.tools.utils import AtomicNumberTable, get_cache_dir", ""),
+    ("from mace.tools.scripts_utils import get_dataset_from_xyz", "What is asked of mace.tools belongs to mace-torch"),
+    ("from mace.cli.preprocess_data import run; from mace.tools import build_preprocess_arg_parser", ""),
+    ("from mace.cli.convert_e3nn_cueq import run; from mace.cli.convert_cueq_e3nn import run", ""),
+    ("import mace.tools.torch_geometric.dataloader", "What is asked of mace.tools belongs to mace-torch"),
+    (
+        "from mace.calculators.foundations_models import get_cache_dir, mace_mp_names, mace_mp_urls, mace_off_urls; "
+        "assert None in mace_mp_names and set(mace_mp_urls) < set(mace_mp_names) and 'small' in mace_off_urls",
+        "",
+    ),
     ("from mace.modules.models import MACE, ScaleShiftMACE", "mace.model.mace.MACE"),
     ("from mace.modules.utils import extract_invariant", "without torch.load"),
     ("from mace.cli.create_lammps_model import main", ""),

@@ -110,17 +110,31 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"MACECalculator has no argument '{name}'{hint}")
 
 
-def take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
-    """Read ``model_path`` where scripts still use it.
+def take_other_names(model_paths: Any, kwargs: dict[str, Any]) -> Any:
+    """Read ``model_path`` and ``model`` where scripts use them for ``model_paths``.
 
     Raises:
-        UserError: If both are given.
+        UserError: If two of them name different models.
     """
-    if "model_path" not in kwargs:
-        return model_paths
-    if model_paths is not None:
-        raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
-    return kwargs.pop("model_path")
+    for name in ("model_path", "model"):
+        other = kwargs.pop(name, None)
+        if model_paths is not None and other is not None and str(other) != str(model_paths):
+            raise UserError(f"MACECalculator: {name} is another name of model_paths; give only one of them.")
+        model_paths = other if model_paths is None else model_paths
+    return model_paths
+
+
+def take_dispersion(kwargs: dict[str, Any]) -> None:
+    """Read ``dispersion``, which some programs hand over with the arguments of `mace_mp`, and add the correction after.
+
+    mace-torch's calculator takes it without a word. It adds nothing here either, and says so.
+    """
+    if kwargs.pop("dispersion", False):
+        warnings.warn(
+            "MACECalculator computes the model alone, also with dispersion=True: the D3 correction is added by "
+            "mace_mp(model, dispersion=True), or by the program that calls.",
+            stacklevel=3,
+        )
 
 
 def check_positive(value: float, name: str) -> float:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
@@ -20,16 +21,18 @@ from mace.calculators.arguments import (
     check_skin,
     condition_keys,
     refuse_unknown,
-    take_older_name,
+    take_dispersion,
+    take_other_names,
     tell_inert,
 )
-from mace.calculators.atomic_numbers import AtomicNumberTable
+from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.calculators.threads import UsedByThreads, in_turn
+from mace.compat.functions import AtomicNumberTable
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
 from mace.deployment.loading import find_device, find_dtype
@@ -40,12 +43,14 @@ from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.installation import require_own_files
 from mace.model.derivatives import hessian, nonsense, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
+require_own_files()
 _LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
 Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
@@ -54,6 +59,7 @@ Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
 _ARGUMENTS = (
     "model_paths",
     "model_path",
+    "model",
     "models",
     "device",
     "energy_units_to_eV",
@@ -72,7 +78,7 @@ _ARGUMENTS = (
 )
 
 
-class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the types of ASE are not looked at
+class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     """Energies, forces, stress and dipole of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
@@ -111,7 +117,8 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
-        default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
+        default_dtype: ``float32`` or ``float64``, also as ``torch.float32``; empty for the precision each model was
+            trained in. Results have it, but for energies, which are float64.
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
         info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; those that are
             not named have the usual ones.
@@ -128,8 +135,9 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
             length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
         committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
-            calculators; and the other arguments of mace-torch's calculator, at their defaults only.
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing and
+            says so; ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
+            mace-torch's calculator, at their defaults only.
 
     Raises:
         UserError: If a model, a device or an argument cannot be used.
@@ -145,7 +153,7 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
         device: str = "cpu",
         energy_units_to_eV: float = 1.0,
         length_units_to_A: float = 1.0,
-        default_dtype: str = "",
+        default_dtype: str | torch.dtype = "",
         charges_key: str = DEFAULT_CHARGES_KEY,
         info_keys: Mapping[str, str] | None = None,
         arrays_keys: Mapping[str, str] | None = None,
@@ -159,7 +167,8 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
-        model_paths = take_older_name(model_paths, kwargs)
+        model_paths = take_other_names(model_paths, kwargs)
+        take_dispersion(kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
         tell_inert(kwargs)
@@ -380,6 +389,17 @@ class MACECalculator(UsedByThreads, Calculator):  # type: ignore[misc]  # the ty
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]
+
+    def get_dielectric_derivatives(self, atoms: Atoms | None = None) -> NoReturn:
+        """Refuse to differentiate dipole and polarizability by the positions.
+
+        Raises:
+            UserError: Always, as there are no models of polarizabilities here; it says what is needed.
+        """
+        raise UserError(
+            "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which "
+            "does not exist here; use mace-torch, or displace the atoms and call get_dipole_moment."
+        )
 
     @in_turn
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:

@@ -181,7 +181,7 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        raise
+        raise  # it is a ValueError, but says what is wrong already
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file, seen from {Path.cwd()}.") from error
     except IsADirectoryError as error:

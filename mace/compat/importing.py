@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from mace.compat.archives import is_torch_file, sha256_of
 from mace.compat.couplings import CouplingError
+from mace.compat.dictionary import with_dictionaries
 from mace.compat.modules import Original, read_original
 from mace.compat.reader import CannotConvert, Known, Reader
 from mace.compat.recovery import (
@@ -87,6 +88,8 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         n_checks = verify(reader, plan, degrees)
         dtype = getattr(torch, precision_of(original.state))
         model = _built(plan, weights_from_original(original.state, plan, degrees), dtype)
+    except UserError:
+        raise  # it is a ValueError, but says what is wrong already
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error
     except ValidationError as error:
@@ -186,22 +189,23 @@ def open_model(
         head: Head to take of a model that has several; None for all.
 
     Returns:
-        The model and where it comes from.
+        The model, which can be called with mace-torch's dictionaries too, and where it comes from.
 
     Raises:
         UserError: If it cannot be opened, or has no such head.
     """
     if not is_torch_file(path):
         loaded = load_model(path, device, dtype)
-        if head is None:
-            return loaded
-        head = find_head(loaded.heads, head, str(path))
-        return replace(loaded, model=with_one_head(loaded.model, head), heads=(head,))
+        if head is not None:
+            head = find_head(loaded.heads, head, str(path))
+            loaded = replace(loaded, model=with_one_head(loaded.model, head), heads=(head,))
+        return replace(loaded, model=with_dictionaries(loaded.model))
     imported = import_original(path, head)
     stored = imported.model.dtype
     _LOGGER.info("%s: %s", path, imported.summary())
     heads = imported.heads if imported.head is None else (imported.head,)
-    return LoadedModel(carry_to(imported.model, device, dtype or stored), imported.metadata, stored, heads)
+    model = with_dictionaries(carry_to(imported.model, device, dtype or stored))
+    return LoadedModel(model, imported.metadata, stored, heads)
 
 
 def completed(known: Known, avg_num_neighbors: float | None, gate: str | None) -> Known:

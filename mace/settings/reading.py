@@ -364,11 +364,19 @@ def parse_settings(
         UserError: With one sentence per mistake, one per line.
         SystemExit: With status 0 after ``--help`` or ``--help-all``.
     """
-    typed = SettingsParser(model, program, description, bare).read(argv)
-    given = dict(typed)
-    if "config" in typed:
-        given = {**read_yaml_settings(os.path.expanduser(str(typed["config"].value)), model), **typed}
-    return build_settings(model, given)
+    return build_settings(model, layered(SettingsParser(model, program, description, bare), argv))
+
+
+def layered(parser: SettingsParser, argv: Sequence[str]) -> dict[str, Given]:
+    """Read a command line and the YAML file it names, without checking the values; the command line wins.
+
+    Raises:
+        UserError: If either cannot be understood.
+    """
+    typed = parser.read(argv)
+    if "config" not in typed:
+        return typed
+    return {**read_yaml_settings(os.path.expanduser(str(typed["config"].value)), parser.model), **typed}
 
 
 def build_settings(model: type[Model], given: dict[str, Given]) -> Model:
