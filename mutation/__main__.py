@@ -52,7 +52,9 @@ def sample(areas: Sequence[str], count: int, seed: int) -> list[tuple[str, Mutan
     chance = random.Random(seed)
     pools = {}
     for area in areas:
-        pools[area] = [m for file in modules_of(area, ROOT) for m in list_mutants(file, (ROOT / file).read_text("utf-8"))]
+        pools[area] = [
+            m for file in modules_of(area, ROOT) for m in list_mutants(file, (ROOT / file).read_text("utf-8"))
+        ]
         chance.shuffle(pools[area])
     drawn: list[tuple[str, Mutant]] = []
     while len(drawn) < count and any(pools.values()):

@@ -24,7 +24,9 @@ _TRAINING = ("tests/units/training", "tests/workflows/test_training_variants.py"
 _EVALUATION = ("tests/units/deployment", "tests/workflows/test_evaluate.py")
 
 AREAS = {
-    "loss": Area(("mace/training/loss.py",), ("tests/units/training/test_loss.py", "tests/parity/test_training_step.py")),
+    "loss": Area(
+        ("mace/training/loss.py",), ("tests/units/training/test_loss.py", "tests/parity/test_training_step.py")
+    ),
     "metrics": Area(
         ("mace/training/metrics.py", "mace/training/evaluation.py", "mace/training/step.py"),
         (
@@ -80,7 +82,9 @@ AREAS = {
             "tests/regression",
         ),
     ),
-    "units": Area(("mace/units.py",), ("tests/units/structures", "tests/units/reporting", "tests/parity/test_dipoles.py")),
+    "units": Area(
+        ("mace/units.py",), ("tests/units/structures", "tests/units/reporting", "tests/parity/test_dipoles.py")
+    ),
     "calculators": Area(
         ("mace/calculators", "mace/graphs/skin.py", "mace/deployment/radial_tables.py"),
         (*_EVALUATION, "tests/units/graphs", "tests/contract/test_public_uses.py", "tests/parity/test_dipoles.py"),

@@ -43,7 +43,10 @@ def import_libraries() -> None:
 def copy_checkout(root: Path, target: Path) -> Path:
     """Copy what belongs to the checkout, changed and new files too."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        check=True,
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (root / name).is_file():
@@ -113,7 +116,16 @@ def start(tree: Path, log: Path, seconds: float, work: Callable[[], int]) -> Run
 
 
 def _pytest(tree: Path, files: Collection[str], plugin: Any, *flags: str) -> int:
-    quick = ["-o", "addopts=--import-mode=importlib --doctest-modules", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    quick = [
+        "-o",
+        "addopts=--import-mode=importlib --doctest-modules",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     return int(pytest.main(["-q", *quick, f"--basetemp={tree.parent / 'temporary'}", *flags, *files], plugins=[plugin]))
 
 
