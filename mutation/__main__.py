@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mutation.areas import AREAS, modules_of, tests_of
+from mutation.areas import AREAS, modules_of, files_with_tests
 from mutation.operators import Mutant, list_mutants, put_in
 from mutation.workers import Run, copy_checkout, import_libraries, run_tests, start, trace_tests
 
@@ -49,13 +49,12 @@ class Verdict:
 
 def sample(areas: Sequence[str], count: int, seed: int) -> list[tuple[str, Mutant]]:
     """Draw mutants at random, from each area as many as from any other while it has some."""
-    chance = random.Random(seed)
     pools = {}
     for area in areas:
         pools[area] = [
             m for file in modules_of(area, ROOT) for m in list_mutants(file, (ROOT / file).read_text("utf-8"))
         ]
-        chance.shuffle(pools[area])
+        random.Random(f"{area} {seed}").shuffle(pools[area])
     drawn: list[tuple[str, Mutant]] = []
     while len(drawn) < count and any(pools.values()):
         drawn += [(area, pool.pop()) for area, pool in pools.items() if pool]
@@ -80,7 +79,7 @@ class Campaign:
     def _trace(self, area: str) -> dict[str, dict[str, Any]]:
         """Find out which tests of an area reach which lines, unless that is known from an earlier call."""
         found: dict[str, dict[str, Any]] = {}
-        for file in tests_of(area, ROOT):
+        for file in files_with_tests(area, ROOT):
             contents = [(ROOT / name).read_bytes() for name in [file, *self._modules]]
             digest = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
             result = FOLDER / "traces" / f"{Path(file).stem}-{digest}.json"

@@ -97,7 +97,7 @@ def modules_of(area: str, root: Path) -> list[str]:
     return _files(AREAS[area].modules, root, "*.py")
 
 
-def tests_of(area: str, root: Path) -> list[str]:
+def files_with_tests(area: str, root: Path) -> list[str]:
     """List the files of tests of an area, and those of its modules, whose docstrings are tests too."""
     return modules_of(area, root) + _files(AREAS[area].tests, root, "test_*.py")
 

@@ -1,7 +1,7 @@
 """The small faults that can be put into a module: each is what a tired programmer might have typed.
 
-Left out is what no test is to notice: words of log lines and messages, annotations, docstrings, arguments that only make
-things faster or check what cannot happen.
+Left out is what no test is to notice: words of log lines and messages, annotations, docstrings, arguments that only
+make things faster or check what cannot happen.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ import pytest
 from mutation.tracing import Chosen, LineTracer
 
 _LARGE = (
-    "numpy", "scipy.linalg", "scipy.optimize", "torch", "torch.distributed", "torch.fx.experimental.proxy_tensor", "ase",
-    "ase.io", "ase.build", "ase.md", "ase.calculators.emt", "ase.calculators.calculator", "ase.db", "pydantic", "yaml",
-    "rich.console", "rich.table", "rich.progress", "safetensors.torch", "matplotlib.pyplot", "hypothesis", "vesin", "shtab",
+    "numpy", "scipy.linalg", "scipy.optimize", "torch", "torch.distributed", "torch.fx.experimental.proxy_tensor",
+    "ase", "ase.io", "ase.build", "ase.md", "ase.calculators.emt", "ase.calculators.calculator", "ase.db", "pydantic",
+    "yaml", "rich.console", "rich.table", "rich.progress", "safetensors.torch", "matplotlib.pyplot", "hypothesis",
+    "vesin", "shtab",
 )  # fmt: skip
 _MEMORY = 8 << 30
 """Bytes that a run may use; a fault in a size may ask for any amount."""

@@ -59,7 +59,7 @@ def test_info_wins_for_stress_and_dipole_too(tmp_path: Path) -> None:
 def test_the_order_of_the_places(
     there: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a program finds it that hands structures over in memory; few file formats have a column beside a calculator."""
+    """Of structures in memory, because few file formats have a column beside a calculator."""
     values = {"info": 1.0 * FORCES, "arrays": 2.0 * FORCES, "results": 3.0 * FORCES}
     frame = Frame(np.array([8, 1]), np.array([[0, 0, 0], [0, 0, 1.0]]), np.zeros((3, 3)), (False, False, False))
     for place in there:
