@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mutation.areas import AREAS, modules_of, files_with_tests
+from mutation.areas import AREAS, files_with_tests, modules_of
 from mutation.operators import Mutant, list_mutants, put_in
 from mutation.workers import Run, copy_checkout, import_libraries, run_tests, start, trace_tests
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mutation.__main__ import Campaign, Verdict, sample, write_table
-from mutation.areas import AREAS, modules_of, files_with_tests
+from mutation.areas import AREAS, files_with_tests, modules_of
 from mutation.operators import Mutant, list_mutants, put_in
 
 ROOT = Path(__file__).parents[2]
