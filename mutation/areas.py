@@ -20,9 +20,6 @@ class Area:
     tests: tuple[str, ...]
 
 
-_TRAINING = ("tests/units/training", "tests/workflows/test_training_variants.py")
-_EVALUATION = ("tests/units/deployment", "tests/workflows/test_evaluate.py")
-
 AREAS = {
     "loss": Area(
         ("mace/training/loss.py",), ("tests/units/training/test_loss.py", "tests/parity/test_training_step.py")
@@ -33,7 +30,6 @@ AREAS = {
             "tests/units/reporting/test_metrics.py",
             "tests/units/training",
             "tests/parity/test_training_step.py",
-            "tests/workflows/test_training_variants.py",
         ),
     ),
     "dynamics": Area(("mace/dynamics",), ("tests/units/dynamics", "tests/workflows/test_dynamics.py")),
@@ -71,7 +67,7 @@ AREAS = {
             "mace/model/model_file.py",
         ),
         (
-            *_TRAINING,
+            "tests/units/training",
             "tests/units/reporting/test_records.py",
             "tests/contract/test_model_file.py",
             "tests/workflows/test_training_restarts.py",
@@ -83,11 +79,18 @@ AREAS = {
         ),
     ),
     "units": Area(
-        ("mace/units.py",), ("tests/units/structures", "tests/units/reporting", "tests/parity/test_dipoles.py")
+        ("mace/units.py", "mace/properties.py"),
+        ("tests/units/structures", "tests/units/reporting", "tests/parity/test_dipoles.py"),
     ),
     "calculators": Area(
         ("mace/calculators", "mace/graphs/skin.py", "mace/deployment/radial_tables.py"),
-        (*_EVALUATION, "tests/units/graphs", "tests/contract/test_public_uses.py", "tests/parity/test_dipoles.py"),
+        (
+            "tests/units/deployment",
+            "tests/units/graphs",
+            "tests/workflows/test_evaluate.py",
+            "tests/contract/test_public_uses.py",
+            "tests/parity/test_dipoles.py",
+        ),
     ),
 }
 
