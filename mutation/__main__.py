@@ -98,20 +98,21 @@ class Campaign:
         return lambda: trace_tests(self._trees[0], self._modules, file, result)
 
     def tests_that_reach(self, area: str, mutant: Mutant) -> list[str]:
-        """List the tests that may notice a mutant, those of files that take the shortest time first."""
+        """List the tests that may notice a mutant, those first that reach it in files that take the shortest time."""
         reached = self._reached[area]
         chosen = [test for test, facts in reached.items() if _touches(facts["lines"], mutant)]
-        chosen = chosen or ([] if mutant.lines else list(reached))  # a module without functions
         by_file: dict[str, list[str]] = {}
         for test in sorted(chosen, key=lambda test: float(reached[test]["seconds"])):
             by_file.setdefault(test.partition("::")[0], []).append(test)
         times = {file: sum(reached[test]["seconds"] for test in tests) for file, tests in by_file.items()}
-        kept, seconds = [], 0.0
-        for file in sorted(by_file, key=lambda file: times[file]):
-            for test in by_file[file]:
-                seconds += reached[test]["seconds"]
-                if seconds < BUDGET or not kept:
-                    kept.append(test)
+        ordered = [test for file in sorted(by_file, key=lambda file: times[file]) for test in by_file[file]]
+        if mutant.lines is None:  # a table may be used by tests that run no function of its module
+            ordered += sorted(reached.keys() - set(ordered))
+        kept, seconds = list[str](), 0.0
+        for test in ordered:
+            seconds += reached[test]["seconds"]
+            if seconds < BUDGET or not kept:
+                kept.append(test)
         return kept
 
     def run(self, drawn: Iterable[tuple[str, Mutant]]) -> Iterable[Verdict]:

@@ -93,7 +93,7 @@ def test_areas_exist_and_draws_are_fair_and_repeatable() -> None:
 
 
 def test_tests_that_reach_a_fault() -> None:
-    """Of the file that takes the shortest time first; of a module without functions, all."""
+    """Of the file that takes the shortest time first; of what is run at import, the others too."""
     reached = {
         "a.py::one": {"seconds": 3.0, "lines": [["m.py", 5]]},
         "b.py::two": {"seconds": 1.0, "lines": [["m.py", 5], ["m.py", 7]]},
@@ -108,8 +108,8 @@ def test_tests_that_reach_a_fault() -> None:
     assert found((5, 5)) == ["b.py::two", "a.py::one"]
     assert found((5, 6)) == ["b.py::three", "b.py::two", "a.py::one"]
     assert found((9, 9)) == []
-    assert found(None) == ["b.py::three", "b.py::two", "a.py::one"]
-    assert found(None, "other.py") == ["c.py::four", "b.py::three", "b.py::two", "a.py::one"]
+    assert found(None) == ["b.py::three", "b.py::two", "a.py::one", "c.py::four"]
+    assert found(None, "other.py") == ["a.py::one", "b.py::three", "b.py::two", "c.py::four"]
 
 
 def test_the_table_lists_survivors() -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import original_files as files
 import pytest
 import torch
 from torch import nn
 
+from mace.elements import ElementTable
+from mace.graphs.batching import GraphDataset
 from mace.settings import parse_training_settings
+from mace.structures.configuration import Configuration
+from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage
-from mace.training.step import update_parameters
+from mace.training.step import loss_gradient, update_parameters
 
 
 def move(length: float, clip_grad: float | None) -> tuple[float, float]:
@@ -31,6 +37,26 @@ def test_gradients_are_shortened_to_the_limit_and_never_without_one(length: floa
     moved, told = move(length, limit)
     assert moved == pytest.approx(length if limit is None else min(length, limit), rel=1e-5)
     assert told == pytest.approx(length, rel=1e-5)
+
+
+def test_the_phases_of_a_step_are_told_in_their_order() -> None:
+    structures = [Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0)]
+    model, told = files.model(), list[str]()
+    batch = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
+    loss_gradient(model, batch, make_loss("weighted", {"energy": 1.0, "forces": 0.0}), mark=told.append)
+    assert told == ["forward", "backward"]
+
+
+def test_gradients_are_added_only_if_asked_for() -> None:
+    structures = [Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0)]
+    model, loss = files.model(), make_loss("weighted", {"energy": 1.0, "forces": 0.0})
+    batch = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
+    lengths = []
+    for add in (False, False, True, True):
+        loss_gradient(model, batch, loss, add=add)
+        lengths.append(float(sum(p.grad.norm() for p in model.parameters() if p.grad is not None)))
+    assert lengths[0] > 0.0
+    assert lengths == pytest.approx([lengths[0] * times for times in (1, 1, 2, 3)], rel=1e-9)
 
 
 @pytest.mark.parametrize("word", ["None", "none", "null"])
