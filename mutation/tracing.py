@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
@@ -47,11 +48,13 @@ class LineTracer:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Trace a test."""
         self._now = self.reached.setdefault(item.nodeid, set())
+        threading.settrace(self._enter)  # of threads begun from now on
         sys.settrace(self._enter)
         try:
             return (yield)
         finally:
             sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]  # it takes None too
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
