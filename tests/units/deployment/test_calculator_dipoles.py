@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import original_files as files
 import pytest
 from ase import Atoms
 
@@ -90,6 +91,17 @@ def test_statistics_of_a_committee(model: Any) -> None:
     np.testing.assert_allclose(committee.results["dipole_var"], np.var(members, axis=0), rtol=1e-12)
     np.testing.assert_allclose(committee.results["dipole_std"], np.std(members, axis=0), rtol=1e-12)
     assert {"dipole", "dipole_comm", "dipole_var", "dipole_std"} <= set(committee.implemented_properties)
+
+
+@pytest.mark.parametrize("charges", [np.ones((3, 1)), np.array([0.1, np.nan, 0.2]), np.array([1.0, np.inf, 0.0])])
+def test_charges_are_one_finite_number_for_every_atom(model: Any, charges: np.ndarray) -> None:
+    with pytest.raises(UserError, match="The charges of the structure must be one finite number for every atom"):
+        dipole(MACECalculator(models=model), water_like(model, charges))
+
+
+def test_models_that_predict_different_things_form_no_committee(model: Any) -> None:
+    with pytest.raises(UserError, match=f"a committee of .*{model.plan.model}.* models cannot be formed"):
+        MACECalculator(models=[model, files.model()])
 
 
 def test_what_a_model_without_energy_cannot_do(model: Any) -> None:

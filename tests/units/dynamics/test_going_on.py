@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import original_files as files
 import pytest
 from ase import Atoms
 from ase.build import molecule
@@ -15,10 +16,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read
 
+from mace.calculators import MACECalculator
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.state import SimulationState, load_state, save_state, state_path
 from mace.dynamics.trajectory import make_frame, open_trajectory
 from mace.errors import UserError
+from mace.model.plan import ModelPlan
 
 PLAN = SimulationPlan(ensemble="nvt", steps=9, timestep_fs=0.5, temperature_K=300.0)
 
@@ -66,6 +69,22 @@ def test_a_state_comes_back(path: Path, fixed: tuple[int, ...]) -> None:
 def test_a_state_of_another_plan_is_refused(path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_state(path, molecule("CH3OH"), replace(PLAN, **change))
+
+
+def test_a_state_under_other_conditions_is_refused(tmp_path: Path) -> None:
+    model = files.model(ModelPlan.model_validate(files.PLAN.model_dump() | {"conditions": (files.CHARGE, files.SPIN)}))
+    state, path = begun(), tmp_path / "a.state.npz"
+    state.atoms.calc = MACECalculator(models=model)
+    state.atoms.info["charge"] = 1
+    save_state(path, state, PLAN)
+    now = molecule("CH3OH")
+    now.calc = MACECalculator(models=model)
+    for info, words in (({}, "total_charge"), ({"charge": -1, "spin": 3}, "total_charge and total_spin")):
+        now.info = dict(info)
+        with pytest.raises(UserError, match=f"the simulation began with another {words}; give the structure the same"):
+            load_state(path, now, PLAN)
+    now.info = {"charge": 1.0, "spin": 1}
+    assert load_state(path, now, PLAN).step == 40
 
 
 @pytest.mark.parametrize("symbols", ["COH3", "COH5", "CH3OH", "NOH4"])

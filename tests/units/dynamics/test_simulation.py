@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ase.io import read
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.simulation import Simulation, SimulationSummary
 from mace.dynamics.watch import sign_of_explosion
-from mace.errors import UserError
+from mace.errors import RunInterrupted, UserError
 from mace.training.interruption import Interruption
 
 PLAN = SimulationPlan(
@@ -212,3 +214,51 @@ def _explode_beyond(place: float) -> Any:
         Slope.calculate(self, atoms, properties, system_changes)
 
     return calculate
+
+
+def test_a_signal_saves_and_the_rest_follows(tmp_path: Path) -> None:
+    """At the end of the step in which it comes, in this process."""
+
+    def asked_at_seventh(steps: range) -> Iterator[int]:
+        for step in steps:
+            if step == 7:
+                signal.raise_signal(signal.SIGTERM)
+            yield step
+
+    plan = replace(PLAN, steps=12)
+    with Interruption() as interruption:
+        simulation = Simulation(flying(2, 0.3), plan, tmp_path / "md.xyz", False)
+        with pytest.raises(RunInterrupted, match="7 of 12 steps are done; --restart goes on") as caught:
+            simulation.run(asked_at_seventh, interruption)
+    assert caught.value.status == 128 + signal.SIGTERM
+    going_on = Simulation(flying(2, 0.3), plan, tmp_path / "md.xyz", True)
+    assert going_on.state.step == 7
+    assert going_on.run(lambda steps: steps, Interruption()).steps == 5
+
+
+def test_a_simulation_that_is_done_is_not_gone_on_with(tmp_path: Path) -> None:
+    simulate(flying(), replace(PLAN, steps=4), tmp_path / "md.xyz")
+    for steps in (3, 4):
+        with pytest.raises(UserError, match=f"all {steps} steps are done; ask for more"):
+            simulate(flying(), replace(PLAN, steps=steps), tmp_path / "md.xyz", restart=True)
+
+
+def test_states_are_saved_at_their_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = list[int]()
+    monkeypatch.setattr("mace.dynamics.simulation.save_state", lambda path, state, plan: saved.append(state.step))
+    simulate(flying(), replace(PLAN, steps=10, state_interval=4), tmp_path / "md.xyz")
+    assert saved == [0, 4, 8, 10]
+
+
+def test_only_barostats_that_go_on_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def crystal() -> Atoms:
+        atoms = flying(2)
+        atoms.cell, atoms.pbc = 20.0 * np.eye(3), True
+        return atoms
+
+    for ensemble in ("nvt", "npt"):
+        plan = replace(PLAN, ensemble=ensemble, temperature_K=300.0, steps=2)
+        simulate(crystal(), plan, tmp_path / f"{ensemble}.xyz")
+        assert "start from rest" not in caplog.text
+        simulate(crystal(), replace(plan, steps=4), tmp_path / f"{ensemble}.xyz", restart=True)
+        assert ("Thermostat and barostat start from rest" in caplog.text) == (ensemble == "npt")

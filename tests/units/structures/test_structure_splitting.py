@@ -10,7 +10,7 @@ import pytest
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.structures.configuration import Configuration
-from mace.structures.splitting import check_elements, split_validation, write_valid_indices
+from mace.structures.splitting import check_elements, check_heads, split_validation, write_valid_indices
 
 
 @pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.1, 1), (2, 0.99, 1), (20, 0.1, 2), (10, 0.55, 5)])
@@ -60,3 +60,11 @@ def test_unknown_element_is_named(configure: Callable[..., Configuration]) -> No
     with pytest.raises(UserError, match="test.xyz: structure 4 contains Fe"):
         check_elements(ElementTable((1, 8)), others)
     check_elements([1, 8, 26], others)
+
+
+def test_structures_are_for_heads_that_exist(configure: Callable[..., Configuration]) -> None:
+    items = [configure([1], head="low"), configure([1], head="hgih", file="train.xyz", index=3)]
+    check_heads(["any"], items)
+    check_heads(["low", "hgih"], items)
+    with pytest.raises(UserError, match="train.xyz: structure 3 is for the head 'hgih', .*; its heads are low, high"):
+        check_heads(["low", "high"], items)
