@@ -29,7 +29,10 @@ def promised() -> dict[str, str]:
 
 
 def test_defaults_are_those_of_the_help() -> None:
-    defaults = {field.name: getattr(plan(), field.name) for field in fields(SimulationPlan)}
+    """Those of plans that are made without flags too."""
+    bare = SimulationPlan(ensemble="nvt", steps=7, timestep_fs=0.5, temperature_K=300.0)
+    assert plan() == bare
+    defaults = {field.name: getattr(bare, field.name) for field in fields(SimulationPlan)}
     told = {name: word for name, word in promised().items() if name in defaults}
     assert len(told) == 14
     for name, word in told.items():
