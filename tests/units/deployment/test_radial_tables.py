@@ -16,7 +16,7 @@ from mace.deployment.radial_tables import choose_radial_tables, disordered_struc
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
-from mace.kernels.compiler import find_compiler
+from mace.kernels.compiler import CompilationError, find_compiler
 from mace.model.derivatives import predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -137,3 +137,14 @@ def test_no_two_atoms_of_the_test_structure_touch(ready: MACE) -> None:
     positions = disordered_structure(ready).positions
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)[~np.eye(len(positions), dtype=bool)]
     assert 0.5 < distances.min() < 1.2 and distances.max() > ready.plan.r_max
+
+
+def test_a_compiler_that_fails_is_an_obstacle(ready: MACE, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: MACE) -> None:
+        raise CompilationError("the compiler is out of order")
+
+    monkeypatch.setattr(radial_tables, "compile_radial_tables", fail)
+    assert not choose_radial_tables(ready) and not uses_tables(ready)
+    with pytest.raises(UserError, match="radial_tables=True is not possible, because the compiler is out of order"):
+        choose_radial_tables(ready, wanted=True)
+    assert not choose_radial_tables(ready, wanted=False)
