@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mutation.areas import AREAS, files_with_tests, modules_of
+from mutation.areas import AREAS, files_with_tests, modules_guarded_by, modules_of
 from mutation.operators import Mutant, list_mutants, put_in
 from mutation.workers import Run, copy_checkout, import_libraries, run_tests, start, trace_tests
 
@@ -73,20 +73,20 @@ class Campaign:
         import_libraries()
         places = [FOLDER / f"worker-{number}" for number in range(workers)]
         self._trees = [copy_checkout(ROOT, place / "tree") for place in places]
-        self._modules = sorted({file for area in AREAS for file in modules_of(area, ROOT)})
         self._reached = {area: self._trace(area) for area in areas}
 
     def _trace(self, area: str) -> dict[str, dict[str, Any]]:
         """Find out which tests of an area reach which lines, unless that is known from an earlier call."""
         found: dict[str, dict[str, Any]] = {}
         for file in files_with_tests(area, ROOT):
-            contents = [(ROOT / name).read_bytes() for name in [file, *self._modules, "mutation/tracing.py"]]
+            modules = modules_guarded_by(file, ROOT)
+            contents = [(ROOT / name).read_bytes() for name in [file, *modules, "mutation/tracing.py"]]
             digest = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
             result = FOLDER / "traces" / f"{Path(file).stem}-{digest}.json"
             result.parent.mkdir(parents=True, exist_ok=True)
             if not result.exists():
                 print(f"looking which lines {file} reaches", flush=True)
-                run = start(self._trees[0], FOLDER / "trace.log", 1200.0, self._tracing(file, result))
+                run = start(self._trees[0], FOLDER / "trace.log", 1200.0, self._tracing(modules, file, result))
                 while run.poll() is None:
                     time.sleep(0.1)
             if not result.exists():
@@ -94,8 +94,8 @@ class Campaign:
             found |= json.loads(result.read_text("utf-8"))
         return found
 
-    def _tracing(self, file: str, result: Path) -> Any:
-        return lambda: trace_tests(self._trees[0], self._modules, file, result)
+    def _tracing(self, modules: Sequence[str], file: str, result: Path) -> Any:
+        return lambda: trace_tests(self._trees[0], modules, file, result)
 
     def tests_that_reach(self, area: str, mutant: Mutant) -> list[str]:
         """List the tests that may notice a mutant, those first that reach it in files that take the shortest time."""

@@ -105,6 +105,12 @@ def files_with_tests(area: str, root: Path) -> list[str]:
     return modules_of(area, root) + _files(AREAS[area].tests, root, "test_*.py")
 
 
+def modules_guarded_by(file: str, root: Path) -> list[str]:
+    """List the files of the areas whose faults a file of tests may notice."""
+    areas = [area for area in AREAS if file in files_with_tests(area, root)]
+    return sorted({module for area in areas for module in modules_of(area, root)})
+
+
 def _files(paths: Sequence[str], root: Path, pattern: str) -> list[str]:
     found = [
         file
