@@ -101,19 +101,26 @@ class Campaign:
         """List the tests that may notice a mutant, those first that reach it in files that take the shortest time."""
         reached = self._reached[area]
         chosen = [test for test, facts in reached.items() if _touches(facts["lines"], mutant)]
-        by_file: dict[str, list[str]] = {}
-        for test in sorted(chosen, key=lambda test: float(reached[test]["seconds"])):
-            by_file.setdefault(test.partition("::")[0], []).append(test)
-        times = {file: sum(reached[test]["seconds"] for test in tests) for file, tests in by_file.items()}
-        ordered = [test for file in sorted(by_file, key=lambda file: times[file]) for test in by_file[file]]
+        ordered = self._shortest_first(area, chosen)
         if mutant.lines is None:  # a table may be used by tests that run no function of its module
-            ordered += sorted(reached.keys() - set(ordered))
+            ordered += self._shortest_first(area, reached.keys() - set(chosen))
         kept, seconds = list[str](), 0.0
         for test in ordered:
             seconds += reached[test]["seconds"]
             if seconds < BUDGET or not kept:
                 kept.append(test)
         return kept
+
+    def _shortest_first(self, area: str, tests: Iterable[str]) -> list[str]:
+        """Sort tests by the time that those of their file take together, and within it by their own."""
+        seconds = {test: float(self._reached[area][test]["seconds"]) for test in tests}
+        of_files: dict[str, float] = {}
+        for test, time_of_test in seconds.items():
+            file = test.partition("::")[0]
+            of_files[file] = of_files.get(file, 0.0) + time_of_test
+        return sorted(
+            seconds, key=lambda test: (of_files[test.partition("::")[0]], test.partition("::")[0], seconds[test])
+        )
 
     def run(self, drawn: Iterable[tuple[str, Mutant]]) -> Iterable[Verdict]:
         """Yield the verdict on each mutant as it comes."""
