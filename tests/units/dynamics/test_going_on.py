@@ -83,6 +83,10 @@ def test_a_state_under_other_conditions_is_refused(tmp_path: Path) -> None:
         now.info = dict(info)
         with pytest.raises(UserError, match=f"the simulation began with another {words}; give the structure the same"):
             load_state(path, now, PLAN)
+    now.calc = MACECalculator(models=files.model())  # of a model that knows of no charge
+    with pytest.raises(UserError, match="began with another total_charge and total_spin"):
+        load_state(path, now, PLAN)
+    now.calc = MACECalculator(models=model)
     now.info = {"charge": 1.0, "spin": 1}
     assert load_state(path, now, PLAN).step == 40
 

@@ -138,6 +138,9 @@ def test_only_what_is_wanted_and_labeled_is_predicted() -> None:
     assert "rmse_f" not in evaluate(MODEL, dataset(SET), of_energy, 4, forces=False).metrics
     assert "rmse_stress" in evaluate(MODEL, dataset(SET), of_energy, 4, stress=True).metrics
     assert "rmse_stress" in evaluate(MODEL, dataset(SET), LOSS, 4).metrics
+    assert "rmse_f" in evaluate(MODEL, dataset([SET[0], replace(SET[1], forces=None)]), of_energy, 4).metrics
+    partly = [SET[0], replace(SET[1], stress=None)]
+    assert "rmse_stress" in evaluate(MODEL, dataset(partly), of_energy, 4, stress=True).metrics
     virials = [replace(item, stress=None, virials=np.eye(3)) for item in SET]
     assert "rmse_virials" in evaluate(MODEL, dataset(virials), of_energy, 4, stress=True).metrics
 
