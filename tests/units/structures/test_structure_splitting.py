@@ -12,7 +12,7 @@ import pytest
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.structures.configuration import Configuration
-from mace.structures.splitting import check_elements, split_validation, write_valid_indices
+from mace.structures.splitting import check_elements, check_heads, split_validation, write_valid_indices
 
 
 @pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.1, 1), (2, 0.99, 1), (20, 0.1, 2), (10, 0.55, 5)])
@@ -139,3 +139,11 @@ def test_validation_has_labels(configure: Callable[..., Configuration]) -> None:
     split = split_validation(items, 0.1, 123, ["energy"])
     assert sum(c.energy is not None for c in split.valid) == 1
     assert len(set(TAKEN) & set(split.indices)) == 9
+
+
+def test_structures_are_for_heads_that_exist(configure: Callable[..., Configuration]) -> None:
+    items = [configure([1], head="low"), configure([1], head="hgih", file="train.xyz", index=3)]
+    check_heads(["any"], items)
+    check_heads(["low", "hgih"], items)
+    with pytest.raises(UserError, match="train.xyz: structure 3 is for the head 'hgih', .*; its heads are low, high"):
+        check_heads(["low", "high"], items)
