@@ -27,8 +27,9 @@ from mace.model.derivatives import predict
 from mace.model.heads import default_head
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.properties import PROPERTIES
 from mace.structures.collection import objects_frozen
-from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, PROPERTIES, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport

@@ -9,7 +9,7 @@ import numpy as np
 
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
-from mace.structures.configuration import PROPERTIES
+from mace.properties import PROPERTIES
 from mace.structures.labels import FileLabels
 
 LARGEST_FORCE = 100.0

@@ -14,7 +14,7 @@ from mace.elements import chemical_symbol
 from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
-from mace.structures.configuration import PROPERTIES
+from mace.properties import PROPERTIES
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST_GROUPS = 40

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES
+from mace.properties import PROPERTIES
 
 PLACES = ("info", "arrays", "calculator")
 """Where ASE keeps a label, in the order in which they are searched."""
@@ -134,7 +134,7 @@ class FileLabels:
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""
-        return self.coverage[PROPERTIES.index(name)]
+        return self.coverage[list(PROPERTIES).index(name)]
 
     @property
     def text(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mace.properties import PROPERTIES
 from mace.structures.checks import (
     STRUCTURE_KEYS,
     attach_atom_weights,
@@ -20,7 +21,7 @@ from mace.structures.checks import (
 )
 from mace.structures.collection import collection_paused
 from mace.structures.conditions import find_conditions
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.configuration import Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings, LabelSettings
-from mace.structures.configuration import PROPERTIES
 from mace.structures.conversion import FileUnits
 from mace.structures.frames import expand_paths, refuse_repeated
 from mace.structures.labels import LabelKeys

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import PER_ATOM, Targets
+from mace.graphs.batching import Targets
 from mace.model.derivatives import Prediction
-
-FITTED = ("energy", "forces", "stress", "virials", "dipole")
-"""Properties that losses have terms of, each with a weight among the settings."""
+from mace.properties import PROPERTIES
 
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
@@ -60,7 +58,7 @@ class Term:
         reference = targets.values[self.name].to(predicted.dtype)
         labeled, property_weight = targets.labeled[self.name], targets.property_weights[self.name]
         weight, n_atoms = targets.weight, targets.atoms_per_structure
-        if self.name in PER_ATOM:
+        if PROPERTIES[self.name].of_atoms:
             labeled, property_weight, weight = (
                 x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labeled, property_weight, weight)
             )
@@ -82,7 +80,7 @@ class Term:
     def count(self, targets: Targets) -> Tensor:
         """Count the labeled entries of a batch; it depends on the labels alone."""
         labeled, values = targets.labeled[self.name], targets.values[self.name]
-        if self.name in PER_ATOM:
+        if PROPERTIES[self.name].of_atoms:
             labeled = labeled * targets.atoms_per_structure
         row = values.new_zeros(1, *values.shape[1:])
         return labeled.sum() * self.penalty(row, row).numel()

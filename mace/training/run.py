@@ -16,6 +16,7 @@ from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.properties import PREDICTED
 from mace.settings import TrainingSettings, provided
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
@@ -30,7 +31,7 @@ from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
 from mace.training.loop import Trainer
-from mace.training.loss import FITTED, Loss, make_loss
+from mace.training.loss import Loss, make_loss
 from mace.training.model_choices import settings_for_model
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths, sent_features
@@ -110,7 +111,7 @@ def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
     """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in PREDICTED}
     if settings.loss == "ef":
         # the original's word for equal weights; weights that are typed count
         typed = provided(settings)

@@ -18,7 +18,7 @@ MAX_LINES_OF_A_FUNCTION = 60
 FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}
 
 # what each part may import, besides itself; parts not named here are refused
-VOCABULARY = {"errors", "units", "elements", "conditions", "elsewhere"}
+VOCABULARY = {"errors", "units", "elements", "properties", "conditions", "elsewhere"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "elsewhere": set(),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "units": set(),
     "elements": {"errors"},
     "conditions": set(),
+    "properties": set(),
     "settings": VOCABULARY,
     "structures": VOCABULARY | {"settings"},
     "graphs": VOCABULARY | {"settings", "structures"},

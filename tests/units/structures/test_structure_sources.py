@@ -9,9 +9,9 @@ import pytest
 from ase import units
 
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.settings import parse_training_settings
 from mace.settings.labels import FileSettings
-from mace.structures.configuration import PROPERTIES
 from mace.structures.conversion import FileUnits
 from mace.structures.labels import LabelKeys
 from mace.structures.reading import read_configurations, read_sources
