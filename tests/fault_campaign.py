@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -41,6 +42,15 @@ def faulty_disk(folder: Path) -> Path:
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("the layer below the program cannot be compiled on this machine")
     return library
+
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where there is one."""
+
+
+def in_memory() -> Path | None:
+    """Return where folders need no disk; None for the usual place."""
+    return MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else None
 
 
 @contextmanager

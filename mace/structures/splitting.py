@@ -152,10 +152,17 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
 
     Returns:
         The path of the written file.
+
+    Raises:
+        UserError: If it cannot be written.
     """
     path = Path(directory) / f"{name}_valid_indices_{seed}.txt"
     lines = [f"{configuration.index} {configuration.file}\n" for configuration in valid]
-    path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
+    try:
+        path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: the list of validation structures cannot be written there ({reason}).") from error
     return path
 
 

@@ -392,6 +392,9 @@ class Ownership:
             return
         for lock in self._locks:
             try:
-                lock.free()
+                try:
+                    lock.free()
+                except OSError:  # a network may be well again
+                    lock.free()
             except OSError as error:
                 _LOGGER.warning("%s: the lock cannot be removed (%s)", lock.path, error.strerror or error)

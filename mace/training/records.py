@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
+from mace.errors import UserError
 from mace.model.durable_file import free_name, synchronize, write_durably
 from mace.reporting.history import RunHistory
 
@@ -44,6 +45,9 @@ class RecordWriter:
 
     Args:
         path: The file; it and its folder are created if needed. None to write nothing.
+
+    Raises:
+        UserError: If the file cannot be opened.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -56,11 +60,15 @@ class RecordWriter:
         if path is None:
             return
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        ends_cleanly = _ends_with_newline(self.path)
-        # without a buffer: what a failing disk did not take must not linger in one
-        self._file = self.path.open("a+b", buffering=0)
-        self._size = self.path.stat().st_size
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            ends_cleanly = _ends_with_newline(self.path)
+            # without a buffer: what a failing disk did not take must not linger in one
+            self._file = self.path.open("a+b", buffering=0)
+            self._size = self.path.stat().st_size
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: the history of the run cannot be opened ({reason}).") from error
         if not ends_cleanly:
             self._append(b"\n")
 

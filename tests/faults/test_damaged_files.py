@@ -7,10 +7,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from fault_campaign import FLAGS, RESUME, SEED, Place, assert_in_words, assert_kept, output_of
+from fault_campaign import FLAGS, RESUME, SEED, Place, assert_in_words, assert_kept, in_memory, output_of
 from killed_runs import Trainers
 
 pytestmark = pytest.mark.slow
@@ -26,12 +27,13 @@ def trainers() -> Iterator[Trainers]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, trainers: Trainers) -> Place:
+def place(trainers: Trainers) -> Iterator[Place]:
     """Stopped and finished runs, and one of another id."""
-    place = Place(tmp_path_factory.mktemp("damaged"), trainers)
-    for name, epochs in (("early", 2), ("late", 3), ("done", 4), ("other", 3)):
-        assert trainers.run(place.folder / name, [*FLAGS, f"--max_num_epochs={epochs}", "--start_swa=2"]) == 0
-    return place
+    with TemporaryDirectory(dir=in_memory()) as folder:
+        place = Place(Path(folder), trainers)
+        for name, epochs in (("early", 2), ("late", 3), ("done", 4), ("other", 3)):
+            assert trainers.run(place.folder / name, [*FLAGS, f"--max_num_epochs={epochs}", "--start_swa=2"]) == 0
+        yield place
 
 
 def harm(path: Path, others: list[Path], rng: np.random.Generator) -> tuple[str, set[str]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from fault_campaign import FLAGS, RESUME, Place, assert_in_words, assert_kept, faulty_disk, output_of
+from fault_campaign import FLAGS, RESUME, Place, assert_in_words, assert_kept, faulty_disk, in_memory, output_of
 from killed_runs import Trainers
 
 pytestmark = pytest.mark.slow
@@ -27,34 +30,61 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
 
 
 @pytest.mark.parametrize("start", ["fresh", "over an earlier run", "restart"])
-def test_every_call_fails_once(start: str, trainers: Trainers, tmp_path_factory: pytest.TempPathFactory) -> None:
-    place = Place(tmp_path_factory.mktemp("calls"), trainers)
-    straight, outcomes = place.straight(*SHORTER), Counter[str]()
-    flags = [*FLAGS, *SHORTER]
-    stopped, old = place.folder / "stopped", {}
-    if start != "fresh":
-        more = ["--max_num_epochs=2"] if start == "restart" else ["--lr=0.03"]
-        assert trainers.run(stopped, [*flags, *more]) == 0
-        old = place.straight(*SHORTER, "--lr=0.03") if start != "restart" else {}
-    flags += [RESUME] if start == "restart" else []
-    number, calls = 0, 1
-    while number <= calls:
-        folder = place.folder / f"failing-{number}"
+def test_every_call_fails_once(start: str, trainers: Trainers) -> None:
+    with TemporaryDirectory(dir=in_memory()) as folder:
+        campaign = Campaign(start, Place(Path(folder), trainers), trainers)
+        failures = [str(error) for error in campaign.run() if error is not None]
+        print(f"{start}: {campaign.calls} calls failed, one at a time: {dict(campaign.outcomes)}")
+    assert not failures, f"{len(failures)} of {campaign.calls}\n" + "\n\n".join(failures)
+
+
+class Campaign:
+    """One run again and again, each time with another call that fails.
+
+    Args:
+        start: From what it starts.
+        place: Where.
+        trainers: Who runs it.
+    """
+
+    def __init__(self, start: str, place: Place, trainers: Trainers) -> None:
+        self._start, self._place, self._trainers = start, place, trainers
+        self._straight, self._old = place.straight(*SHORTER), {}
+        self.calls, self.outcomes = 1, Counter[str]()
+        self._flags = [*FLAGS, *SHORTER]
         if start != "fresh":
-            shutil.copytree(stopped, folder, ignore=shutil.ignore_patterns("output"))
-        status = trainers.run(folder, flags, fault=[number, CODES[number % len(CODES)]])
+            more = ["--max_num_epochs=2"] if start == "restart" else ["--lr=0.03"]
+            assert trainers.run(place.folder / "stopped", [*self._flags, *more]) == 0
+        if start == "over an earlier run":
+            self._old = place.straight(*SHORTER, "--lr=0.03")
+        self._flags += [RESUME] if start == "restart" else []
+
+    def run(self) -> Iterator[AssertionError | None]:
+        """Let each call fail; yield what did not hold."""
+        for number in itertools.count():  # number 0 does not exist; with it they are counted
+            if number > self.calls:
+                return
+            folder = self._place.folder / f"failing-{number}"
+            if self._start != "fresh":
+                shutil.copytree(self._place.folder / "stopped", folder, ignore=shutil.ignore_patterns("output"))
+            try:
+                self._fail(number, folder)
+                yield None
+            except AssertionError as error:
+                yield error
+            shutil.rmtree(folder)
+
+    def _fail(self, number: int, folder: Path) -> None:
+        code = CODES[number % len(CODES)]
+        status = self._trainers.run(folder, self._flags, fault=[number, code])
         made, _, failed = folder.with_suffix(".calls").read_text(encoding="utf-8").partition(" ")
-        calls = int(made) if number == 0 else calls
-        code = errno.errorcode[CODES[number % len(CODES)]]
-        context = f"{start}, call {number} of {calls}: {failed}, {code} ({folder})"
+        self.calls = int(made) if number == 0 else self.calls
+        context = f"{self._start}, call {number}: {failed}, {errno.errorcode[code]}"
+        self.outcomes[f"ended with {status}"] += 1
         assert_in_words(status, output_of(folder), context)
-        outcomes["ended with 0" if status == 0 else "ended with a sentence"] += 1
         if status == 2:
-            again = [] if start == "over an earlier run" else [RESUME]  # which could go on with the earlier one
-            assert trainers.run(folder, [*flags, *again]) == 0, f"{context}\n{output_of(folder)}"
-        assert_kept(straight, folder, context)
-        assert_kept(old, folder, context)
+            again = [] if self._start == "over an earlier run" else [RESUME]  # which could go on with the earlier one
+            assert self._trainers.run(folder, [*self._flags, *again]) == 0, f"{context}\n{output_of(folder)}"
+        assert_kept(self._straight, folder, context)
+        assert_kept(self._old, folder, context)
         assert not list(folder.rglob("*.lock*")), context
-        shutil.rmtree(folder)
-        number += 1
-    print(f"{start}: {calls} calls failed, one at a time: {dict(outcomes)}")

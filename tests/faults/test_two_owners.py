@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from fault_campaign import FLAGS, KILLED, RESUME, SEED, Place, assert_in_words, assert_kept, faulty_disk, output_of
+from fault_campaign import (
+    FLAGS,
+    KILLED,
+    RESUME,
+    SEED,
+    Place,
+    assert_in_words,
+    assert_kept,
+    faulty_disk,
+    in_memory,
+    output_of,
+)  # fmt: skip
 from killed_runs import Trainers
 
 pytestmark = pytest.mark.slow
@@ -34,8 +44,8 @@ STARTS = 20
 @pytest.fixture(scope="module", params=["normal disk", "tmpfs", "without locks and links"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Trainers]]:
     """A folder on each kind of disk, with two programs."""
-    memory = Path("/dev/shm")
-    if request.param == "tmpfs" and not (memory.is_dir() and os.access(memory, os.W_OK)):
+    memory = in_memory()
+    if request.param == "tmpfs" and memory is None:
         pytest.skip("there is no tmpfs on this machine")
     normal = tmp_path_factory.mktemp("owners")
     locks = {"LD_PRELOAD": str(faulty_disk(normal)), "WITHOUT_LOCKS": "1"} if "without" in request.param else {}
