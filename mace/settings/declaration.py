@@ -227,6 +227,16 @@ def _bounds_words(field: FieldInfo) -> str:
     return f" {text}" if text else ""
 
 
+def shown(value: Any) -> str:
+    """Write a value as it was typed, without the middle of a long one.
+
+    >>> shown("abc"), len(shown("a" * 5000))
+    ("'abc'", 63)
+    """
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:40]}...{text[-20:]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Find the known word closest to a misspelt one, or ``None`` if none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}

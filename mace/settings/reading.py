@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -19,8 +19,11 @@ from mace.settings.declaration import (
     declarations,
     expectation,
     nearest,
+    shown,
 )
 from mace.settings.help import help_text
+
+_LOGGER = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -242,7 +245,7 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     for key, value in _yaml_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
-            raise UserError(f"{path}: {_shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
+            raise UserError(f"{path}: {shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
@@ -255,12 +258,6 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     return given
 
 
-def _shown(value: Any) -> str:
-    """Write what somebody typed, or the beginning of it."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:150]}... ({len(text)} characters)"
-
-
 def _is_null(value: Any) -> bool:
     return isinstance(value, str) and value in _YAML_NULLS
 
@@ -269,7 +266,7 @@ def _boolean(value: Any, spelling: str) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{spelling} must be True or False, not {_shown(value)}.") from error
+        raise UserError(f"{spelling} must be True or False, not {shown(value)}.") from error
 
 
 def _yaml_table(path: str) -> dict[str, Any]:
@@ -278,14 +275,20 @@ def _yaml_table(path: str) -> dict[str, Any]:
     from mace.settings.bounded_yaml import BoundedLoader, read_bounded
 
     class Loader(BoundedLoader):
-        """Keeps scalars as text and refuses a key that comes twice."""
+        """Keeps scalars as text and refuses a key that comes twice with different values."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            twice = next((key for key, times in keys.items() if times > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} comes twice")
-            return super().construct_mapping(node, deep=deep)
+            table: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key, value = self.construct_object(key_node), self.construct_object(value_node, deep=True)
+                if not isinstance(key, str):
+                    raise yaml.constructor.ConstructorError(problem="a list or a table cannot be a key")
+                if key in table and table[key] != value:
+                    raise yaml.constructor.ConstructorError(problem=f"the key {key!r} comes twice")
+                if key in table:
+                    _LOGGER.warning("%s: the key %r comes twice, with the same value", path, key)
+                table[key] = value
+            return table
 
     try:
         text = read_bounded(path)
@@ -378,4 +381,4 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {expectation(field, declaration)}, not {_shown(value)}{hint}"
+    return f"{spelling} must be {expectation(field, declaration)}, not {shown(value)}{hint}"
