@@ -49,6 +49,7 @@ class UsedByThreads:
 
     @atoms.setter
     def atoms(self, atoms: Atoms | None) -> None:
+        """Take another structure for this thread."""
         self._of_thread.atoms = atoms
 
     @property
@@ -58,6 +59,7 @@ class UsedByThreads:
 
     @results.setter
     def results(self, results: dict[str, Any]) -> None:
+        """Keep other results for this thread."""
         self.keep(results, self._of_thread.head)
 
     def keep(self, results: dict[str, Any], head: str) -> None:

@@ -266,7 +266,7 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     for key, value in _yaml_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
-            raise UserError(f"{path}: {_shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
+            raise UserError(f"{path}: {shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
@@ -281,12 +281,6 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
         if before is not item:
             _LOGGER.warning("%s: %s is given twice, with the same value", path, declaration.name)
     return given
-
-
-def _shown(value: Any) -> str:
-    """Write what somebody typed, or the beginning of it."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:150]}... ({len(text)} characters)"
 
 
 def _is_null(value: Any) -> bool:

@@ -28,6 +28,7 @@ from training_runs import QUICK, TINY_MODEL, write_water
 import mace
 from mace.calculators import MACECalculator, mace_mp
 from mace.cli import eval_configs, original_commands, run_train
+from mace.compat import published
 from mace.elsewhere import COMMANDS
 from mace.errors import UserError
 from mace.model.model_file import load_model, save_model
@@ -63,7 +64,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "mace"
     folder.mkdir(parents=True)
-    files.write_original(folder / SMALL, files.tree_of(files.model()))
+    small = files.write_original(folder / SMALL, files.tree_of(files.model()))
+    monkeypatch.setitem(published.DIGESTS, published.ADDRESSES["mace_mp"]["small"], published.sha256_of(small))
     return folder
 
 
