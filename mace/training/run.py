@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mace import __version__
 from mace.errors import RunInterrupted, UserError
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
@@ -20,7 +22,7 @@ from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.reporting.console import PlainConsole
 from mace.settings import TrainingSettings, provided
-from mace.training.checkpoints import CheckpointFolder
+from mace.training.checkpoints import CheckpointFolder, file_digests
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
 from mace.training.distributed import Team, make_team, own_device
 from mace.training.dry_run import describe_plan
@@ -74,6 +76,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
+        team.require_agreement("settings", settings_facts(settings))
         chosen = console or PlainConsole(quiet=not team.is_first)
         _with_log(settings, notes, losses, device, team, interruption, chosen)
 
@@ -101,13 +104,25 @@ def _with_log(
         for note in notes:
             _LOGGER.info("%s", note)
         progress = TrainingProgress(console, mode, error_table=reported_table(settings))
-        with RunReport(page) as report, progress:
+        with RunReport(page) as report, progress, team.explaining():
             _run(Session(settings, losses, device, team, interruption, folders, progress), report, console)
     except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
     finally:
         close_logging()
+
+
+def settings_facts(settings: TrainingSettings) -> dict[str, str]:
+    """Return what must be the same in all processes of a run."""
+    values = settings.model_dump(mode="json", exclude={"config"})
+    return {"the version of mace": __version__} | {f"--{name}": json.dumps(value) for name, value in values.items()}
+
+
+def model_inputs(settings: TrainingSettings) -> list[str]:
+    """Return the files that a model begins with, besides the data."""
+    named = (settings.foundation_model, settings.init_from, settings.E0s)
+    return [name for name in named if isinstance(name, str) and os.path.isfile(name)]
 
 
 def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
@@ -141,6 +156,7 @@ def _run(session: Session, report: RunReport, console: Console) -> None:
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
     losses = [loss for loss in session.losses if loss is not None]
     preparation = prepare(settings, losses, folders, session.progress, team.is_first, foundation)
+    team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints
