@@ -55,11 +55,20 @@ class Trainers:
         self._program.stdin.close()
         self._program.wait(30)
 
-    def run(self, folder: Path, flags: list[str], **kill: Any) -> int:
+    def run(
+        self,
+        folder: Path,
+        flags: list[str],
+        environment: dict[str, str] | None = None,
+        output: str = "output",
+        **kill: Any,
+    ) -> int:
         """Run the command in a folder and return its exit status."""
         assert self._program.stdin is not None and self._program.stdout is not None
         folder.mkdir(parents=True, exist_ok=True)
-        order = {"folder": str(folder), "flags": flags, "kill": kill}
+        order = {
+            "folder": str(folder), "flags": flags, "kill": kill, "environment": environment or {}, "output": output
+        }  # fmt: skip
         self._program.stdin.write(json.dumps(order) + "\n")
         self._program.stdin.flush()
         return int(self._program.stdout.readline())
@@ -146,7 +155,8 @@ def _train(order: dict[str, Any]) -> None:
     from mace.cli import run_train
 
     os.chdir(order["folder"])
-    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.environ.update(order["environment"])
+    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for number, target in enumerate((null, output, output)):
         os.dup2(target, number)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from mace.training.memory import is_out_of_memory
 from mace.training.watchdog import INTERVAL, Watchdog
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 MEETING_TIME = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
@@ -85,6 +88,33 @@ class Team:
         """Tell whether a condition holds in any process."""
         return any(self.gather(condition))
 
+    def require_agreement(self, what: str, facts: Mapping[str, str]) -> None:
+        """Make sure that all processes were given the same, before they work on it together.
+
+        Args:
+            what: What the facts are about, for the message.
+            facts: Values by name, of this process.
+
+        Raises:
+            UserError: If those of another process are different; all raise the same one.
+        """
+        of_all = self.gather(dict(facts))
+        for rank, others in enumerate(of_all):
+            names = [name for name in {**of_all[0], **others} if of_all[0].get(name) != others.get(name)]
+            if names:
+                shown = ", ".join(
+                    f"{n} is {_short(others.get(n))} instead of {_short(of_all[0].get(n))}" for n in names
+                )
+                raise UserError(
+                    f"Process {rank} has other {what} than process 0 ({shown}); start all with the same command and "
+                    "the same files."
+                )
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Let a signal that came because another process is lost end the work inside a ``with`` block as that."""
+        yield
+
     def leave(self) -> None:
         """Part from the other processes, once all have come this far."""
 
@@ -116,11 +146,15 @@ class DistributedTeam(Team):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        try:
+
+        def meet() -> tuple[TCPStore, TCPStore]:
             store = TCPStore(launch.address, launch.port, launch.size, hosts_store, MEETING_TIME)
             dist.init_process_group(backend, store=PrefixStore("mace", store), rank=launch.rank, world_size=launch.size)
             # a connection of its own: the watchdog speaks while the other one waits
-            other = TCPStore(launch.address, launch.port, launch.size, False, MEETING_TIME, False)
+            return store, TCPStore(launch.address, launch.port, launch.size, False, MEETING_TIME, False)
+
+        try:
+            store, other = heeding_signals(meet)
         except RuntimeError as error:
             raise LostProcess(
                 f"process {launch.rank} of {launch.size} did not meet the others at {launch.address}:{launch.port} "
@@ -169,16 +203,35 @@ class DistributedTeam(Team):
         Raises:
             LostProcess: If one of them does not.
         """
-        try:
+
+        def work() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # every thread has its own
             collective()
+
+        try:
+            heeding_signals(work)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            lost = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
-            raise LostProcess(
-                f"{self._watchdog.reported() or lost}; the run ended, and the same command with --restart_latest goes "
-                "on from the last saved state."
-            ) from error
+            unknown = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
+            raise self._lost(self._watchdog.lost() or unknown) from error
+
+    def _lost(self, reason: str) -> LostProcess:
+        return LostProcess(
+            f"{reason}; the run ended, and the same command with --restart_latest goes on from the last saved state, "
+            "if there is one."
+        )
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Name a lost process: launchers end all others when one is gone, so the signal alone says nothing."""
+        try:
+            yield
+        except RunInterrupted as error:
+            if reason := self._watchdog.lost():
+                raise self._lost(reason) from error
+            raise
 
     def leave(self) -> None:
         """Part from the other processes, once all have come this far."""
@@ -196,6 +249,7 @@ class DistributedTeam(Team):
         if error is None or self._watchdog.left:
             return
         status = error.status if isinstance(error, RunInterrupted) else 2
+        self._watchdog.end()
         first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
         if self.is_first:
             time.sleep(3 * INTERVAL)  # it serves the store, in which the others are to see that
@@ -203,6 +257,29 @@ class DistributedTeam(Team):
             first = self.is_first
         if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):
             raise SystemExit(status) from None
+
+
+def heeding_signals(work: Callable[[], _Result]) -> _Result:
+    """Do what may wait long in native code in a thread of its own, so that this one heeds signals meanwhile."""
+    outcome: list[tuple[_Result | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="mace collective")
+    thread.start()
+    thread.join()
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # without an error there is one
+
+
+def _short(value: str | None) -> str:
+    return "missing" if value is None else value if len(value) <= 40 else f"{value[:37]}..."
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,7 +38,7 @@ class ConsoleHandler(logging.Handler):
     def __init__(self, console: Console) -> None:
         """Write to ``console``."""
         super().__init__()
-        self.console = console
+        self.console, self._told = console, False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; a terminal that is lost is told in the file, once."""
@@ -49,8 +49,9 @@ class ConsoleHandler(logging.Handler):
             raise  # the output of this command is needed and cannot be written
         except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
             self.handleError(record)
-        if lost := getattr(self.console.file, "lost", None):  # see `mace.cli.streams`
-            logging.getLogger(LOGGER_NAME).removeHandler(self)
+        lost = getattr(self.console.file, "lost", None)  # see `mace.cli.streams`
+        if lost and not self._told:
+            self._told = True
             _LOGGER.warning("Nothing more is shown, because the output cannot be written (%s); the work goes on", lost)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mace import __version__
 from mace.errors import RunInterrupted, UserError
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
@@ -19,7 +21,7 @@ from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.reporting.console import PlainConsole
 from mace.settings import TrainingSettings
-from mace.training.checkpoints import CheckpointFolder
+from mace.training.checkpoints import CheckpointFolder, file_digests
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
 from mace.training.distributed import make_team, own_device
 from mace.training.dry_run import describe_plan
@@ -75,6 +77,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
+        team.require_agreement("settings", settings_facts(settings))
         chosen = console or PlainConsole(quiet=not team.is_first)
         folders = make_folders(settings, create=team.is_first)
         mode = settings.progress if team.is_first and not settings.quiet else "off"
@@ -99,13 +102,25 @@ def _with_log(session: Session, notes: Sequence[str], warnings: Sequence[str], c
             _LOGGER.info("%s", note)
         for warning in warnings:
             _LOGGER.warning("%s", warning)
-        with RunReport(page) as report, session.progress:
+        with RunReport(page) as report, session.progress, session.team.explaining():
             _run(session, report, console)
     except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
     finally:
         close_logging()
+
+
+def settings_facts(settings: TrainingSettings) -> dict[str, str]:
+    """Return what must be the same in all processes of a run."""
+    values = settings.model_dump(mode="json", exclude={"config"})
+    return {"the version of mace": __version__} | {f"--{name}": json.dumps(value) for name, value in values.items()}
+
+
+def model_inputs(settings: TrainingSettings) -> list[str]:
+    """Return the files that a model begins with, besides the data."""
+    named = (settings.foundation_model, settings.init_from, settings.E0s)
+    return [name for name in named if isinstance(name, str) and os.path.isfile(name)]
 
 
 def _run(session: Session, report: RunReport, console: Console) -> None:
@@ -115,6 +130,7 @@ def _run(session: Session, report: RunReport, console: Console) -> None:
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
     preparation = prepare(settings, session.losses, folders, session.progress, team.is_first, foundation)
     session = replace(session, losses=preparation.losses)
+    team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
         folders.checkpoints, folders.tag, settings.keep_checkpoints or settings.save_all_checkpoints

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+from mace.plain_text import plain
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -96,12 +99,36 @@ class Watchdog(threading.Thread):
         except RuntimeError:  # the store is gone with the first process; whether it told an error may be known
             return self._failure is None
 
-    def reported(self) -> str | None:
-        """Return the error that was told, if there is one."""
+    def end(self) -> None:
+        """Tell the others that this process ends, and is not lost."""
         try:
-            return self._store.get(_FAILED).decode().split(" ", 2)[2] if self._store.check([_FAILED]) else None
+            self._store.set(f"mace/ended/{self._rank}", "")
+        except RuntimeError:  # the store is gone with the first process
+            return
+
+    def lost(self) -> str | None:
+        """Look for what is wrong with the other processes; takes a few seconds where nothing was told.
+
+        Returns:
+            The error one of them told, or the names of those that give no sign of life; None if all is well, or they
+            were asked to end.
+        """
+        try:
+            if self._store.check([_FAILED]):
+                rank, status, text = self._store.get(_FAILED).decode().split(" ", 2)
+                return text if int(rank) != self._rank and int(status) < 128 else None
+            others = [rank for rank in range(self._size) if rank != self._rank]
+            before = {rank: self._store.get(f"mace/alive/{rank}") for rank in others}
+            time.sleep(2.5 * INTERVAL)
+            gone = [
+                f"process {rank} ({self._store.get(f'mace/name/{rank}').decode()})"
+                for rank in others
+                if self._store.get(f"mace/alive/{rank}") == before[rank] != b"left"
+                and not self._store.check([f"mace/ended/{rank}"])
+            ]
         except RuntimeError:
-            return None
+            return "process 0 has ended or cannot be reached"
+        return f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} ended without a word" if gone else None
 
     def leave(self) -> None:
         """Stop looking, and tell the others that this is no accident."""
@@ -124,5 +151,5 @@ class Watchdog(threading.Thread):
         if self._told.wait(PATIENCE):
             return
         if reporter != self._rank:
-            print(f"process {self._rank} ended, because {text}.", file=sys.stderr, flush=True)
+            print(plain(f"process {self._rank} ended, because {text}."), file=sys.stderr, flush=True)
         os._exit(status)

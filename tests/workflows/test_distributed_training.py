@@ -9,14 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_water
 
+from mace.errors import RunInterrupted
 from mace.training.checkpoints import load_safely
+from mace.training.distributed import heeding_signals
+from mace.training.interruption import Interruption
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -48,15 +54,23 @@ def free_port() -> int:
 class Processes:
     """Two processes of a run, started as torchrun does it."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        of_second: tuple[str, ...] = (),
+        ranks: tuple[int, ...] = (0, 1),
+        program: str = TELLING_WHAT_IT_OPENS,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
         self.outputs = [folder / f"output-{rank}" for rank in range(2)]
         self.all = []
-        for rank, output in enumerate(self.outputs):
+        for rank, output in [(rank, self.outputs[rank]) for rank in ranks]:
             environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-c", TELLING_WHAT_IT_OPENS, str(self.opened(rank)), *FLAGS, *flags]
+            command = [sys.executable, "-c", program, str(self.opened(rank)), *FLAGS, *flags]
+            command += of_second if rank == 1 else ()
             with output.open("w") as file:
                 self.all.append(
                     subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -136,7 +150,7 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, data: Pa
     assert time.monotonic() - start < TOGETHER
     assert statuses == [2, -signal.SIGKILL]
     last_line = processes.said(0).splitlines()[-1]
-    assert re.search("another process has ended|process 1 .* no sign of life", last_line), processes.said(0)
+    assert re.search(r"process 1 \(.*process id \d+\) has ended without a word", last_line), processes.said(0)
     assert "--restart_latest goes on from the last saved state" in last_line
     assert processes.written(1) == set()
     page = (tmp_path / "run" / "results" / "tiny_run-7.html").read_text(encoding="utf-8")
@@ -164,6 +178,61 @@ def test_a_problem_of_all_is_told_once(tmp_path: Path, data: Path) -> None:
     assert processes.wait(120) == [2, 2]
     told = [rank for rank in range(2) if "there is no such file" in processes.said(rank)]
     assert len(told) == 1, processes.said(0) + processes.said(1)
+
+
+def test_other_settings_of_one_process_are_named_before_anything_is_trained(tmp_path: Path, data: Path) -> None:
+    processes = Processes(
+        tmp_path / "run", f"--train_file={data}", "--batch_size=2", of_second=("--lr=0.5", "--ema_decay=0.5")
+    )
+    assert processes.wait(TOGETHER) == [2, 2]
+    told = processes.said(0) + processes.said(1)
+    assert "Process 1 has other settings than process 0 (" in told and "--lr 0.5 instead of 0.01" in told
+    assert (
+        "--ema_decay 0.5 instead of 0.99" in told and "Traceback" not in told and not list(tmp_path.glob("run/*.model"))
+    )
+
+
+def test_other_data_of_one_process_are_named(tmp_path: Path, data: Path) -> None:
+    """The same name, but in another folder: as where machines do not share one."""
+    (tmp_path / "run").mkdir()
+    other = tmp_path / "run" / "1"
+    other.mkdir()
+    write_water(tmp_path / "run" / "train.xyz", 14)
+    write_water(other / "train.xyz", 15)
+    start = f"import os; os.chdir(os.environ['RANK'] if os.environ['RANK'] == '1' else '.')\n{TELLING_WHAT_IT_OPENS}"
+    processes = Processes(tmp_path / "run", "--train_file=train.xyz", "--batch_size=2", program=start)
+    assert processes.wait(TOGETHER) == [2, 2]
+    told = processes.said(0) + processes.said(1)
+    assert "Process 1 has other data than process 0 (train.xyz " in told and "Traceback" not in told
+
+
+def test_a_process_that_waits_for_others_heeds_a_signal() -> None:
+    """Python looks for signals between its own steps only, and so never in a native call of the main thread."""
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with pytest.raises(RunInterrupted, match="Stopped by SIGTERM"), Interruption():
+        heeding_signals(lambda: TCPStore("localhost", free_port(), 2, True, timedelta(seconds=20)))
+    assert time.monotonic() - start < 5.0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt(), SystemExit(3)])
+def test_what_is_raised_while_waiting_is_raised_here(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        heeding_signals(fail)
+    assert heeding_signals(lambda: 5) == 5
+
+
+def test_a_signal_after_a_death_names_the_dead(tmp_path: Path, data: Path) -> None:
+    """As torchrun does: once a process is gone, it ends all others with SIGTERM."""
+    processes = Processes(tmp_path / "run", f"--train_file={data}", "--max_num_epochs=100000", "--batch_size=2")
+    processes.wait_for("LOADING INPUT DATA")
+    processes.all[1].send_signal(signal.SIGKILL)
+    processes.all[0].send_signal(signal.SIGTERM)
+    assert processes.wait(TOGETHER) == [2, -signal.SIGKILL], processes.said(0)
+    assert re.search(r"process 1 \(.*process id \d+\) has ended without a word", processes.said(0).splitlines()[-1])
 
 
 @pytest.mark.slow
