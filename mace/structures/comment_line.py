@@ -20,9 +20,18 @@ RESERVED = {"lattice": "Lattice", "pbc": "pbc", "properties": "Properties"}
 """Words with a meaning of their own, in small letters and as the format has them."""
 
 _MISTAKEN = {
-    "Lattice": ("cell", "box", "unit_cell", "simulation_cell", "lattice_vectors", "cell_vectors", "box_vectors"),
-    "pbc": ("periodic", "periodicity", "periodic_boundary_conditions"),
-    "Properties": ("property", "columns"),
+    "Lattice": (
+        "lattice",
+        "cell",
+        "box",
+        "unit_cell",
+        "simulation_cell",
+        "lattice_vectors",
+        "cell_vectors",
+        "box_vectors",
+    ),
+    "pbc": ("pbc", "periodic", "periodicity", "periodic_boundary_conditions"),
+    "Properties": ("properties", "property", "columns"),
 }
 """Words that are taken for a reserved one, if what stands there could be meant and the right word is missing."""
 
@@ -85,7 +94,7 @@ def find_mistaken(entries: Mapping[str, Any]) -> tuple[str, str] | None:
         if right in entries:
             continue
         for key, value in entries.items():
-            if (key in words or is_near(key, (right, *words))) and _may_be_meant(right, value, entries):
+            if (key in words or is_near(key, words)) and _may_be_meant(right, value, entries):
                 return key, right
     return None
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 _FEWEST_LETTERS = 5
 """Shorter words that differ by a letter are other words: ``pbe`` and ``pbc``."""
 
 
-def is_near(key: str, words: Iterable[str]) -> bool:
+@lru_cache(maxsize=4096)
+def is_near(key: str, words: tuple[str, ...]) -> bool:
     """Tell whether a key is probably meant to be one of some words, and is none of them.
 
     >>> [is_near(key, ("forces", "REF_forces")) for key in ("force", "Forces", "ref-forces", "forces", "sources")]
     [True, True, True, False, False]
     """
-    words = tuple(words)
     return key not in words and any(_are_near(key, word) for word in words)
 
 
-@lru_cache(maxsize=4096)
 def _are_near(one: str, other: str) -> bool:
     one, other = (re.sub(r"[\W_]", "", word).lower() for word in (one, other))
     if one == other:

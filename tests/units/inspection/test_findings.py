@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
+from labeled_crystals import changed, constant, crystals, pushed, shuffled, strained
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
-from training_runs import copper, isolated_atoms, labeled, rattled, water
+from training_runs import copper, isolated_atoms, labeled, water
 
 from mace import units
 from mace.errors import UserError
@@ -29,42 +29,6 @@ Sets = dict[str, object]
 def clean() -> Sets:
     """Data with nothing to say about: rattled and strained crystals, labeled by one potential."""
     return {"training": crystals(24), "validation": crystals(3, seed=1), "test": crystals(3, seed=2), "r_max": 3.0}
-
-
-def crystals(count: int, seed: int = 0) -> list[Atoms]:
-    """Strained and rattled copper crystals, labeled with energy, forces and stress."""
-    return [atoms.copy() for atoms in make_crystals(count, seed)]
-
-
-@functools.cache
-def make_crystals(count: int, seed: int) -> list[Atoms]:
-    rng = np.random.default_rng(seed)
-    frames = []
-    for _ in range(count):
-        atoms = bulk("Cu", cubic=True)
-        strain = rng.uniform(-0.02, 0.02, (3, 3))
-        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
-        frames.append(labeled(rattled(atoms, 0.05, rng), stress=True))
-    return frames
-
-
-def strained(count: int) -> list[Atoms]:
-    """Copper crystals that differ in their cell alone."""
-    frames = []
-    for step in range(count):
-        atoms = bulk("Cu", cubic=True)
-        atoms.set_cell(atoms.cell.array * (0.97 + 0.06 * step / count), scale_atoms=True)
-        frames.append(labeled(atoms, stress=True))
-    return frames
-
-
-def changed(frames: list[Atoms], **factors: float) -> list[Atoms]:
-    """Multiply labels, as a wrong unit or sign does."""
-    for atoms in frames:
-        for name, factor in factors.items():
-            store = atoms.arrays if name == "forces" else atoms.info
-            store[f"REF_{name}"] = store[f"REF_{name}"] * factor
-    return frames
 
 
 def with_change(index: int, change: Callable[[Atoms], object], frames: list[Atoms] | None = None) -> Sets:
@@ -96,26 +60,6 @@ def fixed(frames: list[Atoms], zeroed: bool) -> list[Atoms]:
         atoms.set_constraint(FixAtoms([0]))
         if zeroed:
             atoms.arrays["REF_forces"][0] = 0.0
-    return frames
-
-
-def constant(frames: list[Atoms], key: str, value: object) -> list[Atoms]:
-    for atoms in frames:
-        atoms.info[key] = value
-    return frames
-
-
-def pushed(frames: list[Atoms]) -> list[Atoms]:
-    """Molecules whose forces are those of a larger system."""
-    for atoms in frames:
-        atoms.arrays["REF_forces"] += [0.5, -1.0, 2.0]
-    return frames
-
-
-def shuffled(frames: list[Atoms]) -> list[Atoms]:
-    """Molecules whose forces lost their signs."""
-    for atoms in frames:
-        atoms.arrays["REF_forces"] = np.abs(atoms.arrays["REF_forces"])
     return frames
 
 
@@ -485,64 +429,3 @@ def test_a_strained_and_turned_cell_is_divided_into_both() -> None:
     strain, turn = strain_between(cells, cells @ np.array([expm(s) for s in symmetric]) @ turns)
     np.testing.assert_allclose(strain, symmetric, atol=1e-12)
     np.testing.assert_allclose(turn, turns, atol=1e-12)
-
-
-def perfect(count: int) -> list[Atoms]:
-    """Strained crystals in which symmetry forbids forces."""
-    frames = strained(count)
-    for atoms in frames:
-        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
-    return frames
-
-
-def rotated(frames: list[Atoms]) -> list[Atoms]:
-    """Copies that differ by a rotation and the order of atoms only."""
-    copies = []
-    for place, rotation in enumerate(Rotation.random(8, rng=0)):
-        atoms = frames[0][np.roll(np.arange(len(frames[0])), place)]
-        atoms.info = dict(frames[0].info)
-        atoms.positions = rotation.apply(atoms.positions)
-        atoms.arrays["REF_forces"] = rotation.apply(atoms.arrays["REF_forces"])
-        copies.append(atoms)
-    return copies
-
-
-def symmetric_molecules() -> list[Atoms]:
-    """Molecules without a dipole, of several sizes."""
-    frames = []
-    for name in ("CO2", "CH4", "C6H6", "C2H4", "N2"):
-        for size in (0.98, 1.0, 1.02):
-            atoms = molecule(name)
-            atoms.positions *= size
-            frames.append(atoms)
-    for place, atoms in enumerate(frames):
-        atoms.info |= {"REF_energy": -1.0 - 0.01 * place, "REF_dipole": np.zeros(3)}
-        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
-        atoms.arrays["REF_forces"][[0, -1], 2] = [0.1, -0.1]
-    return frames
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        lambda: perfect(24),
-        lambda: [labeled(bulk("Cu", a=3.5 + 0.02 * step), stress=True) for step in range(20)],
-        lambda: rotated(water(1)),
-        lambda: constant(constant(water(6), "REF_dipole", np.zeros(3)), "config_dipole_weight", 0.0),
-        symmetric_molecules,
-        lambda: [labeled(Atoms("Cu2", positions=[[0, 0, 0], [20.0 + i, 0, 0]])) for i in range(6)],
-        lambda: [*crystals(20), *constant(crystals(4, 9), "REF_energy", -0.01)],
-    ],
-)
-def test_labels_that_are_right_are_no_placeholders(
-    inspect: Callable[..., DataReport], frames: Callable[[], list[Atoms]]
-) -> None:
-    found = names(inspect(frames(), r_max=3.0, labels=["energy"]))
-    assert not {"placeholder-labels", "net-forces", "zero-energies"} & found
-
-
-def test_a_placeholder_is_described(inspect: Callable[..., DataReport]) -> None:
-    frames = [*crystals(20), *changed(crystals(4, seed=9), forces=0.0)]
-    (finding,) = (item for item in inspect(frames, r_max=3.0).findings if item.name == "placeholder-labels")
-    assert finding.structures == (20, 21, 22, 23)
-    assert "structures 20, 21, 22, 23 (4 of 24) have labels 'forces' that are exactly zero; leave" in finding.sentence
