@@ -14,6 +14,9 @@ DEFAULTS = {"total_charge": 0.0, "total_spin": 1.0, "elec_temp": 0.0}
 OTHER_KEYS = {"total_charge": ("charge",), "total_spin": ("spin",)}
 """Keys under which a condition is looked for besides its own name, as mace-torch's calculator does."""
 
+CONDITION_KEYS = frozenset({*DEFAULTS, *(key for keys in OTHER_KEYS.values() for key in keys)})
+"""Keys of structures that mean conditions in any file; a charge is not the charges of the atoms."""
+
 SETTABLE = tuple(DEFAULTS)
 """Conditions whose key has a setting of its own, ``<name>_key``."""
 

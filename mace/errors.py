@@ -1,5 +1,9 @@
 """The one error that users are meant to see."""
 
+from __future__ import annotations
+
+from mace.plain_text import plain
+
 
 class UserError(ValueError):
     """A problem the user can solve: one sentence naming the file, the structure and the way out.
@@ -8,6 +12,10 @@ class UserError(ValueError):
 
     Command lines print the message without a traceback and exit with status 2.
     """
+
+    def __str__(self) -> str:
+        """Return the sentence; what files put into it cannot control a terminal."""
+        return plain(super().__str__())
 
 
 class RunInterrupted(Exception):

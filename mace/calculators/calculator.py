@@ -31,6 +31,7 @@ from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
+from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
@@ -43,7 +44,7 @@ from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.installation import require_own_files
-from mace.model.derivatives import hessian, predict
+from mace.model.derivatives import hessian, nonsense, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.structures.conditions import FoundConditions, find_conditions
@@ -77,7 +78,7 @@ _ARGUMENTS = (
 )
 
 
-class MACECalculator(CalculatorOfAllProperties):
+class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     """Energies, forces, stress and dipole of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
@@ -225,7 +226,7 @@ class MACECalculator(CalculatorOfAllProperties):
     def head(self, name: str) -> None:
         """Use another head."""
         self._heads.chosen = self._heads.find(name)
-        self.results.clear()
+        self.results = {}
 
     @property
     def r_max(self) -> float:
@@ -242,8 +243,10 @@ class MACECalculator(CalculatorOfAllProperties):
         changes: list[str] = super().check_state(atoms, tol)
         if changes:
             return changes
+        if self.results and self.head_of_results != self.head:
+            return ["head"]
         if self.models[0].plan.predicts_dipole:
-            before, now = (a.arrays.get(self.charges_key) for a in (self.atoms, atoms))
+            before, now = (a.arrays.get(self.charges_key) for a in (self.atoms or Atoms(), atoms))
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
         if self.conditions:
@@ -283,7 +286,9 @@ class MACECalculator(CalculatorOfAllProperties):
             )
         self._heads.warn_of_other(structure)
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
-        (self.results,) = self._evaluate([structure], self._search, atomic)
+        head = self.head
+        (results,) = self._evaluate([structure], self._search, atomic, [head])
+        self.keep(results, head)
 
     def evaluate(
         self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
@@ -316,6 +321,7 @@ class MACECalculator(CalculatorOfAllProperties):
                 raise UserError(f"Structure {start + error.place} of the list: {error}") from error
         return results
 
+    @in_turn
     def _evaluate(
         self, structures: Sequence[Atoms], search: Search, atomic: bool, heads: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
@@ -329,6 +335,9 @@ class MACECalculator(CalculatorOfAllProperties):
         ]
         units = Units(self.energy_units_to_eV, self.length_units_to_A)
         results = collect_results(self.models, predictions, graphs, volumes, units)
+        for place, result in enumerate(results):
+            if said := nonsense(result):
+                raise _StructureError(said, place)
         self._committee_watch.check(results)
         return results
 
@@ -356,6 +365,7 @@ class MACECalculator(CalculatorOfAllProperties):
         stresses: np.ndarray = -results["virials"] / volume
         return stresses
 
+    @in_turn
     def get_descriptors(
         self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
     ) -> np.ndarray | list[np.ndarray]:
@@ -391,6 +401,7 @@ class MACECalculator(CalculatorOfAllProperties):
             "does not exist here; use mace-torch, or displace the atoms and call get_dipole_moment."
         )
 
+    @in_turn
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
         """Return the second derivatives of the energy by the positions.
 

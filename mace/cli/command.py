@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from mace.cli.streams import BROKEN_PIPE, standard_streams
+from mace.cli.utf8 import start_in_utf8
 from mace.errors import RunInterrupted, UserError
 from mace.installation import require_own_files
 
@@ -21,47 +22,49 @@ INTERRUPTED = 130
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-BROKEN_PIPE = 141
-"""Exit status when the reader of the output has gone, as shells have it."""
 
-
-def run_command(main: Callable[[Sequence[str]], int | None]) -> int:
+def run_command(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> int:
     """Run a console script with the arguments it was started with.
 
     Args:
         main: Does the work; gets the arguments without the program's name, and returns the exit status, None for 0.
+        output_needed: Whether the work is in vain once nobody reads standard output.
 
     Returns:
         The exit status, for ``sys.exit``. A `UserError` becomes one sentence on stderr; other errors are defects and
         keep their traceback.
     """
-    try:
-        require_own_files()
-        status = main(sys.argv[1:])
-        sys.stdout.flush()  # here, so that a closed pipe is noticed while it can still be handled
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return USER_ERROR
-    except RunInterrupted as error:
-        print(error, file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # the interpreter flushes once more on its way out, which must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    with standard_streams(output_needed):
+        try:
+            require_own_files()
+            status = main(sys.argv[1:])
+            sys.stdout.flush()
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return USER_ERROR
+        except RunInterrupted as error:
+            print(error, file=sys.stderr)
+            return error.status
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:
+            return BROKEN_PIPE
     return status or 0
 
 
-def run_program(main: Callable[[Sequence[str]], int | None]) -> None:
+def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> None:
     """Run a console script; return at the end, so that scripts and notebooks that call it go on.
+
+    Args:
+        main: See `run_command`.
+        output_needed: See `run_command`.
 
     Raises:
         SystemExit: With the exit status of `run_command`, if it is not 0.
     """
-    if status := run_command(main):
+    start_in_utf8()
+    if status := run_command(main, output_needed):
         sys.exit(status)
 
 
@@ -98,11 +101,10 @@ def add_output_flags(parser: argparse.ArgumentParser, log_level: str = "INFO") -
 @contextmanager
 def messages_on_stderr(options: argparse.Namespace) -> Iterator[None]:
     """Let a command whose output is its result write messages beside it, inside a ``with`` block."""
-    from rich.console import Console  # here, so that help needs neither
-
+    from mace.reporting.console import PlainConsole  # here, so that help needs neither
     from mace.training.logging_setup import close_logging, setup_logging
 
-    setup_logging(options.log_level, None, Console(stderr=True), options.quiet)
+    setup_logging(options.log_level, None, PlainConsole(stderr=True), options.quiet)
     try:
         yield
     finally:

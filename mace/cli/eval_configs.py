@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
     parser = FlagParser(
         prog="mace_eval_configs",
-        description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
+        description="Predict all structures of a file and write them with all they had before.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument_group("Files").add_argument
@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         "form a committee: means and, as ..._std, standard deviations")  # fmt: skip
     add("--head", help="head of a model that has several, for all structures; without it the one that head= in the "
         "comment line names, or the one called default")  # fmt: skip
-    add("--output", required=True, help="extended XYZ file to write")
+    add("--output", required=True, help="file to write, in the format of its ending: .xyz or .extxyz (also "
+        "compressed, .xyz.gz), .traj, .db or .json")  # fmt: skip
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
@@ -117,7 +118,10 @@ def _read_keys(text: str) -> dict[str, str]:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Make sure that the files to be written are apart from each other and from the models."""
+    from mace.deployment.output_formats import check_output_format  # here, because it loads numpy
+
     check_output(options.output, "output", {"model": options.model})
+    check_output_format(options.output)
     if options.plot is None:
         return
     if not options.plot.lower().endswith(".png"):
@@ -151,19 +155,18 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     _check_outputs(options)
     # torch is loaded only once the arguments are known to be good
-    from rich.console import Console
-
     from mace.compat.importing import open_model
     from mace.conditions import joined
     from mace.deployment.evaluation import evaluate_files
     from mace.deployment.loading import expand_models, find_device, find_dtype
     from mace.model.kernel_choice import choose_kernels
+    from mace.reporting.console import PlainConsole
     from mace.structures.conditions import check_condition_keys
     from mace.training.interruption import Interruption
     from mace.training.logging_setup import close_logging, setup_logging
     from mace.training.progress import track
 
-    console = Console()
+    console = PlainConsole()
     setup_logging(options.log_level, None, console, options.quiet)
     for sentence in _idle_flags(options):
         _LOGGER.warning("%s", sentence)
@@ -253,7 +256,7 @@ def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Seq
 
 def main() -> None:
     """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
-    run_program(run)
+    run_program(run, output_needed=False)
 
 
 if __name__ == "__main__":

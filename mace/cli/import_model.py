@@ -18,6 +18,7 @@ from pathlib import Path
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.cli.outputs import check_output
 from mace.errors import UserError
+from mace.plain_text import plain
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def _convert(options: argparse.Namespace, new: Path) -> None:
             raise UserError(f"--{name} has no effect on {options.old}, a whole model that tells it; remove the flag.")
     save_model(new, imported.model, imported.metadata)
     if not options.quiet:
-        print(f"{options.old}: {imported.summary()}")
+        print(plain(f"{options.old}: {imported.summary()}"))
         print(f"Wrote {new}")
 
 

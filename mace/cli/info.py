@@ -17,6 +17,7 @@ from typing import Any
 
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.errors import UserError
+from mace.plain_text import plain
 
 FAILED_CHECK = 1
 """Exit status when a check of the model fails."""
@@ -65,7 +66,7 @@ def _describe(options: argparse.Namespace) -> int:
     told = describe_model(options.file, loaded, checks=not options.no_checks)
     failed = [name.replace("_", " ") for name, good in told["checks"].items() if not good]
     if options.quiet and failed:
-        print(f"{options.file}: failed checks: {', '.join(failed)}", file=sys.stderr)
+        print(plain(f"{options.file}: failed checks: {', '.join(failed)}"), file=sys.stderr)
     elif not options.quiet:
         print(json.dumps(told, indent=1) if options.json else _text(told), end="\n" if options.json else "")
     return FAILED_CHECK if failed else 0
@@ -76,14 +77,15 @@ def _text(told: Mapping[str, Any]) -> str:
     from io import StringIO
 
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from mace.reporting.console import PlainConsole
 
     table = Table(title=told["file"], box=box.ASCII, show_header=False, title_justify="left")
     for name, value in _rows(told).items():
         table.add_row(name, value)
     stream = StringIO()
-    Console(file=stream, width=120).print(table, highlight=False)
+    PlainConsole(file=stream, width=120).print(table)
     return stream.getvalue()
 
 

@@ -175,10 +175,9 @@ def run(arguments: Sequence[str]) -> None:
     # torch is loaded only once the arguments are known to be good
     from pathlib import Path
 
-    from rich.console import Console
-
     from mace.calculators.calculator import MACECalculator
     from mace.dynamics.trajectory import FORMATS
+    from mace.reporting.console import PlainConsole
     from mace.training.logging_setup import close_logging, setup_logging
 
     trajectory = Path(options.trajectory)
@@ -186,7 +185,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--trajectory={trajectory} must end in {', '.join(FORMATS)}.")
     atoms = _read_structure(options, plan)
     check_output(trajectory, "trajectory", {"structure": [options.structure], "model": options.model})
-    console = Console()
+    console = PlainConsole()
     atoms.calc = MACECalculator(
         options.model,
         device=options.device,
@@ -281,7 +280,7 @@ def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:
 
 def main() -> None:
     """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
-    run_program(run)
+    run_program(run, output_needed=False)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ def run(arguments: Sequence[str]) -> None:
     """
     someone = sys.stdin.isatty() and sys.stdout.isatty()
     if not arguments and someone:
-        from rich.console import Console
-
         from mace.quickstart.questions import ask_for_files
+        from mace.reporting.console import PlainConsole
 
-        arguments = ask_for_files(Console())
+        arguments = ask_for_files(PlainConsole())
     settings = parse_quickstart_settings(arguments)
     start = time.perf_counter()
     from mace.quickstart.session import run_quickstart  # torch is loaded only once the settings are known to be good

@@ -39,7 +39,7 @@ def run(arguments: Sequence[str] | argparse.Namespace) -> None:
 
 def main() -> None:
     """Run as a program: return at the end, exit with 2 and one sentence if the user can help it."""
-    run_program(run)
+    run_program(run, output_needed=False)
 
 
 if __name__ == "__main__":

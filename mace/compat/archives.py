@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,15 @@ def is_torch_file(path: str | Path) -> bool:
         return False
     # the length of the header, with which safetensors begin, may look like the beginning of a pickle
     return start.startswith((ZIP_START, PICKLE_START)) and start[8:] != b"{"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_torch_file(path: str | Path) -> TorchFile:

@@ -15,7 +15,8 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import JoinedNeighbors, Neighbors, in_agreed_order, join_neighbors, select_near
+from mace.graphs.neighbors import JoinedNeighbors, Neighbors, join_neighbors, select_near
+from mace.graphs.pairs import in_agreed_order
 from mace.model.derivatives import hessian, predict, sum_over_structures
 from mace.model.mace import MACE
 from mace.structures.conditions import find_conditions

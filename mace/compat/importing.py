@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from mace.compat.archives import is_torch_file
+from mace.compat.archives import is_torch_file, sha256_of
 from mace.compat.couplings import CouplingError
 from mace.compat.dictionary import with_dictionaries
 from mace.compat.modules import Original, read_original
@@ -27,11 +27,10 @@ from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
-from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model
-from mace.model.plan import ModelPlan
+from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model, misfit
+from mace.model.plan import ModelPlan, first_problem
 
 _LOGGER = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,8 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         raise  # it is a ValueError, but says what is wrong already
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error
+    except ValidationError as error:
+        raise UserError(_explained(original, first_problem(error, "its plan"))) from error
     except CouplingError as error:
         raise UserError(_explained(original, f"its {error}")) from error
     except KeyError as error:
@@ -111,12 +112,8 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
 
 def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) -> MACE:
     """Build the model; the shapes of its weights are compared before memory is taken for it."""
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in MACE(plan, dtype).named_parameters()}
-    found = {name: value.shape for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise CannotConvert(f"the weights of {', '.join(wrong[:3])} have other shapes than its plan")
+    if problem := misfit(plan, {name: value.shape for name, value in weights.items()}):
+        raise CannotConvert(f"its weights do not fit its plan: {problem}")
     if len({value.dtype for value in weights.values()}) > 1:
         raise CannotConvert("its weights are of different precisions")
     if wrong := sorted(name for name, value in weights.items() if not np.isfinite(value).all()):
@@ -144,12 +141,8 @@ def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
 
 
 def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
-    digest = sha256()
-    with original.path.open("rb") as stream:
-        while block := stream.read(_CHUNK):
-            digest.update(block)
     whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
-    return f"converted from {original.path.name}, {whole}, SHA-256 {digest.hexdigest()}"
+    return f"converted from {original.path.name}, {whole}, SHA-256 {sha256_of(original.path)}"
 
 
 def _with_article(kind: str) -> str:

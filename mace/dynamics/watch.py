@@ -6,7 +6,7 @@ import numpy as np
 from ase import Atoms
 
 from mace.dynamics.plan import SimulationPlan
-from mace.graphs.neighbors import find_pairs
+from mace.graphs.pairs import find_pairs
 
 
 def sign_of_explosion(atoms: Atoms, plan: SimulationPlan, distances: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,11 @@ from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.conditions import conditions_of_atoms
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.splitting import check_heads
+
+_LOGGER = logging.getLogger(__name__)
+
+MANY_NEIGHBORS = 2000
+"""Neighbors of an atom beyond which a warning asks for a smaller cutoff."""
 
 _SEARCHED_TOGETHER = 64
 """How many structures the neighbors are searched of at once."""
@@ -149,7 +155,21 @@ class GraphDataset:
         self._pair_pointer = _pointer(neighbors.n_pairs)
         self._neighbors = neighbors.rows
         self._max_neighbors = neighbors.largest_counts()
+        self._warn_of_many_neighbors()
         self._refuse_stress_without_volume()
+
+    def _warn_of_many_neighbors(self) -> None:
+        """Say once where there are so many neighbors that a cutoff or a cell is probably wrong."""
+        if not len(self._max_neighbors) or self._max_neighbors.max() <= MANY_NEIGHBORS:
+            return
+        worst = int(self._max_neighbors.argmax())
+        _LOGGER.warning(
+            "%s has an atom with %d neighbors within %g Angstrom (most models have less than 200); a smaller --r_max "
+            "takes less memory and time, if the cell is right",
+            self.configurations[worst].where(),
+            self._max_neighbors[worst],
+            self.r_max,
+        )
 
     def _refuse_stress_without_volume(self) -> None:
         for configuration, volume in zip(self.configurations, self._volume, strict=True):

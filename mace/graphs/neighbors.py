@@ -1,4 +1,4 @@
-"""Neighbors within the cutoff, through the library vesin, and their arrangement in slots."""
+"""Neighbors within the cutoff, and their arrangement in slots."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import vesin
 
+from mace.graphs.pairs import find_pairs
 from mace.structures.configuration import Configuration
+
+_MOST_TOGETHER, _NEAR = 1000, 1000.0
+"""Atoms of a structure, and Angstrom from the origin, up to which it can be searched together with others."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class Neighbors:
     pair_edges: np.ndarray
 
 
-def find_neighbors(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> Neighbors:
+def find_neighbors(
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: tuple[bool, bool, bool],
+    r_max: float,
+    where: str = "The structure",
+) -> Neighbors:
     """Find all pairs closer than the cutoff, images of an atom with itself included.
 
     Args:
@@ -48,12 +57,16 @@ def find_neighbors(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, boo
         cell: Rows are lattice vectors in Angstrom, ``[3, 3]``; rows of directions that do not repeat are not used.
         pbc: Which directions repeat.
         r_max: Cutoff in Angstrom.
+        where: Name of the structure, for messages.
 
     Returns:
         Pairs and directed edges.
+
+    Raises:
+        UserError: See `mace.graphs.pairs.find_pairs`.
     """
     # a hair beyond, so that only the comparison in `select_near` decides
-    return select_near(*find_pairs(positions, cell, pbc, r_max * (1.0 + 1e-9)), positions, cell, r_max)
+    return select_near(*find_pairs(positions, cell, pbc, r_max * (1.0 + 1e-9), where), positions, cell, r_max)
 
 
 def select_near(
@@ -75,73 +88,6 @@ def select_near(
     vectors = positions[receiver] - positions[sender] + shift @ cell
     near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
     return _arrange(sender[near], receiver[near], shift[near], len(positions))
-
-
-def find_pairs(
-    positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Search every undirected pair, each in one agreed direction and all in one agreed order.
-
-    Args:
-        positions: Angstrom, ``[atoms, 3]``.
-        cell: Rows are lattice vectors in Angstrom, ``[3, 3]``.
-        pbc: Which directions repeat.
-        r_max: Cutoff in Angstrom.
-
-    Returns:
-        Sender, receiver and lattice translation of the receiver's image, ``[pairs]``, ``[pairs]``, ``[pairs, 3]``.
-    """
-    calculator = vesin.NeighborList(cutoff=r_max, full_list=False)
-    periodic = any(pbc)
-    box = _closed_cell(positions, cell, pbc, r_max) if periodic else np.eye(3)
-    # vesin is exact for atoms near the origin cell; far-away copies are brought home and their translations kept
-    home, translation = _wrap(positions, box, pbc) if periodic else (positions, np.zeros((len(positions), 3), int))
-    i, j, s = calculator.compute(points=home, box=box, periodic=periodic, quantities="ijS")
-    sender, receiver = i.astype(np.int64), j.astype(np.int64)
-    shift = s.astype(np.int64) + translation[sender] - translation[receiver]
-    return in_agreed_order(sender, receiver, shift)
-
-
-def in_agreed_order(
-    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turn neighbor relations into the one agreed direction of each pair, and sort them.
-
-    Args:
-        sender: ``[relations]``.
-        receiver: ``[relations]``.
-        shift: Lattice translations of the receiver's image, whole numbers, ``[relations, 3]``.
-
-    Returns:
-        The same; a relation and its reverse become equal neighbors.
-    """
-    first_nonzero = np.sign(shift[np.arange(len(shift)), np.argmax(shift != 0, axis=1)])
-    turned = (sender > receiver) | ((sender == receiver) & (first_nonzero < 0))
-    sender, receiver = np.where(turned, receiver, sender), np.where(turned, sender, receiver)
-    shift = np.where(turned[:, None], -shift, shift)
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], sender, receiver))
-    return sender[order], receiver[order], shift[order]
-
-
-def _wrap(positions: np.ndarray, box: np.ndarray, pbc: tuple[bool, bool, bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Move atoms into the cell along directions that repeat; also return by how many lattice vectors they came."""
-    translation = np.floor(np.linalg.solve(box.T, positions.T).T).astype(np.int64)
-    translation[:, [not p for p in pbc]] = 0
-    return positions - translation @ box, translation
-
-
-def _closed_cell(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> np.ndarray:
-    """Replace lattice vectors that do not repeat by ones so long and upright that no image is in reach."""
-    box = np.array(cell, dtype=float)
-    repeating = [d for d in range(3) if pbc[d]]
-    if len(repeating) == 3:
-        return box
-    # orthonormal vectors that span the complement of the repeating ones
-    complement = np.linalg.svd(box[repeating])[2][len(repeating) :]
-    for direction, unit in zip([d for d in range(3) if not pbc[d]], complement, strict=True):
-        extent = positions @ unit
-        box[direction] = unit * (extent.max() - extent.min() + 2.0 * r_max + 1.0)
-    return box
 
 
 def _arrange(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, n_atoms: int) -> Neighbors:
@@ -234,15 +180,22 @@ def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) ->
 
     Returns:
         For each structure what `find_neighbors` returns, to the last bit.
+
+    Raises:
+        UserError: See `mace.graphs.pairs.find_pairs`.
     """
-    free = [place for place, c in enumerate(configurations) if not any(c.pbc)]
+    free = [
+        place
+        for place, c in enumerate(configurations)
+        if not any(c.pbc) and c.n_atoms <= _MOST_TOGETHER and np.abs(c.positions).max() < _NEAR
+    ]
     if len(free) == len(configurations):
         return _find_apart([c.positions for c in configurations], r_max)
     apart = _find_apart([configurations[place].positions for place in free], r_max).divide() if free else []
     together = dict(zip(free, apart, strict=True))
     return join_neighbors(
         [
-            together[place] if place in together else find_neighbors(c.positions, c.cell, c.pbc, r_max)
+            together[place] if place in together else find_neighbors(c.positions, c.cell, c.pbc, r_max, c.where())
             for place, c in enumerate(configurations)
         ]
     )
@@ -254,10 +207,12 @@ def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> JoinedNeighbo
     first_atom = np.concatenate([[0], np.cumsum(n_atoms)])
     positions = np.concatenate(structures)
     lowest = np.minimum.reduceat(positions, first_atom[:-1])
-    widths = np.maximum.reduceat(positions, first_atom[:-1])[:, 0] - lowest[:, 0] + r_max + 1.0
+    extents = np.maximum.reduceat(positions, first_atom[:-1]) - lowest
+    reach = min(r_max, 1.0 + float(np.linalg.norm(extents, axis=1).max()))  # nothing in a structure is farther
+    widths = extents[:, 0] + reach + 1.0
     lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
     apart = positions - np.repeat(lowest, n_atoms, axis=0)
-    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), r_max * (1.0 + 1e-9))
+    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), reach * (1.0 + 1e-9))
     return _make_local(select_near(*pairs, positions, np.zeros((3, 3)), r_max), first_atom)
 
 

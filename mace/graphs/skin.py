@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mace.graphs.neighbors import Neighbors, find_pairs, select_near
+from mace.graphs.neighbors import Neighbors, select_near
+from mace.graphs.pairs import find_pairs
 from mace.structures.configuration import Configuration
 
 DEFAULT_SKIN = 0.5
@@ -35,7 +36,7 @@ class SkinNeighbors:
         """
         positions, cell, pbc = configuration.positions, configuration.cell, configuration.pbc
         if self._pairs is None or not self._still_holds(positions, cell, pbc, r_max):
-            self._pairs = find_pairs(positions, cell, pbc, r_max + self.skin)
+            self._pairs = find_pairs(positions, cell, pbc, r_max + self.skin, configuration.where())
             self._built_for = (positions.copy(), cell.copy(), pbc, r_max)
             self.n_searches += 1
         return select_near(*self._pairs, positions, cell, r_max)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mace.elements import chemical_symbol, covalent_radii
-from mace.graphs.neighbors import find_pairs
+from mace.graphs.pairs import find_pairs
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 
@@ -116,7 +116,8 @@ def pair_distances(file: FlatFile, structure: int, cutoff: float) -> tuple[np.nd
     """
     positions, cell = file.positions[file.atoms_of(structure)], file.cells[structure]
     repeats = tuple(bool(repeat) for repeat in file.pbc[structure])
-    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), cutoff)
+    where = file.configurations[structure].where()
+    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), cutoff, where)
     vectors = positions[receiver] - positions[sender] + shift @ cell
     return sender, receiver, np.linalg.norm(vectors, axis=1)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mace.graphs.neighbors import find_pairs
+from mace.graphs.pairs import find_pairs
 from mace.inspection.flat import FlatFile
 
 CUTOFF = 5.5
@@ -90,7 +90,8 @@ def _design(file: FlatFile, structure: int, species: np.ndarray) -> _Design:
     positions, cell = file.positions[atoms], file.cells[structure]
     kinds = np.searchsorted(species, file.numbers[atoms])
     repeats = [bool(repeat) for repeat in file.pbc[structure]]
-    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), CUTOFF)
+    where = file.configurations[structure].where()
+    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), CUTOFF, where)
     vectors = positions[receiver] - positions[sender] + shift @ cell
     lengths = np.linalg.norm(vectors, axis=1)
     units = vectors / np.maximum(lengths, _SMALL)[:, None]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+_CANNOT_SYNCHRONIZE = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What network and FUSE file systems answer that know no such call; the file is as good as it can be there."""
 
 
 def write_durably(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -23,7 +27,7 @@ def write_durably(path: Path, content: bytes, previous: Path | None = None) -> N
         with open(temporary, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            synchronize(stream.fileno())
         if previous is not None:
             keep_copy(path, previous)
         os.replace(temporary, path)
@@ -36,6 +40,14 @@ def write_durably(path: Path, content: bytes, previous: Path | None = None) -> N
 def temporary_beside(path: Path) -> Path:
     """Return the place where a file is written before it moves to its own."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def free_name(folder: Path, begin: str, end: str = "") -> Path:
+    """Return a place that nothing has taken, with the lowest number between two parts of its name."""
+    number = 1
+    while os.path.lexists(place := folder / f"{begin}{number}{end}"):
+        number += 1
+    return place
 
 
 def keep_copy(path: Path, copy: Path) -> None:
@@ -63,6 +75,24 @@ def synchronize_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        synchronize(descriptor)
     finally:
         os.close(descriptor)
+
+
+def synchronize(descriptor: int) -> None:
+    """Put a file or folder on the disk, if its file system can be asked to.
+
+    Raises:
+        OSError: If that failed.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNCHRONIZE:
+            raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Tell whether an error says that there is no room: on the disk, or in what the user may take of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

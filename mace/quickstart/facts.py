@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mace.elements import chemical_symbol
-from mace.graphs.neighbors import find_pairs
+from mace.graphs.pairs import find_pairs
 from mace.properties import PROPERTIES
 from mace.structures.configuration import Configuration
 from mace.structures.reading import ReadResult
@@ -115,7 +115,7 @@ def count_neighbors(configurations: Sequence[Configuration]) -> dict[float, Neig
     counts = []
     for configuration in (configurations[place] for place in places.tolist()):
         cell, positions = configuration.cell, configuration.positions
-        sender, receiver, shift = find_pairs(positions, cell, configuration.pbc, max(CUTOFFS))
+        sender, receiver, shift = find_pairs(positions, cell, configuration.pbc, max(CUTOFFS), configuration.where())
         lengths = np.linalg.norm(positions[receiver] - positions[sender] + shift @ cell, axis=1)
         near = [lengths <= cutoff for cutoff in CUTOFFS]
         ends = [np.concatenate([sender[mask], receiver[mask]]) for mask in near]

@@ -210,8 +210,10 @@ def _time_saving(state: TrainingState, work_dir: Path) -> float:
         keeper = StateKeeper(checkpoints, records, state.model.plan, "timing", minutes=60.0)
         for epoch in range(2):
             start = time.perf_counter()
-            keeper.keep_weights(state.copy_of_validated_weights(), epoch, "one", best=True)
-            keeper.save(state.state_dict() | {"data": {}, "processes": 1}, {"one": epoch})
+            state.progression.best_epochs["one"] = epoch
+            state.best["one"] = state.copy_of_validated_weights()
+            keeper.keep_weights(state.best["one"], epoch, "one", best=True)
+            keeper.save(state.state_dict() | {"data": {}, "processes": 1})
             spent = time.perf_counter() - start
     return spent
 

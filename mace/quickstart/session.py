@@ -21,6 +21,7 @@ from mace.quickstart.facts import Facts, Machine, gather_facts, look_at_machine
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.proposal import Proposal, choose_size, propose_data, propose_loss, propose_model
 from mace.quickstart.questions import ask
+from mace.reporting.console import PlainConsole
 from mace.reporting.terminal import print_report, verdict
 from mace.settings import TrainingSettings, provided
 from mace.settings.quickstart import QuickstartSettings
@@ -40,6 +41,7 @@ _OTHER_WORK = {
     "foundation_model": "only trainings from scratch are proposed; start a fine-tuning with mace_run_train itself.",
     "distributed": "times are measured in one process; remove the flag here, and add it to the file that is written.",
     "restart_latest": "there is nothing to resume in a proposal; remove the flag here, and give it to mace_run_train.",
+    "take_over": "a proposal owns no files; remove the flag here, and give it to mace_run_train.",
     "dry_run": "a proposal trains nothing; remove the flag.",
 }
 _NOT_KEPT = _OWN | {"config", "name"}
@@ -80,14 +82,14 @@ def run_quickstart(
     Raises:
         UserError: If settings or data do not allow a training, or the file exists.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     _refuse_other_work(settings)
     _refuse_existing(settings)
     check_allowed(settings.allow)
     level = settings.log_level if "log_level" in provided(settings) else "WARNING"
     setup_logging(level, None, console, settings.quiet)
     if settings.quiet:
-        console = Console(quiet=True)  # the file says it all; warnings have the other one
+        console = PlainConsole(quiet=True)  # the file says it all; warnings have the other one
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             start = time.perf_counter()

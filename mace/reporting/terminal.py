@@ -15,6 +15,7 @@ from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.properties import PROPERTIES
+from mace.reporting.console import PlainConsole
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST_GROUPS = 40
@@ -84,7 +85,7 @@ def _line(finding: Finding) -> Text:
 def _at_its_own_width(table: Table) -> str:
     """Write a table as text; numbers cut off on a narrow terminal would be worse than long lines."""
     output = io.StringIO()
-    Console(file=output, width=_WIDEST).print(table)
+    PlainConsole(file=output, width=_WIDEST).print(table)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 

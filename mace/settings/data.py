@@ -72,6 +72,8 @@ def _read_E0s(value: Any) -> Any:
         return parse_E0s_literal(value.strip())
     if isinstance(value, str) and value.lower() in ("average", "foundation", "estimated"):
         return value.lower()
+    if isinstance(value, str) and value.lower() in ("isolated", "isolatedatom", "isolated_atom"):
+        return "isolated"
     if value is None or isinstance(value, str):
         return value
     return _energies_by_number(value)
@@ -153,11 +155,12 @@ class ReferenceSettings(Settings):
 
     E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
         None,
-        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), estimated "
-        "(those, with a least-squares fit of what its predictions miss), a JSON file, or a dictionary by atomic number",
+        "energies of isolated atoms: isolated (structures of config_type IsolatedAtom), average (least squares), "
+        "foundation (those of the foundation model), estimated (those, with a least-squares fit of what its "
+        "predictions miss), a JSON file, or a dictionary by atomic number; such structures come before a fit",
         group="Reference energies and scaling",
         unit="eV",
-        placeholder="average|foundation|estimated|FILE|{Z:E,...}",
+        placeholder="isolated|average|foundation|estimated|FILE|{Z:E,...}",
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -263,6 +265,13 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
+def _from_home(value: Any) -> Any:
+    """Write out the home folder that ``~`` stands for at the start of a path, or of each of several."""
+    if isinstance(value, list):
+        return [_from_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value != "~" else value
+
+
 class Settings(BaseModel):
     """Base of all groups of settings: frozen, closed, and reading text the way it is typed in a shell."""
 
@@ -273,6 +282,8 @@ class Settings(BaseModel):
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Turn what a shell or a YAML file can hold into what the type of the field wants."""
         field = cls.model_fields[info.field_name or ""]
+        if re.search("FILE|DIR", declarations(cls)[info.field_name or ""].placeholder):
+            value = _from_home(value)
         parts = alternatives(field.annotation)
         if value is None and "None" in choices_of(field):
             return "None"

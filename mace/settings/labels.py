@@ -109,7 +109,7 @@ class LabelSettings(Settings):
 class FileSettings(LabelSettings):
     """A file, or several, with names and units of their own; what is not given is as for all other files."""
 
-    file: str | list[str] = setting(..., "a path, a pattern, or a list of them", kind="several")
+    file: str | list[str] = setting(..., "a path, a pattern, or a list of them", kind="several", placeholder="FILE...")
     config_type_weights: dict[str, Annotated[float, Field(ge=0)]] | None = setting(
         None,
         "weight of the structures of each config_type in these files",

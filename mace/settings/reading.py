@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -266,7 +266,7 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     for key, value in _yaml_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
-            raise UserError(f"{path}: {key!r} is not a setting; {_advice(name, list(spellings), '')}")
+            raise UserError(f"{path}: {_shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
@@ -283,6 +283,12 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     return given
 
 
+def _shown(value: Any) -> str:
+    """Write what somebody typed, or the beginning of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}... ({len(text)} characters)"
+
+
 def _is_null(value: Any) -> bool:
     return isinstance(value, str) and value in _YAML_NULLS
 
@@ -297,7 +303,9 @@ def _boolean(value: Any, spelling: str) -> bool:
 def _yaml_table(path: str) -> dict[str, Any]:
     import yaml  # needed by few runs, so not at the top: help stays quick
 
-    class Loader(yaml.BaseLoader):
+    from mace.settings.bounded_yaml import BoundedLoader, read_bounded
+
+    class Loader(BoundedLoader):
         """Keeps scalars as text and refuses a key that comes twice with different values."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -314,14 +322,16 @@ def _yaml_table(path: str) -> dict[str, Any]:
             return table
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bounded(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config {path}: the file cannot be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is no configuration file: {error}.") from error
     try:
         table = yaml.load(text, Loader=Loader)  # noqa: S506 -- a BaseLoader builds nothing but text, lists and tables
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if table is None:
         return {}
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -366,7 +376,7 @@ def layered(parser: SettingsParser, argv: Sequence[str]) -> dict[str, Given]:
     typed = parser.read(argv)
     if "config" not in typed:
         return typed
-    return {**read_yaml_settings(str(typed["config"].value), parser.model), **typed}
+    return {**read_yaml_settings(os.path.expanduser(str(typed["config"].value)), parser.model), **typed}
 
 
 def build_settings(model: type[Model], given: dict[str, Given]) -> Model:

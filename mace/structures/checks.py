@@ -27,6 +27,9 @@ STRUCTURE_KEYS = _WEIGHT_KEYS | {*_ATOM_WEIGHT_KEYS.values(), "config_type", "nu
 SHORTEST_LATTICE_VECTOR = 0.5
 """Angstrom; two hydrogen atoms are 0.74 apart, and nothing repeats more closely than that."""
 
+FARTHEST = 1.0e6
+"""Angstrom; coordinates so large are a fault of the file or of a simulation that has broken down."""
+
 
 def check_geometry(configuration: Configuration) -> None:
     """Make sure that a structure has atoms of known elements at finite places, and the lattice it repeats with.
@@ -46,17 +49,35 @@ def check_geometry(configuration: Configuration) -> None:
         raise UserError(
             f"{configuration.where()} has an atom 'X' that is no chemical element; name its element or take it out."
         )
-    for name, values in (("position", positions), ("cell", cell)):
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"{configuration.where()} has a {name} that is NaN or infinite; correct it or take the structure out."
-            )
+    check_places(positions, cell, configuration.pbc, configuration.where())
     if configuration.n_atoms > 1 and not positions.any():
         raise UserError(
             f"{configuration.where()} has all its atoms at the origin, as if the file gave no positions; add them."
         )
     if any(configuration.pbc):
         _check_lattice(configuration)
+
+
+def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], where: str) -> None:
+    """Make sure that atoms are at places that can be searched for neighbors.
+
+    Args:
+        positions: Angstrom, ``[atoms, 3]``.
+        cell: Rows are lattice vectors in Angstrom, ``[3, 3]``.
+        pbc: Which of them repeat.
+        where: Name of the structure, for messages.
+
+    Raises:
+        UserError: If one is NaN, infinite or farther than `FARTHEST`.
+    """
+    for name, values, limited in (("position", positions, positions), ("cell", cell, cell[list(pbc)])):
+        if not np.isfinite(values).all():
+            raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
+        if np.abs(limited).max(initial=0.0) >= FARTHEST:
+            raise UserError(
+                f"{where} has a {name} of {np.abs(limited).max():.3g} Angstrom, where less than {FARTHEST:.0e} makes "
+                "sense; correct it, or take the structure out."
+            )
 
 
 def _check_lattice(configuration: Configuration) -> None:

@@ -95,7 +95,7 @@ class LabelCoverage:
 
 @dataclass(frozen=True)
 class LabelFault:
-    """A label that is NaN or infinite and was left out.
+    """A label that was left out: it is NaN or infinite, or its key is almost that of a label.
 
     Attributes:
         name: The property, one of `PROPERTIES`.
@@ -120,6 +120,7 @@ class FileLabels:
         coverage: One entry for each of `PROPERTIES`.
         notes: Sentences about what deserves attention.
         faults: Labels that were left out because they are no finite numbers.
+        misspelled: What has the form of a label that its structure lacks, under almost the same key.
         constrained: Places of the structures with constraints, such as fixed atoms.
         units: Which units were converted, in words; empty if none.
         conditions: In how many structures each condition that was asked for was found, in words.
@@ -132,6 +133,7 @@ class FileLabels:
     coverage: tuple[LabelCoverage, ...]
     notes: tuple[str, ...] = ()
     faults: tuple[LabelFault, ...] = ()
+    misspelled: tuple[LabelFault, ...] = ()
     constrained: tuple[int, ...] = ()
     units: str = ""
     conditions: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport
+from mace.reporting.console import PlainConsole
 from mace.reporting.document import document_text, write_text
 from mace.reporting.page import write_page
 from mace.reporting.terminal import print_findings, print_report
@@ -39,7 +40,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     Raises:
         UserError: If settings or files do not allow it.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     losses = make_losses(settings)
     check_allowed(settings.allow)
     setup_logging(settings.log_level, None, console, settings.quiet)

@@ -18,6 +18,7 @@ from mace.structures.reading import ReadResult
 from mace.training.foundation import Foundation
 from mace.training.loss import Loss
 from mace.training.objectives import ways_out
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.progress import TrainingProgress
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,19 +61,13 @@ def inspect_data(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
         labels=sorted(ways_out(losses)),
         ways_out=ways_out(losses),
-        E0s=_E0s(settings, foundation),
+        E0s=settings.E0s,
+        foundation_energies=None if foundation is None else foundation.energies,
         needs_E0s=settings.model in WITH_ENERGY,
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),
     )
     return inspect_sets(sets.with_roles(), demands, progress.track)
-
-
-def _E0s(settings: TrainingSettings, foundation: Foundation | None) -> str | Mapping[int, float] | None:
-    """Return the E0s that energies are looked at with; estimates are not known before training is prepared."""
-    if settings.E0s == "estimated":
-        return "average"
-    return settings.E0s if foundation is None or settings.E0s != "foundation" else foundation.energies
 
 
 def tell_report(report: DataReport, path: Path | None, title: str) -> None:
@@ -82,9 +77,6 @@ def tell_report(report: DataReport, path: Path | None, title: str) -> None:
         report: The report.
         path: The page to write; None for none.
         title: Its heading.
-
-    Raises:
-        UserError: If the page cannot be written.
     """
     for line in summary_lines(report):
         _LOGGER.info("%s", line)
@@ -96,5 +88,6 @@ def tell_report(report: DataReport, path: Path | None, title: str) -> None:
             _LOGGER.warning("[%s%s] %s", finding.name, allowed, finding.sentence)
     if path is None:
         return
-    write_text(path, write_page(report, title), "--results_dir")
-    _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
+    with OptionalOutput(path):
+        write_text(path, write_page(report, title), "--results_dir")
+        _LOGGER.info("%s The report on the data is in %s", verdict(report), path)

@@ -17,6 +17,7 @@ from mace.training.evaluation import Evaluation, evaluate
 from mace.training.folders import RunFolders
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.plots import plot_parity
 from mace.training.preparation import Preparation
 from mace.training.progress import TrainingProgress
@@ -135,8 +136,9 @@ def _plot(
                 group.setdefault(name, []).append((compared.reference, compared.prediction))
     data = {role: {name: _join(parts) for name, parts in group.items()} for role, group in joined.items() if group}
     path = folders.results / f"{folders.tag}_parity_{stage}.png"
-    plot_parity(data, path, title=f"{folders.tag}, {stage.replace('_', ' ')}")
-    _LOGGER.info("Saved plot to %s", path)
+    with OptionalOutput(path):
+        plot_parity(data, path, title=f"{folders.tag}, {stage.replace('_', ' ')}")
+        _LOGGER.info("Saved plot to %s", path)
 
 
 def _pair(name: str, one: PredictedSet, energies: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:

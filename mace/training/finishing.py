@@ -10,14 +10,17 @@ from pathlib import Path
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.distances import shortest_distances
+from mace.model.durable_file import free_name
 from mace.model.model_file import ModelMetadata, save_model
 from mace.settings import TrainingSettings
 from mace.training.final_report import write_final_report
 from mace.training.folders import RunFolders, model_files
 from mace.training.loop import EpochReport, Trainer
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation
 from mace.training.records import results_path
+from mace.training.resuming import seed_of_model
 from mace.training.run_report import RunReport
 from mace.training.saving import insist
 from mace.training.session import Session
@@ -40,17 +43,15 @@ def plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
 
 
 def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
-    """Draw the learning curves; a plot that cannot be written is a warning."""
+    """Draw the learning curves."""
     start = trainer.progression.stage_two_start
     path = folders.results / f"{folders.tag}_learning_curves.png"
-    try:
+    with OptionalOutput(path):
         plot_learning_curves(
             results_path(folders.results, settings.name, settings.seed),
             path,
             stage_two_epoch=start if start is not None and start < settings.max_num_epochs else None,
         )
-    except OSError as error:
-        _LOGGER.warning("%s: the plot cannot be written (%s)", path, error.strerror or error)
 
 
 def finish(trainer: Trainer, preparation: Preparation, session: Session, report: RunReport) -> None:
@@ -61,20 +62,22 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
         _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
     best = write_models(trainer, preparation, session)
     for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
+        _load_best(trainer, stage)
         _LOGGER.info("Loaded Stage %s model from epoch %s for evaluation", stage, epoch)
-        errors = write_final_report(
-            trainer.state.model,
-            trainer.loss_of(stage),
-            preparation,
-            settings,
-            folders,
-            f"stage_{stage}",
-            reported_table(settings),
-            session.progress,
-        )
-        _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
-        report.measured(stage, epoch, errors)
+        with OptionalOutput(f"Errors of the model of Stage {stage}"):
+            errors = write_final_report(
+                trainer.state.model,
+                trainer.loss_of(stage),
+                preparation,
+                settings,
+                folders,
+                f"stage_{stage}",
+                reported_table(settings),
+                session.progress,
+            )
+            # with its errors in it; the one without them is good, should this fail
+            _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
+            report.measured(stage, epoch, errors)
     if settings.plot:
         plot_curves(settings, folders, trainer)
     report.ended("finished")
@@ -99,12 +102,19 @@ def write_models(trainer: Trainer, preparation: Preparation, session: Session) -
             f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
             "--lr, and check the labels."
         )
-    if progression.stage_two and "two" not in progression.best_epochs:
+    for stage, lost in progression.lost.items():
+        _LOGGER.warning(
+            "There is no model of Stage %s: the weights of its best epoch %d could not be read when the run was "
+            "resumed",
+            stage.capitalize(),
+            lost,
+        )
+    if progression.stage_two and "two" not in progression.best_epochs.keys() | progression.lost.keys():
         _LOGGER.warning(
             "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
         )
     for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
+        _load_best(trainer, stage)
         _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
     return best
 
@@ -117,17 +127,36 @@ def _write_model(
     epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
+    if not session.ownership.look():
+        trainer.save()  # which gives way
     metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
-    files = model_files(session.settings, session.folders, stage)
-    for path in files:
+    shared, own = model_files(session.settings, session.folders, stage)
+    for path in (own, shared):
+        if path == shared:
+            _keep_other_model(shared, session)
         insist(partial(save_model, path, trainer.state.model, metadata), str(path))
-    return files[0]
+    return shared
 
 
-def _load_best(trainer: Trainer, stage: str, epoch: int | None) -> None:
-    """Give the model the weights with the lowest validation loss of a stage; without an epoch it has them."""
-    if epoch is not None:
-        trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
+def _keep_other_model(path: Path, session: Session) -> None:
+    """Move the model of a run with the same name and another seed away before it is replaced."""
+    seed = seed_of_model(path)
+    if seed in (None, session.settings.seed):
+        return
+    folders = session.folders
+    copy = folders.checkpoints / path.name.replace(session.settings.name, f"{session.settings.name}_run-{seed}", 1)
+    if copy.exists() and copy.read_bytes() == path.read_bytes():
+        _LOGGER.warning("%s held the model of seed %d, which is in %s too; it is replaced", path, seed, copy)
+        return
+    target = free_name(folders.model, f"{path.stem}_run-{seed}_earlier-", ".model")
+    path.rename(target)
+    _LOGGER.warning("%s held the model of seed %d, which was moved to %s", path, seed, target)
+
+
+def _load_best(trainer: Trainer, stage: str) -> None:
+    """Give the model the weights with the lowest validation loss of a stage; it has them where no epoch was trained."""
+    if trainer.progression.best_epochs:
+        trainer.state.model.load_state_dict(trainer.state.best[stage])
 
 
 def _metadata(

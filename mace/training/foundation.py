@@ -12,7 +12,7 @@ from torch import Tensor
 from mace.compat.importing import open_model
 from mace.compat.layers import word_of_interaction
 from mace.compat.published import foundation_file
-from mace.elements import ElementTable, chemical_symbol
+from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
@@ -117,22 +117,6 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
             f"choose it with --foundation_head, for example --foundation_head={names[-1]}."
         )
     return Foundation(name, model)
-
-
-def known_energies(settings: TrainingSettings, foundation: Foundation, elements: ElementTable) -> dict[int, float]:
-    """Return the reference energies of the foundation model.
-
-    Raises:
-        UserError: If ``--E0s`` is one of `FROM_FOUNDATION` and the foundation model does not know an element.
-    """
-    energies = foundation.energies
-    if settings.E0s in FROM_FOUNDATION and (missing := [z for z in elements if z not in energies]):
-        names = ", ".join(chemical_symbol(z) for z in missing)
-        raise UserError(
-            f"--E0s={settings.E0s}: {settings.foundation_model} has no energy of {names}; give the energies of all "
-            "elements as a dictionary, or use --E0s=average."
-        )
-    return energies
 
 
 def foundation_plan(

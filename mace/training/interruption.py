@@ -12,8 +12,8 @@ from typing import Any
 
 from mace.errors import RunInterrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What schedulers and Ctrl-C send."""
+SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What schedulers, Ctrl-C and a terminal that is closed send."""
 
 
 class Interruption:
@@ -62,7 +62,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         """Begin to catch the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            # nohup lets a program ignore the end of its terminal, and so it stays
+            heeded = [n for n in SIGNALS if n in SIGNALS[:2] or signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(

@@ -78,6 +78,18 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
     return launch
 
 
+def started_together(environment: Mapping[str, str]) -> int:
+    """Return how many processes SLURM or MPI started together with this one; 1 where nothing tells of others.
+
+    >>> started_together({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"})
+    2
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", *(sizes[0] for sizes in _MPI.values())):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 1
+
+
 def _detected(environment: Mapping[str, str], distributed: bool) -> str | None:
     if all(name in environment for name in _TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"):
         return "torchrun"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -11,9 +12,13 @@ from rich.text import Text
 
 from mace.conditions import SETTABLE
 from mace.errors import UserError
+from mace.plain_text import plain
 from mace.properties import PROPERTIES
+from mace.reporting.console import PlainConsole
 from mace.structures.configuration import Configuration
 from mace.training.tables import find_error_table
+
+_LOGGER = logging.getLogger(__name__)
 
 LOGGER_NAME = "mace"
 """The logger above all of ours; no other logger is ever touched."""
@@ -36,16 +41,47 @@ class ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Write one record; a terminal that is lost is told in the file, once."""
         try:
             line = Text(self.format(record), style=_STYLES.get(record.levelno, ""))
             self.console.print(line, soft_wrap=True)
+        except UserError:
+            raise  # the output of this command is needed and cannot be written
         except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
             self.handleError(record)
+        if lost := getattr(self.console.file, "lost", None):  # see `mace.cli.streams`
+            logging.getLogger(LOGGER_NAME).removeHandler(self)
+            _LOGGER.warning("Nothing more is shown, because the output cannot be written (%s); the work goes on", lost)
 
 
-class _RunFileHandler(logging.FileHandler):
-    """A class of its own, so that closing removes our file and nobody else's."""
+class PlainFormatter(logging.Formatter):
+    """Write records so that nothing in them, such as names in files, can control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, or lines."""
+        return plain(super().format(record))
+
+
+class _RunFileHandler(logging.Handler):
+    """Append every message to a file; one that cannot be written is warned of once, and nothing ends.
+
+    The file is opened for each: a file that was moved or removed begins anew, and nothing waits for a full disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._warned = path, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(self.format(record) + "\n")
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                reason = error.strerror or error
+                _LOGGER.warning("%s: the log cannot be written (%s); the work goes on", self._path, reason)
 
 
 def setup_logging(
@@ -78,10 +114,11 @@ def setup_logging(
         handlers.append(ConsoleHandler(console))
         handlers[0].setLevel(logging.WARNING if quiet else logging.NOTSET)
     if log_path is not None:
-        Path(log_path).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_RunFileHandler(log_path, encoding="utf-8"))
+        with suppress(OSError):  # the first message tells
+            Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(_RunFileHandler(Path(log_path)))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(_LINE, _DATE))
+        handler.setFormatter(PlainFormatter(_LINE, _DATE))
         logger.addHandler(handler)
     return logger
 
@@ -92,9 +129,9 @@ def setup_logging_of_others(rank: int) -> None:
     Args:
         rank: Number of the process.
     """
-    logger = setup_logging(logging.WARNING, None, Console(stderr=True))
+    logger = setup_logging(logging.WARNING, None, PlainConsole(stderr=True))
     for handler in logger.handlers:
-        handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
+        handler.setFormatter(PlainFormatter(f"process {rank}: %(message)s"))
         handler.addFilter(logging.Filter(f"{LOGGER_NAME}.training.memory"))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,7 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
     Raises:
         UserError: If the file has no record of an epoch.
     """
+    _load_matplotlib()
     history = RunHistory.of(read_records(results_path))
     if not history.numbers():
         raise UserError(f"{results_path} has no record of an epoch, so there are no learning curves to draw.")
@@ -108,6 +111,7 @@ def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool =
         output_path: The picture; its folder is created.
         linear: Whether vertical axes are linear; otherwise they are logarithmic where numbers are positive.
     """
+    _load_matplotlib()
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _panels(len(panels))
@@ -149,6 +153,7 @@ def plot_parity(
     Raises:
         ValueError: If a property is unknown, shapes differ, or there is nothing to draw.
     """
+    _load_matplotlib()
     _check_parity_data(data)
     properties = [name for name in _QUANTITIES if any(_has_values(sets, name) for sets in data.values())]
     if not properties:
@@ -301,6 +306,21 @@ def _tidy(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.tick_params(labelsize=8)
+
+
+def _load_matplotlib() -> None:
+    """Import matplotlib without the backend that MPLBACKEND names.
+
+    Files are drawn without a backend; a notebook names one that other environments lack, which ends the import.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -6,14 +6,17 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.inspection.inspection import DataReport
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
+from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.labels import LabelReport, require_labels
@@ -27,7 +30,7 @@ from mace.training.conditions import conditions_of, keys_without_condition
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.estimated_energies import estimate_energies
 from mace.training.folders import RunFolders
-from mace.training.foundation import FROM_FOUNDATION, Foundation, foundation_plan, known_energies
+from mace.training.foundation import Foundation, foundation_plan
 from mace.training.logging_setup import contents_line
 from mace.training.loss import Loss
 from mace.training.objectives import Losses, ways_out, with_labels
@@ -123,11 +126,15 @@ def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: b
         UserError: See `require_labels` and `split_validation`.
     """
     training = sets.training
-    require_labels(training.report, sorted(ways_out(losses)), ways_out(losses))
+    needed = ways_out(losses)
+    require_labels(training.report, sorted(needed), needed)
     configurations = training.configurations
     files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
-        train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
+        split = split_validation(configurations, settings.valid_fraction, settings.seed, sorted(needed))
+        train, valid = split.train, split.valid
+        for note in split.notes:
+            _LOGGER.warning("%s", note)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
         _LOGGER.info(
             "Using random %g%% of training set for validation with indices saved in: %s",
@@ -286,7 +293,10 @@ def decide(
         for name, configurations in structures.tests.items()
     }
     conditions = conditions_of(settings, foundation)
-    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    try:
+        plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    except ValidationError as error:
+        raise UserError(f"There is no model of these settings and data: {first_problem(error)}.") from error
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
@@ -361,17 +371,19 @@ def _reference_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> ReferenceEnergies:
     """Find the reference energies, those of elements the data lack in the foundation model."""
-    E0s, told = settings.E0s, list[str]()
-    known = {} if foundation is None else known_energies(settings, foundation, elements)
-    if E0s == "foundation":
-        E0s = {z: known[z] for z in elements}
-    elif E0s == "estimated" and foundation is not None:
-        E0s, told = estimate_energies(foundation, structures.train, elements, settings.batch_size)
-    energies = resolve_reference_energies(E0s, structures.isolated_atoms, structures.train, elements)
-    if settings.E0s in FROM_FOUNDATION:
-        source = "the foundation model" if settings.E0s == "foundation" else "estimates by the foundation model"
-        energies = replace(energies, source=source, notes=(*told, *energies.notes))
-    if foundation is None or not settings.foundation_model_elements:
+    known, fit = (None, None) if foundation is None else (
+        foundation.energies,
+        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
+    )  # fmt: skip
+    energies = resolve_reference_energies(
+        settings.E0s,
+        structures.isolated_atoms,
+        structures.train,
+        elements,
+        known,
+        fit if settings.E0s == "estimated" else None,
+    )
+    if known is None or not settings.foundation_model_elements:
         return energies
     return replace(energies, energies=dict(sorted((known | energies.energies).items())))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +17,16 @@ from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.reporting.console import PlainConsole
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
-from mace.training.distributed import Team, make_team, own_device
+from mace.training.distributed import make_team, own_device
 from mace.training.dry_run import describe_plan
 from mace.training.environment import tell_environment
 from mace.training.finishing import finish, plot_curves, plot_is_due, reported_table, write_models
 from mace.training.finiteness import Diverged
-from mace.training.folders import make_folders
+from mace.training.folders import make_folders, own_files
 from mace.training.foundation import Foundation, open_foundation, start_from, tell_foundation
 from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
@@ -41,7 +40,7 @@ from mace.training.planning import hidden_features, readout_widths, sent_feature
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
-from mace.training.resuming import StartingWeights, begin_anew, find_state, resume
+from mace.training.resuming import StartingWeights, find_state, make_way, resume
 from mace.training.run_report import RunReport
 from mace.training.saving import StateKeeper
 from mace.training.session import Session
@@ -76,38 +75,32 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     with Interruption() as interruption, make_team(launch, device) as team:
-        chosen = console or Console(quiet=not team.is_first)
-        _with_log(settings, notes, warnings, losses, device, team, interruption, chosen)
+        chosen = console or PlainConsole(quiet=not team.is_first)
+        folders = make_folders(settings, create=team.is_first)
+        mode = settings.progress if team.is_first and not settings.quiet else "off"
+        progress = TrainingProgress(chosen, mode, error_table=reported_table(settings))
+        with own_files(folders, settings, launch, team.is_first) as ownership:
+            session = Session(settings, losses, device, team, interruption, folders, ownership, progress)
+            _with_log(session, notes, [*warnings, *ownership.notes], chosen)
 
 
-def _with_log(
-    settings: TrainingSettings,
-    notes: Sequence[str],
-    warnings: Sequence[str],
-    losses: tuple[Loss, Loss | None],
-    device: torch.device,
-    team: Team,
-    interruption: Interruption,
-    console: Console,
-) -> None:
+def _with_log(session: Session, notes: Sequence[str], warnings: Sequence[str], console: Console) -> None:
     """Train; only the first process writes to terminal and log file."""
-    folders = make_folders(settings, create=team.is_first)
+    settings, folders, team = session.settings, session.folders, session.team
     if team.is_first:
         setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console, settings.quiet)
     else:
         setup_logging_of_others(team.rank)
-    mode = settings.progress if team.is_first and not settings.quiet else "off"
     writes_page = team.is_first and settings.report and not settings.dry_run
     page = folders.results / f"{folders.tag}.html" if writes_page else None
     try:
-        tell_environment(settings, device, team)
+        tell_environment(settings, session.device, team)
         for note in notes:
             _LOGGER.info("%s", note)
         for warning in warnings:
             _LOGGER.warning("%s", warning)
-        progress = TrainingProgress(console, mode, error_table=reported_table(settings))
-        with RunReport(page) as report, progress:
-            _run(Session(settings, losses, device, team, interruption, folders, progress), report, console)
+        with RunReport(page) as report, session.progress:
+            _run(session, report, console)
     except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
@@ -163,9 +156,7 @@ def _train_all(
     """Train to the end, from the saved state if there is one."""
     settings, team, folders = session.settings, session.team, session.folders
     if team.is_first:
-        checkpoints.remove_unfinished()
-        if saved is None:
-            begin_anew(settings, checkpoints, folders)
+        make_way(settings, checkpoints, folders, saved)
     results = results_path(folders.results, settings.name, settings.seed) if team.is_first else None
     state = TrainingState(model, settings, two_stages=session.losses[1] is not None)
     with RecordWriter(results) as records:
@@ -173,9 +164,13 @@ def _train_all(
             resume(state, saved, preparation.digests, team.size)
             if saved["records"] is not None:
                 records.go_back(saved["records"])
-        run = (saved or {}).get("run") or team.broadcast(new_run_id())
+        run = (saved or {}).get("run") or team.broadcast(session.ownership.run)
         _LOGGER.info("Run %s", run)
-        keeper = StateKeeper(checkpoints, records, model.plan, run, settings.checkpoint_minutes, team.is_first)
+        keeper = StateKeeper(
+            checkpoints, records, model.plan, run, settings.checkpoint_minutes, team.is_first, session.ownership
+        )
+        for stage, epoch in state.progression.best_epochs.items():
+            keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(
             state,
             session.losses,
@@ -207,11 +202,6 @@ def _train_or_save(trainer: Trainer, preparation: Preparation, session: Session,
             _LOGGER.error("%s", error)
             write_models(trainer, preparation, session)
         raise
-
-
-def new_run_id() -> str:
-    """Return a name for a run that no other one has: time and chance."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def build_model(

@@ -17,6 +17,7 @@ from mace.reporting.run_page import write_run_page
 from mace.reporting.worst import worst_structures
 from mace.training.final_report import FinalErrors
 from mace.training.loop import EpochReport, Trainer
+from mace.training.optional_outputs import OptionalOutput
 from mace.training.preparation import Preparation
 from mace.training.records import RecordFollower, results_path
 from mace.training.run_facts import gather_facts
@@ -54,7 +55,7 @@ class WarningCollector(logging.Handler):
 class RunReport:
     """Write the page of a run: at its start, after evaluations, and at its end.
 
-    Whatever goes wrong here is one warning, and the run goes on.
+    Whatever goes wrong here is one warning until it succeeds again, and the run goes on.
 
     Args:
         path: The page; None to write none.
@@ -69,7 +70,7 @@ class RunReport:
         self._stages: list[MeasuredStage] = []
         self._validated: EpochReport | None = None
         self._due_at = -1.0
-        self._warned = False
+        self._output = OptionalOutput(path)
 
     def begin(self, session: Session, preparation: Preparation, trainer: Trainer) -> None:
         """Gather what is known before the first step, and write the page."""
@@ -80,12 +81,12 @@ class RunReport:
         self._times_back = trainer.progression.times_back
         self._valid_set = preparation.valid.configurations
 
-        def gather() -> None:
+        if self.path is None:
+            return
+        with OptionalOutput(self.path):
             self._facts = gather_facts(session, preparation, trainer, self._started)
             plan = trainer.state.model.plan
             self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
-
-        self._carefully(gather)
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
@@ -101,7 +102,9 @@ class RunReport:
 
     def measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> None:
         """Show what was measured of the model of a stage."""
-        self._carefully(lambda: self._stages.append(self._measured(stage, epoch, errors)))
+        if self._facts is not None:
+            with OptionalOutput(self.path):
+                self._stages.append(self._measured(stage, epoch, errors))
         self._write("running", "Training is complete; the models are being measured.")
 
     def ended(self, condition: Condition, sentence: str = "") -> None:
@@ -112,7 +115,7 @@ class RunReport:
             sentence: Why; for a finished run it is made here.
         """
         self._write(condition, sentence or self._last_words())
-        if self._facts is not None and not self._warned:
+        if self._facts is not None and not self._output.failed:
             _LOGGER.info("The report on the run is in %s", self.path)
 
     def __enter__(self) -> RunReport:
@@ -167,7 +170,8 @@ class RunReport:
         if facts is None or path is None:
             return
 
-        def write() -> None:
+        begin = self._clock()
+        with self._output:
             state = self._trainer.progression
             anew, self._times_back = state.times_back != self._times_back, state.times_back
             now = RunState(
@@ -183,31 +187,5 @@ class RunReport:
                 latest=self._latest(),
             )
             write_durably(path, write_run_page(facts, now).encode())
-            self._warned = False
-
-        begin = self._clock()
-        self._carefully(write)
         end = self._clock()
         self._due_at = end + (end - begin) / SHARE
-
-    def _carefully(self, work: Callable[[], None]) -> None:
-        """Do something that may fail: a full disk is told once and tried again, any other error ends the report."""
-        if self.path is None:
-            return
-        try:
-            work()
-        except OSError as error:
-            if not self._warned:
-                _LOGGER.warning(
-                    "%s: the report cannot be written (%s); the run goes on", self.path, error.strerror or error
-                )
-            self._warned = True
-        except Exception as error:  # a report is never worth a training
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        """End the report, which has a defect."""
-        self._facts, self._warned = None, True
-        words = f"{type(error).__name__}: {error}"
-        _LOGGER.warning("%s: the report failed (%s); the run goes on without it", self.path, words)
-        _LOGGER.debug("where the report failed", exc_info=error)

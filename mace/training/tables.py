@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mace.errors import UserError
+from mace.reporting.console import PlainConsole
 from mace.structures.reference_energies import Residual
 from mace.units import DEBYE, MILLI
 
@@ -231,7 +231,7 @@ def residual_table(residuals: Sequence[Residual]) -> str:
 def _drawn(table: Table) -> str:
     output = io.StringIO()
     # Wider than any table, so that rich has no reason to shorten a cell.
-    Console(file=output, width=100_000, color_system=None, force_terminal=False).print(table, soft_wrap=True)
+    PlainConsole(file=output, width=100_000, color_system=None, force_terminal=False).print(table, soft_wrap=True)
     return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").splitlines())
 
 

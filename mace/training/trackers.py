@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from mace.errors import UserError
+from mace.errors import RunInterrupted, UserError
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
         self._update = 0
+        self._begun = False
 
     def begin(self, history: Iterable[Record]) -> None:
         """Start all trackers, or take them back to the end of a history."""
@@ -71,6 +72,7 @@ class Trackers:
         records = list(history)
         self._update = sum(record.get("mode") == "opt" for record in records)
         self._tell(lambda tracker: tracker.begin(records, self._update))
+        self._begun = True
 
     def take(self, record: Record) -> None:
         """Hand on a record."""
@@ -81,9 +83,9 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 action(tracker)
-            except UserError:  # at the beginning, when something can still be done
-                raise
             except Exception as error:  # libraries of others may raise whatever they like
+                if isinstance(error, RunInterrupted) or (isinstance(error, UserError) and not self._begun):
+                    raise  # at the beginning something can still be done
                 self._give_up(tracker, error)
 
     def _give_up(self, tracker: Tracker, error: Exception) -> None:

@@ -98,7 +98,7 @@ def test_a_report_that_fails_costs_one_warning(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run_report, "write_run_page", broken)
     run = train(tmp_path, write_water(tmp_path / "train.xyz"))
     assert (tmp_path / "tiny.model").exists()
-    assert len(re.findall("WARNING.*the report failed", run.log)) == 1
+    assert len(re.findall("WARNING.*html: left out, because it failed", run.log)) == 1
 
 
 def test_a_full_disk_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_one_warning(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run_report, "SHARE", 1e9)
     run = train(tmp_path, write_water(tmp_path / "train.xyz"))
     assert (tmp_path / "tiny.model").exists()
-    assert len(re.findall("WARNING.*the report cannot be written .No space left", run.log)) == 1
+    assert len(re.findall("WARNING.*html: left out, because it failed .No space left", run.log)) == 1
 
 
 def test_a_run_that_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,3 +162,34 @@ def test_settings_survive_a_round_trip():
     settings = parse_training_settings([*BASE, "--E0s={1:-13.6}", "--correlation=[3,2]", "--valid_file", "a", "b"])
     assert TrainingSettings(**settings.model_dump()) == settings
     assert TrainingSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("test_dir: ~/tests", "test_dir", "HOME/tests"),
+        ("work_dir: ~/runs/a", "work_dir", "HOME/runs/a"),
+        ("E0s: ~/E0s.json", "E0s", "HOME/E0s.json"),
+        ("foundation_model: ~/old.model", "foundation_model", "HOME/old.model"),
+        ("valid_file: [~/a.xyz, b~.xyz]", "valid_file", ["HOME/a.xyz", "b~.xyz"]),
+        ("test_file: ~/*.xyz", "test_file", "HOME/*.xyz"),
+        ("log_dir: ~nobody-of-this-name/logs", "log_dir", "~nobody-of-this-name/logs"),
+        ("log_dir: ~", "log_dir", None),
+        ("energy_key: ~/E", "energy_key", "~/E"),
+    ],
+)
+def test_the_home_folder_in_paths(write, monkeypatch, tmp_path, text, name, value):
+    """A shell writes it out, a YAML file does not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = [item.replace("HOME", str(tmp_path)) for item in value] if isinstance(value, list) else value
+    expected = expected.replace("HOME", str(tmp_path)) if isinstance(expected, str) else expected
+    assert getattr(parse_training_settings([*BASE, write(text)]), name) == expected
+
+
+def test_the_home_folder_in_tables_and_on_the_command_line(write, monkeypatch, tmp_path):
+    """Shells leave --config=~/run.yaml and what stands in quotes alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write("valid_file:\n  - file: ~/a.xyz\n    energy_key: E\n  - file: [~/b.xyz]\n")
+    settings = parse_training_settings(["--name=run", "--config=~/run.yaml", "--train_file", "{'file': '~/c.xyz'}"])
+    assert [table.file for table in settings.valid_file] == [f"{tmp_path}/a.xyz", [f"{tmp_path}/b.xyz"]]
+    assert settings.train_file.file == f"{tmp_path}/c.xyz"

@@ -42,7 +42,7 @@ OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
-    report
+    report take_over
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""

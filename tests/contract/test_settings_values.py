@@ -68,7 +68,8 @@ def sentence_of(*arguments: str) -> str:
         ("plot", "maybe", "Y", "True or False"),
         ("clip_grad", "0", "None", "a number above 0 or None"),
         ("lr_factor", "1", "0.5", "above 0 and below 1"),
-        ("seed", "-1", "0", "at least 0"),
+        ("seed", "-1", "0", "from 0 to"),
+        ("seed", "1" + 26 * "0", str(2**63 - 1), "from 0 to"),
         ("std", "0", "1", "a number above 0"),
     ],
 )

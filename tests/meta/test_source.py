@@ -12,7 +12,10 @@ from website.imports import ROOT, dotted, imported, part_of, source_files
 
 PACKAGE = ROOT / "mace"
 FILES = source_files()
-OURS = [*FILES, *(file for folder in ("tests", "benchmarks") for file in sorted((ROOT / folder).rglob("*.py")))]
+OURS = [
+    *FILES,
+    *(file for folder in ("tests", "benchmarks", "mutation") for file in sorted((ROOT / folder).rglob("*.py"))),
+]
 MAX_LINES = 500
 MAX_LINES_OF_A_FUNCTION = 60
 FORBIDDEN_NAMES = {"utils", "util", "tools", "common", "helpers", "helper", "base", "misc"}

@@ -26,6 +26,7 @@ from mace.errors import RunInterrupted, UserError
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.structures.frames import iterate_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -146,6 +147,35 @@ def test_other_formats_and_several_files(tmp_path: Path, model_path: Path) -> No
     found = ase.io.read(tmp_path / "new" / "out.xyz", ":")
     assert [atoms.info["note"] for atoms in found] == [f"frame {i}" for i in (2, 3, 4, 5, 0, 1)]
     assert found[4].calc.results == {"energy": -3.0, "free_energy": -3.5}
+
+
+@pytest.mark.parametrize("ending", ["extxyz", "xyz.gz", "extxyz.bz2", "xyz.xz", "traj", "db", "json"])
+def test_the_output_has_the_format_of_its_ending(tmp_path: Path, model_path: Path, ending: str) -> None:
+    """What is read again from it is what extended XYZ would hold."""
+    frames = _frames()
+    for place, atoms in enumerate(frames):
+        atoms.info |= {"config_type": "wet", "n": place, "digits": "12", "E_of_dft": -1.5, "axis": np.arange(5.0)}
+    ase.io.write(tmp_path / "in.xyz", frames, format="extxyz")
+    given = ["--configs", tmp_path / "in.xyz", "--model", model_path, "--return_node_energies"]
+    for name in ("plain.xyz", f"OUTCAR.{ending}", f"OUTCAR.{ending}"):  # an older output is replaced
+        _evaluate(*given, "--output", tmp_path / name)
+    read = [list(iterate_frames(str(tmp_path / name))) for name in ("plain.xyz", f"OUTCAR.{ending}")]
+    for one, other in zip(*read, strict=True):
+        assert one.numbers.tolist() == other.numbers.tolist() and one.pbc == other.pbc
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-12)
+        for place in ("info", "arrays", "results"):
+            assert getattr(one, place).keys() == getattr(other, place).keys()
+            for key, value in getattr(one, place).items():
+                np.testing.assert_array_equal(getattr(other, place)[key], value, err_msg=key)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.xyz", f"OUTCAR.{ending}", "plain.xyz"}
+
+
+@pytest.mark.parametrize("name", ["out.cif", "out.exyz", "out.traj.gz", "out.dat", "out.xyz.zip", "out.vasp"])
+def test_an_output_of_another_ending_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    """Before the model is looked for."""
+    with pytest.raises(UserError, match=f"{name}: structures are not written in the format of this ending; .*[.]xyz"):
+        _evaluate("--configs", tmp_path / "in.xyz", "--model", "no.model", "--output", tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

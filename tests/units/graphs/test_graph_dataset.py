@@ -187,7 +187,7 @@ def test_an_unknown_element_is_named() -> None:
 
 def test_pair_vectors_of_far_atoms_lose_no_digits() -> None:
     """In single precision differences of large coordinates are taken in double precision."""
-    positions = np.array([[1e6, -1e6, 3e6], [1e6 + 1.0, -1e6 + 0.25, 3e6 - 0.5]])
+    positions = np.array([[3e5, -3e5, 9e5], [3e5 + 1.0, -3e5 + 0.25, 9e5 - 0.5]])
     graph = build_graph(Configuration(np.array([1, 8]), positions, np.zeros((3, 3)), FREE), ELEMENTS, R_MAX)
     vector = pair_vectors(graph, R_MAX, torch.float32)[0]
     assert vector.abs().tolist() == [1.0, 0.25, 0.5]

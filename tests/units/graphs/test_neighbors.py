@@ -156,7 +156,7 @@ def test_many_structures_at_once_are_those_one_by_one() -> None:
         (7, (False,) * 3),
         (3, (True, False, True)),
     ]:
-        positions = rng.uniform(-3.0, 3.0, size=(count, 3)) + rng.choice([0.0, 1.0e6])
+        positions = rng.uniform(-3.0, 3.0, size=(count, 3)) + rng.choice([0.0, 9.9e5])
         structures.append(Configuration(np.ones(count, dtype=int), positions, np.diag([4.0, 5.0, 6.0]), pbc))
     structures.insert(2, structures[0])
     found = find_all_neighbors(structures, 3.3).divide()

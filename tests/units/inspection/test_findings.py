@@ -99,6 +99,26 @@ def fixed(frames: list[Atoms], zeroed: bool) -> list[Atoms]:
     return frames
 
 
+def constant(frames: list[Atoms], key: str, value: object) -> list[Atoms]:
+    for atoms in frames:
+        atoms.info[key] = value
+    return frames
+
+
+def pushed(frames: list[Atoms]) -> list[Atoms]:
+    """Molecules whose forces are those of a larger system."""
+    for atoms in frames:
+        atoms.arrays["REF_forces"] += [0.5, -1.0, 2.0]
+    return frames
+
+
+def shuffled(frames: list[Atoms]) -> list[Atoms]:
+    """Molecules whose forces lost their signs."""
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = np.abs(atoms.arrays["REF_forces"])
+    return frames
+
+
 def in_bohr(frames: list[Atoms]) -> list[Atoms]:
     for atoms in frames:
         atoms.set_cell(atoms.cell.array / units.BOHR, scale_atoms=True)
@@ -165,6 +185,11 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
         lambda: with_change(5, lambda atoms: atoms.arrays["REF_forces"].__setitem__((0, 0), np.inf)),
         lambda: with_change(5, lambda atoms: put(atoms, "REF_stress", np.full(9, np.nan))),
     ],
+    "misspelled-key": [
+        lambda: with_change(5, lambda atoms: put(atoms, "REF_Energy", atoms.info.pop("REF_energy"))),
+        lambda: with_change(5, lambda atoms: put(atoms, "stresses", atoms.info.pop("REF_stress"))),
+        lambda: with_change(5, lambda atoms: atoms.new_array("force", atoms.arrays.pop("REF_forces"))),
+    ],
     "close-atoms": [
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0] + 0.1)),
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0])),
@@ -200,6 +225,24 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     "zero-energies": [
         lambda: {**clean(), "training": [*crystals(24), *changed(crystals(2, seed=9), energy=0.0)]},
     ],
+    "placeholder-labels": [
+        lambda: {**clean(), "training": changed(crystals(24), forces=0.0)},
+        lambda: {**clean(), "training": [*crystals(24), *changed(crystals(2, seed=9), forces=0.0)]},
+        lambda: {**clean(), "training": changed(crystals(24), stress=0.0)},
+        lambda: {**clean(), "training": [*crystals(24), *changed(strained(3), stress=0.0)]},
+        lambda: {**clean(), "training": with_virials(crystals(24), 0.0)},
+        lambda: {**clean(), "training": constant(crystals(24), "REF_energy", -3.5), "labels": ["energy"]},
+        lambda: {**clean(), "training": [*crystals(19), *constant(crystals(5, 9), "REF_energy", -3.5)]},
+        lambda: {**clean(), "training": constant(crystals(24), "REF_stress", np.diag([0.1, 0.2, 0.3]).ravel())},
+        lambda: {**clean(), "training": constant(water(6), "REF_dipole", np.zeros(3)), "test": ()},
+        lambda: {**clean(), "training": constant(water(6), "REF_dipole", np.ones(3)), "test": ()},
+        lambda: {**clean(), "training": constant(water(6), "REF_polarizability", np.eye(3).ravel()), "test": ()},
+    ],
+    "net-forces": [
+        lambda: {**clean(), "training": pushed(water(6)), "test": ()},
+        lambda: {**clean(), "training": [*crystals(24), *pushed(water(3))]},
+        lambda: {**clean(), "training": shuffled(water(9)), "test": ()},
+    ],
     "zeroed-forces": [
         lambda: {**clean(), "training": fixed(crystals(24), zeroed=True)},
         lambda: with_change(3, lambda atoms: atoms.arrays["REF_forces"].__setitem__(0, 0.0)),
@@ -207,6 +250,11 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     "doubtful-reference-energies": [
         lambda: {**clean(), "E0s": {29: -1000.0}},
         lambda: {**clean(), "training": [*water(9)]},
+    ],
+    "overruled-reference-energies": [
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)]},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": "estimated"},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": {29: 1.0}},
     ],
     "unlikely-distances": [lambda: {**clean(), "training": in_bohr(crystals(24))}],
     "duplicates": [lambda: {**clean(), "training": repeated(crystals(24))}],
@@ -437,3 +485,64 @@ def test_a_strained_and_turned_cell_is_divided_into_both() -> None:
     strain, turn = strain_between(cells, cells @ np.array([expm(s) for s in symmetric]) @ turns)
     np.testing.assert_allclose(strain, symmetric, atol=1e-12)
     np.testing.assert_allclose(turn, turns, atol=1e-12)
+
+
+def perfect(count: int) -> list[Atoms]:
+    """Strained crystals in which symmetry forbids forces."""
+    frames = strained(count)
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+    return frames
+
+
+def rotated(frames: list[Atoms]) -> list[Atoms]:
+    """Copies that differ by a rotation and the order of atoms only."""
+    copies = []
+    for place, rotation in enumerate(Rotation.random(8, rng=0)):
+        atoms = frames[0][np.roll(np.arange(len(frames[0])), place)]
+        atoms.info = dict(frames[0].info)
+        atoms.positions = rotation.apply(atoms.positions)
+        atoms.arrays["REF_forces"] = rotation.apply(atoms.arrays["REF_forces"])
+        copies.append(atoms)
+    return copies
+
+
+def symmetric_molecules() -> list[Atoms]:
+    """Molecules without a dipole, of several sizes."""
+    frames = []
+    for name in ("CO2", "CH4", "C6H6", "C2H4", "N2"):
+        for size in (0.98, 1.0, 1.02):
+            atoms = molecule(name)
+            atoms.positions *= size
+            frames.append(atoms)
+    for place, atoms in enumerate(frames):
+        atoms.info |= {"REF_energy": -1.0 - 0.01 * place, "REF_dipole": np.zeros(3)}
+        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+        atoms.arrays["REF_forces"][[0, -1], 2] = [0.1, -0.1]
+    return frames
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        lambda: perfect(24),
+        lambda: [labeled(bulk("Cu", a=3.5 + 0.02 * step), stress=True) for step in range(20)],
+        lambda: rotated(water(1)),
+        lambda: constant(constant(water(6), "REF_dipole", np.zeros(3)), "config_dipole_weight", 0.0),
+        symmetric_molecules,
+        lambda: [labeled(Atoms("Cu2", positions=[[0, 0, 0], [20.0 + i, 0, 0]])) for i in range(6)],
+        lambda: [*crystals(20), *constant(crystals(4, 9), "REF_energy", -0.01)],
+    ],
+)
+def test_labels_that_are_right_are_no_placeholders(
+    inspect: Callable[..., DataReport], frames: Callable[[], list[Atoms]]
+) -> None:
+    found = names(inspect(frames(), r_max=3.0, labels=["energy"]))
+    assert not {"placeholder-labels", "net-forces", "zero-energies"} & found
+
+
+def test_a_placeholder_is_described(inspect: Callable[..., DataReport]) -> None:
+    frames = [*crystals(20), *changed(crystals(4, seed=9), forces=0.0)]
+    (finding,) = (item for item in inspect(frames, r_max=3.0).findings if item.name == "placeholder-labels")
+    assert finding.structures == (20, 21, 22, 23)
+    assert "structures 20, 21, 22, 23 (4 of 24) have labels 'forces' that are exactly zero; leave" in finding.sentence
