@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import train, write_water
 
 from mace.errors import RunInterrupted
@@ -34,8 +35,11 @@ def test_both_states_have_their_best_weights(
         save(keeper, *arguments, **named)
         states = [load_safely(path) for path in sorted(folder.glob("tiny_run-7_last*.pt"))]
         for state in states:
-            for stage, epoch in state["progression"]["best_epochs"].items():
-                assert (folder / f"tiny_run-7_epoch-{epoch}{'_swa' if stage == 'two' else ''}.pt").exists()
+            assert state["best"].keys() == state["progression"]["best_epochs"].keys()
+        newest = load_safely(folder / "tiny_run-7_last.pt")
+        for stage, epoch in newest["progression"]["best_epochs"].items():
+            of_epoch = load_safely(folder / f"tiny_run-7_epoch-{epoch}{'_swa' if stage == 'two' else ''}.pt")
+            assert all(torch.equal(of_epoch["weights"][name], value) for name, value in newest["best"][stage].items())
         seen.append({"states": len(states), "files": len(list(folder.glob("*epoch-*.pt")))})
 
     folder = tmp_path / "checkpoints"
