@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from mace.errors import UserError
-from mace.plain_text import plain
+from mace.errors import UserError, plain
 from mace.reporting.console import PlainConsole
 from mace.training.tables import find_error_table
 
