@@ -1,8 +1,6 @@
-"""The one error that users are meant to see."""
+"""The errors that users are meant to see, and text as it may be shown to them."""
 
 from __future__ import annotations
-
-from mace.plain_text import plain
 
 
 class UserError(ValueError):
@@ -29,3 +27,22 @@ class RunInterrupted(Exception):
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
+
+
+def plain(text: str) -> str:
+    r"""Write what is not printable as its escape sequence; ends of lines and tabulators stay.
+
+    Names in files can hold sequences that move the cursor, color, rename or fill the clipboard of a terminal, and marks
+    that turn the direction of writing.
+
+    >>> print(plain("bulk\x1b[2J \u202enat"))
+    bulk\x1b[2J \u202enat
+    >>> plain("Å\tβ\n") == "Å\tβ\n"
+    True
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

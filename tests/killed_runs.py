@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,11 @@ def _train(order: dict[str, Any]) -> None:
     from mace.cli import run_train
 
     os.chdir(order["folder"])
-    os.environ.update(order["environment"])
+    if order["environment"]:
+        from mace.training import distributed
+
+        distributed.MEETING_TIME = timedelta(seconds=20)  # the other may be killed before they meet
+        os.environ.update(order["environment"])
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for number, target in enumerate((null, output, output)):

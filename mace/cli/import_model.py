@@ -17,8 +17,7 @@ from pathlib import Path
 
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.cli.outputs import check_output
-from mace.errors import UserError
-from mace.plain_text import plain
+from mace.errors import UserError, plain
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,8 +16,7 @@ import json
 from typing import Any
 
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
-from mace.errors import UserError
-from mace.plain_text import plain
+from mace.errors import UserError, plain
 
 FAILED_CHECK = 1
 """Exit status when a check of the model fails."""

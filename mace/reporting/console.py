@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from mace.plain_text import plain
+from mace.errors import plain
 
 
 class PlainConsole(Console):

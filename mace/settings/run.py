@@ -81,7 +81,7 @@ class EvaluationSettings(Settings):
         0, "epochs from one plot to the next; 0 draws only at the end", group="Evaluation and output", ge=0
     )
     plot_interaction_e: bool = setting(
-        False, "draw energies of predictions with the E0s subtracted", group="Evaluation and output"
+        True, "draw energies of predictions with the E0s subtracted", group="Evaluation and output"
     )
     report: bool = setting(
         True,

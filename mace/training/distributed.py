@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -261,21 +262,16 @@ class DistributedTeam(Team):
 
 def heeding_signals(work: Callable[[], _Result]) -> _Result:
     """Do what may wait long in native code in a thread of its own, so that this one heeds signals meanwhile."""
-    outcome: list[tuple[_Result | None, BaseException | None]] = []
+    future: Future[_Result] = Future()
 
     def run() -> None:
         try:
-            outcome.append((work(), None))
+            future.set_result(work())
         except BaseException as error:
-            outcome.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="mace collective")
-    thread.start()
-    thread.join()
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]  # without an error there is one
+    threading.Thread(target=run, daemon=True, name="mace collective").start()
+    return future.result()
 
 
 def _short(value: str | None) -> str:

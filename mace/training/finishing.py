@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -131,10 +132,16 @@ def _write_model(
         trainer.save()  # which gives way
     metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
     shared, own = model_files(session.settings, session.folders, stage)
-    for path in (own, shared):
-        if path == shared:
-            _keep_other_model(shared, session)
+    # under a name of this run's own first: a run of another seed may be writing the shared one
+    beside = shared.with_name(f".{own.name}.new")
+    for path in (own, beside):
         insist(partial(save_model, path, trainer.state.model, metadata), str(path))
+    try:
+        _keep_other_model(shared, session)
+        os.replace(beside, shared)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{shared}: the model cannot be written there ({reason}); it is in {own}.") from error
     return shared
 
 
@@ -145,11 +152,16 @@ def _keep_other_model(path: Path, session: Session) -> None:
         return
     folders = session.folders
     copy = folders.checkpoints / path.name.replace(session.settings.name, f"{session.settings.name}_run-{seed}", 1)
-    if copy.exists() and copy.read_bytes() == path.read_bytes():
+    try:
+        same = copy.exists() and copy.read_bytes() == path.read_bytes()
+        if not same:
+            target = free_name(folders.model, f"{path.stem}_run-{seed}_earlier-", ".model")
+            os.replace(path, target)
+    except FileNotFoundError:  # that run is doing the same at this moment
+        return
+    if same:
         _LOGGER.warning("%s held the model of seed %d, which is in %s too; it is replaced", path, seed, copy)
         return
-    target = free_name(folders.model, f"{path.stem}_run-{seed}_earlier-", ".model")
-    path.rename(target)
     _LOGGER.warning("%s held the model of seed %d, which was moved to %s", path, seed, target)
 
 

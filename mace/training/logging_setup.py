@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mace.conditions import SETTABLE
-from mace.errors import UserError
-from mace.plain_text import plain
+from mace.errors import UserError, plain
 from mace.properties import PROPERTIES
 from mace.reporting.console import PlainConsole
 from mace.structures.configuration import Configuration

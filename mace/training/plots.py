@@ -30,6 +30,7 @@ _GRAY = "#666666"
 _DOTS_PER_INCH = 150
 _MOST_POINTS = 20_000
 _WORST_POINTS = 1_000
+_MOST_NAMED, _LONGEST_NAME = 6, 24
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,10 @@ def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | 
 def _draw_parity(
     parity: Axes, errors: Axes, quantity: _Quantity, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    for set_name, (reference, prediction) in pairs.items():
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    origin, low, high = _frame_of([values for pair in pairs.values() for values in pair])
+    for place, (set_name, (reference, prediction)) in enumerate(pairs.items()):
         error = (prediction - reference) * quantity.factor
         rmse = float(np.sqrt(np.mean(np.square(error))))
         shown = _points_to_draw(np.abs(error))
@@ -230,23 +234,52 @@ def _draw_parity(
         order = 2.0 + 1.0 / len(error)
         size = _point_size(len(shown))
         style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0.0, "zorder": order}
-        label = f"{set_name}: RMSE {rmse:.3g} {quantity.error_unit} ({count})"
-        parity.scatter(reference[shown], prediction[shown], label=label, **style)
-        errors.scatter(reference[shown], error[shown], **style)
-    low, high = (pick(*parity.get_xlim(), *parity.get_ylim()) for pick in (min, max))
+        label = f"{_shortened(set_name)}: RMSE {rmse:.3g} {quantity.error_unit} ({count})"
+        if place == _MOST_NAMED and len(pairs) > _MOST_NAMED + 1:
+            label = f"and {len(pairs) - _MOST_NAMED} more"
+        parity.scatter(
+            reference[shown] - origin,
+            prediction[shown] - origin,
+            label=label if place <= _MOST_NAMED else "_left out",
+            **style,
+        )
+        errors.scatter(reference[shown] - origin, error[shown], **style)
     parity.plot((low, high), (low, high), color="#444444", linewidth=0.8, zorder=1)
     parity.set_xlim(low, high)
     parity.set_ylim(low, high)
     errors.axhline(0.0, color="#444444", linewidth=0.8, zorder=1)
-    parity.set_ylabel(f"predicted {quantity.name} ({quantity.unit})")
+    name = quantity.name if origin == 0.0 else f"{quantity.name} {'-' if origin > 0.0 else '+'} {abs(origin):.12g}"
+    parity.set_ylabel(f"predicted {name} ({quantity.unit})")
     errors.set_ylabel(f"error ({quantity.error_unit})")
-    errors.set_xlabel(f"reference {quantity.name} ({quantity.unit})")
+    errors.set_xlabel(f"reference {name} ({quantity.unit})")
+    for axis in (parity.xaxis, parity.yaxis, errors.xaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
     legend = parity.legend(frameon=False, fontsize=7, loc="upper left", handletextpad=0.2, borderaxespad=0.2)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set(alpha=1.0, sizes=[18.0])
     _tidy(parity)
     _tidy(errors)
+
+
+def _frame_of(values: list[np.ndarray]) -> tuple[float, float, float]:
+    """Choose what a parity plot shows.
+
+    Args:
+        values: Labels and predictions, arrays of any length.
+
+    Returns:
+        What is subtracted from all values, zero unless they differ by little of what they are; and the limits then.
+    """
+    low, high = float(min(v.min() for v in values)), float(max(v.max() for v in values))
+    span = max(high - low, 1e-6)  # a single structure has none
+    origin = float(f"{low:.0f}") if max(abs(low), abs(high)) > 100.0 * span and abs(low) >= 100.0 else 0.0
+    return origin, low - origin - 0.05 * span, high - origin + 0.05 * span
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
 def _points_to_draw(absolute_error: np.ndarray) -> np.ndarray:

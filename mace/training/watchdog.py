@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
-from mace.plain_text import plain
+from mace.errors import plain
 
 INTERVAL = 1.0
 """Seconds between two looks."""

@@ -47,8 +47,6 @@ def _check(name: str, answer: dict[str, Any]) -> None:
     assert answer["kind"] == "refused", said
     assert re.search(CASES[name].said, said), said
     assert name in said and said.endswith(".") and "\n" not in said and "\x1b" not in said and len(said) < 600
-    assert answer["seconds"] < SECONDS
-    assert answer["megabytes"] < MEGABYTES
 
 
 def test_there_are_enough_of_them() -> None:
@@ -57,6 +55,7 @@ def test_there_are_enough_of_them() -> None:
     assert min(counts.values()) >= 15, counts
 
 
+@pytest.mark.xdist_group("hostile corpus")  # one process opens them all
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_refused_in_one_sentence(name: str, answers: Answers) -> None:
     _check(name, answers[name])
@@ -70,6 +69,8 @@ def test_each_alone_within_bounds(tmp_path: Path) -> None:
     assert answers.keys() == CASES.keys()
     for name, answer in answers.items():
         _check(name, answer)
+        assert answer["seconds"] < SECONDS
+        assert answer["megabytes"] < MEGABYTES
 
 
 def test_the_canary_would_sing(tmp_path: Path) -> None:

@@ -21,10 +21,9 @@ from training_runs import QUICK, TINY_MODEL, isolated_atoms, train, water, write
 from mace.cli import command
 from mace.cli.command import run_command
 from mace.cli.streams import BROKEN_PIPE, StandardStream
-from mace.errors import RunInterrupted, UserError
+from mace.errors import RunInterrupted, UserError, plain
 from mace.model import durable_file
 from mace.model.durable_file import is_full, write_durably
-from mace.plain_text import plain
 from mace.reporting.console import PlainConsole
 from mace.settings.checking import parse_check_settings
 from mace.training import final_report, finishing

@@ -102,6 +102,7 @@ SAMPLES = {
 """What to type for settings whose type in the surface file says too little, and what it must become."""
 
 DEFAULT_DIFFERENCES = {
+    "plot_interaction_e": (False, True),
     "launcher": ("slurm", "auto"),
     **{
         f"{label}_key": (f"DefaultKeys.{label.upper()}.value", None)

@@ -77,7 +77,7 @@ def test_sixty_kills_of_one_of_two_lose_nothing(tmp_path: Path, pair: Pair) -> N
         events = (*EVENTS, *OF_ALL[2:]) if victim == 0 else OF_ALL
         kill: dict[str, Any] = {"at": str(rng.choice(events)), "count": int(rng.integers(1, 12))}
         if rng.random() < 0.3:
-            kill = {"after": float(rng.uniform(0.2, 3.0))}
+            kill = {"after": float(rng.uniform(0.8, 4.0))}
         if kills == KILLS - 1:
             kill = {}
         statuses = pair.run(folder, victim if kill else None, **kill)

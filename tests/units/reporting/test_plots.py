@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +135,39 @@ def test_plotting_touches_no_global_state_of_matplotlib(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+LARGE = -13652.334
+
+
+def ticks_and_labels(monkeypatch: pytest.MonkeyPatch, data: object) -> list[Any]:
+    """Draw and return the figure instead of its file."""
+    kept: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: kept.append(figure))
+    plots.plot_parity(data, "unused.png", "title")
+    kept[0].canvas.draw()
+    return list(kept[0].axes)
+
+
+@pytest.mark.parametrize(
+    "energies",
+    [np.linspace(LARGE, LARGE + 0.2, 30), np.array([LARGE]), np.linspace(-3.0, 4.0, 9), np.array([-1.0e5, 2.0e5])],
+    ids=["large", "one structure", "small", "wide"],
+)
+def test_tick_labels_of_energies_do_not_overlap(energies, monkeypatch):
+    axes = ticks_and_labels(monkeypatch, {"train": {"energy": (energies, energies + 1e-3)}})
+    for axis in (axes[0], axes[1]):
+        assert axis.xaxis.get_offset_text().get_text() == axis.yaxis.get_offset_text().get_text() == ""
+    shown = [label for label in axes[1].get_xticklabels() if label.get_text()]
+    low, high = axes[1].get_xlim()
+    boxes = sorted((l.get_window_extent() for l in shown if low <= l.get_position()[0] <= high), key=lambda b: b.x0)
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    if len(energies) != 9 and abs(energies[0]) < 2.0e4:
+        assert "+ 1365" in axes[1].get_xlabel()
+
+
+def test_many_sets_with_long_names_leave_room_for_the_points(monkeypatch):
+    values = np.arange(3.0)
+    data = {f"a_very_long_name_of_a_type_{number}": {"energy": (values, values)} for number in range(15)}
+    texts = [text.get_text() for text in ticks_and_labels(monkeypatch, data)[0].get_legend().get_texts()]
+    assert len(texts) == 7 and texts[-1] == "and 9 more" and max(map(len, texts)) < 60
