@@ -229,8 +229,8 @@ def test_openmm_calls_published_models(name: str, loader: str, reader: Path, mon
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(reader))
     model = published.published_model(loader, published.DEFAULTS[loader])
-    model.places[0].parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy("first.model", model.places[0])
+    model.place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy("first.model", model.place)
     monkeypatch.setitem(published.DIGESTS, model.address, published.sha256_of(Path("first.model")))
     names: dict[str, Any] = {}
     exec(recipe('MLPotential("ase")').partition("system =")[0], names)
