@@ -389,11 +389,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return found if self.num_models > 1 else found[0]
 
     def get_dielectric_derivatives(self, atoms: Atoms | None = None) -> NoReturn:
-        """Refuse to differentiate dipole and polarizability by the positions.
-
-        Raises:
-            UserError: Always, as there are no models of polarizabilities here; it says what is needed.
-        """
+        """Raise a `UserError`: there are no models of polarizabilities here."""
         raise UserError(
             "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which "
             "does not exist here; use mace-torch, or displace the atoms and call get_dipole_moment."
