@@ -4,6 +4,7 @@
 #   make test    run the test suite
 #   make lint    check style, format and types
 #   make docs    build the documentation site into build/site
+#   make mutants put small faults into the code at random, and see whether the tests notice them
 #
 # Everything is installed into the folder .venv; a second call finds it there and starts at once.
 
@@ -18,13 +19,16 @@ TORCH ?= torch==2.13.0
 DEMO ?=
 TESTS ?=
 
+# Arguments for the random faults, for example MUTANTS='--mutants 20 --areas loss'.
+MUTANTS ?=
+
 # The inner loops are compiled on first use. Where there is no C compiler, one is installed as a Python package.
 COMPILER := $(if $(shell command -v cc || command -v gcc || command -v clang),,[compiler])
 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format docs mutants clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -47,6 +51,9 @@ format: $(VENV)/.lint
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	$(BIN)/python -m website.pages build/site
+
+mutants: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutation $(MUTANTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

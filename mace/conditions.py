@@ -14,6 +14,9 @@ DEFAULTS = {"total_charge": 0.0, "total_spin": 1.0, "elec_temp": 0.0}
 OTHER_KEYS = {"total_charge": ("charge",), "total_spin": ("spin",)}
 """Keys under which a condition is looked for besides its own name, as mace-torch's calculator does."""
 
+CONDITION_KEYS = frozenset({*DEFAULTS, *(key for keys in OTHER_KEYS.values() for key in keys)})
+"""Keys of structures that mean conditions in any file; a charge is not the charges of the atoms."""
+
 SETTABLE = tuple(DEFAULTS)
 """Conditions whose key has a setting of its own, ``<name>_key``."""
 
@@ -21,6 +24,9 @@ _LARGEST = 1_000_000
 _PLACES = {"graph": "structure", "structure": "structure", "atom": "atom"}
 _WORDS = ("type", "per", "num_classes", "offset", "in_dim", "emb_dim", "use_bias", "key")
 """What mace-torch's ``embedding_specs`` says of a condition."""
+
+_NO_EFFECT = {"categorical": ("in_dim", "use_bias"), "continuous": ("num_classes", "offset")}
+"""Which of these words mean nothing for a kind of values, in mace-torch as here."""
 
 
 class Condition(BaseModel):
@@ -137,21 +143,23 @@ def _read_spec(name: str, spec: Any) -> Condition:
     missing = [word for word in ("type", "per", "emb_dim") if word not in spec]
     if missing:
         raise ValueError(f"does not say the {' and '.join(missing)} of '{name}'; add what is missing.")
-    if spec["per"] not in _PLACES:
+    if str(spec["per"]) not in _PLACES:
         raise ValueError(f"has '{name}' per '{spec['per']}'; there are graph and atom.")
-    classes = spec["type"] == "categorical"
-    if classes and "num_classes" not in spec:
+    if spec["type"] == "categorical" and "num_classes" not in spec:
         raise ValueError(f"does not say num_classes of '{name}'; add it.")
-    useless = ("in_dim", "use_bias") if classes else ("num_classes", "offset")
-    for word, harmless in zip(useless, (1, True) if classes else (None, 0), strict=True):
-        if word in spec and spec[word] != harmless:
-            raise ValueError(f"has {word} for '{name}', which means nothing for {spec['type']} values; remove it.")
     try:
         return condition_of_spec(name, spec)
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f" of {part}" for part in first["loc"])
         raise ValueError(f"cannot have '{name}' as it is described: {first['msg']}{place}.") from error
+
+
+def words_without_effect(specs: Mapping[str, Any]) -> list[str]:
+    """List the words of conditions that mean nothing for their kind of values, as in ``in_dim of 'total_charge'``."""
+    return [
+        f"{word} of '{name}'" for name, spec in specs.items() for word in _NO_EFFECT[str(spec["type"])] if word in spec
+    ]
 
 
 def _hint(near: list[str]) -> str:

@@ -12,6 +12,24 @@ from mace.errors import UserError
 LARGEST_ATOMIC_NUMBER = 118
 """Oganesson; nothing heavier has a symbol."""
 
+ISOTOPES = {"D": 2.014101778, "T": 3.016049281}
+"""Symbols of deuterium and tritium, which are hydrogen to a model, and their masses.
+
+Source:
+    AME2020, Wang et al., Chinese Phys. C 45, 030003 (2021).
+"""
+
+
+def mass_of(symbol: str) -> float:
+    """Mass of an atom in atomic mass units, as ASE has it, also of deuterium and tritium.
+
+    >>> mass_of("H"), mass_of("D")
+    (1.008, 2.014101778)
+    """
+    from ase.data import atomic_masses, atomic_numbers
+
+    return ISOTOPES[symbol] if symbol in ISOTOPES else float(atomic_masses[atomic_numbers[symbol]])
+
 
 def chemical_symbol(atomic_number: int) -> str:
     """Write an element as people do, for example ``"Fe"`` for 26.
@@ -29,13 +47,13 @@ def chemical_symbol(atomic_number: int) -> str:
 
 
 def atomic_number(element: str | int) -> int:
-    """Understand an element written as a symbol, a number, or a number in text.
+    """Understand an element written as a symbol, a number, or a number in text; deuterium and tritium are hydrogen.
 
     Raises:
         UserError: If there is no such element.
 
-    >>> atomic_number("Fe"), atomic_number("26"), atomic_number(26)
-    (26, 26, 26)
+    >>> atomic_number("Fe"), atomic_number("26"), atomic_number(26), atomic_number("D")
+    (26, 26, 26, 1)
     """
     from ase.data import atomic_numbers
 
@@ -43,6 +61,7 @@ def atomic_number(element: str | int) -> int:
     if isinstance(element, str):
         text = element.strip()
         number = int(text) if text.isascii() and text.isdigit() else atomic_numbers.get(text.capitalize())
+        number = 1 if text in ISOTOPES else number
     elif isinstance(element, (int, np.integer)) and not isinstance(element, bool):
         number = int(element)
     if number is None or not 1 <= number <= LARGEST_ATOMIC_NUMBER:

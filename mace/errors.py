@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A problem the user can solve: one sentence naming the file, the structure and the way out.
+
+    It is a ``ValueError`` because programs written for mace-torch expect one for arguments that cannot be used.
 
     Command lines print the message without a traceback and exit with status 2.
     """

@@ -1,6 +1,6 @@
 """Every conversion factor of the project; inside, energies are eV, lengths Angstrom, stresses eV/Angstrom^3.
 
-Source: CODATA 2018 values as collected by ASE (``ase.units``), written out so that this file imports nothing.
+Source: CODATA 2014 values as collected by ASE (``ase.units``), written out so that this file imports nothing.
 """
 
 HARTREE = 27.211386024367243

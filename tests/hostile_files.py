@@ -1,7 +1,4 @@
-"""Hostile and broken files that look like models of mace-torch, by name, and a program that tries to open them.
-
-Run as a program, with a folder, it opens every file there and prints what came of it as lines of JSON.
-"""
+"""Hostile and broken files that look like models of mace-torch, by name, and what must be said of each."""
 
 from __future__ import annotations
 
@@ -132,8 +129,16 @@ def _tensor(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], count
     return archive(b"\x80\x02}Vinteractions.0.weight\n" + pickled_tensor + b"s.", [torch.zeros(4, dtype=torch.float64)])
 
 
-def _many_views() -> bytes:
-    """Ten thousand tensors that all are the same storage of a megabyte."""
+def _tensor_text(n: int) -> bytes:
+    """Return a checkpoint of a tensor with a dimension that no integer of four bytes holds."""
+    written = _tensor(0, (7,), (0,), 4)
+    with zipfile.ZipFile(io.BytesIO(written)) as read:
+        data = read.read("archive/data.pkl").replace(b"J\x07\x00\x00\x00", b"\x8a\x05" + n.to_bytes(5, "little"))
+    return _zipped(data)
+
+
+def _many_views(count: int) -> bytes:
+    """Return a checkpoint of tensors that all are the same storage of a megabyte."""
     one = (
         b"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nDoubleStorage\nV0\nVcpu\nJ"
         + struct.pack("<i", 1 << 17)
@@ -141,7 +146,7 @@ def _many_views() -> bytes:
         + struct.pack("<i", 1 << 17)
         + b"\x85K\x01\x85\x89NtRq\x01"
     )
-    entries = b"".join(f"Vinteractions.{i}.weight\n".encode() + (one if i == 0 else b"h\x01") for i in range(10_000))
+    entries = b"".join(f"Vinteractions.{i}.weight\n".encode() + (one if i == 0 else b"h\x01") for i in range(count))
     return archive(b"\x80\x02}(" + entries + b"u.", [torch.zeros(1 << 17, dtype=torch.float64)])
 
 
@@ -195,7 +200,17 @@ BROKEN: Files = {
     "tensor_repeated": lambda _: _tensor(0, (1 << 30,), (0,), 4),
     "tensor_negative": lambda _: _tensor(0, (4,), (-1,), 4),
     "storage_too_short": lambda _: _tensor(0, (1000,), (1,), 1000),
-    "many_views": lambda _: _many_views(),
+    "tensor_one_beyond_storage": lambda _: _tensor(1, (4,), (1,), 4),
+    "tensor_two_wide_one_beyond": lambda _: _tensor(0, (2, 2), (3, 2), 4),
+    "tensor_of_more_than_its_storage": lambda _: _tensor(0, (8,), (0,), 4),
+    "tensor_of_no_dimension_beyond": lambda _: _tensor(4, (), (), 4),
+    "tensor_with_a_shape_too_long": lambda _: _tensor(0, (1,) * 33, (1,) * 33, 4),
+    "storage_of_more_than_the_file": lambda _: _tensor(0, (5,), (1,), 5),
+    "many_views": lambda _: _many_views(10_000),
+    "four_views": lambda _: _many_views(4),
+    "integer_of_17_bytes": lambda _: _zipped(b"\x80\x02\x8a\x11" + b"\xff" * 16 + b"\x7f."),
+    "integer_of_claimed_gigabyte": lambda _: _zipped(b"\x80\x02\x8b" + struct.pack("<i", 1 << 30) + b"\x01."),
+    "shape_of_2_to_the_34": lambda _: _tensor_text(1 << 34),
     "a_number": lambda _: archive(*pickled(7)),
     "a_list": lambda _: archive(*pickled([1, 2])),
     "a_dictionary": lambda _: archive(*pickled({"weights": 1})),
@@ -224,34 +239,79 @@ BROKEN: Files = {
 }
 """Files that are damaged, something else, or hold what cannot be."""
 
+_DAMAGED = r"this is no complete file of mace-torch \(%s\); copy or download it again"
+_NO_MODEL = "this file holds something else, not a model"
+_CALLS = r"the file is hostile \(it asks to call %s, which no model does\) and was refused; nothing of it was run"
+_NOT_HERE = "this model of mace-torch cannot be converted: %s"
+
+SAID: dict[str, str] = {
+    **dict.fromkeys(ATTACKS, _CALLS % "os.system"),
+    "posix_system": _CALLS % "posix.system",
+    "eval": _CALLS % "builtins.eval",
+    "exec": _CALLS % "__builtin__.exec",
+    "popen": _CALLS % "subprocess.getoutput",
+    "nested_names": _CALLS % "os.path",
+    "dotted_name": _CALLS % "builtins.eval.__call__.__self__",
+    "new_object": _CALLS % "subprocess.Popen",
+    "new_object_keywords": _CALLS % "subprocess.Popen",
+    "extension": _DAMAGED % r"the instruction '.x82' at byte 2 is not known",
+    "foreign_storage": _DAMAGED % "it refers to something that is no storage",
+    "empty": "the file is empty; copy or download it again",
+    "html": "this is a web page, not a model",
+    "html_with_space": "this is a web page, not a model",
+    "git_lfs": "only a pointer to the model in Git LFS",
+    **dict.fromkeys(["random_bytes", "elf", "text", "gzip"], "this is neither a model of this program nor a file"),
+    **dict.fromkeys([f"truncated_{part}" for part in (10, 50, 90, 99)], _DAMAGED % "File is not a zip file"),
+    "zip_start_only": _DAMAGED % "File is not a zip file",
+    "pickle_start_only": _DAMAGED % "it is cut off",
+    "torchscript": "this is a TorchScript archive",
+    "torchscript_constants": "this is a TorchScript archive",
+    "other_zip": "this is a zip archive, but none of torch",
+    "zip_bomb": "the archive is compressed, which torch never does",
+    "claims_more": "the archive claims to hold more bytes than it has",
+    "many_entries": "this is a zip archive, but none of torch",
+    "huge_integer": _DAMAGED % "an integer has 1048576 bytes",
+    "integer_of_17_bytes": _DAMAGED % "an integer has 17 bytes",
+    "integer_of_claimed_gigabyte": _DAMAGED % "an integer has 1073741824 bytes",
+    "huge_written_integer": _DAMAGED % "a number has 900 digits",
+    "line_without_end": _DAMAGED % "a line at byte 1 does not end",
+    "negative_length": _DAMAGED % "it is cut off",
+    "length_beyond_the_end": _DAMAGED % "it is cut off",
+    **dict.fromkeys(["nested_lists", "nested_tuples", "laughs", "a_number", "a_list"], _NO_MODEL),
+    **dict.fromkeys(["nested_tuple_as_key", "a_dictionary"], "this file holds no weights of a MACE model"),
+    "too_many_instructions": _DAMAGED % "it has more than 200000 instructions",
+    "cycle": "modules lie in each other more deeply than in any model",
+    "stack_underflow": _DAMAGED % "nothing is left on its stack at byte 3",
+    "no_mark": _DAMAGED % "a mark is missing at byte 3",
+    "missing_memo": _DAMAGED % "it refers to 7, which was not stored, at byte 4",
+    "unknown_instruction": _DAMAGED % "the instruction '.' at byte 2 is not known",
+    "no_stop": _DAMAGED % "it is cut off",
+    **dict.fromkeys(
+        [
+            "tensor_beyond_storage", "tensor_one_beyond_storage", "tensor_two_wide_one_beyond",
+            "tensor_of_more_than_its_storage", "tensor_of_no_dimension_beyond",
+        ],
+        _DAMAGED % "a tensor reaches beyond its storage",
+    ),
+    **dict.fromkeys(["tensor_repeated", "many_views", "four_views"], _DAMAGED % "its tensors are larger than the file"),
+    **dict.fromkeys(["tensor_negative", "shape_of_2_to_the_34"], _DAMAGED % "a tensor has no sensible shape"),
+    "tensor_with_a_shape_too_long": _DAMAGED % "a tensor has no storage or no shape",
+    **dict.fromkeys(
+        ["storage_too_short", "storage_of_more_than_the_file"], _DAMAGED % "a storage is shorter than its tensor"
+    ),
+    "another_class": _NOT_HERE % "its kind is ResNet: this class of models is not known",
+    "model_without_weights": _NOT_HERE % "it has no 'atomic_energies_fn.atomic_energies'",
+    "botnet": _NOT_HERE % "its kind is BOTNet",
+    "late_cutoff": _NOT_HERE % "it says of itself that apply_cutoff is both",
+    "no_cutoff": _NOT_HERE % "it has no 'r_max'",
+    "not_finite": _NOT_HERE % "the weights of embedding are NaN or infinite",
+    "wrong_size": _NOT_HERE % "the 7 weights of node_embedding do not fit",
+    "huge_atomic_number": _NOT_HERE % ".*atomic_numbers.2' is not valid .*118, not 500",
+    "negative_atomic_number": _NOT_HERE % ".*atomic_numbers.0' is not valid .*1, not -1",
+    "other_radial_functions": _NOT_HERE % "'radial_embedding.bessel_fn.bessel_weights' differs",
+    "other_couplings": _NOT_HERE % "its polynomials of degree 0 and order 2 are not those",
+    "claims_high_order": _NOT_HERE % r".*U_matrix_3' has the shape \[4, 1\]",
+}  # fmt: skip
+"""Patterns of what is said of each, so that none is refused by accident."""
+
 assert PLAN.l_max == 1, "the shapes above are those of this plan"
-
-
-def main(folder: Path) -> None:
-    """Try to open every file of a folder."""
-    import json
-    import resource
-    import time
-
-    from mace.compat.importing import import_original
-    from mace.errors import UserError
-
-    (folder / "warm").write_bytes(original_bytes())
-    import_original(folder / "warm")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for path in sorted(folder.glob("*.model")):
-        start = time.process_time()
-        try:
-            said = import_original(path).summary()
-            kind = "opened"
-        except UserError as error:
-            said, kind = str(error), "refused"
-        seconds = time.process_time() - start
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-        print(json.dumps({"name": path.stem, "kind": kind, "said": said, "seconds": seconds, "megabytes": peak}))
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(Path(sys.argv[1]))

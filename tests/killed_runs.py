@@ -2,7 +2,8 @@
 
 Run as a program it imports everything once and then forks a process for every line of JSON on its standard input:
 ``{"folder": ..., "flags": [...], "kill": {"at": event, "stage": "one", "count": 2}}`` or ``{"after": seconds}``.
-The answer is a line with the exit status, negative for a signal.
+The answer is a line with the exit status, negative for a signal. ``{"fault": [number, error code]}`` lets one call fail
+that changes a file, see `fault_campaign`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,20 @@ END = ("model",)
 
 
 class Trainers:
-    """The program that forks; to be used in a ``with`` block."""
+    """The program that forks; to be used in a ``with`` block.
+
+    Args:
+        environment: Variables that it has besides those of this process.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = {}) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Trainers:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)]),
+            **self._environment,
         }
         self._program = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -159,7 +168,13 @@ def _train(order: dict[str, Any]) -> None:
     if "at" in order["kill"]:
         _install(order["kill"])
     sys.argv = ["mace_run_train", *order["flags"]]
-    run_train.main()
+    if "fault" not in order["kill"]:
+        run_train.main()
+        return
+    from fault_campaign import one_call_fails
+
+    with one_call_fails(Path(order["folder"]), *order["kill"]["fault"]):
+        run_train.main()
 
 
 def _wait(child: int, after: float | None) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 TRAINING: list[tuple[str, str]] = [
     # the command of the guides, and its shapes
     ("--valid_fraction=0.05 --E0s=average --hidden_irreps='128x0e + 128x1o' --swa --start_swa=1200 "
@@ -46,8 +48,10 @@ TRAINING: list[tuple[str, str]] = [
     ("--pin_memory False --save_all_checkpoints --keep_checkpoints", ""),
     ("--wandb --wandb_project=p --wandb_entity=e --wandb_name=n --wandb_log_hypers lr batch_size", ""),
     ("--atomic_numbers='[1, 6, 7, 8]' --test_dir=tests --valid_fraction=1e-12", ""),
-    ("--num_workers=16", "so there are no loading processes; use 0"),
-    ("--enable_cueq=True", "remove the flag (--kernels auto takes the fastest at hand)"),
+    ("--num_workers=16", ""),
+    ("--enable_cueq=True --only_cueq=True", ""),
+    ("--num_samples_pt=1000 --subselect_pt=random --weight_pt_head=10 --foundation_head=pt_head", ""),
+    ("--foundation_model=small --num_samples_pt=1000", "fine-tuning with replay of other data is not available yet"),
     # fine-tuning
     ("--foundation_model=medium --multiheads_finetuning=False --E0s=average --lr=0.01 --batch_size=2", ""),
     ("--foundation_model=medium-omat-0 --multiheads_finetuning=False --E0s=foundation", ""),
@@ -60,7 +64,10 @@ TRAINING: list[tuple[str, str]] = [
     ("--num_swa=100", "--num_swa is not a setting"),
     ("--config_type_weights=' '", "must be a dictionary of weights"),
     ("--valid_fraction=0.0", "must be a number above 0"),
-    ("--max_num_epochs 0", "must be a whole number of at least 1"),
+    ("--max_num_epochs 0", ""),
+    ("--valid_file=valid.xyz --valid_fraction=0", ""),
+    ("--stress_key= --virials_key=None", ""),
+    ("--max_num_ep=20 --batch_s=4 --stage_two_energy=100", ""),
 ]  # fmt: skip
 """Flags of ``mace_run_train`` beside ``--name`` and ``--train_file``."""
 
@@ -69,7 +76,8 @@ EVALUATION: list[tuple[str, str]] = [
     ("--compute_stress --info_prefix=MACE_", ""),
     ("--return_descriptors --descriptor_invariants_only=True", ""),
     ("--return_node_energies", ""),
-    ("--enable_cueq", "remove the flag"),
+    ("--enable_cueq", ""),
+    ("--compute_str --batch_s=4", ""),
     ("--return_contributions", "remove the flag"),
     ("--compute_bec", "remove the flag"),
     ("--no_forces", "--no_forces is no flag of mace_eval_configs"),
@@ -87,9 +95,14 @@ CALCULATOR: list[tuple[dict[str, Any], str]] = [
     ({"compile_mode": None, "fullgraph": True, "pad_num_atoms": 0, "pad_num_edges": 0, "warmup": False}, ""),
     ({"info_keys": None, "arrays_keys": None}, ""),
     ({"compute_atomic_stresses": True}, ""),
-    ({"enable_cueq": True}, "leave the argument out"),
-    ({"enable_oeq": True}, "leave the argument out"),
-    ({"compile_mode": "default"}, "leave the argument out"),
+    ({"default_dtype": torch.float32}, ""),
+    ({"default_dtype": "torch.float64"}, ""),
+    ({"default_dtype": torch.float16}, "choose float32 or float64"),
+    ({"dispersion": False}, ""),
+    ({"enable_cueq": True}, ""),
+    ({"enable_oeq": True}, ""),
+    ({"compile_mode": "default", "fullgraph": False, "warmup": True}, ""),
+    ({"pad_num_atoms": 64, "pad_num_edges": 1024}, ""),
     ({"head": "omat_pbe"}, "no head 'omat_pbe'"),
     ({"model_type": "DipoleMACE"}, "the model knows what it is"),
     ({"model_type": "PolarMACE"}, "the model knows what it is"),
@@ -108,7 +121,7 @@ MACE_MP: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": "small", "device": "cpu", "return_raw_model": True}, ""),
     ({"model": "small", "head": "Default"}, ""),
-    ({"model": "small", "return_raw_model": True, "enable_cueq": True}, "leave the argument out"),
+    ({"model": "small", "return_raw_model": True, "enable_cueq": True}, ""),
     ({"model": "small", "return_raw_model": True, "dispersion": True}, "to which dispersion=True cannot be added"),
     ({"model": "small", "dispersion": True, "damping": "BJ"}, "choose zero, bj, zerom, bjm"),
     ({"model": "small", "dispersion": True, "dispersion_cutoff": 0.0}, "must be a finite number above zero"),
@@ -126,12 +139,26 @@ IMPORTS: list[tuple[str, str]] = [
     ("from mace.cli.run_train import main, run", ""),
     ("from mace.cli.eval_configs import main", ""),
     ("from mace.calculators import LAMMPS_MACE", "mace_export --format mace-torch"),
-    ("from mace import data, modules, tools", "mace.data belongs to mace-torch"),
+    ("from mace import data, modules, tools", "mace.modules belongs to mace-torch"),
+    ("from mace import data, tools; tools.set_seeds, data.get_neighborhood", ""),
     ("from mace.data import AtomicData, KeySpecification, config_from_atoms", "method evaluate(structures)"),
-    ("from mace.data.neighborhood import get_neighborhood", "method evaluate(structures)"),
+    ("from mace.data.atomic_data import AtomicData", "What is asked of mace.data belongs to mace-torch"),
+    ("from mace.data.neighborhood import get_neighborhood", ""),
     ("from mace.tools import AtomicNumberTable, torch_geometric, utils", "mace.calculators.MACECalculator opens"),
-    ("from mace.tools.arg_parser import build_default_arg_parser", "run(['--name=...', ...]) trains"),
-    ("import mace.tools.torch_geometric.dataloader", "mace.tools belongs to mace-torch"),
+    ("from mace.tools import atomic_numbers_to_indices, to_one_hot, utils; utils.AtomicNumberTable([1, 8])", ""),
+    ("import mace.tools; mace.tools.set_seeds, mace.tools.set_default_dtype, mace.tools.build_default_arg_parser", ""),
+    ("from mace.tools.arg_parser import build_default_arg_parser", ""),
+    ("from mace.tools.torch_tools import set_default_dtype, set_seeds, to_one_hot", ""),
+    ("from mace.tools.utils import AtomicNumberTable, get_cache_dir", ""),
+    ("from mace.tools.scripts_utils import get_dataset_from_xyz", "What is asked of mace.tools belongs to mace-torch"),
+    ("from mace.cli.preprocess_data import run; from mace.tools import build_preprocess_arg_parser", ""),
+    ("from mace.cli.convert_e3nn_cueq import run; from mace.cli.convert_cueq_e3nn import run", ""),
+    ("import mace.tools.torch_geometric.dataloader", "What is asked of mace.tools belongs to mace-torch"),
+    (
+        "from mace.calculators.foundations_models import get_cache_dir, mace_mp_names, mace_mp_urls, mace_off_urls; "
+        "assert None in mace_mp_names and set(mace_mp_urls) < set(mace_mp_names) and 'small' in mace_off_urls",
+        "",
+    ),
     ("from mace.modules.models import MACE, ScaleShiftMACE", "mace.model.mace.MACE"),
     ("from mace.modules.utils import extract_invariant", "without torch.load"),
     ("from mace.cli.create_lammps_model import main", ""),

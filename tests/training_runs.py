@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def rattled(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
     return atoms
 
 
-def isolated_atoms(symbols: str = "HO") -> list[Atoms]:
+def isolated_atoms(symbols: Iterable[str] = "HO") -> list[Atoms]:
     """Frames from which reference energies are read."""
     return [labeled(Atoms(symbol), config_type="IsolatedAtom") for symbol in symbols]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from website.imports import imports_between_parts
 
-VOCABULARY = {"errors", "units", "elements", "conditions", "elsewhere", "__init__"}
+VOCABULARY = {"errors", "units", "elements", "properties", "conditions", "elsewhere", "installation", "__init__"}
 """Parts that all may use; drawn as one box, without arrows."""
 
 PARTS = {
@@ -105,7 +105,7 @@ def draw(imports: Mapping[str, set[str]]) -> str:
     uses = {part: others - VOCABULARY for part, others in imports.items() if part not in VOCABULARY}
     places, width, height = _places(uses)
     lines = [_HEAD.format(width=width, height=height)]
-    note = "errors, units, elements, conditions: used by all"
+    note = "errors, units, elements, properties, conditions: used by all"
     lines.append(f'<text class="note" x="{width // 2}" y="{_MARGIN + 8}">{note}</text>')
     for source, target in direct(uses):
         (x1, y1), (x2, y2) = places[source], places[target]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mace"
-SIGNPOSTS = {"tools.py", "data.py", "modules.py"}
-"""Files of the package that only say what to use instead of those of mace-torch, and fail when they are imported."""
+OF_ORIGINAL = {"tools.py", "data.py", "modules.py"}
+"""Files with the names of packages of mace-torch: they hand on what `mace.compat` has, or say what to use instead."""
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
-    """List the files of the package in a checkout, without `SIGNPOSTS`."""
+    """List the files of the package in a checkout, without `OF_ORIGINAL`."""
     package = root / PACKAGE
-    return sorted(set(package.rglob("*.py")) - {package / name for name in SIGNPOSTS})
+    return sorted(set(package.rglob("*.py")) - {package / name for name in OF_ORIGINAL})
 
 
 def dotted(file: Path, root: Path = ROOT) -> str:

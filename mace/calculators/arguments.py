@@ -1,11 +1,11 @@
-"""Arguments of the calculator that exist for compatibility: harmless at their defaults, refused otherwise."""
+"""Arguments of the calculator that exist for compatibility: accepted where they change nothing, refused otherwise."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mace.conditions import Condition
@@ -13,29 +13,20 @@ from mace.errors import UserError
 from mace.model.plan import ModelPlan
 from mace.structures.conditions import check_condition_keys
 
-
-@dataclass(frozen=True)
-class _Inactive:
-    """Values at which an argument changes nothing, and why any other is refused."""
-
-    values: tuple[Any, ...]
-    reason: str
-
-
-_KERNELS = "this kernel library is not used here; leave the argument out"
-_COMPILED = "compiled models are not available yet; leave the argument out"
-_PADDING = "padding serves compiled models only, which are not available yet; leave the argument out"
+_KERNELS = "this library is not used, the fastest kernels at hand are taken"
+_COMPILED = "models are not compiled as a whole, their kernels are fast as they are"
 _NO_CHARGES = "charges of atoms are part of dipoles, which the model does not predict; leave the argument out"
 
-_INACTIVE = {
-    "compile_mode": _Inactive((None,), _COMPILED),
-    "fullgraph": _Inactive((True,), _COMPILED),
-    "enable_cueq": _Inactive((False,), _KERNELS),
-    "enable_oeq": _Inactive((False,), _KERNELS),
-    "pad_num_atoms": _Inactive((0,), _PADDING),
-    "pad_num_edges": _Inactive((0,), _PADDING),
-    "warmup": _Inactive((False,), _COMPILED),
+_INERT: dict[str, tuple[Any, str]] = {
+    "compile_mode": (None, _COMPILED),
+    "fullgraph": (True, _COMPILED),
+    "enable_cueq": (False, _KERNELS),
+    "enable_oeq": (False, _KERNELS),
+    "pad_num_atoms": (0, _COMPILED),
+    "pad_num_edges": (0, _COMPILED),
+    "warmup": (False, _COMPILED),
 }
+"""Arguments that change the speed of mace-torch and nothing here: the default of each, and what is done instead."""
 
 DEFAULT_CHARGES_KEY = "Qs"
 
@@ -97,20 +88,12 @@ def condition_keys(
     return given
 
 
-def check_inactive(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments whose feature does not exist yet.
-
-    Raises:
-        UserError: If one has a value that would change something.
-    """
+def tell_inert(arguments: Mapping[str, Any]) -> None:
+    """Warn about arguments that change nothing, with what is done instead."""
     for name, value in arguments.items():
-        if not any(_same(value, harmless) for harmless in _INACTIVE[name].values):
-            raise UserError(f"MACECalculator: {name}={value!r} cannot be used: {_INACTIVE[name].reason}.")
-
-
-def _same(value: Any, harmless: Any) -> bool:
-    """Compare values of one type only: ``0 == False``, and arrays do not compare to a truth value."""
-    return value is harmless or (type(value) is type(harmless) and bool(value == harmless))
+        default, instead = _INERT[name]
+        if value is not None and repr(value) != repr(default):  # values of any type can be handed over
+            warnings.warn(f"MACECalculator: {name}={value!r} changes nothing: {instead}.", stacklevel=3)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
@@ -119,7 +102,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     Raises:
         TypeError: If one is not known; the message names the nearest that is.
     """
-    known = sorted({*known, *_INACTIVE})
+    known = sorted({*known, *_INERT})
     for name in given:
         if name not in known:
             nearest = [each for each in known if name in each] or difflib.get_close_matches(name, known, n=1)
@@ -127,17 +110,31 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"MACECalculator has no argument '{name}'{hint}")
 
 
-def take_older_name(model_paths: Any, kwargs: dict[str, Any]) -> Any:
-    """Read ``model_path`` where scripts still use it.
+def take_other_names(model_paths: Any, kwargs: dict[str, Any]) -> Any:
+    """Read ``model_path`` and ``model`` where scripts use them for ``model_paths``.
 
     Raises:
-        UserError: If both are given.
+        UserError: If two of them name different models.
     """
-    if "model_path" not in kwargs:
-        return model_paths
-    if model_paths is not None:
-        raise UserError("MACECalculator: model_path is the older name of model_paths; give only one of them.")
-    return kwargs.pop("model_path")
+    for name in ("model_path", "model"):
+        other = kwargs.pop(name, None)
+        if model_paths is not None and other is not None and str(other) != str(model_paths):
+            raise UserError(f"MACECalculator: {name} is another name of model_paths; give only one of them.")
+        model_paths = other if model_paths is None else model_paths
+    return model_paths
+
+
+def take_dispersion(kwargs: dict[str, Any]) -> None:
+    """Read ``dispersion``, which some programs hand over with the arguments of `mace_mp`, and add the correction after.
+
+    mace-torch's calculator takes it without a word. It adds nothing here either, and says so.
+    """
+    if kwargs.pop("dispersion", False):
+        warnings.warn(
+            "MACECalculator computes the model alone, also with dispersion=True: the D3 correction is added by "
+            "mace_mp(model, dispersion=True), or by the program that calls.",
+            stacklevel=3,
+        )
 
 
 def check_positive(value: float, name: str) -> float:

@@ -6,29 +6,33 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from mace.calculators.arguments import (
     DEFAULT_CHARGES_KEY,
     check_charges_key,
-    check_inactive,
     check_model_type,
     check_positive,
     check_skin,
     condition_keys,
     refuse_unknown,
-    take_older_name,
+    take_dispersion,
+    take_other_names,
+    tell_inert,
 )
-from mace.calculators.atomic_numbers import AtomicNumberTable
+from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
 from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
+from mace.calculators.threads import UsedByThreads, in_turn
+from mace.compat.functions import AtomicNumberTable
 from mace.conditions import joined
 from mace.deployment.descriptors import descriptors
 from mace.deployment.loading import find_device, find_dtype
@@ -39,12 +43,14 @@ from mace.graphs.batching import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
-from mace.model.derivatives import hessian, predict
+from mace.installation import require_own_files
+from mace.model.derivatives import hessian, nonsense, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.structures.conditions import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
+require_own_files()
 _LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
 Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
@@ -53,6 +59,7 @@ Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
 _ARGUMENTS = (
     "model_paths",
     "model_path",
+    "model",
     "models",
     "device",
     "energy_units_to_eV",
@@ -71,7 +78,7 @@ _ARGUMENTS = (
 )
 
 
-class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are not looked at
+class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     """Energies, forces, stress and dipole of a trained model, for ASE.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
@@ -110,7 +117,8 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
-        default_dtype: ``float32`` or ``float64``; empty for the precision each model was trained in.
+        default_dtype: ``float32`` or ``float64``, also as ``torch.float32``; empty for the precision each model was
+            trained in. Results have it, but for energies, which are float64.
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
         info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; those that are
             not named have the usual ones.
@@ -127,8 +135,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
             length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
         committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path``, an older name of ``model_paths``; ``atoms``, ``label`` and ``directory`` of ASE's
-            calculators; and the other arguments of mace-torch's calculator, at their defaults only.
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing and
+            says so; ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
+            mace-torch's calculator, at their defaults only.
 
     Raises:
         UserError: If a model, a device or an argument cannot be used.
@@ -144,7 +153,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         device: str = "cpu",
         energy_units_to_eV: float = 1.0,
         length_units_to_A: float = 1.0,
-        default_dtype: str = "",
+        default_dtype: str | torch.dtype = "",
         charges_key: str = DEFAULT_CHARGES_KEY,
         info_keys: Mapping[str, str] | None = None,
         arrays_keys: Mapping[str, str] | None = None,
@@ -158,10 +167,11 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         **kwargs: Any,
     ) -> None:
         """Load the models; see the class."""
-        model_paths = take_older_name(model_paths, kwargs)
+        model_paths = take_other_names(model_paths, kwargs)
+        take_dispersion(kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
-        check_inactive(kwargs)
+        tell_inert(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
@@ -216,7 +226,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
     def head(self, name: str) -> None:
         """Use another head."""
         self._heads.chosen = self._heads.find(name)
-        self.results.clear()
+        self.results = {}
 
     @property
     def r_max(self) -> float:
@@ -233,8 +243,10 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         changes: list[str] = super().check_state(atoms, tol)
         if changes:
             return changes
+        if self.results and self.head_of_results != self.head:
+            return ["head"]
         if self.models[0].plan.predicts_dipole:
-            before, now = (a.arrays.get(self.charges_key) for a in (self.atoms, atoms))
+            before, now = (a.arrays.get(self.charges_key) for a in (self.atoms or Atoms(), atoms))
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
         if self.conditions:
@@ -274,7 +286,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
             )
         self._heads.warn_of_other(structure)
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
-        (self.results,) = self._evaluate([structure], self._search, atomic)
+        head = self.head
+        (results,) = self._evaluate([structure], self._search, atomic, [head])
+        self.keep(results, head)
 
     def evaluate(
         self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
@@ -307,6 +321,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
                 raise UserError(f"Structure {start + error.place} of the list: {error}") from error
         return results
 
+    @in_turn
     def _evaluate(
         self, structures: Sequence[Atoms], search: Search, atomic: bool, heads: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
@@ -320,6 +335,9 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         ]
         units = Units(self.energy_units_to_eV, self.length_units_to_A)
         results = collect_results(self.models, predictions, graphs, volumes, units)
+        for place, result in enumerate(results):
+            if said := nonsense(result):
+                raise _StructureError(said, place)
         self._committee_watch.check(results)
         return results
 
@@ -347,6 +365,7 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         stresses: np.ndarray = -results["virials"] / volume
         return stresses
 
+    @in_turn
     def get_descriptors(
         self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
     ) -> np.ndarray | list[np.ndarray]:
@@ -371,6 +390,14 @@ class MACECalculator(Calculator):  # type: ignore[misc]  # the types of ASE are 
         ]
         return found if self.num_models > 1 else found[0]
 
+    def get_dielectric_derivatives(self, atoms: Atoms | None = None) -> NoReturn:
+        """Raise a `UserError`: there are no models of polarizabilities here."""
+        raise UserError(
+            "get_dielectric_derivatives needs a model of dipoles and polarizabilities (AtomicDielectricMACE), which "
+            "does not exist here; use mace-torch, or displace the atoms and call get_dipole_moment."
+        )
+
+    @in_turn
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
         """Return the second derivatives of the energy by the positions.
 

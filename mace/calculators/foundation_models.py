@@ -10,7 +10,7 @@ import torch
 from ase.calculators.mixing import SumCalculator
 from ase.units import Bohr
 
-from mace.calculators.arguments import check_inactive, refuse_unknown
+from mace.calculators.arguments import refuse_unknown, tell_inert
 from mace.calculators.calculator import MACECalculator
 from mace.calculators.dispersion import check_dispersion, with_dispersion
 from mace.compat.importing import heads_in, open_model
@@ -28,7 +28,7 @@ OMOL_HEAD = "omol"
 def mace_mp(
     model: str | Path | None = None,
     device: str = "",
-    default_dtype: str = "float32",
+    default_dtype: str | torch.dtype = "float32",
     dispersion: bool = False,
     damping: str = "bj",
     dispersion_xc: str = "pbe",
@@ -70,7 +70,7 @@ def mace_mp(
 def mace_off(
     model: str | Path | None = None,
     device: str = "",
-    default_dtype: str = "float64",
+    default_dtype: str | torch.dtype = "float64",
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE:
@@ -81,7 +81,7 @@ def mace_off(
 def mace_omol(
     model: str | Path | None = None,
     device: str = "",
-    default_dtype: str = "float64",
+    default_dtype: str | torch.dtype = "float64",
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE:
@@ -128,7 +128,12 @@ def find_model(loader: str, model: str | Path | None) -> Path:
 
 
 def _open(
-    loader: str, model: str | Path | None, device: str, default_dtype: str, raw: bool, kwargs: dict[str, Any]
+    loader: str,
+    model: str | Path | None,
+    device: str,
+    default_dtype: str | torch.dtype,
+    raw: bool,
+    kwargs: dict[str, Any],
 ) -> MACECalculator | MACE:
     """Find the file, and open it."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -137,6 +142,6 @@ def _open(
     if raw:
         head = kwargs.pop("head", None)
         refuse_unknown(kwargs, ["head"])
-        check_inactive(kwargs)
+        tell_inert(kwargs)
         return open_model(path, find_device(device), find_dtype(default_dtype), head).model
     return MACECalculator(model_paths=[path], device=device, default_dtype=default_dtype, **kwargs)

@@ -58,7 +58,8 @@ def collect_results(
         units: What energies and lengths are multiplied by.
 
     Returns:
-        The results of each structure by name.
+        The results of each structure by name: energies in float64, because they hold reference energies of many keV,
+        everything else in the precision of the (first) model.
     """
     values = _members(models, predictions, graphs, units)
     counts = graphs[0].atoms_per_structure().tolist()
@@ -69,7 +70,7 @@ def collect_results(
         picked = {name: rows[:, atoms] if name in _PER_ATOM else rows[:, index] for name, rows in values.items()}
         if volume is None:
             picked.pop("stress", None)
-        results.append(_results(picked, volume, len(models) > 1))
+        results.append(_in_precision(_results(picked, volume, len(models) > 1), models[0].dtype))
     return results
 
 
@@ -113,6 +114,15 @@ def _results(members: dict[str, np.ndarray], volume: float | None, committee: bo
             results[f"{name}_var"] = variance if variance.ndim else float(variance)
             results[f"{name}_std"] = np.sqrt(variance) if variance.ndim else float(np.sqrt(variance))
     return results
+
+
+def _in_precision(results: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Give arrays the precision they were computed in, but for energies."""
+    precision = np.float32 if dtype == torch.float32 else np.float64
+    return {
+        name: value if "energ" in name or not isinstance(value, np.ndarray) else value.astype(precision, copy=False)
+        for name, value in results.items()
+    }
 
 
 def _stack(tensors: Sequence[Tensor]) -> np.ndarray:

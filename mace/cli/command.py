@@ -7,11 +7,12 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from mace.cli.streams import BROKEN_PIPE, standard_streams
+from mace.cli.utf8 import start_in_utf8
 from mace.errors import RunInterrupted, UserError
+from mace.installation import require_own_files
 
 USER_ERROR = 2
 """Exit status after a problem the user can solve."""
@@ -35,7 +36,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], output_needed: bool
     """
     with standard_streams(output_needed):
         try:
-            refuse_original()
+            require_own_files()
             status = main(sys.argv[1:])
             sys.stdout.flush()
         except UserError as error:
@@ -62,6 +63,7 @@ def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool
     Raises:
         SystemExit: With the exit status of `run_command`, if it is not 0.
     """
+    start_in_utf8()
     if status := run_command(main, output_needed):
         sys.exit(status)
 
@@ -136,19 +138,3 @@ def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
         raise UserError(f"{given} is no flag of {parser.prog}; {hint}")
     return options
-
-
-def refuse_original() -> None:
-    """Make sure that mace-torch is not installed beside this program.
-
-    Raises:
-        UserError: If it is; both install a package called ``mace``, so one overwrites files of the other.
-    """
-    try:
-        found = version("mace-torch")
-    except PackageNotFoundError:
-        return
-    raise UserError(
-        f"mace-torch {found} is installed in this environment ({sys.prefix}) and has the same package 'mace'; run "
-        "'pip uninstall mace-torch' and install mace-train again, or use a new environment."
-    )

@@ -80,7 +80,8 @@ def _with_choices(parser: SettingsParser) -> SettingsParser:
         if declaration is None:
             continue
         field = parser.model.model_fields[declaration.name]
-        action.help = f"not supported yet: {declaration.help}" if declaration.unsupported else declaration.help
+        about = "not supported yet: " if declaration.unsupported else "no effect: " if declaration.inert else ""
+        action.help = f"{about}{declaration.help}"
         refused = declaration.unsupported_values or {}
         if action.nargs != 0:
             choices = [choice for choice in choices_of(field) if choice not in refused]

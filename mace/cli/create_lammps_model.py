@@ -1,6 +1,4 @@
-"""Stands where the conversion for LAMMPS of mace-torch is run, with ``python -m``: says what to use instead."""
-
-from __future__ import annotations
+"""Stands where mace-torch has the command mace_create_lammps_model: says what to use instead."""
 
 from mace.cli.original_commands import refusal
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
 
+_KERNELS = "this library is not used, the fastest kernels at hand are taken"
 _REFUSED = {
-    "enable_cueq": "--enable_cueq: this kernel library is not used here; remove the flag.",
     "compute_bec": "--compute_bec: Born effective charges are not available yet; remove the flag.",
     "return_contributions": "--return_contributions: energies by body order are not available yet; remove the flag.",
 }
@@ -38,9 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Declare the flags."""
     parser = FlagParser(
         prog="mace_eval_configs",
-        description="Predict all structures of a file and write them as extended XYZ, with all they had before.",
+        description="Predict all structures of a file and write them with all they had before.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("--configs", required=True, help="structures: any file ASE reads, or a pattern")
@@ -48,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         "form a committee: means and, as ..._std, standard deviations")  # fmt: skip
     add("--head", help="head of a model that has several, for all structures; without it the one that head= in the "
         "comment line names, or the one called default")  # fmt: skip
-    add("--output", required=True, help="extended XYZ file to write")
+    add("--output", required=True, help="file to write, in the format of its ending: .xyz or .extxyz (also "
+        "compressed, .xyz.gz), .traj, .db or .json")  # fmt: skip
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--info_prefix", default="MACE_", help="start of the keys of all predictions")
     add("--charges_key", help="array of charges that are part of dipoles; REF_charges or charges if there is one")
@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     size = "structures in a batch, two of which are in memory at a time on a CPU; lower it if memory runs out"
     add("--batch_size", type=int, default=64, help=size)
     add_output_flags(parser)
+    add = parser.add_argument_group("Accepted without effect").add_argument
+    add("--enable_cueq", action="store_true", help=_KERNELS)
     add = parser.add_argument_group("Not supported yet").add_argument
     for name, refusal in _REFUSED.items():
         add(f"--{name}", action="store_true", help=refusal.partition(": ")[2])
@@ -75,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the flags and refuse what has no effect or no feature behind it.
+    """Read the flags and refuse what has no feature behind it.
 
     Raises:
         UserError: If a flag is unknown, missing or cannot be obeyed.
@@ -88,13 +90,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options.condition_keys = _read_keys(options.condition_keys)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}; it must be at least 1.")
-    if not options.return_descriptors and (
-        options.descriptor_num_layers != -1
-        or options.descriptor_aggregation_method
-        or options.descriptor_invariants_only == "False"
-    ):
-        raise UserError("Flags that start with --descriptor_ have no effect without --return_descriptors; add it.")
     return options
+
+
+def _idle_flags(options: argparse.Namespace) -> list[str]:
+    """Say which flags change nothing, in sentences for the log."""
+    flags = ("descriptor_num_layers", "descriptor_aggregation_method", "descriptor_invariants_only")
+    defaults = (-1, None, "True")
+    idle = [
+        f"--{flag}={getattr(options, flag)} has no effect without --return_descriptors"
+        for flag, default in zip(flags, defaults, strict=True)
+        if getattr(options, flag) != default and not options.return_descriptors
+    ]
+    return [f"--enable_cueq changes nothing: {_KERNELS}", *idle] if options.enable_cueq else idle
 
 
 def _read_keys(text: str) -> dict[str, str]:
@@ -110,7 +118,10 @@ def _read_keys(text: str) -> dict[str, str]:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Make sure that the files to be written are apart from each other and from the models."""
+    from mace.deployment.output_formats import check_output_format  # here, because it loads numpy
+
     check_output(options.output, "output", {"model": options.model})
+    check_output_format(options.output)
     if options.plot is None:
         return
     if not options.plot.lower().endswith(".png"):
@@ -128,7 +139,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         descriptors=options.return_descriptors,
         descriptor_layers=options.descriptor_num_layers,
         descriptor_invariants=options.descriptor_invariants_only == "True",
-        descriptor_aggregation=options.descriptor_aggregation_method,
+        descriptor_aggregation=options.descriptor_aggregation_method if options.return_descriptors else None,
         prefix=options.info_prefix,
     )
 
@@ -157,6 +168,8 @@ def run(arguments: Sequence[str]) -> None:
 
     console = PlainConsole()
     setup_logging(options.log_level, None, console, options.quiet)
+    for sentence in _idle_flags(options):
+        _LOGGER.warning("%s", sentence)
     try:
         device, dtype = find_device(options.device), find_dtype(options.default_dtype)
         files = expand_models(options.model)

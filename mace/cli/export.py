@@ -27,7 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="mace_export",
         description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, Symmetrix.",
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("model", help="model file of this program (or of mace-torch, to renew it)")

@@ -25,7 +25,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="mace_import_model",
         description="Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.",
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("old", help="model (.model) or training checkpoint (.pt) of mace-torch")

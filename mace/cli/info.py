@@ -27,7 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog="mace_info",
         description="Say what a model file is; one of mace-torch is read without being run.",
-        allow_abbrev=False,
     )
     parser.add_argument("file", help="model file of this program or of mace-torch")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

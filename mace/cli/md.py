@@ -59,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mace_md",
         description="Run molecular dynamics of a structure with a trained model. Beside the trajectory are written "
         "TRAJECTORY.log, and TRAJECTORY.state.npz, from which --restart goes on.",
-        allow_abbrev=False,
     )
     _add_what(parser)
     _add_conditions(parser)

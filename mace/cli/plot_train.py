@@ -25,7 +25,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mace_plot_train",
         description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as "
         "a page and as a picture; several runs are laid over each other.",
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("Files").add_argument
     add("paths", nargs="*", metavar="FILE|DIR", help="records of a run, or a folder with such files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,18 +13,25 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import check_arguments, run_program
+from mace.compat.arguments import settings_of
 from mace.settings import parse_training_settings
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str] | argparse.Namespace) -> None:
     """Train with the given command-line arguments.
+
+    Args:
+        arguments: The words after the name of the program, or the namespace that a parser made of them.
 
     Raises:
         UserError: If settings or data do not allow it.
         SystemExit: With status 0 after ``--help``.
     """
-    check_arguments(arguments, "mace_run_train")
-    settings = parse_training_settings(arguments)
+    if isinstance(arguments, argparse.Namespace):
+        settings = settings_of(arguments)
+    else:
+        check_arguments(arguments, "mace_run_train")
+        settings = parse_training_settings(arguments)
     from mace.training.run import run_training  # torch is loaded only once the settings are known to be good
 
     run_training(settings)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def is_torch_file(path: str | Path) -> bool:
     return start.startswith((ZIP_START, PICKLE_START)) and start[8:] != b"{"
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read_torch_file(path: str | Path) -> TorchFile:
     """Read a file written by ``torch.save``.
 
@@ -170,6 +180,8 @@ def _explaining(path: Path) -> Iterator[None]:
     """Turn what goes wrong in a damaged file into one sentence."""
     try:
         yield
+    except UserError:
+        raise  # it is a ValueError, but says what is wrong already
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file, seen from {Path.cwd()}.") from error
     except IsADirectoryError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from mace.compat.archives import is_torch_file
+from mace.compat.archives import is_torch_file, sha256_of
 from mace.compat.couplings import CouplingError
+from mace.compat.dictionary import with_dictionaries
 from mace.compat.modules import Original, read_original
 from mace.compat.reader import CannotConvert, Known, Reader
 from mace.compat.recovery import (
@@ -26,11 +27,10 @@ from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
-from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model
-from mace.model.plan import ModelPlan
+from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model, misfit
+from mace.model.plan import ModelPlan, first_problem
 
 _LOGGER = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,12 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         n_checks = verify(reader, plan, degrees)
         dtype = getattr(torch, precision_of(original.state))
         model = _built(plan, weights_from_original(original.state, plan, degrees), dtype)
+    except UserError:
+        raise  # it is a ValueError, but says what is wrong already
     except CannotConvert as error:
         raise UserError(_explained(original, str(error))) from error
+    except ValidationError as error:
+        raise UserError(_explained(original, first_problem(error, "its plan"))) from error
     except CouplingError as error:
         raise UserError(_explained(original, f"its {error}")) from error
     except KeyError as error:
@@ -108,12 +112,8 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
 
 def _built(plan: ModelPlan, weights: dict[str, np.ndarray], dtype: torch.dtype) -> MACE:
     """Build the model; the shapes of its weights are compared before memory is taken for it."""
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in MACE(plan, dtype).named_parameters()}
-    found = {name: value.shape for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise CannotConvert(f"the weights of {', '.join(wrong[:3])} have other shapes than its plan")
+    if problem := misfit(plan, {name: value.shape for name, value in weights.items()}):
+        raise CannotConvert(f"its weights do not fit its plan: {problem}")
     if len({value.dtype for value in weights.values()}) > 1:
         raise CannotConvert("its weights are of different precisions")
     if wrong := sorted(name for name, value in weights.items() if not np.isfinite(value).all()):
@@ -141,12 +141,8 @@ def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
 
 
 def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
-    digest = sha256()
-    with original.path.open("rb") as stream:
-        while block := stream.read(_CHUNK):
-            digest.update(block)
     whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
-    return f"converted from {original.path.name}, {whole}, SHA-256 {digest.hexdigest()}"
+    return f"converted from {original.path.name}, {whole}, SHA-256 {sha256_of(original.path)}"
 
 
 def _with_article(kind: str) -> str:
@@ -193,22 +189,23 @@ def open_model(
         head: Head to take of a model that has several; None for all.
 
     Returns:
-        The model and where it comes from.
+        The model, which can be called with mace-torch's dictionaries too, and where it comes from.
 
     Raises:
         UserError: If it cannot be opened, or has no such head.
     """
     if not is_torch_file(path):
         loaded = load_model(path, device, dtype)
-        if head is None:
-            return loaded
-        head = find_head(loaded.heads, head, str(path))
-        return replace(loaded, model=with_one_head(loaded.model, head), heads=(head,))
+        if head is not None:
+            head = find_head(loaded.heads, head, str(path))
+            loaded = replace(loaded, model=with_one_head(loaded.model, head), heads=(head,))
+        return replace(loaded, model=with_dictionaries(loaded.model))
     imported = import_original(path, head)
     stored = imported.model.dtype
     _LOGGER.info("%s: %s", path, imported.summary())
     heads = imported.heads if imported.head is None else (imported.head,)
-    return LoadedModel(carry_to(imported.model, device, dtype or stored), imported.metadata, stored, heads)
+    model = with_dictionaries(carry_to(imported.model, device, dtype or stored))
+    return LoadedModel(model, imported.metadata, stored, heads)
 
 
 def completed(known: Known, avg_num_neighbors: float | None, gate: str | None) -> Known:

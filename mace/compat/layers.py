@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mace.compat.modules import irreps, number
+from mace.compat.modules import irreps
 from mace.compat.reader import CannotConvert, Reader, exact
 from mace.model.plan import InteractionPlan
 
@@ -160,12 +160,9 @@ def recover_avg_num_neighbors(reader: Reader, n_layers: int, interactions: tuple
     """
     found = set()
     for layer in range(n_layers):
-        path = f"interactions.{layer}"
-        name = f"{path}.avg_num_neighbors"
-        stored = reader.attribute(path, "avg_num_neighbors")
-        value = reader.scalar(name) if name in reader.state else number(stored)
-        if value is not None:
-            found.add(value)
+        name = f"interactions.{layer}.avg_num_neighbors"
+        if name in reader.state:
+            found.add(reader.scalar(name))
     if len(found) > 1:
         raise CannotConvert(f"its layers have different numbers of neighbors ({sorted(found)})")
     if found:

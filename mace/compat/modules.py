@@ -18,6 +18,11 @@ MAX_MODULES = 100_000
 _ACCELERATED = {"cuequivariance": "cuEquivariance", "openequivariance": "OpenEquivariance"}
 _WEIGHT_PREFIXES = ("module.", "_orig_mod.")
 """What wrappers for several devices and compilation put before the names of weights."""
+_BUFFERS = {
+    "r_max", "atomic_numbers", "num_interactions", "p", "prefactor", "bessel_weights", "atomic_energies", "scale",
+    "shift", "avg_num_neighbors",
+}  # fmt: skip
+"""Last words of the names of buffers that are plain numbers or arrays of NumPy in some files, old ones above all."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Original:
     Attributes:
         path: The file.
         tree: Its modules; None for a checkpoint, which has weights only.
-        state: Weights and buffers by their dotted names.
+        state: Weights and buffers by their dotted names; what is a buffer in some versions and a plain number in others
+            is here as well.
     """
 
     path: Path
@@ -101,7 +107,38 @@ def read_original(path: str | Path) -> Original:
         for prefix, module in tree.walk()
         for name, tensor in module.tensors.items()
     }
-    return Original(file.path, tree, file.arrays(tensors))
+    return Original(file.path, tree, _plain_numbers(tree) | file.arrays(tensors))
+
+
+def _plain_numbers(tree: Module) -> dict[str, np.ndarray]:
+    """Collect the attributes that are buffers in other versions."""
+    found = {}
+    for prefix, module in tree.walk():
+        for name in _BUFFERS & module.attributes.keys():
+            if (values := _numbers(module.attributes[name])) is not None:
+                found[f"{prefix}.{name}" if prefix else name] = values
+    return found
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Read a number, a row of numbers or an array of NumPy; None if it is something else."""
+    try:
+        if isinstance(value, Record) and value.states:
+            return _array_of_numpy(*value.states[-1])
+        row = value if isinstance(value, (list, tuple)) else [value]
+        if not row or not all(type(one) in (int, float) for one in row):
+            return None
+        return np.array(value, dtype=np.float64 if float in map(type, row) else np.int64)
+    except (TypeError, ValueError, OverflowError):  # a shape that does not fit, an integer beyond all sizes
+        return None
+
+
+def _array_of_numpy(_: Any, shape: Any, kind: Any, by_columns: Any, data: Any) -> np.ndarray | None:
+    """Make an array from the state in which it is pickled: version, shape, type, order and bytes."""
+    word = kind.arguments[0] if isinstance(kind, Record) and kind.arguments else None
+    if word not in ("f8", "f4", "i8", "i4") or not isinstance(data, bytes):
+        return None
+    return np.frombuffer(data, f"<{word}").reshape(shape, order="F" if by_columns else "C")
 
 
 def _read_state(file: TorchFile, state: dict[Any, Any]) -> dict[str, np.ndarray]:
@@ -125,14 +162,13 @@ def _module(record: Any, depth: int, left: list[int], path: Path) -> Module | No
         raise UserError(f"{path}: modules lie in each other more deeply than in any model; the file is refused.")
     state = record.state
     tensors = {}
-    for store in ("_parameters", "_buffers"):
-        values = state.get(store)
+    for values in ({name: state.get(name) for name in _BUFFERS}, state.get("_parameters"), state.get("_buffers")):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, StoredTensor):
                 tensors[str(name)] = value
     parts = {str(name): _module(value, depth - 1, left, path) for name, value in state["_modules"].items()}
     return Module(
-        kind=record.name.name,
+        kind=record.name.name.rpartition(".")[2],
         package=record.name.module,
         attributes={k: v for k, v in state.items() if k not in ("_modules", "_parameters", "_buffers")},
         tensors=tensors,

@@ -82,10 +82,11 @@ class _Mark:
     """A place on the stack."""
 
 
+_HOSTILE_PACKAGES = frozenset("os importlib ctypes asyncio multiprocessing pip".split())
 _HOSTILE_MODULES = frozenset(
-    "os posix nt subprocess sys shutil socket runpy importlib ctypes pty pdb bdb code codeop webbrowser asyncio "
-    "multiprocessing pip timeit cProfile".split()
+    "posix nt subprocess sys shutil socket runpy pty pdb bdb code codeop webbrowser timeit cProfile".split()
 )
+"""Modules of one file; a package of the same name, such as a fork in a folder called code, is another one."""
 _HOSTILE_FUNCTIONS = frozenset("eval exec compile open __import__ input breakpoint exit quit".split())
 
 
@@ -96,8 +97,10 @@ def _refuse_hostile(name: Name) -> None:
         HostileError: If it is such a name.
     """
     package = name.module.partition(".")[0]
-    if package in _HOSTILE_MODULES or (
-        package in ("builtins", "__builtin__") and name.name.partition(".")[0] in _HOSTILE_FUNCTIONS
+    if (
+        package in _HOSTILE_PACKAGES
+        or name.module in _HOSTILE_MODULES
+        or (package in ("builtins", "__builtin__") and name.name.partition(".")[0] in _HOSTILE_FUNCTIONS)
     ):
         raise HostileError(f"it asks to call {str(name)[:60]}, which no model does")
 

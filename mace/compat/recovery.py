@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from mace.compat.conditions import recover_conditions
 from mace.compat.layers import (
@@ -17,12 +17,13 @@ from mace.compat.layers import (
     recover_messages,
     recover_radial_mlp,
 )
-from mace.compat.modules import number
 from mace.compat.pickles import Name, Record
 from mace.compat.reader import CannotConvert, Reader, exact
-from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
+from mace.model.plan import MAX_L, MOST_HEADS, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
+
+_LOGGER = logging.getLogger(__name__)
 
 KINDS = ("MACE", "ScaleShiftMACE", *WITH_DIPOLE)
 _OTHER_KINDS = {
@@ -33,15 +34,16 @@ _OTHER_KINDS = {
     "MACELES": "models with latent Ewald summation do not exist here",
     "LAMMPS_MACE": "this is a copy for LAMMPS; name the model it was made from",
 }
+_NEEDED_PARTS = {"node_embedding", "radial_embedding", "atomic_energies_fn", "interactions", "products", "readouts"}
+_KNOWN_PARTS = _NEEDED_PARTS | {
+    "spherical_harmonics", "scale_shift", "pair_repulsion_fn", "joint_embedding", "embedding_readout",
+}  # fmt: skip
+"""Parts by which a model of energies is known, whatever a fork calls its class."""
 _GATES = {"silu": "silu", "tanh": "tanh", "abs": "abs", "absolute": "abs"}
 _RADIAL_TYPES = {"bessel_weights": "bessel", "gaussian_weights": "gaussian", "n": "chebyshev"}
 _ENERGIES = "atomic_energies_fn.atomic_energies"
 _USUAL_WIDTH = 16
 """Width of the hidden layer that a model of one layer does not have."""
-MAX_ATOMIC_NUMBER = 118
-MOST_HEADS = 1000
-"""A file that says more is no model: each costs modules of its own."""
-SMALLEST_CUTOFF, LARGEST_CUTOFF = 0.1, 1000.0
 _PRECISIONS = {np.dtype("<f4"): "float32", np.dtype("<f8"): "float64"}
 
 
@@ -85,11 +87,10 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
 
     Raises:
         CannotConvert: If something is missing or does not exist here.
+        ValidationError: If the plan is not possible.
     """
     kind = dipole_kind(reader)
     numbers = [int(z) for z in reader.array("atomic_numbers").reshape(-1)]
-    if not all(1 <= z <= MAX_ATOMIC_NUMBER for z in numbers):
-        raise CannotConvert("its atomic numbers are none")
     heads = _heads(reader, kind, len(numbers))
     n_layers = reader.count("interactions.")
     if n_layers < 1:
@@ -103,41 +104,40 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
     readout = _last_readout(reader, n_layers, n_channels, len(heads), kind)
     unshifted = all(head.shift == 0.0 for head in heads)
     word = kind or ("MACE" if not interactions[0].residual and unshifted else "ScaleShiftMACE")
-    try:
-        plan = ModelPlan.model_validate(
-            {
-                "model": word,
-                "r_max": _cutoff(reader),
-                "l_max": l_max,
-                "n_channels": n_channels,
-                "hidden_l": hidden,
-                "interactions": interactions,
-                "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
-                "product_of_all_elements": _product_of_all_elements(reader, len(numbers)),
-                "radial_mlp": recover_radial_mlp(reader, interactions),
-                "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
-                "atomic_numbers": tuple(numbers),
-                **_constants(heads),
-                "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
-                **messages_of_plan(messages, n_channels, hidden),
-                **readout,
-                **_radial(reader),
-                **recover_conditions(reader),
-            }
-        )
-    except ValidationError as error:
-        raise CannotConvert(f"its plan is not possible here: {error.errors()[0]['msg']}") from error
+    plan = ModelPlan.model_validate(
+        {
+            "model": word,
+            "r_max": reader.scalar("r_max"),
+            "l_max": l_max,
+            "n_channels": n_channels,
+            "hidden_l": hidden,
+            "interactions": interactions,
+            "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
+            "product_of_all_elements": _product_of_all_elements(reader, len(numbers)),
+            "radial_mlp": recover_radial_mlp(reader, interactions),
+            "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
+            "atomic_numbers": tuple(numbers),
+            **_constants(heads),
+            "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
+            **messages_of_plan(messages, n_channels, hidden),
+            **readout,
+            **_radial(reader),
+            **recover_conditions(reader),
+        }
+    )
     return plan, [sent.degrees for sent in messages]
 
 
 def dipole_kind(reader: Reader) -> str | None:
-    """Return the class of a model of dipoles, None for one of energies; a checkpoint tells it by its shapes.
+    """Return the class of a model of dipoles, None for one of energies.
+
+    A checkpoint and a class that is not known tell it by their shapes.
 
     Raises:
         CannotConvert: If it is a model of dipoles whose last layer has no vectors.
     """
     last = reader.count("products.") - 1
-    if reader.tree is not None:
+    if reader.tree is not None and reader.tree.kind in KINDS:
         kind = reader.tree.kind if reader.tree.kind in WITH_DIPOLE else None
     elif _ENERGIES not in reader.state:
         kind = "AtomicDipolesMACE"
@@ -174,15 +174,25 @@ def _constants(heads: Sequence[HeadPlan]) -> dict[str, Any]:
 
 
 def check_kind(reader: Reader) -> None:
-    """Refuse what does not exist here by its name.
+    """Refuse what does not exist here by its name; a class that somebody else wrote is judged by its parts.
 
     Raises:
         CannotConvert: If it is such a model.
     """
     tree = reader.tree
     if tree is not None and tree.kind not in KINDS:
-        why = _OTHER_KINDS.get(tree.kind, "this class of models is not known")
-        raise CannotConvert(f"its kind is {tree.kind}: {why}")
+        alike = _NEEDED_PARTS <= tree.parts.keys() <= _KNOWN_PARTS and not tree.package.startswith("mace.modules")
+        if tree.kind in _OTHER_KINDS or not alike:
+            why = _OTHER_KINDS.get(tree.kind, "this class of models is not known")
+            raise CannotConvert(f"its kind is {tree.kind}: {why}")
+        _LOGGER.warning(
+            "%s: the class %s.%s is not one of mace-torch; it has the parts of a %s and is read as one: what else it "
+            "may compute is missing here",
+            reader.original.path,
+            tree.package,
+            tree.kind,
+            dipole_kind(reader) or ("ScaleShiftMACE" if "scale_shift" in tree.parts else "MACE"),
+        )
     if tree is not None and tree.attributes.get("use_so3") is True:
         raise CannotConvert("it was made with use_so3=True: its energies may differ between mirror images")
     if any(name.startswith("les.") for name in reader.state):
@@ -217,13 +227,6 @@ def _product_of_all_elements(reader: Reader, n_elements: int) -> bool:
     return reader.attribute("products.0", "use_agnostic_product") is True
 
 
-def _cutoff(reader: Reader) -> float:
-    r_max = reader.scalar("r_max")
-    if not SMALLEST_CUTOFF <= r_max <= LARGEST_CUTOFF:
-        raise CannotConvert(f"its cutoff of {r_max:.3g} Angstrom is none")
-    return r_max
-
-
 def _l_max(reader: Reader) -> int:
     n = reader.array(reader.contraction(0, 0) + "U_matrix_1").shape[-2]
     l_max = math.isqrt(n) - 1
@@ -250,19 +253,13 @@ def _correlation(reader: Reader, layer: int, l_max: int) -> int:
 
 
 def _scale_shift(reader: Reader, head: int) -> tuple[float, float]:
-    """Return scale and shift of a head, buffers in most versions and plain numbers in the oldest."""
+    """Return scale and shift of a head."""
     values = []
     for name, neutral in (("scale", 1.0), ("shift", 0.0)):
-        if f"scale_shift.{name}" in reader.state:
-            stored = np.atleast_1d(reader.state[f"scale_shift.{name}"]).reshape(-1)
-            values.append(float(stored[head if len(stored) > 1 else 0]))
-        else:
-            attribute = reader.attribute("scale_shift", name)
-            attribute = attribute[head] if isinstance(attribute, list) and len(attribute) > head else attribute
-            value = number(attribute)
-            if value is None and reader.module("scale_shift") is not None:
-                raise CannotConvert(f"its scale_shift has no {name}")
-            values.append(neutral if value is None else value)
+        buffer, stored = f"scale_shift.{name}", np.array([neutral])
+        if buffer in reader.state or reader.module("scale_shift") is not None:
+            stored = reader.array(buffer).reshape(-1)
+        values.append(float(stored[head if len(stored) > 1 else 0]))
     return values[0], values[1]
 
 

@@ -10,7 +10,7 @@ from scipy.linalg import block_diag
 from mace.compat.conditions import conditions_from_original, conditions_to_original
 from mace.compat.couplings import map_to_ours
 from mace.compat.interaction_weights import interaction_from_original, interaction_to_original
-from mace.equivariant.symmetric_basis import symmetric_basis
+from mace.equivariant.symmetric_basis import number_of_paths
 from mace.model.plan import ModelPlan
 
 State = Mapping[str, np.ndarray]
@@ -79,7 +79,7 @@ def _product(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]
     }
     for degree in plan.l_out(layer):
         for order in range(1, plan.correlation[layer] + 1):
-            n_paths = symmetric_basis(plan.l_max, degree, order).n_paths
+            n_paths = number_of_paths(plan.l_max, degree, order)
             ours = f"products.{layer}.weights.l{degree}_order{order}"
             if degree in theirs and n_paths:
                 weights[ours] = _contraction(state, plan, layer, theirs.index(degree), degree, order)

@@ -1,4 +1,4 @@
-"""An extended XYZ file of structures with predictions, in which nothing that was known before is lost."""
+"""A file of structures with predictions, in which nothing that was known before is lost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ase.io.extxyz import per_atom_properties
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mace.deployment.extended_xyz import frame_texts
+from mace.deployment.output_formats import check_output_format, write_as
 from mace.errors import UserError
 from mace.structures.frame import Frame
 
@@ -28,21 +29,23 @@ def partial_path(path: str | Path) -> Path:
 class AnnotatedFile:
     """Write structures batch by batch; the file appears under its name once the block is left without an error.
 
-    Until then it is called ``<name>.partial``. After a `UserError` that is removed; after anything else, such as a
-    signal or the end of the power, it stays, and holds all structures up to the last `flush`.
+    Until then it is called ``<name>.partial``, and is extended XYZ whatever the output is going to be. After a
+    `UserError` that is removed; after anything else, such as a signal or the end of the power, it stays, and holds all
+    structures up to the last `flush`.
 
     Args:
         path: The file; its folder is created.
         resume: Go on where an unfinished file ends.
 
     Raises:
-        UserError: If the file cannot be written.
+        UserError: If the file cannot be written, or not in the format of its ending.
     """
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         """Open the file under its first name."""
         self.path = Path(path)
         self.partial = partial_path(path)
+        check_output_format(path)
         if self.path.is_dir():
             raise UserError(f"{self.path}: the output is a directory; name a file.")
         try:
@@ -69,7 +72,8 @@ class AnnotatedFile:
         try:
             self._stream.close()
             if kind is None:
-                os.replace(self.partial, self.path)
+                os.replace(write_as(self.partial, self.path), self.path)
+                self.partial.unlink(missing_ok=True)
             elif issubclass(kind, UserError):
                 self.partial.unlink(missing_ok=True)
         except OSError as failure:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.configuration import Configuration
 from mace.training.metrics import ErrorAccumulator
 
-COMPARED = ("energy", "forces", "stress", "dipole")
-"""What may be both labeled and predicted."""
+_COMPARED = tuple(name for name in PREDICTED if not PROPERTIES[name].derived)
 
 _Pair = tuple[np.ndarray, np.ndarray]
 
@@ -32,13 +32,13 @@ class Comparison:
         """Compare the structures of a batch."""
         rows: dict[tuple[str, str], list[tuple[Any, Any, int]]] = defaultdict(list)
         for configuration, prediction in zip(configurations, predictions, strict=True):
-            for name in COMPARED:
+            for name in _COMPARED:
                 label = getattr(configuration, name)
                 if label is not None and name in prediction:
                     rows[configuration.config_type, name].append((label, prediction[name], configuration.n_atoms))
         for (kind, name), found in rows.items():
             labels, predicted, counts = zip(*found, strict=True)
-            join = np.concatenate if name == "forces" else np.array
+            join = np.concatenate if PROPERTIES[name].of_atoms else np.array
             pair, n_atoms = (join(labels), join(predicted)), np.array(counts)
             self._errors.setdefault(kind, ErrorAccumulator()).add(name, *pair, n_atoms)
             if self._kept is not None:

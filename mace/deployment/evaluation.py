@@ -23,12 +23,13 @@ from mace.deployment.resuming import check_continuation, check_same_model, compl
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.model.derivatives import nonsense, predict
 from mace.model.heads import default_head
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.properties import PROPERTIES
 from mace.structures.collection import objects_frozen
-from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, PROPERTIES, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
@@ -155,7 +156,7 @@ def evaluate_files(
     interruption: Interruption | None = None,
     resume: bool = False,
 ) -> EvaluationSummary:
-    """Predict all structures of some files and write them, in their order, as one extended XYZ file.
+    """Predict all structures of some files and write them, in their order, as one file in the format of its ending.
 
     Of models that have several heads, ``info["head"]`` of a structure names the one it is for; others are for the one
     called default.
@@ -288,6 +289,9 @@ def predict_configurations(
         For each structure what the model predicts of ``energy``, ``forces`` ``[atoms, 3]`` and ``dipole`` ``[3]`` and,
         where wanted, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
         ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
+
+    Raises:
+        UserError: If a number is NaN or infinite.
     """
     elements, r_max, heads = ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names
     dataset = GraphDataset(configurations, elements, r_max, heads=heads)
@@ -313,6 +317,9 @@ def predict_configurations(
         for result, configuration, stress in zip(results, configurations, _to_array(prediction.stress), strict=True):
             if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
                 result["stress"] = stress
+    for result, configuration in zip(results, configurations, strict=True):
+        if said := nonsense(result):
+            raise UserError(f"{configuration.where()}: {said}")
     return results
 
 

@@ -29,12 +29,13 @@ def find_device(name: str | torch.device) -> torch.device:
     return choose_device(str(name), "float32")
 
 
-def find_dtype(name: str) -> torch.dtype | None:
-    """Return the precision of a name; None for the empty one, which leaves a model as it is.
+def find_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the precision of a name, or a precision itself; None for the empty one, which leaves a model as it is.
 
     Raises:
         UserError: If there is no such precision.
     """
+    name = str(name or "").removeprefix("torch.")
     if name and name not in PRECISIONS:
         raise UserError(f"default_dtype is '{name}'; choose float32 or float64, or leave it empty.")
     return PRECISIONS[name] if name else None

@@ -8,6 +8,7 @@ the same vector the result is a polynomial, so each path is stored by its coeffi
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement
@@ -63,6 +64,24 @@ def symmetric_basis(l_max: int, l_out: int, order: int) -> SymmetricBasis:
     stacked[np.abs(stacked) < 1e-13] = 0.0
     used = np.flatnonzero(np.any(stacked != 0.0, axis=(0, 1)))
     return SymmetricBasis(np.asarray(monomials, dtype=np.int64)[used], stacked[:, :, used])
+
+
+@cache
+def number_of_paths(l_max: int, l_out: int, order: int) -> int:
+    """Count the paths of `symmetric_basis` without their coefficients, which take seconds and gigabytes at the most.
+
+    >>> number_of_paths(3, 0, 3), symmetric_basis(3, 0, 3).n_paths
+    (23, 23)
+    """
+    counts = Counter(natural(l) for l in range(l_max + 1))
+    for _ in range(order - 1):
+        longer: Counter[Irrep] = Counter()
+        for left, count in counts.items():
+            for irrep in (product for l in range(l_max + 1) for product in left.products(natural(l))):
+                if irrep.is_natural or order <= UNRESTRICTED_ORDER:
+                    longer[irrep] += count
+        counts = longer
+    return counts[natural(l_out)]
 
 
 def _grow_paths(

@@ -16,6 +16,7 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
+from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.conditions import conditions_of_atoms
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.splitting import check_heads
@@ -24,12 +25,6 @@ _LOGGER = logging.getLogger(__name__)
 
 MANY_NEIGHBORS = 2000
 """Neighbors of an atom beyond which a warning asks for a smaller cutoff."""
-
-PER_ATOM = ("forces",)
-"""Labels with one row per atom; all others have one per structure."""
-
-SHAPES = {"energy": (), "forces": (3,), "stress": (3, 3), "virials": (3, 3), "dipole": (3,)}
-"""Shape of one row of each label that can be learned from."""
 
 _SEARCHED_TOGETHER = 64
 """How many structures the neighbors are searched of at once."""
@@ -189,16 +184,17 @@ class GraphDataset:
         """Labels and weights of all structures; not needed where a model is only evaluated."""
         configurations = self.configurations
         labels = _Labels(np.array([c.weight for c in configurations]), {}, {}, {}, {})
-        for name in SHAPES:
+        for name in PREDICTED:
+            of_atoms, shape = PROPERTIES[name].of_atoms, PROPERTIES[name].shape
             found = [getattr(c, name) for c in configurations]
             rows = [
-                np.zeros(((c.n_atoms,) if name in PER_ATOM else ()) + SHAPES[name]) if label is None else label
+                np.zeros((c.n_atoms, *shape) if of_atoms else shape) if label is None else label
                 for c, label in zip(configurations, found, strict=True)
             ]
-            labels.values[name] = np.concatenate(rows) if name in PER_ATOM else np.stack(rows)
+            labels.values[name] = np.concatenate(rows) if of_atoms else np.stack(rows)
             labels.labeled[name] = np.array([label is not None for label in found])
             labels.weights[name] = np.array([c.property_weights.get(name, 1.0) for c in configurations])
-            if name in PER_ATOM:
+            if of_atoms:
                 weights = [c.atom_weights.get(name, np.ones(c.n_atoms)) for c in configurations]
                 labels.atom_weights[name] = np.concatenate(weights)
         return labels
@@ -278,7 +274,7 @@ class GraphDataset:
     def _targets(self, chosen: np.ndarray, atoms: np.ndarray, n_atoms: np.ndarray) -> Targets:
         labels = self._labels
         return Targets(
-            {k: torch.from_numpy(v[atoms if k in PER_ATOM else chosen]) for k, v in labels.values.items()},
+            {k: torch.from_numpy(v[atoms if PROPERTIES[k].of_atoms else chosen]) for k, v in labels.values.items()},
             {k: torch.from_numpy(v[chosen]) for k, v in labels.labeled.items()},
             torch.from_numpy(labels.weight[chosen]),
             {k: torch.from_numpy(v[chosen]) for k, v in labels.weights.items()},

@@ -58,11 +58,22 @@ def find_pairs(
     if reach > r_max:
         near = np.linalg.norm(home[receiver] - home[sender] + shift @ box, axis=1) < r_max
         sender, receiver, shift = sender[near], receiver[near], shift[near]
-    return _in_order(sender, receiver, shift + translation[sender] - translation[receiver])
+    return in_agreed_order(sender, receiver, shift + translation[sender] - translation[receiver])
 
 
-def _in_order(sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give each pair the agreed direction, and all the agreed order."""
+def in_agreed_order(
+    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn neighbor relations into the one agreed direction of each pair, and sort them.
+
+    Args:
+        sender: ``[relations]``.
+        receiver: ``[relations]``.
+        shift: Lattice translations of the receiver's image, whole numbers, ``[relations, 3]``.
+
+    Returns:
+        The same; a relation and its reverse become equal neighbors.
+    """
     first_nonzero = np.sign(shift[np.arange(len(shift)), np.argmax(shift != 0, axis=1)])
     turned = (sender > receiver) | ((sender == receiver) & (first_nonzero < 0))
     sender, receiver = np.where(turned, receiver, sender), np.where(turned, sender, receiver)

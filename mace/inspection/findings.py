@@ -67,6 +67,12 @@ _KINDS = (
         "correct it, or leave it out where it is unknown",
     ),
     FindingKind(
+        "misspelled-key",
+        "error",
+        "A key is almost that of a label, such as `force` or `Energy`, in structures that lack the label.",
+        "rename it, or name it with the flag",
+    ),
+    FindingKind(
         "close-atoms",
         "error",
         "Two atoms, or an atom and its periodic image, are closer than 0.3 Angstrom.",
@@ -133,6 +139,20 @@ _KINDS = (
         "leave unknown energies out",
     ),
     FindingKind(
+        "placeholder-labels",
+        "warning",
+        "A label is exactly zero in different structures where symmetry does not explain it, or exactly the same in "
+        "many, as if it stood for a missing one.",
+        "leave unknown labels out",
+    ),
+    FindingKind(
+        "net-forces",
+        "warning",
+        "The forces of almost every molecule do not add up to zero, which is right in an external field or beside "
+        "atoms that are not in the file only.",
+        "make sure that the forces belong to these atoms in this order",
+    ),
+    FindingKind(
         "zeroed-forces",
         "warning",
         "Atoms have forces of exactly zero, as programs write for fixed atoms, in structures with constraints or with "
@@ -145,6 +165,13 @@ _KINDS = (
         "With these E0s the atomization energy per atom is above 20 eV or below -1 eV, or the compositions do not "
         "determine them.",
         "take E0s of the same method as the data, both in eV",
+    ),
+    FindingKind(
+        "overruled-reference-energies",
+        "warning",
+        "Frames of isolated atoms and `--E0s` say different things. Numbers that are typed come before frames, frames "
+        "before a fit (`average`, `estimated`).",
+        "keep one of the two",
     ),
     FindingKind(
         "unlikely-distances",

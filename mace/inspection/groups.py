@@ -9,7 +9,8 @@ import numpy as np
 
 from mace.elements import chemical_symbol
 from mace.inspection.flat import FlatFile
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.properties import PROPERTIES
+from mace.structures.configuration import Configuration
 from mace.structures.statistics import interaction_energies_per_atom
 
 BINS = 40

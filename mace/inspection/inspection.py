@@ -28,9 +28,10 @@ from mace.inspection.labels import (
     check_file_labels,
     check_large_forces,
     check_large_stress,
-    check_zero_energies,
+    check_net_forces,
     check_zeroed_forces,
 )
+from mace.inspection.placeholders import check_placeholders
 from mace.inspection.stresses import check_stress, check_virials
 from mace.inspection.trajectories import check_forces_against_energies
 from mace.structures.configuration import Configuration
@@ -65,7 +66,9 @@ class Demands:
     Attributes:
         r_max: Cutoff in Angstrom.
         labels: Labels that the losses need.
+        ways_out: How to ask for no label of a kind, in words, by its name.
         E0s: What was given as reference energies, see `resolve_reference_energies`.
+        foundation_energies: Of the model that is fine-tuned, if one is, eV by atomic number.
         needs_E0s: Whether there must be some; a model that predicts no energy needs none.
         atomic_numbers: Elements the model is to know; None for those of the training set.
         allow: Names of findings that are let pass.
@@ -73,7 +76,9 @@ class Demands:
 
     r_max: float
     labels: Sequence[str] = ("energy", "forces")
+    ways_out: Mapping[str, str] = field(default_factory=dict)
     E0s: str | Mapping[Any, float] | None = None
+    foundation_energies: Mapping[int, float] | None = None
     needs_E0s: bool = True
     atomic_numbers: Sequence[int] | None = None
     allow: frozenset[str] = frozenset()
@@ -186,7 +191,8 @@ def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callab
         check_virials,
         check_large_stress,
         check_large_forces,
-        check_zero_energies,
+        lambda flat: check_placeholders(flat, labels),
+        check_net_forces,
         lambda flat: check_zeroed_forces(flat, labels),
         check_distances,
         lambda flat: check_duplicates(flat, is_split),
@@ -228,16 +234,19 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     elements = _elements(training, demands)
     findings = []
     try:
-        references = resolve_reference_energies(demands.E0s, training.isolated_atoms, configurations, elements)
+        references = resolve_reference_energies(
+            demands.E0s, training.isolated_atoms, configurations, elements, demands.foundation_energies
+        )
     except UserError as error:
         if not any(c.energy is not None for c in configurations):
             return None, []  # the finding is that labels are missing
-        is_told = demands.E0s is None and _isolated_faults(training, demands)
+        is_told = demands.E0s in (None, "isolated") and _isolated_faults(training, demands)
         if demands.needs_E0s and not is_told:
             findings.append(Finding("missing-reference-energies", file, str(error)))
         references = resolve_reference_energies("average", (), configurations, elements)
         return replace(references, source="least squares, for this report only"), findings
     findings += [Finding("doubtful-reference-energies", file, warning) for warning in references.warnings]
+    findings += [Finding("overruled-reference-energies", file, sentence) for sentence in references.overruled]
     return references, findings
 
 
@@ -258,8 +267,10 @@ def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
     faulty = {fault.name for file in training.report.files for fault in file.faults}
     if "non-finite-label" in demands.allow:
         faulty = set()  # else that they are not finite is an error already
+    if "misspelled-key" not in demands.allow:  # so is this
+        faulty |= {fault.name for file in training.report.files for fault in file.misspelled}
     try:
-        require_labels(training.report, [name for name in demands.labels if name not in faulty])
+        require_labels(training.report, [name for name in demands.labels if name not in faulty], demands.ways_out)
     except UserError as error:
         return [Finding("missing-label", training.report.files[0].file, str(error))]
     return []

@@ -9,7 +9,8 @@ import numpy as np
 
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
-from mace.structures.configuration import PROPERTIES
+from mace.properties import PROPERTIES
+from mace.structures.key_names import is_near
 from mace.structures.labels import FileLabels
 
 LARGEST_FORCE = 100.0
@@ -23,6 +24,8 @@ _OUTLIER_ENERGY = 5.0
 _FEWEST_FOR_OUTLIERS = 10
 _UNBALANCED = 0.3
 _SOME_FORCE = 0.02
+_FEWEST_PUSHED = 3
+_MOST = 0.9
 
 
 def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
@@ -32,6 +35,14 @@ def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
         faults[fault.name, fault.key].append(fault.index)
     for (name, key), places in faults.items():
         yield found("non-finite-label", labels.file, f": the label '{name}' (key '{key}') is NaN or infinite", places)
+    misspelled = defaultdict(list)
+    for fault in labels.misspelled:
+        misspelled[fault.name, fault.key].append(fault.index)
+    for (name, key), places in misspelled.items():
+        right = next(word for word in labels.of(name).candidates if is_near(key, (word,)))
+        verb = "has" if len(places) == 1 else "have"
+        text = f"{verb} no '{right}' but '{key}', which is not read without --{name}_key={key}"
+        yield found("misspelled-key", labels.file, text, places, labels.frames + labels.isolated_atoms)
     for note in labels.notes:
         yield Finding("label-remarks", labels.file, note)
     if labels.constrained:
@@ -89,11 +100,17 @@ def check_large_stress(file: FlatFile) -> Iterator[Finding]:
         )
 
 
-def check_zero_energies(file: FlatFile) -> Iterator[Finding]:
-    """Find several energies that are exactly zero."""
-    zero = (file.energies == 0.0) & (file.n_atoms > 1)
-    if zero.sum() > 1:
-        yield found("zero-energies", file.file, "have an energy of exactly zero", file.places(zero), len(file))
+def check_net_forces(file: FlatFile) -> Iterator[Finding]:
+    """Find molecules all of which are pushed away as a whole; where a few are, see `check_zeroed_forces`."""
+    if not len(file):
+        return
+    rest = np.linalg.norm(np.add.reduceat(file.forces, file.first), axis=1)
+    size = np.sqrt(np.add.reduceat((file.forces**2).sum(axis=1), file.first) / file.n_atoms)
+    molecules = ~file.pbc.any(axis=1) & (file.n_atoms > 1) & np.isfinite(rest) & (size > 0.0)
+    pushed = molecules & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
+    if pushed.sum() >= _FEWEST_PUSHED and pushed.sum() > _MOST * molecules.sum():
+        text = f"have forces that add up to {np.median(rest[pushed]):.3g} eV/Angstrom (median), not zero"
+        yield found("net-forces", file.file, text, file.places(pushed), len(file))
 
 
 def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:

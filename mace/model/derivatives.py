@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,3 +199,14 @@ def _symmetric_products(gradient: Tensor, vectors: Tensor) -> Tensor:
     """Return the symmetric part of the product of vector and gradient of every pair but the padding."""
     product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)
     return 0.5 * (product + product.transpose(1, 2))
+
+
+def nonsense(results: Mapping[str, Any]) -> str | None:
+    """Say which results of a structure hold NaN or infinite numbers, and what to think of it; None if none does."""
+    names = [name for name, values in results.items() if not np.isfinite(values).all()]
+    if not names:
+        return None
+    return (
+        f"the model gives {', '.join(names[:3])} with numbers that are NaN or infinite; are atoms on top of each "
+        "other, or is the model damaged or of a training that diverged?"
+    )

@@ -42,6 +42,14 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
+def free_name(folder: Path, begin: str, end: str = "") -> Path:
+    """Return a place that nothing has taken, with the lowest number between two parts of its name."""
+    number = 1
+    while os.path.lexists(place := folder / f"{begin}{number}{end}"):
+        number += 1
+    return place
+
+
 def keep_copy(path: Path, copy: Path) -> None:
     """Give the present content of a file a second name, so that it outlives the file's replacement.
 

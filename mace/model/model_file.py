@@ -12,7 +12,10 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +32,7 @@ import mace
 from mace.errors import UserError
 from mace.model.durable_file import write_durably
 from mace.model.mace import MACE
-from mace.model.plan import ModelPlan
+from mace.model.plan import ModelPlan, first_problem
 
 FORMAT_VERSION = 1
 """Version of the files written; a change that older programs would misread raises it."""
@@ -54,6 +57,15 @@ UPGRADES: dict[int, Upgrade] = {}
 
 PRECISIONS = (torch.float32, torch.float64)
 """Precisions a model may be stored in."""
+
+LARGEST_HEADER = 1 << 22
+"""Bytes of plan, metadata and names of weights; those of a model are some ten thousand."""
+
+MOST_VALUES, MOST_LEVELS = 150_000, 50
+"""Values in a document, and lists and tables in each other; most values are reference energies of many heads."""
+
+_TYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+"""Types of safetensors by name; the others are all called integers in messages, which no weights are."""
 
 _TORCH_SAVE_MAGIC = (b"PK\x03\x04", b"\x80")
 _PROGRAMS = ("torch", "numpy", "ase", "vesin", "safetensors")
@@ -155,7 +167,7 @@ def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = N
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-    _check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
+    check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
     if model.dtype not in PRECISIONS:
         raise UserError(f"{path}: a model in {model.dtype} cannot be saved; carry it to float32 or float64 first.")
     document = {
@@ -199,14 +211,46 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     """
     path = Path(path)
     _check_kind(path)
-    document, weights = _upgraded(*_read(path), path)
-    plan, metadata = _parsed(ModelPlan, document, "plan", path), _parsed(ModelMetadata, document, "metadata", path)
-    stored_dtype = _precision(weights, path)
+    with _opened(path) as stream:
+        document = _document(stream, path)
+        shapes = {name: _without_values(stream.get_slice(name)) for name in stream.keys()}
+        # nothing is allocated before plan and weights, of which there are no more than the file has bytes, agree
+        upgraded, described = _upgraded(deepcopy(document), shapes, path)
+        plan, metadata = _parsed(ModelPlan, upgraded, "plan", path), _parsed(ModelMetadata, upgraded, "metadata", path)
+        stored_dtype = _precision(described, path)
+        if problem := misfit(plan, {name: tuple(tensor.shape) for name, tensor in described.items()}):
+            raise UserError(f"{path}: the weights do not fit the plan in the same file: {problem}.")
+        # copies, so that nothing refers to a file that may change later
+        _, weights = _upgraded(document, {name: stream.get_tensor(name).clone() for name in stream.keys()}, path)
+    check_finite(weights, path, "the file is damaged or its training diverged; use another one")
     model = MACE(plan, stored_dtype)
-    _check_names_and_shapes(dict(model.named_parameters()), weights, path)
-    _check_finite(weights, path, "the file is damaged or its training diverged; use another one")
     model.load_state_dict(weights)
     return LoadedModel(carry_to(model, device, dtype or stored_dtype), metadata, stored_dtype, plan.head_names)
+
+
+def misfit(plan: ModelPlan, found: Mapping[str, Sequence[int]]) -> str | None:
+    """Compare the shapes of weights with those that a plan says, without taking memory for any of them.
+
+    Args:
+        plan: The plan.
+        found: Shapes by the names of `mace.model.mace.MACE` parameters.
+
+    Returns:
+        What does not fit, in words; None if all do.
+    """
+    if max(plan.n_layers, plan.n_readout_heads, len(plan.radial_mlp), len(plan.conditions)) > len(found):
+        return f"it has {len(found)} weights for {plan.n_layers} layers and {plan.n_readout_heads} heads"
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in MACE(plan, torch.float32).named_parameters()}
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        parts = [f"lacks {_listed(missing)}"] if missing else []
+        parts += [f"has the unknown {_listed(unknown)}"] if unknown else []
+        return f"it {' and '.join(parts)}"
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            return f"'{name}' has the shape {list(found[name])[:6]}, but the plan says {list(shape)}"
+    return None
 
 
 def carry_to(model: MACE, device: str | torch.device, dtype: torch.dtype) -> MACE:
@@ -246,26 +290,56 @@ def _check_kind(path: Path) -> None:
         )
 
 
-def _read(path: Path) -> tuple[Document, dict[str, Tensor]]:
-    """Read the document and the weights as they stand in the file."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, after a look at the length of its header, all of which is read at once."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            text = (stream.metadata() or {}).get(METADATA_KEY)
-            # copies, so that nothing refers to a file that may change later
-            weights = {name: stream.get_tensor(name).clone() for name in stream.keys()}
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
+        if LARGEST_HEADER < length <= path.stat().st_size:
+            raise SafetensorError(f"its header has {length} bytes")
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            yield opened
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: this is no complete model file ({error}); it was cut off on the way or is something else."
+            f"{path}: this is no complete model file ({str(error)[:200]}); it was cut off on the way or is something "
+            "else."
         ) from error
+
+
+def _without_values(stored: Any) -> Tensor:
+    """Describe a weight that has not been read."""
+    return torch.empty(stored.get_shape(), dtype=_TYPES.get(stored.get_dtype(), torch.int64), device="meta")
+
+
+def _document(stream: Any, path: Path) -> Document:
+    """Read the document of an open file."""
+    text = (stream.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path}: this is a safetensors file, but no model written by mace_run_train.")
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the description of the model is not JSON ({error}); the file is damaged.") from error
-    if not isinstance(document, dict) or type(document.get("version")) is not int:
+    if not _is_bounded(document):
+        raise UserError(f"{path}: the description of the model is larger or deeper than that of any; it is refused.")
+    if not isinstance(document, dict) or type(document.get("version")) is not int or abs(document["version"]) > 10**6:
         raise UserError(f"{path}: the description of the model has no version; the file is damaged.")
-    return document, weights
+    return document
+
+
+def _is_bounded(document: Any) -> bool:
+    """Tell whether nothing that looks at every value of a document, level by level, will run out of anything."""
+    level, n_values = [document], 0
+    for _ in range(MOST_LEVELS):
+        n_values += len(level)
+        parts = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
+        level = [value for values in parts for value in values]
+        if not level or n_values + len(level) > MOST_VALUES:
+            break
+    return not level and n_values <= MOST_VALUES
 
 
 def _upgraded(document: Document, weights: dict[str, Tensor], path: Path) -> tuple[Document, dict[str, Tensor]]:
@@ -287,9 +361,7 @@ def _parsed(kind: type[Any], document: Document, key: str, path: Path) -> Any:
     try:
         return kind.model_validate(document.get(key))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in (key, *first["loc"]))
-        raise UserError(f"{path}: '{place}' in the model file is not valid ({first['msg']}).") from error
+        raise UserError(f"{path}: in the model file {first_problem(error, key)}.") from error
 
 
 def _precision(weights: Mapping[str, Tensor], path: Path) -> torch.dtype:
@@ -300,26 +372,17 @@ def _precision(weights: Mapping[str, Tensor], path: Path) -> torch.dtype:
     return found.pop()
 
 
-def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        parts = [f"lacks {_listed(missing)}"] if missing else []
-        parts += [f"has the unknown {_listed(unknown)}"] if unknown else []
-        raise UserError(f"{path}: the weights do not fit the plan in the same file: it {' and '.join(parts)}.")
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            raise UserError(
-                f"{path}: the weight '{name}' has the shape {list(found[name].shape)}, but the plan in the same file "
-                f"says {list(tensor.shape)}."
-            )
-
-
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
+    shown = ", ".join(repr(name[:60]) for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _check_finite(weights: Mapping[str, Tensor], path: Path, way_out: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], path: Path, way_out: str) -> None:
+    """Make sure that weights are numbers.
+
+    Raises:
+        UserError: If some are not; the message ends with the way out.
+    """
     bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise UserError(f"{path}: the weights {_listed(bad)} are NaN or infinite; {way_out}.")

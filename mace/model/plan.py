@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from mace.conditions import Condition
 from mace.structures.configuration import DEFAULT_HEAD
@@ -18,6 +26,19 @@ WITH_ENERGY = ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE")
 
 WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
 """Models that have dipoles."""
+
+
+LARGEST_CUTOFF = 100.0
+"""Beyond it, in any unit of length that models are trained in, every atom would be a neighbor of all others."""
+
+MOST_LAYERS, MOST_HEADS, MOST_CONDITIONS = 100, 1000, 100
+LARGEST_WIDTH = 100_000
+"""Most channels, and the widest hidden layer."""
+
+Width = Annotated[int, Field(ge=1, le=LARGEST_WIDTH)]
+Degree = Annotated[int, Field(ge=0, le=MAX_L)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""An energy or a factor; bounds leave room for all electrons of the heaviest atoms and for any unit. NaN has none."""
 
 
 LEFT_OUT_WHERE_ABSENT = ("conditions", "condition_readout", "heads")
@@ -67,10 +88,10 @@ class HeadPlan(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(min_length=1)
-    reference_energies: tuple[float, ...]
-    scale: float = 1.0
-    shift: float = 0.0
+    name: str = Field(min_length=1, max_length=1000)
+    reference_energies: tuple[Number, ...] = Field(max_length=118)
+    scale: Number = 1.0
+    shift: Number = 0.0
 
 
 class ModelPlan(BaseModel):
@@ -114,36 +135,36 @@ class ModelPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: Literal["MACE", "ScaleShiftMACE", "AtomicDipolesMACE", "EnergyDipolesMACE"]
-    r_max: float = Field(gt=0)
+    r_max: float = Field(gt=0, le=LARGEST_CUTOFF)
     radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
-    num_radial_basis: int = Field(default=8, ge=1)
-    num_cutoff_basis: int = Field(default=5, ge=2)
+    num_radial_basis: int = Field(default=8, ge=1, le=1000)
+    num_cutoff_basis: int = Field(default=5, ge=2, le=100)
     distance_transform: Literal["None", "Agnesi", "Soft"] = "None"
     cutoff_after_network: bool = False
     pair_repulsion: bool = False
-    l_max: int = Field(default=3, ge=0, le=MAX_L)
-    n_channels: int = Field(ge=1)
-    hidden_l: tuple[int, ...]
-    interactions: tuple[InteractionPlan, ...] = Field(min_length=1)
-    message_channels: tuple[int, ...] | None = None
-    message_l: tuple[int, ...] | None = None
+    l_max: Degree = 3
+    n_channels: Width
+    hidden_l: tuple[Degree, ...] = Field(max_length=MAX_L + 1)
+    interactions: tuple[InteractionPlan, ...] = Field(min_length=1, max_length=MOST_LAYERS)
+    message_channels: tuple[Width, ...] | None = Field(default=None, max_length=MOST_LAYERS)
+    message_l: tuple[Degree, ...] | None = Field(default=None, max_length=MAX_L + 1)
     product_of_all_elements: bool = False
-    correlation: tuple[int, ...]
-    radial_mlp: tuple[int, ...] = (64, 64, 64)
-    readout_channels: int = Field(default=16, ge=0)
-    readout_vectors: int = Field(default=0, ge=0)
+    correlation: tuple[int, ...] = Field(max_length=MOST_LAYERS)
+    radial_mlp: tuple[Width, ...] = Field(default=(64, 64, 64), max_length=MOST_LAYERS)
+    readout_channels: int = Field(default=16, ge=0, le=LARGEST_WIDTH)
+    readout_vectors: int = Field(default=0, ge=0, le=LARGEST_WIDTH)
     readout_biases: bool = False
     last_readout_only: bool = False
     gate: Literal["silu", "tanh", "abs", "None"] = "silu"
-    avg_num_neighbors: float = Field(gt=0)
-    atomic_numbers: tuple[int, ...] = Field(min_length=1)
-    reference_energies: tuple[float, ...]
-    scale: float = 1.0
-    shift: float = 0.0
-    dipole_scale: float = 1.0
-    conditions: tuple[Condition, ...] = ()
+    avg_num_neighbors: float = Field(gt=0, le=1e6)
+    atomic_numbers: tuple[Annotated[int, Field(ge=1, le=118)], ...] = Field(min_length=1, max_length=118)
+    reference_energies: tuple[Number, ...] = Field(max_length=118)
+    scale: Number = 1.0
+    shift: Number = 0.0
+    dipole_scale: Number = 1.0
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=MOST_CONDITIONS)
     condition_readout: bool = False
-    heads: tuple[HeadPlan, ...] = ()
+    heads: tuple[HeadPlan, ...] = Field(default=(), max_length=MOST_HEADS)
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -273,3 +294,16 @@ class ModelPlan(BaseModel):
         """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""
         last = (0, 1) if self.predicts_dipole else (0,)
         return last if layer == self.n_layers - 1 else self.hidden_l
+
+
+def first_problem(error: ValidationError, start: str = "plan") -> str:
+    """Say what is wrong with a plan, the first thing only, as ``'plan.r_max' is not valid (...)``.
+
+    Args:
+        error: What checking it said.
+        start: What the plan is called.
+    """
+    first = error.errors(include_url=False)[0]
+    place, value = ".".join(str(part)[:40] for part in (start, *first["loc"][:5])), first["input"]
+    number = isinstance(value, float) or isinstance(value, int) and abs(value) < 1e15
+    return f"{place!r} is not valid ({first['msg'][:200]}{f', not {value:.6g}' if number else ''})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mace.equivariant.symmetric_basis import symmetric_basis
+from mace.equivariant.symmetric_basis import number_of_paths
 from mace.graphs.graph import Graph
 from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.native import contract_native, pad_channels, unpad_channels
@@ -26,21 +26,23 @@ class Product(nn.Module):
         self.l_out = plan.l_out(layer)
         self.of_all_elements = plan.product_of_all_elements
         correlation = plan.correlation[layer]
-        self.contraction = SymmetricContraction(plan.l_max, self.l_out, correlation)
         self.weights = nn.ParameterDict()
         for degree in self.l_out:
             for order in range(1, correlation + 1):
-                n_paths = symmetric_basis(plan.l_max, degree, order).n_paths
+                n_paths = number_of_paths(plan.l_max, degree, order)
                 if n_paths:
                     shape = (1 if self.of_all_elements else plan.n_elements, n_paths, plan.n_channels)
                     self.weights[f"l{degree}_order{order}"] = nn.Parameter(torch.empty(shape))
+        self.linear = nn.Parameter(torch.empty(len(self.l_out), plan.n_channels, plan.n_channels))
         self.compiled = False
+        if self.linear.is_meta:
+            return  # a model of shapes alone, for which no coefficients are computed
+        self.contraction = SymmetricContraction(plan.l_max, self.l_out, correlation)
         self.terms = ContractionTerms(plan.l_max, self.l_out, correlation)
         tables = self.terms.tables()
         self._with_terms = frozenset(tables)
         for (degree, order), table in tables.items():
             self.register_buffer(f"table_l{degree}_order{order}", torch.as_tensor(table), persistent=False)
-        self.linear = nn.Parameter(torch.empty(len(self.l_out), plan.n_channels, plan.n_channels))
 
     def forward(self, atomic_basis: Tensor, residual: dict[int, Tensor], graph: Graph) -> dict[int, Tensor]:
         """Compute the layer's output.

@@ -11,7 +11,8 @@ import torch
 
 from mace.elements import chemical_symbol
 from mace.graphs.pairs import find_pairs
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.properties import PROPERTIES
+from mace.structures.configuration import Configuration
 from mace.structures.reading import ReadResult
 
 CUTOFFS = (4.0, 4.5, 5.0, 5.5, 6.0)

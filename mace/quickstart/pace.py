@@ -94,8 +94,7 @@ def measure_pace(
     set_threads(settings.num_threads)
     device = choose_device(settings.device, settings.default_dtype)
     start = time.perf_counter()
-    given = [loss for loss in losses if loss is not None]
-    preparation = decide(settings, given, _sampled(sets, settings.seed), progress, writes=False)
+    preparation = decide(settings, losses, _sampled(sets, settings.seed), progress, writes=False)
     model = build_model(preparation.plan, settings, device)
     seconds = time.perf_counter() - start
     choose_kernels(model, settings.kernels)  # not in the time: what is compiled here is there when the training starts
@@ -211,8 +210,10 @@ def _time_saving(state: TrainingState, work_dir: Path) -> float:
         keeper = StateKeeper(checkpoints, records, state.model.plan, "timing", minutes=60.0)
         for epoch in range(2):
             start = time.perf_counter()
-            keeper.keep_weights(state.copy_of_validated_weights(), epoch, "one", best=True)
-            keeper.save(state.state_dict() | {"data": {}, "processes": 1}, {"one": epoch})
+            state.progression.best_epochs["one"] = epoch
+            state.best["one"] = state.copy_of_validated_weights()
+            keeper.keep_weights(state.best["one"], epoch, "one", best=True)
+            keeper.save(state.state_dict() | {"data": {}, "processes": 1})
             spent = time.perf_counter() - start
     return spent
 

@@ -30,9 +30,9 @@ from mace.training.conditions import conditions_of
 from mace.training.data_report import DataSets, inspect_data
 from mace.training.logging_setup import close_logging, setup_logging
 from mace.training.model_choices import settings_for_model
+from mace.training.objectives import make_losses, with_labels
 from mace.training.preparation import read_sets
 from mace.training.progress import TrainingProgress
-from mace.training.run import make_losses
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ _OTHER_WORK = {
     "foundation_model": "only trainings from scratch are proposed; start a fine-tuning with mace_run_train itself.",
     "distributed": "times are measured in one process; remove the flag here, and add it to the file that is written.",
     "restart_latest": "there is nothing to resume in a proposal; remove the flag here, and give it to mace_run_train.",
+    "take_over": "a proposal owns no files; remove the flag here, and give it to mace_run_train.",
     "dry_run": "a proposal trains nothing; remove the flag.",
 }
 _NOT_KEPT = _OWN | {"config", "name"}
@@ -126,9 +127,9 @@ def _propose(
     propose_data(proposal, facts, machine)
     propose_loss(proposal, facts)
     tried, _ = settings_for_model(training_settings(proposal))
-    losses = make_losses(tried)
+    losses = with_labels(tried, make_losses(tried), sets.training.report)
     start = time.perf_counter()
-    report = inspect_data(tried, [loss for loss in losses if loss is not None], sets, progress)
+    report = inspect_data(tried, losses, sets, progress)
     checked_in = time.perf_counter() - start
     print_report(report, console)
     report.refuse_errors()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.history import EpochSums, RunHistory
 from mace.units import MILLI
 
@@ -41,12 +42,11 @@ class Measured:
     measures: tuple[str, ...] = ("rmse", "mae", "q95")
 
 
-MEASURED = (
-    Measured("e_per_atom", "energy", "meV/atom", measures=("rmse", "mae")),
-    Measured("f", "forces", "meV/\u00c5"),
-    Measured("stress", "stress", "meV/\u00c5\u00b3"),
-    Measured("virials_per_atom", "virials", "meV/atom", measures=("rmse", "mae")),
-    Measured("mu_per_atom", "dipole", "me\u00b7\u00c5/atom", measures=("rmse", "mae")),
+MEASURED = tuple(
+    Measured(f"{row.suffix}_per_atom", row.name, f"m{row.shown_unit}", measures=("rmse", "mae"))
+    if row.extensive
+    else Measured(row.suffix, row.name, f"m{row.shown_unit}")
+    for row in map(PROPERTIES.__getitem__, PREDICTED)
 )
 """Errors that have a panel of their own."""
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from mace.elements import chemical_symbol, covalent_radii
-from mace.reporting.predictions import BINS, QUANTITIES, Cell, Points, PropertyErrors
+from mace.properties import PROPERTIES
+from mace.reporting.predictions import BINS, Cell, Points, PropertyErrors
 from mace.reporting.run_facts import MeasuredStage
 from mace.reporting.worst import Suspect
 
-_SHORT = {"energy": "E", "forces": "F", "stress": "S", "virials": "virials", "dipole": "\u03bc"}
 _POINT_TYPES = {"reference": "f4", "error": "f4", "set": "u1", "type": "u1", "part": "u1", "file": "u2", "index": "u4"}
 
 
@@ -55,13 +55,14 @@ def _stage(stage: MeasuredStage) -> dict[str, Any]:
 
 
 def _property(errors: PropertyErrors) -> dict[str, Any]:
-    quantity = QUANTITIES[errors.name]
+    row = PROPERTIES[errors.name]
+    title = f"{row.title} per atom" if row.extensive else row.title
     return {
         "name": errors.name,
-        "short": _SHORT[errors.name],
-        "title": quantity.title,
-        "unit": quantity.unit,
-        "errorUnit": quantity.error_unit,
+        "short": row.symbol,
+        "title": f"{title}, E0s subtracted" if row.name == "energy" else title,
+        "unit": row.shown_unit,
+        "errorUnit": f"m{row.shown_unit}",
         "parts": list(errors.parts),
         "limit": _rounded(errors.limit),
         "cells": [_cell(cell) for cell in errors.cells],

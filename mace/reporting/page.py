@@ -10,10 +10,10 @@ from mace.elements import atomic_number, chemical_symbol
 from mace.inspection.findings import KINDS, LEVELS, Finding
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
+from mace.properties import PROPERTIES
 from mace.reporting.charts import histogram, sparkline
 from mace.reporting.html import Drawing, row_of_tiles, table, whole_page
 from mace.reporting.terminal import atoms_each, is_partial, verdict
-from mace.structures.configuration import PROPERTIES
 
 _MOST_GROUPS = 60
 _MOST_FINDINGS = 300

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mace.elements import chemical_symbol
+from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.configuration import Configuration
 from mace.units import MILLI
 
@@ -51,33 +52,6 @@ class PredictedSet:
     role: str
     configurations: Sequence[Configuration]
     compared: Mapping[str, Compared]
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """How a property is shown; errors are those of the error tables.
-
-    Attributes:
-        title: Of the plots.
-        unit: Of values.
-        error_unit: Of errors, a thousandth of it.
-        per_atom: Whether values are divided by the number of atoms.
-    """
-
-    title: str
-    unit: str
-    error_unit: str
-    per_atom: bool = False
-
-
-QUANTITIES = {
-    "energy": Quantity("Energy per atom, E0s subtracted", "eV/atom", "meV/atom", per_atom=True),
-    "forces": Quantity("Force components", "eV/\u00c5", "meV/\u00c5"),
-    "stress": Quantity("Stress components", "eV/\u00c5\u00b3", "meV/\u00c5\u00b3"),
-    "virials": Quantity("Virials per atom", "eV/atom", "meV/atom", per_atom=True),
-    "dipole": Quantity("Dipole components per atom", "e\u00b7\u00c5/atom", "me\u00b7\u00c5/atom", per_atom=True),
-}
-"""Properties that are shown; virials only where there is no stress."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +176,7 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapp
     if len(sets) > MOST_SETS:
         names.append((OTHER, "test"))
     found = []
-    for name in QUANTITIES:
+    for name in PREDICTED:
         if name == "virials" and any("stress" in one.compared for one in sets):
             continue
         if any(name in one.compared for one in sets):
@@ -221,7 +195,7 @@ def per_atom_values(
     """
     compared = one.compared[name]
     reference, error = compared.reference, compared.prediction - compared.reference
-    if not QUANTITIES[name].per_atom:
+    if not PROPERTIES[name].extensive:
         return reference, error
     configurations = [one.configurations[place] for place in compared.structure.tolist()]
     if name == "energy":

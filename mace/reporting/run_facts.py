@@ -134,14 +134,14 @@ class MeasuredStage:
 
     Attributes:
         stage: ``one`` or ``two``.
-        epoch: The epoch its weights are from.
+        epoch: The epoch its weights are from; None for those it started with.
         metrics: Errors by the name of the set, as in the error tables.
         predictions: Errors in every part of the data.
         worst: The structures with the largest errors, by property.
     """
 
     stage: str
-    epoch: int
+    epoch: int | None
     metrics: Mapping[str, Mapping[str, float]]
     predictions: Predictions
     worst: Mapping[str, Sequence[Suspect]]

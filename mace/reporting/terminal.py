@@ -14,8 +14,8 @@ from mace.elements import chemical_symbol
 from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
+from mace.properties import PROPERTIES
 from mace.reporting.console import PlainConsole
-from mace.structures.configuration import PROPERTIES
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST_GROUPS = 40

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, read_literal, setting
+from mace.settings.declaration import Settings, read_literal, setting, shown
 from mace.settings.labels import Files
 
 _FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
@@ -38,7 +38,7 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
         table = read_literal(text)
     except ValueError as error:
         raise ValueError(
-            f"is not a dictionary of energies in eV by atomic number, such as {{1: -13.6, 8: -2041.8}}: {text!r}."
+            f"is not a dictionary of energies in eV by atomic number, such as {{1: -13.6, 8: -2041.8}}: {shown(text)}."
         ) from error
     return _energies_by_number(table)
 
@@ -52,15 +52,15 @@ def _atomic_number(key: Any) -> int:
 
 def _energies_by_number(table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table:
-        raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {table!r}.")
+        raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {shown(table)}.")
     energies: dict[int, float] = {}
     for key, value in table.items():
         try:
             number, energy = _atomic_number(key), float(value)
         except (TypeError, ValueError, UserError) as error:
-            raise ValueError(f"must map elements to energies in eV, not {key!r} to {value!r}.") from error
+            raise ValueError(f"must map elements to energies in eV, not {shown(key)} to {shown(value)}.") from error
         if not math.isfinite(energy):
-            raise ValueError(f"must map elements to finite energies in eV, not {key!r} to {value!r}.")
+            raise ValueError(f"must map elements to finite energies in eV, not {shown(key)} to {shown(value)}.")
         if number in energies:
             raise ValueError(f"gives atomic number {number} twice.")
         energies[number] = energy
@@ -72,6 +72,8 @@ def _read_E0s(value: Any) -> Any:
         return parse_E0s_literal(value.strip())
     if isinstance(value, str) and value.lower() in ("average", "foundation", "estimated"):
         return value.lower()
+    if isinstance(value, str) and value.lower() in ("isolated", "isolatedatom", "isolated_atom"):
+        return "isolated"
     if value is None or isinstance(value, str):
         return value
     return _energies_by_number(value)
@@ -98,7 +100,12 @@ class DataSettings(Settings):
         default_words="valid_fraction of the training set",
     )
     valid_fraction: float = setting(
-        0.1, "fraction of the training set to validate on when there is no valid_file", group="Data", gt=0, lt=1
+        0.1,
+        "fraction of the training set to validate on when there is no valid_file",
+        group="Data",
+        ge=0,
+        le=1,
+        expects="a number above 0 and below 1",
     )
     test_file: Files | None = setting(
         None,
@@ -148,11 +155,12 @@ class ReferenceSettings(Settings):
 
     E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
         None,
-        "energies of isolated atoms: average (least squares), foundation (those of the foundation model), estimated "
-        "(those, with a least-squares fit of what its predictions miss), a JSON file, or a dictionary by atomic number",
+        "energies of isolated atoms: isolated (structures of config_type IsolatedAtom), average (least squares), "
+        "foundation (those of the foundation model), estimated (those, with a least-squares fit of what its "
+        "predictions miss), a JSON file, or a dictionary by atomic number; such structures come before a fit",
         group="Reference energies and scaling",
         unit="eV",
-        placeholder="average|foundation|estimated|FILE|{Z:E,...}",
+        placeholder="isolated|average|foundation|estimated|FILE|{Z:E,...}",
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import os
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ for True, or bare for False."""
 
 NOT_SUPPORTED = "Not supported yet"
 """The group of the settings that are only recognized, so that they can be refused by name."""
+
+WITHOUT_EFFECT = "Accepted without effect"
+"""The group of the settings of mace-torch that change nothing here: command lines with them work as they are."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class Declaration:
         unsupported: Why any value other than an inactive one is refused; empty for supported settings.
         unsupported_values: Single values that are refused, each with the reason.
         inactive: Values besides the default at which an unsupported setting changes nothing.
+        inert: What is done instead, for a setting that is accepted and changes nothing; empty for all others.
+        only_with: Without what a setting changes nothing, and is accepted even where it is not supported; one of
+            `mace.settings.inert.CONDITIONS`, or empty.
+        may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
     """
 
     name: str
@@ -60,6 +69,9 @@ class Declaration:
     unsupported: str = ""
     unsupported_values: Mapping[str, str] | None = None
     inactive: tuple[Any, ...] = ()
+    inert: str = ""
+    only_with: str = ""
+    may_be_empty: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,6 +94,9 @@ def setting(
     unsupported: str = "",
     unsupported_values: Mapping[str, str] | None = None,
     inactive: Iterable[Any] = (),
+    inert: str = "",
+    only_with: str = "",
+    may_be_empty: bool = False,
     **constraints: float,
 ) -> Any:
     """Declare a setting as a field of a `Settings` class.
@@ -89,7 +104,7 @@ def setting(
     Args:
         default: Value when nobody gives one; ``...`` makes the setting required.
         help: See `Declaration` for this and the following arguments.
-        group: May be left empty for unsupported settings.
+        group: May be left empty for settings that are unsupported or inert.
         aliases: Other spellings.
         negations: Spellings that mean False; a switch gets ``no_<name>`` for each of its names by itself.
         unit: Unit of the value.
@@ -100,13 +115,16 @@ def setting(
         unsupported: Reason of refusal, a sentence that goes on after ``--flag:``.
         unsupported_values: Reasons of refusal of single values.
         inactive: Harmless values of an unsupported setting.
+        inert: What is done instead, a sentence without its end that goes on after ``--flag=value:``.
+        only_with: Without what it changes nothing.
+        may_be_empty: Whether it may be an empty text.
         **constraints: Bounds of a number: ``gt``, ``ge``, ``lt``, ``le``.
 
     Returns:
         A pydantic field.
     """
     extra: dict[str, Any] = {
-        "group": NOT_SUPPORTED if unsupported else group,
+        "group": NOT_SUPPORTED if unsupported else WITHOUT_EFFECT if inert else group,
         "aliases": list(aliases),
         "negations": list(negations),
         "unit": unit,
@@ -117,6 +135,9 @@ def setting(
         "unsupported": unsupported,
         "unsupported_values": dict(unsupported_values or {}),
         "inactive": list(inactive),
+        "inert": inert,
+        "only_with": only_with,
+        "may_be_empty": may_be_empty,
     }
     field: Any = Field
     return field(
@@ -187,11 +208,11 @@ def read_literal(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval")
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not a Python literal") from error
+        raise ValueError(f"{shown(text)} is not a Python literal") from error
     for node in ast.walk(tree):
         keys = [ast.dump(key) for key in node.keys if key is not None] if isinstance(node, ast.Dict) else []
         if len(set(keys)) < len(keys):
-            raise ValueError(f"{text!r} has a key twice, of which the last alone would count")
+            raise ValueError(f"{shown(text)} has a key twice, of which the last alone would count")
     return value
 
 
@@ -227,11 +248,28 @@ def _bounds_words(field: FieldInfo) -> str:
     return f" {text}" if text else ""
 
 
+def shown(value: Any) -> str:
+    """Write a value as it was typed, without the middle of a long one.
+
+    >>> shown("abc"), len(shown("a" * 5000))
+    ("'abc'", 63)
+    """
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:40]}...{text[-20:]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Find the known word closest to a misspelt one, or ``None`` if none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
+
+
+def _from_home(value: Any) -> Any:
+    """Write out the home folder that ``~`` stands for at the start of a path, or of each of several."""
+    if isinstance(value, list):
+        return [_from_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value != "~" else value
 
 
 class Settings(BaseModel):
@@ -244,12 +282,17 @@ class Settings(BaseModel):
     def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
         """Turn what a shell or a YAML file can hold into what the type of the field wants."""
         field = cls.model_fields[info.field_name or ""]
+        if re.search("FILE|DIR", declarations(cls)[info.field_name or ""].placeholder):
+            value = _from_home(value)
         parts = alternatives(field.annotation)
         if value is None and "None" in choices_of(field):
             return "None"
         if not isinstance(value, str):
             return value
-        if is_optional(field.annotation) and value.lower() in ("none", "null"):
+        is_none = is_optional(field.annotation) and value.lower() in ("none", "null")
+        if (is_none or not value) and declaration_of(info.field_name or "", field).may_be_empty:
+            return ""
+        if is_none:
             return None
         if not value and str in parts and field.default != "":
             raise ValueError("is empty; give a value or remove it.")
@@ -265,8 +308,9 @@ class Settings(BaseModel):
         field = cls.model_fields[name]
         declaration = declaration_of(name, field)
         sentence = ""
-        if declaration.unsupported and value != field.default and value not in declaration.inactive:
-            sentence = declaration.unsupported
+        if declaration.unsupported and not declaration.only_with:
+            is_harmless = value == field.default or value in declaration.inactive
+            sentence = "" if is_harmless else declaration.unsupported
         elif declaration.unsupported_values and isinstance(value, str):
             sentence = declaration.unsupported_values.get(value, "")
         if sentence:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mace.settings.declaration import NOT_SUPPORTED, Declaration
-from mace.settings.help import default_words, placeholder, supported_groups, unsupported_settings
+from mace.settings.declaration import NOT_SUPPORTED, WITHOUT_EFFECT, Declaration
+from mace.settings.help import default_words, inert_settings, placeholder, supported_groups, unsupported_settings
 from mace.settings.training import PROGRAM, TrainingSettings
 
 _INTRODUCTION = f"""# Settings of `{PROGRAM}`
@@ -19,8 +19,8 @@ _INTRODUCTION = f"""# Settings of `{PROGRAM}`
 
 Every setting is a flag, `--name=value`, and a line `name: value` of the YAML file given with `--config`. Defaults give
 way to the file, and the file gives way to the command line; of a flag given twice the last one counts. Dashes and
-underscores are the same. A flag shown without a value is bare on the command line, `--no_<flag>` switches it off, and
-in YAML it takes `true` or `false`.
+underscores are the same, and a flag may be cut short as long as no other setting begins so. A flag shown without a
+value is bare on the command line, `--no_<flag>` switches it off, and in YAML it takes `true` or `false`.
 """
 
 
@@ -56,8 +56,12 @@ def settings_table_markdown(model: type[BaseModel] = TrainingSettings) -> str:
     for group, members in supported_groups(model).items():
         rows = [_supported_row(model, declaration) for declaration in members]
         lines += [f"## {group}", "", *_table(["setting", "default", "meaning"], rows), ""]
+    rows = [[f"`--{d.name}`", _cell(d.help), _cell(d.inert)] for d in inert_settings(model)]
+    lines += [f"## {WITHOUT_EFFECT}", "", "These change nothing, and the log says so.", ""]
+    lines += [*_table(["setting", "meaning in mace-torch", "here"], rows), ""]
     rows = [[f"`--{d.name}`", _cell(d.help), _cell(d.unsupported)] for d in unsupported_settings(model)]
-    lines += [f"## {NOT_SUPPORTED}", "", "These are refused by name unless they change nothing.", ""]
+    lines += [f"## {NOT_SUPPORTED}", "", "These are refused by name unless they change nothing: those that belong to"]
+    lines += ["replay or to a foundation model are accepted where there is none, and the log says so.", ""]
     lines += _table(["setting", "meaning", "answer"], rows)
     return "\n".join(lines) + "\n"
 

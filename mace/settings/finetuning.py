@@ -18,11 +18,22 @@ class FineTuningSettings(Settings):
         placeholder="NAME|FILE",
     )
     foundation_head: str | None = setting(
-        None, "head of the foundation model to start from, if it has several", group=_GROUP, placeholder="NAME"
+        None,
+        "head of the foundation model to start from, if it has several",
+        group=_GROUP,
+        placeholder="NAME",
+        only_with="foundation_model",
     )
     foundation_model_elements: bool = setting(
-        False, "keep all elements of the foundation model, not only those of the data", group=_GROUP
+        False,
+        "keep all elements of the foundation model, not only those of the data",
+        group=_GROUP,
+        only_with="foundation_model",
     )
     foundation_model_readout: bool = setting(
-        True, "start the readouts from random weights", group=_GROUP, kind="switch_off"
+        True,
+        "start the readouts from random weights",
+        group=_GROUP,
+        kind="switch_off",
+        only_with="foundation_model",
     )

@@ -76,7 +76,9 @@ class OptimizerSettings(Settings):
     """How the parameters are moved."""
 
     optimizer: Literal["adam", "adamw", "schedulefree"] = setting("adam", "method", group=_OPTIMIZER)
-    max_num_epochs: int = setting(2048, "passes over the training set", group=_OPTIMIZER, ge=1)
+    max_num_epochs: int = setting(
+        2048, "passes over the training set; 0 measures the model as it starts, and writes it", group=_OPTIMIZER, ge=0
+    )
     patience: int = setting(
         2048, "evaluations without a better validation loss after which training ends", group=_OPTIMIZER, ge=1
     )

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from mace.settings.declaration import (
     NOT_SUPPORTED,
+    WITHOUT_EFFECT,
     Declaration,
     alternatives,
     choices_of,
@@ -27,10 +28,10 @@ _HOW_TO_GIVE = (
 
 
 def supported_groups(model: type[BaseModel]) -> dict[str, list[Declaration]]:
-    """Sort the supported settings by group, in the order of declaration."""
+    """Sort the supported settings that have an effect by group, in the order of declaration."""
     groups: dict[str, list[Declaration]] = {}
     for declaration in declarations(model).values():
-        if not declaration.unsupported:
+        if not declaration.unsupported and not declaration.inert:
             groups.setdefault(declaration.group, []).append(declaration)
     return groups
 
@@ -38,6 +39,11 @@ def supported_groups(model: type[BaseModel]) -> dict[str, list[Declaration]]:
 def unsupported_settings(model: type[BaseModel]) -> list[Declaration]:
     """List the settings that are refused by name."""
     return [declaration for declaration in declarations(model).values() if declaration.unsupported]
+
+
+def inert_settings(model: type[BaseModel]) -> list[Declaration]:
+    """List the settings that are accepted and change nothing."""
+    return [declaration for declaration in declarations(model).values() if declaration.inert]
 
 
 def default_words(field: FieldInfo, declaration: Declaration) -> str:
@@ -87,10 +93,17 @@ def help_text(
         for declaration in groups[group]:
             lines += _entry(model.model_fields[declaration.name], declaration, width)
     if chosen is None:
-        lines += ["", f"{NOT_SUPPORTED}:", *_unsupported_lines(model, width, everything)]
+        reasons = {d.name: d.inert for d in inert_settings(model)}
+        lines += ["", f"{WITHOUT_EFFECT}:", *_list_lines(model, reasons, width, everything)]
+        reasons = {d.name: d.unsupported for d in unsupported_settings(model)}
+        lines += ["", f"{NOT_SUPPORTED}:", *_list_lines(model, reasons, width, everything)]
     lines += ["", "Help:"]
     lines += [f"  {'--help':<{_INDENT - 2}}show this text and leave"]
-    more = "say for every setting that is not supported yet why, and leave" if chosen is None else "show all settings"
+    more = (
+        "say for every setting that is not supported or has no effect why, and leave"
+        if chosen is None
+        else "show all settings"
+    )
     lines += [f"  {'--help-all':<{_INDENT - 2}}{more}"]
     return "\n".join(lines)
 
@@ -125,10 +138,11 @@ def _two_columns(left: str, right: str, width: int) -> list[str]:
     return [left, *body]
 
 
-def _unsupported_lines(model: type[BaseModel], width: int, everything: bool) -> list[str]:
-    members = unsupported_settings(model)
+def _list_lines(model: type[BaseModel], reasons: dict[str, str], width: int, everything: bool) -> list[str]:
+    """Write names and reasons one under the other, or the names alone."""
     if everything:
-        entries = [_two_columns(f"  --{d.name}", f"{d.help}. {d.unsupported}", width) for d in members]
+        known = declarations(model)
+        entries = [_two_columns(f"  --{name}", f"{known[name].help}. {why}", width) for name, why in reasons.items()]
         return [line for entry in entries for line in entry]
-    names = ", ".join(f"--{declaration.name}" for declaration in members)
+    names = ", ".join(f"--{name}" for name in reasons)
     return textwrap.wrap(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

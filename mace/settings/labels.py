@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, declarations, read_literal, setting
+from mace.settings.declaration import Settings, declarations, read_literal, setting, shown
 from mace.settings.reading import Given, build_settings
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
@@ -50,79 +50,39 @@ def _spell_unit(word: Any) -> Any:
     return by_lower.get(plain, _SPELLINGS.get(plain, word))
 
 
+def _key(help: str, default_words: str) -> Any:
+    """Declare the key of a label, which may be empty: then there is no such label."""
+    return setting(
+        None,
+        help,
+        group="Labels and keys",
+        placeholder="KEY",
+        default_words=default_words,
+        may_be_empty=True,
+    )
+
+
 class LabelSettings(Settings):
     """Under which names and in which units the files carry their labels."""
 
-    energy_key: str | None = setting(
-        None,
-        "name of the total energies in the files",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("energy"),
+    energy_key: str | None = _key(
+        "name of the total energies in the files; with None or nothing here there is no such label, as for the next "
+        "keys",
+        _KEY_DEFAULT.format("energy"),
     )
-    forces_key: str | None = setting(
-        None,
-        "name of the forces",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("forces"),
+    forces_key: str | None = _key("name of the forces", _KEY_DEFAULT.format("forces"))
+    stress_key: str | None = _key("name of the stresses, +dE/dstrain/V", _KEY_DEFAULT.format("stress"))
+    virials_key: str | None = _key("name of the virials, -dE/dstrain", _KEY_DEFAULT.format("virials"))
+    dipole_key: str | None = _key("name of the dipoles", _KEY_DEFAULT.format("dipole"))
+    polarizability_key: str | None = _key(
+        "name of the polarizabilities, e^2*length^2/energy", _KEY_DEFAULT.format("polarizability")
     )
-    stress_key: str | None = setting(
-        None,
-        "name of the stresses, +dE/dstrain/V",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("stress"),
+    charges_key: str | None = _key("name of the atomic charges [e]", _KEY_DEFAULT.format("charges"))
+    total_charge_key: str | None = _key(
+        "name of the total charges [e], for models with that condition (--embedding_specs)", "total_charge or charge"
     )
-    virials_key: str | None = setting(
-        None,
-        "name of the virials, -dE/dstrain",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("virials"),
-    )
-    dipole_key: str | None = setting(
-        None,
-        "name of the dipoles",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("dipole"),
-    )
-    polarizability_key: str | None = setting(
-        None,
-        "name of the polarizabilities, e^2*length^2/energy",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("polarizability"),
-    )
-    charges_key: str | None = setting(
-        None,
-        "name of the atomic charges [e]",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words=_KEY_DEFAULT.format("charges"),
-    )
-    total_charge_key: str | None = setting(
-        None,
-        "name of the total charges [e], for models with that condition (--embedding_specs)",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="total_charge or charge",
-    )
-    total_spin_key: str | None = setting(
-        None,
-        "name of the total spins, for models with that condition",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="total_spin or spin",
-    )
-    elec_temp_key: str | None = setting(
-        None,
-        "name of the electronic temperatures, for models with that condition",
-        group="Labels and keys",
-        placeholder="KEY",
-        default_words="elec_temp",
-    )
+    total_spin_key: str | None = _key("name of the total spins, for models with that condition", "total_spin or spin")
+    elec_temp_key: str | None = _key("name of the electronic temperatures, for models with that condition", "elec_temp")
     energy_unit: Annotated[EnergyUnit, BeforeValidator(_spell_unit)] | None = setting(
         None,
         "unit of energies and virials in the files; with length_unit it gives that of forces",
@@ -149,7 +109,7 @@ class LabelSettings(Settings):
 class FileSettings(LabelSettings):
     """A file, or several, with names and units of their own; what is not given is as for all other files."""
 
-    file: str | list[str] = setting(..., "a path, a pattern, or a list of them", kind="several")
+    file: str | list[str] = setting(..., "a path, a pattern, or a list of them", kind="several", placeholder="FILE...")
     config_type_weights: dict[str, Annotated[float, Field(ge=0)]] | None = setting(
         None,
         "weight of the structures of each config_type in these files",
@@ -176,7 +136,7 @@ def _read_file(item: Any) -> Any:
         try:
             item = read_literal(item.strip())
         except ValueError as error:
-            raise ValueError(f"has a table that is not written as a dictionary: {item!r}.") from error
+            raise ValueError(f"has a table that is not written as a dictionary: {shown(item)}.") from error
     if not isinstance(item, dict):
         return item
     known = declarations(FileSettings)
@@ -185,9 +145,9 @@ def _read_file(item: Any) -> Any:
         if key not in known:
             match = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known)}."
-            raise ValueError(f"has the unknown key {key!r} in a table; {hint}")
+            raise ValueError(f"has the unknown key {shown(key)} in a table; {hint}")
     if not table.get("file"):
-        raise ValueError(f"has a table without the key 'file': {item!r}.")
+        raise ValueError(f"has a table without the key 'file': {shown(item)}.")
     try:
         return build_settings(
             FileSettings, {key: Given(value, f"{table['file']}: {key}") for key, value in table.items()}

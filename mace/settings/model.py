@@ -56,7 +56,8 @@ class ModelSettings(Settings):
     num_interactions: int = setting(2, "layers of messages", group="Model", ge=1)
     hidden_irreps: str | None = setting(
         None,
-        "channels and their symmetries, as in '128x0e + 128x1o'; the other way to say num_channels and max_L",
+        "channels and their symmetries, as in '128x0e + 128x1o'; the other way to say num_channels and max_L, which "
+        "count if all three are given",
         group="Model",
         placeholder="IRREPS",
         default_words="128x0e + 128x1o",
@@ -132,7 +133,10 @@ class ModelSettings(Settings):
         default_words="as hidden_irreps",
     )
     use_edge_irreps_first: bool = setting(
-        False, "let the first layer send as many channels as edge_irreps has scalars", group="Model"
+        False,
+        "let the first layer send as many channels as edge_irreps has scalars",
+        group="Model",
+        only_with="edge_irreps",
     )
     use_agnostic_product: bool = setting(
         False, "share the weights of the many-body products between elements", group="Model"
@@ -156,7 +160,10 @@ class ModelSettings(Settings):
         default_words="none",
     )
     use_embedding_readout: bool = setting(
-        False, "add an energy read from the embedding of element and conditions", group="Model"
+        False,
+        "add an energy read from the embedding of element and conditions",
+        group="Model",
+        only_with="conditions",
     )
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

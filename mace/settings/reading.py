@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -19,8 +20,11 @@ from mace.settings.declaration import (
     declarations,
     expectation,
     nearest,
+    shown,
 )
 from mace.settings.help import help_text
+
+_LOGGER = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -164,7 +168,7 @@ class SettingsParser(argparse.ArgumentParser):
         Raises:
             UserError: If a flag is unknown, or lacks a value, or has one too many.
         """
-        arguments = _normalized(argv)
+        arguments = [self._completed(word) for word in _normalized(argv)]
         namespace, rest = self.parse_known_args(arguments)
         given: dict[str, Given] = vars(namespace)
         if rest and self.bare is not None and not any(word.startswith("-") for word in rest):
@@ -174,6 +178,26 @@ class SettingsParser(argparse.ArgumentParser):
         if rest:
             raise UserError("\n".join(self._leftover_sentences(arguments, rest)))
         return {name: self._unpacked(name, item) for name, item in given.items()}
+
+    def _completed(self, word: str) -> str:
+        """Write out a flag that is cut short, as argparse allows; several spellings of one setting are no ambiguity.
+
+        Raises:
+            UserError: If it could mean several.
+        """
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag == "--" or flag in self._option_string_actions:
+            return word
+        meant = {
+            (action.dest, action.const): spelling
+            for spelling, action in reversed(self._option_string_actions.items())
+            if spelling.startswith(flag)
+        }
+        if len(meant) > 1:
+            several = sorted(meant.values())
+            more = f" and {len(several) - 5} more" if len(several) > 5 else ""
+            raise UserError(f"{flag} is not a setting, but begins several: {', '.join(several[:5])}{more}.")
+        return "".join([*meant.values(), equals, value]) if meant else word
 
     def _unpacked(self, name: str, item: Given) -> Given:
         """A flag that takes several values and got one means that value, where its type allows text."""
@@ -242,16 +266,20 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     for key, value in _yaml_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
-            raise UserError(f"{path}: {key!r} is not a setting; {_advice(name, list(spellings), '')}")
+            raise UserError(f"{path}: {shown(key)} is not a setting; {_advice(name[:60], list(spellings), '')}")
         declaration = spellings[name]
         if declaration.name == "config":
             raise UserError(f"{path}: {key!r} cannot be given inside a configuration file.")
-        if declaration.name in given:
-            raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
         spelling = f"{path}: {key}"
         if name in declaration.negations:
             value = not _boolean(value, spelling)
-        given[declaration.name] = Given(None if _is_null(value) else value, spelling)
+        if _is_null(value):
+            value = "" if declaration.may_be_empty else None
+        item = Given(value, spelling)
+        if (before := given.setdefault(declaration.name, item)).value != item.value:
+            raise UserError(f"{path}: {declaration.name} is given twice; the second time as {key!r}.")
+        if before is not item:
+            _LOGGER.warning("%s: %s is given twice, with the same value", path, declaration.name)
     return given
 
 
@@ -263,31 +291,41 @@ def _boolean(value: Any, spelling: str) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{spelling} must be True or False, not {value!r}.") from error
+        raise UserError(f"{spelling} must be True or False, not {shown(value)}.") from error
 
 
 def _yaml_table(path: str) -> dict[str, Any]:
     import yaml  # needed by few runs, so not at the top: help stays quick
 
-    class Loader(yaml.BaseLoader):
-        """Keeps scalars as text and refuses a key that comes twice."""
+    from mace.settings.bounded_yaml import BoundedLoader, read_bounded
+
+    class Loader(BoundedLoader):
+        """Keeps scalars as text and refuses a key that comes twice with different values."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} comes twice")
-            return super().construct_mapping(node, deep=deep)
+            table: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key, value = self.construct_object(key_node), self.construct_object(value_node, deep=True)
+                if not isinstance(key, str):
+                    raise yaml.constructor.ConstructorError(problem="a list or a table cannot be a key")
+                if key in table and table[key] != value:
+                    raise yaml.constructor.ConstructorError(problem=f"the key {key!r} comes twice")
+                if key in table:
+                    _LOGGER.warning("%s: the key %r comes twice, with the same value", path, key)
+                table[key] = value
+            return table
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bounded(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config {path}: the file cannot be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is no configuration file: {error}.") from error
     try:
         table = yaml.load(text, Loader=Loader)  # noqa: S506 -- a BaseLoader builds nothing but text, lists and tables
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if table is None:
         return {}
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -320,11 +358,19 @@ def parse_settings(
         UserError: With one sentence per mistake, one per line.
         SystemExit: With status 0 after ``--help`` or ``--help-all``.
     """
-    typed = SettingsParser(model, program, description, bare).read(argv)
-    given = dict(typed)
-    if "config" in typed:
-        given = {**read_yaml_settings(str(typed["config"].value), model), **typed}
-    return build_settings(model, given)
+    return build_settings(model, layered(SettingsParser(model, program, description, bare), argv))
+
+
+def layered(parser: SettingsParser, argv: Sequence[str]) -> dict[str, Given]:
+    """Read a command line and the YAML file it names, without checking the values; the command line wins.
+
+    Raises:
+        UserError: If either cannot be understood.
+    """
+    typed = parser.read(argv)
+    if "config" not in typed:
+        return typed
+    return {**read_yaml_settings(os.path.expanduser(str(typed["config"].value)), parser.model), **typed}
 
 
 def build_settings(model: type[Model], given: dict[str, Given]) -> Model:
@@ -368,4 +414,4 @@ def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, proble
         return f"{spelling} {cause}"
     match = nearest(str(value), choices_of(field))
     hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {expectation(field, declaration)}, not {value!r}{hint}"
+    return f"{spelling} must be {expectation(field, declaration)}, not {shown(value)}{hint}"

@@ -23,7 +23,7 @@ class RunSettings(Settings):
 
     config: str | None = setting(None, "YAML file with settings", group="Run", placeholder="FILE")
     name: str = setting(..., "name of the run; all its files begin with it", group="Run", placeholder="NAME")
-    seed: int = setting(123, "seed of all random numbers; part of the file names", group="Run", ge=0)
+    seed: int = setting(123, "seed of all random numbers; part of the file names", group="Run", ge=0, le=2**63 - 1)
     work_dir: str = setting(".", "folder for all files of the run", group="Run", placeholder="DIR")
     log_dir: str | None = setting(
         None, "folder for log files", group="Run", placeholder="DIR", default_words="<work_dir>/logs"
@@ -40,6 +40,12 @@ class RunSettings(Settings):
         group="Run",
         placeholder="DIR",
         default_words="<work_dir>/results",
+    )
+    take_over: bool = setting(
+        False,
+        "do not wait for signs of life of a run that has the same files and cannot be looked at from this machine",
+        group="Run",
+        kind="switch",
     )
     dry_run: bool = setting(
         False, "read and check the data, print the plan of the run, and leave", group="Run", kind="switch"

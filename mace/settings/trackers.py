@@ -36,16 +36,32 @@ class TrackerSettings(Settings):
         "folder of the files of Weights & Biases",
         group=_GROUP,
         placeholder="DIR",
+        only_with="wandb",
         default_words="<work_dir>/wandb",
     )
     wandb_project: str = setting(
-        "", "project at Weights & Biases", group=_GROUP, placeholder="NAME", default_words="uncategorized"
+        "",
+        "project at Weights & Biases",
+        group=_GROUP,
+        placeholder="NAME",
+        only_with="wandb",
+        default_words="uncategorized",
     )
     wandb_entity: str = setting(
-        "", "user or team at Weights & Biases", group=_GROUP, placeholder="NAME", default_words="who is logged in"
+        "",
+        "user or team at Weights & Biases",
+        group=_GROUP,
+        placeholder="NAME",
+        only_with="wandb",
+        default_words="who is logged in",
     )
     wandb_name: str = setting(
-        "", "name of the run at Weights & Biases", group=_GROUP, placeholder="NAME", default_words="<name>_run-<seed>"
+        "",
+        "name of the run at Weights & Biases",
+        group=_GROUP,
+        placeholder="NAME",
+        only_with="wandb",
+        default_words="<name>_run-<seed>",
     )
     wandb_log_hypers: list[str] = setting(
         _HYPERS,
@@ -53,5 +69,6 @@ class TrackerSettings(Settings):
         group=_GROUP,
         kind="several",
         placeholder="SETTING...",
+        only_with="wandb",
         expects="names of settings such as lr batch_size",
     )

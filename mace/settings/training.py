@@ -9,6 +9,7 @@ from pydantic import BaseModel, model_validator
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
 from mace.settings.finetuning import FineTuningSettings
 from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.inert import refuse_unsupported
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -56,7 +57,13 @@ class TrainingSettings(
     """What the user asked for: checked, frozen, and not yet decided upon (``None`` where the data decide)."""
 
     @model_validator(mode="after")
-    def _check_layers(self) -> TrainingSettings:
+    def _check_together(self) -> TrainingSettings:
+        refuse_unsupported(self)
+        if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:
+            raise ValueError(
+                f"--valid_fraction must be a number above 0 and below 1, not '{self.valid_fraction:g}', without "
+                "--valid_file."
+            )
         if isinstance(self.correlation, list) and len(self.correlation) != self.num_interactions:
             raise ValueError(
                 f"--correlation has {len(self.correlation)} entries for {self.num_interactions} layers; give one "

@@ -1,4 +1,4 @@
-"""Settings of features that do not exist here yet: known, so that they can be refused by name."""
+"""Settings of mace-torch without a feature behind them: they are accepted if inert, else refused by name."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 from mace.settings.declaration import Settings, setting
 
-_POLAR = "long-range electrostatics (PolarMACE) are not available yet; remove the flag."
-_POLARIZABILITIES = "polarizabilities are not available yet; remove the flag."
-_ATOMIC_DIPOLES = "choose --model=AtomicDipolesMACE or EnergyDipolesMACE for dipoles, and remove the flag."
+_POLAR = "only PolarMACE has these numbers, which does not exist here yet"
+_POLARIZABILITIES = "no model here predicts polarizabilities yet"
 _REPLAY = "fine-tuning with replay of other data is not available yet; remove the flag to fine-tune on your data alone."
 _FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name its head with --foundation_head."
 _HEADS = "training of several heads is not available yet; remove the flag and train one model per data set."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
-_KERNELS = "this kernel library is not used here; remove the flag (--kernels auto takes the fastest at hand)."
+_KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
@@ -22,17 +21,19 @@ class UnsupportedRunSettings(Settings):
     """Folders, devices and data loading of features to come."""
 
     downloads_dir: str | None = setting(
-        None, "folder for downloads", unsupported="nothing is downloaded in this release; remove the flag."
+        None, "folder for downloads", inert="published models are kept in the cache folder of the user"
     )
-    enable_cueq: bool = setting(False, "use cuEquivariance", unsupported=_KERNELS)
-    only_cueq: bool = setting(False, "use cuEquivariance throughout", unsupported=_KERNELS)
-    enable_oeq: bool = setting(False, "use OpenEquivariance", unsupported=_KERNELS)
+    enable_cueq: bool = setting(False, "use cuEquivariance", inert=_KERNELS)
+    only_cueq: bool = setting(False, "use cuEquivariance throughout", inert=_KERNELS)
+    enable_oeq: bool = setting(False, "use OpenEquivariance", inert=_KERNELS)
     num_workers: int = setting(
         0,
         "processes that load data",
-        unsupported="batches are cut from arrays prepared once, so there are no loading processes; use 0.",
+        inert="batches are cut from arrays that are prepared once, so no processes load data",
     )
-    multi_processed_test: bool = setting(False, "test data come in several parts", unsupported=_PREPROCESSED)
+    multi_processed_test: bool = setting(
+        False, "preprocessed test data come in several parts", inert="test structures are read from files ASE reads"
+    )
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
 
@@ -45,44 +46,51 @@ class UnsupportedModelSettings(Settings):
         unsupported="the reduced coupling coefficients are not available yet; use False.",
     )
     use_so3: bool = setting(False, "give up the reflection symmetry", unsupported=_MIRROR)
-    compute_polarizability: bool = setting(False, "predict polarizabilities", unsupported=_POLARIZABILITIES)
-    compute_atomic_dipole: bool = setting(False, "predict dipoles of atoms", unsupported=_ATOMIC_DIPOLES)
+    compute_polarizability: bool = setting(False, "predict polarizabilities", inert=_POLARIZABILITIES)
+    compute_atomic_dipole: bool = setting(
+        False,
+        "predict dipoles",
+        inert="--model decides it, AtomicDipolesMACE and EnergyDipolesMACE predict dipoles",
+    )
     les_arguments: str | dict[str, Any] | None = setting(
         None,
         "arguments of latent Ewald summation",
-        unsupported="latent Ewald summation (MACELES) is not available yet; remove the flag.",
+        inert="only MACELES has them, which does not exist here yet",
     )
-    kspace_cutoff_factor: float = setting(1.5, "cutoff in reciprocal space", unsupported=_POLAR)
-    atomic_multipoles_max_l: int = setting(0, "highest l of atomic multipoles", unsupported=_POLAR)
-    atomic_multipoles_smearing_width: float = setting(1.0, "width of atomic multipoles", unsupported=_POLAR)
-    field_feature_max_l: int = setting(0, "highest l of field features", unsupported=_POLAR)
-    field_feature_widths: str | list[float] = setting("[1.0]", "widths of field features", unsupported=_POLAR)
-    field_feature_norms: str | list[float] | None = setting(None, "norms of field features", unsupported=_POLAR)
-    num_recursion_steps: int = setting(1, "steps to self-consistency", unsupported=_POLAR)
-    field_si: bool = setting(False, "self-interaction of fields", unsupported=_POLAR)
-    include_electrostatic_self_interaction: bool = setting(False, "electrostatic self-interaction", unsupported=_POLAR)
-    add_local_electron_energy: bool = setting(False, "local electron energy", unsupported=_POLAR)
-    quadrupole_feature_corrections: bool = setting(False, "quadrupole corrections", unsupported=_POLAR)
-    return_electrostatic_potentials: bool = setting(False, "return potentials", unsupported=_POLAR)
-    field_norm_factor: float = setting(0.02, "norm of field features", unsupported=_POLAR)
+    kspace_cutoff_factor: float = setting(1.5, "cutoff in reciprocal space", inert=_POLAR)
+    atomic_multipoles_max_l: int = setting(0, "highest l of atomic multipoles", inert=_POLAR)
+    atomic_multipoles_smearing_width: float = setting(1.0, "width of atomic multipoles", inert=_POLAR)
+    field_feature_max_l: int = setting(0, "highest l of field features", inert=_POLAR)
+    field_feature_widths: str | list[float] = setting("[1.0]", "widths of field features", inert=_POLAR)
+    field_feature_norms: str | list[float] | None = setting(None, "norms of field features", inert=_POLAR)
+    num_recursion_steps: int = setting(1, "steps to self-consistency", inert=_POLAR)
+    field_si: bool = setting(False, "self-interaction of fields", inert=_POLAR)
+    include_electrostatic_self_interaction: bool = setting(False, "electrostatic self-interaction", inert=_POLAR)
+    add_local_electron_energy: bool = setting(False, "local electron energy", inert=_POLAR)
+    quadrupole_feature_corrections: bool = setting(False, "quadrupole corrections", inert=_POLAR)
+    return_electrostatic_potentials: bool = setting(False, "return potentials", inert=_POLAR)
+    field_norm_factor: float = setting(0.02, "norm of field features", inert=_POLAR)
     fixedpoint_update_config: str | dict[str, Any] | None = setting(
-        None, "options of the fixed-point update", unsupported=_POLAR
+        None, "options of the fixed-point update", inert=_POLAR
     )
-    field_readout_config: str | dict[str, Any] | None = setting(
-        None, "options of the field readout", unsupported=_POLAR
-    )
+    field_readout_config: str | dict[str, Any] | None = setting(None, "options of the field readout", inert=_POLAR)
 
 
 class UnsupportedLabelSettings(Settings):
     """Labels and weights of properties to come."""
 
-    head_key: str | None = setting(None, "name of the head of a structure", unsupported=_HEADS, inactive=("head",))
-    polarizability_weight: float = setting(1.0, "weight of the polarizabilities", unsupported=_POLARIZABILITIES)
+    head_key: str | None = setting(
+        None,
+        "name of the head of a structure",
+        inert="all structures are for the only head, Default",
+        may_be_empty=True,
+    )
+    polarizability_weight: float = setting(1.0, "weight of the polarizabilities", inert=_POLARIZABILITIES)
     swa_polarizability_weight: float = setting(
         1.0,
         "weight of the polarizabilities in stage two",
         aliases=("stage_two_polarizability_weight",),
-        unsupported=_POLARIZABILITIES,
+        inert=_POLARIZABILITIES,
     )
 
 
@@ -90,9 +98,15 @@ class UnsupportedFineTuningSettings(Settings):
     """Fine-tuning, heads and replay to come."""
 
     foundation_model_kwargs: str | dict[str, Any] = setting(
-        "{}", "arguments of the foundation model", unsupported=_FOUNDATION_KEYWORDS
+        "{}",
+        "arguments of the foundation model",
+        unsupported=_FOUNDATION_KEYWORDS,
+        only_with="foundation_model",
+        inactive=({},),
     )
-    foundation_filter_elements: bool = setting(True, "keep only the elements of the data", unsupported=_REPLAY)
+    foundation_filter_elements: bool = setting(
+        True, "keep only the elements of the data", unsupported=_REPLAY, only_with="foundation_model"
+    )
     freeze: int | None = setting(
         None,
         "layers kept as they are",
@@ -103,22 +117,26 @@ class UnsupportedFineTuningSettings(Settings):
         False, "end with L-BFGS steps", kind="switch", unsupported="L-BFGS is not available yet; remove the flag."
     )
     lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
-    lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA)
-    lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA)
+    lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA, only_with="lora")
+    lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA, only_with="lora")
     heads: str | dict[str, Any] | None = setting(None, "files and E0s of several heads", unsupported=_HEADS)
-    skip_evaluate_heads: str = setting("pt_head", "heads left out of the final tables", unsupported=_HEADS)
+    skip_evaluate_heads: str = setting(
+        "pt_head", "heads left out of the final tables", inert="there is one head, Default, and it is measured"
+    )
     multiheads_finetuning: bool = setting(
         True, "keep a head for the data of the foundation model", unsupported=_REPLAY, inactive=(False,)
     )
-    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_REPLAY)
-    real_pt_data_ratio_threshold: float = setting(0.1, "least ratio of real to replayed data", unsupported=_REPLAY)
-    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_REPLAY)
-    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_REPLAY)
+    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_REPLAY, only_with="replay")
+    real_pt_data_ratio_threshold: float = setting(
+        0.1, "least ratio of real to replayed data", unsupported=_REPLAY, only_with="replay"
+    )
+    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_REPLAY, only_with="replay")
+    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_REPLAY, only_with="replay")
     subselect_pt: Literal["fps", "random"] = setting(
-        "random", "how replayed structures are chosen", unsupported=_REPLAY
+        "random", "how replayed structures are chosen", unsupported=_REPLAY, only_with="replay"
     )
     filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
-        "none", "which elements replayed structures have", unsupported=_REPLAY
+        "none", "which elements replayed structures have", unsupported=_REPLAY, only_with="replay"
     )
     allow_random_padding_pt: bool = setting(
         True,
@@ -126,12 +144,15 @@ class UnsupportedFineTuningSettings(Settings):
         kind="switch",
         negations=("disallow_random_padding_pt",),
         unsupported=_REPLAY,
+        only_with="replay",
     )
-    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_REPLAY)
-    pt_valid_file: str | None = setting(None, "structures to validate the replay on", unsupported=_REPLAY)
+    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_REPLAY, only_with="replay")
+    pt_valid_file: str | None = setting(
+        None, "structures to validate the replay on", unsupported=_REPLAY, only_with="replay"
+    )
     pseudolabel_replay: bool = setting(
-        False, "label replayed structures with the foundation model", unsupported=_REPLAY
+        False, "label replayed structures with the foundation model", unsupported=_REPLAY, only_with="replay"
     )
     pseudolabel_replay_compute_stress: bool = setting(
-        False, "label replayed structures with stresses too", unsupported=_REPLAY
+        False, "label replayed structures with stresses too", unsupported=_REPLAY, only_with="replay"
     )

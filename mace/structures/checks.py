@@ -11,7 +11,8 @@ import numpy as np
 
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.properties import PROPERTIES
+from mace.structures.configuration import Configuration
 from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
@@ -191,25 +192,22 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     if factor != 1.0:
         array *= factor
     n_atoms = configuration.n_atoms
+    row = PROPERTIES[name]
+    if row.shape == (3, 3) and array.shape in ((6,), (9,), (3, 3)):
+        return full_tensor(array)
     if name == "energy" and array.size == 1:
         return float(array.item())
     if name == "forces" and (array.shape == (n_atoms, 3) or (n_atoms == 1 and array.shape == (3,))):
         return array.reshape(n_atoms, 3)
-    if name in ("stress", "virials", "polarizability") and array.shape in ((6,), (9,), (3, 3)):
-        return full_tensor(array)
     if name == "dipole" and array.shape in ((3,), (1, 3)):
         return array.reshape(3)
     if name == "charges" and array.size == n_atoms and array.shape in ((), (n_atoms,), (n_atoms, 1)):
         return array.reshape(n_atoms)
-    expected = {
-        "energy": "one number",
-        "forces": f"[{n_atoms}, 3]",
-        "stress": "[6], [9] or [3, 3]",
-        "virials": "[6], [9] or [3, 3]",
-        "dipole": "[3]",
-        "polarizability": "[6], [9] or [3, 3]",
-        "charges": f"[{n_atoms}]",
-    }[name]
+    if row.shape == (3, 3):
+        expected = "[6], [9] or [3, 3]"
+    else:
+        shape = [n_atoms, *row.shape] if row.of_atoms else list(row.shape)
+        expected = str(shape) if shape else "one number"
     raise UserError(
         f"{_label(name, key, configuration)} has the shape {list(array.shape)} where {expected} is expected; correct "
         f"it, or name the right key with --{name}_key."

@@ -12,12 +12,6 @@ DEFAULT_HEAD = "Default"
 HEAD_KEY = "head"
 """Entry of ``Atoms.info`` with the head that a structure is for, where a model has several."""
 
-PROPERTIES = ("energy", "forces", "stress", "virials", "dipole", "polarizability", "charges")
-"""Every label a configuration can carry, in the order in which tables show them.
-
-Each has a weight of its own in the loss, ``config_<property>_weight``.
-"""
-
 
 @dataclass(frozen=True)
 class Configuration:
@@ -37,7 +31,7 @@ class Configuration:
         charges: Elementary charges, ``[atoms]``.
         conditions: What an energy depends on besides, by name: ``[1]`` of the structure or ``[atoms, values]``.
         weight: Weight of the whole configuration in the loss.
-        property_weights: Weight of each of `PROPERTIES`; a missing key means one.
+        property_weights: Weight of each of `mace.properties.PROPERTIES`; a missing key means one.
         atom_weights: Weight of each atom in the terms of labels it has, by property, ``[atoms]``; a missing key means
             one for all.
         config_type: The group the structure belongs to in weights and tables.

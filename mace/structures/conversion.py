@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import prod
 
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 
@@ -41,22 +43,17 @@ class FileUnits:
         """What a label is multiplied by.
 
         Args:
-            name: One of `mace.structures.configuration.PROPERTIES`.
+            name: One of `mace.properties.PROPERTIES`.
 
         >>> FileUnits(energy="meV").of_label("forces"), FileUnits(length="nm").of_label("forces")
         (0.001, 0.1)
         """
-        energy, length = ENERGY_UNITS[self.energy or "eV"], self.of_length
-        factors = {
-            "energy": energy,
-            "forces": energy / length,
-            "stress": STRESS_UNITS[self.stress or "eV/Angstrom^3"],
-            "virials": energy,
-            "dipole": length,
-            "polarizability": length * length / energy,
-            "charges": 1.0,
-        }
-        return factors[name]
+        if name == "stress":
+            return STRESS_UNITS[self.stress or "eV/Angstrom^3"]
+        row = PROPERTIES[name]
+        powers = ((ENERGY_UNITS[self.energy or "eV"], row.energy), (self.of_length, row.length))
+        above = prod(unit**power for unit, power in powers if power > 0)
+        return above / prod(unit**-power for unit, power in powers if power < 0)
 
     @property
     def leave_stress_open(self) -> bool:

@@ -8,24 +8,36 @@ import itertools
 import lzma
 import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mace.conditions import CONDITION_KEYS
+from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
+from mace.properties import PROPERTIES
+from mace.structures.comment_line import first_repeated, parse_comment
 from mace.structures.frame import Frame
 from mace.structures.plain_frames import read_plain_frames
 
-_VOIGT_IN_COMMENT = re.compile(r"""(?<![\w-])(stress|virial)\s*=\s*(?:"([^"]*)"|'([^']*)'|\{([^}]*)\}|\[([^\]]*)\])""")
+if TYPE_CHECKING:
+    from ase import Atoms
 
-_PROPERTIES = re.compile(r"""(?<![\w-])Properties\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""")
-_QUOTED = r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{(?:\\.|[^}\\])*\}|\[(?:\\.|[^\]\\])*\]"""
-_QUOTED_IN_COMMENT = re.compile(_QUOTED)
-_WORD_IN_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^\s"'{{\[\\])+""")
-_NO_VALUE_IN_COMMENT = re.compile(r"(?:^|\s)(\S+)=\s+[^\s=]+\s*=")
-_EQUALS_IN_COMMENT = re.compile(r"\s*=\s*")
-_EMPTY_IN_COMMENT = re.compile(r"""(?:^|\s)[^\s="']+\s*=\s*(?:""|'')(?=\s|$)""")
+_PROPERTIES = re.compile(r"""(?<![\w-])(?i:Properties)\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""")
+
+ENDINGS = {"xyz": "extxyz", "extxyz": "extxyz", "traj": "traj", "db": "db", "json": "json", "cif": "cif"}
+"""Formats by endings that decide: ASE looks at the rest of a name first, and takes OUTCAR_1.xyz for one of VASP."""
+
+WITHOUT_COLUMNS = ("db", "json", "traj")
+"""Formats that have no room for columns of one's own."""
+
+_OF_STRUCTURES = ("virial", *CONDITION_KEYS, *(name for name, item in PROPERTIES.items() if not item.of_atoms))
+"""What says something of a structure as a whole, and may have as many rows as it has atoms."""
+
+COMPRESSIONS = (".gz", ".bz2", ".xz")
+"""Endings of compressed files, which stand behind those that tell the format."""
 
 _READ_TOGETHER = 64
 """How many frames are cut before they are read."""
@@ -100,13 +112,11 @@ def iterate_frames(file: str) -> Iterator[Frame]:
         UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
             names its place, counted from zero.
     """
-    from ase.io.formats import UnknownFileTypeError, filetype
-
-    try:
-        file_format = filetype(file)
-    except (UnknownFileTypeError, *_UNREADABLE_TEXT) as error:
-        raise UserError(f"{file}: ASE cannot tell the format of this file ({_reason(error)}).") from error
-    frames = iterate_extended_xyz(file) if file_format == "extxyz" else _other_frames(file, file_format)
+    file_format = _format_of(file)
+    if file_format == "extxyz":
+        frames = iterate_extended_xyz(file)
+    else:
+        frames = _other_frames(file, file_format)
     is_empty = True
     for frame in frames:
         is_empty = False
@@ -115,16 +125,78 @@ def iterate_frames(file: str) -> Iterator[Frame]:
         raise UserError(f"{file}: the file holds no structure.")
 
 
+def _format_of(file: str) -> str:
+    """Tell the format of a file: that of its ending if it has one of `ENDINGS`, otherwise what ASE finds."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    ending = ending_of(file)
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    try:
+        file_format = filetype(file)
+    except (UnknownFileTypeError, *_UNREADABLE_TEXT) as error:
+        raise UserError(f"{file}: ASE cannot tell the format of this file ({_reason(error)}).") from error
+    if file_format not in ioformats:
+        raise UserError(
+            f"{file}: ASE knows no format with the ending '.{ending}'; rename the file so that it ends in .xyz if it "
+            "is extended XYZ."
+        )
+    return file_format
+
+
+def ending_of(file: str | Path) -> str:
+    """Return the last part of a name that says what a file is, in small letters.
+
+    >>> ending_of("OUTCAR_1.XYZ"), ending_of("a/train.extxyz.gz"), ending_of("POSCAR")
+    ('xyz', 'extxyz', '')
+    """
+    path = Path(file)
+    if path.suffix.lower() in COMPRESSIONS:
+        path = path.with_suffix("")
+    return path.suffix.lower().removeprefix(".")
+
+
 def _other_frames(file: str, file_format: str) -> Iterator[Frame]:
     from ase.io import iread
 
     count = 0
     try:
-        for atoms in iread(file, index=":", format=file_format, do_not_split_by_at_sign=True):
-            yield Frame.of_atoms(atoms)
+        if file_format in ("db", "json"):
+            images = _database_rows(file)
+        else:
+            images = iread(file, index=":", format=file_format, do_not_split_by_at_sign=True)
+        for atoms in images:
+            frame = Frame.of_atoms(atoms)
+            if file_format in WITHOUT_COLUMNS:
+                _find_columns(frame)
+            yield frame
             count += 1
     except Exception as error:  # ASE has a reader per format, and each fails in its own way
         raise _unreadable(file, count, _reason(error)) from error
+
+
+def _database_rows(file: str) -> Iterator[Atoms]:
+    """Yield the rows of a database of ASE with what they say besides, which ASE's reader for files leaves out."""
+    from ase.db import connect
+
+    with connect(file, use_lock_file=False) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            atoms.info.update({**row.key_value_pairs, **row.data})
+            yield atoms
+
+
+def _find_columns(frame: Frame) -> None:
+    """Make columns of what has a row for each atom, in a format that has entries of structures only."""
+    for key, value in list(frame.info.items()):
+        try:
+            array = np.asarray(value)
+        except ValueError:  # rows of different lengths
+            continue
+        is_of_atoms = array.shape[:1] == (len(frame),) and array.ndim <= 2
+        if is_of_atoms and array.dtype.kind in "biuf" and key.removeprefix("REF_") not in _OF_STRUCTURES:
+            frame.arrays[key] = array
+            del frame.info[key]
 
 
 def iterate_extended_xyz(file: str) -> Iterator[Frame]:
@@ -165,10 +237,13 @@ def _ask_ase(text: str, file: str, index: int) -> Frame:
     from ase.io.extxyz import read_xyz
 
     try:
-        _check_columns(text)
-        return Frame.of_atoms(next(read_xyz(io.StringIO(text), index=0, properties_parser=_parse_comment)))
+        text, masses = _check_columns(text)
+        frame = Frame.of_atoms(next(read_xyz(io.StringIO(text), index=0, properties_parser=parse_comment)))
     except Exception as error:  # the parser raises KeyError, ValueError, IndexError, OSError... for bad text
         raise _unreadable(file, index, _reason(error)) from error
+    if masses is not None:
+        frame.arrays["masses"] = masses
+    return frame
 
 
 def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
@@ -204,103 +279,67 @@ def _parse_atom_count(line: str, file: str, index: int) -> int:
 
 
 def _lines(file: str) -> Iterator[str]:
-    """Yield the lines of a text file that may be compressed."""
+    """Yield the lines of a text file that may be compressed, in UTF-8 whatever the locale says."""
     from ase.io.formats import open_with_compression
 
     try:
-        with open_with_compression(file, "r") as stream:
+        with open_with_compression(file, "rb") as binary, io.TextIOWrapper(binary, encoding="utf-8") as stream:
             yield from stream
     except _UNREADABLE_TEXT as error:
         raise UserError(f"{file}: this is not a readable text file ({_reason(error)}).") from error
 
 
-def _check_columns(text: str) -> None:
+def _check_columns(text: str) -> tuple[str, np.ndarray | None]:
     """Make sure that each atom has the columns its comment line promises: ASE alone ignores what is too much.
 
+    Returns:
+        The text with hydrogen for its isotopes, of which ASE does not know, and then the masses of all atoms.
+
     Raises:
-        UserError: If one has not, or a column comes twice.
+        UserError: If an atom has other columns, a column comes twice, or a symbol is none.
     """
-    _, comment, *rows = text.splitlines()
+    count, comment, *rows = text.splitlines(keepends=True)
     match = _PROPERTIES.search(comment)
-    if match is None:
-        return
-    parts = next(part for part in match.groups() if part is not None).split(":")
+    properties = next(part for part in match.groups() if part is not None) if match else "species:S:1:pos:R:3"
+    parts = properties.split(":")
     names, counts = parts[::3], parts[2::3]
-    if (twice := _first_repeated(names)) is not None:
+    if (twice := first_repeated(names)) is not None:
         raise UserError(f"it has the column '{twice}' twice")
-    if len(parts) % 3 or not all(count.isdecimal() for count in counts):
-        raise UserError(f"its Properties are '{':'.join(parts)}', which is not name:type:columns for each")
-    expected = sum(int(count) for count in counts)
+    if len(parts) % 3 or not all(number.isdecimal() for number in counts):
+        raise UserError(f"its Properties are '{properties}', which is not name:type:columns for each")
+    widths = [int(number) for number in counts]
     for place, row in enumerate(rows):
         found = len(row.split())
-        if found != expected and not row.startswith("VEC"):
-            raise UserError(f"its atom {place} has {found} columns where Properties names {expected}")
+        if match and found != sum(widths) and not row.startswith("VEC"):
+            raise UserError(f"its atom {place} has {found} columns where Properties names {sum(widths)}")
+    if "species" not in names:
+        return text, None
+    column = sum(widths[: names.index("species")])
+    symbols = [row.split()[column].capitalize() for row in rows if row.split()[column:] and not row.startswith("VEC")]
+    _check_symbols(symbols)
+    if not set(symbols) & ISOTOPES.keys():
+        return text, None
+    for place, symbol in enumerate(symbols):
+        if symbol in ISOTOPES:
+            words = rows[place].split()
+            words[column] = "H"
+            rows[place] = " ".join(words) + "\n"
+    masses = None if "masses" in names else np.array([mass_of(symbol) for symbol in symbols])
+    return "".join([count, comment, *rows]), masses
 
 
-def _first_repeated(words: Sequence[str]) -> str | None:
-    return next((word for word, count in Counter(words).items() if count > 1), None)
+def _check_symbols(symbols: Sequence[str]) -> None:
+    """Make sure that words are symbols of elements, of isotopes of hydrogen, or ``X``."""
+    from ase.data import atomic_numbers
 
-
-def _parse_comment(line: str) -> dict[str, Any]:
-    """Parse the comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses.
-
-    Raises:
-        UserError: If a key comes twice, of which ASE alone takes the last; if a quote does not end or a key has no
-            value, where ASE alone takes the next keys for text, as it does between two apostrophes; or if ``pbc`` is a
-            word, which ASE alone takes for yes.
-    """
-    from ase.io.extxyz import key_val_str_to_dict
-
-    line = _EMPTY_IN_COMMENT.sub(" ", line)
-    if (twice := _first_repeated(_keys_in_comment(line))) is not None:
-        raise UserError(f"its comment line has the key '{twice}' twice")
-    if "stress" in line or "virial" in line:
-        line = _VOIGT_IN_COMMENT.sub(_voigt_to_nine, line)
-    parse: Callable[[str], dict[str, Any]] = key_val_str_to_dict
-    entries = parse(line)
-    if isinstance(entries.get("pbc"), str):
-        raise UserError(f"its pbc is '{entries['pbc']}', which is neither T nor F for each direction")
-    return entries
-
-
-def _keys_in_comment(line: str) -> list[str]:
-    """List the keys of a comment line as ASE divides it, which takes no notice of what looks wrong."""
-    if _WORD_IN_COMMENT.sub("", line).strip():
-        raise UserError("its comment line has a quote or bracket that does not end")
-    for quoted in _QUOTED_IN_COMMENT.finditer(line):
-        _refuse_swallowed_key(line, quoted)
-    plain = _QUOTED_IN_COMMENT.sub("0", line)
-    if (match := _NO_VALUE_IN_COMMENT.search(plain)) is not None:
-        raise UserError(f"its comment line has no value for the key '{match.group(1)}'")
-    return [word.partition("=")[0] for word in _EQUALS_IN_COMMENT.sub("=", plain).split()]
-
-
-def _refuse_swallowed_key(line: str, match: re.Match[str]) -> None:
-    """Make sure that a quoted stretch with ``=`` in it is a value, and not keys between two apostrophes.
-
-    A backslash outside of quotes makes text of what follows, a blank between two keys for example.
-    """
-    text = match.group()
-    if text[0] == "\\" and (text[1] == "=" or text[1].isspace()):
-        raise UserError(
-            "its comment line has a backslash before a blank or =, by which no key is read from what follows"
-        )
-    before, after = line[: match.start()][-1:], line[match.end() :][:1]
-    is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
-    if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):
-        raise UserError(
-            f"its comment line has a quote or bracket inside a word, by which {text[:40]} is text and no key is read "
-            "from it"
-        )
-
-
-def _voigt_to_nine(match: re.Match[str]) -> str:
-    key, *values = match.groups()
-    parts = next(value for value in values if value is not None).replace(",", " ").split()
-    if len(parts) != 6:
-        return match.group(0)
-    xx, yy, zz, yz, xz, xy = parts
-    return f'{key}="{xx} {xy} {xz} {xy} {yy} {yz} {xz} {yz} {zz}"'
+    for place, symbol in enumerate(symbols):
+        if symbol in atomic_numbers or symbol in ISOTOPES:
+            continue
+        if symbol.isdecimal():
+            raise UserError(
+                f"its atom {place} has the symbol '{symbol}', which is none; call a column of atomic numbers Z:I:1"
+            )
+        raise UserError(f"its atom {place} has the symbol '{symbol}', which is no chemical element")
 
 
 def _unreadable(file: str, index: int, reason: str) -> UserError:
@@ -312,4 +351,6 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    if isinstance(error, KeyError):
+        return f"{text} is not known"
     return f"{type(error).__name__}: {text}"[:200].rstrip(": ")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mace.errors import UserError
-from mace.structures.configuration import PROPERTIES
+from mace.properties import PROPERTIES
 
 PLACES = ("info", "arrays", "calculator")
 """Where ASE keeps a label, in the order in which they are searched."""
@@ -19,8 +19,8 @@ _PLAIN_NAMES = {name: (name,) for name in PROPERTIES} | {"virials": ("virials", 
 class LabelKeys:
     """The key of each label in the files, as the user gave it; ``None`` lets every file decide.
 
-    A given key is obeyed exactly. Without one, a file in which any structure has ``REF_<name>`` uses that for all its
-    structures, and any other file uses the plain name.
+    A given key is obeyed exactly, an empty one means that there is no such label. Without one, a file in which any
+    structure has ``REF_<name>`` uses that for all its structures, and any other file uses the plain name.
     """
 
     energy: str | None = None
@@ -43,6 +43,8 @@ class LabelKeys:
         (('REF_energy', 'energy'), ('E_dft',))
         """
         given = self.given(name)
+        if given == "":
+            return ()
         return (given,) if given is not None else (f"REF_{name}", *_PLAIN_NAMES[name])
 
 
@@ -78,6 +80,8 @@ class LabelCoverage:
             details.append(f"{' and '.join(self.places)} '{self.key}'")
         elif self.converted:
             pass
+        elif not self.candidates:
+            details.append("its key says that there is none")
         elif self.key is None:
             details.append("no " + " or ".join(f"'{key}'" for key in self.candidates))
         elif not self.isolated:
@@ -91,7 +95,7 @@ class LabelCoverage:
 
 @dataclass(frozen=True)
 class LabelFault:
-    """A label that is NaN or infinite and was left out.
+    """A label that was left out: it is NaN or infinite, or its key is almost that of a label.
 
     Attributes:
         name: The property, one of `PROPERTIES`.
@@ -116,6 +120,7 @@ class FileLabels:
         coverage: One entry for each of `PROPERTIES`.
         notes: Sentences about what deserves attention.
         faults: Labels that were left out because they are no finite numbers.
+        misspelled: What has the form of a label that its structure lacks, under almost the same key.
         constrained: Places of the structures with constraints, such as fixed atoms.
         units: Which units were converted, in words; empty if none.
         conditions: In how many structures each condition that was asked for was found, in words.
@@ -128,13 +133,14 @@ class FileLabels:
     coverage: tuple[LabelCoverage, ...]
     notes: tuple[str, ...] = ()
     faults: tuple[LabelFault, ...] = ()
+    misspelled: tuple[LabelFault, ...] = ()
     constrained: tuple[int, ...] = ()
     units: str = ""
     conditions: tuple[str, ...] = ()
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""
-        return self.coverage[PROPERTIES.index(name)]
+        return self.coverage[list(PROPERTIES).index(name)]
 
     @property
     def text(self) -> str:
@@ -148,7 +154,7 @@ class FileLabels:
             for entry in self.coverage
             if entry.name in ("energy", "forces")
             or entry.labeled + entry.converted + entry.isolated
-            or len(entry.candidates) == 1
+            or len(entry.candidates) <= 1
         ]
         line = f"{self.file}: " + ", ".join([*shown, *self.conditions])
         return "; ".join([line] + [isolated] * bool(self.isolated_atoms) + [self.units] * bool(self.units))
@@ -201,12 +207,15 @@ def choose_key(candidates: Sequence[str], found: Iterable[str]) -> str | None:
     return next((key for key in candidates if key in keys), None)
 
 
-def require_labels(report: LabelReport, needed: Sequence[str] = ("energy", "forces")) -> None:
+def require_labels(
+    report: LabelReport, needed: Sequence[str] = ("energy", "forces"), ways_out: Mapping[str, str] | None = None
+) -> None:
     """Make sure that each label the loss needs exists somewhere.
 
     Args:
         report: Of the files that are to be trained on (or evaluated) together.
         needed: Names from `PROPERTIES`. Stress counts where virials could be converted, and the other way round.
+        ways_out: How to ask for no label of a kind, in words, by its name.
 
     Raises:
         UserError: If no structure of any file has a needed label; the message lists the keys the files do have and the
@@ -221,12 +230,16 @@ def require_labels(report: LabelReport, needed: Sequence[str] = ("energy", "forc
         if report.total(name):
             continue
         tried = " or ".join(dict.fromkeys(f"'{key}'" for file in report.files for key in file.of(name).candidates))
-        message = f"{names}: no structure has a label '{name}' under the key {tried}; {_describe_keys(report)}"
+        message = f"{names}: no structure has a label '{name}' under the key {tried}"
+        if not tried:
+            message = f"{names}: no structure has a label '{name}', because --{name}_key is empty"
+        message += f"; {_describe_keys(report)}"
         if name in ("stress", "virials") and any(
             file.of(other).labeled for file in report.files for other in ("stress", "virials")
         ):
             message += f"; the labels there cannot become {name}, because no structure repeats in all directions"
-        raise UserError(f"{message}. Name the right key with --{name}_key, or ask for no {name}.")
+        way_out = (ways_out or {}).get(name, f"ask for no {name}")
+        raise UserError(f"{message}. Name the right key with --{name}_key, or {way_out}.")
 
 
 def _describe_keys(report: LabelReport) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mace.structures.comment_line import RESERVED, find_mistaken
 from mace.structures.frame import Frame
 
 _ENTRY = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?:"([^"'\\{}\[\]=]+)"|([^\s"'\\{}\[\]=]+))(?: +|$)""")
@@ -106,10 +107,13 @@ def _parse_header(comment: str) -> _Header:
     end = 0
     for match in _ENTRY.finditer(comment):
         key, quoted, bare = match.groups()
+        key = RESERVED.get(key.lower(), key)
         if match.start() != end or key in entries or key.lower() == "uid":
             raise _Unusual
         end = match.end()
         entries[key] = _parse_tensor(key, quoted) if key in _TENSORS else _parse_value(quoted or bare)
+    if find_mistaken(entries) is not None:
+        raise _Unusual
     if end != len(comment) or not isinstance(properties := entries.pop("Properties", "species:S:1:pos:R:3"), str):
         raise _Unusual
     lattice = entries.pop("Lattice", None)

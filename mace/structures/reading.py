@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mace.conditions import CONDITION_KEYS
+from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.structures.checks import (
     STRUCTURE_KEYS,
     attach_atom_weights,
@@ -20,10 +23,11 @@ from mace.structures.checks import (
 )
 from mace.structures.collection import collection_paused
 from mace.structures.conditions import find_conditions
-from mace.structures.configuration import PROPERTIES, Configuration
+from mace.structures.configuration import Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
+from mace.structures.key_names import is_near
 from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
 from mace.structures.sources import Source, expand_sources
 from mace.structures.stress import convert_stress_virials, is_asymmetric
@@ -54,10 +58,14 @@ class ReadResult:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A checked structure with the raw value and place of every label that may turn out to be wanted."""
+    """A checked structure with the raw value and place of every label that may turn out to be wanted.
+
+    What stands under almost such a key is ``near``.
+    """
 
     configuration: Configuration
     found: dict[str, tuple[str, Any]]
+    near: list[tuple[str, Any]]
     constrained: bool
     condition_keys: dict[str, str | None]
 
@@ -158,7 +166,8 @@ def _read_file(
     labeled = [_attach_labels(frame, chosen, factors) for frame in frames]
     described = _describe_file(file, source, chosen, labeled, all_keys)
     constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
-    return replace(described, faults=tuple(faults), constrained=constrained), labeled
+    misspelled = tuple(_find_misspelled(frames, source.keys))
+    return replace(described, faults=tuple(faults), constrained=constrained, misspelled=misspelled), labeled
 
 
 def _read_frames(
@@ -170,10 +179,11 @@ def _read_frames(
     observe: Callable[[Frame], None] | None,
 ) -> Iterator[_Checked]:
     """Yield checked structures, keeping of each only what may be needed."""
-    wanted = {key for name in PROPERTIES for key in source.keys.candidates(name)}
+    wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     for index, frame in enumerate(iterate_frames(file)):
         places = {"info": frame.info, "arrays": frame.arrays, "calculator": frame.results}
         found: dict[str, tuple[str, Any]] = {}
+        near: list[tuple[str, Any]] = []
         for place in PLACES:
             for key, value in places[place].items():
                 if value is None or key in STRUCTURE_KEYS:
@@ -181,8 +191,10 @@ def _read_frames(
                 all_keys[place, str(key)] += 1
                 if key in wanted:
                     found.setdefault(key, (place, value))
+                elif key not in CONDITION_KEYS and is_near(str(key), wanted):
+                    near.append((str(key), value))
         configuration, keys = _attach_conditions(_bare_configuration(frame, file, index, source, head), frame, source)
-        yield _Checked(configuration, found, bool(frame.constraints), keys)
+        yield _Checked(configuration, found, near, bool(frame.constraints), keys)
         if observe is not None:
             observe(frame)
         if progress is not None:
@@ -237,6 +249,21 @@ def _leave_out_non_finite(frames: Sequence[_Checked], chosen: Mapping[str, str |
                 del frame.found[key]
                 faults.append(LabelFault(name, key, frame.configuration.index))
     return faults
+
+
+def _find_misspelled(frames: Sequence[_Checked], keys: LabelKeys) -> Iterator[LabelFault]:
+    """Find what has the form of a label that its structure lacks, under almost the same key."""
+    for frame in frames:
+        for key, value in frame.near:
+            for name in PROPERTIES:
+                candidates = keys.candidates(name)
+                if not is_near(key, candidates) or any(candidate in frame.found for candidate in candidates):
+                    continue
+                try:
+                    parse_label(name, key, value, frame.configuration)
+                except UserError:
+                    continue
+                yield LabelFault(name, key, frame.configuration.index)
 
 
 def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], factors: Mapping[str, float]) -> _Labeled:

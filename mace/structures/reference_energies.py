@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ HIGHEST_ATOMIZATION = 20.0
 LOWEST_ATOMIZATION = -1.0
 """eV per atom; data that are on average less stable than isolated atoms have wrong E0s."""
 
-_WAYS_OUT = (
-    "add a frame of each as an isolated atom (config_type=IsolatedAtom) to the training file, or give --E0s as "
-    "'{1: -13.6, ...}' by atomic number, as a JSON file, or as 'average'"
-)
+SAME_ENERGY = 1.0e-3
+"""eV; what is typed with a few digits less is not another energy."""
+
+FITTED = ("average", "estimated")
+"""Words of ``--E0s`` that ask for a fit, of energies that are not known better."""
+
+Fit = Callable[[Mapping[int, float]], tuple[dict[int, float], list[str]]]
+"""From the energies of some elements, which are kept, to those of all, with warnings."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,11 @@ class ReferenceEnergies:
 
     Attributes:
         energies: eV by atomic number, in ascending order of atomic numbers; exactly the elements asked for.
-        source: ``IsolatedAtom frames``, ``command line``, ``file <name>`` or ``least squares``.
+        source: ``IsolatedAtom frames``, ``command line``, ``file <name>``, ``the foundation model``, or how they were
+            fitted.
         notes: What is worth a line in the log.
         warnings: What is probably wrong.
+        overruled: Where isolated atoms and ``--E0s`` say different things: which was taken, and how to get the other.
         residuals: By ``config_type``, if the energies were fitted; empty otherwise.
     """
 
@@ -64,6 +71,7 @@ class ReferenceEnergies:
     source: str
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    overruled: tuple[str, ...] = ()
     residuals: tuple[Residual, ...] = ()
 
 
@@ -72,43 +80,132 @@ def resolve_reference_energies(
     isolated_atoms: Sequence[Configuration],
     configurations: Sequence[Configuration],
     elements: ElementTable,
+    foundation: Mapping[int, float] | None = None,
+    fit: Fit | None = None,
 ) -> ReferenceEnergies:
     """Find the energy of every element as an isolated atom.
 
+    What is typed in numbers, and the energies of a foundation model where they are asked for, overrule isolated atoms.
+    Isolated atoms overrule a fit, which is only for elements that have none.
+
     Args:
-        E0s: ``None`` to take the isolated atoms of the data; ``"average"`` to fit the labeled energies;
-            a mapping from symbols or atomic numbers to eV, the same in text, or the name of a JSON file with it.
-        isolated_atoms: Frames of isolated atoms in the training data; anything in ``E0s`` overrules them.
+        E0s: ``None`` or ``"isolated"`` to take the isolated atoms of the data; ``"average"`` to fit the labeled
+            energies; ``"estimated"`` for ``fit``; ``"foundation"`` for ``foundation``; a mapping from symbols or atomic
+            numbers to eV, the same in text, or the name of a JSON file with it.
+        isolated_atoms: Frames of isolated atoms in the training data.
         configurations: Training structures.
         elements: The elements that need an energy.
+        foundation: Energies of the model that is fine-tuned, if one is, eV by atomic number.
+        fit: Makes the estimates; without it they are a fit of the labeled energies.
 
     Raises:
         UserError: If an element has no energy, or ``E0s`` cannot be understood.
     """
-    notes: list[str] = []
+    word = E0s.strip().lower() if isinstance(E0s, str) else None
     warnings: list[str] = []
-    if E0s is None:
+    overruled: list[str] = []
+    is_average = False
+    if E0s is None or word == "isolated":
         energies, source = _from_isolated_atoms(isolated_atoms, elements), "IsolatedAtom frames"
-    elif isinstance(E0s, str) and E0s.strip().lower() == "average":
-        energies, warnings = fit_reference_energies(configurations, elements)
-        source = "least squares"
+        _refuse_missing(energies, elements, isolated_atoms, foundation)
+    elif word in FITTED:
+        energies, source = _from_isolated_atoms(isolated_atoms, elements, only_labeled=True), "IsolatedAtom frames"
+        overruled = _frames_before_fit(isolated_atoms, energies, elements, str(word))
+        if _names_missing(energies, elements):
+            kind = "least squares" if fit is None else "estimates by the foundation model"
+            source, is_average = f"{source} and {kind}" if energies else kind, fit is None
+            fit = fit or partial(fit_reference_energies, configurations, elements, asked=str(word))
+            energies, warnings = fit(energies)
     else:
-        energies, source = _parse(E0s)
-        _refuse_missing(energies, elements, f"--E0s ({source})" if source.startswith("file") else "--E0s")
-    if E0s is not None and isolated_atoms:
-        notes.append(f"The data hold {len(isolated_atoms)} IsolatedAtom frames, but --E0s is given and overrules them.")
-    unused = [chemical_symbol(number) for number in sorted(energies) if number not in elements]
-    if unused:
-        notes.append(f"The reference energies of {', '.join(unused)} are not needed: no structure has these elements.")
+        energies, source = _typed(E0s, foundation, elements)
+        overruled = _typed_before_frames(isolated_atoms, energies)
+    unused = ", ".join(chemical_symbol(number) for number in sorted(energies) if number not in elements)
+    notes = [f"The reference energies of {unused} are not needed: no structure has these elements."] * bool(unused)
     wanted = {number: energies[number] for number in elements}
-    if source != "least squares":  # these make the mean zero, whatever the data are
-        warnings.extend(_judge(wanted, configurations))
-    residuals = fit_residuals(configurations, wanted) if source == "least squares" else ()
-    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), residuals)
+    residuals: tuple[Residual, ...] = ()
+    if is_average:
+        residuals = fit_residuals(configurations, wanted)
+    else:  # a fit makes the mean zero, whatever the data are
+        warnings = [*warnings, *_judge(wanted, configurations)]
+    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), tuple(overruled), residuals)
+
+
+def _typed(
+    E0s: str | Mapping[Any, float], foundation: Mapping[int, float] | None, elements: ElementTable
+) -> tuple[dict[int, float], str]:
+    """Return energies that are not to be found, and where they come from."""
+    if E0s == "foundation" and foundation is not None:
+        require_foundation(foundation, elements, E0s)
+        return {number: foundation[number] for number in elements}, "the foundation model"
+    energies, source = _parse(E0s)
+    if missing := _names_missing(energies, elements):
+        where = f"--E0s ({source})" if source.startswith("file") else "--E0s"
+        raise UserError(f"{where} gives no reference energy for {missing}, which the training data contain; add it.")
+    return energies, source
+
+
+def require_foundation(foundation: Mapping[int, float], elements: ElementTable, word: str) -> None:
+    """Make sure that a foundation model has the energies of all elements.
+
+    Raises:
+        UserError: If it has not.
+    """
+    if missing := _names_missing(foundation, elements):
+        raise UserError(
+            f"--E0s={word}: the foundation model has no energy of {missing}; give the energies of all elements as a "
+            "dictionary, or use --E0s=average."
+        )
+
+
+def _frames_before_fit(
+    isolated_atoms: Sequence[Configuration], energies: Mapping[int, float], elements: ElementTable, word: str
+) -> list[str]:
+    """Say that isolated atoms are taken where a fit was asked for."""
+    sentences = []
+    if known := [chemical_symbol(number) for number in elements if number in energies]:
+        fitted = _names_missing(energies, elements)
+        rest = f"; those of {fitted} are fitted, with these held fixed" if fitted else ""
+        sentences.append(
+            f"{_files_of(isolated_atoms)}: the E0s of {', '.join(known)} are those of the IsolatedAtom frames, which "
+            f"come before --E0s={word}{rest}; take the frames out of the training file to have all fitted, or give "
+            "--E0s=isolated to go without this warning."
+        )
+    for atom in isolated_atoms:
+        number = int(atom.atomic_numbers[0])
+        if atom.energy is None and number in elements and number not in energies:
+            symbol = chemical_symbol(number)
+            sentences.append(
+                f"{atom.where()} is an isolated {symbol} atom without an energy, so the E0 of {symbol} is fitted; "
+                "label it, or name the key with --energy_key."
+            )
+    return sentences
+
+
+def _typed_before_frames(isolated_atoms: Sequence[Configuration], energies: Mapping[int, float]) -> list[str]:
+    """Say where isolated atoms have other energies than those that were given."""
+    different: dict[int, str] = {}
+    for atom in _neutral_first(isolated_atoms):
+        number = int(atom.atomic_numbers[0])
+        if atom.energy is not None and abs(energies.get(number, atom.energy) - atom.energy) > SAME_ENERGY:
+            words = f"{chemical_symbol(number)} {energies[number]:.10g} eV (the frame: {atom.energy:.10g})"
+            different.setdefault(number, words)
+    if not different:
+        return []
+    return [
+        f"{_files_of(isolated_atoms)}: the E0s that --E0s gives are taken though the IsolatedAtom frames have others: "
+        f"{', '.join(different.values())}; leave out --E0s to take those of the frames."
+    ]
+
+
+def _files_of(isolated_atoms: Sequence[Configuration]) -> str:
+    return " and ".join(dict.fromkeys(atom.file or "the training data" for atom in isolated_atoms))
 
 
 def fit_reference_energies(
-    configurations: Sequence[Configuration], elements: ElementTable, asked: str = "average"
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+    known: Mapping[int, float] | None = None,
+    asked: str = "average",
 ) -> tuple[dict[int, float], list[str]]:
     """Find the reference energies that alone explain the labeled energies best.
 
@@ -119,6 +216,7 @@ def fit_reference_energies(
     Args:
         configurations: Structures.
         elements: The elements that need an energy.
+        known: Energies that are kept as they are, eV by atomic number; the others are fitted to what these leave.
         asked: The word of ``--E0s`` that asked for it, for messages.
 
     Returns:
@@ -137,11 +235,16 @@ def fit_reference_energies(
         np.add.at(counts[row], elements.index(configuration.atomic_numbers), 1.0)
     energies = np.array([configuration.energy for configuration in labeled], dtype=np.float64)
     weights = np.sqrt([c.weight * c.property_weights.get("energy", 1.0) for c in labeled])
-    solution = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)[0]
+    solution = np.array([(known or {}).get(number, np.nan) for number in elements])
+    is_open = np.isnan(solution)
+    energies -= counts[:, ~is_open] @ solution[~is_open]
+    counts = counts[:, is_open]
+    solution[is_open] = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)[0]
     warnings = []
-    undetermined = undetermined_elements(counts)
+    undetermined = undetermined_elements(counts[counts.any(axis=1)])
     if undetermined:
-        names = ", ".join(elements.symbols[place] for place in undetermined)
+        symbols = np.array(elements.symbols)[is_open]
+        names = ", ".join(symbols[place] for place in undetermined)
         warnings.append(
             f"--E0s {asked}: the compositions of the {len(labeled)} structures with an energy do not determine the "
             f"reference energies of {names}; the smallest ones that fit were taken. Energies of other compositions "
@@ -188,11 +291,25 @@ def undetermined_elements(counts: np.ndarray) -> list[int]:
     return [place for place in range(counts.shape[1]) if outside[place] > 1.0e-8]
 
 
-def _from_isolated_atoms(isolated_atoms: Sequence[Configuration], elements: ElementTable) -> dict[int, float]:
+def _from_isolated_atoms(
+    isolated_atoms: Sequence[Configuration], elements: ElementTable, only_labeled: bool = False
+) -> dict[int, float]:
+    """Read the energies of isolated atoms.
+
+    Args:
+        isolated_atoms: The frames.
+        elements: The elements that need an energy.
+        only_labeled: Leave out frames without an energy, and elements that are not needed.
+
+    Raises:
+        UserError: If two contradict each other, or one has no energy and has to.
+    """
     energies: dict[int, float] = {}
     origin: dict[int, Configuration] = {}
     for atom in _neutral_first(isolated_atoms):
         number = int(atom.atomic_numbers[0])
+        if only_labeled and (atom.energy is None or number not in elements):
+            continue
         if atom.energy is None:
             if number in elements:
                 raise UserError(
@@ -203,11 +320,11 @@ def _from_isolated_atoms(isolated_atoms: Sequence[Configuration], elements: Elem
         if number in energies and abs(energies[number] - atom.energy) > 1.0e-6:
             raise UserError(
                 f"{atom.where()} gives an isolated {chemical_symbol(number)} atom {atom.energy:.6f} eV where "
-                f"{origin[number].where()} gives {energies[number]:.6f} eV; keep one of them, or give --E0s."
+                f"{origin[number].where()} gives {energies[number]:.6f} eV; keep one of them, or give the energies "
+                "with --E0s."
             )
         energies.setdefault(number, atom.energy)
         origin.setdefault(number, atom)
-    _refuse_missing(energies, elements, "the IsolatedAtom frames" if isolated_atoms else "the training data")
     return energies
 
 
@@ -219,14 +336,30 @@ def _neutral_first(isolated_atoms: Sequence[Configuration]) -> list[Configuratio
     return [c for c, charge in atoms if charge == 0.0 or int(c.atomic_numbers[0]) not in neutral]
 
 
-def _refuse_missing(energies: Mapping[int, float], elements: ElementTable, source: str) -> None:
-    missing = [chemical_symbol(number) for number in elements if number not in energies]
+def _names_missing(energies: Mapping[int, float], elements: ElementTable) -> str:
+    """Name the elements that have no energy."""
+    return ", ".join(chemical_symbol(number) for number in elements if number not in energies)
+
+
+def _refuse_missing(
+    energies: Mapping[int, float],
+    elements: ElementTable,
+    isolated_atoms: Sequence[Configuration],
+    foundation: Mapping[int, float] | None,
+) -> None:
+    missing = _names_missing(energies, elements)
     if not missing:
         return
-    names = ", ".join(missing)
-    if source.startswith("--E0s"):
-        raise UserError(f"{source} gives no reference energy for {names}, which the training data contain; add it.")
-    raise UserError(f"The reference energies (E0s) of {names} are not in {source}; {_WAYS_OUT}.")
+    source = "the IsolatedAtom frames" if isolated_atoms else "the training data"
+    words = "as 'average' (least squares)" if foundation is None else (
+        "as 'foundation' (those of the foundation model, for data of the same method), 'estimated' (those, fitted to "
+        "the data) or 'average' (least squares)"
+    )  # fmt: skip
+    raise UserError(
+        f"The reference energies (E0s) of {missing} are not in {source}; add a frame of each as an isolated atom "
+        "(config_type=IsolatedAtom) to the training file, or give --E0s as '{1: -13.6, ...}' by atomic number, as a "
+        f"JSON file, or {words}."
+    )
 
 
 def _parse(E0s: str | Mapping[Any, float]) -> tuple[dict[int, float], str]:
@@ -241,7 +374,7 @@ def _parse(E0s: str | Mapping[Any, float]) -> tuple[dict[int, float], str]:
         if isinstance(mapping, Mapping):
             return _check_mapping(mapping, "--E0s"), "command line"
     raise UserError(
-        f"--E0s is {E0s!r}, which is neither 'average', nor a JSON file, "
+        f"--E0s is {E0s!r}, which is neither 'isolated', 'average', 'foundation' or 'estimated', nor a JSON file, "
         "nor a mapping such as '{1: -13.6, 8: -432.1}'."
     )
 

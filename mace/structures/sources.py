@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mace.conditions import SETTABLE, Condition
-from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings, LabelSettings
-from mace.structures.configuration import PROPERTIES
 from mace.structures.conversion import FileUnits
 from mace.structures.frames import expand_paths, refuse_repeated
 from mace.structures.labels import LabelKeys
@@ -95,22 +94,13 @@ def _source(settings: TrainingSettings, item: str | FileSettings, conditions: Se
 def _condition_keys(
     settings: TrainingSettings, own: FileSettings | None, conditions: Sequence[Condition]
 ) -> dict[str, str]:
-    """Return the keys that were given for conditions, those of the file itself before those of all files.
-
-    Raises:
-        UserError: If one is given of a condition that the model does not have.
-    """
+    """Return the keys that were given for conditions, those of the file itself before those of all files."""
     names = {condition.name for condition in conditions}
     described = settings.embedding_specs or {}
     keys = {name: described.get(name, {}).get("key") for name in names}
     for name in SETTABLE:
         key = _own_or_shared(f"{name}_key", own, settings)
-        if key not in (None, name) and name not in names:
-            raise UserError(
-                f"--{name}_key has no effect, because the model has no condition '{name}'; describe it in "
-                "--embedding_specs, or remove the flag."
-            )
-        if key is not None and name in names:
+        if key and name in names:
             keys[name] = key
     return {name: key for name, key in keys.items() if key is not None}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +14,37 @@ from mace.errors import UserError
 from mace.structures.configuration import HEAD_KEY, Configuration
 
 
+@dataclass(frozen=True)
+class Split:
+    """Structures to train on and to validate on, in the order of the files.
+
+    Attributes:
+        train: To train on.
+        valid: To validate on; in ``train`` too if none can be spared there.
+        indices: Places of ``valid`` among all structures.
+        notes: Sentences about what could not be as wanted.
+    """
+
+    train: list[Configuration]
+    valid: list[Configuration]
+    indices: list[int]
+    notes: tuple[str, ...] = ()
+
+
 def split_validation(
-    configurations: Sequence[Configuration], fraction: float, seed: int
-) -> tuple[list[Configuration], list[Configuration], list[int]]:
+    configurations: Sequence[Configuration], fraction: float, seed: int, labels: Sequence[str] = ()
+) -> Split:
     """Set a random part of the structures aside; the same seed always sets the same ones aside.
 
-    For the same structures, fraction and seed these are the ones mace-torch takes. Both parts keep the given order.
+    For the same structures, fraction and seed these are the ones mace-torch takes, unless that would leave nothing to
+    learn some element, head, label or type of structure from, or nothing to validate any label with. Then as few
+    structures as possible are exchanged for the next ones in the random order.
 
     Args:
         configurations: At least two.
         fraction: Share of the structures for validation, between zero and one, rounded down; at least one is taken.
         seed: Of the random numbers.
-
-    Returns:
-        The structures to train on, those to validate on, and the places of the latter in ``configurations``.
+        labels: Labels that the loss needs.
 
     Raises:
         UserError: If there are fewer than two structures or the fraction is not between zero and one.
@@ -42,10 +61,88 @@ def split_validation(
     order = list(range(count))
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
     n_valid = max(int(fraction * count), 1)
-    indices = sorted(order[count - n_valid :])
-    chosen = set(indices)
-    train = [configuration for place, configuration in enumerate(configurations) if place not in chosen]
-    return train, [configurations[place] for place in indices], indices
+    wanted = order[count - n_valid :]
+    spared = _spare(configurations, order[: count - n_valid], wanted, labels)
+    notes = []
+    if len(spared) < n_valid:
+        notes.append(
+            f"--valid_fraction={fraction:g} asks for {n_valid} of {count} structures, but the others are the only ones "
+            f"with some element, head or label: {len(spared)} are validated with and not trained on"
+            + ("" if spared else f", so {n_valid} are both trained on and validated with")
+            + "; add structures, or name others with --valid_file."
+        )
+    indices, left_out = sorted(spared or wanted), set(spared)
+    train = [configuration for place, configuration in enumerate(configurations) if place not in left_out]
+    return Split(train, [configurations[place] for place in indices], indices, tuple(notes))
+
+
+_Subject = tuple[str, Hashable]
+"""Something that can be learned, by its kind: an element, a head, a label of a head, a type of structure."""
+
+
+def _subjects(configuration: Configuration, labels: Sequence[str]) -> set[_Subject]:
+    """List what can be learned from a structure."""
+    head = configuration.head
+    subjects: set[_Subject] = {("element", number) for number in set(configuration.atomic_numbers.tolist())}
+    subjects |= {("label", (head, name)) for name in labels if configuration.has_weight(name)}
+    return subjects | {("head", head), ("type", configuration.config_type)}
+
+
+def _spare(
+    configurations: Sequence[Configuration], train: Sequence[int], valid: Sequence[int], labels: Sequence[str]
+) -> list[int]:
+    """Choose structures that training can do without.
+
+    Args:
+        configurations: All structures.
+        train: Places of those to train on, in random order.
+        valid: Places of those to set aside, in random order.
+        labels: Labels that the loss needs.
+
+    Returns:
+        ``valid`` if nothing is missing from ``train`` then; otherwise with as few others as possible.
+    """
+    types = Counter(configuration.config_type for configuration in configurations)
+
+    def subjects(place: int) -> set[_Subject]:
+        single = configurations[place].config_type
+        return _subjects(configurations[place], labels) - ({("type", single)} if types[single] == 1 else set())
+
+    missing = set().union(*map(subjects, valid))
+    is_labeled = not labels or _has_label(missing)
+    for place in train:  # as a rule, the first few have everything
+        if not missing:
+            break
+        missing -= subjects(place)
+    if not missing and is_labeled:
+        return list(valid)
+    counts: Counter[_Subject] = Counter(subject for place in train for subject in subjects(place))
+    kept = []
+    for place in valid:
+        if missing & subjects(place):
+            counts.update(subjects(place))
+            missing -= subjects(place)
+        else:
+            kept.append(place)
+
+    def take(accept: Callable[[set[_Subject]], bool]) -> list[int]:
+        """Find the next structure whose subjects are learned from others too."""
+        for place in reversed(train):
+            own = subjects(place)
+            if place not in kept and accept(own) and all(counts[subject] > 1 for subject in own):
+                counts.subtract(own)
+                return [place]
+        return []
+
+    if labels and not any(_has_label(subjects(place)) for place in kept) and (found := take(_has_label)):
+        kept = [*kept[: len(valid) - 1], *found]
+    while len(kept) < len(valid) and (found := take(lambda own: True)):
+        kept += found
+    return kept
+
+
+def _has_label(subjects: Iterable[_Subject]) -> bool:
+    return any(kind == "label" for kind, _ in subjects)
 
 
 def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequence[Configuration]) -> Path:
@@ -55,10 +152,17 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
 
     Returns:
         The path of the written file.
+
+    Raises:
+        UserError: If it cannot be written.
     """
     path = Path(directory) / f"{name}_valid_indices_{seed}.txt"
     lines = [f"{configuration.index} {configuration.file}\n" for configuration in valid]
-    path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
+    try:
+        path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: the list of validation structures cannot be written there ({reason}).") from error
     return path
 
 

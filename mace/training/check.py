@@ -20,9 +20,9 @@ from mace.training.data_report import inspect_data
 from mace.training.devices import PRECISIONS
 from mace.training.foundation import open_foundation
 from mace.training.logging_setup import close_logging, setup_logging
+from mace.training.objectives import make_losses, with_labels
 from mace.training.preparation import read_sets
 from mace.training.progress import TrainingProgress
-from mace.training.run import make_losses
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -41,14 +41,16 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
         UserError: If settings or files do not allow it.
     """
     console = console or PlainConsole()
-    losses = [loss for loss in make_losses(settings) if loss is not None]
+    losses = make_losses(settings)
     check_allowed(settings.allow)
     setup_logging(settings.log_level, None, console, settings.quiet)
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
             conditions = conditions_of(settings, foundation)
-            report = inspect_data(settings, losses, read_sets(settings, progress, conditions), progress, foundation)
+            sets = read_sets(settings, progress, conditions)
+            losses = with_labels(settings, losses, sets.training.report)
+            report = inspect_data(settings, losses, sets, progress, foundation)
         name = settings.name or name_of_files(settings.train_file)
         page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
         if settings.quiet:

@@ -1,18 +1,20 @@
 """Checkpoints: complete states and best weights, written durably and read without running code.
 
 A run keeps three kinds of file in its folder. ``<tag>_last.pt`` is everything needed to go on: raw and averaged
-weights, optimizer, schedule, stage, place in the epoch, patience and best loss. ``<tag>_last_previous.pt`` is the one
-before, for the day when the first cannot be read. ``<tag>_epoch-<n>.pt`` (``_swa`` added in stage two) holds the
-weights with the lowest validation loss so far, as they were validated.
+weights, optimizer, schedule, stage, place in the epoch, patience, and the best weights of each stage, those with the
+lowest validation loss, as they were validated. ``<tag>_last_previous.pt`` is the one before, for the day when the first
+cannot be read. ``<tag>_epoch-<n>.pt`` (``_swa`` added in stage two) is a copy of the best weights alone.
 
 Each is an archive of ``torch.save`` followed by the SHA-256 of its bytes, which readers of such archives pass over.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
@@ -23,18 +25,20 @@ from zipfile import BadZipFile
 import torch
 
 from mace.errors import UserError
-from mace.model.durable_file import synchronize_folder, temporary_beside, write_durably
+from mace.model.durable_file import free_name, synchronize_folder, temporary_beside, write_durably
 from mace.model.plan import ModelPlan
 
-FORMAT = 2
+_LOGGER = logging.getLogger(__name__)
+
+FORMAT = 3
 """Version of the layout of all kinds of file."""
 
 _MARK = b"\nmace-checkpoint sha256:"
 _TRAILER = len(_MARK) + 64 + 1
 
 
-class DamagedCheckpoint(UserError):
-    """A checkpoint that is there and cannot be read."""
+class UnusableCheckpoint(UserError):
+    """A checkpoint that is missing or damaged, cannot be read, or holds something else than it should."""
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
@@ -57,25 +61,27 @@ def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[s
         What was saved, in the present layout.
 
     Raises:
-        DamagedCheckpoint: If bytes are missing or changed, or it is no checkpoint.
-        UserError: If it is a file of something else, or of a later version.
+        UnusableCheckpoint: If bytes are missing or changed, or it is a file of something else.
+        UserError: If it is of a later version.
     """
     payload, digest = data[:-_TRAILER], data[-_TRAILER:]
     marked = digest.startswith(_MARK)
     if marked and digest != _MARK + hashlib.sha256(payload).hexdigest().encode() + b"\n":
-        raise DamagedCheckpoint(_damage(name, "its bytes do not have the checksum they were written with"))
+        raise UnusableCheckpoint(_damage(name, "its bytes do not have the checksum they were written with"))
     if not data.startswith(b"PK\x03\x04"):
-        raise DamagedCheckpoint(_damage(name, "it is no archive"))
+        raise UnusableCheckpoint(_damage(name, "it is no archive"))
     try:
         content = torch.load(io.BytesIO(payload if marked else data), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
-        raise DamagedCheckpoint(_damage(name, str(error).splitlines()[0])) from error
+    except pickle.UnpicklingError as error:  # which advises to run what the file holds
+        raise UnusableCheckpoint(_damage(name, "it holds something else than numbers, texts and tables")) from error
+    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        raise UnusableCheckpoint(_damage(name, str(error).splitlines()[0])) from error
     if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{name}: this is not a checkpoint of this program; move it away to start afresh.")
+        raise UnusableCheckpoint(f"{name}: this is not a checkpoint of this program; move it away to start afresh.")
     if content["format"] > FORMAT:
         raise UserError(f"{name}: the checkpoint was written by a later version of mace; update mace to read it.")
     if content["format"] > 1 and not marked:
-        raise DamagedCheckpoint(_damage(name, "its end with the checksum is missing"))
+        raise UnusableCheckpoint(_damage(name, "its end with the checksum is missing"))
     return upgraded(content)
 
 
@@ -87,14 +93,15 @@ def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
     """Read a checkpoint file, see `decode`.
 
     Raises:
-        UserError: If the file is missing, damaged, no checkpoint of ours, or of a later version.
+        UnusableCheckpoint: If the file is missing, cannot be read, is damaged or no checkpoint of ours.
+        UserError: If it is of a later version.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: the checkpoint cannot be opened ({error.strerror or error}).") from error
+        raise UnusableCheckpoint(f"{path}: the checkpoint cannot be opened ({error.strerror or error}).") from error
     if not data:
-        raise DamagedCheckpoint(_damage(str(path), "it is empty"))
+        raise UnusableCheckpoint(_damage(str(path), "it is empty"))
     return decode(data, str(path), device)
 
 
@@ -108,7 +115,12 @@ def _to_format_2(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_format_2}
+def _to_format_3(content: dict[str, Any]) -> dict[str, Any]:
+    """Add what format 2 lacked: the best weights in the state, and the stage beside weights; neither is known here."""
+    return {**content, "format": 3, **({"best": {}} if "progression" in content else {"stage": None})}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_format_2, 2: _to_format_3}
 """From a format to the function that turns its content into that of the next one."""
 
 
@@ -130,6 +142,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, tag: str, keep_earlier: bool = False) -> None:
         self.folder, self.tag, self.keeps_earlier = folder, tag, keep_earlier
+        self._written: dict[Path, bytes] = {}
 
     @property
     def last(self) -> Path:
@@ -141,14 +154,17 @@ class CheckpointFolder:
         """The complete state before that."""
         return self.folder / f"{self.tag}_last_previous.pt"
 
-    def files(self) -> list[Path]:
-        """List every checkpoint of the run."""
-        states = [path for path in (self.last, self.previous) if path.exists()]
-        return sorted(self._of_epochs() + states)
+    def states(self) -> list[Path]:
+        """List the files of complete states that are there, the oldest first."""
+        return [path for path in (self.previous, self.last) if os.path.lexists(path)]
 
-    def _of_epochs(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """List every checkpoint of the run, states first: a run without them cannot be gone on with by mistake."""
+        return self.states() + self.of_epochs() + sorted(self.folder.glob(f"{glob.escape(self.tag)}_rejected-*.pt"))
+
+    def of_epochs(self) -> list[Path]:
         """List the files of validated weights."""
-        return list(self.folder.glob(f"{glob.escape(self.tag)}_epoch-*.pt"))
+        return sorted(self.folder.glob(f"{glob.escape(self.tag)}_epoch-*.pt"))
 
     def of_epoch(self, epoch: int, stage: str) -> Path:
         """Return the place of the validated weights of an epoch of stage ``one`` or ``two``."""
@@ -165,27 +181,37 @@ class CheckpointFolder:
         """
         content = encode(state)
         write_durably(self.last, content, previous=self.previous)
+        self._written[self.last] = content[-_TRAILER:]
         return content
 
-    def load_last(self, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Path, str | None]:
-        """Read the complete state, or the one before if it is damaged or gone.
-
-        Returns:
-            The state, the file it is from, and why it is not the last one, if so.
+    def load_state(self, path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Read one of the complete states.
 
         Raises:
-            UserError: If there is none that can be read.
+            UserError: See `load_safely`; also if it is a checkpoint of another kind.
         """
-        if not self.last.exists():
-            reason = f"{self.last}: the file is missing."
-        else:
+        content = load_safely(path, device)
+        if "progression" not in content:
+            epoch = content.get("epoch")
+            raise UnusableCheckpoint(f"{path}: this is no complete state of a run, but the weights of epoch {epoch}.")
+        return content
+
+    def load_last(self, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Path, dict[Path, str]]:
+        """Read the complete state, or the one before if it cannot be used.
+
+        Returns:
+            The state, the file it is from, and why others were passed over.
+
+        Raises:
+            UserError: If there is none that can be used.
+        """
+        problems: dict[Path, str] = {}
+        for path in (self.last, self.previous):
             try:
-                return load_safely(self.last, device), self.last, None
-            except DamagedCheckpoint as error:
-                if not self.previous.exists():
-                    raise
-                reason = str(error)
-        return load_safely(self.previous, device), self.previous, reason
+                return self.load_state(path, device), path, problems
+            except UnusableCheckpoint as error:
+                problems[path] = str(error)
+        raise UnusableCheckpoint("; ".join(problem.rstrip(".") for problem in problems.values()) + ".")
 
     def save_weights(
         self, weights: Mapping[str, Any], plan: ModelPlan, epoch: int, stage: str, run: str | None = None
@@ -206,22 +232,76 @@ class CheckpointFolder:
             OSError: If it cannot be written.
         """
         path = self.of_epoch(epoch, stage)
-        content = {"plan": plan.model_dump_json(), "epoch": epoch, "run": run, "weights": dict(weights)}
-        write_durably(path, encode(content))
+        named = {"plan": plan.model_dump_json(), "epoch": epoch, "stage": stage, "run": run}
+        content = encode({**named, "weights": dict(weights)})
+        write_durably(path, content)
+        self._written[path] = content[-_TRAILER:]
         return path
+
+    def load_weights(self, epoch: int, stage: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """Read validated weights of an epoch.
+
+        Returns:
+            ``weights`` by name, the ``run`` they are of, and what else is in the file.
+
+        Raises:
+            UserError: See `load_safely`; also if they are of another epoch or stage.
+        """
+        path = self.of_epoch(epoch, stage)
+        content = load_safely(path, device)
+        if "progression" in content:
+            raise UnusableCheckpoint(f"{path}: this is a complete state, not the weights of an epoch.")
+        if content.get("epoch") != epoch or content.get("stage") not in (None, stage):
+            found = f"epoch {content.get('epoch')} of stage {content.get('stage') or 'one or two'}"
+            raise UnusableCheckpoint(
+                f"{path}: these are the weights of {found}, not of epoch {epoch} of stage {stage}."
+            )
+        return content
 
     def remove_others(self, named: Iterable[tuple[str, int]]) -> None:
         """Remove the validated weights of all epochs but those named, unless earlier ones are to be kept.
 
-        To be called once the complete state is written, with all stages and epochs that it and the state before name
-        as the best: a run that is killed in between would otherwise go on from a state whose best weights are gone.
+        To be called once the complete state is written, with all stages and epochs that it names as the best. A file
+        that cannot be removed does no harm.
         """
-        if self.keeps_earlier:
-            return
         kept = {self.of_epoch(epoch, stage) for stage, epoch in named}
-        for other in self._of_epochs():
+        self._written = {path: end for path, end in self._written.items() if path in kept or path == self.last}
+        for other in [] if self.keeps_earlier else self.of_epochs():
             if other not in kept:
-                other.unlink(missing_ok=True)
+                try:
+                    other.unlink(missing_ok=True)
+                except OSError as error:
+                    _LOGGER.debug("%s cannot be removed (%s)", other, error)
+
+    def changed(self) -> dict[Path, str]:
+        """Tell which of the files that this object wrote are not as it wrote them, and what happened to each.
+
+        The checksums at their ends are compared, so that looking takes no time.
+        """
+        found = {}
+        for path, end in self._written.items():
+            try:
+                with open(path, "rb") as file:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - _TRAILER))
+                    if file.read() != end:
+                        found[path] = "was replaced by another file"
+            except (FileNotFoundError, NotADirectoryError):
+                found[path] = "is gone"
+            except IsADirectoryError:
+                found[path] = "was replaced by a folder"
+            except OSError as error:
+                _LOGGER.debug("%s cannot be looked at (%s)", path, error)
+        return found
+
+    def reject(self, paths: Iterable[Path]) -> None:
+        """Move files out of the way that are not what their names say, so that no good file gives way to them."""
+        for path in paths:
+            self._written.pop(path, None)
+            if os.path.lexists(path):
+                rest = path.name.removeprefix(f"{self.tag}_")
+                target = free_name(self.folder, f"{self.tag}_rejected-", f"_{rest}")
+                os.replace(path, target)
+                _LOGGER.warning("%s was moved to %s", path, target)
 
     def remove_unfinished(self) -> None:
         """Remove what writers that were killed left behind."""
@@ -241,9 +321,7 @@ class CheckpointFolder:
         files = self.files() + [file for file in others if file.exists()]
         if not files:
             return None
-        number = 1
-        while (target := self.folder / f"{self.tag}_earlier-{number}").exists():
-            number += 1
+        target = free_name(self.folder, f"{self.tag}_earlier-")
         target.mkdir(parents=True)
         for file in files:
             _move(file, target / file.name)
@@ -255,7 +333,9 @@ def _move(file: Path, target: Path) -> None:
     """Move a file, to another file system if need be."""
     try:
         os.replace(file, target)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         write_durably(target, file.read_bytes())
         file.unlink()
 

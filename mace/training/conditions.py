@@ -27,9 +27,17 @@ def conditions_of(settings: TrainingSettings, foundation: Foundation | None = No
     conditions = _described(settings)
     if foundation is not None:
         conditions = _of_foundation(foundation, conditions)
-    if settings.use_embedding_readout and not conditions:
-        raise UserError("--use_embedding_readout has no effect without conditions; add --embedding_specs.")
     return tuple(_with_key(settings, condition) for condition in conditions)
+
+
+def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Condition]) -> list[str]:
+    """Say of which conditions a key was typed that the model does not have, in sentences for the log."""
+    missing = sorted(set(SETTABLE) - {condition.name for condition in conditions})
+    return [
+        f"--{name}_key={key} has no effect: the model has no condition '{name}', which --embedding_specs would describe"
+        for name in missing
+        if (key := getattr(settings, f"{name}_key")) not in (None, "", name)
+    ]
 
 
 def _described(settings: TrainingSettings) -> tuple[Condition, ...]:
@@ -74,7 +82,7 @@ def _with_key(settings: TrainingSettings, condition: Condition) -> Condition:
     """
     name = f"{condition.name}_key"
     key = getattr(settings, name) if condition.name in SETTABLE and name in provided(settings) else None
-    if key is None:
+    if not key:
         return condition
     said = (settings.embedding_specs or {}).get(condition.name, {}).get("key")
     if said not in (None, key):

@@ -17,6 +17,7 @@ from mace.settings import TrainingSettings
 from mace.structures.reading import ReadResult
 from mace.training.foundation import Foundation
 from mace.training.loss import Loss
+from mace.training.objectives import ways_out
 from mace.training.optional_outputs import OptionalOutput
 from mace.training.progress import TrainingProgress
 
@@ -46,7 +47,7 @@ class DataSets:
 
 def inspect_data(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Sequence[Loss | None],
     sets: DataSets,
     progress: TrainingProgress,
     foundation: Foundation | None = None,
@@ -58,20 +59,15 @@ def inspect_data(
     """
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
-        labels=sorted({term.name for loss in losses for term in loss.terms}),
-        E0s=_E0s(settings, foundation),
+        labels=sorted(ways_out(losses)),
+        ways_out=ways_out(losses),
+        E0s=settings.E0s,
+        foundation_energies=None if foundation is None else foundation.energies,
         needs_E0s=settings.model in WITH_ENERGY,
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),
     )
     return inspect_sets(sets.with_roles(), demands, progress.track)
-
-
-def _E0s(settings: TrainingSettings, foundation: Foundation | None) -> str | Mapping[int, float] | None:
-    """Return the E0s that energies are looked at with; estimates are not known before training is prepared."""
-    if settings.E0s == "estimated":
-        return "average"
-    return settings.E0s if foundation is None or settings.E0s != "foundation" else foundation.energies
 
 
 def tell_report(report: DataReport, path: Path | None, title: str) -> None:

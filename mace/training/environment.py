@@ -21,7 +21,7 @@ from mace.training.distributed import Team
 _LOGGER = logging.getLogger(__name__)
 
 _ABOUT_THE_RUN = {"restart_latest", "config", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"}
-_ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet"}
+_ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet", "take_over"}
 """Settings that do not change what is computed."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,19 @@ from mace.elements import ElementTable
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.structures.configuration import Configuration
-from mace.structures.reference_energies import fit_reference_energies
+from mace.structures.reference_energies import fit_reference_energies, require_foundation
 from mace.structures.statistics import interaction_energies_per_atom
 from mace.training.foundation import Foundation
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def estimate_energies(
-    foundation: Foundation, configurations: Sequence[Configuration], elements: ElementTable, batch_size: int
+    foundation: Foundation,
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+    batch_size: int,
+    known: Mapping[int, float] | None = None,
 ) -> tuple[dict[int, float], list[str]]:
     """Correct the foundation model's reference energies by what its predictions miss.
 
@@ -30,23 +37,26 @@ def estimate_energies(
         configurations: Training structures.
         elements: The elements that need an energy.
         batch_size: How many structures to evaluate at a time.
+        known: Energies that are kept as they are, eV by atomic number; the others are corrected.
 
     Returns:
-        The energies in eV by atomic number, and lines for the log.
+        The energies in eV by atomic number, and warnings.
 
     Raises:
-        UserError: If no structure has an energy with weight.
+        UserError: If no structure has an energy with weight, or the foundation model does not know an element.
     """
+    require_foundation(foundation.energies, elements, "estimated")
     labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
     differences = [
         replace(configuration, energy=configuration.energy - predicted)
         for configuration, predicted in zip(labeled, _predictions(foundation, labeled, batch_size), strict=True)
         if configuration.energy is not None
     ]
-    corrections, notes = fit_reference_energies(differences, elements, "estimated")
+    changes = {z: energy - foundation.energies[z] for z, energy in (known or {}).items() if z in elements}
+    corrections, warnings = fit_reference_energies(differences, elements, changes, "estimated")
     before, after = (_rms(differences, each) for each in (dict.fromkeys(corrections, 0.0), corrections))
-    told = f"The foundation model misses the labels by {before:.6g} eV per atom (rms), {after:.6g} with these E0s"
-    return {z: foundation.energies[z] + corrections[z] for z in elements}, [told, *notes]
+    _LOGGER.info("The foundation model misses the labels by %.6g eV per atom (rms), %.6g with these E0s", before, after)
+    return {z: foundation.energies[z] + corrections[z] for z in elements}, warnings
 
 
 def _predictions(foundation: Foundation, configurations: Sequence[Configuration], batch_size: int) -> list[float]:

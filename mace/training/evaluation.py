@@ -9,17 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import PER_ATOM, Batch, GraphDataset
+from mace.graphs.batching import Batch, GraphDataset
 from mace.model.derivatives import Prediction, predict
 from mace.model.mace import MACE
+from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.predictions import Compared
 from mace.training.distributed import Team, own_part
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.metrics import ErrorAccumulator
-
-PREDICTED = ("energy", "forces", "stress", "virials", "dipole")
-"""What models predict, each kind some of it, and data can label."""
 
 
 @dataclass
@@ -188,11 +186,11 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
             continue
         chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
         structure, atom = np.arange(len(n_atoms)), None
-        if name in PER_ATOM:
+        if PROPERTIES[name].of_atoms:
             structure = structure.repeat(n_atoms)
             atom = np.arange(len(structure)) - (np.cumsum(n_atoms) - n_atoms)[structure]
         mask = chosen[structure]
-        if name in PER_ATOM:
+        if PROPERTIES[name].of_atoms:
             mask = mask & (targets.atom_weights[name] > 0.0).numpy()
         if not mask.any():
             continue
@@ -210,7 +208,7 @@ def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: n
     for name, row in rows.items():
         mask = chosen[row.structure]
         if mask.any():
-            n_atoms = None if name in PER_ATOM else row.n_atoms[mask]
+            n_atoms = None if PROPERTIES[name].of_atoms else row.n_atoms[mask]
             accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
 
 

@@ -68,10 +68,11 @@ def write_final_report(
     results = {name: _evaluate(model, dataset, loss, settings, name, progress) for name, dataset in sets.items()}
     learned = {name: result.metrics for name, result in results.items() if name in ("train_Default", "valid_Default")}
     tested = {name: result.metrics for name, result in results.items() if name not in learned}
+    # these two come last, as in mace-torch: programs that read logs take the last table there is
+    _tell_types(results, table, model.plan)
     _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, learned))
     if tested:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
-    _tell_types(results, table, model.plan)
     predicted = [_predicted(name, sets[name], result) for name, result in results.items()]
     if settings.plot:
         _plot(predicted, model.plan, settings, folders, stage)

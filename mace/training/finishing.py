@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.distances import shortest_distances
+from mace.model.durable_file import free_name
 from mace.model.model_file import ModelMetadata, save_model
 from mace.settings import TrainingSettings
 from mace.training.final_report import write_final_report
@@ -19,6 +21,7 @@ from mace.training.optional_outputs import OptionalOutput
 from mace.training.plots import plot_learning_curves
 from mace.training.preparation import Preparation
 from mace.training.records import results_path
+from mace.training.resuming import seed_of_model
 from mace.training.run_report import RunReport
 from mace.training.saving import insist
 from mace.training.session import Session
@@ -60,8 +63,8 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
         _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
     best = write_models(trainer, preparation, session)
     for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
-        _LOGGER.info("Loaded Stage %s model from epoch %d for evaluation", stage, epoch)
+        _load_best(trainer, stage)
+        _LOGGER.info("Loaded Stage %s model from epoch %s for evaluation", stage, epoch)
         with OptionalOutput(f"Errors of the model of Stage {stage}"):
             errors = write_final_report(
                 trainer.state.model,
@@ -82,28 +85,37 @@ def finish(trainer: Trainer, preparation: Preparation, session: Session, report:
     _LOGGER.info("Done")
 
 
-def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int]]:
+def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int | None]]:
     """Write the best model of each stage.
 
     Returns:
-        Each stage and the epoch its model is from.
+        Each stage and the epoch its model is from; None for a model as it starts, if no epoch was asked for.
 
     Raises:
         UserError: If there is none.
     """
     settings, progression = session.settings, trainer.progression
-    best = sorted(progression.best_epochs.items())
+    best: list[tuple[str, int | None]] = [*sorted(progression.best_epochs.items())]
+    if not best and settings.max_num_epochs == 0:
+        best = [("one", None)]
     if not best:
         raise UserError(
             f"{settings.name}: no epoch had a validation loss that is a number, so there is no model to write; lower "
             "--lr, and check the labels."
         )
-    if progression.stage_two and "two" not in progression.best_epochs:
+    for stage, lost in progression.lost.items():
+        _LOGGER.warning(
+            "There is no model of Stage %s: the weights of its best epoch %d could not be read when the run was "
+            "resumed",
+            stage.capitalize(),
+            lost,
+        )
+    if progression.stage_two and "two" not in progression.best_epochs.keys() | progression.lost.keys():
         _LOGGER.warning(
             "No epoch of Stage Two had a validation loss that is a number, so there is no model of it; lower --swa_lr"
         )
     for stage, epoch in best:
-        _load_best(trainer, stage, epoch)
+        _load_best(trainer, stage)
         _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
     return best
 
@@ -113,25 +125,56 @@ def _write_model(
     preparation: Preparation,
     session: Session,
     stage: str,
-    epoch: int,
+    epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
+    if not session.ownership.look():
+        trainer.save()  # which gives way
     metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
-    files = model_files(session.settings, session.folders, stage)
-    for path in files:
+    shared, own = model_files(session.settings, session.folders, stage)
+    # under a name of this run's own first: a run of another seed may be writing the shared one
+    beside = shared.with_name(f".{own.name}.new")
+    for path in (own, beside):
         insist(partial(save_model, path, trainer.state.model, metadata), str(path))
-    return files[0]
+    try:
+        _keep_other_model(shared, session)
+        os.replace(beside, shared)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{shared}: the model cannot be written there ({reason}); it is in {own}.") from error
+    return shared
 
 
-def _load_best(trainer: Trainer, stage: str, epoch: int) -> None:
-    """Give the model the weights with the lowest validation loss of a stage."""
-    trainer.state.model.load_state_dict(trainer.keeper.best_weights(stage, epoch))
+def _keep_other_model(path: Path, session: Session) -> None:
+    """Move the model of a run with the same name and another seed away before it is replaced."""
+    seed = seed_of_model(path)
+    if seed in (None, session.settings.seed):
+        return
+    folders = session.folders
+    copy = folders.checkpoints / path.name.replace(session.settings.name, f"{session.settings.name}_run-{seed}", 1)
+    try:
+        same = copy.exists() and copy.read_bytes() == path.read_bytes()
+        if not same:
+            target = free_name(folders.model, f"{path.stem}_run-{seed}_earlier-", ".model")
+            os.replace(path, target)
+    except FileNotFoundError:  # that run is doing the same at this moment
+        return
+    if same:
+        _LOGGER.warning("%s held the model of seed %d, which is in %s too; it is replaced", path, seed, copy)
+        return
+    _LOGGER.warning("%s held the model of seed %d, which was moved to %s", path, seed, target)
+
+
+def _load_best(trainer: Trainer, stage: str) -> None:
+    """Give the model the weights with the lowest validation loss of a stage; it has them where no epoch was trained."""
+    if trainer.progression.best_epochs:
+        trainer.state.model.load_state_dict(trainer.state.best[stage])
 
 
 def _metadata(
     settings: TrainingSettings,
     preparation: Preparation,
-    epoch: int,
+    epoch: int | None,
     stage: str,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> ModelMetadata:

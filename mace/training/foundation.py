@@ -12,18 +12,18 @@ from torch import Tensor
 from mace.compat.importing import open_model
 from mace.compat.layers import word_of_interaction
 from mace.compat.published import foundation_file
-from mace.elements import ElementTable, chemical_symbol
+from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.settings import TrainingSettings, provided
+from mace.training.planning import interaction_plans
 
 _LOGGER = logging.getLogger(__name__)
 
 _DECIDED = {
-    "model": ("model",),
     "r_max": ("r_max",),
     "radial_type": ("radial_type",),
     "num_radial_basis": ("num_radial_basis",),
@@ -52,7 +52,7 @@ _DECIDED = {
 """Settings that a foundation model decides, with the fields of its plan that they mean."""
 
 _NO_EFFECT = ("scaling", "std", "compute_avg_num_neighbors")
-"""Settings that would change constants the weights were trained with."""
+"""Settings that would change constants the weights were trained with, unless they have their default values."""
 
 FROM_FOUNDATION = ("foundation", "estimated")
 """Words of ``--E0s`` that need a foundation model."""
@@ -93,10 +93,6 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
     typed = provided(settings)
     name = settings.foundation_model
     if name is None:
-        words = ("foundation_head", "foundation_model_elements", "foundation_model_readout")
-        for word in words:
-            if word in typed:
-                raise UserError(f"--{word} has no effect without --foundation_model; remove the flag.")
         if settings.E0s in FROM_FOUNDATION:
             raise UserError(f"--E0s={settings.E0s} takes the energies of a foundation model; add --foundation_model.")
         return None
@@ -108,7 +104,7 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
             "set it to False to fine-tune on the given structures alone."
         )
     for word in _NO_EFFECT:
-        if word in typed:
+        if word in typed and getattr(settings, word) != type(settings).model_fields[word].default:
             raise UserError(
                 f"--{word} cannot be combined with --foundation_model, whose weights belong to its own scale and "
                 "number of neighbors; remove the flag."
@@ -121,22 +117,6 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
             f"choose it with --foundation_head, for example --foundation_head={names[-1]}."
         )
     return Foundation(name, model)
-
-
-def known_energies(settings: TrainingSettings, foundation: Foundation, elements: ElementTable) -> dict[int, float]:
-    """Return the reference energies of the foundation model.
-
-    Raises:
-        UserError: If ``--E0s`` is one of `FROM_FOUNDATION` and the foundation model does not know an element.
-    """
-    energies = foundation.energies
-    if settings.E0s in FROM_FOUNDATION and (missing := [z for z in elements if z not in energies]):
-        names = ", ".join(chemical_symbol(z) for z in missing)
-        raise UserError(
-            f"--E0s={settings.E0s}: {settings.foundation_model} has no energy of {names}; give the energies of all "
-            "elements as a dictionary, or use --E0s=average."
-        )
-    return energies
 
 
 def foundation_plan(
@@ -188,6 +168,9 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
             f"--model={settings.model} does not fit the foundation model {foundation.source}, which is of the kind "
             f"{plan.model}; add --model={plan.model}."
         )
+    # which layers a word means depends on the kind of model, which is the foundation's
+    words = interaction_plans(settings.model_copy(update={"model": plan.model}))
+    wanted = wanted.model_copy(update={"interactions": words})
     for name in sorted(provided(settings) & _DECIDED.keys()):
         for field in _DECIDED[name]:
             asked, has = getattr(wanted, field), getattr(plan, field)
@@ -277,6 +260,12 @@ def tell_foundation(settings: TrainingSettings, foundation: Foundation, model: M
     old, new = set(foundation.plan.atomic_numbers), set(model.plan.atomic_numbers)
     _LOGGER.info("===========FINE-TUNING===========")
     _LOGGER.info("Starting from the foundation model %s", foundation.source)
+    if "model" in provided(settings) and settings.model != model.plan.model:
+        _LOGGER.warning(
+            "--model=%s: the foundation model is of the kind %s, and so is the result, as in mace-torch",
+            settings.model,
+            model.plan.model,
+        )
     if "multiheads_finetuning" not in provided(settings):
         _LOGGER.warning(
             "Fine-tuning on the given structures alone: replay of the foundation model's data "

@@ -65,6 +65,8 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
         if distributed:
             raise UserError(f"--distributed needs a launcher, but --launcher is none; {HOW}.")
         return None
+    if launcher == "slurm" and not distributed and not any(name in environment for name in _SLURM):
+        return None  # mace-torch's default, typed where there is nothing to launch
     wanted = _detected(environment, distributed) if launcher == "auto" else launcher
     if wanted is None:
         if distributed:
@@ -74,6 +76,18 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
     if not 0 <= launch.rank < launch.size:
         raise UserError(f"--launcher={wanted}: process {launch.rank} of {launch.size} does not exist; {HOW}.")
     return launch
+
+
+def started_together(environment: Mapping[str, str]) -> int:
+    """Return how many processes SLURM or MPI started together with this one; 1 where nothing tells of others.
+
+    >>> started_together({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"})
+    2
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", *(sizes[0] for sizes in _MPI.values())):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 1
 
 
 def _detected(environment: Mapping[str, str], distributed: bool) -> str | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from mace.conditions import SETTABLE
 from mace.errors import UserError, plain
+from mace.properties import PROPERTIES
 from mace.reporting.console import PlainConsole
+from mace.structures.configuration import Configuration
 from mace.training.tables import find_error_table
 
 _LOGGER = logging.getLogger(__name__)
@@ -169,6 +172,31 @@ def epoch_line(epoch: int | None, head: str, loss: float, metrics: Mapping[str, 
     start = "Initial" if epoch is None else f"Epoch {epoch}"
     phrases = [phrase.render(metrics, table.width) for phrase in table.phrases(metrics)]
     return ", ".join([f"{start}: head: {head}", f"loss={loss:{table.loss_format}}", *phrases])
+
+
+def contents_line(name: str, configurations: Sequence[Configuration]) -> str:
+    """Say how many structures of a set have each label, in one line with the words and the order of mace-torch.
+
+    Args:
+        name: Of the set, such as ``Total Training set``.
+        configurations: Its structures.
+
+    Returns:
+        For example ``Total Training set [energy: 10, stress: 0, virials: 0, ..., forces: 10, charges: 0]``.
+    """
+    labels = {label: sum(getattr(c, label) is not None for c in configurations) for label in PROPERTIES}
+    given = {word: sum(word in c.conditions for c in configurations) for word in SETTABLE}
+    words = {
+        **{label: labels[label] for label in ("energy", "stress", "virials")},
+        "dipole components": 3 * labels["dipole"],
+        "head": len(configurations),
+        "elec_temp": given["elec_temp"],
+        "total_charge": given["total_charge"],
+        "polarizability": labels["polarizability"],
+        "total_spin": given["total_spin"],
+        **{label: labels[label] for label in ("forces", "charges")},
+    }
+    return f"{name} [{', '.join(f'{word}: {count}' for word, count in words.items())}]"
 
 
 def _level_number(level: int | str) -> int:

@@ -273,6 +273,7 @@ class Trainer:
         if valid_loss < state.lowest_loss:
             state.lowest_loss, state.evaluations_without_gain = valid_loss, 0
             state.best_epochs[state.stage] = epoch
+            state.lost.pop(state.stage, None)
             return True
         state.evaluations_without_gain += 1
         if state.evaluations_without_gain >= self.settings.patience:
@@ -292,13 +293,15 @@ class Trainer:
             if report.valid_loss is not None:
                 stage = "two" if report.stage_two else "one"
                 weights = self.state.copy_of_validated_weights()
+                if report.improved:
+                    self.state.best[stage] = weights
                 self.keeper.keep_weights(weights, report.epoch, stage, report.improved)
 
     def save(self) -> None:
         """Save the complete state, and what is the best of each stage."""
         state = self.progression
         state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
-        self.keeper.save(self.state.state_dict() | self._facts, state.best_epochs)
+        self.keeper.save(self.state.state_dict() | self._facts)
 
     def _stop(self, saved: bool = False) -> None:
         """End the program because of a signal."""

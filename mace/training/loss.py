@@ -10,16 +10,14 @@ and atoms. With every label present and weights that mace-torch looks at, the nu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import PER_ATOM, Targets
+from mace.graphs.batching import Targets
 from mace.model.derivatives import Prediction
-
-FITTED = ("energy", "forces", "stress", "virials", "dipole")
-"""Properties that losses have terms of, each with a weight among the settings."""
+from mace.properties import PROPERTIES
 
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
@@ -32,18 +30,18 @@ class Term:
 
     Attributes:
         name: The property.
-        weight: Its weight in the loss.
         per_atom: Divide the error by the number of atoms first.
         penalty: From weighted errors and weighted reference to the penalty of each entry; entries may be fewer than
             components, as when the length of a vector counts.
         scales_error: Whether the property's weight multiplies the error before the penalty instead of the penalty.
+        weight: Its weight in the loss.
     """
 
     name: str
-    weight: float
     per_atom: bool
     penalty: Callable[[Tensor, Tensor], Tensor]
     scales_error: bool = False
+    weight: float = 1.0
 
     def sum_and_count(self, prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
         """Sum the penalties over what is labeled and count the entries.
@@ -60,7 +58,7 @@ class Term:
         reference = targets.values[self.name].to(predicted.dtype)
         labeled, property_weight = targets.labeled[self.name], targets.property_weights[self.name]
         weight, n_atoms = targets.weight, targets.atoms_per_structure
-        if self.name in PER_ATOM:
+        if PROPERTIES[self.name].of_atoms:
             labeled, property_weight, weight = (
                 x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labeled, property_weight, weight)
             )
@@ -82,7 +80,7 @@ class Term:
     def count(self, targets: Targets) -> Tensor:
         """Count the labeled entries of a batch; it depends on the labels alone."""
         labeled, values = targets.labeled[self.name], targets.values[self.name]
-        if self.name in PER_ATOM:
+        if PROPERTIES[self.name].of_atoms:
             labeled = labeled * targets.atoms_per_structure
         row = values.new_zeros(1, *values.shape[1:])
         return labeled.sum() * self.penalty(row, row).numel()
@@ -200,15 +198,15 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         KeyError: If the word or a weight is missing.
     """
     square = {
-        "energy": Term("energy", 0.0, True, _square),
-        "forces": Term("forces", 0.0, False, _square),
-        "stress": Term("stress", 0.0, False, _square),
-        "virials": Term("virials", 0.0, True, _square),
-        "dipole": Term("dipole", 0.0, True, _hundred_squares),
+        "energy": Term("energy", True, _square),
+        "forces": Term("forces", False, _square),
+        "stress": Term("stress", False, _square),
+        "virials": Term("virials", True, _square),
+        "dipole": Term("dipole", True, _hundred_squares),
     }
-    robust = {p: Term(p, 0.0, p == "energy", _huber(huber_delta)) for p in ("energy", "forces", "stress")}
-    universal = {p: Term(p, 0.0, t.per_atom, t.penalty, scales_error=True) for p, t in robust.items()}
-    universal["forces"] = Term("forces", 0.0, False, _stepped_huber(huber_delta), scales_error=True)
+    robust = {p: Term(p, p == "energy", _huber(huber_delta)) for p in ("energy", "forces", "stress")}
+    universal = {p: replace(term, scales_error=True) for p, term in robust.items()}
+    universal["forces"] = Term("forces", False, _stepped_huber(huber_delta), scales_error=True)
     kinds = {
         "weighted": [square["energy"], square["forces"]],
         "ef": [square["energy"], square["forces"]],
@@ -217,13 +215,9 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "virials": [square["energy"], square["forces"], square["virials"]],
         "huber": list(robust.values()),
         "universal": list(universal.values()),
-        "l1l2energyforces": [Term("energy", 0.0, True, _size), Term("forces", 0.0, False, _length)],
+        "l1l2energyforces": [Term("energy", True, _size), Term("forces", False, _length)],
         "dipole": [square["dipole"]],
         "energy_forces_dipole": [square["energy"], square["forces"], square["dipole"]],
     }
-    terms = [
-        Term(t.name, float(weights[t.name]), t.per_atom, t.penalty, t.scales_error)
-        for t in kinds[name]
-        if weights[t.name] > 0.0
-    ]
+    terms = [replace(term, weight=float(weights[term.name])) for term in kinds[name] if weights[term.name] > 0.0]
     return Loss(name, tuple(terms))

@@ -7,30 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from mace.properties import PROPERTIES, Property
 
-@dataclass(frozen=True)
-class _Naming:
-    """How the errors of one property are named, and which of them exist.
-
-    Attributes:
-        suffix: Last word of every metric's name, for example ``e`` in ``rmse_e``.
-        per_atom: Whether errors divided by the number of atoms are reported too.
-        relative: Whether errors relative to the size of the labels are reported too, in percent.
-    """
-
-    suffix: str
-    per_atom: bool
-    relative: bool
-
-
-_NAMING = {
-    "energy": _Naming("e", per_atom=True, relative=False),
-    "forces": _Naming("f", per_atom=False, relative=True),
-    "stress": _Naming("stress", per_atom=False, relative=False),
-    "virials": _Naming("virials", per_atom=True, relative=False),
-    "dipole": _Naming("mu", per_atom=True, relative=True),
-    "polarizability": _Naming("polarizability", per_atom=True, relative=False),
-}
+_MEASURED = {name: row for name, row in PROPERTIES.items() if row.suffix}
 
 _TINY = 1.0e-9
 """Added to the size of the labels, so that labels which are all zero give a huge relative error and not a crash."""
@@ -97,18 +76,18 @@ class ErrorAccumulator:
         Raises:
             ValueError: If the property is unknown, shapes differ, or ``n_atoms`` is needed and does not fit.
         """
-        if property not in _NAMING:
-            raise ValueError(f"No metrics are defined for '{property}'; choose from {', '.join(_NAMING)}.")
+        if property not in _MEASURED:
+            raise ValueError(f"No metrics are defined for '{property}'; choose from {', '.join(_MEASURED)}.")
         label, guess = _to_numpy(reference), _to_numpy(prediction)
         if label.shape != guess.shape:
             raise ValueError(f"{property}: labels have shape {label.shape}, predictions {guess.shape}.")
         if label.size == 0:
             return
-        naming = _NAMING[property]
+        row = _MEASURED[property]
         error = guess.astype(np.float64) - label.astype(np.float64)
         absolute = np.abs(error)
         # Everything that can be refused comes before the first sum changes.
-        per_atom = error / _column_of_atoms(property, n_atoms, error) if naming.per_atom else None
+        per_atom = error / _column_of_atoms(property, n_atoms, error) if row.extensive else None
         sums = self._sums.setdefault(property, _Sums())
         sums.count += error.size
         sums.absolute += float(absolute.sum())
@@ -118,7 +97,7 @@ class ErrorAccumulator:
         if per_atom is not None:
             sums.absolute_per_atom += float(np.abs(per_atom).sum())
             sums.squared_per_atom += float(np.square(per_atom).sum())
-        if naming.relative:
+        if row.relative:
             sums.absolute_reference += float(np.abs(label).sum(dtype=np.float64))
             sums.squared_reference += float(np.square(label, dtype=np.float64).sum())
 
@@ -136,24 +115,24 @@ class ErrorAccumulator:
             ``rel_rmse_f``. A property with nothing labeled has no entries.
         """
         metrics: dict[str, float] = {}
-        for name, naming in _NAMING.items():
+        for name, row in _MEASURED.items():
             if name in self._sums:
-                metrics.update(_metrics_of(naming, self._sums[name]))
+                metrics.update(_metrics_of(row, self._sums[name]))
         return metrics
 
 
-def _metrics_of(naming: _Naming, sums: _Sums) -> dict[str, float]:
-    suffix, count = naming.suffix, sums.count
+def _metrics_of(row: Property, sums: _Sums) -> dict[str, float]:
+    suffix, count = row.suffix, sums.count
     mae, rmse = sums.absolute / count, float(np.sqrt(sums.squared / count))
     metrics = {f"mae_{suffix}": mae}
-    if naming.per_atom:
+    if row.extensive:
         metrics[f"mae_{suffix}_per_atom"] = sums.absolute_per_atom / count
-    if naming.relative:
+    if row.relative:
         metrics[f"rel_mae_{suffix}"] = 100.0 * mae / (sums.absolute_reference / count + _TINY)
     metrics[f"rmse_{suffix}"] = rmse
-    if naming.per_atom:
+    if row.extensive:
         metrics[f"rmse_{suffix}_per_atom"] = float(np.sqrt(sums.squared_per_atom / count))
-    if naming.relative:
+    if row.relative:
         metrics[f"rel_rmse_{suffix}"] = 100.0 * rmse / (float(np.sqrt(sums.squared_reference / count)) + _TINY)
     metrics[f"q95_{suffix}"] = float(np.percentile(np.concatenate(sums.absolute_errors), 95.0))
     return metrics

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from mace.conditions import words_without_effect
 from mace.errors import UserError
 from mace.model.plan import WITH_ENERGY
 from mace.settings import TrainingSettings, provided
-from mace.training.planning import read_irreps
+from mace.settings.inert import inert_notes
+from mace.training.planning import overruled_features, read_irreps
 
 LOSS_OF_DIPOLE_MODEL = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
 """The loss of each model of dipoles."""
@@ -20,10 +22,24 @@ _TABLES = {
 """The error tables of each model of dipoles, the one that is shown by itself first."""
 
 _WITHOUT_EFFECT = {
-    "AtomicDipolesMACE": ("E0s", "scaling", "mean", "std", "compute_stress"),
+    "AtomicDipolesMACE": ("E0s", "scaling", "mean", "std", "compute_stress", "pair_repulsion"),
     "EnergyDipolesMACE": ("scaling", "mean", "std"),
 }
 """Settings that mace-torch takes for these models and does not look at."""
+
+
+def notes_on(settings: TrainingSettings) -> list[str]:
+    """Say what was typed and is not done: it has no effect, or something else that was typed overrules it.
+
+    Returns:
+        Sentences for the log, without their ends.
+
+    Raises:
+        UserError: If the features of the model cannot be understood.
+    """
+    idle = words_without_effect(settings.embedding_specs or {})
+    described = [f"--embedding_specs: {words} has no effect on its kind of values" for words in idle]
+    return [*inert_notes(settings), *described, *overruled_features(settings)]
 
 
 def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
@@ -55,8 +71,6 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
                 f"--{name}={value} does not fit --model={settings.model}; choose {' or '.join(allowed)}, or leave it "
                 "out."
             )
-    if settings.model not in WITH_ENERGY and settings.pair_repulsion:
-        raise UserError("--pair_repulsion is part of an energy, which --model=AtomicDipolesMACE does not predict.")
     hidden = _complete_readout(settings)
     if hidden != settings.MLP_irreps:
         changes["MLP_irreps"] = hidden

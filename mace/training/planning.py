@@ -30,26 +30,17 @@ class HiddenFeatures:
 
 
 def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
-    """Understand ``--hidden_irreps`` or ``--num_channels`` and ``--max_L``.
+    """Understand ``--hidden_irreps``, ``--num_channels`` and ``--max_L``; the last two together win, as in mace-torch.
 
     Raises:
-        UserError: If they contradict each other or ask for features the model cannot have.
+        UserError: If they ask for features the model cannot have.
     """
-    if settings.hidden_irreps is None:
-        channels = settings.num_channels if settings.num_channels is not None else DEFAULT_CHANNELS
-        max_L = settings.max_L if settings.max_L is not None else DEFAULT_MAX_L
-        features = HiddenFeatures(channels, tuple(range(max_L + 1)))
+    channels, max_L = settings.num_channels, settings.max_L
+    if settings.hidden_irreps is None or (channels is not None and max_L is not None):
+        channels = DEFAULT_CHANNELS if channels is None else channels
+        features = HiddenFeatures(channels, tuple(range((DEFAULT_MAX_L if max_L is None else max_L) + 1)))
     else:
         features = _parse_hidden(settings.hidden_irreps)
-        for flag, given, meant in (
-            ("--num_channels", settings.num_channels, features.n_channels),
-            ("--max_L", settings.max_L, features.degrees[-1]),
-        ):
-            if given is not None and given != meant:
-                raise UserError(
-                    f"{flag}={given} contradicts --hidden_irreps='{settings.hidden_irreps}', which means {meant}; "
-                    "give only one of them."
-                )
     if features.degrees[-1] > settings.max_ell:
         raise UserError(
             f"hidden features of degree {features.degrees[-1]} need --max_ell of at least {features.degrees[-1]}, "
@@ -61,6 +52,32 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
             "--hidden_irreps with 1o."
         )
     return features
+
+
+def overruled_features(settings: TrainingSettings) -> list[str]:
+    """Say which of ``--hidden_irreps``, ``--num_channels`` and ``--max_L`` is overruled, in sentences for the log."""
+    if settings.hidden_irreps is None:
+        return []
+    features = hidden_features(settings)
+    means = " + ".join(f"{features.n_channels}x{l}{'eo'[l % 2]}" for l in features.degrees)
+    if settings.num_channels is not None and settings.max_L is not None:
+        try:
+            if _parse_hidden(settings.hidden_irreps) == features:
+                return []
+        except UserError:
+            pass  # whatever it was meant to be, it is not what is built
+        return [
+            f"--hidden_irreps='{settings.hidden_irreps}' is overruled by --num_channels={settings.num_channels} and "
+            f"--max_L={settings.max_L}, as in mace-torch: {means}"
+        ]
+    return [
+        f"--{name}={given} is overruled by --hidden_irreps='{settings.hidden_irreps}', as in mace-torch: {means}"
+        for name, given, meant in (
+            ("num_channels", settings.num_channels, features.n_channels),
+            ("max_L", settings.max_L, features.degrees[-1]),
+        )
+        if given not in (None, meant)
+    ]
 
 
 def read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
@@ -125,12 +142,10 @@ def sent_features(settings: TrainingSettings, hidden: HiddenFeatures) -> SentFea
     Degrees that the hidden features lack are left out: in the original what is sent of them is zero always.
 
     Raises:
-        UserError: If nothing is left, or one has no meaning without the other.
+        UserError: If nothing is left.
     """
     text = settings.edge_irreps
     if text is None:
-        if settings.use_edge_irreps_first:
-            raise UserError("--use_edge_irreps_first has no effect without --edge_irreps; add it, or remove the flag.")
         return SentFeatures()
     wanted = _parse_equal_channels("--edge_irreps", text)
     degrees = tuple(l for l in wanted.degrees if l in hidden.degrees)
@@ -206,7 +221,7 @@ def plan_model(
         num_cutoff_basis=settings.num_cutoff_basis,
         distance_transform=settings.distance_transform,
         cutoff_after_network=not settings.apply_cutoff,
-        pair_repulsion=settings.pair_repulsion,
+        pair_repulsion=settings.pair_repulsion and settings.model in WITH_ENERGY,
         l_max=settings.max_ell,
         n_channels=features.n_channels,
         hidden_l=features.degrees,
@@ -226,7 +241,7 @@ def plan_model(
         scale=scaling.scale,
         shift=scaling.shift if settings.model == "ScaleShiftMACE" else 0.0,
         conditions=conditions,
-        condition_readout=settings.use_embedding_readout,
+        condition_readout=settings.use_embedding_readout and bool(conditions),
     )
 
 

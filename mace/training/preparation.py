@@ -6,14 +6,17 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
 from mace.inspection.inspection import DataReport
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan
+from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.labels import LabelReport, require_labels
@@ -23,12 +26,14 @@ from mace.structures.sources import Source, files_of, sources_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
 from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
-from mace.training.conditions import conditions_of
+from mace.training.conditions import conditions_of, keys_without_condition
 from mace.training.data_report import DataSets, inspect_data, tell_report
 from mace.training.estimated_energies import estimate_energies
 from mace.training.folders import RunFolders
-from mace.training.foundation import FROM_FOUNDATION, Foundation, foundation_plan, known_energies
+from mace.training.foundation import Foundation, foundation_plan
+from mace.training.logging_setup import contents_line
 from mace.training.loss import Loss
+from mace.training.objectives import Losses, ways_out, with_labels
 from mace.training.planning import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.training.progress import ReadingProgress, TrainingProgress
 from mace.training.tables import residual_table
@@ -68,6 +73,7 @@ class Preparation:
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
+        losses: The losses of the stages, without terms that no structure has labels for.
         report: What the checks found in all files, if they were made.
     """
 
@@ -77,6 +83,7 @@ class Preparation:
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
+    losses: Losses
     report: DataReport | None = None
 
     @property
@@ -103,12 +110,12 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions
     return DataSets(training, validation, _read_tests(settings, progress, conditions))
 
 
-def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, writes: bool = True) -> Structures:
+def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: bool = True) -> Structures:
     """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
         settings: File names and split.
-        losses: The losses of all stages; their labels are needed in the training files.
+        losses: The losses of the stages; their labels are needed in the training files.
         sets: What was read.
         writes: Whether this process writes files.
 
@@ -119,17 +126,23 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
         UserError: See `require_labels` and `split_validation`.
     """
     training = sets.training
-    require_labels(training.report, sorted({term.name for loss in losses for term in loss.terms}))
+    needed = ways_out(losses)
+    require_labels(training.report, sorted(needed), needed)
     configurations = training.configurations
     files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
-        train, valid, _ = split_validation(configurations, settings.valid_fraction, settings.seed)
+        split = split_validation(configurations, settings.valid_fraction, settings.seed, sorted(needed))
+        train, valid = split.train, split.valid
+        for note in split.notes:
+            _LOGGER.warning("%s", note)
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
         _LOGGER.info(
             "Using random %g%% of training set for validation with indices saved in: %s",
             100 * settings.valid_fraction,
             path,
         )
+        _LOGGER.info(contents_line("Random Split Training set", train))
+        _LOGGER.info(contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         files += files_of(settings.valid_file)
@@ -139,7 +152,7 @@ def divide(settings: TrainingSettings, losses: Sequence[Loss], sets: DataSets, w
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
         train = [*train, *training.isolated_atoms]
-    for loss in losses:
+    for loss in filter(None, losses):
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
     tests = _named_tests(sets.tests)
@@ -204,7 +217,7 @@ def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configurat
 
 def prepare(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Losses,
     folders: RunFolders,
     progress: TrainingProgress,
     writes: bool = True,
@@ -214,7 +227,7 @@ def prepare(
 
     Args:
         settings: What was typed.
-        losses: The losses of all stages.
+        losses: The losses of the stages.
         folders: Where the report on the data goes.
         progress: What to show.
         writes: Whether this process writes files.
@@ -226,7 +239,14 @@ def prepare(
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    sets = read_sets(settings, progress, conditions_of(settings, foundation))
+    conditions = conditions_of(settings, foundation)
+    for key in keys_without_condition(settings, conditions):
+        _LOGGER.warning("%s", key)
+    sets = read_sets(settings, progress, conditions)
+    _LOGGER.info(contents_line("Total Training set", sets.training.configurations))
+    if sets.validation is not None:
+        _LOGGER.info(contents_line("Total Validation set", sets.validation.configurations))
+    losses = with_labels(settings, losses, sets.training.report)
     report = inspect_data(settings, losses, sets, progress, foundation)
     page = folders.results / f"{folders.tag}_data.html" if writes else None
     tell_report(report, page, f"Data of {folders.tag}")
@@ -236,7 +256,7 @@ def prepare(
 
 def decide(
     settings: TrainingSettings,
-    losses: Sequence[Loss],
+    losses: Losses,
     sets: DataSets,
     progress: TrainingProgress,
     writes: bool = True,
@@ -246,7 +266,7 @@ def decide(
 
     Args:
         settings: What was typed.
-        losses: The losses of all stages.
+        losses: The losses of the stages.
         sets: What was read.
         progress: What to show.
         writes: Whether this process writes files.
@@ -273,13 +293,16 @@ def decide(
         for name, configurations in structures.tests.items()
     }
     conditions = conditions_of(settings, foundation)
-    plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    try:
+        plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
+    except ValidationError as error:
+        raise UserError(f"There is no model of these settings and data: {first_problem(error)}.") from error
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digests)
+    return Preparation(plan, energies, train, valid, tests, structures.digests, losses)
 
 
 def _decide_energies(
@@ -348,17 +371,19 @@ def _reference_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> ReferenceEnergies:
     """Find the reference energies, those of elements the data lack in the foundation model."""
-    E0s, told = settings.E0s, list[str]()
-    known = {} if foundation is None else known_energies(settings, foundation, elements)
-    if E0s == "foundation":
-        E0s = {z: known[z] for z in elements}
-    elif E0s == "estimated" and foundation is not None:
-        E0s, told = estimate_energies(foundation, structures.train, elements, settings.batch_size)
-    energies = resolve_reference_energies(E0s, structures.isolated_atoms, structures.train, elements)
-    if settings.E0s in FROM_FOUNDATION:
-        source = "the foundation model" if settings.E0s == "foundation" else "estimates by the foundation model"
-        energies = replace(energies, source=source, notes=(*told, *energies.notes))
-    if foundation is None or not settings.foundation_model_elements:
+    known, fit = (None, None) if foundation is None else (
+        foundation.energies,
+        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
+    )  # fmt: skip
+    energies = resolve_reference_energies(
+        settings.E0s,
+        structures.isolated_atoms,
+        structures.train,
+        elements,
+        known,
+        fit if settings.E0s == "estimated" else None,
+    )
+    if known is None or not settings.foundation_model_elements:
         return energies
     return replace(energies, energies=dict(sorted((known | energies.energies).items())))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, SupportsFloat
 
-from mace.model.durable_file import synchronize
+from mace.errors import UserError
+from mace.model.durable_file import free_name, synchronize, write_durably
 from mace.reporting.history import RunHistory
 
 _LOGGER = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class RecordWriter:
 
     Args:
         path: The file; it and its folder are created if needed. None to write nothing.
+
+    Raises:
+        UserError: If the file cannot be opened.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -56,11 +60,15 @@ class RecordWriter:
         if path is None:
             return
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        ends_cleanly = _ends_with_newline(self.path)
-        # without a buffer: what a failing disk did not take must not linger in one
-        self._file = self.path.open("ab", buffering=0)
-        self._size = self.path.stat().st_size
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            ends_cleanly = _ends_with_newline(self.path)
+            # without a buffer: what a failing disk did not take must not linger in one
+            self._file = self.path.open("a+b", buffering=0)
+            self._size = self.path.stat().st_size
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.path}: the history of the run cannot be opened ({reason}).") from error
         if not ends_cleanly:
             self._append(b"\n")
 
@@ -137,14 +145,37 @@ class RecordWriter:
         return self._size + sum(len(line) for line in self._waiting)
 
     def synchronize(self) -> None:
-        """Put all lines on the disk.
+        """Put all lines on the disk; a file that somebody removed or replaced is written anew, with a warning.
 
         Raises:
             OSError: If that is not possible.
         """
         if self._file is not None:
+            self._look_after_file(self._file)
             self._write_waiting()
             synchronize(self._file.fileno())
+
+    def _look_after_file(self, file: BinaryIO) -> None:
+        found = os.fstat(file.fileno())
+        if found.st_size < self._size:
+            _LOGGER.warning("%s was cut off while the run goes on; lines are missing", self.path)
+            self._size = found.st_size
+        try:
+            if os.path.samestat(os.stat(self.path), found):
+                return
+            target = free_name(self.path.parent, f"{self.path.stem}_rejected-", self.path.suffix)
+            _LOGGER.warning("%s was replaced while the run goes on; what is there now moves to %s", self.path, target)
+            os.replace(self.path, target)
+        except (FileNotFoundError, NotADirectoryError):
+            _LOGGER.warning("%s is gone while the run goes on; it is written anew", self.path)
+        try:
+            lines = os.pread(file.fileno(), self._size, 0)
+        except OSError as error:  # as network file systems answer
+            _LOGGER.warning("%s: its lines cannot be read any more (%s)", self.path, error.strerror or error)
+            lines = b""
+        write_durably(self.path, lines)
+        self._file, self._size = self.path.open("a+b", buffering=0), len(lines)
+        file.close()
 
     def go_back(self, position: int) -> None:
         """Forget the lines beyond a position: they will be written once more.

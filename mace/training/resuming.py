@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from mace.compat.modules import read_original
 from mace.errors import UserError
-from mace.model.model_file import load_model
-from mace.model.plan import ModelPlan
+from mace.model.durable_file import free_name
+from mace.model.model_file import check_finite, load_model, misfit
+from mace.model.plan import ModelPlan, first_problem
 from mace.settings import TrainingSettings
-from mace.training.checkpoints import CheckpointFolder, differing_fields, load_safely
+from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, load_safely
 from mace.training.folders import RunFolders, model_files
 from mace.training.records import results_path
 from mace.training.state import TrainingState
@@ -25,7 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
 """Settings that became constants of the model when a run was started, and cannot change when it is resumed."""
 
-UNTOLD = ("restart_latest", "config", "distributed", "launcher", "quiet")
+UNTOLD = ("restart_latest", "take_over", "config", "distributed", "launcher", "quiet")
 """Settings whose change changes nothing of the run."""
 
 CONSTANTS = ("avg_num_neighbors", "scale", "shift")
@@ -44,19 +49,21 @@ def find_state(
         device: Where tensors go.
 
     Returns:
-        The state, or None to begin anew.
+        The state with ``file``, where it is from, and ``unusable``, the files beside it that are not what they should
+        be; None to begin anew.
 
     Raises:
-        UserError: If no state can be read, or it is of another model; the differences are named.
+        UserError: If no state can be read, files are of different runs or another program, or the state is of another
+            model; the differences are named.
     """
     if not settings.restart_latest:
         return None
-    if not checkpoints.last.exists() and not checkpoints.previous.exists():
+    if not checkpoints.states():
+        _refuse_original(checkpoints)
         _LOGGER.info("--restart_latest: there is no %s yet; starting from the beginning", checkpoints.last)
         return None
-    saved, path, problem = checkpoints.load_last(device)
-    if problem is not None:
-        _LOGGER.warning("%s Going on from the state before, %s", problem, path)
+    saved, path, unusable = _read_state(checkpoints, device)
+    saved = _with_best(saved, path, checkpoints, unusable, settings)
     started_with = ModelPlan.model_validate_json(saved["plan"])
     if fields := differing_fields(started_with, plan) + _fixed_changes(saved, settings):
         raise UserError(
@@ -70,7 +77,119 @@ def find_state(
         )
     if settings.init_from is not None:
         _LOGGER.info("--init_from has no effect on a run that is resumed")
-    return {**saved, "file": str(path)}
+    return {**saved, "file": str(path), "unusable": list(unusable)}
+
+
+def _refuse_original(checkpoints: CheckpointFolder) -> None:
+    """Make sure that a folder without a state is not that of a run of mace-torch.
+
+    Raises:
+        UserError: If it is.
+    """
+    for path in checkpoints.of_epochs():
+        try:
+            load_safely(path)
+        except UnusableCheckpoint:
+            if _is_original(path):
+                raise UserError(
+                    f"--restart_latest: {path} is a checkpoint of mace-torch, whose runs cannot be continued; to start "
+                    f"from its weights convert it with 'mace_import_model {path} start.model' (it says what else it "
+                    "needs) and use --init_from=start.model, or remove --restart_latest to start afresh."
+                ) from None
+
+
+def _is_original(path: Path) -> bool:
+    """Tell whether a file is a checkpoint of mace-torch."""
+    try:
+        return read_original(path).tree is None
+    except UserError:
+        return False
+
+
+def _read_state(checkpoints: CheckpointFolder, device: torch.device) -> tuple[dict[str, Any], Path, dict[Path, str]]:
+    """Read the last complete state that can be used, and compare it with the one before.
+
+    Returns:
+        The state, its file, and why others cannot be used.
+    """
+    try:
+        saved, path, unusable = checkpoints.load_last(device)
+    except UnusableCheckpoint as error:
+        best = ", ".join(str(file) for file in checkpoints.of_epochs())
+        hint = f"start from the best weights ({best}) with --init_from under another --name, or " if best else ""
+        raise UserError(f"{str(error).rstrip('.')}; {hint}move these files away to start afresh.") from error
+    for problem in unusable.values():
+        _LOGGER.warning("%s Going on from the state before, %s", problem, path)
+    if path == checkpoints.last and os.path.lexists(checkpoints.previous):
+        try:
+            before = checkpoints.load_state(checkpoints.previous)
+        except UnusableCheckpoint as error:
+            _LOGGER.warning("%s It is not needed: %s can be read", error, path)
+            return saved, path, {checkpoints.previous: str(error)}
+        _require_same_run(saved, path, before, checkpoints.previous)
+        places = [(s["progression"]["epoch"], s["progression"].get("structures_done", 0)) for s in (saved, before)]
+        if places[1] > places[0]:
+            _LOGGER.warning(
+                "%s is older (epoch %d) than %s (epoch %d), as if the two had been exchanged; going on from it",
+                path, places[0][0], checkpoints.previous, places[1][0],
+            )  # fmt: skip
+    return saved, path, unusable
+
+
+def _require_same_run(saved: Mapping[str, Any], path: Path, other: Mapping[str, Any], other_path: Path) -> None:
+    """Make sure that two files are of the same run.
+
+    Raises:
+        UserError: If they are not.
+    """
+    one, two = saved["run"], other["run"]
+    if None not in (one, two) and one != two:
+        raise UserError(
+            f"{other_path}: this is of another run ({two}, not {one} as {path}); move away the file that does not "
+            "belong there, or choose another --name to start afresh."
+        )
+
+
+def _with_best(
+    saved: dict[str, Any],
+    path: Path,
+    checkpoints: CheckpointFolder,
+    unusable: dict[Path, str],
+    settings: TrainingSettings,
+) -> dict[str, Any]:
+    """Complete the best weights of a state by their files, and check these.
+
+    Returns:
+        The state; best weights that are nowhere are lost, and the next ones of their stage are the best.
+
+    Raises:
+        UserError: If files are of another run, or no best weights are left of a finished run.
+    """
+    progression, best = {"lost": {}, **saved["progression"]}, dict(saved["best"])
+    for stage, epoch in list(progression["best_epochs"].items()):
+        try:
+            weights = checkpoints.load_weights(epoch, stage)
+        except UnusableCheckpoint as error:
+            unusable[checkpoints.of_epoch(epoch, stage)] = str(error)
+            if stage in best:
+                _LOGGER.warning("%s It is written anew from %s", error, path)
+                continue
+            _LOGGER.warning("%s The best weights of stage %s are lost", error, stage)
+            progression["lost"] = {**progression["lost"], stage: epoch}
+            progression["best_epochs"] = {s: e for s, e in progression["best_epochs"].items() if s != stage}
+            if (stage == "two") == progression["stage_two"]:
+                progression |= {"lowest_loss": math.inf, "evaluations_without_gain": 0}
+            else:
+                progression["lowest_loss_of_stage_one"] = math.inf
+        else:
+            _require_same_run(saved, path, weights, checkpoints.of_epoch(epoch, stage))
+            best.setdefault(stage, weights["weights"])
+    goes_on = not progression["finished"] or settings.patience > settings_of(saved).patience
+    goes_on = goes_on and progression["epoch"] < settings.max_num_epochs
+    if not goes_on and not progression["best_epochs"] and progression["lost"]:
+        problems = "; ".join(problem.rstrip(".") for problem in unusable.values())
+        raise UserError(f"{problems}: the run is finished, and no other file has its best weights; put the file back.")
+    return {**saved, "progression": progression, "best": best}
 
 
 def settings_of(saved: Mapping[str, Any]) -> TrainingSettings:
@@ -121,9 +240,41 @@ def resume(state: TrainingState, saved: dict[str, Any], digests: Mapping[str, st
             _LOGGER.warning("%s has changed on the disk since the run was stopped; it goes on with the new data", path)
 
 
-def begin_anew(settings: TrainingSettings, checkpoints: CheckpointFolder, folders: RunFolders) -> None:
-    """Move all files of an earlier run of the same name away, so that they never mix with the new one's."""
-    models = [file for stage in ("one", "two") for file in model_files(settings, folders, stage)]
+def make_way(
+    settings: TrainingSettings, checkpoints: CheckpointFolder, folders: RunFolders, saved: Mapping[str, Any] | None
+) -> None:
+    """Move files away that would be mistaken for those of this run.
+
+    Args:
+        settings: Of the run.
+        checkpoints: Where states are.
+        folders: Of the run.
+        saved: The state from which it goes on; None if it begins anew.
+
+    Raises:
+        UserError: If a file cannot be moved; nothing is lost then.
+    """
+    try:
+        checkpoints.remove_unfinished()
+        if saved is None:
+            _begin_anew(settings, checkpoints, folders)
+        else:
+            checkpoints.reject(saved["unusable"])
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or checkpoints.folder}: files of an earlier run cannot be moved out of the way "
+            f"({error.strerror or error}); see to that, or choose another --name."
+        ) from error
+
+
+def _begin_anew(settings: TrainingSettings, checkpoints: CheckpointFolder, folders: RunFolders) -> None:
+    """Move all files of an earlier run of the same name and seed away, so that they never mix with the new one's."""
+    models = [
+        file
+        for stage in ("one", "two")
+        for file in model_files(settings, folders, stage)
+        if seed_of_model(file) in (None, settings.seed)
+    ]
     had_checkpoints, had_models = bool(checkpoints.files()), any(model.exists() for model in models)
     target = checkpoints.set_aside(models)
     if had_checkpoints:
@@ -132,11 +283,17 @@ def begin_anew(settings: TrainingSettings, checkpoints: CheckpointFolder, folder
         _LOGGER.warning("The models of an earlier run of the same name were moved to %s", target)
     results = results_path(folders.results, settings.name, settings.seed)
     if results.exists():
-        number = 1
-        while (moved := results.with_name(f"{results.stem}_earlier-{number}{results.suffix}")).exists():
-            number += 1
+        moved = free_name(results.parent, f"{results.stem}_earlier-", results.suffix)
         results.rename(moved)
         _LOGGER.warning("The results of the earlier run were moved to %s", moved)
+
+
+def seed_of_model(path: Path) -> int | None:
+    """Return the seed of the run that wrote a model file; None if there is no such file or it does not tell."""
+    try:
+        return load_model(path).metadata.seed
+    except UserError:
+        return None
 
 
 class StartingWeights:
@@ -156,12 +313,10 @@ class StartingWeights:
                 is_archive = file.read(4) == b"PK\x03\x04"
         except OSError as error:
             raise UserError(f"--init_from: {path} cannot be opened ({error.strerror or error}).") from error
+        self.plan: ModelPlan
+        self.weights: dict[str, Tensor]
         if is_archive:
-            content = load_safely(path)
-            self.plan = ModelPlan.model_validate_json(content["plan"])
-            self.weights: dict[str, Tensor] = content["weights"]
-            if content.get("average") is not None:  # what would have been validated
-                self.weights = dict(zip(self.weights, content["average"]["averages"], strict=True))
+            self.plan, self.weights = _weights_of_checkpoint(path)
         else:
             model = load_model(path).model
             self.plan, self.weights = model.plan, model.state_dict()
@@ -194,3 +349,32 @@ class StartingWeights:
             if getattr(plan, name) != value:
                 _LOGGER.info("%s: %s stays as in %s, instead of %s", name, value, self.path, getattr(plan, name))
         return plan.model_copy(update=constants)
+
+
+def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
+    """Read plan and weights, those that would have been validated, out of a checkpoint.
+
+    A right checksum says that the bytes are those that were written, not what wrote them.
+
+    Raises:
+        UserError: If it cannot be read, or its content is not that of a run.
+    """
+    try:
+        content = load_safely(path)
+        plan = ModelPlan.model_validate_json(content["plan"])
+        weights = dict(content["weights"])
+        if content.get("average") is not None:
+            weights = dict(zip(weights, content["average"]["averages"], strict=True))
+        if problem := misfit(plan, {name: tuple(weight.shape) for name, weight in weights.items()}):
+            raise UserError(f"--init_from: the weights in {path} do not fit the plan beside them: {problem}.")
+    except UserError:
+        raise
+    except ValidationError as error:
+        raise UserError(f"--init_from: in {path} {first_problem(error)}; name another file.") from error
+    except (AssertionError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--init_from: {path} is no checkpoint of a run ({type(error).__name__}: {str(error)[:100]}); name another "
+            "file."
+        ) from error
+    check_finite(weights, path, "name another file for --init_from")
+    return plan, weights

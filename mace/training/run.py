@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,33 @@ from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.reporting.console import PlainConsole
-from mace.settings import TrainingSettings, provided
+from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, file_digests
 from mace.training.devices import PRECISIONS, choose_device, keep_freed_memory
-from mace.training.distributed import Team, make_team, own_device
+from mace.training.distributed import make_team, own_device
 from mace.training.dry_run import describe_plan
 from mace.training.environment import tell_environment
 from mace.training.finishing import finish, plot_curves, plot_is_due, reported_table, write_models
 from mace.training.finiteness import Diverged
-from mace.training.folders import make_folders
+from mace.training.folders import make_folders, own_files
 from mace.training.foundation import Foundation, open_foundation, start_from, tell_foundation
 from mace.training.interruption import Interruption
 from mace.training.launch import find_launch
 from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging, setup_logging_of_others
 from mace.training.loop import Trainer
-from mace.training.loss import FITTED, Loss, make_loss
-from mace.training.model_choices import settings_for_model
+from mace.training.loss import Loss
+from mace.training.model_choices import notes_on, settings_for_model
+from mace.training.objectives import make_losses
 from mace.training.optimization import require_optimizer
 from mace.training.planning import hidden_features, readout_widths, sent_features
 from mace.training.preparation import Preparation, prepare
 from mace.training.progress import TrainingProgress
 from mace.training.records import RecordWriter, results_path
-from mace.training.resuming import StartingWeights, begin_anew, find_state, resume
+from mace.training.resuming import StartingWeights, find_state, make_way, resume
 from mace.training.run_report import RunReport
 from mace.training.saving import StateKeeper
 from mace.training.session import Session
-from mace.training.stages import has_stage_two, stage_two_start
+from mace.training.stages import stage_two_start
 from mace.training.state import TrainingState
 from mace.training.trackers import make_trackers, require_trackers
 
@@ -65,6 +65,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         RunInterrupted: If a signal asked for the end; the state is saved then.
     """
     keep_freed_memory()
+    warnings = notes_on(settings)
     settings, notes = settings_for_model(settings)
     losses = make_losses(settings)
     require_optimizer(settings)
@@ -78,34 +79,31 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     with Interruption() as interruption, make_team(launch, device) as team:
         team.require_agreement("settings", settings_facts(settings))
         chosen = console or PlainConsole(quiet=not team.is_first)
-        _with_log(settings, notes, losses, device, team, interruption, chosen)
+        folders = make_folders(settings, create=team.is_first)
+        mode = settings.progress if team.is_first and not settings.quiet else "off"
+        progress = TrainingProgress(chosen, mode, error_table=reported_table(settings))
+        with own_files(folders, settings, launch, team.is_first) as ownership:
+            session = Session(settings, losses, device, team, interruption, folders, ownership, progress)
+            _with_log(session, notes, [*warnings, *ownership.notes], chosen)
 
 
-def _with_log(
-    settings: TrainingSettings,
-    notes: Sequence[str],
-    losses: tuple[Loss, Loss | None],
-    device: torch.device,
-    team: Team,
-    interruption: Interruption,
-    console: Console,
-) -> None:
+def _with_log(session: Session, notes: Sequence[str], warnings: Sequence[str], console: Console) -> None:
     """Train; only the first process writes to terminal and log file."""
-    folders = make_folders(settings, create=team.is_first)
+    settings, folders, team = session.settings, session.folders, session.team
     if team.is_first:
         setup_logging(settings.log_level, log_path(folders.log, settings.name, settings.seed), console, settings.quiet)
     else:
         setup_logging_of_others(team.rank)
-    mode = settings.progress if team.is_first and not settings.quiet else "off"
     writes_page = team.is_first and settings.report and not settings.dry_run
     page = folders.results / f"{folders.tag}.html" if writes_page else None
     try:
-        tell_environment(settings, device, team)
+        tell_environment(settings, session.device, team)
         for note in notes:
             _LOGGER.info("%s", note)
-        progress = TrainingProgress(console, mode, error_table=reported_table(settings))
-        with RunReport(page) as report, progress, team.explaining():
-            _run(Session(settings, losses, device, team, interruption, folders, progress), report, console)
+        for warning in warnings:
+            _LOGGER.warning("%s", warning)
+        with RunReport(page) as report, session.progress, session.team.explaining():
+            _run(session, report, console)
     except (UserError, RunInterrupted) as error:
         logging.getLogger("mace").debug("stopped: %s", error)
         raise
@@ -125,37 +123,13 @@ def model_inputs(settings: TrainingSettings) -> list[str]:
     return [name for name in named if isinstance(name, str) and os.path.isfile(name)]
 
 
-def make_losses(settings: TrainingSettings) -> tuple[Loss, Loss | None]:
-    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
-
-    Raises:
-        UserError: If nothing is left to minimize, or forces are needed but not computed.
-    """
-    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in FITTED}
-    if settings.loss == "ef":
-        # the original's word for equal weights; weights that are typed count
-        typed = provided(settings)
-        weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
-    one = make_loss(settings.loss, weights, settings.huber_delta)
-    two = None
-    if has_stage_two(settings):
-        second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
-        two = make_loss(settings.loss, second, settings.huber_delta)
-    for loss in (one, two):
-        if loss is not None and not loss.terms:
-            raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
-        if loss is not None and loss.needs_forces and not settings.compute_forces:
-            raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
-    return one, two
-
-
 def _run(session: Session, report: RunReport, console: Console) -> None:
     settings, folders, team = session.settings, session.folders, session.team
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-    losses = [loss for loss in session.losses if loss is not None]
-    preparation = prepare(settings, losses, folders, session.progress, team.is_first, foundation)
+    preparation = prepare(settings, session.losses, folders, session.progress, team.is_first, foundation)
+    session = replace(session, losses=preparation.losses)
     team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
     checkpoints = CheckpointFolder(
@@ -198,9 +172,7 @@ def _train_all(
     """Train to the end, from the saved state if there is one."""
     settings, team, folders = session.settings, session.team, session.folders
     if team.is_first:
-        checkpoints.remove_unfinished()
-        if saved is None:
-            begin_anew(settings, checkpoints, folders)
+        make_way(settings, checkpoints, folders, saved)
     results = results_path(folders.results, settings.name, settings.seed) if team.is_first else None
     state = TrainingState(model, settings, two_stages=session.losses[1] is not None)
     with RecordWriter(results) as records:
@@ -208,9 +180,13 @@ def _train_all(
             resume(state, saved, preparation.digests, team.size)
             if saved["records"] is not None:
                 records.go_back(saved["records"])
-        run = (saved or {}).get("run") or team.broadcast(new_run_id())
+        run = (saved or {}).get("run") or team.broadcast(session.ownership.run)
         _LOGGER.info("Run %s", run)
-        keeper = StateKeeper(checkpoints, records, model.plan, run, settings.checkpoint_minutes, team.is_first)
+        keeper = StateKeeper(
+            checkpoints, records, model.plan, run, settings.checkpoint_minutes, team.is_first, session.ownership
+        )
+        for stage, epoch in state.progression.best_epochs.items():
+            keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(
             state,
             session.losses,
@@ -242,11 +218,6 @@ def _train_or_save(trainer: Trainer, preparation: Preparation, session: Session,
             _LOGGER.error("%s", error)
             write_models(trainer, preparation, session)
         raise
-
-
-def new_run_id() -> str:
-    """Return a name for a run that no other one has: time and chance."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def build_model(

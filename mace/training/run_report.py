@@ -100,7 +100,7 @@ class RunReport:
                 "running", f"Training goes on: epoch {state.epoch} of {self._settings.max_num_epochs} comes next."
             )
 
-    def measured(self, stage: str, epoch: int, errors: FinalErrors) -> None:
+    def measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> None:
         """Show what was measured of the model of a stage."""
         if self._facts is not None:
             with OptionalOutput(self.path):
@@ -138,7 +138,7 @@ class RunReport:
             self.ended("failed", f"An error of the program ended the run: {type(error).__name__}: {error}")
         logging.getLogger("mace").removeHandler(self._collector)
 
-    def _measured(self, stage: str, epoch: int, errors: FinalErrors) -> MeasuredStage:
+    def _measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> MeasuredStage:
         predictions = summarize_predictions(errors.predicted, self._energies)
         return MeasuredStage(
             stage, epoch, errors.metrics, predictions, worst_structures(errors.predicted, self._energies)
@@ -161,6 +161,8 @@ class RunReport:
             " It ended early, by --patience." if state.finished and state.epoch < self._settings.max_num_epochs else ""
         )
         best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
+        if not best:
+            return "Nothing was trained, by --max_num_epochs=0; the model is as it started."
         return f"Training is complete; the models hold the weights of {best}.{early}"
 
     def _write(self, condition: Condition, sentence: str) -> None:

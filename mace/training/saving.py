@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mace.errors import UserError
-from mace.model.durable_file import is_full
+from mace.model.durable_file import free_name, is_full
 from mace.model.plan import ModelPlan
-from mace.training.checkpoints import CheckpointFolder, encode, load_safely
+from mace.training.checkpoints import CheckpointFolder, encode
+from mace.training.ownership import Ownership
 from mace.training.records import RecordWriter
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StateKeeper:
         run: Id of the run.
         minutes: How often a state is due besides those at the ends of epochs.
         writes: Whether this process writes files; the others keep their state in memory alone.
+        ownership: Whether the files are this run's own; None where nobody else can have them.
         clock: Seconds since some fixed time.
     """
 
@@ -48,20 +50,21 @@ class StateKeeper:
         run: str,
         minutes: float,
         writes: bool = True,
+        ownership: Ownership | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._checkpoints, self._records, self._plan, self.run = checkpoints, records, plan, run
         self._interval, self._writes, self._clock = 60.0 * minutes, writes, clock
+        self._ownership = ownership or Ownership(checkpoints.tag)
         self._due_at = clock() + self._interval
         self._waiting: dict[tuple[str, int], _Weights] = {}
-        self._named: set[tuple[str, int]] = set()
         self._failed = False
         self.last_good = b""
 
     @property
     def due(self) -> bool:
         """Whether a state is to be written now, in the middle of an epoch."""
-        return self._writes and self._clock() >= self._due_at
+        return self._writes and (self._clock() >= self._due_at or bool(self._ownership.usurper))
 
     def keep_weights(self, weights: _Weights, epoch: int, stage: str, best: bool) -> None:
         """Take validated weights, to be written with the next state.
@@ -78,18 +81,26 @@ class StateKeeper:
             self._waiting = {key: value for key, value in self._waiting.items() if key[0] != stage}
         self._waiting[stage, epoch] = weights
 
-    def save(self, state: Mapping[str, Any], best_epochs: Mapping[str, int]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         """Write the state and the weights that wait; if the disk does not let it, warn and go on.
 
+        Files of the run that are gone or were replaced by others since the last time are told and written anew.
+
         Args:
-            state: All that is needed to go on.
-            best_epochs: The epoch by stage whose weights the state names as the best.
+            state: All that is needed to go on, see `mace.training.state.TrainingState.state_dict`.
+
+        Raises:
+            UserError: If another process has taken the files of this run; the state is kept beside them.
         """
         state = {**state, "run": self.run, "records": self._records.position}
+        best = {(stage, epoch): state["best"][stage] for stage, epoch in state["progression"]["best_epochs"].items()}
         if not self._writes:
             self.last_good = encode(state)
             return
+        if not self._ownership.look():
+            self._leave(state)
         try:
+            self._look_after_files(best)
             self._records.synchronize()
             for stage, epoch in list(self._waiting):
                 self._checkpoints.save_weights(self._waiting[stage, epoch], self._plan, epoch, stage, self.run)
@@ -111,27 +122,30 @@ class StateKeeper:
             _LOGGER.info("%s: the state could be written again", self._checkpoints.last)
         self._failed = False
         self._due_at = self._clock() + self._interval
-        named = set(best_epochs.items())
-        self._checkpoints.remove_others(named | self._named)  # the state before may be needed too
-        self._named = named
+        self._checkpoints.remove_others(best)
 
-    def best_weights(self, stage: str, epoch: int, device: Any = "cpu") -> dict[str, Tensor]:
-        """Return validated weights, also those that found no room on the disk.
+    def _look_after_files(self, best: Mapping[tuple[str, int], _Weights]) -> None:
+        """Let files that somebody removed or replaced be written anew, and never rotate those that are not ours."""
+        changed = self._checkpoints.changed()
+        for path, what in changed.items():
+            _LOGGER.warning("%s %s while the run goes on; it is written anew", path, what)
+        self._checkpoints.reject(changed)
+        if changed:
+            self._waiting = {**best, **self._waiting}
 
-        Raises:
-            UserError: If their file cannot be read, or is another run's.
-        """
-        if (stage, epoch) in self._waiting:
-            return dict(self._waiting[stage, epoch])
-        path = self._checkpoints.of_epoch(epoch, stage)
-        content = load_safely(path, device)
-        if content["run"] is not None and content["run"] != self.run:
-            raise UserError(
-                f"{path}: these weights are of another run ({content['run']}, not {self.run}); put back the file "
-                "of this run, or choose another --name to start afresh."
-            )
-        weights: dict[str, Tensor] = content["weights"]
-        return weights
+    def _leave(self, state: Mapping[str, Any]) -> None:
+        """Give way to the process that has taken the files of this run, without losing what was learned."""
+        own = self._checkpoints
+        folder = free_name(own.folder, f"{own.tag}_displaced-")
+        reason = f"{self._ownership.usurper}, and this process, which had them before, has stopped"
+        try:
+            CheckpointFolder(folder, own.tag).save_last(state)
+        except OSError as error:
+            raise UserError(f"{reason}; its state could not be written to {folder} ({error.strerror}).") from error
+        raise UserError(
+            f"{reason}; its state and best weights are in {folder}, and --work_dir=NEW --checkpoints_dir={folder} "
+            "--restart_latest goes on from there."
+        )
 
 
 def insist(write: Callable[[], _Result], what: str, pause: Callable[[float], None] = time.sleep) -> _Result:

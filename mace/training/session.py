@@ -11,6 +11,7 @@ from mace.training.distributed import Team
 from mace.training.folders import RunFolders
 from mace.training.interruption import Interruption
 from mace.training.loss import Loss
+from mace.training.ownership import Ownership
 from mace.training.progress import TrainingProgress
 
 
@@ -25,6 +26,7 @@ class Session:
         team: The processes of the run.
         interruption: Whether a signal has come.
         folders: Where files go.
+        ownership: Whether they are this run's own.
         progress: What is shown.
     """
 
@@ -34,4 +36,5 @@ class Session:
     team: Team
     interruption: Interruption
     folders: RunFolders
+    ownership: Ownership
     progress: TrainingProgress

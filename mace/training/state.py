@@ -36,6 +36,7 @@ class Progression:
         lowest_loss: Lowest validation loss of the present stage.
         lowest_loss_of_stage_one: The same of stage one, once stage two has begun.
         evaluations_without_gain: Evaluations since then.
+        lost: Epoch of the best weights of a stage that could not be read when the run was resumed.
         finished: Whether training has come to its end.
         best_epochs: Epoch with the lowest validation loss in each stage, ``one`` and ``two``.
         times_back: How often the run went back because something was not a number.
@@ -54,6 +55,7 @@ class Progression:
     evaluations_without_gain: int = 0
     finished: bool = False
     best_epochs: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
     times_back: int = 0
     rate_factor: float = 1.0
     edge_limits: dict[str, int | None] = field(default_factory=dict)
@@ -71,6 +73,9 @@ class TrainingState:
         model: The model on its device, initialized.
         settings: The settings; read only.
         two_stages: Whether there is a stage two.
+
+    Attributes:
+        best: Validated weights with the lowest validation loss of each stage, on the CPU.
     """
 
     def __init__(self, model: MACE, settings: TrainingSettings, two_stages: bool) -> None:
@@ -79,6 +84,7 @@ class TrainingState:
         self.schedule = Schedule(self.optimizer, settings)
         self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
         self.progression = Progression(stage_two_start=stage_two_start(settings) if two_stages else None)
+        self.best: dict[str, dict[str, Tensor]] = {}
 
     @property
     def learning_rate(self) -> float:
@@ -97,9 +103,9 @@ class TrainingState:
         return self.average.applied() if self.average is not None else nullcontext()
 
     def copy_of_validated_weights(self) -> dict[str, Tensor]:
-        """Return them by name."""
+        """Return them by name, on the CPU."""
         with self.validated_weights():
-            return {name: value.clone() for name, value in self.model.state_dict().items()}
+            return {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
 
     def is_finite(self) -> bool:
         """Tell whether all weights are numbers."""
@@ -122,6 +128,7 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "progression": vars(self.progression),
+            "best": self.best,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -134,6 +141,9 @@ class TrainingState:
         elif self.average is not None:
             self.average = MovingAverage(self.model.parameters(), self.settings.ema_decay)
         self.progression = Progression(**state["progression"])
+        self.best = {
+            stage: {name: value.cpu() for name, value in weights.items()} for stage, weights in state["best"].items()
+        }
 
     def go_back(self, state: dict[str, Any]) -> None:
         """Be a good state again, with a lower learning rate each time."""
@@ -187,7 +197,8 @@ class TrainingState:
         """Take back what the beginning of stage two changed, for a run that now has a later one or none."""
         state = self.progression
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = False, state.lowest_loss_of_stage_one, 0
-        state.best_epochs.pop("two", None)
+        for of_stage in (state.best_epochs, state.lost, self.best):
+            of_stage.pop("two", None)
         for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
             group["lr"] = fresh["lr"] * state.rate_factor
         _LOGGER.warning(

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from mace.errors import RunInterrupted, UserError
-from mace.settings import TrainingSettings, provided
+from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def require_trackers(settings: TrainingSettings) -> None:
     """Make sure that trackers can run before anything is read.
 
     Raises:
-        UserError: If a package is missing, or a flag has no effect or names what there is not.
+        UserError: If a package is missing, or a flag names what there is not.
     """
     for name, package in _PACKAGES.items():
         if getattr(settings, name) and find_spec(package) is None:
@@ -139,10 +139,7 @@ def require_trackers(settings: TrainingSettings) -> None:
                 f"--{name} needs the package {package}; install it with pip install 'mace-train[{name}]', or remove "
                 "the flag."
             )
-    details = sorted(name for name in provided(settings) if name.startswith("wandb_"))
-    if details and not settings.wandb:
-        raise UserError(f"--{details[0]} has no effect without --wandb; add it, or remove the flag.")
-    for name in settings.wandb_log_hypers:
+    for name in settings.wandb_log_hypers if settings.wandb else ():
         if name not in TrainingSettings.model_fields:
             near = difflib.get_close_matches(name, TrainingSettings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists all settings."

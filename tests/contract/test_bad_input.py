@@ -88,10 +88,27 @@ def test_a_key_that_is_nowhere(refused: Callable[..., str], data: Path) -> None:
     assert "under the key 'dft_energy'" in sentence and "REF_energy" in sentence
 
 
-@pytest.mark.parametrize("loss", ["stress", "virials", "huber", "universal"])
-def test_a_loss_with_stress_needs_stress(refused: Callable[..., str], data: Path, loss: str) -> None:
-    label = "virials" if loss == "virials" else "stress"
-    assert f"no structure has a label '{label}'" in refused(data, f"--loss={loss}")
+@pytest.mark.parametrize(
+    ("flags", "label", "way_out"),
+    [
+        (["--loss=stress"], "stress", "set --stress_weight=0 (it is 1)"),
+        (["--loss=virials"], "virials", "set --virials_weight=0 (it is 1)"),
+        (["--loss=huber", "--stress_weight=5"], "stress", "set --stress_weight=0 (it is 5)"),
+        (["--loss=universal", "--stress_weight=1"], "stress", "set --stress_weight=0 (it is 1)"),
+        (["--loss=huber", "--swa", "--swa_stress_weight=2"], "stress", "set --swa_stress_weight=0 (it is 2)"),
+        (
+            ["--loss=universal", "--stress_weight=3", "--swa", "--stage_two_stress_weight=2"],
+            "stress",
+            "set --stress_weight=0 (it is 3) and --swa_stress_weight=0 (it is 2)",
+        ),
+    ],
+)
+def test_a_loss_with_stress_needs_stress(
+    refused: Callable[..., str], data: Path, flags: list[str], label: str, way_out: str
+) -> None:
+    """Where the weight was typed, or the loss is the one of this label."""
+    sentence = refused(data, *flags)
+    assert f"no structure has a label '{label}'" in sentence and sentence.endswith(f"or {way_out}.")
 
 
 def test_a_validation_set_without_labels(refused: Callable[..., str], tmp_path: Path, data: Path) -> None:
@@ -127,7 +144,7 @@ def test_no_E0s_and_no_isolated_atoms(refused: Callable[..., str], tmp_path: Pat
         "--valid_fraction=1",
         "--valid_fraction=1.5",
         "--batch_size=0",
-        "--max_num_epochs=0",
+        "--max_num_epochs=-1",
         "--lr=0",
         "--lr=nan",
         "--ema_decay=1",
@@ -153,14 +170,13 @@ def test_a_value_that_makes_no_sense_names_its_flag(refused: Callable[..., str],
     [
         (("--hidden_irreps=16x0e + 8x1o",), "unequal numbers of channels"),
         (("--hidden_irreps=sixteen",), "--hidden_irreps"),
-        (("--hidden_irreps=4x0e + 4x1o", "--max_L=2"), "--max_L=2 contradicts"),
+        (("--hidden_irreps=4x0e + 4x1o", "--num_channels=4", "--max_L=2"), "need --max_ell of at least 2"),
         (("--hidden_irreps=4x0e + 4x1o + 4x2e",), "need --max_ell of at least 2"),
         (("--MLP_irreps=4x1o",), "--MLP_irreps"),
         (("--edge_irreps=16x0e + 8x1o",), "--edge_irreps='16x0e + 8x1o' has unequal numbers of channels"),
         (("--edge_irreps=16x1e",), "1e does not have the parity"),
         (("--edge_irreps=16x2e",), "the hidden features have none of these to send"),
         (("--edge_irreps=16x1o", "--use_edge_irreps_first=True"), "the first layer has only scalars to send"),
-        (("--use_edge_irreps_first=True",), "has no effect without --edge_irreps"),
         (("--use_last_readout_only=True", "--num_interactions=1"), "leaves a model of one layer without any readout"),
         (("--use_last_readout_only=True", "--model=EnergyDipolesMACE"), "reads dipoles out of every layer"),
         (("--use_so3=True",), "the same for mirror images"),
@@ -168,6 +184,13 @@ def test_a_value_that_makes_no_sense_names_its_flag(refused: Callable[..., str],
         (("--swa", "--swa_energy_weight=0", "--swa_forces_weight=0"), "all its weights are zero"),
         (("--compute_forces=False",), "--compute_forces=False needs --forces_weight=0"),
         (("--name=a/b",), "--name='a/b' cannot begin a file name"),
+        (("--name=a\nb",), "--name='a\\nb' cannot begin a file name"),
+        ((f"--name={'x' * 240}",), "--name=xxxxxxxxxxxxxxxxxxxx... is too long for file names: choose one that is 51"),
+        (
+            ("--name=" + "\N{GREEK SMALL LETTER ALPHA}" * 120,),
+            "is too long for file names: choose one that is 51 bytes",
+        ),
+        ((f"--name={'x' * 180}", f"--seed={10**15}"), "is too long for file names: choose one that is 6 bytes"),
         (("--correlation=[3,3,3]",), "--correlation has 3 entries for 2 layers"),
     ],
 )

@@ -188,3 +188,33 @@ def test_completion_names_all_commands(shell):
 def test_every_command_has_a_module_that_can_be_run_as_a_file():
     for module in SCRIPTS.values():
         assert callable(importlib.import_module(module).main)
+
+
+MICRO = "\N{MICRO SIGN}"
+
+
+def write_letters(folder: Path) -> None:
+    """Structures in a file, a type and an entry of which the names are not ASCII."""
+    text = write_water(folder / "plain.xyz").read_text()
+    text = text.replace("REF_energy", 'author="M\N{LATIN SMALL LETTER U WITH DIAERESIS}ller" REF_energy')
+    text = text.replace("pbc", f"config_type={MICRO} pbc").replace(f"IsolatedAtom config_type={MICRO}", "IsolatedAtom")
+    lines = [line.replace(f" config_type={MICRO}", "") if "Isolated" in line else line for line in text.splitlines()]
+    (folder / f"{MICRO}.xyz").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", ["mace_check_data", pytest.param("mace_run_train", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("given", [f"{MICRO}.xyz", pytest.param("[!p]*.xyz", marks=pytest.mark.slow)])
+def test_letters_beyond_ascii_where_the_locale_has_none(tmp_path: Path, script: str, given: str) -> None:
+    write_letters(tmp_path)
+    environment = ENVIRONMENT | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flags = [*TINY_MODEL, *QUICK, "--max_num_epochs=1"] if script == "mace_run_train" else []
+    done = subprocess.run(
+        command(script, f"--train_file={given}", *flags),
+        cwd=tmp_path,
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    assert f"{MICRO}.xyz: energy 12 of 12" in shown and f" {MICRO} " in shown.replace("/", " ")

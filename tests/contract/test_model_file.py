@@ -324,10 +324,10 @@ def test_older_versions_are_upgraded_step_by_step(path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, w: d["plan"].update(r_max=-1.0), "'plan.r_max' in the model file is not valid"),
-        (lambda d, w: d["plan"].update(color="red"), "'plan.color' in the model file is not valid"),
-        (lambda d, w: d.pop("plan"), "'plan' in the model file is not valid"),
-        (lambda d, w: d["metadata"].update(seed="x"), "'metadata.seed' in the model file is not valid"),
+        (lambda d, w: d["plan"].update(r_max=-1.0), "in the model file 'plan.r_max' is not valid"),
+        (lambda d, w: d["plan"].update(color="red"), "in the model file 'plan.color' is not valid"),
+        (lambda d, w: d.pop("plan"), "in the model file 'plan' is not valid"),
+        (lambda d, w: d["metadata"].update(seed="x"), "in the model file 'metadata.seed' is not valid"),
         (lambda d, w: w.pop("embedding"), "it lacks 'embedding'"),
         (lambda d, w: w.update(extra=torch.zeros(1).double()), "it has the unknown 'extra'"),
         (lambda d, w: w.update(embedding=torch.zeros(9, 3).double()), "'embedding' has the shape [9, 3]"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import pickle
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from training_runs import QUICK, TINY_MODEL, write_water
 import mace
 from mace.calculators import MACECalculator, mace_mp
 from mace.cli import eval_configs, original_commands, run_train
+from mace.compat import published
 from mace.elsewhere import COMMANDS
 from mace.errors import UserError
 from mace.model.model_file import load_model, save_model
@@ -62,7 +64,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "mace"
     folder.mkdir(parents=True)
-    files.write_original(folder / SMALL, files.tree_of(files.model()))
+    small = files.write_original(folder / SMALL, files.tree_of(files.model()))
+    monkeypatch.setitem(published.DIGESTS, published.ADDRESSES["mace_mp"]["small"], published.sha256_of(small))
     return folder
 
 
@@ -78,12 +81,32 @@ def test_flags_of_evaluation(flags: str, expected: str) -> None:
     assert_as_written(outcome(eval_configs.parse_arguments, [*files_named, *shlex.split(flags)]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:MACECalculator. .* changes nothing")
 @pytest.mark.parametrize(("arguments", "expected"), public_uses.CALCULATOR, ids=str)
-@pytest.mark.parametrize("name", ["model_paths", "model_path"])
+@pytest.mark.parametrize("name", ["model_paths", "model_path", "model"])
 def test_arguments_of_the_calculator(name: str, arguments: dict[str, Any], expected: str, model_file: Path) -> None:
     assert_as_written(outcome(MACECalculator, **{name: str(model_file)}, **arguments), expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"enable_cueq": True}, ["enable_cueq=True changes nothing: this library is not used"]),
+        ({"compile_mode": "max-autotune"}, ["compile_mode='max-autotune' changes nothing: models are not compiled"]),
+        ({"pad_num_atoms": 64, "pad_num_edges": 9}, ["pad_num_atoms=64 changes nothing", "pad_num_edges=9 changes"]),
+        ({"enable_cueq": False, "pad_num_atoms": 0, "fullgraph": True, "compile_mode": None}, []),
+    ],
+)
+def test_arguments_that_change_nothing_are_told(arguments: dict[str, Any], words: list[str], model_file: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        MACECalculator(str(model_file), **arguments)
+    texts = [str(warning.message) for warning in told if "MACECalculator" in str(warning.message)]
+    assert len(texts) == len(words)
+    assert all(word in text for word, text in zip(words, texts, strict=True)), texts
+
+
+@pytest.mark.filterwarnings("ignore:MACECalculator. .* changes nothing")
 @pytest.mark.parametrize(("arguments", "expected"), public_uses.MACE_MP, ids=str)
 def test_arguments_of_mace_mp(arguments: dict[str, Any], expected: str, cache: Path) -> None:
     assert_as_written(outcome(mace_mp, **arguments), expected)
@@ -130,10 +153,32 @@ def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixtu
     assert caught.value.code == 2 and said.startswith(f"{name} does not exist") and said.count("\n") == 1
 
 
-def test_the_conversion_for_lammps_is_answered_as_a_module_too() -> None:
-    command = [sys.executable, "-m", "mace.cli.create_lammps_model", "a.model", "--format=mliap"]
+MODULES_OF_PROGRAMS = (
+    "active_learning_md convert_cueq_e3nn convert_device convert_e3nn_cueq convert_e3nn_hybrid convert_e3nn_oeq "
+    "convert_oeq_e3nn create_lammps_model fine_tuning_select preprocess_data select_head visualise_train"
+).split()
+"""Modules in ``mace.cli`` of mace-torch 0.3.16, without those that exist here."""
+
+
+@pytest.mark.parametrize("name", MODULES_OF_PROGRAMS)
+def test_missing_programs_are_answered_as_modules_and_as_files_too(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start in (
+        lambda: runpy.run_module(f"mace.cli.{name}", run_name="__main__", alter_sys=True),
+        lambda: runpy.run_path(str(ROOT / "mace" / "cli" / f"{name}.py"), run_name="__main__"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            start()
+        said = capsys.readouterr().err
+        assert caught.value.code == 2 and "does not exist in mace-train: " in said and said.count("\n") == 1
+    assert callable(importlib.import_module(f"mace.cli.{name}").main)
+
+
+def test_a_missing_program_is_answered_by_the_interpreter() -> None:
+    command = [sys.executable, str(ROOT / "mace" / "cli" / "preprocess_data.py"), "--train_file=a.xyz"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith("mace_create_lammps_model does not exist")
+    assert done.returncode == 2 and done.stderr.startswith("mace_prepare_data does not exist")
 
 
 def test_attributes_that_scripts_read(model_file: Path) -> None:
@@ -235,10 +280,9 @@ def test_a_notebook_trains_and_evaluates_again_and_again(
     assert caught.value.code == 2 and "missing.yml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [argparse.Namespace(name="m"), "--name=m --train_file=train.xyz"])
-def test_run_wants_a_list(given: Any) -> None:
+def test_run_wants_words() -> None:
     with pytest.raises(UserError, match="takes the arguments as a list of strings"):
-        run_train.run(given)
+        run_train.run("--name=m --train_file=train.xyz")
 
 
 def test_compiled_models_are_looked_for_in_vain(tmp_path: Path) -> None:
@@ -247,7 +291,7 @@ def test_compiled_models_are_looked_for_in_vain(tmp_path: Path) -> None:
 
 
 def test_a_script_sees_one_sentence() -> None:
-    code = "from mace.tools import build_default_arg_parser"
+    code = "from mace.tools import torch_geometric"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1
-    assert "mace.tools belongs to mace-torch" in io.StringIO(done.stderr).readlines()[-1]
+    assert "What is asked of mace.tools belongs to mace-torch" in io.StringIO(done.stderr).readlines()[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mace.settings import TrainingSettings, parse_training_settings, settings_table_markdown
-from mace.settings.declaration import NOT_SUPPORTED, declarations
+from mace.settings.declaration import NOT_SUPPORTED, WITHOUT_EFFECT, declarations
 from mace.settings.documentation import main, settings_json_schema, settings_page
 from mace.settings.help import help_text
 
@@ -27,6 +27,7 @@ GROUPS = [
     "Checkpoints",
     "Devices and speed",
     "Logging and trackers",
+    WITHOUT_EFFECT,
     NOT_SUPPORTED,
 ]
 
@@ -47,15 +48,18 @@ def test_help_has_the_groups_in_order(capsys):
 
 
 def test_help_mentions_every_supported_setting(capsys):
-    """One entry each, with unit and aliases; unsupported ones stand in the list at the end."""
-    entries, _, unsupported = printed(capsys, "--help").partition(f"{NOT_SUPPORTED}:")
+    """One entry each, with unit and aliases; those without effect and unsupported ones stand in lists at the end."""
+    entries, _, rest = printed(capsys, "--help").partition(f"{WITHOUT_EFFECT}:")
+    inert, _, unsupported = rest.partition(f"{NOT_SUPPORTED}:")
     starts = [line.split()[0] for line in entries.splitlines() if line.startswith("  --")]
-    assert sorted(starts) == sorted(f"--{d.name}" for d in DECLARATIONS.values() if not d.unsupported)
+    others = [d for d in DECLARATIONS.values() if d.unsupported or d.inert]
+    assert sorted(starts) == sorted({f"--{name}" for name in DECLARATIONS} - {f"--{d.name}" for d in others})
     words = entries.split()
     for declaration in DECLARATIONS.values():
-        if declaration.unsupported:
-            assert f"--{declaration.name}" in unsupported.replace(",", " ").split()
-        for alias in declaration.aliases if not declaration.unsupported else ():
+        if declaration in others:
+            listed = unsupported if declaration.unsupported else inert
+            assert f"--{declaration.name}" in listed.replace(",", " ").split()
+        for alias in declaration.aliases if declaration not in others else ():
             assert any(word.strip("),") == f"--{alias}" for word in words)
 
 
@@ -70,7 +74,7 @@ def test_help_says_units_and_defaults(capsys):
 def test_help_all_says_why(capsys, flag):
     """Reasons for refusal are one flag away."""
     text = " ".join(printed(capsys, flag).split())
-    assert all(d.unsupported in text for d in DECLARATIONS.values() if d.unsupported)
+    assert all(d.unsupported in text and d.inert in text for d in DECLARATIONS.values())
 
 
 def test_help_fits_the_terminal(monkeypatch):
@@ -87,6 +91,7 @@ def test_every_setting_is_explained_in_one_line():
         assert declaration.group in GROUPS
         reasons = [declaration.unsupported] if declaration.unsupported else []
         reasons += (declaration.unsupported_values or {}).values()
+        assert not declaration.inert.endswith(".") and "\n" not in declaration.inert
         assert all(reason.endswith(".") and "\n" not in reason for reason in reasons)
 
 

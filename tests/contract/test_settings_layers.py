@@ -74,6 +74,9 @@ def test_command_line_takes_every_spelling(flag, name, value):
         ("distance_transform: None", "distance_transform", "None"),
         ("name: 010", "name", "010"),
         ("valid_file:", "valid_file", None),
+        ("stress_key:", "stress_key", ""),
+        ("stress_key: null", "stress_key", ""),
+        ("stress_key: None", "stress_key", ""),
         ("swa: true", "swa", True),
         ("swa: 'False'", "swa", False),
         ("plot: no", "plot", False),
@@ -111,6 +114,8 @@ def test_yaml_values(write, text, name, value):
         ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),
         ("lr: 1\nlr: 2", ["run.yaml", "'lr' comes twice"]),
+        ("E0s: {1: -13.6, 8: -2.0, 1: -13.5}", ["run.yaml", "'1' comes twice"]),
+        ("[1, 2]: 3", ["run.yaml", "a list or a table cannot be a key"]),
         ("config: other.yaml", ["'config' cannot be given inside"]),
         ("- lr\n- 1", ["a table of 'setting: value' lines, not a list"]),
         ("just words", ["not a single text"]),
@@ -123,6 +128,22 @@ def test_mistakes_in_yaml_are_named(write, text, words):
     with pytest.raises(UserError) as caught:
         parse_training_settings([*BASE, write(text)])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value", "words"),
+    [
+        ("lr: 0.5\nlr: 0.5", "lr", 0.5, "the key 'lr' comes twice, with the same value"),
+        ("swa_lr: 0.5\nstage_two_lr: 0.5", "swa_lr", 0.5, "swa_lr is given twice, with the same value"),
+        ("r_max: 4\nlr: 0.5\nr_max: 4", "r_max", 4.0, "the key 'r_max' comes twice"),
+        ("radial_MLP: [8, 8]\nradial_MLP: [8, 8]", "radial_MLP", [8, 8], "the key 'radial_MLP' comes twice"),
+        ("E0s: {1: -3.5, 8: -2.5, 1: -3.5}", "E0s", {1: -3.5, 8: -2.5}, "the key '1' comes twice"),
+    ],
+)
+def test_the_same_twice_in_yaml_is_a_warning(write, caplog, text, name, value, words):
+    """Nothing is lost by it."""
+    assert getattr(parse_training_settings([*BASE, write(text)]), name) == value
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and words in caplog.text
 
 
 def test_empty_yaml_gives_nothing(write):
@@ -141,3 +162,34 @@ def test_settings_survive_a_round_trip():
     settings = parse_training_settings([*BASE, "--E0s={1:-13.6}", "--correlation=[3,2]", "--valid_file", "a", "b"])
     assert TrainingSettings(**settings.model_dump()) == settings
     assert TrainingSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("test_dir: ~/tests", "test_dir", "HOME/tests"),
+        ("work_dir: ~/runs/a", "work_dir", "HOME/runs/a"),
+        ("E0s: ~/E0s.json", "E0s", "HOME/E0s.json"),
+        ("foundation_model: ~/old.model", "foundation_model", "HOME/old.model"),
+        ("valid_file: [~/a.xyz, b~.xyz]", "valid_file", ["HOME/a.xyz", "b~.xyz"]),
+        ("test_file: ~/*.xyz", "test_file", "HOME/*.xyz"),
+        ("log_dir: ~nobody-of-this-name/logs", "log_dir", "~nobody-of-this-name/logs"),
+        ("log_dir: ~", "log_dir", None),
+        ("energy_key: ~/E", "energy_key", "~/E"),
+    ],
+)
+def test_the_home_folder_in_paths(write, monkeypatch, tmp_path, text, name, value):
+    """A shell writes it out, a YAML file does not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = [item.replace("HOME", str(tmp_path)) for item in value] if isinstance(value, list) else value
+    expected = expected.replace("HOME", str(tmp_path)) if isinstance(expected, str) else expected
+    assert getattr(parse_training_settings([*BASE, write(text)]), name) == expected
+
+
+def test_the_home_folder_in_tables_and_on_the_command_line(write, monkeypatch, tmp_path):
+    """Shells leave --config=~/run.yaml and what stands in quotes alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write("valid_file:\n  - file: ~/a.xyz\n    energy_key: E\n  - file: [~/b.xyz]\n")
+    settings = parse_training_settings(["--name=run", "--config=~/run.yaml", "--train_file", "{'file': '~/c.xyz'}"])
+    assert [table.file for table in settings.valid_file] == [f"{tmp_path}/a.xyz", [f"{tmp_path}/b.xyz"]]
+    assert settings.train_file.file == f"{tmp_path}/c.xyz"

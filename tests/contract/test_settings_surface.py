@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from training_runs import train, write_water
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.settings.declaration import declarations
+from mace.settings.inert import inert_notes
 
 SURFACE = json.loads(Path(__file__).with_name("cli_surface.json").read_text())["build_default_arg_parser"]
 SPECS = {"total_spin": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 4}}
@@ -40,7 +42,7 @@ OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
-    report
+    report take_over
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""
@@ -55,12 +57,35 @@ REFUSED_CHOICES = {
     },
     "error_table": {"DipolePolarRMSE"},
     "loss": {"dipole_polar"},
-    "subselect_pt": {"fps"},
-    "filter_type_pt": {"combinations", "inclusive", "exclusive"},
 }
 
 ACCEPTED_UNSUPPORTED = {("multiheads_finetuning", False)}
 """Not the default, but exactly what happens here anyway."""
+
+INERT = set(
+    """
+    downloads_dir enable_cueq only_cueq enable_oeq num_workers multi_processed_test compute_polarizability
+    compute_atomic_dipole les_arguments kspace_cutoff_factor atomic_multipoles_max_l atomic_multipoles_smearing_width
+    field_feature_max_l field_feature_widths field_feature_norms num_recursion_steps field_si
+    include_electrostatic_self_interaction add_local_electron_energy quadrupole_feature_corrections
+    return_electrostatic_potentials field_norm_factor fixedpoint_update_config field_readout_config head_key
+    polarizability_weight swa_polarizability_weight skip_evaluate_heads
+    """.split()
+)
+"""Nothing here looks at them."""
+
+ALONE_WITHOUT_EFFECT = set(
+    """
+    foundation_head foundation_model_elements foundation_model_readout foundation_model_kwargs
+    foundation_filter_elements lora_rank lora_alpha weight_pt_head real_pt_data_ratio_threshold num_samples_pt
+    force_mh_ft_lr subselect_pt filter_type_pt allow_random_padding_pt pt_train_file pt_valid_file pseudolabel_replay
+    pseudolabel_replay_compute_stress use_edge_irreps_first use_embedding_readout
+    wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
+    """.split()
+)
+"""They belong to other settings, without which nothing looks at them."""
+
+ACCEPTED = SUPPORTED | INERT | ALONE_WITHOUT_EFFECT
 
 FACTORS = {"embedding_lr_factor": 0.5, "interactions_lr_factor": 1.0, "products_lr_factor": 1.0}
 SAMPLES = {
@@ -117,14 +142,14 @@ def typed_flags() -> list:
         for flag in entry["flags"]:
             if entry["action"]:
                 value = entry["action"] == "store_true"
-                cases.append((flag, [flag], name, value, name in SUPPORTED))
+                cases.append((flag, [flag], name, value, name in ACCEPTED))
             elif entry["choices"]:
                 for choice in entry["choices"]:
                     refused = choice in REFUSED_CHOICES.get(name, ())
                     cases.append((flag, [f"{flag}={choice}"], name, choice, not refused))
             else:
                 text, value = sample_of(entry)
-                supported = name in SUPPORTED or (name, value) in ACCEPTED_UNSUPPORTED
+                supported = name in ACCEPTED or (name, value) in ACCEPTED_UNSUPPORTED
                 cases.append((flag, [flag, text], name, value, supported))
     return [pytest.param(*case, id=" ".join(case[1])) for case in cases if case[2] != "config"]
 
@@ -138,6 +163,10 @@ def test_flag_is_obeyed_or_refused_by_name(flag, arguments, name, value, support
         assert getattr(settings, name) == value
         assert type(getattr(settings, name)) is type(value)
         assert name in settings.model_fields_set
+        # what changes nothing is told, unless it is the default
+        told = [note for note in inert_notes(settings) if note.startswith(f"--{name}=")]
+        is_idle = name in INERT | ALONE_WITHOUT_EFFECT and value != TrainingSettings.model_fields[name].default
+        assert len(told) == is_idle
     else:
         with pytest.raises(UserError) as caught:
             parse_training_settings(argv)
@@ -149,8 +178,11 @@ def test_flag_is_obeyed_or_refused_by_name(flag, arguments, name, value, support
 def test_no_flag_is_forgotten():
     """The settings are those of the surface file and a short list of our own."""
     assert {name_of(entry) for entry in SURFACE} | OURS == set(TrainingSettings.model_fields)
-    unsupported = {name for name, declaration in declarations(TrainingSettings).items() if declaration.unsupported}
-    assert set(TrainingSettings.model_fields) - unsupported == SUPPORTED | OURS
+    known = declarations(TrainingSettings)
+    unsupported = {name for name, declaration in known.items() if declaration.unsupported}
+    assert set(TrainingSettings.model_fields) - unsupported - INERT == SUPPORTED | OURS
+    assert {name for name, declaration in known.items() if declaration.inert} == INERT
+    assert {name for name, declaration in known.items() if declaration.only_with} == ALONE_WITHOUT_EFFECT
 
 
 @pytest.mark.parametrize("entry", SURFACE, ids=name_of)
@@ -176,20 +208,29 @@ def test_default(entry):
         assert ours == theirs
 
 
-WRITTEN_DEFAULTS = [
-    entry for entry in SURFACE if not entry["action"] and entry["default"] is not None and name_of(entry) != "launcher"
-]
+WRITTEN_DEFAULTS = [entry for entry in SURFACE if not entry["action"] and entry["default"] is not None]
 
 
-@pytest.mark.parametrize("entry", WRITTEN_DEFAULTS, ids=name_of)
-def test_default_may_be_given(entry):
-    """The original's default, written out in somebody's script, is no reason to stop (but for a launcher)."""
+def written_default(entry: dict) -> list[str]:
+    """The original's default, as it is typed."""
     name = name_of(entry)
     theirs = entry["default"]
     if isinstance(theirs, dict):
         label = name.removesuffix("_key")
         plain = ("dipole", "polarizability", "head", "total_charge", "total_spin", "elec_temp")
         theirs = label if label in plain else f"REF_{label}"
-    words = [str(word) for word in theirs] if isinstance(theirs, list) else [str(theirs)]
+    return [f"--{name}", *([str(word) for word in theirs] if isinstance(theirs, list) else [str(theirs)])]
+
+
+@pytest.mark.parametrize("entry", WRITTEN_DEFAULTS, ids=name_of)
+def test_default_may_be_given(entry):
+    """The original's default, written out in somebody's script, is no reason to stop."""
     argv = [f"--{key}={text}" for key, text in REQUIRED.items()]
-    assert name in parse_training_settings([*argv, f"--{name}", *words]).model_fields_set
+    assert name_of(entry) in parse_training_settings([*argv, *written_default(entry)]).model_fields_set
+
+
+def test_all_defaults_may_be_given_together(tmp_path):
+    """As programs do that write out every setting; only the size of the model is not the default."""
+    typed = [word for entry in WRITTEN_DEFAULTS if name_of(entry) != "max_ell" for word in written_default(entry)]
+    run = train(tmp_path, write_water(tmp_path / "train.xyz"), *typed, "--num_channels=4", "--dry_run")
+    assert "Plan of the run" in run.shown and "has no effect" not in run.shown

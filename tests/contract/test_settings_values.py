@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_E0s_literal, parse_training_settings
+from mace.settings.reading import Given, build_settings
 
 BASE = ["--name=run", "--train_file=train.xyz"]
 
@@ -30,7 +31,7 @@ def sentence_of(*arguments: str) -> str:
         ("batch_size", "0", "1", "a whole number of at least 1"),
         ("batch_size", "2.5", "2", "a whole number of at least 1"),
         ("valid_batch_size", "0", "1", "at least 1"),
-        ("max_num_epochs", "0", "1", "at least 1"),
+        ("max_num_epochs", "-1", "0", "at least 0"),
         ("eval_interval", "0", "1", "at least 1"),
         ("patience", "0", "1", "at least 1"),
         ("lr", "0", "1e-3", "a number above 0"),
@@ -67,7 +68,8 @@ def sentence_of(*arguments: str) -> str:
         ("plot", "maybe", "Y", "True or False"),
         ("clip_grad", "0", "None", "a number above 0 or None"),
         ("lr_factor", "1", "0.5", "above 0 and below 1"),
-        ("seed", "-1", "0", "at least 0"),
+        ("seed", "-1", "0", "from 0 to"),
+        ("seed", "1" + 26 * "0", str(2**63 - 1), "from 0 to"),
         ("std", "0", "1", "a number above 0"),
     ],
 )
@@ -85,7 +87,16 @@ def test_value_outside_its_range(name, wrong, right, words):
     ("arguments", "sentence"),
     [
         (["--batchsize=5"], "--batchsize is not a setting; did you mean --batch_size?"),
-        (["--max_num_epoch", "5"], "--max_num_epoch is not a setting; did you mean --max_num_epochs?"),
+        (["--max_num_epchs", "5"], "--max_num_epchs is not a setting; did you mean --max_num_epochs?"),
+        (
+            ["--swa_e=5", "--ema_=1", "--checkpoint=5"],
+            "--checkpoint is not a setting, but begins several: --checkpoint_minutes, --checkpoints_dir.",
+        ),
+        (
+            ["--swa_"],
+            "--swa_ is not a setting, but begins several: --swa_dipole_weight, --swa_energy_weight, "
+            "--swa_forces_weight, --swa_lr, --swa_polarizability_weight and 2 more.",
+        ),
         (["--start_stage_too=5"], "--start_stage_too is not a setting; did you mean --start_stage_two?"),
         (["--qqqqqq"], "--qqqqqq is not a setting; --help lists all settings."),
         (["--swa", "True"], "--swa is a bare flag: write it without a value; --no_swa turns it off."),
@@ -93,7 +104,7 @@ def test_value_outside_its_range(name, wrong, right, words):
         (["--lr"], "--lr needs a value: a number above 0."),
         (["--plot"], "--plot needs a value: True or False."),
         (["--lr=1", "5"], "'5' belongs to no setting; every setting is written as --name=value, see --help."),
-        (["--energy_key="], "--energy_key is empty; give a value or remove it."),
+        (["--foundation_model="], "--foundation_model is empty; give a value or remove it."),
         (
             ["--radial_type=besel"],
             "--radial_type must be one of bessel, gaussian, chebyshev, not 'besel'; did you mean bessel?",
@@ -117,9 +128,32 @@ def test_sentence(arguments, sentence):
     assert sentence_of(*arguments) == sentence
 
 
-def test_flags_are_not_abbreviated():
-    """A prefix of a flag is a mistake, not the flag."""
-    assert "did you mean --batch_size?" in sentence_of("--batch_siz=5")
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--batch_siz=5"], "batch_size", 5),
+        (["--max-num-ep", "3"], "max_num_epochs", 3),
+        (["--stage_two_l=0.5"], "swa_lr", 0.5),
+        (["--no_ams"], "amsgrad", False),
+        (["--start_st", "7"], "start_swa", 7),
+        (["--mea", "-1.5"], "mean", -1.5),
+        (["--test_f", "a.xyz", "b.xyz"], "test_file", ["a.xyz", "b.xyz"]),
+        (["--swa"], "swa", True),
+    ],
+)
+def test_flags_may_be_cut_short(arguments, name, value):
+    """As in argparse, where only one setting begins so; a whole flag is itself."""
+    settings = parse(*arguments)
+    assert getattr(settings, name) == value and name in settings.model_fields_set
+
+
+@pytest.mark.parametrize("text", ["", "None", "none", "null"])
+@pytest.mark.parametrize("name", ["energy_key", "stress_key", "charges_key", "elec_temp_key", "head_key"])
+def test_an_empty_key_says_that_there_is_no_such_label(name, text):
+    """It is not the same as no key, also after a round trip."""
+    settings = parse(f"--{name}={text}")
+    assert getattr(settings, name) == "" and getattr(parse(), name) is None
+    assert getattr(TrainingSettings.model_validate_json(settings.model_dump_json()), name) == ""
 
 
 def test_required_settings():
@@ -240,3 +274,23 @@ def test_unsupported_values_are_refused_in_python_too():
     """Whoever builds settings without a command line gets the same answer."""
     with pytest.raises(ValidationError, match="low-rank adaptation"):
         TrainingSettings(name="run", train_file="train.xyz", lora=True)
+
+
+ODD_VALUES = [
+    *("", " ", "[", "{", "[]", "{}", "nan", "1e999", "-1e999", "1j", "b'x'", "(1,2)", "{1,2}", "...", "1+2", "@", "\n"),
+    *("9" * 5000, "[" * 5000, "{1:" * 3000, "[[1]]", "[None]", "{[1]: 2}", "{(1,): 2}", "{None: 1}", "{'D': 1}"),
+    *("{1: [2]}", "{'a': {'a': {}}}", "{'x': 1e999}", "{'file': {}}", "{'file': [['a']]}", "\udc80", "\N{INFINITY}"),
+    "{'q': {'type': 'categorical', 'per': [1], 'emb_dim': 3, 'num_classes': 1}}",
+    "{'q': {'type': [1], 'per': 'graph', 'emb_dim': 3}}",
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(TrainingSettings.model_fields) - {"config"}))
+def test_odd_values_are_obeyed_or_refused_in_short_sentences(name):
+    """No error of Python or of a library comes through."""
+    required = {"name": Given("run", "--name"), "train_file": Given("train.xyz", "--train_file")}
+    for text in ODD_VALUES:
+        try:
+            build_settings(TrainingSettings, required | {name: Given(text, f"--{name}")})
+        except UserError as error:
+            assert len(str(error)) < 800 and str(error).startswith("--") and str(error).endswith((".", "?")), str(error)

@@ -103,7 +103,7 @@ CASES = [
     (EVALUATE + " --batch_size=many", "invalid int value: 'many'"),
     (EVALUATE + " --default_dtype=float16", "invalid choice: 'float16'"),
     (EVALUATE + " --device=tpu", "invalid choice: 'tpu'"),
-    (EVALUATE + " --descriptor_num_layers=1", "no effect without --return_descriptors"),
+    (EVALUATE + " --descriptor", "ambiguous option: --descriptor could match --descriptor_num_layers,"),
     (EVALUATE + " --charges_key=Qs", "--charges_key has no effect"),
     (EVALUATE + " --plot=folder.png", "folder.png: the plot is a directory"),
     (EVALUATE + " --plot=parity.docx", "--plot=parity.docx must end in .png"),

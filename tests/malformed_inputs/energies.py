@@ -107,7 +107,35 @@ add(
     _in_file(HYDROGEN + OXYGEN + sound(info="config_type=IsolatedAtom")),
     "have several atoms",
 )
-add("noted", "isolated atoms and E0s", text_case(HYDROGEN + OXYGEN + sound()), "--E0s is given and overrules them")
+add(
+    "noted",
+    "isolated atoms and other E0s",
+    _in_file(HYDROGEN + OXYGEN + sound(), "--E0s={1: -13.7, 8: -432.0}"),
+    "[overruled-reference-energies]",
+    "H -13.7 eV (the frame: -13.6)",
+)
+add(
+    "noted",
+    "isolated atoms and an average",
+    _in_file(HYDROGEN + OXYGEN + sound(), "--E0s=average"),
+    "[overruled-reference-energies]",
+    "the E0s of H, O are those of the IsolatedAtom frames, which come before --E0s=average",
+    "{1 (H): -13.6, 8 (O): -432}",
+)
+add(
+    "noted",
+    "an isolated atom of one element and an average",
+    _in_file(HYDROGEN + sound(), "--E0s=average"),
+    "those of O are fitted, with these held fixed",
+)
+add("read", "isolated atoms and the same E0s", text_case(HYDROGEN + OXYGEN + sound()))
+add("read", "isolated atoms by the word", _in_file(HYDROGEN + OXYGEN + sound(), "--E0s=IsolatedAtom"))
+add(
+    "refused",
+    "an isolated atom too few for the word",
+    _in_file(HYDROGEN + sound(), "--E0s=isolated"),
+    "of O are not in the IsolatedAtom frames",
+)
 add(
     "noted",
     "an average that does not determine the elements",

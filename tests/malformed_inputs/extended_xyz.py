@@ -77,11 +77,22 @@ for title, info in {
     refuse(title, spoilt(info=info, energy=""), "structure 2", "a quote or bracket")
 refuse("a word that ends in =", spoilt(info="note=a=", energy="REF_energy=-469.2"), "structure 2", "no value")
 refuse("a word that ends in a backslash", spoilt(info="note=C:\\data\\"), "structure 2", "a backslash before a blank")
+refuse("lattice and Lattice", spoilt(info='lattice="8 0 0 0 8 0 0 0 8" Lattice="8 0 0 0 8 0 0 0 8"'), "'Lattice' twice")
+refuse("a cell for a lattice", spoilt(info='cell="8 0 0 0 8 0 0 0 8"'), "'cell' but no 'Lattice'", "write Lattice=")
+refuse("numbers in the column of symbols", changed(12, LINES[12].replace("O", "8", 1)), "'8', which is none", "Z:I:1")
 refuse("a table of numbers", "1.0 2.0 3.0\n" * 9, "structure 0 cannot be read")
 
 add("read", "carriage returns and line feeds", text_case(sound().replace("\n", "\r\n")), check=has_waters())
 add("read", "carriage returns alone", text_case(sound().replace("\n", "\r")), check=has_waters())
 add("read", "a mark of the byte order", text_case(b"\xef\xbb\xbf" + sound().encode()), check=has_waters())
+add(
+    "read",
+    "reserved words in small letters",
+    text_case(sound(info='lattice="8 0 0 0 8 0 0 0 8" pbc="F F F"').replace("Properties", "properties")),
+    check=has_waters(),
+)
+add("read", "free words", text_case(sound(info="it's water, \"one = two\" the others' water,")), check=has_waters())
+add("read", "deuterium", text_case(sound().replace("H ", "D ")), check=has_waters())
 add("read", "an equals sign in quotes", text_case(spoilt(info="note='a = b' by=\"x=1\"")), check=has_waters())
 add("read", "two apostrophes in a word", text_case(spoilt(info="name=5'-ATG-3' author=O'Brien's")), check=has_waters())
 add("read", "tabs and blanks", text_case(sound().replace(" 0.", "\t 0.").replace("\n", "  \n")), check=has_waters())

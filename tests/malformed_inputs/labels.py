@@ -117,10 +117,15 @@ refuse("an energy for the forces", sound(), "the label 'forces'", flags=("--forc
 refuse("no labels", sound(energy="", properties="species:S:1:pos:R:3:spare:R:3"), "no structure has a label 'energy'")
 refuse("no forces", sound(properties="species:S:1:pos:R:3:spare:R:3"), "no structure has a label 'forces'")
 refuse(
-    "a key in small letters", sound(energy="ref_energy=-1"), "no structure has a label 'energy'", "ref_energy (info, 6)"
+    "a key in small letters",
+    sound(energy="ref_energy=-1"),
+    "(6 of 6) have no 'REF_energy' but 'ref_energy', which is not read without --energy_key=ref_energy",
+    "--allow misspelled-key",
 )
-for _loss in ("stress", "virials", "huber", "universal"):
-    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}",))
+refuse("forces in the singular", sound(properties="species:S:1:pos:R:3:force:R:3"), "no 'forces' but 'force'")
+add("read", "a key that is almost a label", text_case(spoilt(info="Dipole='1 2 3'"), "--allow=misspelled-key"))
+for _loss, *_weight in (("stress",), ("virials",), ("huber", "--stress_weight=1"), ("universal", "--stress_weight=1")):
+    refuse(f"no stress for the loss {_loss}", sound(), "no structure has a label", flags=(f"--loss={_loss}", *_weight))
 refuse(
     "virials of slabs for a loss of stress",
     sound(info='Lattice="8 0 0 0 8 0 0 0 8" pbc="T T F" REF_virials="1 0 0 0 1 0 0 0 1"'),
@@ -205,3 +210,26 @@ def _in_atomic_units(folder: Path) -> list[str]:
 
 
 add("read", "atomic units that are named", _in_atomic_units, check=_units)
+
+_METALS = "Li Be Na Mg Al Si K Ca Sc Ti V Cr".split()
+
+
+def _one_of_each(folder: Path) -> list[str]:
+    text = "".join(
+        frame(item, row=lambda s, p, f, metal=metal: plain_row(metal if s == "O" else s, p, f))  # type: ignore[misc]
+        for metal, item in zip(_METALS, waters(len(_METALS)), strict=True)
+    )
+    return [f"--train_file={write(folder, text)}", "--E0s=average"]
+
+
+def _rare_element(folder: Path) -> list[str]:
+    """The structure that the seed would set aside."""
+    text = "".join(
+        frame(item, row=lambda s, p, f, rare=place == 3: plain_row("S" if s == "O" and rare else s, p, f))  # type: ignore[misc]
+        for place, item in enumerate(waters(6))
+    )
+    return [f"--train_file={write(folder, text)}", "--E0s=average", "--seed=1"]
+
+
+add("noted", "every structure the only one of an element", _one_of_each, "are both trained on and validated with")
+add("read", "one structure with an element", _rare_element)

@@ -90,7 +90,7 @@ for _flag, _words in (
     ("--energy_unit=Hartre", "did you mean Hartree?"),
     ("--length_unit=feet", "--length_unit must be one of Angstrom, bohr, nm"),
     ("--stress_unit=Pa", "--stress_unit must be one of"),
-    ("--energy_key=", "--energy_key is empty"),
+    ("--foundation_model=", "--foundation_model is empty"),
     ("--valid_fraction=0", "--valid_fraction"),
     ("--valid_fraction=1.0", "--valid_fraction"),
     ("--valid_fraction=ten", "--valid_fraction"),

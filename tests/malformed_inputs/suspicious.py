@@ -15,7 +15,7 @@ from ase.io import write as write_structures
 from ase.units import Bohr, GPa, Hartree, kcal, mol
 
 from mace.structures.stress import full_tensor
-from malformed_inputs.cases import E0S, sound, suspect, trained_on, write
+from malformed_inputs.cases import E0S, plain_row, sound, suspect, trained_on, write
 
 COPPER = "--E0s={29: 3.5}"
 
@@ -164,3 +164,25 @@ def _large_forces(folder: Path) -> list[str]:
     lines = text.splitlines()
     lines[2] = "O 0.0 0.0 0.12 500.0 0.0 0.0"
     return [f"--train_file={write(folder, chr(10).join(lines) + chr(10))}", E0S]
+
+
+@suspect("forces of zero for forces that are missing", "placeholder-labels", "labels 'forces' that are exactly zero")
+def _no_forces(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames[:5]:
+        atoms.arrays["REF_forces"][:] = 0.0
+    return _trained_on(folder, frames)
+
+
+@suspect("a stress of zero for a stress that is missing", "placeholder-labels", "labels 'stress' that are exactly zero")
+def _no_stress(folder: Path) -> list[str]:
+    frames = strained_copper()
+    for atoms in frames[:5]:
+        atoms.info["REF_stress"][:] = 0.0
+    return _trained_on(folder, frames)
+
+
+@suspect("forces on molecules that are pushed", "net-forces", "eV/Angstrom (median), not zero")
+def _pushed(folder: Path) -> list[str]:
+    rows = sound(row=lambda s, p, f: plain_row(s, p, f + [0.0, 1.0, -1.0]))
+    return trained_on(folder, rows)

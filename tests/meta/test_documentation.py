@@ -28,8 +28,8 @@ COMMANDS = [command for block in all_blocks(*SHELLS) for command in commands_in(
 PYTHON = all_blocks("python")
 YAML = all_blocks("yaml")
 MESSAGES = all_blocks("message")
-BENCHMARK_FLAGS = {"dtype", "threads", "data"}
-"""Flags in sentences about the programs in ``benchmarks/``, which are not commands."""
+BENCHMARK_FLAGS = {"dtype", "threads", "data", "mutants", "again"}
+"""Flags in sentences about the programs in ``benchmarks/`` and ``mutation/``, which are not commands."""
 
 
 def module_of(command: str) -> Any:

@@ -39,8 +39,8 @@ import importlib, pkgutil
 import mace
 
 def modules():
-    signposts = {"mace.tools", "mace.data", "mace.modules"}  # importing them is an error, which is tested elsewhere
-    return [info.name for info in pkgutil.walk_packages(mace.__path__, "mace.") if info.name not in signposts]
+    found = [info.name for info in pkgutil.walk_packages(mace.__path__, "mace.")]
+    return [name for name in found if name != "mace.modules"]  # importing it is an error, which is tested elsewhere
 """
 
 

@@ -6,10 +6,9 @@ import ast
 from pathlib import Path
 
 from mace.conditions import SETTABLE
+from mace.properties import PREDICTED, PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.declaration import declarations
-from mace.structures.configuration import PROPERTIES
-from mace.training.loss import FITTED
 
 ROOT = Path(__file__).parents[2] / "mace"
 
@@ -27,7 +26,7 @@ def names_read() -> set[str]:
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self.settings", "now", "before"):
                 found.add(node.attr)
         if 'f"{p}_weight"' in text:
-            found |= {f"{prefix}{p}_weight" for prefix in ("", "swa_") for p in FITTED}
+            found |= {f"{prefix}{p}_weight" for prefix in ("", "swa_") for p in PREDICTED}
         if 'f"{name}_key"' in text:
             found |= {f"{p}_key" for p in (*PROPERTIES, *SETTABLE)}
         if 'f"{name}_unit"' in text:
@@ -36,8 +35,9 @@ def names_read() -> set[str]:
 
 
 def supported() -> set[str]:
-    """Name the settings that are not refused."""
-    return {name for name, declaration in declarations(TrainingSettings).items() if not declaration.unsupported}
+    """Name the settings that are neither refused nor declared to change nothing."""
+    known = declarations(TrainingSettings).items()
+    return {name for name, declaration in known if not declaration.unsupported and not declaration.inert}
 
 
 def test_every_supported_setting_is_read() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_runs import train, write_water
 
+from mace.errors import UserError
 from mace.training.checkpoints import FORMAT, UPGRADES, load_safely
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -31,11 +32,7 @@ def test_a_state_of_each_version_is_archived_and_loads(version: int) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_of_each_version_goes_on(tmp_path: Path, version: int) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    for sample in SAMPLES.glob(f"checkpoint-{version}_*.pt"):
-        name = sample.name.replace(f"checkpoint-{version}", "tiny_run-7")
-        shutil.copy(sample, tmp_path / "checkpoints" / name)
-    data = write_water(tmp_path / "train.xyz")
+    data = placed(tmp_path, version)
     run = train(tmp_path, data, *SMALLEST, "--max_num_epochs=5", "--restart_latest")
     assert run.epochs_trained == [3, 4]
     assert run.last_state()["format"] == FORMAT
@@ -44,3 +41,45 @@ def test_a_run_of_each_version_goes_on(tmp_path: Path, version: int) -> None:
 
 def test_every_older_version_has_an_upgrade() -> None:
     assert sorted(UPGRADES) == list(range(1, FORMAT))
+
+
+def placed(tmp_path: Path, version: int, lost: tuple[str, ...] = ()) -> Path:
+    """Put the files of a version in the place of a run, but for those that are lost."""
+    (tmp_path / "checkpoints").mkdir()
+    for sample in SAMPLES.glob(f"checkpoint-{version}_*.pt"):
+        if not sample.name.endswith(lost):
+            name = sample.name.replace(f"checkpoint-{version}", "tiny_run-7")
+            shutil.copy(sample, tmp_path / "checkpoints" / name)
+    return write_water(tmp_path / "train.xyz")
+
+
+WITHOUT_BEST = [1, 2]
+"""Versions whose states do not hold the best weights, so that these are in their files alone."""
+
+
+@pytest.mark.parametrize("version", WITHOUT_BEST)
+@pytest.mark.parametrize(
+    ("lost", "stage", "left"), [("_epoch-1.pt", "One", "_stagetwo"), ("_epoch-2_swa.pt", "Two", "")]
+)
+def test_lost_weights_of_one_stage_do_not_block_the_other(
+    tmp_path: Path, version: int, lost: str, stage: str, left: str
+) -> None:
+    data = placed(tmp_path, version, (lost,))
+    run = train(tmp_path, data, *SMALLEST, "--max_num_epochs=3", "--restart_latest")
+    assert run.said(
+        rf"WARNING: .*{lost}: the checkpoint cannot be opened .* best weights of stage {stage.lower()} are lost"
+    )
+    assert run.said(f"WARNING: There is no model of Stage {stage}: the weights of its best epoch")
+    assert [file.name for file in tmp_path.glob("*.model")] == [f"tiny{left}.model"]
+    longer = train(tmp_path, data, *SMALLEST, "--max_num_epochs=5", "--restart_latest", "--start_swa=2")
+    assert longer.weights("_stagetwo")  # the next best takes the place of what was lost
+    assert (tmp_path / "tiny.model").exists() == (stage == "Two")
+
+
+@pytest.mark.parametrize("version", WITHOUT_BEST)
+def test_a_run_without_any_best_weights_says_so_before_anything_is_written(tmp_path: Path, version: int) -> None:
+    data = placed(tmp_path, version, ("_epoch-1.pt", "_epoch-2_swa.pt"))
+    with pytest.raises(UserError, match=r"_epoch-1.pt: .*; .*_epoch-2_swa.pt: .*no other file has its best"):
+        train(tmp_path, data, *SMALLEST, "--max_num_epochs=3", "--restart_latest")
+    run = train(tmp_path, data, *SMALLEST, "--max_num_epochs=5", "--restart_latest")
+    assert run.epochs_trained == [3, 4] and run.weights("_stagetwo")

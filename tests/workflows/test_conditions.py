@@ -137,10 +137,25 @@ def test_keys_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--use_embedding_readout=True"], "--use_embedding_readout=True has no effect without conditions"),
+        (["--total_charge_key=q"], "--total_charge_key=q has no effect: the model has no condition 'total_charge'"),
+        (["--elec_temp_key=T"], "--elec_temp_key=T has no effect: the model has no condition 'elec_temp'"),
+        (
+            ["--embedding_specs=" + str(SPECS).replace("'emb_dim': 3", "'emb_dim': 3, 'in_dim': 2")],
+            "--embedding_specs: in_dim of 'total_spin' has no effect",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_told(data: Path, tmp_path: Path, flags: list[str], words: str) -> None:
+    run = train(tmp_path, data, "--dry_run", *flags)
+    assert words in run.shown and run.shown.count("has no effect") == 1
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--use_embedding_readout=True"], "--use_embedding_readout has no effect without conditions"),
-        (["--total_charge_key=q"], "--total_charge_key has no effect, because the model has no condition"),
         ([f"--embedding_specs={SPECS}", "--model=EnergyDipolesMACE"], "models of dipoles have no conditions"),
         (["--embedding_specs={'q': {'type': 'categorical'}}"], "--embedding_specs does not say the per and emb_dim"),
         (["--embedding_specs=5"], "--embedding_specs must be a dictionary such as"),

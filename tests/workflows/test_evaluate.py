@@ -26,6 +26,7 @@ from mace.errors import RunInterrupted, UserError
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.structures.frames import iterate_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -148,6 +149,35 @@ def test_other_formats_and_several_files(tmp_path: Path, model_path: Path) -> No
     assert found[4].calc.results == {"energy": -3.0, "free_energy": -3.5}
 
 
+@pytest.mark.parametrize("ending", ["extxyz", "xyz.gz", "extxyz.bz2", "xyz.xz", "traj", "db", "json"])
+def test_the_output_has_the_format_of_its_ending(tmp_path: Path, model_path: Path, ending: str) -> None:
+    """What is read again from it is what extended XYZ would hold."""
+    frames = _frames()
+    for place, atoms in enumerate(frames):
+        atoms.info |= {"config_type": "wet", "n": place, "digits": "12", "E_of_dft": -1.5, "axis": np.arange(5.0)}
+    ase.io.write(tmp_path / "in.xyz", frames, format="extxyz")
+    given = ["--configs", tmp_path / "in.xyz", "--model", model_path, "--return_node_energies"]
+    for name in ("plain.xyz", f"OUTCAR.{ending}", f"OUTCAR.{ending}"):  # an older output is replaced
+        _evaluate(*given, "--output", tmp_path / name)
+    read = [list(iterate_frames(str(tmp_path / name))) for name in ("plain.xyz", f"OUTCAR.{ending}")]
+    for one, other in zip(*read, strict=True):
+        assert one.numbers.tolist() == other.numbers.tolist() and one.pbc == other.pbc
+        np.testing.assert_allclose(one.positions, other.positions, atol=1e-12)
+        for place in ("info", "arrays", "results"):
+            assert getattr(one, place).keys() == getattr(other, place).keys()
+            for key, value in getattr(one, place).items():
+                np.testing.assert_array_equal(getattr(other, place)[key], value, err_msg=key)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.xyz", f"OUTCAR.{ending}", "plain.xyz"}
+
+
+@pytest.mark.parametrize("name", ["out.cif", "out.exyz", "out.traj.gz", "out.dat", "out.xyz.zip", "out.vasp"])
+def test_an_output_of_another_ending_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    """Before the model is looked for."""
+    with pytest.raises(UserError, match=f"{name}: structures are not written in the format of this ending; .*[.]xyz"):
+        _evaluate("--configs", tmp_path / "in.xyz", "--model", "no.model", "--output", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each structure is for the head it names, others for the default, all for that of ``--head``."""
     path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "Default", "high")))
@@ -236,14 +266,11 @@ def test_single_precision(tmp_path: Path, model_path: Path) -> None:
     [
         (["--return_contributions"], "--return_contributions: energies by body order are not available yet"),
         (["--compute_bec"], "--compute_bec: Born effective charges"),
-        (["--enable_cueq"], "--enable_cueq: this kernel library"),
         (["--head=pt"], "the model has one head, Default, and no head 'pt'"),
-        (["--descriptor_invariants_only=False"], "no effect without --return_descriptors"),
-        (["--descriptor_num_layers=1"], "no effect without --return_descriptors"),
-        (["--descriptor_aggregation_method=mean"], "no effect without --return_descriptors"),
         (["--return_descriptors", "--descriptor_num_layers=9"], "choose 1 to 2"),
         (["--batch_size=0"], "--batch_size is 0"),
-        (["--compute_stres"], "--compute_stres is no flag of mace_eval_configs; did you mean --compute_stress?"),
+        (["--compute_stess"], "--compute_stess is no flag of mace_eval_configs; did you mean --compute_stress?"),
+        (["--descriptor"], "ambiguous option: --descriptor could match --descriptor_num_layers"),
         (["--model=none.model"], "there is no such model file"),
         (["--configs=none.xyz"], "none.xyz: there is no such file"),
         (["--info_prefix=REF_"], "take the place of the label 'REF_energy'"),
@@ -257,6 +284,26 @@ def test_refusals(tmp_path: Path, model_path: Path, flags: list[str], message: s
         _evaluated(tmp_path, model_path, frames, *flags)
     assert message in str(caught.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.xyz"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--enable_cueq",
+        "--descriptor_invariants_only=False",
+        "--descriptor_num_layers=1",
+        "--descriptor_aggregation_method=mean",
+    ],
+)
+def test_what_changes_nothing_is_told(
+    tmp_path: Path, model_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = _evaluated(tmp_path, model_path, _frames())
+    capsys.readouterr()
+    with_flag = _evaluated(tmp_path, model_path, _frames(), flag)
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(told) == 1 and flag in told[0] and ("changes nothing" in told[0] or "has no effect" in told[0])
+    assert [a.info for a in with_flag] == [a.info for a in plain]
 
 
 def test_empty_prefix_spares_the_labels(tmp_path: Path, model_path: Path) -> None:

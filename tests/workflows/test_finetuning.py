@@ -8,7 +8,8 @@ from pathlib import Path
 
 import original_files as files
 import pytest
-from training_runs import QUICK, write_water
+from ase.io import write
+from training_runs import QUICK, water, write_water
 
 from mace.calculators import MACECalculator
 from mace.cli import check_data, import_model, info
@@ -55,13 +56,21 @@ def test_all_elements_can_be_kept(foundation: Path, tmp_path: Path) -> None:
 def test_reference_energies_are_estimated(foundation: Path, tmp_path: Path) -> None:
     """The command of the guides to fine-tuning."""
     estimate = ("--E0s=estimated", "--multiheads_finetuning=False", "--lr=0.001", "--weight_decay=0.0", "--ema")
-    train(tmp_path, f"--foundation_model={foundation}", *estimate)
+    write(tmp_path / "molecules.xyz", water(12), format="extxyz")
+    train(tmp_path, f"--foundation_model={foundation}", *estimate, f"--train_file={tmp_path / 'molecules.xyz'}")
     log = (tmp_path / "logs" / "tiny_run-7.log").read_text(encoding="utf-8")
     assert "(E0s) from: estimates by the foundation model" in log and "misses the labels by" in log
     before, after = map(float, re.search(r"by (\S+) eV per atom \(rms\), (\S+) with these E0s", log).groups())  # type: ignore[union-attr]
     assert before > 100.0 > 1.0 > after
     plan = load_model(tmp_path / "tiny.model").model.plan
     assert plan.reference_energies != files.PLAN.reference_energies
+
+
+def test_without_reference_energies_those_of_the_model_are_offered(foundation: Path, tmp_path: Path) -> None:
+    write(tmp_path / "molecules.xyz", water(12), format="extxyz")
+    flags = (f"--foundation_model={foundation}", "--multiheads_finetuning=False", "--dry_run")
+    with pytest.raises(UserError, match=r"\(E0s\) of H, O are not in .*'foundation' .*'estimated' .*'average'"):
+        train(tmp_path, *flags, f"--train_file={tmp_path / 'molecules.xyz'}")
 
 
 def test_data_are_checked_for_a_fine_tuning(foundation: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_wa
 from mace.errors import RunInterrupted, UserError
 from mace.model import durable_file
 from mace.model.model_file import load_model
-from mace.training import batch_step, records, saving
+from mace.training import batch_step, finishing, records, saving
 from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import load_safely
 
@@ -88,17 +88,17 @@ def test_the_model_waits_for_room(tmp_path: Path, data: Path, monkeypatch: pytes
         disk.end = 0  # somebody made room
 
     monkeypatch.setattr(saving.insist, "__defaults__", (pause,))
-    save = saving.StateKeeper.best_weights
+    load_best = finishing._load_best
 
-    def then_full(keeper: Any, *arguments: Any) -> Any:
+    def then_full(*arguments: Any) -> None:
         if not pauses:
             disk.begin, disk.end = 0, 10**9
-        return save(keeper, *arguments)
+        load_best(*arguments)
 
-    monkeypatch.setattr(saving.StateKeeper, "best_weights", then_full)
+    monkeypatch.setattr(finishing, "_load_best", then_full)
     run = train(tmp_path, data)
     assert pauses == [saving.FINAL_PAUSE]
-    assert run.said(r"WARNING: .*tiny.model: there is no room on the disk; trying again")
+    assert run.said(r"WARNING: .*tiny_run-7.model: there is no room on the disk; trying again")
     assert (tmp_path / "tiny.model").exists()
 
 

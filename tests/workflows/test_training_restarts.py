@@ -238,14 +238,6 @@ def test_damaged_checkpoints_stop_the_restart(tmp_path: Path, data: Path) -> Non
     assert [file.stat().st_size for file in files] == [500, 500]
 
 
-def test_best_weights_that_are_gone_are_named(tmp_path: Path, data: Path) -> None:
-    train(tmp_path, data)
-    for file in (tmp_path / "checkpoints").glob("*epoch*"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"tiny_run-7_epoch-\d\.pt: the checkpoint cannot be opened"):
-        train(tmp_path, data, RESUME)
-
-
 def test_without_the_flag_an_earlier_run_is_moved_away_and_never_mixed(tmp_path: Path, data: Path) -> None:
     long = train(tmp_path, data, SIX)
     old_weights, old_history = long.weights(), history(long)

@@ -105,7 +105,7 @@ def test_best_weights_of_another_run_are_refused(tmp_path: Path, data: Path) -> 
     train(tmp_path / "b", data)
     for file in (tmp_path / "a" / "checkpoints").glob("*_epoch-*.pt"):
         shutil.copy(file, tmp_path / "b" / "checkpoints" / file.name)
-    with pytest.raises(UserError, match=r"tiny_run-7_epoch-\d.pt: these weights are of another run \(.*, not .*\)"):
+    with pytest.raises(UserError, match=r"tiny_run-7_epoch-\d.pt: this is of another run \(.*, not .* as .*last.pt\)"):
         train(tmp_path / "b", data, RESUME)
 
 

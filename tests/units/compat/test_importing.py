@@ -430,7 +430,7 @@ CATEGORY = {"type": "categorical", "per": "graph", "num_classes": 7, "emb_dim": 
         ({"total_charge": CATEGORY | {"per": "molecule"}}, "describe 'total_charge' in an unknown way"),
         ({"total_charge": CATEGORY | {"emb_dim": 0}}, "a 'total_charge': .*greater than or equal to 1"),
         ({"total_charge": CATEGORY | {"num_classes": 10**12}}, "a 'total_charge': .*less than or equal"),
-        ({"total_charge": CATEGORY | {"num_classes": 8}, "total_spin": CATEGORY}, "total_spin.weight|other shapes"),
+        ({"total_charge": CATEGORY | {"num_classes": 8}, "total_spin": CATEGORY}, "total_spin.weight|has the shape"),
         ({"q; import os": CATEGORY}, "a 'q; import os': String should match"),
     ],
 )

@@ -158,3 +158,12 @@ def test_the_loader_of_a_model_for_molecules_knows_its_head(tmp_path: Path) -> N
     tree = files.tree_of(WITHOUT_DEFAULT, files.state_of(WITHOUT_DEFAULT), heads=["omol", "omat"])
     assert mace_omol(files.write_original(tmp_path / "old.model", tree)).head == "omol"
     assert mace_omol(save_model(tmp_path / "one.model", files.model())).head == "Default"
+
+
+def test_models_of_other_default_heads_are_asked_for_one() -> None:
+    two = [files.model(files.with_heads("Default", "high")), files.model(files.with_heads("high", "DEFAULT"))]
+    first, second = (MACECalculator(models=model).head for model in two)
+    assert first != second
+    with pytest.raises(UserError, match=f"where no head is named, the models use {first} and {second}; name one"):
+        MACECalculator(models=two)
+    assert MACECalculator(models=two, head="high").head == "high"

@@ -185,6 +185,20 @@ def test_warns_once_of_atoms_closer_than_in_training(tmp_path: Path, model: MACE
         carbon.evaluate([ase.build.molecule("CH4")])
 
 
+def test_one_model_of_a_committee_is_enough_to_warn(tmp_path: Path, make_model: Callable[..., MACE]) -> None:
+    files = []
+    for seed, distances in enumerate([{"H-O": 0.9}, {"H-O": 0.3}, {}]):
+        metadata = ModelMetadata(shortest_distances=distances)
+        files.append(save_model(tmp_path / f"{seed}.model", make_model(seed), metadata))
+    close = Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.6]])
+    for paths in (files, files[::-1]):
+        with pytest.warns(ExtrapolationWarning, match="A distance H-O is 0.600 Angstrom, .* is 0.900"):
+            _alone(MACECalculator(paths), close)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ExtrapolationWarning)
+        _alone(MACECalculator(files[1:]), close)
+
+
 def test_shortest_distances_of_structures() -> None:
     elements = ElementTable((1, 6, 8))
     positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.1], [0.0, 0.0, 2.0], [0.0, 2.5, 0.0]])

@@ -13,8 +13,11 @@ from ase import Atoms
 from mace.calculators import MACECalculator
 from mace.deployment import radial_tables
 from mace.deployment.radial_tables import choose_radial_tables, disordered_structure, largest_error
+from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.kernels.compiler import find_compiler
+from mace.graphs.batching import GraphDataset
+from mace.kernels.compiler import CompilationError, find_compiler
+from mace.model.derivatives import predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
@@ -83,6 +86,39 @@ def test_inaccurate_tables_are_not_used(
         choose_radial_tables(ready, wanted=True)
 
 
+@pytest.mark.parametrize(("n_nodes", "fine"), [(20, False), (24, False), (32, True), (40, True)])
+def test_forces_may_change_by_as_much_as_float32_rounds(
+    ready: MACE, monkeypatch: pytest.MonkeyPatch, n_nodes: int, fine: bool
+) -> None:
+    """One hundred thousandth of an eV/Angstrom: tables of 24 points change this model's forces by twice that."""
+    assert (largest_error(ready, n_nodes) < 1.0e-5) == fine
+    assert largest_error(ready, n_nodes) < 1.0e-4  # so that ten times the limit would be noticed
+    monkeypatch.setattr(radial_tables, "NUMBERS_OF_NODES", (n_nodes,))
+    assert choose_radial_tables(ready) == fine == uses_tables(ready)
+
+
+@pytest.mark.parametrize("kind", ["AtomicDipolesMACE", "EnergyDipolesMACE"])
+def test_dipoles_are_looked_at_too(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Forces a million times smaller hide nothing: the error is that of the dipoles."""
+    energy = {"reference_energies": (), "readout_channels": 0} if kind == "AtomicDipolesMACE" else {"scale": 1e-6}
+    changes = {"model": kind, "dipole_scale": 5.0, "shift": 0.0, "readout_vectors": 4, **energy}
+    plan = ModelPlan.model_validate(make_model().plan.model_dump() | changes)
+    model = MACE(plan, torch.float32).initialize(torch.Generator().manual_seed(0))
+    assert choose_kernels(model, "c") == "c"
+    atoms = disordered_structure(model)
+    graph = GraphDataset([atoms], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    exact = MACE(plan, torch.float64)
+    exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    expected = predict(exact, graph).atomic_dipoles
+    choose_kernels(exact, "c")
+    found = predict(exact.use_radial_tables(12), graph).atomic_dipoles
+    assert expected is not None and found is not None
+    error = float((found - expected).abs().max())
+    assert error > 1e-4 and largest_error(model, 12) == pytest.approx(error, rel=1e-3)
+    monkeypatch.setattr(radial_tables, "NUMBERS_OF_NODES", (12,))
+    assert not choose_radial_tables(model)
+
+
 def test_tables_need_compiled_kernels_and_plain_distances(make_model: MakeModel) -> None:
     assert not choose_radial_tables(make_model(dtype=torch.float32))
     with pytest.raises(UserError, match="not compiled"):
@@ -101,3 +137,14 @@ def test_no_two_atoms_of_the_test_structure_touch(ready: MACE) -> None:
     positions = disordered_structure(ready).positions
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)[~np.eye(len(positions), dtype=bool)]
     assert 0.5 < distances.min() < 1.2 and distances.max() > ready.plan.r_max
+
+
+def test_a_compiler_that_fails_is_an_obstacle(ready: MACE, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: MACE) -> None:
+        raise CompilationError("the compiler is out of order")
+
+    monkeypatch.setattr(radial_tables, "compile_radial_tables", fail)
+    assert not choose_radial_tables(ready) and not uses_tables(ready)
+    with pytest.raises(UserError, match="radial_tables=True is not possible, because the compiler is out of order"):
+        choose_radial_tables(ready, wanted=True)
+    assert not choose_radial_tables(ready, wanted=False)

@@ -66,3 +66,23 @@ def test_without_a_skin_every_call_searches() -> None:
     for _ in range(3):
         assert_same(search(structure, R_MAX), find_neighbors(structure.positions, structure.cell, structure.pbc, R_MAX))
     assert search.n_searches == 3
+
+
+@pytest.mark.parametrize("pbc", [(False, False, False), (True, True, True)])
+@pytest.mark.parametrize(("skin", "step"), [(0.5, 0.3), (0.4, 0.25), (1.0, 0.51)])
+def test_two_atoms_that_approach_each_other_are_found(skin: float, step: float, pbc: tuple[bool, bool, bool]) -> None:
+    """Each moves by more than half the skin and less than the whole: together they come from beyond it."""
+    positions = np.array([[0.0, 0.0, 0.0], [R_MAX + skin + 0.01, 0.0, 0.0]])
+    structure, search = Configuration(np.array([6, 6]), positions, 30.0 * np.eye(3), pbc), SkinNeighbors(skin)
+    assert len(search(structure, R_MAX).edge_sender) == 0
+    moved = replace(structure, positions=positions + [[step, 0.0, 0.0], [-step, 0.0, 0.0]])
+    found = search(moved, R_MAX)
+    assert_same(found, find_neighbors(moved.positions, moved.cell, moved.pbc, R_MAX))
+    assert len(found.edge_sender) == 2
+
+
+def test_small_moves_are_not_searched_again() -> None:
+    structure, search = crystal(), SkinNeighbors(0.5)
+    search(structure, R_MAX)
+    search(replace(structure, positions=structure.positions + [0.24, 0.0, 0.0]), R_MAX)
+    assert search.n_searches == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
+from labeled_crystals import changed, constant, crystals, pushed, shuffled, strained
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
-from training_runs import copper, isolated_atoms, labeled, rattled, water
+from training_runs import copper, isolated_atoms, labeled, water
 
 from mace import units
 from mace.errors import UserError
@@ -29,42 +29,6 @@ Sets = dict[str, object]
 def clean() -> Sets:
     """Data with nothing to say about: rattled and strained crystals, labeled by one potential."""
     return {"training": crystals(24), "validation": crystals(3, seed=1), "test": crystals(3, seed=2), "r_max": 3.0}
-
-
-def crystals(count: int, seed: int = 0) -> list[Atoms]:
-    """Strained and rattled copper crystals, labeled with energy, forces and stress."""
-    return [atoms.copy() for atoms in make_crystals(count, seed)]
-
-
-@functools.cache
-def make_crystals(count: int, seed: int) -> list[Atoms]:
-    rng = np.random.default_rng(seed)
-    frames = []
-    for _ in range(count):
-        atoms = bulk("Cu", cubic=True)
-        strain = rng.uniform(-0.02, 0.02, (3, 3))
-        atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
-        frames.append(labeled(rattled(atoms, 0.05, rng), stress=True))
-    return frames
-
-
-def strained(count: int) -> list[Atoms]:
-    """Copper crystals that differ in their cell alone."""
-    frames = []
-    for step in range(count):
-        atoms = bulk("Cu", cubic=True)
-        atoms.set_cell(atoms.cell.array * (0.97 + 0.06 * step / count), scale_atoms=True)
-        frames.append(labeled(atoms, stress=True))
-    return frames
-
-
-def changed(frames: list[Atoms], **factors: float) -> list[Atoms]:
-    """Multiply labels, as a wrong unit or sign does."""
-    for atoms in frames:
-        for name, factor in factors.items():
-            store = atoms.arrays if name == "forces" else atoms.info
-            store[f"REF_{name}"] = store[f"REF_{name}"] * factor
-    return frames
 
 
 def with_change(index: int, change: Callable[[Atoms], object], frames: list[Atoms] | None = None) -> Sets:
@@ -165,6 +129,11 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
         lambda: with_change(5, lambda atoms: atoms.arrays["REF_forces"].__setitem__((0, 0), np.inf)),
         lambda: with_change(5, lambda atoms: put(atoms, "REF_stress", np.full(9, np.nan))),
     ],
+    "misspelled-key": [
+        lambda: with_change(5, lambda atoms: put(atoms, "REF_Energy", atoms.info.pop("REF_energy"))),
+        lambda: with_change(5, lambda atoms: put(atoms, "stresses", atoms.info.pop("REF_stress"))),
+        lambda: with_change(5, lambda atoms: atoms.new_array("force", atoms.arrays.pop("REF_forces"))),
+    ],
     "close-atoms": [
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0] + 0.1)),
         lambda: with_change(4, lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0])),
@@ -200,6 +169,24 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     "zero-energies": [
         lambda: {**clean(), "training": [*crystals(24), *changed(crystals(2, seed=9), energy=0.0)]},
     ],
+    "placeholder-labels": [
+        lambda: {**clean(), "training": changed(crystals(24), forces=0.0)},
+        lambda: {**clean(), "training": [*crystals(24), *changed(crystals(2, seed=9), forces=0.0)]},
+        lambda: {**clean(), "training": changed(crystals(24), stress=0.0)},
+        lambda: {**clean(), "training": [*crystals(24), *changed(strained(3), stress=0.0)]},
+        lambda: {**clean(), "training": with_virials(crystals(24), 0.0)},
+        lambda: {**clean(), "training": constant(crystals(24), "REF_energy", -3.5), "labels": ["energy"]},
+        lambda: {**clean(), "training": [*crystals(19), *constant(crystals(5, 9), "REF_energy", -3.5)]},
+        lambda: {**clean(), "training": constant(crystals(24), "REF_stress", np.diag([0.1, 0.2, 0.3]).ravel())},
+        lambda: {**clean(), "training": constant(water(6), "REF_dipole", np.zeros(3)), "test": ()},
+        lambda: {**clean(), "training": constant(water(6), "REF_dipole", np.ones(3)), "test": ()},
+        lambda: {**clean(), "training": constant(water(6), "REF_polarizability", np.eye(3).ravel()), "test": ()},
+    ],
+    "net-forces": [
+        lambda: {**clean(), "training": pushed(water(6)), "test": ()},
+        lambda: {**clean(), "training": [*crystals(24), *pushed(water(3))]},
+        lambda: {**clean(), "training": shuffled(water(9)), "test": ()},
+    ],
     "zeroed-forces": [
         lambda: {**clean(), "training": fixed(crystals(24), zeroed=True)},
         lambda: with_change(3, lambda atoms: atoms.arrays["REF_forces"].__setitem__(0, 0.0)),
@@ -207,6 +194,11 @@ PROBLEMS: dict[str, list[Callable[[], Sets]]] = {
     "doubtful-reference-energies": [
         lambda: {**clean(), "E0s": {29: -1000.0}},
         lambda: {**clean(), "training": [*water(9)]},
+    ],
+    "overruled-reference-energies": [
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)]},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": "estimated"},
+        lambda: {**clean(), "training": [*isolated_atoms(["Cu"]), *crystals(24)], "E0s": {29: 1.0}},
     ],
     "unlikely-distances": [lambda: {**clean(), "training": in_bohr(crystals(24))}],
     "duplicates": [lambda: {**clean(), "training": repeated(crystals(24))}],

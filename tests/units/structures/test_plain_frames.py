@@ -156,6 +156,30 @@ def test_what_is_usual_is_read_and_as_ase_does(text: str) -> None:
     assert _described(found) == _described(_of_ase(text)), text
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "9" * 17,
+            "9" * 18,
+            "9" * 19,
+            "9" * 30,
+            f"-{'9' * 19}",
+            f'"1 {"9" * 25}"',
+            f'"1.5 {"9" * 25}"',
+            "1e5",
+            "1.",
+            "-0",
+        ),
+        *("+5", "007", '"1, 2.5"', '"1 2"', '" 3 "', "T", '"T F"', '"T 1"', "1e400", '"nan 1"', '"1 b"', "a,b"),
+    ],
+)
+def test_a_value_is_what_ase_makes_of_it_or_left_to_ase(value: str) -> None:
+    text = f"1\nn={value} Properties=species:S:1:pos:R:3\nH 0.0 0.0 0.0\n"
+    (found,) = read_plain_frames([_lines(text)])
+    assert found is None or _described(found) == _described(_of_ase(text))
+
+
 @pytest.mark.parametrize("file", [*EXAMPLES, *SHARED], ids=lambda file: file.name)
 def test_real_files_are_read_as_by_ase(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO("".join(frames_module._lines(str(file))))

@@ -11,10 +11,17 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-from mace.conditions import Condition, condition_of_spec, read_specs, spec_of_condition
+from mace.conditions import Condition, condition_of_spec, read_specs, spec_of_condition, words_without_effect
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.structures.conditions import FoundConditions, example_values, find_conditions
+from mace.structures.conditions import (
+    FoundConditions,
+    check_condition_keys,
+    conditions_of_atoms,
+    example_values,
+    find_conditions,
+)
+from mace.structures.configuration import Configuration
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import resolve_reference_energies
 from mace.structures.sources import Source
@@ -130,6 +137,23 @@ def test_the_words_of_the_original_are_understood_and_written() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, []),
+        ({"in_dim": 1}, ["in_dim of 'q'"]),
+        ({"in_dim": "2", "use_bias": "False"}, ["in_dim of 'q'", "use_bias of 'q'"]),
+        ({"type": "continuous"}, ["num_classes of 'q'", "offset of 'q'"]),
+    ],
+)
+def test_words_of_another_kind_change_nothing(more: dict[str, Any], words: list[str]) -> None:
+    specs = {"q": SPEC | more}
+    assert words_without_effect(specs) == words
+    (condition,), plain = read_specs(specs), {word: SPEC[word] for word in ("per", "emb_dim")}
+    used = {"num_classes": 7, "offset": 3} if condition.kind == "categorical" else {}
+    assert read_specs({"q": {**plain, **used, "type": condition.kind}}) == (condition,)
+
+
+@pytest.mark.parametrize(
     ("specs", "message"),
     [
         ({}, "names no condition"),
@@ -138,8 +162,6 @@ def test_the_words_of_the_original_are_understood_and_written() -> None:
         ({"q": {"type": "categorical"}}, "does not say the per and emb_dim of 'q'"),
         ({"q": SPEC | {"per": "molecule"}}, "has 'q' per 'molecule'; there are graph and atom"),
         ({"q": {"type": "categorical", "per": "graph", "emb_dim": 3}}, "does not say num_classes of 'q'"),
-        ({"q": SPEC | {"in_dim": 2}}, "has in_dim for 'q', which means nothing for categorical"),
-        ({"T": {"type": "continuous", "per": "graph", "emb_dim": 3, "offset": 2}}, "has offset for 'T'"),
         ({"T": {"type": "continuous", "per": "graph", "emb_dim": 3, "in_dim": 2}}, "one value of a condition"),
         ({"T": {"type": "number", "per": "graph", "emb_dim": 3}}, "cannot have 'T' as it is described"),
         ({"q": SPEC | {"emb_dim": 2.5}}, "cannot have 'q' as it is described: .*integer.* of width"),
@@ -194,3 +216,45 @@ def test_energies_of_elements_are_those_of_neutral_atoms(tmp_path: Path) -> None
     assert energies.energies == {1: -13.6}
     alone = resolve_reference_energies(None, result.isolated_atoms[:1], [], ElementTable((1,)))
     assert alone.energies == {1: 0.0}
+
+
+def test_one_name_cannot_mean_structures_and_atoms() -> None:
+    of_atoms = Condition(name="pressure", kind="continuous", per="atom", width=2)
+    rows = {"pressure": np.ones((3, 1))}
+    with pytest.raises(UserError, match="'pressure' belongs to structures in one model and to atoms in the other"):
+        find_conditions([PRESSURE, of_atoms], {}, {"p_GPa": 2.0}, rows, 3, "a.xyz: structure 5")
+
+
+@pytest.mark.parametrize(
+    ("keys", "conditions", "message"),
+    [
+        ({"spin": "s"}, [SPIN, CHARGE], "info_keys names 'spin', .*; there are total_charge, total_spin."),
+        ({"spin": "s"}, [], "info_keys names 'spin', .*; there are none."),
+        ({"total_spin": ""}, [SPIN], "info_keys says '' for 'total_spin', which is no key; write text."),
+        ({"total_spin": 3}, [SPIN], "info_keys says 3 for 'total_spin', which is no key"),
+        ({"total_spin": "s", "total_charge": None}, [SPIN, CHARGE], "info_keys says None for 'total_charge'"),
+    ],
+)
+def test_keys_are_those_of_conditions_that_exist(
+    keys: dict[str, Any], conditions: list[Condition], message: str
+) -> None:
+    check_condition_keys("info_keys", {"total_charge": "q"}, [CHARGE, SPIN])
+    with pytest.raises(UserError, match=message):
+        check_condition_keys("info_keys", keys, conditions)
+
+
+def test_conditions_of_a_set_are_spread_over_its_atoms() -> None:
+    def structure(n_atoms: int, **conditions: Any) -> Configuration:
+        geometry = (np.ones(n_atoms, dtype=int), np.eye(3)[:n_atoms], np.zeros((3, 3)), (False, False, False))
+        return Configuration(*geometry, conditions={name: np.array(value) for name, value in conditions.items()})
+
+    items = [structure(2, q=[1.0], m=[[1.0, 2.0], [3.0, 4.0]]), structure(1, q=[-2.0], m=[[5.0, 6.0]])]
+    found = conditions_of_atoms(items)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "q": [[1.0], [1.0], [-2.0]],
+        "m": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+    }
+    assert conditions_of_atoms([]) == {}
+    for other in (structure(1, q=[0.0]), structure(1, m=[[0.0, 0.0]], q=[0.0])):
+        with pytest.raises(ValueError, match="the same conditions, in the same order"):
+            conditions_of_atoms([*items, other])

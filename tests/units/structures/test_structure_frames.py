@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
 from ase.io import write
 
 from mace.errors import UserError
 from mace.structures.frames import expand_paths, iterate_frames
+from mace.structures.reading import read_configurations
 
 FRAME = "2\nProperties=species:S:1:pos:R:3 energy=-1.0\nO 0 0 0\nH 0 0 1\n"
 
@@ -118,9 +121,103 @@ def test_other_format_and_its_bad_frame(write_file: Callable[..., str]) -> None:
 
 
 def test_unknown_format(write_file: Callable[..., str]) -> None:
-    with pytest.raises(UserError, match="notes.unknown: ASE cannot tell the format|cannot be read"):
+    with pytest.raises(UserError, match="notes.unknown: ASE knows no format with the ending '.unknown'; rename"):
         list(iterate_frames(write_file("hello\n", "notes.unknown")))
 
 
 def test_at_sign_belongs_to_the_name(write_file: Callable[..., str]) -> None:
     assert len(list(iterate_frames(write_file(FRAME * 2, "train@0.xyz")))) == 2
+
+
+@pytest.mark.parametrize("name", ["train.exyz", "train.Xyzz", "train.exyz.gz", "my.train"])
+def test_an_ending_that_ase_does_not_know_is_named(write_file: Callable[..., str], name: str) -> None:
+    file = write_file(FRAME, name)
+    if name.endswith(".gz"):
+        Path(file).write_bytes(gzip.compress(FRAME.encode()))
+    ending = name.removesuffix(".gz").rpartition(".")[2].lower()
+    with pytest.raises(UserError, match=f"{name}: ASE knows no format with the ending '.{ending}'; rename .* .xyz"):
+        list(iterate_frames(file))
+
+
+@pytest.mark.parametrize(
+    "name", ["OUTCAR_1.xyz", "from_POSCAR.extxyz", "CONTCAR.XYZ", "vasp_OUTCAR_all.xyz.gz", "XDATCAR.xyz", "pw.in.xyz"]
+)
+def test_the_ending_decides_before_the_rest_of_a_name(write_file: Callable[..., str], name: str) -> None:
+    file = write_file(FRAME, name)
+    if name.endswith(".gz"):
+        Path(file).write_bytes(gzip.compress(FRAME.encode()))
+    assert [len(frame) for frame in iterate_frames(file)] == [2]
+    write_file("", "OUTCAR.traj")
+    write("OUTCAR.traj", Atoms("H"), format="traj")
+    assert [len(frame) for frame in iterate_frames("OUTCAR.traj")] == [1]
+
+
+def write_database(file: str) -> None:
+    """Three waters and an atom, with labels, types and weights wherever a database has room for them."""
+    with connect(file) as database:
+        for place in range(3):
+            atoms = Atoms("OHH", positions=np.arange(9.0).reshape(3, 3) + place)
+            atoms.calc = SinglePointCalculator(atoms, energy=-7.0, forces=np.full((3, 3), 7.0))
+            forces, dipole = np.arange(9.0).reshape(3, 3), np.array([1.0, 2.0, 3.0])
+            data = {"REF_forces": forces, "REF_dipole": dipole, "forces_weight": np.array([1.0, 0.0, 2.0])}
+            more = {"note": {"a": [1]}, "odd": [[1], [2, 3]]}
+            database.write(atoms, config_type="wet", config_weight=2.5, REF_energy=-1.0 - place, data={**data, **more})
+        database.write(Atoms("H"), config_type="IsolatedAtom", REF_energy=-13.6)
+
+
+@pytest.mark.parametrize("ending", ["db", "json"])
+def test_databases_are_read_with_what_rows_say_besides(write_file: Callable[..., str], ending: str) -> None:
+    write_file("", f"train.{ending}")
+    Path(f"train.{ending}").unlink()
+    write_database(f"train.{ending}")
+    result = read_configurations(f"train.{ending}")
+    assert [c.energy for c in result.configurations] == [-1.0, -2.0, -3.0]
+    assert [c.energy for c in result.isolated_atoms] == [-13.6]
+    for configuration in result.configurations:
+        np.testing.assert_array_equal(configuration.forces, np.arange(9.0).reshape(3, 3))
+        np.testing.assert_array_equal(configuration.dipole, [1, 2, 3])
+        np.testing.assert_array_equal(configuration.atom_weights["forces"], [1, 0, 2])
+        assert (configuration.config_type, configuration.weight) == ("wet", 2.5)
+    (file,) = result.report.files
+    assert file.of("forces").places == {"arrays": 3} and file.of("dipole").places == {"info": 3}
+    frames = list(iterate_frames(f"train.{ending}"))
+    assert frames[0].info["note"] == {"a": [1]} and frames[0].results["energy"] == -7.0
+
+
+def test_entries_of_a_trajectory_are_read(write_file: Callable[..., str]) -> None:
+    atoms = Atoms("OHH", positions=np.arange(9.0).reshape(3, 3))
+    atoms.info = {"config_type": "wet", "REF_energy": -1.0, "REF_forces": np.ones((3, 3)), "config_energy_weight": 0.5}
+    atoms.info["forces_weight"] = [1.0, 0.0, 2.0]
+    write(write_file("", "train.traj"), [atoms])
+    (configuration,) = read_configurations("train.traj").configurations
+    assert (configuration.energy, configuration.config_type) == (-1.0, "wet")
+    assert configuration.property_weights == {"energy": 0.5}
+    np.testing.assert_array_equal(configuration.forces, np.ones((3, 3)))
+    np.testing.assert_array_equal(configuration.atom_weights["forces"], [1, 0, 2])
+
+
+@pytest.mark.parametrize("ending", ["xyz", "traj", "json"])
+def test_an_entry_comes_before_what_a_calculator_says(write_file: Callable[..., str], ending: str) -> None:
+    """The same key twice: extended XYZ has it once only."""
+    file = write_file("2\nenergy=-3\nO 0 0 0\nH 0 0 1\n", f"train.{ending}")
+    expected, place = -3.0, "calculator"
+    if ending != "xyz":
+        Path(file).unlink()
+        atoms = Atoms("OH", positions=[[0, 0, 0], [0, 0, 1]], info={"energy": -1.0})
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0)
+        if ending == "json":
+            connect(file).write(atoms, data={"energy": -1.0})
+        else:
+            write(file, atoms)
+        expected, place = -1.0, "info"
+    result = read_configurations(file)
+    assert result.configurations[0].energy == expected
+    assert result.report.files[0].of("energy").places == {place: 1}
+
+
+def test_files_are_utf8_whatever_the_locale(write_file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_file(FRAME.replace("energy", "author='M\N{LATIN SMALL LETTER U WITH DIAERESIS}ller' energy") * 2)
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ascii")
+    monkeypatch.setattr("locale.getencoding", lambda: "ascii", raising=False)
+    (first, _) = iterate_frames(file)
+    assert first.info["author"].startswith("M\N{LATIN SMALL LETTER U WITH DIAERESIS}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,17 @@ def test_json_file(tmp_path: Path) -> None:
 def test_explicit_energies_overrule_isolated_atoms(configure: Callable[..., Configuration]) -> None:
     result = resolve_reference_energies({"H": -1.0}, [configure([1], energy=-13.0)], [], ElementTable((1,)))
     assert result.energies == {1: -1.0}
-    assert "overrules" in result.notes[0]
+    (sentence,) = result.overruled
+    assert "H -1 eV (the frame: -13)" in sentence and "leave out --E0s" in sentence
+    close = resolve_reference_energies({"H": -13.0004}, [configure([1], energy=-13.0)], [], ElementTable((1,)))
+    assert close.energies == {1: -13.0004} and close.overruled == ()
 
 
 @pytest.mark.parametrize(
     ("E0s", "message"),
     [
         ("", "--E0s is ''"),
-        ("avrage", "--E0s is 'avrage'.*neither 'average'"),
+        ("avrage", "--E0s is 'avrage'.*neither 'isolated', 'average'"),
         ("[1, 2]", "--E0s is"),
         ("{}", "map elements to eV"),
         ({}, "map elements to eV"),
@@ -178,3 +181,71 @@ def test_one_absurd_structure_is_named(configure: Callable[..., Configuration]) 
     items += [configure([1, 1], energy=-60.0, index=9)]
     (warning,) = resolve_reference_energies({"H": 0.0}, [], items, ElementTable((1,))).warnings
     assert "of 1 training structures is outside -1 to 20 eV per atom, most of all 30.00 of structure 9" in warning
+
+
+@pytest.mark.parametrize("word", ["average", "estimated"])
+def test_isolated_atoms_come_before_a_fit(configure: Callable[..., Configuration], word: str) -> None:
+    atoms = [configure([8], energy=-432.0, file="a.xyz"), configure([1], energy=-13.0, file="b.xyz")]
+    result = resolve_reference_energies(word, atoms, [configure([1, 8], energy=-450.0)], OH)
+    assert (result.energies, result.source, result.residuals) == ({1: -13.0, 8: -432.0}, "IsolatedAtom frames", ())
+    (sentence,) = result.overruled
+    assert sentence.startswith("a.xyz and b.xyz: the E0s of H, O are those of the IsolatedAtom frames")
+    assert f"before --E0s={word};" in sentence and "take the frames out" in sentence
+
+
+def test_only_elements_without_an_isolated_atom_are_fitted(configure: Callable[..., Configuration]) -> None:
+    """Water alone does not determine both elements, but it does determine one if the other is known."""
+    water = [configure([8, 1, 1], energy=-460.0), configure([8, 1, 1], energy=-462.0), configure([1, 1], energy=-30.0)]
+    result = resolve_reference_energies("average", [configure([1], energy=-13.0)], water, OH)
+    assert result.energies == pytest.approx({1: -13.0, 8: -435.0})
+    assert result.source == "IsolatedAtom frames and least squares" and result.warnings == ()
+    assert "those of O are fitted, with these held fixed" in result.overruled[0]
+    assert result.residuals[0].structures == 3
+
+
+def test_an_isolated_atom_without_energy_is_left_to_the_fit(configure: Callable[..., Configuration]) -> None:
+    atoms = [configure([8], energy=-432.0), configure([1], file="train.xyz", index=3)]
+    result = resolve_reference_energies("average", atoms, [configure([8, 1, 1], energy=-460.0)], OH)
+    assert result.energies == pytest.approx({1: -14.0, 8: -432.0})
+    assert "train.xyz: structure 3 is an isolated H atom without an energy" in result.overruled[1]
+
+
+def test_contradicting_isolated_atoms_are_no_matter_of_fits(configure: Callable[..., Configuration]) -> None:
+    atoms = [configure([1], energy=-13.0), configure([1], energy=-12.0, index=5)]
+    with pytest.raises(UserError, match="structure 5 gives an isolated H atom -12.0"):
+        resolve_reference_energies("average", atoms, [configure([1], energy=-1.0)], ElementTable((1,)))
+    assert resolve_reference_energies({1: -13.0}, atoms, [], ElementTable((1,))).energies == {1: -13.0}
+
+
+@pytest.mark.parametrize("word", ["isolated", "Isolated"])
+def test_the_word_for_isolated_atoms(configure: Callable[..., Configuration], word: str) -> None:
+    atoms = [configure([8], energy=-432.0), configure([1], energy=-13.0)]
+    result = resolve_reference_energies(word, atoms, [], OH)
+    assert result.energies == {1: -13.0, 8: -432.0} and result.overruled == ()
+    with pytest.raises(UserError, match="of O are not in the IsolatedAtom frames"):
+        resolve_reference_energies(word, atoms[1:], [], OH)
+
+
+def test_energies_of_the_foundation_model(configure: Callable[..., Configuration]) -> None:
+    atoms, known = [configure([1], energy=-13.0)], {1: -1.0, 6: -6.0, 8: -8.0}
+    result = resolve_reference_energies("foundation", atoms, [], OH, known)
+    assert (result.energies, result.source) == ({1: -1.0, 8: -8.0}, "the foundation model")
+    assert "H -1 eV (the frame: -13)" in result.overruled[0]
+    with pytest.raises(UserError, match="--E0s=foundation: the foundation model has no energy of O"):
+        resolve_reference_energies("foundation", atoms, [], OH, {1: -1.0})
+    with pytest.raises(UserError, match=r"of O are not in the Isolated.*'foundation'.*'estimated'.*'average'"):
+        resolve_reference_energies(None, atoms, [], OH, known)
+
+
+def test_estimates_keep_isolated_atoms(configure: Callable[..., Configuration]) -> None:
+    given: list[object] = []
+
+    def fit(known: Mapping[int, float]) -> tuple[dict[int, float], list[str]]:
+        given.append(dict(known))
+        return {**known, 8: -7.0}, ["a warning"]
+
+    atoms = [configure([1], energy=-13.0), configure([26], energy=-1.0)]
+    result = resolve_reference_energies("estimated", atoms, [], OH, {1: -1.0, 8: -8.0}, fit)
+    assert given == [{1: -13.0}] and result.energies == {1: -13.0, 8: -7.0}
+    assert result.source == "IsolatedAtom frames and estimates by the foundation model"
+    assert result.warnings == ("a warning",)

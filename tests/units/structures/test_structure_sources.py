@@ -9,14 +9,14 @@ import pytest
 from ase import units
 
 from mace.errors import UserError
+from mace.properties import PROPERTIES
 from mace.settings import parse_training_settings
 from mace.settings.labels import FileSettings
-from mace.structures.configuration import PROPERTIES
 from mace.structures.conversion import FileUnits
 from mace.structures.labels import LabelKeys
 from mace.structures.reading import read_configurations, read_sources
 from mace.structures.sources import sources_of
-from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
+from mace.units import DEBYE, DEBYE_OF_MACE_TORCH, ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 LABELS = (
     "2\nLattice='4 0 0 0 4 0 0 0 4' energy=-1.5 stress='1 2 3 4 5 6' dipole='1 2 3' REF_polarizability='1 2 3 0 0 0' "
@@ -33,6 +33,7 @@ LABELS = (
         (LENGTH_UNITS, {"Angstrom": 1.0, "bohr": units.Bohr, "nm": units.nm}),
         (STRESS_UNITS, {"eV/Angstrom^3": 1.0, "GPa": units.GPa, "kbar": 1000.0 * units.bar}),
         (STRESS_UNITS, {"Hartree/bohr^3": units.Hartree / units.Bohr**3}),
+        ({"D": DEBYE, "D of mace-torch": DEBYE_OF_MACE_TORCH}, {"D": units.Debye, "D of mace-torch": units.Debye}),
     ],
 )
 def test_factors_are_those_of_ASE(table: dict[str, float], expected: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ from mace.training.checkpoints import (
     FORMAT,
     STRUCTURAL,
     CheckpointFolder,
-    DamagedCheckpoint,
+    UnusableCheckpoint,
     differing_fields,
     encode,
     file_digests,
@@ -71,7 +71,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(UnusableCheckpoint):
             load_safely(path)
 
 
@@ -81,7 +81,7 @@ def test_any_missing_end_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), 11):
         path.write_bytes(whole[:length])
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(UnusableCheckpoint):
             load_safely(path)
 
 
@@ -116,11 +116,11 @@ def test_the_state_before_is_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, "a_run-1")
     for number in (1, 2, 3):
         folder.save_last(STATE | {"number": number})
-    state, path, problem = folder.load_last()
-    assert (state["number"], path, problem) == (3, folder.last, None)
+    state, path, problems = folder.load_last()
+    assert (state["number"], path, problems) == (3, folder.last, {})
     folder.last.write_bytes(b"junk")
-    state, path, problem = folder.load_last()
-    assert (state["number"], path) == (2, folder.previous) and "a_run-1_last.pt" in str(problem)
+    state, path, problems = folder.load_last()
+    assert (state["number"], path) == (2, folder.previous) and "a_run-1_last.pt" in problems[folder.last]
     folder.last.unlink()
     assert folder.load_last()[0]["number"] == 2
 

@@ -121,14 +121,39 @@ def test_contradictions_are_errors(foundation: Foundation, given: dict[str, Any]
         plan(foundation, **given)
 
 
-def test_what_agrees_may_be_typed(foundation: Foundation) -> None:
-    assert plan(foundation, r_max=4.0, num_channels=2).r_max == 4.0
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"r_max": 4.0, "num_channels": 2},
+        {"model": "MACE"},
+        {"hidden_irreps": "2x0e + 2x1o"},
+        {"interaction_first": "RealAgnosticResidualInteractionBlock", "model": "MACE"},
+    ],
+)
+def test_what_agrees_may_be_typed(foundation: Foundation, given: dict[str, Any]) -> None:
+    """The kind of an energy model is no contradiction: the foundation model decides it, as in mace-torch."""
+    found = plan(foundation, **{"num_channels": 2, **given})
+    assert (found.r_max, found.model, found.interactions) == (4.0, "ScaleShiftMACE", files.PLAN.interactions)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scaling": "rms_forces_scaling"},
+        {"compute_avg_num_neighbors": True},
+        {"std": None},
+        {"foundation_model_elements": False, "foundation_model_readout": True},
+    ],
+)
+def test_defaults_may_be_typed(given: dict[str, Any], tmp_path: Path) -> None:
+    path = save_model(tmp_path / "own.model", files.model())
+    assert open_foundation(settings(foundation_model=str(path), **given), torch.float64) is not None
+    assert open_foundation(settings(**given), torch.float64) is None
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"foundation_head": "x"}, "--foundation_head has no effect without --foundation_model"),
         ({"E0s": "foundation"}, "--E0s=foundation .* add --foundation_model"),
         ({"E0s": "estimated"}, "--E0s=estimated .* add --foundation_model"),
         ({"foundation_model": "none.model"}, "--foundation_model=none.model: there is no such file"),

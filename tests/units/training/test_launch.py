@@ -50,7 +50,7 @@ def test_alone() -> None:
     [
         (True, "auto", {}, "--distributed: nothing in the environment tells of other processes; start .* torchrun"),
         (True, "none", {}, "--distributed needs a launcher"),
-        (False, "slurm", {}, "--launcher=slurm: the environment has no number SLURM_PROCID"),
+        (True, "slurm", {}, "--launcher=slurm: the environment has no number SLURM_PROCID"),
         (True, "torchrun", TORCHRUN | {"RANK": "x"}, "no number RANK"),
         (True, "torchrun", TORCHRUN | {"RANK": "8"}, "process 8 of 8 does not exist"),
     ],

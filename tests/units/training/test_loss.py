@@ -227,6 +227,30 @@ def test_the_universal_loss_tightens_its_threshold_for_large_forces(reference: f
     assert float(loss(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("property_weight", "threshold"), [(0.1, 0.5), (0.5, 0.35), (0.9, 0.2), (1.0, 0.2), (1.5, 0.05)]
+)
+def test_in_the_universal_loss_a_property_weight_multiplies_large_forces_too(
+    property_weight: float, threshold: float
+) -> None:
+    """The threshold goes by the size of the reference times the weight, here 25, 125, 225, 250 and 375."""
+    labels = np.array([[0.0, 150.0, 200.0]])
+    a = structure(1, energy=0.0, forces=labels, stress=None, property_weights={"forces": property_weight})
+    prediction = replace(
+        prediction_of(a),
+        energy=torch.zeros(1, dtype=torch.float64),
+        forces=torch.tensor(labels + [[40.0, 0.0, 0.0]], dtype=torch.float64),
+    )
+    expected = 10.0 * threshold * (40.0 * property_weight - 0.5 * threshold) / 3
+    loss = make_loss("universal", WEIGHTS, 0.5)
+    assert float(loss(prediction, targets_of(a))) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["huber", "universal"])
+def test_the_threshold_has_a_default(name: str) -> None:
+    assert value(make_loss(name, WEIGHTS), structure(2)) == value(make_loss(name, WEIGHTS, 0.01), structure(2))
+
+
 def test_in_the_universal_loss_a_property_weight_multiplies_the_error() -> None:
     a = structure(2, energy=0.0, forces=None, stress=None, property_weights={"energy": 0.5})
     prediction = replace(prediction_of(a), energy=torch.tensor([8.0], dtype=torch.float64))

@@ -9,7 +9,7 @@ from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling
-from mace.training.planning import HiddenFeatures, hidden_features, interaction_plans, plan_model
+from mace.training.planning import HiddenFeatures, hidden_features, interaction_plans, overruled_features, plan_model
 from mace.training.stages import stage_two_start
 
 
@@ -27,6 +27,9 @@ def settings(*flags: str) -> TrainingSettings:
         (("--hidden_irreps=32x0e",), 32, (0,)),
         (("--hidden_irreps=16x0e+16x1o + 16x2e",), 16, (0, 1, 2)),
         (("--hidden_irreps=16x0e + 16x1o", "--num_channels=16", "--max_L=1"), 16, (0, 1)),
+        (("--hidden_irreps=8x0e", "--num_channels=16", "--max_L=1"), 16, (0, 1)),
+        (("--hidden_irreps=16x0e + 16x1o", "--num_channels=32"), 16, (0, 1)),
+        (("--hidden_irreps=16x0e + 16x1o", "--max_L=2"), 16, (0, 1)),
     ],
 )
 def test_hidden_features(flags: tuple[str, ...], channels: int, degrees: tuple[int, ...]) -> None:
@@ -44,8 +47,6 @@ def test_hidden_features(flags: tuple[str, ...], channels: int, degrees: tuple[i
         (("--hidden_irreps=16x1o",), "begin with 0e"),
         (("--hidden_irreps=8x0e + 8x0e",), "each once"),
         (("--hidden_irreps=0x0e",), "at least one channel"),
-        (("--hidden_irreps=16x0e + 16x1o", "--num_channels=32"), "--num_channels=32 contradicts"),
-        (("--hidden_irreps=16x0e + 16x1o", "--max_L=2"), "--max_L=2 contradicts"),
         (("--max_L=3", "--max_ell=2"), "degree 3 need --max_ell of at least 3"),
         (("--hidden_irreps=4x0e + 4x1o + 4x2e", "--max_ell=1"), "degree 2 need --max_ell of at least 2"),
     ],
@@ -54,6 +55,40 @@ def test_features_that_cannot_be_are_refused(flags: tuple[str, ...], sentence: s
     with pytest.raises(UserError, match=sentence) as caught:
         hidden_features(settings(*flags))
     assert str(caught.value).count("\n") == 0 and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("flags", "notes"),
+    [
+        ((), []),
+        (("--num_channels=16", "--max_L=0"), []),
+        (("--hidden_irreps=16x0e", "--num_channels=16"), []),
+        (("--hidden_irreps=16x0e", "--max_L=0"), []),
+        (("--hidden_irreps=16x0e + 16x1o", "--num_channels=16", "--max_L=1"), []),
+        (
+            ("--hidden_irreps=8x0e", "--num_channels=16", "--max_L=1"),
+            ["--hidden_irreps='8x0e' is overruled by --num_channels=16 and --max_L=1, as in mace-torch: 16x0e + 16x1o"],
+        ),
+        (
+            ("--hidden_irreps=8x0e + 4x1o", "--num_channels=8", "--max_L=0"),
+            ["--hidden_irreps='8x0e + 4x1o' is overruled by --num_channels=8 and --max_L=0, as in mace-torch: 8x0e"],
+        ),
+        (
+            ("--hidden_irreps=8x0e + 8x1o", "--num_channels=8", "--max_L=0"),
+            ["--hidden_irreps='8x0e + 8x1o' is overruled by --num_channels=8 and --max_L=0, as in mace-torch: 8x0e"],
+        ),
+        (
+            ("--hidden_irreps=8x0e", "--num_channels=16"),
+            ["--num_channels=16 is overruled by --hidden_irreps='8x0e', as in mace-torch: 8x0e"],
+        ),
+        (
+            ("--hidden_irreps=8x0e", "--max_L=2"),
+            ["--max_L=2 is overruled by --hidden_irreps='8x0e', as in mace-torch: 8x0e"],
+        ),
+    ],
+)
+def test_features_that_are_overruled_are_told(flags: tuple[str, ...], notes: list[str]) -> None:
+    assert overruled_features(settings(*flags)) == notes
 
 
 def _plan(*flags: str) -> object:

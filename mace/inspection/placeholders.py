@@ -1,0 +1,127 @@
+"""Labels that stand for missing ones: exactly the same in different structures, which no calculation gives.
+
+Zero is the usual one. It may be right where symmetry forbids anything else, and any value may be right in structures
+that differ by a rotation only; both are decided from distances and directions to neighbors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mace.graphs.pairs import find_pairs
+from mace.inspection.findings import Finding, found
+from mace.inspection.flat import FlatFile
+from mace.properties import PROPERTIES
+from mace.structures.labels import FileLabels
+
+CUTOFF = 5.0
+"""Angstrom."""
+
+SAMPLE = 100
+"""Structures with the same label whose geometry is looked at."""
+
+FEWEST_ZEROS = 2
+"""Different structures with a label of zero that are one too many."""
+
+FEWEST_EQUAL = 5
+"""The same for any other number: energies with few digits may be equal by chance."""
+
+LEAST_SHARE = 0.2
+"""Share of the labeled structures that must have the same number, other than zero."""
+
+_SYMMETRIC = 1.0e-3
+_SAME_GEOMETRY = 1.0e-5
+
+
+def check_placeholders(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
+    """Find labels that are exactly the same in different structures; charges are given and may well be."""
+    for name in PROPERTIES:
+        if name == "charges" or not labels.of(name).labeled:
+            continue
+        groups: dict[float | bytes, list[int]] = defaultdict(list)
+        for place, configuration in enumerate(file.configurations):
+            if configuration.n_atoms > 1 and configuration.has_weight(name):
+                groups[_content(getattr(configuration, name))].append(place)
+        n_labeled = sum(map(len, groups.values()))
+        for value, places in groups.items():
+            fewest = FEWEST_ZEROS if value == 0.0 else max(FEWEST_EQUAL, int(LEAST_SHARE * n_labeled))
+            if len(places) < fewest:
+                continue
+            doubtful = _lopsided(file, name, places) if value == 0.0 and PROPERTIES[name].parity < 0 else places
+            if _count_different(file, doubtful) < fewest:
+                continue
+            kind = "zero-energies" if name == "energy" and value == 0.0 else "placeholder-labels"
+            number = "the same" if isinstance(value, bytes) else f"{value:.10g}" if value else "zero"
+            text = f"have labels '{name}' that are exactly {number}"
+            yield found(kind, file.file, text, file.places(np.array(doubtful)), len(file))
+
+
+def _content(value: Any) -> float | bytes:
+    """The number that all components of a label are, otherwise a hash of them."""
+    array = np.asarray(value, dtype=np.float64) + 0.0  # makes zero of minus zero
+    first = float(array.flat[0])
+    return first if (array == first).all() else hashlib.blake2b(array.tobytes(), digest_size=16).digest()
+
+
+def _lopsided(file: FlatFile, name: str, places: Sequence[int]) -> list[int]:
+    """Leave out structures in which a vector is zero by symmetry."""
+    is_lopsided = _has_lopsided_atom if PROPERTIES[name].of_atoms else _is_lopsided
+    sample = _spread(places)
+    lopsided = [place for place in sample if is_lopsided(file, place)]
+    return list(places) if len(lopsided) == len(sample) else lopsided
+
+
+def _spread(places: Sequence[int]) -> list[int]:
+    """Choose some structures from all over the file."""
+    chosen = np.unique(np.linspace(0, max(len(places) - 1, 0), SAMPLE).round().astype(int))
+    return [places[place] for place in chosen.tolist()] if places else []
+
+
+def _has_lopsided_atom(file: FlatFile, place: int) -> bool:
+    """Tell whether an atom has more on one side than on the other, so that nothing forbids a force on it."""
+    ends, weights, directions = _neighbors(file, place)
+    sums = [np.bincount(ends, component) for component in (weights[:, None] * directions).T]
+    return bool((np.linalg.norm(sums, axis=0) > _SYMMETRIC * np.bincount(ends, weights)).any())
+
+
+def _is_lopsided(file: FlatFile, place: int) -> bool:
+    """Tell whether a molecule has more on one side than on the other, so that nothing forbids a dipole."""
+    atoms = file.atoms_of(place)
+    positions, numbers = file.positions[atoms], file.numbers[atoms]
+    if file.pbc[place].any():
+        return False
+    from_middle = positions - positions.mean(axis=0)
+    size = np.linalg.norm(from_middle, axis=1)
+    moments = [from_middle[numbers == number].mean(axis=0) for number in np.unique(numbers)]
+    moments.append((numbers * size**2) @ from_middle / (numbers @ size**2))
+    return bool((np.linalg.norm(moments, axis=1) > _SYMMETRIC * size.max()).any())
+
+
+def _neighbors(file: FlatFile, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every atom of every pair: the atom, what the other one weighs for it, and in which direction it is."""
+    atoms = file.atoms_of(place)
+    positions, numbers, cell = file.positions[atoms], file.numbers[atoms], file.cells[place]
+    repeats = [bool(repeat) for repeat in file.pbc[place]]
+    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), CUTOFF)
+    vectors = positions[receiver] - positions[sender] + shift @ cell
+    lengths = np.linalg.norm(vectors, axis=1)
+    directions = vectors / np.maximum(lengths, 1e-12)[:, None]
+    weights = np.exp(-lengths) * (1.0 - lengths / CUTOFF) ** 2
+    ends, others = np.concatenate([sender, receiver]), np.concatenate([receiver, sender])
+    return ends, np.tile(weights, 2) * numbers[others], np.concatenate([directions, -directions])
+
+
+def _count_different(file: FlatFile, places: Sequence[int]) -> int:
+    """Count structures that are no rotated, shifted or reordered copies of each other, at most `SAMPLE`."""
+    sums = []
+    for place in _spread(places):
+        ends, weights, _ = _neighbors(file, place)
+        numbers = file.numbers[file.atoms_of(place)]
+        sums.append(float(weights @ numbers[ends] + numbers.sum()))
+    gaps = np.diff(np.sort(sums))
+    return int((gaps > _SAME_GEOMETRY * max(sums, default=0.0)).sum()) + bool(sums)

@@ -1,0 +1,100 @@
+"""What a run minimizes: the losses of its stages, made from the settings and fitted to the labels there are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mace.errors import UserError
+from mace.properties import PREDICTED
+from mace.settings import TrainingSettings, provided
+from mace.structures.labels import LabelReport
+from mace.training.loss import Loss, make_loss
+from mace.training.stages import has_stage_two
+
+_LOGGER = logging.getLogger(__name__)
+
+Losses = tuple[Loss, Loss | None]
+"""Of stage one and, if there is one, of stage two."""
+
+_PREFIXES = ("", "swa_")
+"""How the weights of each stage begin."""
+
+_ONLY_WHERE_LABELED = {"huber": ("stress",), "universal": ("stress",)}
+"""Terms that a loss has without having been chosen for them: where nobody typed their weight, no label is needed."""
+
+
+def make_losses(settings: TrainingSettings) -> Losses:
+    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
+
+    Raises:
+        UserError: If nothing is left to minimize, or forces are needed but not computed.
+    """
+    weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in PREDICTED}
+    if settings.loss == "ef":
+        # the original's word for equal weights; weights that are typed count
+        typed = provided(settings)
+        weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
+    one = make_loss(settings.loss, weights, settings.huber_delta)
+    two = None
+    if has_stage_two(settings):
+        second = {p: getattr(settings, f"swa_{p}_weight") for p in weights}
+        two = make_loss(settings.loss, second, settings.huber_delta)
+    for loss in (one, two):
+        if loss is not None and not loss.terms:
+            raise UserError(f"--loss={settings.loss}: all its weights are zero; give one of them a positive weight.")
+        if loss is not None and loss.needs_forces and not settings.compute_forces:
+            raise UserError("--compute_forces=False needs --forces_weight=0 and, with --swa, --swa_forces_weight=0.")
+    return one, two
+
+
+def with_labels(settings: TrainingSettings, losses: Losses, report: LabelReport) -> Losses:
+    """Leave out the terms without any label that nobody insists on, and say so.
+
+    These are the ones of labels that a key says there are not, and of those in `_ONLY_WHERE_LABELED` that have their
+    default weight.
+
+    Args:
+        settings: What was typed.
+        losses: All terms that the weights ask for.
+        report: Which labels the training files have.
+
+    Raises:
+        UserError: If nothing is left to minimize.
+    """
+    one, two = (
+        None if loss is None else _with_labels(settings, loss, prefix, report)
+        for loss, prefix in zip(losses, _PREFIXES, strict=True)
+    )
+    assert one is not None
+    return one, two
+
+
+def _with_labels(settings: TrainingSettings, loss: Loss, prefix: str, report: LabelReport) -> Loss:
+    typed, kept = provided(settings), []
+    for term in loss.terms:
+        weight = f"{prefix}{term.name}_weight"
+        says_none = getattr(settings, f"{term.name}_key") == ""
+        is_default = weight not in typed and term.name in _ONLY_WHERE_LABELED.get(loss.name, ())
+        if report.total(term.name) or not (says_none or is_default):
+            kept.append(term)
+            continue
+        reason = f"--{term.name}_key says that there is none" if says_none else "no training structure has such a label"
+        origin = "" if weight in typed else ", the default,"
+        _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, reason)
+    if not kept:
+        raise UserError(
+            f"--loss={loss.name}: no training structure has a label that it fits "
+            f"({', '.join(term.name for term in loss.terms)}); name the keys of the labels, or choose another --loss."
+        )
+    return replace(loss, terms=tuple(kept))
+
+
+def ways_out(losses: Sequence[Loss | None]) -> Mapping[str, str]:
+    """Say how to ask for no label of a kind, by its name: which weights ask for it now, in all stages."""
+    words: dict[str, list[str]] = {}
+    for loss, prefix in zip(losses, _PREFIXES, strict=False):
+        for term in loss.terms if loss is not None else ():
+            words.setdefault(term.name, []).append(f"--{prefix}{term.name}_weight=0 (it is {term.weight:g})")
+    return {name: f"set {' and '.join(flags)}" for name, flags in words.items()}

@@ -1,0 +1,400 @@
+"""Whose the files of a run are: locks beside them that name the process which writes them.
+
+Two runs of the same name and seed in one folder would overwrite each other's files. So a run takes a lock in each
+folder it writes to, ``.<tag>.lock``: a small JSON file with machine, process, its start and the id of the run. Locks of
+the operating system are not trusted, since network file systems may lack them or grant them to everybody; that a name
+can be created only once is all that is asked for.
+
+A lock whose process has ended is taken over. Whether it has can be seen on the same machine; elsewhere the owner must
+give signs of life, by touching its lock every `BEAT` seconds.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from mace.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+
+BEAT = 15.0
+"""Seconds from one sign of life to the next."""
+
+SILENCE = 120.0
+"""Seconds without a sign of life after which a process that cannot be looked at is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that writes the files of a run.
+
+    Attributes:
+        host: Name of its machine.
+        boot: Id of the machine's start; empty where there is none.
+        namespace: In which process numbers have a meaning; containers have their own.
+        process: Its number.
+        began: When it was started, in a unit of the machine's own; empty where that is not known.
+        run: Id of the run.
+        since: When it took the files.
+    """
+
+    host: str
+    boot: str
+    namespace: str
+    process: int
+    began: str
+    run: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} (since {self.since}, run {self.run})"
+
+    def lives(self) -> bool | None:
+        """Tell whether the process is still there; None if that cannot be seen from here."""
+        here = this_process(self.run)
+        if (self.boot or self.host, self.namespace) != (here.boot or here.host, here.namespace):
+            return None
+        began = _start_of(self.process)
+        if not began or not self.began:
+            return None if began is not None else False
+        return began == self.began
+
+
+def this_process(run: str) -> Owner:
+    """Describe this process as the owner of a run's files."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        boot = namespace = ""
+    since = datetime.now().isoformat(" ", "seconds")
+    return Owner(socket.gethostname(), boot, namespace, os.getpid(), _start_of(os.getpid()) or "", run, since)
+
+
+def _start_of(process: int) -> str | None:
+    """Return when a process of this machine was started, empty if that is not known; None if there is none."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except (OSError, OverflowError):  # there is one, of somebody else
+        pass
+    try:
+        # after the name, which may hold blanks and parentheses: state, ..., and the start as the 20th word
+        words = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if words[0] in "ZX" else words[19]  # one that has ended and was not yet collected
+
+
+def _parse(content: bytes) -> Owner | None:
+    """Read the content of a lock; None if it is none, as after a crash of the machine."""
+    try:
+        found = json.loads(content)
+        owner = Owner(**{name: found[name] for name in Owner.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError):
+        return None
+    return owner if isinstance(owner.process, int) else None
+
+
+class _Lock:
+    """The lock of one folder.
+
+    Args:
+        path: Its file.
+        content: What this process writes into it; no other process ever writes the same.
+    """
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self._content = path, content
+        self._descriptor: int | None = None
+
+    def take(self, take_over: bool) -> bytes | None:
+        """Create the lock, or take that of an owner who is dead.
+
+        Args:
+            take_over: Do not wait for signs of life.
+
+        Returns:
+            The content of the lock that was taken over, if any.
+
+        Raises:
+            OwnedByAnother: If its owner lives.
+            OSError: If it cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(self._content)
+            while True:
+                taken, before = self._try(temporary, take_over)
+                if taken:
+                    break
+        finally:
+            temporary.unlink(missing_ok=True)
+        # the file itself, whatever happens to its name
+        self._descriptor = os.open(self.path, os.O_RDWR)
+        self._remove_remains()
+        return before
+
+    def _try(self, temporary: Path, take_over: bool) -> tuple[bool, bytes | None]:
+        """Try once; False if something changed meanwhile, so that it must be tried again.
+
+        Of several who find the same dead owner, one alone may replace its lock: who first creates the claim named after
+        that lock's content. An owner of a claim who died too is followed in the same way.
+        """
+        place, seen = self.path, list[tuple[Path, bytes]]()
+        while not _create(place, temporary, self._content):
+            content = _read(place)
+            if content is None or not _is_abandoned(place, content, temporary, take_over):
+                return False, None
+            seen.append((place, content))
+            place = self.path.with_name(f"{self.path.name}.{hashlib.sha256(content).hexdigest()[:12]}")
+        if not seen:
+            return True, None
+        if any(_read(where) != content for where, content in seen):
+            place.unlink(missing_ok=True)
+            return False, None
+        os.replace(temporary, self.path)
+        for claim in [where for where, _ in seen[1:]] + [place]:
+            claim.unlink(missing_ok=True)
+        return True, seen[0][1]
+
+    def _remove_remains(self) -> None:
+        """Remove what processes left behind that were killed while they took the lock."""
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
+            owner = _parse(_read(file) or b"")
+            if owner is not None and owner.lives() is False:
+                file.unlink(missing_ok=True)
+
+    def touch(self) -> None:
+        """Give a sign of life, with the clock of the file server."""
+        if self._descriptor is None:
+            return
+        try:
+            os.utime(self._descriptor)
+        except OSError:  # a file system without times that can be set
+            os.pwrite(self._descriptor, self._content[-1:], len(self._content) - 1)
+            os.fsync(self._descriptor)
+
+    def other_content(self) -> bytes | None:
+        """Return the content of the lock if it is another's; None if it is ours or gone."""
+        content = _read(self.path)
+        return None if content == self._content else content
+
+    def renew(self) -> bool:
+        """Create the lock again if it is gone; return whether it was."""
+        if _read(self.path) is not None:
+            return False
+        self.free()
+        self.take(take_over=False)
+        return True
+
+    def free(self) -> None:
+        """Remove the lock if it is still ours."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        if _read(self.path) == self._content:
+            self.path.unlink(missing_ok=True)
+
+
+def _create(path: Path, temporary: Path, content: bytes) -> bool:
+    """Give a file a name that nobody else has given to one; return whether that was possible."""
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return _read(path) == content  # a network file system may have done it and lost the answer
+    except OSError:
+        if not temporary.exists():
+            raise
+    # a file system without hard links; readers may see the file before its content, and wait
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return _read(path) == content
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    return True
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the content of a file; None if it is gone."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_abandoned(place: Path, content: bytes, temporary: Path, take_over: bool) -> bool:
+    """Tell whether the owner of a lock is dead; False if the lock is another one by now.
+
+    Raises:
+        OwnedByAnother: If the owner lives.
+    """
+    owner = _parse(content)
+    alive = None if owner is None else owner.lives()
+    if alive is None and not take_over:
+        alive = _gives_sign(place, content, temporary, owner)
+        if _read(place) != content:
+            return False
+    if alive:
+        raise OwnedByAnother(f"{place}: {owner or 'another process'} writes the files of this run")
+    return True
+
+
+def _gives_sign(place: Path, content: bytes, temporary: Path, owner: Owner | None) -> bool:
+    """Wait until a lock is touched, or has not been for `SILENCE`, by the clock of the file server."""
+    try:
+        os.utime(temporary)
+        first = place.stat().st_mtime
+        left = min(SILENCE, SILENCE - (temporary.stat().st_mtime - first))
+        if left > 0.0:
+            _LOGGER.warning(
+                "%s: %s had the files of this run, which cannot be looked at from here; waiting %.0f s at most for a "
+                "sign of life (--take_over does not wait)",
+                place,
+                owner or "another process",
+                left,
+            )
+        while left > 0.0:
+            time.sleep(min(1.0, left))
+            left -= 1.0
+            if _read(place) != content or place.stat().st_mtime != first:
+                return True
+    except FileNotFoundError:
+        return True
+    return False
+
+
+class OwnedByAnother(UserError):
+    """The files of a run belong to another process that lives."""
+
+
+class Ownership:
+    """The files of a run belong to this process, inside a ``with`` block.
+
+    Args:
+        tag: With which the names of the files begin.
+        folders: Where they are; none if this process writes no files.
+        run: Id of the run, should it be a new one.
+        take_over: Do not wait for signs of life of an owner that cannot be looked at.
+        advice: A further way out for who is refused.
+    """
+
+    def __init__(
+        self, tag: str, folders: Sequence[Path] = (), run: str = "", take_over: bool = False, advice: str = ""
+    ) -> None:
+        owner = asdict(this_process(run)) | {"token": secrets.token_hex(8)}
+        content = json.dumps(owner).encode() + b"\n"
+        places = {folder.resolve(): folder for folder in folders}  # the same folder may have several names
+        self._locks = [_Lock(folder / f".{tag}.lock", content) for folder in places.values()]
+        self.run, self._tag, self._take_over, self._advice = run, tag, take_over, advice
+        self._process, self._ended, self._mutex = os.getpid(), threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._beat, name="ownership", daemon=True)
+        self._usurper = ""
+        self.notes: list[str] = []
+
+    @property
+    def usurper(self) -> str:
+        """Who has taken the files from this process, in words; empty as long as they are its own."""
+        return self._usurper
+
+    def __enter__(self) -> Ownership:
+        """Take all locks, or none.
+
+        Raises:
+            UserError: If another process owns the files, or a lock cannot be written.
+        """
+        try:
+            for lock in self._locks:
+                self._take(lock)
+        except BaseException:
+            self._free()
+            raise
+        if self._locks:
+            self._thread.start()
+        return self
+
+    def _take(self, lock: _Lock) -> None:
+        try:
+            before = lock.take(self._take_over)
+        except OwnedByAnother as error:
+            raise OwnedByAnother(
+                f"{error}; let it end, or choose another --name, --seed or --work_dir{self._advice}."
+            ) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{lock.path}: the lock of the run cannot be written ({reason}).") from error
+        if before is not None:
+            owner = _parse(before) or "a process that left an incomplete lock"
+            self.notes.append(f"{lock.path}: {owner} has ended without freeing the files of this run; taken over")
+
+    def look(self) -> bool:
+        """See whether the files are still this process's own; a lock that is gone is created again, with a warning.
+
+        Returns:
+            Whether they are.
+        """
+        with self._mutex:
+            for lock in self._locks:
+                try:
+                    if lock.renew():
+                        _LOGGER.warning("%s was gone; it is written anew", lock.path)
+                    self._compare(lock)
+                except OwnedByAnother as error:
+                    self._usurper = str(error)
+                except OSError as error:  # the state of the run will meet the same obstacle, and say so
+                    _LOGGER.debug("%s cannot be looked at (%s)", lock.path, error)
+        return not self._usurper
+
+    def _compare(self, lock: _Lock) -> None:
+        other = lock.other_content()
+        if other is not None:
+            self._usurper = f"{lock.path}: {_parse(other) or 'another process'} writes the files of this run"
+
+    def _beat(self) -> None:
+        """Give signs of life until the end."""
+        while not self._ended.wait(BEAT):
+            with self._mutex:
+                for lock in self._locks:
+                    try:
+                        lock.touch()
+                        self._compare(lock)
+                    except OSError as error:
+                        _LOGGER.debug("%s: no sign of life could be given (%s)", lock.path, error)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free all locks that are still ours."""
+        self._free()
+
+    def _free(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        if os.getpid() != self._process:  # a copy of this process, whose files these never were
+            return
+        for lock in self._locks:
+            try:
+                try:
+                    lock.free()
+                except OSError:  # a network may be well again
+                    lock.free()
+            except OSError as error:
+                _LOGGER.warning("%s: the lock cannot be removed (%s)", lock.path, error.strerror or error)
