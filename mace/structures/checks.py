@@ -27,8 +27,8 @@ STRUCTURE_KEYS = _WEIGHT_KEYS | {*_ATOM_WEIGHT_KEYS.values(), "config_type", "nu
 SHORTEST_LATTICE_VECTOR = 0.5
 """Angstrom; two hydrogen atoms are 0.74 apart, and nothing repeats more closely than that."""
 
-FARTHEST = 1.0e6
-"""Angstrom; coordinates so large are a fault of the file or of a simulation that has broken down."""
+FARTHEST, LARGEST_CELL = 1.0e6, 1.0e9
+"""Angstrom; coordinates so large are a fault of the file or of a simulation that has broken down, and so are cells."""
 
 
 def check_geometry(configuration: Configuration) -> None:
@@ -68,14 +68,17 @@ def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool,
         where: Name of the structure, for messages.
 
     Raises:
-        UserError: If one is NaN, infinite or farther than `FARTHEST`.
+        UserError: If one is NaN, infinite or beyond `FARTHEST`, or the cell beyond `LARGEST_CELL`.
     """
-    for name, values, limited in (("position", positions, positions), ("cell", cell, cell[list(pbc)])):
+    for name, values, limited, limit in (
+        ("position", positions, positions, FARTHEST),
+        ("cell", cell, cell[list(pbc)], LARGEST_CELL),
+    ):
         if not np.isfinite(values).all():
             raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
-        if np.abs(limited).max(initial=0.0) >= FARTHEST:
+        if np.abs(limited).max(initial=0.0) >= limit:
             raise UserError(
-                f"{where} has a {name} of {np.abs(limited).max():.3g} Angstrom, where less than {FARTHEST:.0e} makes "
+                f"{where} has a {name} of {np.abs(limited).max():.3g} Angstrom, where less than {limit:.0e} makes "
                 "sense; correct it, or take the structure out."
             )
 
