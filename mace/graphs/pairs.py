@@ -51,6 +51,8 @@ def find_pairs(
         return sender, receiver, np.zeros((len(sender), 3), dtype=np.int64)
     # vesin is exact for atoms near the origin cell; far-away copies are brought home and their translations kept
     home, translation = _wrap(positions, box, pbc) if any(pbc) else (positions, np.zeros((len(positions), 3), int))
+    if any(pbc) and np.prod(np.maximum(heights / r_max, 1.0)) > _MOST_BINS:
+        home, box, heights = _shorten_cell(home, box, heights, pbc, r_max)
     reach = _searchable_reach(heights, r_max)
     calculator = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, s = calculator.compute(points=home, box=box, periodic=any(pbc), quantities="ijS")
@@ -131,6 +133,28 @@ def _closed_cell(
     box = np.array(cell, dtype=float)
     box[[not repeats for repeats in pbc]] = upright * (extents + 2.0 * r_max + 1.0)[:, None]
     return box, 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+
+
+def _shorten_cell(
+    home: np.ndarray, box: np.ndarray, heights: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Do with empty space in a large cell what `_close_gaps` does where nothing repeats; translations stay the same.
+
+    Returns:
+        Positions ``[atoms, 3]``, cell ``[3, 3]``, and the distances of its faces ``[3]``.
+    """
+    fractions, box, heights = np.linalg.solve(box.T, home.T).T, box.copy(), heights.copy()
+    for direction in np.flatnonzero(pbc):
+        order = np.argsort(fractions[:, direction])
+        places = fractions[order, direction]
+        # the last gap is the one to the first atom's image
+        empty = np.maximum(np.diff(places, append=places[0] + 1.0) - (r_max + 1.0) / heights[direction], 0.0)
+        moved = np.zeros(len(home))
+        moved[order[1:]] = np.cumsum(empty[:-1])
+        home = home - moved[:, None] * box[direction]
+        box[direction] *= 1.0 - empty.sum()
+        heights[direction] *= 1.0 - empty.sum()
+    return home, box, heights
 
 
 def _refuse_endless_search(

@@ -100,4 +100,5 @@ def test_sixty_kills_of_one_of_two_lose_nothing(tmp_path: Path, pair: Pair) -> N
         state = folder / "checkpoints" / "tiny_run-7_last.pt"
         if state.exists():
             load_safely(state)
+    print(f"{kills} kills, {number} runs to their end, {named} messages that name the process")
     assert named >= KILLS // 2

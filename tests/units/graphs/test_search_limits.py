@@ -11,7 +11,7 @@ import pytest
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.batching import GraphDataset
-from mace.graphs.neighbors import find_all_neighbors, find_neighbors
+from mace.graphs.neighbors import find_all_neighbors
 from mace.graphs.pairs import find_pairs
 from mace.graphs.skin import SkinNeighbors
 from mace.structures.checks import check_geometry
@@ -86,11 +86,16 @@ def test_a_stray_atom_changes_nothing(offset, pbc):
 
 
 @pytest.mark.parametrize("lengths", [(4.0e5, 4.0, 4.0), (2.0e3, 3.0, 2.0e3), (5.0, 9.0e5, 900.0), (1.0e8, 4.0, 1.0e8)])
-def test_long_and_flat_cells_are_searched(lengths):
-    positions = np.array([[0.5, 0.5, 0.5], [1.5, 0.5, 0.5], [-0.4, 0.5, 0.5]])
-    found = find_neighbors(positions, np.diag(lengths), ALL, 3.0)
-    nearest = {(int(a), int(b)) for a, b in zip(found.pair_sender, found.pair_receiver, strict=True)}
-    assert {(0, 1), (0, 2), (1, 2)} <= nearest
+@pytest.mark.parametrize("skew", [0.0, 0.7])
+def test_long_and_flat_cells_are_searched(lengths, skew):
+    """Their empty space does not matter: the same pairs, with the same translations, as in one of 40 Angstrom."""
+    cell = np.diag(lengths) + skew * np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    short = np.diag([1.0 if length < 40.0 else 40.0 / length for length in lengths]) @ cell
+    positions = np.random.default_rng(3).uniform(-1.0, 1.0, (6, 3)) * np.minimum(lengths, 3.0)
+    found, expected = (find_pairs(positions, matrix, ALL, 3.0) for matrix in (cell, short))
+    assert len(found[0]) > 6
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("r_max", [50.0, 1.0e6, 1.0e12])
