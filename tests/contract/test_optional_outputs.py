@@ -271,9 +271,9 @@ def test_write_errors_say_what_they_are(number, tmp_path, monkeypatch, caplog):
     assert is_full(caught.value) == (number in (errno.ENOSPC, errno.EDQUOT))
     keeper = StateKeeper(CheckpointFolder(tmp_path, "a"), RecordWriter(None), None, "run", 1.0)
     with caplog.at_level(logging.INFO, "mace"):
-        keeper.save({"progression": {}}, {})
+        keeper.save({"progression": {"best_epochs": {}}, "best": {}})
         monkeypatch.undo()
-        keeper.save({"progression": {}}, {})
+        keeper.save({"progression": {"best_epochs": {}}, "best": {}})
     assert os.strerror(number) in caplog.messages[0] and caplog.messages[1].endswith("could be written again")
     assert ("Make room" in caplog.messages[0]) == (number in (errno.ENOSPC, errno.EDQUOT))
 
