@@ -186,9 +186,11 @@ def test_other_settings_of_one_process_are_named_before_anything_is_trained(tmp_
     )
     assert processes.wait(TOGETHER) == [2, 2]
     told = processes.said(0) + processes.said(1)
-    assert "Process 1 has other settings than process 0 (" in told and "--lr 0.5 instead of 0.01" in told
+    assert "Process 1 has other settings than process 0 (" in told and "--lr is 0.5 instead of 0.01" in told
     assert (
-        "--ema_decay 0.5 instead of 0.99" in told and "Traceback" not in told and not list(tmp_path.glob("run/*.model"))
+        "--ema_decay is 0.5 instead of 0.99" in told
+        and "Traceback" not in told
+        and not list(tmp_path.glob("run/*.model"))
     )
 
 
