@@ -38,9 +38,11 @@ AREAS = {
             f"mace/structures/{name}.py"
             for name in (
                 "checks",
+                "comment_line",
                 "conditions",
                 "conversion",
                 "frames",
+                "key_names",
                 "labels",
                 "plain_frames",
                 "reading",
@@ -61,6 +63,7 @@ AREAS = {
             "mace/training/saving.py",
             "mace/training/checkpoints.py",
             "mace/training/state.py",
+            "mace/training/ownership.py",
             "mace/training/resuming.py",
             "mace/training/records.py",
             "mace/model/durable_file.py",
@@ -75,6 +78,8 @@ AREAS = {
             "tests/workflows/test_training_starts.py",
             "tests/workflows/test_training_stops.py",
             "tests/workflows/test_training_faults.py",
+            "tests/workflows/test_damaged_checkpoints.py",
+            "tests/workflows/test_two_runs.py",
             "tests/regression",
         ),
     ),

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 
 from website.imports import imports_between_parts
 
-VOCABULARY = {"errors", "units", "elements", "properties", "conditions", "elsewhere", "installation", "__init__"}
+VOCABULARY = {
+    "errors",
+    "units",
+    "elements",
+    "properties",
+    "conditions",
+    "elsewhere",
+    "installation",
+    "plain_text",
+    "__init__",
+}
 """Parts that all may use; drawn as one box, without arrows."""
 
 PARTS = {

@@ -17,8 +17,11 @@ _KERNELS = "this library is not used, the fastest kernels at hand are taken"
 _COMPILED = "models are not compiled as a whole, their kernels are fast as they are"
 _NO_CHARGES = "charges of atoms are part of dipoles, which the model does not predict; leave the argument out"
 
+_DISPERSION = "the model alone is computed; mace_mp(model, dispersion=True) adds D3, or the program that calls"
+
 _INERT: dict[str, tuple[Any, str]] = {
     "compile_mode": (None, _COMPILED),
+    "dispersion": (False, _DISPERSION),
     "fullgraph": (True, _COMPILED),
     "enable_cueq": (False, _KERNELS),
     "enable_oeq": (False, _KERNELS),
@@ -26,7 +29,7 @@ _INERT: dict[str, tuple[Any, str]] = {
     "pad_num_edges": (0, _COMPILED),
     "warmup": (False, _COMPILED),
 }
-"""Arguments that change the speed of mace-torch and nothing here: the default of each, and what is done instead."""
+"""Arguments that change nothing here, most of them the speed of mace-torch: the default of each, and what is done."""
 
 DEFAULT_CHARGES_KEY = "Qs"
 
@@ -122,19 +125,6 @@ def take_other_names(model_paths: Any, kwargs: dict[str, Any]) -> Any:
             raise UserError(f"MACECalculator: {name} is another name of model_paths; give only one of them.")
         model_paths = other if model_paths is None else model_paths
     return model_paths
-
-
-def take_dispersion(kwargs: dict[str, Any]) -> None:
-    """Read ``dispersion``, which some programs hand over with the arguments of `mace_mp`, and add the correction after.
-
-    mace-torch's calculator takes it without a word. It adds nothing here either, and says so.
-    """
-    if kwargs.pop("dispersion", False):
-        warnings.warn(
-            "MACECalculator computes the model alone, also with dispersion=True: the D3 correction is added by "
-            "mace_mp(model, dispersion=True), or by the program that calls.",
-            stacklevel=3,
-        )
 
 
 def check_positive(value: float, name: str) -> float:

@@ -21,7 +21,6 @@ from mace.calculators.arguments import (
     check_skin,
     condition_keys,
     refuse_unknown,
-    take_dispersion,
     take_other_names,
     tell_inert,
 )
@@ -135,8 +134,8 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
             length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
         committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing and
-            says so; ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing here;
+            ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
             mace-torch's calculator, at their defaults only.
 
     Raises:
@@ -168,7 +167,6 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     ) -> None:
         """Load the models; see the class."""
         model_paths = take_other_names(model_paths, kwargs)
-        take_dispersion(kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
         refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
         tell_inert(kwargs)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
 from mace.cli.outputs import check_output
-from mace.errors import UserError
 
 _FOR_CPP = ("torchscript", "torch.jit", "torch.export")
 """Formats for C++ programs, which are asked for but cannot be written."""
@@ -49,13 +48,14 @@ def _format(name: str) -> str:
     """Give the reason where a format is known but not there.
 
     Raises:
-        UserError: If it is such a format.
+        ArgumentError: If it is such a format.
     """
     if name.lower() in _FOR_CPP:
-        raise UserError(
-            f"mace_export: --format={name} is not possible, because such a file would compute only structures with as "
-            "many atoms of each element and as many neighbors as the one it was traced with; use --format=mace-torch, "
-            "from which mace-torch's own converters make files for C++ programs such as LAMMPS."
+        raise argparse.ArgumentError(
+            None,
+            f"--format={name} is not possible, because such a file would compute only structures with as many atoms of "
+            "each element and as many neighbors as the one it was traced with; use --format=mace-torch, from which "
+            "mace-torch's own converters make files for C++ programs such as LAMMPS",
         )
     return name
 

@@ -395,7 +395,7 @@ def test_other_names_of_model_paths(model_file: Path) -> None:
 
 
 def test_dispersion_is_left_to_who_adds_it(model_file: Path) -> None:
-    with pytest.warns(UserWarning, match=r"D3 correction is added by mace_mp\(model, dispersion=True\)"):
+    with pytest.warns(UserWarning, match=r"the model alone is computed; mace_mp\(model, dispersion=True\) adds D3"):
         calculator = MACECalculator(model_paths=model_file, model=model_file, dispersion=True)
     assert calculator.num_models == 1
     with warnings.catch_warnings():

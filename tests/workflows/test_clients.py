@@ -27,8 +27,8 @@ from training_runs import labeled, rattled
 
 from mace.calculators import MACECalculator
 from mace.cli import run_train
+from mace.compat import published
 from mace.compat.importing import open_model
-from mace.compat.published import DEFAULTS, published_model
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,7 @@ def test_atomate2_adds_dispersion_itself() -> None:
     from atomate2.forcefields.utils import MLFF, ase_calculator
 
     atoms = ase.io.read("start.xyz")
-    with pytest.warns(UserWarning, match="computes the model alone"):
+    with pytest.warns(UserWarning, match="the model alone is computed"):
         atoms.calc = ase_calculator(MLFF.MACE_MP_0, model="first.model", default_dtype=torch.float64, dispersion=True)
     added = atoms.get_potential_energy() - expected_results()["energy"]
     assert added == pytest.approx(atoms.calc.mixer.calcs[1].get_potential_energy(atoms), abs=1e-9) and added < -0.1
@@ -228,9 +228,10 @@ def test_openmm_calls_published_models(name: str, loader: str, reader: Path, mon
     from openmmml import MLPotential
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(reader))
-    place = published_model(loader, "medium" if loader == "mace_off" else DEFAULTS[loader]).places[0]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy("first.model", place)
+    model = published.published_model(loader, published.DEFAULTS[loader])
+    model.place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy("first.model", model.place)
+    monkeypatch.setitem(published.DIGESTS, model.address, published.sha256_of(Path("first.model")))
     names: dict[str, Any] = {}
     exec(recipe('MLPotential("ase")').partition("system =")[0], names)
     openmm, unit = names["openmm"], names["unit"]

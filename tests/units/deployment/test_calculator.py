@@ -249,10 +249,6 @@ def test_ase_dynamics_conserves_energy(calculator: MACECalculator, water: Atoms)
     [
         ({"model_type": "DipoleMACE"}, "model_type='DipoleMACE' contradicts the model.*ScaleShiftMACE"),
         ({"model_type": "PolarMACE"}, "model_type='PolarMACE' cannot be used"),
-        ({"compile_mode": "default"}, "compile_mode='default' cannot be used"),
-        ({"enable_cueq": True}, "enable_cueq=True cannot be used"),
-        ({"enable_oeq": True}, "enable_oeq=True"),
-        ({"pad_num_atoms": 8}, "pad_num_atoms=8"),
         ({"charges_key": "q"}, "charges_key='q'"),
         ({"info_keys": {"total_spin": "spin"}}, "info_keys names 'total_spin', which is no such condition.*none"),
         ({"arrays_keys": {"site": "site"}}, "arrays_keys names 'site', which is no such condition.*none"),

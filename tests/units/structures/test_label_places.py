@@ -65,7 +65,7 @@ def test_the_order_of_the_places(
     for place in there:
         getattr(frame, place)["forces"] = values[place]
     monkeypatch.setattr("mace.structures.reading.iterate_frames", lambda file: iter([frame]))
-    (tmp_path / "a.xyz").touch()
+    (tmp_path / "a.xyz").write_text("not read")
     result = read_configurations(tmp_path / "a.xyz")
     np.testing.assert_array_equal(result.configurations[0].forces, values[expected])
     assert places(result, "forces") == {"calculator" if expected == "results" else expected: 1}
