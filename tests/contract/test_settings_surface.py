@@ -229,8 +229,9 @@ def test_default_may_be_given(entry):
     assert name_of(entry) in parse_training_settings([*argv, *written_default(entry)]).model_fields_set
 
 
-def test_all_defaults_may_be_given_together(tmp_path):
+def test_all_defaults_may_be_given_together(tmp_path, monkeypatch):
     """As programs do that write out every setting; only the size of the model is not the default."""
+    monkeypatch.chdir(tmp_path)  # among them is the folder to work in
     typed = [word for entry in WRITTEN_DEFAULTS if name_of(entry) != "max_ell" for word in written_default(entry)]
     run = train(tmp_path, write_water(tmp_path / "train.xyz"), *typed, "--num_channels=4", "--dry_run")
     assert "Plan of the run" in run.shown and "has no effect" not in run.shown
