@@ -91,7 +91,8 @@ AREAS = {
         ("mace/calculators", "mace/graphs/skin.py", "mace/deployment/radial_tables.py"),
         (
             "tests/units/deployment",
-            "tests/units/graphs",
+            "tests/units/graphs/test_skin.py",
+            "tests/units/graphs/test_neighbors.py",
             "tests/workflows/test_evaluate.py",
             "tests/contract/test_public_uses.py",
             "tests/parity/test_dipoles.py",
