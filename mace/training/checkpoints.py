@@ -24,6 +24,7 @@ from zipfile import BadZipFile
 
 import torch
 
+from mace.compat.archives import sha256_of
 from mace.errors import UserError
 from mace.model.durable_file import free_name, synchronize_folder, temporary_beside, write_durably
 from mace.model.plan import ModelPlan
@@ -362,11 +363,4 @@ def differing_fields(saved: ModelPlan, wanted: ModelPlan) -> list[str]:
 
 def file_digests(paths: Iterable[Path | str]) -> dict[str, str]:
     """Hash the content of files, SHA-256 in hexadecimal, by the name they were given with."""
-    digests = {}
-    for path in paths:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        digests[str(path)] = digest.hexdigest()
-    return digests
+    return {str(path): sha256_of(Path(path)) for path in paths}
