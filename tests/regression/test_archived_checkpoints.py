@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from training_runs import train, write_water
 
 from mace.errors import UserError
-from mace.training.checkpoints import FORMAT, UPGRADES, load_safely
+from mace.training.checkpoints import FORMAT, UPGRADES, encode, load_safely
 
 SAMPLES = Path(__file__).parent / "samples"
 SMALLEST = (
@@ -82,4 +83,18 @@ def test_a_run_without_any_best_weights_says_so_before_anything_is_written(tmp_p
     with pytest.raises(UserError, match=r"_epoch-1.pt: .*; .*_epoch-2_swa.pt: .*no other file has its best"):
         train(tmp_path, data, *SMALLEST, "--max_num_epochs=3", "--restart_latest")
     run = train(tmp_path, data, *SMALLEST, "--max_num_epochs=5", "--restart_latest")
+    assert run.epochs_trained == [3, 4] and run.weights("_stagetwo")
+
+
+@pytest.mark.parametrize("version", WITHOUT_BEST)
+def test_a_run_that_patience_ended_needs_more_of_it_to_find_other_best_weights(tmp_path: Path, version: int) -> None:
+    data = placed(tmp_path, version, ("_epoch-1.pt", "_epoch-2_swa.pt", "previous.pt"))
+    last = tmp_path / "checkpoints" / "tiny_run-7_last.pt"
+    state = load_safely(last)
+    last.write_bytes(encode({**state, "progression": {**state["progression"], "finished": True}}))
+    longer = (*SMALLEST, "--max_num_epochs=5", "--restart_latest")
+    with pytest.raises(UserError, match="the run is finished, and no other file has its best weights"):
+        train(tmp_path, data, *longer)
+    patience = json.loads(state["settings"])["patience"]
+    run = train(tmp_path, data, *longer, f"--patience={patience + 1}")
     assert run.epochs_trained == [3, 4] and run.weights("_stagetwo")
