@@ -19,9 +19,9 @@ from typing import Any
 from molecules import TRAINING_FILE
 from rich.console import Console
 
+from mace.runs.run import run_training
 from mace.settings import parse_training_settings
 from mace.training.loop import Trainer
-from mace.training.run import run_training
 
 FLAGS = [
     "--name=acac", "--E0s={1:-13.568422178253735, 6:-1026.8538996116154, 8:-2037.796869412825}", "--model=MACE",

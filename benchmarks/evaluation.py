@@ -19,14 +19,14 @@ from report import machine_facts, write_json
 from rich.console import Console
 from rich.table import Table
 
-from mace.deployment.evaluation import Wanted, evaluate_files
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.evaluation.evaluation import Wanted, evaluate_files
+from mace.graphs.dataset import GraphDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import load_model
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.prediction import predict
 from mace.structures.reading import read_configurations
 
 STRUCTURES = Path(__file__).resolve().parents[1] / "examples" / "methanol" / "methanol_test.xyz"

@@ -28,7 +28,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.equivariant.coupling import coupling_coefficients
 from mace.equivariant.irreps import parse_irreps
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import CompilationError, find_compiler
 from mace.kernels.convolution import ConvolutionPath, convolution_paths, coupling_matrix

@@ -17,14 +17,14 @@ import mace
 from mace.compat.weights import weights_from_original
 from mace.elements import ElementTable
 from mace.equivariant.irreps import parse_irreps
-from mace.graphs.batching import Batch, GraphDataset, build_graph
-from mace.model.derivatives import Prediction, predict
+from mace.graphs.dataset import Batch, GraphDataset, build_graph
 from mace.model.kernel_choice import VARIABLE, choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.prediction import Prediction, predict
+from mace.processes.devices import keep_freed_memory
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.training.devices import keep_freed_memory
 from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage, make_optimizer
 from mace.training.step import train_step

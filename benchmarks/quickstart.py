@@ -19,13 +19,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mace.console.progress import TrainingProgress
+from mace.preparation.preparation import read_sets
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.session import Outcome, run_quickstart
+from mace.runs.run import make_losses
 from mace.settings import parse_training_settings
-from mace.settings.quickstart import parse_quickstart_settings
-from mace.training.preparation import read_sets
-from mace.training.progress import TrainingProgress
-from mace.training.run import make_losses
+from mace.settings.other_commands import parse_quickstart_settings
 
 
 def propose(options: argparse.Namespace, folder: Path) -> Outcome:

@@ -25,7 +25,7 @@ AREAS = {
         ("mace/training/loss.py",), ("tests/units/training/test_loss.py", "tests/parity/test_training_step.py")
     ),
     "metrics": Area(
-        ("mace/training/metrics.py", "mace/training/evaluation.py", "mace/training/step.py"),
+        ("mace/reporting/metrics.py", "mace/training/evaluation.py", "mace/training/step.py"),
         (
             "tests/units/reporting/test_metrics.py",
             "tests/units/training",
@@ -39,10 +39,9 @@ AREAS = {
             for name in (
                 "checks",
                 "comment_line",
-                "conditions",
+                "condition_values",
                 "conversion",
                 "frames",
-                "key_names",
                 "labels",
                 "plain_frames",
                 "reading",
@@ -55,7 +54,7 @@ AREAS = {
         ("tests/units/structures", "tests/contract/test_malformed_inputs.py", "tests/contract/test_bad_input.py"),
     ),
     "foreign files": Area(
-        ("mace/compat/archives.py", "mace/compat/pickles.py", "mace/compat/reader.py"),
+        ("mace/files/archives.py", "mace/files/pickles.py", "mace/compat/reader.py"),
         ("tests/units/compat", "tests/contract/test_hostile_files.py", "tests/parity/test_original_files.py"),
     ),
     "saving": Area(
@@ -63,10 +62,10 @@ AREAS = {
             "mace/training/saving.py",
             "mace/training/checkpoints.py",
             "mace/training/state.py",
-            "mace/training/ownership.py",
-            "mace/training/resuming.py",
-            "mace/training/records.py",
-            "mace/model/durable_file.py",
+            "mace/files/ownership.py",
+            "mace/runs/resuming.py",
+            "mace/reporting/records.py",
+            "mace/files/durable.py",
             "mace/model/model_file.py",
         ),
         (
@@ -88,7 +87,7 @@ AREAS = {
         ("tests/units/structures", "tests/units/reporting", "tests/parity/test_dipoles.py"),
     ),
     "calculators": Area(
-        ("mace/calculators", "mace/graphs/skin.py", "mace/deployment/radial_tables.py"),
+        ("mace/calculators", "mace/graphs/skin.py", "mace/potential/radial_tables.py"),
         (
             "tests/units/deployment",
             "tests/units/graphs/test_skin.py",

@@ -26,9 +26,9 @@ from hostile_texts import SETTINGS, STRUCTURES
 from mace.compat.importing import import_original
 from mace.errors import UserError
 from mace.model.model_file import load_model
+from mace.runs.resuming import StartingWeights
 from mace.settings import parse_training_settings
 from mace.structures.reading import read_configurations
-from mace.training.resuming import StartingWeights
 
 SECONDS, MEGABYTES = 2.0, 300.0
 """Of processor time, which other programs do not lengthen, and of memory beyond what the program takes anyway."""

@@ -102,8 +102,10 @@ class _HalfWritten:
 
 def _install(kill: dict[str, Any]) -> None:
     """Make the process kill itself at an event."""
-    from mace.model import durable_file
-    from mace.training import batch_step, checkpoints, evaluation, finishing, records, saving, state
+    from mace.files import durable as durable_file
+    from mace.reporting import records
+    from mace.runs import finishing
+    from mace.training import batch_step, checkpoints, evaluation, saving, state
 
     states: list[Any] = []
     hits = 0
@@ -157,7 +159,7 @@ def _train(order: dict[str, Any]) -> None:
 
     os.chdir(order["folder"])
     if order["environment"]:
-        from mace.training import distributed
+        from mace.processes import team as distributed
 
         distributed.MEETING_TIME = timedelta(seconds=20)  # the other may be killed before they meet
         os.environ.update(order["environment"])
@@ -192,7 +194,7 @@ def _warm_up() -> None:
     from rich.console import Console
     from training_runs import settings_of, write_water
 
-    from mace.training.run import run_training
+    from mace.runs.run import run_training
 
     with tempfile.TemporaryDirectory() as folder:
         data = write_water(Path(folder) / "train.xyz")

@@ -19,10 +19,10 @@ from rich.console import Console
 from torch import Tensor
 
 from mace.model.model_file import load_model
+from mace.reporting.records import read_records
+from mace.runs.run import run_training
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.training.checkpoints import load_safely
-from mace.training.records import read_records
-from mace.training.run import run_training
 
 TINY_MODEL = (
     "--hidden_irreps=4x0e + 4x1o",

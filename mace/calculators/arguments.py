@@ -11,7 +11,7 @@ from typing import Any
 from mace.conditions import Condition
 from mace.errors import UserError
 from mace.model.plan import ModelPlan
-from mace.structures.conditions import check_condition_keys
+from mace.structures.condition_values import check_condition_keys
 
 _KERNELS = "this library is not used, the fastest kernels at hand are taken"
 _COMPILED = "models are not compiled as a whole, their kernels are fast as they are"

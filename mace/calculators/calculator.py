@@ -33,20 +33,20 @@ from mace.calculators.structures import refuse_unknown_elements, to_configuratio
 from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
 from mace.conditions import joined
-from mace.deployment.descriptors import descriptors
-from mace.deployment.loading import find_device, find_dtype
-from mace.deployment.radial_tables import choose_radial_tables
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.evaluation.descriptors import descriptors
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.installation import require_own_files
-from mace.model.derivatives import hessian, nonsense, predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.structures.conditions import FoundConditions, find_conditions
+from mace.model.prediction import hessian, nonsense, predict
+from mace.potential.loading import find_device, find_dtype
+from mace.potential.radial_tables import choose_radial_tables
+from mace.structures.condition_values import FoundConditions, find_conditions
 from mace.structures.configuration import Configuration
 
 require_own_files()
@@ -371,7 +371,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
         Args:
             atoms: The structure; that of the last calculation if there is none.
-            invariants_only: Leave out those that turn with the structure. See `mace.deployment.descriptors` for the
+            invariants_only: Leave out those that turn with the structure. See `mace.evaluation.descriptors` for the
                 order of all of them, which is that of mace-torch.
             num_layers: Only the first so many layers; -1 for all.
 

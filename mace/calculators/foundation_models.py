@@ -14,10 +14,10 @@ from mace.calculators.arguments import refuse_unknown, tell_inert
 from mace.calculators.calculator import MACECalculator
 from mace.calculators.dispersion import check_dispersion, with_dispersion
 from mace.compat.importing import heads_in, open_model
-from mace.compat.published import ADDRESSES, locate, published_model
-from mace.deployment.loading import find_device, find_dtype
 from mace.errors import UserError
+from mace.files.published import ADDRESSES, locate, published_model
 from mace.model.mace import MACE
+from mace.potential.loading import find_device, find_dtype
 
 _LOGGER = logging.getLogger(__name__)
 

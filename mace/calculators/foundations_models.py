@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mace.calculators.foundation_models import find_model, mace_anicc, mace_mp, mace_off, mace_omol, mace_polar
 from mace.compat.functions import get_cache_dir
-from mace.compat.published import ADDRESSES
+from mace.files.published import ADDRESSES
 
 __all__ = [
     "download_mace_mp_checkpoint",

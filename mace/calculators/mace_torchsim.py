@@ -1,5 +1,5 @@
 """The import path by which torch-sim finds the model, ``torch_sim.models.mace.MaceModel`` included."""
 
-from mace.deployment.torch_sim import MaceTorchSimModel
+from mace.calculators.torch_sim import MaceTorchSimModel
 
 __all__ = ["MaceTorchSimModel"]

@@ -11,10 +11,10 @@ import torch
 
 from mace.calculators.results import result_names
 from mace.compat.importing import open_model
-from mace.deployment.loading import expand_models
 from mace.errors import UserError
 from mace.model.mace import MACE
 from mace.model.model_file import carry_to
+from mace.potential.loading import expand_models
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
 from mace.graphs.graph import Graph
-from mace.model.derivatives import Prediction
 from mace.model.mace import MACE
+from mace.model.prediction import Prediction
 
 OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
 """Results that come with every calculation of a model with energies; the stress where there is a volume."""

@@ -22,7 +22,7 @@ def to_configuration(
         atoms: The structure.
         length_unit: The model's unit of length in Angstrom.
         charges: Charges that are part of dipoles.
-        conditions: What the models want to know besides; see `mace.structures.conditions.find_conditions`.
+        conditions: What the models want to know besides; see `mace.structures.condition_values.find_conditions`.
         head: The head it is for.
         head: The head it is for.
 

@@ -12,7 +12,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import USER_ERROR, run_program
-from mace.settings.checking import parse_check_settings
+from mace.settings.other_commands import parse_check_settings
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
         SystemExit: With status 0 after ``--help``.
     """
     settings = parse_check_settings(arguments)
-    from mace.training.check import check_data  # torch is loaded only once the settings are known to be good
+    from mace.preparation.check import check_data  # torch is loaded only once the settings are known to be good
 
     return USER_ERROR if check_data(settings).errors else 0
 

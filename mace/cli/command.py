@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from mace.cli.streams import BROKEN_PIPE, standard_streams
-from mace.cli.utf8 import start_in_utf8
+from mace.cli.streams import BROKEN_PIPE, standard_streams, start_in_utf8
 from mace.errors import RunInterrupted, UserError
 from mace.installation import require_own_files
 
@@ -101,8 +100,8 @@ def add_output_flags(parser: argparse.ArgumentParser, log_level: str = "INFO") -
 @contextmanager
 def messages_on_stderr(options: argparse.Namespace) -> Iterator[None]:
     """Let a command whose output is its result write messages beside it, inside a ``with`` block."""
-    from mace.reporting.console import PlainConsole  # here, so that help needs neither
-    from mace.training.logging_setup import close_logging, setup_logging
+    from mace.console.logs import close_logging, setup_logging
+    from mace.console.terminal import PlainConsole  # here, so that help needs neither
 
     setup_logging(options.log_level, None, PlainConsole(stderr=True), options.quiet)
     try:

@@ -16,11 +16,10 @@ from typing import Any
 
 from mace.cli import eval_configs, export, import_model, info, md, plot_train
 from mace.cli.command import FlagParser, parse_flags, run_program
-from mace.settings.checking import PROGRAM as CHECK
-from mace.settings.checking import CheckSettings
 from mace.settings.declaration import alternatives, choices_of
-from mace.settings.quickstart import PROGRAM as QUICKSTART
-from mace.settings.quickstart import QuickstartSettings
+from mace.settings.other_commands import PROGRAM as CHECK
+from mace.settings.other_commands import PROGRAM as QUICKSTART
+from mace.settings.other_commands import CheckSettings, QuickstartSettings
 from mace.settings.reading import SettingsParser
 from mace.settings.training import PROGRAM as TRAIN
 from mace.settings.training import TrainingSettings

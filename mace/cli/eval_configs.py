@@ -21,7 +21,7 @@ from mace.errors import UserError
 from mace.settings.declaration import read_literal
 
 if TYPE_CHECKING:
-    from mace.deployment.evaluation import EvaluationSummary, Wanted
+    from mace.evaluation.evaluation import EvaluationSummary, Wanted
     from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
@@ -118,7 +118,7 @@ def _read_keys(text: str) -> dict[str, str]:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Make sure that the files to be written are apart from each other and from the models."""
-    from mace.deployment.output_formats import check_output_format  # here, because it loads numpy
+    from mace.evaluation.output_formats import check_output_format  # here, because it loads numpy
 
     check_output(options.output, "output", {"model": options.model})
     check_output_format(options.output)
@@ -131,7 +131,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _wanted(options: argparse.Namespace) -> Wanted:
     """Say in the terms of the evaluation what the flags ask for."""
-    from mace.deployment.evaluation import Wanted  # here, because it loads torch
+    from mace.evaluation.evaluation import Wanted  # here, because it loads torch
 
     return Wanted(
         stress=options.compute_stress,
@@ -157,14 +157,14 @@ def run(arguments: Sequence[str]) -> None:
     # torch is loaded only once the arguments are known to be good
     from mace.compat.importing import open_model
     from mace.conditions import joined
-    from mace.deployment.evaluation import evaluate_files
-    from mace.deployment.loading import expand_models, find_device, find_dtype
+    from mace.console.interruption import Interruption
+    from mace.console.logs import close_logging, setup_logging
+    from mace.console.progress import track
+    from mace.console.terminal import PlainConsole
+    from mace.evaluation.evaluation import evaluate_files
     from mace.model.kernel_choice import choose_kernels
-    from mace.reporting.console import PlainConsole
-    from mace.structures.conditions import check_condition_keys
-    from mace.training.interruption import Interruption
-    from mace.training.logging_setup import close_logging, setup_logging
-    from mace.training.progress import track
+    from mace.potential.loading import expand_models, find_device, find_dtype
+    from mace.structures.condition_values import check_condition_keys
 
     console = PlainConsole()
     setup_logging(options.log_level, None, console, options.quiet)
@@ -217,7 +217,7 @@ def _tables(plan: ModelPlan, stress: bool) -> list[str]:
 
 def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Sequence[str]) -> None:
     """Say what was found, how fast it was, and how large the errors are."""
-    from mace.training.tables import error_table
+    from mace.reporting.tables import error_table
 
     for line in summary.report.lines():
         _LOGGER.info("%s", line)

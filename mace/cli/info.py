@@ -59,7 +59,7 @@ def _describe(options: argparse.Namespace) -> int:
     import torch
 
     from mace.compat.importing import open_model
-    from mace.deployment.description import describe_model
+    from mace.evaluation.description import describe_model
 
     loaded = open_model(options.file, dtype=torch.float64, head=options.head)
     told = describe_model(options.file, loaded, checks=not options.no_checks)
@@ -78,7 +78,7 @@ def _text(told: Mapping[str, Any]) -> str:
     from rich import box
     from rich.table import Table
 
-    from mace.reporting.console import PlainConsole
+    from mace.console.terminal import PlainConsole
 
     table = Table(title=told["file"], box=box.ASCII, show_header=False, title_justify="left")
     for name, value in _rows(told).items():

@@ -176,9 +176,9 @@ def run(arguments: Sequence[str]) -> None:
     from pathlib import Path
 
     from mace.calculators.calculator import MACECalculator
+    from mace.console.logs import close_logging, setup_logging
+    from mace.console.terminal import PlainConsole
     from mace.dynamics.trajectory import FORMATS
-    from mace.reporting.console import PlainConsole
-    from mace.training.logging_setup import close_logging, setup_logging
 
     trajectory = Path(options.trajectory)
     if trajectory.suffix not in FORMATS:
@@ -215,9 +215,9 @@ def _simulate(
     atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan, trajectory: Path, console: Console
 ) -> SimulationSummary:
     """Run, with progress and signals caught."""
+    from mace.console.interruption import Interruption
+    from mace.console.progress import track
     from mace.dynamics.simulation import Simulation
-    from mace.training.interruption import Interruption
-    from mace.training.progress import track
 
     def progress(steps: range) -> Iterable[int]:
         return track(

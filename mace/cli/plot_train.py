@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
     # what draws is loaded only once the arguments are known to be good
     from pathlib import Path
 
-    from mace.training.run_comparison import KEYS, Drawing, compare_runs
+    from mace.pages.comparison import KEYS, Drawing, compare_runs
 
     keys = options.keys.split(",") if options.keys else None
     unknown = sorted(set(keys or ()) - set(KEYS))

@@ -13,7 +13,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import run_program
-from mace.settings.quickstart import parse_quickstart_settings
+from mace.settings.other_commands import parse_quickstart_settings
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -25,8 +25,8 @@ def run(arguments: Sequence[str]) -> None:
     """
     someone = sys.stdin.isatty() and sys.stdout.isatty()
     if not arguments and someone:
+        from mace.console.terminal import PlainConsole
         from mace.quickstart.questions import ask_for_files
-        from mace.reporting.console import PlainConsole
 
         arguments = ask_for_files(PlainConsole())
     settings = parse_quickstart_settings(arguments)

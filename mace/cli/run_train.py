@@ -32,7 +32,7 @@ def run(arguments: Sequence[str] | argparse.Namespace) -> None:
     else:
         check_arguments(arguments, "mace_run_train")
         settings = parse_training_settings(arguments)
-    from mace.training.run import run_training  # torch is loaded only once the settings are known to be good
+    from mace.runs.run import run_training  # torch is loaded only once the settings are known to be good
 
     run_training(settings)
 

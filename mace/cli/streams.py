@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from mace.errors import UserError
 
 BROKEN_PIPE = 141
 """Exit status when the reader of the output has gone, as shells have it."""
+
+_COMMANDS = Path(__file__).resolve().parent
 
 
 class StandardStream:
@@ -99,3 +102,16 @@ def _fill_closed_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
+def start_in_utf8() -> None:
+    """Replace this process by the same command in Python's UTF-8 mode, if it can only name files in ASCII.
+
+    Names of files with other letters are text there that no log, page or table can be written with. Nothing happens
+    where Python chooses the mode by itself, as it does in the locale C unless it is told not to, nor in a program that
+    calls the command: only in one that is nothing else.
+    """
+    program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute()
+    is_command = program.name.startswith("mace_") or program.resolve().parent == _COMMANDS
+    if is_command and sys.getfilesystemencoding() == "ascii":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, Neighbors, join_neighbors, select_near
 from mace.graphs.pairs import in_agreed_order
-from mace.model.derivatives import hessian, predict, sum_over_structures
 from mace.model.mace import MACE
-from mace.structures.conditions import find_conditions
+from mace.model.prediction import hessian, predict, sum_over_structures
+from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import Configuration
 
 LARGEST_MISMATCH = 1e-3

@@ -22,11 +22,11 @@ from mace.compat.weights import weights_to_original
 from mace.conditions import spec_of_condition
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import build_graph
-from mace.model.derivatives import predict
+from mace.graphs.dataset import build_graph
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.structures.conditions import example_values
+from mace.model.prediction import predict
+from mace.structures.condition_values import example_values
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.units import DEBYE_OF_MACE_TORCH
 

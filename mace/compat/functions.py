@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.compat.published import cache_folder
 from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.files.published import cache_folder
 from mace.graphs.neighbors import find_neighbors
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}

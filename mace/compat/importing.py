@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from mace.compat.archives import is_torch_file, sha256_of
 from mace.compat.couplings import CouplingError
 from mace.compat.dictionary import with_dictionaries
 from mace.compat.modules import Original, read_original
@@ -25,6 +24,7 @@ from mace.compat.verification import verify
 from mace.compat.weights import weights_from_original
 from mace.elements import chemical_symbol
 from mace.errors import UserError
+from mace.files.archives import is_torch_file, sha256_of
 from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel, ModelMetadata, carry_to, load_model, misfit

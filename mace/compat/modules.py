@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mace.compat.archives import StoredTensor, TorchFile, read_torch_file
-from mace.compat.pickles import Record
 from mace.errors import UserError
+from mace.files.archives import StoredTensor, TorchFile, read_torch_file
+from mace.files.pickles import Record
 
 MAX_DEPTH = 24
 MAX_MODULES = 100_000

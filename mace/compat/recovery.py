@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mace.compat.conditions import recover_conditions
+from mace.compat.joint_embedding import recover_conditions
 from mace.compat.layers import (
     messages_of_plan,
     recover_avg_num_neighbors,
@@ -17,8 +17,8 @@ from mace.compat.layers import (
     recover_messages,
     recover_radial_mlp,
 )
-from mace.compat.pickles import Name, Record
 from mace.compat.reader import CannotConvert, Reader, exact
+from mace.files.pickles import Name, Record
 from mace.model.plan import MAX_L, MOST_HEADS, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.linalg import block_diag
 
-from mace.compat.conditions import conditions_from_original, conditions_to_original
 from mace.compat.couplings import map_to_ours
 from mace.compat.interaction_weights import interaction_from_original, interaction_to_original
+from mace.compat.joint_embedding import conditions_from_original, conditions_to_original
 from mace.equivariant.symmetric_basis import number_of_paths
 from mace.model.plan import ModelPlan
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 
+from mace.console.interruption import Interruption
 from mace.dynamics.ensembles import draw_velocities, make_dynamics
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.state import SimulationState, load_state, save_state, state_path
 from mace.dynamics.trajectory import TrajectoryWriter, make_frame, open_trajectory
 from mace.dynamics.watch import sign_of_explosion
 from mace.errors import UserError
-from mace.training.interruption import Interruption
 
 _LOGGER = logging.getLogger(__name__)
 

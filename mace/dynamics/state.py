@@ -15,7 +15,7 @@ from ase import Atoms
 from mace.calculators.calculator import MACECalculator
 from mace.dynamics.plan import SimulationPlan
 from mace.errors import UserError
-from mace.model.durable_file import write_durably
+from mace.files.durable import write_durably
 
 _KEPT = ("ensemble", "timestep_fs", "trajectory_interval")
 """What must not change when a simulation goes on: time and frames would no longer be evenly spaced."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mace.structures.conditions import conditions_of_atoms
+from mace.structures.condition_values import conditions_of_atoms
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
 

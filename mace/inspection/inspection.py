@@ -41,7 +41,7 @@ from mace.structures.reference_energies import ReferenceEnergies, resolve_refere
 from mace.structures.splitting import check_elements
 
 Track = Callable[[Sequence["_Work"], str], Iterable["_Work"]]
-"""Yields what it is given and shows how much is done, see `mace.training.progress.TrainingProgress.track`."""
+"""Yields what it is given and shows how much is done, see `mace.console.progress.TrainingProgress.track`."""
 
 _Work = tuple[FlatFile, Callable[[FlatFile], Iterator[Finding]]]
 

@@ -10,8 +10,7 @@ import numpy as np
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
-from mace.structures.key_names import is_near
-from mace.structures.labels import FileLabels
+from mace.structures.labels import FileLabels, is_near
 
 LARGEST_FORCE = 100.0
 """eV/Angstrom; forces above it are rarely wanted."""

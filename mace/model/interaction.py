@@ -14,7 +14,7 @@ from mace.kernels.emit import lanes
 from mace.kernels.gather import DirectedEdges, gather_pairs, join_components, to_both_directions
 from mace.kernels.native import blocked_table, convolve_native, convolve_tabulated, pad_channels, unpad_channels
 from mace.kernels.radial_table import RadialTable, tabulate
-from mace.model.mixing import GatedMixing, transposed_product
+from mace.model.nonlinear import GatedMixing, transposed_product
 from mace.model.plan import ModelPlan
 from mace.model.radial import RadialEmbedding
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order
-from mace.model.conditions import ConditionChannels
+from mace.model.condition_embedding import ConditionChannels
 from mace.model.interaction import EdgeGeometry, Interaction
-from mace.model.mixing import GatedMixing
+from mace.model.nonlinear import GatedMixing
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.radial import NuclearRepulsion, RadialEmbedding

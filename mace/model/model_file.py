@@ -30,7 +30,7 @@ from torch import Tensor
 
 import mace
 from mace.errors import UserError
-from mace.model.durable_file import write_durably
+from mace.files.durable import write_durably
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan, first_problem
 

@@ -13,25 +13,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
+from mace.preparation.data_report import DataSets
+from mace.preparation.preparation import Preparation, decide
+from mace.processes.devices import choose_device, keep_freed_memory, set_threads
+from mace.processes.team import Team
+from mace.reporting.records import RecordWriter
+from mace.runs.run import build_model
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.structures.reading import ReadResult
 from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import CheckpointFolder
-from mace.training.data_report import DataSets
-from mace.training.devices import choose_device, keep_freed_memory, set_threads
-from mace.training.distributed import Team
 from mace.training.evaluation import evaluate
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
-from mace.training.preparation import Preparation, decide
-from mace.training.progress import TrainingProgress
-from mace.training.records import RecordWriter
-from mace.training.run import build_model
 from mace.training.saving import StateKeeper
 from mace.training.state import TrainingState
 

@@ -12,7 +12,7 @@ from rich.prompt import InvalidResponse, Prompt, PromptBase
 from mace.errors import UserError
 from mace.quickstart.facts import Facts, Machine
 from mace.quickstart.proposal import SIZES, choose_size, choose_valid_fraction
-from mace.settings.quickstart import QuickstartSettings, read_duration
+from mace.settings.other_commands import QuickstartSettings, read_duration
 
 
 class _DurationPrompt(PromptBase[float]):

@@ -11,28 +11,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from mace.console.logs import close_logging, setup_logging
+from mace.console.progress import TrainingProgress
+from mace.console.terminal import PlainConsole
 from mace.errors import UserError
+from mace.files.durable import write_durably
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport
-from mace.model.durable_file import write_durably
+from mace.planning.model_choices import settings_for_model
+from mace.planning.objectives import make_losses, with_labels
+from mace.preparation.check import name_of_files
+from mace.preparation.condition_keys import conditions_of
+from mace.preparation.data_report import DataSets, inspect_data
+from mace.preparation.preparation import read_sets
 from mace.quickstart.course import Limits, Prediction, propose_course
 from mace.quickstart.document import proposal_table, yaml_document
 from mace.quickstart.facts import Facts, Machine, gather_facts, look_at_machine
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.proposal import Proposal, choose_size, propose_data, propose_loss, propose_model
 from mace.quickstart.questions import ask
-from mace.reporting.console import PlainConsole
 from mace.reporting.terminal import print_report, verdict
 from mace.settings import TrainingSettings, provided
-from mace.settings.quickstart import QuickstartSettings
-from mace.training.check import name_of_files
-from mace.training.conditions import conditions_of
-from mace.training.data_report import DataSets, inspect_data
-from mace.training.logging_setup import close_logging, setup_logging
-from mace.training.model_choices import settings_for_model
-from mace.training.objectives import make_losses, with_labels
-from mace.training.preparation import read_sets
-from mace.training.progress import TrainingProgress
+from mace.settings.other_commands import QuickstartSettings
 
 _LOGGER = logging.getLogger(__name__)
 

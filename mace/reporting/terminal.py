@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mace.console.terminal import PlainConsole
 from mace.elements import chemical_symbol
 from mace.inspection.findings import LEVELS, Finding, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.properties import PROPERTIES
-from mace.reporting.console import PlainConsole
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MOST_GROUPS = 40

@@ -52,7 +52,7 @@ class Declaration:
         inactive: Values besides the default at which an unsupported setting changes nothing.
         inert: What is done instead, for a setting that is accepted and changes nothing; empty for all others.
         only_with: Without what a setting changes nothing, and is accepted even where it is not supported; one of
-            `mace.settings.inert.CONDITIONS`, or empty.
+            `mace.settings.unsupported.CONDITIONS`, or empty.
         may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
     """
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, model_validator
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
 from mace.settings.finetuning import FineTuningSettings
 from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
-from mace.settings.inert import refuse_unsupported
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -19,13 +18,14 @@ from mace.settings.run import (
     EvaluationSettings,
     LoggingSettings,
     RunSettings,
+    TrackerSettings,
 )
-from mace.settings.trackers import TrackerSettings
 from mace.settings.unsupported import (
     UnsupportedFineTuningSettings,
     UnsupportedLabelSettings,
     UnsupportedModelSettings,
     UnsupportedRunSettings,
+    refuse_unsupported,
 )
 
 PROGRAM = "mace_run_train"

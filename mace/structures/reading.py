@@ -12,6 +12,7 @@ import numpy as np
 
 from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
+from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
     STRUCTURE_KEYS,
@@ -21,14 +22,21 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
-from mace.structures.collection import collection_paused
-from mace.structures.conditions import find_conditions
+from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
-from mace.structures.key_names import is_near
-from mace.structures.labels import PLACES, FileLabels, LabelCoverage, LabelFault, LabelKeys, LabelReport, choose_key
+from mace.structures.labels import (
+    PLACES,
+    FileLabels,
+    LabelCoverage,
+    LabelFault,
+    LabelKeys,
+    LabelReport,
+    choose_key,
+    is_near,
+)
 from mace.structures.sources import Source, expand_sources
 from mace.structures.stress import convert_stress_virials, is_asymmetric
 

@@ -25,7 +25,7 @@ class Source:
         units: Units of the files' numbers.
         config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
         conditions: What models want to know besides.
-        condition_keys: Keys of these that were given, by name; see `mace.structures.conditions.find_conditions`.
+        condition_keys: Keys of these that were given, by name; see `mace.structures.condition_values.find_conditions`.
     """
 
     paths: str | Path | Sequence[str | Path]

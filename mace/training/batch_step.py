@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
+from mace.processes.team import Team
 from mace.settings import TrainingSettings
-from mace.training.distributed import Team
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.phases import PhaseClock

@@ -24,9 +24,9 @@ from zipfile import BadZipFile
 
 import torch
 
-from mace.compat.archives import sha256_of
 from mace.errors import UserError
-from mace.model.durable_file import free_name, synchronize_folder, temporary_beside, write_durably
+from mace.files.archives import sha256_of
+from mace.files.durable import free_name, synchronize_folder, temporary_beside, write_durably
 from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger(__name__)

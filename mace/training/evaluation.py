@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import Batch, GraphDataset
-from mace.model.derivatives import Prediction, predict
+from mace.graphs.dataset import Batch, GraphDataset
 from mace.model.mace import MACE
+from mace.model.prediction import Prediction, predict
+from mace.processes.team import Team, own_part
 from mace.properties import PREDICTED, PROPERTIES
+from mace.reporting.metrics import ErrorAccumulator
 from mace.reporting.predictions import Compared
-from mace.training.distributed import Team, own_part
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
-from mace.training.metrics import ErrorAccumulator
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 
 RATE_FACTOR = 0.5
 """What learning rates are multiplied by each time a run goes back."""

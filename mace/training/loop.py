@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from mace.graphs.batching import GraphDataset
+from mace.console.interruption import Interruption
+from mace.console.progress import TrainingProgress
+from mace.graphs.dataset import GraphDataset
+from mace.processes.team import Team
 from mace.reporting.predictions import Compared
+from mace.reporting.records import RecordWriter
 from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
-from mace.training.distributed import Team
 from mace.training.evaluation import evaluate
 from mace.training.finiteness import Diverged, NotFinite, name_structures
-from mace.training.interruption import Interruption
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
-from mace.training.progress import TrainingProgress
-from mace.training.records import RecordWriter
 from mace.training.saving import StateKeeper
 from mace.training.state import Progression, TrainingState
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import Targets
-from mace.model.derivatives import Prediction
+from mace.graphs.dataset import Targets
+from mace.model.prediction import Prediction
 from mace.properties import PROPERTIES
 
 FORCE_STEPS = (100.0, 200.0, 300.0)

@@ -10,20 +10,11 @@ import numpy as np
 import torch
 
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
+from mace.processes.devices import is_out_of_memory
 
 _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-
-_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
-"""How torch says it on CPUs, on Windows, and on accelerators, where it has no class for it."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
 
 
 class EdgeLimit:

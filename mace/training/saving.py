@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mace.errors import UserError
-from mace.model.durable_file import free_name, is_full
+from mace.files.durable import free_name, is_full
+from mace.files.ownership import Ownership
 from mace.model.plan import ModelPlan
+from mace.reporting.records import RecordWriter
 from mace.training.checkpoints import CheckpointFolder, encode
-from mace.training.ownership import Ownership
-from mace.training.records import RecordWriter
 
 _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mace.graphs.batching import Batch
+from mace.graphs.dataset import Batch
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.derivatives import predict
 from mace.model.mace import MACE
+from mace.model.prediction import predict
 from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage
 from mace.training.phases import Mark, unmarked

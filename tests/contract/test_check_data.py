@@ -16,7 +16,7 @@ from mace.cli import check_data
 from mace.errors import UserError
 from mace.inspection.findings import KINDS
 from mace.settings import TrainingSettings
-from mace.settings.checking import CheckSettings
+from mace.settings.other_commands import CheckSettings
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "mace" / "cli" / "check_data.py"

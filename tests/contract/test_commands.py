@@ -15,9 +15,8 @@ import pytest
 from training_runs import QUICK, TINY_MODEL, write_water
 
 from mace.cli import completion, eval_configs, export, import_model, info, md, plot_train
-from mace.settings.checking import CheckSettings
 from mace.settings.help import help_text
-from mace.settings.quickstart import QuickstartSettings
+from mace.settings.other_commands import CheckSettings, QuickstartSettings
 from mace.settings.training import TrainingSettings
 
 ROOT = Path(__file__).parents[2]

@@ -17,11 +17,11 @@ from mace.compat.exporting import check_structures, export_to_original, original
 from mace.compat.weights import weights_from_original
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.graphs.dataset import GraphDataset
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.prediction import predict
 from mace.units import DEBYE_OF_MACE_TORCH
 
 

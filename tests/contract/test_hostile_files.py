@@ -18,8 +18,8 @@ from hostile_corpus import CASES, MEGABYTES, SECONDS
 from hostile_files import ATTACKS
 
 from mace.compat.importing import open_model
-from mace.compat.pickles import HostileError, Machine
 from mace.errors import UserError
+from mace.files.pickles import HostileError, Machine
 
 Answers = dict[str, dict[str, Any]]
 

@@ -21,18 +21,18 @@ from training_runs import QUICK, TINY_MODEL, isolated_atoms, train, water, write
 from mace.cli import command
 from mace.cli.command import run_command
 from mace.cli.streams import BROKEN_PIPE, StandardStream
+from mace.console.interruption import Interruption
+from mace.console.logs import close_logging, setup_logging
+from mace.console.optional_outputs import OptionalOutput
+from mace.console.terminal import PlainConsole
 from mace.errors import RunInterrupted, UserError, plain
-from mace.model import durable_file
-from mace.model.durable_file import is_full, write_durably
-from mace.reporting.console import PlainConsole
-from mace.settings.checking import parse_check_settings
-from mace.training import final_report, finishing
-from mace.training.check import check_data
+from mace.files import durable as durable_file
+from mace.files.durable import is_full, write_durably
+from mace.preparation.check import check_data
+from mace.reporting.records import RecordWriter
+from mace.runs import final_report, finishing
+from mace.settings.other_commands import parse_check_settings
 from mace.training.checkpoints import CheckpointFolder
-from mace.training.interruption import Interruption
-from mace.training.logging_setup import close_logging, setup_logging
-from mace.training.optional_outputs import OptionalOutput
-from mace.training.records import RecordWriter
 from mace.training.saving import StateKeeper
 
 ROOT = Path(__file__).parents[2]
@@ -241,7 +241,7 @@ def test_an_optional_output_never_holds_a_signal_back(caplog):
 def test_plots_need_no_backend(tmp_path):
     """As in a notebook whose backend another environment has."""
     code = (
-        "import sys, os, numpy as np\nfrom mace.training.plots import plot_parity\n"
+        "import sys, os, numpy as np\nfrom mace.pages.plots import plot_parity\n"
         "plot_parity({'train': {'energy': (np.arange(3.0), np.arange(3.0))}}, sys.argv[1], 'x')\n"
         "assert os.environ['MPLBACKEND'].startswith('module:')"
     )

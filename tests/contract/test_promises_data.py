@@ -18,10 +18,10 @@ from training_runs import copper, isolated_atoms, labeled, rattled, train, water
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.graphs.dataset import GraphDataset
 from mace.model.mace import MACE
 from mace.model.model_file import load_model
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.structures.labels import LabelKeys
 from mace.structures.reading import read_configurations

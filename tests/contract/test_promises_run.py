@@ -11,7 +11,8 @@ import torch
 from training_runs import train, untimed, write_water
 
 from mace.model.model_file import load_model
-from mace.training import finishing, loop
+from mace.runs import finishing
+from mace.training import loop
 from mace.training.batch_step import BatchStep
 from mace.training.evaluation import Evaluation
 

@@ -28,9 +28,9 @@ from training_runs import QUICK, TINY_MODEL, write_water
 import mace
 from mace.calculators import MACECalculator, mace_mp
 from mace.cli import eval_configs, original_commands, run_train
-from mace.compat import published
 from mace.elsewhere import COMMANDS
 from mace.errors import UserError
+from mace.files import published
 from mace.model.model_file import load_model, save_model
 from mace.settings import parse_training_settings
 

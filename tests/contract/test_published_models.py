@@ -20,8 +20,9 @@ import torch
 
 import mace.calculators
 from mace.calculators import mace_mp, mace_off
-from mace.compat import published
-from mace.compat.published import (
+from mace.errors import UserError
+from mace.files import published
+from mace.files.published import (
     ADDRESSES,
     DIGESTS,
     TRAINING_NAMES,
@@ -30,7 +31,6 @@ from mace.compat.published import (
     locate,
     published_model,
 )
-from mace.errors import UserError
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 

@@ -11,7 +11,7 @@ from ase.io import read, write
 from training_runs import Run, copper, isolated_atoms, train, water, write_water
 
 from mace.model.model_file import load_model
-from mace.training import final_report
+from mace.runs import final_report
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "
 PNG = b"\x89PNG\r\n"
@@ -271,7 +271,7 @@ def test_plots_are_pictures_and_none_are_drawn_without_wish(both_stages: Run, tm
 
 
 def test_plots_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mace.training import finishing, run
+    from mace.runs import finishing, run
 
     data = write_water(tmp_path / "train.xyz")
     drawn: list[int] = []

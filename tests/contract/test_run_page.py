@@ -15,12 +15,12 @@ from ase.io import write
 from training_runs import Run, copper, isolated_atoms, labeled, train, water, write_water
 
 from mace.errors import UserError
+from mace.pages.html import embedded
 from mace.reporting.history import RunHistory
-from mace.reporting.html import embedded
-from mace.training import run_report
+from mace.runs import run_report
+from mace.runs.run_report import RunReport
 from mace.training.batch_step import BatchStep
 from mace.training.loop import EpochReport
-from mace.training.run_report import RunReport
 from mace.training.state import Progression
 
 HOSTILE = "</script><img_src=x_onerror=alert(1)>&<!--"
@@ -164,9 +164,9 @@ def test_the_page_is_written_within_its_share(tmp_path: Path, monkeypatch: pytes
 
 def test_large_sets_stay_small(tmp_path: Path) -> None:
     """Many types, many structures and many atoms: what is drawn is thinned, what is added up is not."""
-    from mace.reporting.errors_document import errors_document
+    from mace.pages.errors_document import errors_document
+    from mace.pages.run_facts import MeasuredStage
     from mace.reporting.predictions import Compared, PredictedSet, summarize_predictions
-    from mace.reporting.run_facts import MeasuredStage
     from mace.reporting.worst import worst_structures
     from mace.structures.configuration import Configuration
 

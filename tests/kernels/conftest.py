@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.structures.configuration import Configuration
 

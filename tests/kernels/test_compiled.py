@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
@@ -21,7 +21,7 @@ from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.native import contract_native, convolve_native, pad_channels
 from mace.kernels.passes import Pass, differentiating_by
 from mace.kernels.symmetric_contraction import SymmetricContraction
-from mace.model.derivatives import predict
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
 from mace.training.step import loss_gradient

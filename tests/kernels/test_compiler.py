@@ -211,7 +211,7 @@ def test_target(machine: Machine) -> None:
 EQUALITY = """\
 import numpy as np, torch
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mace.model.derivatives import predict
 from mace.model.kernel_choice import choose_kernels
+from mace.model.prediction import predict
 from mace.training.loss import make_loss
 from mace.training.step import loss_gradient
 

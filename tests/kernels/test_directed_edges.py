@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix

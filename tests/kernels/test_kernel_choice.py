@@ -11,9 +11,9 @@ from mace.errors import UserError
 from mace.kernels import compiler, native
 from mace.kernels.compiler import compile_and_load, find_compiler
 from mace.model import kernel_choice
-from mace.model.derivatives import predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
+from mace.model.prediction import predict
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
-from mace.model.derivatives import predict
 from mace.model.mace import MACE
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 
 STENCIL = ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60))

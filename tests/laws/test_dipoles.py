@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.graphs.dataset import GraphDataset
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.testing import laws
 from mace.testing.laws import DipoleMoment, Structure

@@ -16,8 +16,7 @@ from documentation_blocks import PAGES, ROOT, SHELLS, Block, Command, all_blocks
 from mace.cli.completion import parsers
 from mace.errors import UserError
 from mace.settings import parse_training_settings
-from mace.settings.checking import parse_check_settings
-from mace.settings.quickstart import parse_quickstart_settings
+from mace.settings.other_commands import parse_check_settings, parse_quickstart_settings
 from website.diagram import draw
 from website.equations import dollars, draw_equations
 from website.generated import commands, fill_in

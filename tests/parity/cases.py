@@ -17,10 +17,10 @@ from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.compat.weights import weights_from_original
 from mace.conditions import read_specs
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.graphs.dataset import GraphDataset
 from mace.model.mace import MACE
 from mace.model.plan import HeadPlan, ModelPlan
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
 from mace.training.loss import Loss

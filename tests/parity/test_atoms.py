@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mace.deployment.descriptors import descriptors
-from mace.model.derivatives import Prediction, predict
+from mace.evaluation.descriptors import descriptors
+from mace.model.prediction import Prediction, predict
 
 FOLDER = Path(__file__).parent / "references" / "atoms"
 

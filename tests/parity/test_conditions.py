@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import Prediction, predict
+from mace.graphs.dataset import GraphDataset
+from mace.model.prediction import Prediction, predict
 from mace.training.loss import Loss, make_loss
 from mace.training.optimization import parameter_groups
 from mace.training.step import loss_gradient

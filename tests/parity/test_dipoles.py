@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.model.derivatives import Prediction, predict
+from mace.model.prediction import Prediction, predict
 from mace.training.loss import Loss, make_loss
 from mace.training.step import loss_gradient
 from mace.units import DEBYE_OF_MACE_TORCH

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.model.derivatives import Prediction, predict
+from mace.model.prediction import Prediction, predict
 from mace.testing.laws import Structure, assert_forces_are_the_gradient
 
 pytestmark = pytest.mark.usefixtures("kernels")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.batching import build_graph
-from mace.model.derivatives import predict
+from mace.graphs.dataset import build_graph
 from mace.model.heads import with_one_head
+from mace.model.prediction import predict
 from mace.training.loss import make_loss
 from mace.training.step import loss_gradient
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mace.graphs.batching import Batch, Targets
-from mace.model.derivatives import predict
+from mace.graphs.dataset import Batch, Targets
+from mace.model.prediction import predict
 from mace.training.loss import make_loss
 from mace.training.optimization import parameter_groups
 from mace.training.step import loss_gradient, train_step

@@ -27,8 +27,8 @@ from training_runs import labeled, rattled
 
 from mace.calculators import MACECalculator
 from mace.cli import run_train
-from mace.compat import published
 from mace.compat.importing import open_model
+from mace.files import published
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,10 @@ from ase.build import molecule
 from ase.io import read, write
 from training_runs import QUICK, isolated_atoms, labeled, rattled, train
 
-from mace.calculators import MACECalculator
+from mace.calculators import MACECalculator, torch_sim
+from mace.calculators.torch_sim import MaceTorchSimModel
 from mace.cli import check_data, eval_configs, info, md
 from mace.cli.run_train import run as run_train
-from mace.deployment import torch_sim
-from mace.deployment.torch_sim import MaceTorchSimModel
 from mace.errors import UserError
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model

@@ -19,10 +19,10 @@ import torch
 from torch.distributed import TCPStore
 from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_water
 
+from mace.console.interruption import Interruption
 from mace.errors import RunInterrupted
+from mace.processes.team import heeding_signals
 from mace.training.checkpoints import load_safely
-from mace.training.distributed import heeding_signals
-from mace.training.interruption import Interruption
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [

@@ -16,7 +16,7 @@ from original_files import CHARGE, PLAN, SPIN, tree_of, with_heads, write_origin
 from original_files import model as model_of
 
 from mace.model.model_file import ModelMetadata, save_model
-from mace.training.records import RecordWriter, results_path
+from mace.reporting.records import RecordWriter, results_path
 
 EXECUTED_ELSEWHERE = {"README.md": "test_readme.py", "docs/tutorial.md": "test_tutorial.py"}
 """Pages that other tests go through from beginning to end."""

@@ -21,8 +21,8 @@ from ase.constraints import FixAtoms
 
 from mace.calculators import MACECalculator
 from mace.cli import command, eval_configs
-from mace.deployment import evaluation
 from mace.errors import RunInterrupted, UserError
+from mace.evaluation import evaluation
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -329,7 +329,7 @@ def test_a_failure_leaves_the_old_output(tmp_path: Path, model_path: Path, monke
     def fail(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mace.deployment.evaluation.Tally.add", fail)
+    monkeypatch.setattr("mace.evaluation.evaluation.Tally.add", fail)
     with pytest.raises(KeyboardInterrupt):
         _evaluated(tmp_path, model_path, _frames(), "--batch_size=2")
     assert (tmp_path / "out.xyz").read_bytes() == before

@@ -14,8 +14,8 @@ from ase import Atoms
 
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs
-from mace.deployment import evaluation
 from mace.errors import UserError
+from mace.evaluation import evaluation
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan

@@ -16,7 +16,7 @@ from mace.cli import check_data, import_model, info
 from mace.cli.run_train import run as run_train
 from mace.errors import UserError
 from mace.model.model_file import load_model
-from mace.training.records import read_records
+from mace.reporting.records import read_records
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from training_runs import Run, copper, isolated_atoms, water, write_water
 from mace.errors import UserError
 from mace.quickstart import pace
 from mace.quickstart.session import Outcome, run_quickstart
+from mace.runs.run import run_training
 from mace.settings import parse_training_settings
-from mace.settings.quickstart import parse_quickstart_settings
-from mace.training.run import run_training
+from mace.settings.other_commands import parse_quickstart_settings
 
 TINY = (
     *("--num_channels=4", "--max_L=0", "--max_ell=1", "--correlation=2", "--r_max=3", "--radial_MLP=[8]"),

@@ -18,10 +18,9 @@ import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mace.calculators import MACECalculator
+from mace.calculators import MACECalculator, torch_sim
 from mace.calculators.mace_torchsim import MaceTorchSimModel as ModelByOriginalPath
-from mace.deployment import torch_sim
-from mace.deployment.torch_sim import MaceTorchSimModel
+from mace.calculators.torch_sim import MaceTorchSimModel
 from mace.errors import UserError
 from mace.model.model_file import save_model
 from mace.model.plan import ModelPlan

@@ -16,9 +16,11 @@ from killed_runs import Trainers
 from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_water
 
 from mace.errors import RunInterrupted, UserError
-from mace.model import durable_file
+from mace.files import durable as durable_file
 from mace.model.model_file import load_model
-from mace.training import batch_step, finishing, records, saving
+from mace.reporting import records
+from mace.runs import finishing
+from mace.training import batch_step, saving
 from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import load_safely
 
@@ -111,7 +113,7 @@ def test_weights_without_room_are_kept_in_memory(tmp_path: Path, data: Path, mon
         disk.end = 0
         return finish(*arguments)
 
-    monkeypatch.setattr("mace.training.finishing.insist", with_room)
+    monkeypatch.setattr("mace.runs.finishing.insist", with_room)
     run = train(tmp_path / "b", data)
     assert all(torch.equal(value, run.weights()[name]) for name, value in straight.weights().items())
 
@@ -221,7 +223,7 @@ def test_a_signal_before_training_says_that_nothing_is_lost(
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal was not noticed")
 
-    monkeypatch.setattr("mace.training.run.prepare", signalled)
+    monkeypatch.setattr("mace.runs.run.prepare", signalled)
     with pytest.raises(RunInterrupted, match="SIGTERM: nothing was trained") as caught:
         train(tmp_path, data)
     assert caught.value.status == 143

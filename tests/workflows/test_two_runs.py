@@ -13,9 +13,9 @@ import pytest
 from training_runs import Run, same, train, untimed, write_water
 
 from mace.errors import RunInterrupted, UserError
+from mace.files.ownership import OwnedByAnother
 from mace.model.model_file import load_model
 from mace.training.batch_step import BatchStep
-from mace.training.ownership import OwnedByAnother
 
 FOUR = "--max_num_epochs=4"
 RESUME = "--restart_latest"

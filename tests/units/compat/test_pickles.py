@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mace.compat.archives import CONSTRUCTORS
-from mace.compat.pickles import MAX_TEXT, OMITTED, HostileError, Machine, Name, PickleError, Record
+from mace.files.archives import CONSTRUCTORS
+from mace.files.pickles import MAX_TEXT, OMITTED, HostileError, Machine, Name, PickleError, Record
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.io.extxyz import write_xyz
 
-import mace.deployment.extended_xyz as extended_xyz
-from mace.deployment.extended_xyz import frame_texts
+import mace.evaluation.extended_xyz as extended_xyz
+from mace.evaluation.extended_xyz import frame_texts
 from mace.structures.frame import Frame
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from mace.deployment.lanes import LANES, choose_lanes, work_in_lanes
+from mace.evaluation.side_by_side import LANES, choose_lanes, work_in_lanes
 
 
 @pytest.fixture(autouse=True)

@@ -11,16 +11,16 @@ import torch
 from ase import Atoms
 
 from mace.calculators import MACECalculator
-from mace.deployment import radial_tables
-from mace.deployment.radial_tables import choose_radial_tables, disordered_structure, largest_error
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.kernels.compiler import CompilationError, find_compiler
-from mace.model.derivatives import predict
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.model.prediction import predict
+from mace.potential import radial_tables
+from mace.potential.radial_tables import choose_radial_tables, disordered_structure, largest_error
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")
 MakeModel = Callable[..., MACE]

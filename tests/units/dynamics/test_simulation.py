@@ -17,11 +17,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.constraints import FixAtoms
 from ase.io import read
 
+from mace.console.interruption import Interruption
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.simulation import Simulation, SimulationSummary
 from mace.dynamics.watch import sign_of_explosion
 from mace.errors import RunInterrupted, UserError
-from mace.training.interruption import Interruption
 
 PLAN = SimulationPlan(
     ensemble="nve", steps=40, timestep_fs=2.0, temperature_K=None, log_interval=4, trajectory_interval=10, seed=3

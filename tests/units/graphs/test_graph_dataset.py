@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset, build_graph
+from mace.graphs.dataset import GraphDataset, build_graph
 from mace.graphs.graph import Graph, pair_vectors
-from mace.model.derivatives import predict
+from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 
 R_MAX = 3.0

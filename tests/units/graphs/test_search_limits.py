@@ -10,7 +10,7 @@ import pytest
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.neighbors import find_all_neighbors
 from mace.graphs.pairs import find_pairs
 from mace.graphs.skin import SkinNeighbors

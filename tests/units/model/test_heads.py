@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
-from mace.model.derivatives import hessian, predict
 from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model
 from mace.model.plan import ModelPlan
+from mace.model.prediction import hessian, predict
 from mace.structures.configuration import Configuration
 
 SEVERAL = files.with_heads("low", "Default", "high")

@@ -12,13 +12,13 @@ from ase.build import molecule
 from pydantic import ValidationError
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import hessian, predict
+from mace.graphs.dataset import GraphDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model
 from mace.model.plan import ModelPlan
-from mace.structures.conditions import example_values
+from mace.model.prediction import hessian, predict
+from mace.structures.condition_values import example_values
 from mace.structures.configuration import Configuration
 
 ALL = (files.CHARGE, files.SPIN, files.TEMPERATURE, files.SITE, files.MOMENTS)

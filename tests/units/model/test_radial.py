@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset, build_graph
+from mace.graphs.dataset import GraphDataset, build_graph
 from mace.graphs.graph import pair_vectors
-from mace.model.derivatives import predict
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
+from mace.model.prediction import predict
 from mace.model.radial import (
     BASES,
     COULOMB,

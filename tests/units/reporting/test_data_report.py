@@ -19,9 +19,9 @@ from training_runs import copper, isolated_atoms, water
 
 from mace.inspection.groups import distribution
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
-from mace.reporting.charts import histogram
+from mace.pages.charts import histogram
+from mace.pages.data_page import write_page
 from mace.reporting.document import document_text
-from mace.reporting.page import write_page
 from mace.reporting.terminal import print_report, summary_lines, verdict
 from mace.structures.reading import read_configurations
 

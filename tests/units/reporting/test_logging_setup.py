@@ -7,9 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
+from mace.console.logs import close_logging, log_path, setup_logging
 from mace.errors import UserError
-from mace.training.logging_setup import close_logging, epoch_line, log_path, setup_logging
-from mace.training.tables import ERROR_TABLES
+from mace.reporting.tables import ERROR_TABLES, epoch_line
 from mace.units import DEBYE
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.training.metrics import ErrorAccumulator
+from mace.reporting.metrics import ErrorAccumulator
 
 
 def _rms(values):

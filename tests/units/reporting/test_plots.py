@@ -9,8 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from mace.errors import UserError
-from mace.training import plots
-from mace.training.records import RecordWriter
+from mace.pages import plots
+from mace.reporting.records import RecordWriter
 
 METRICS = {"rmse_e_per_atom": 0.01, "rmse_f": 0.05}
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, data, complaint):
 def test_plotting_touches_no_global_state_of_matplotlib(tmp_path):
     code = (
         "import sys\n"
-        "from mace.training import plots\n"
+        "from mace.pages import plots\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import numpy as np\n"
         "plots.plot_parity({'train': {'energy': (np.arange(3.0), np.arange(3.0))}}, sys.argv[1], 'title')\n"

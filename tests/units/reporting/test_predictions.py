@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mace.reporting.metrics import ErrorAccumulator
 from mace.reporting.predictions import BINS, Compared, PredictedSet, summarize_predictions
 from mace.reporting.worst import worst_structures
 from mace.structures.configuration import Configuration
-from mace.training.metrics import ErrorAccumulator
 
 ENERGIES = {1: -13.0, 8: -400.0}
 MOLECULES = ([1, 1, 8], [1, 8], [8, 8])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from mace.console.logs import close_logging, setup_logging
+from mace.console.progress import TrainingProgress, resolve_mode, track
 from mace.errors import UserError
-from mace.training.logging_setup import close_logging, setup_logging
-from mace.training.progress import TrainingProgress, resolve_mode, track
+from mace.reporting.tables import errors_in_words
 
 
 class Clock:
@@ -55,7 +56,9 @@ def _messages(caplog):
 def test_lines_appear_every_interval_with_all_facts(plain_console, caplog):
     caplog.set_level(logging.INFO, logger="mace")
     clock = Clock()
-    with TrainingProgress(plain_console, interval=30.0, clock=clock) as progress:
+    with TrainingProgress(
+        plain_console, interval=30.0, errors_in_words=errors_in_words("PerAtomRMSE"), clock=clock
+    ) as progress:
         progress.start(total_epochs=4, batches_per_epoch=10, first_epoch=1)
         for batch in range(10):
             clock.now += 10.0
@@ -128,7 +131,7 @@ def test_bar_stays_below_log_lines_and_leaves_the_terminal_in_order(terminal):
     clock = Clock()
     setup_logging("INFO", None, terminal)
     try:
-        with TrainingProgress(terminal, clock=clock) as progress:
+        with TrainingProgress(terminal, errors_in_words=errors_in_words("PerAtomRMSE"), clock=clock) as progress:
             progress.start(2, 4)
             for batch in range(4):
                 clock.now += 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.training.records import RecordWriter, read_records, results_path
+from mace.reporting.records import RecordWriter, read_records, results_path
 
 
 def _lines(path):

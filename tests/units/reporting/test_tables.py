@@ -3,7 +3,7 @@
 import pytest
 
 from mace.errors import UserError
-from mace.training.tables import ERROR_TABLES, error_table
+from mace.reporting.tables import ERROR_TABLES, error_table
 from mace.units import DEBYE
 
 TITLES = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from mace.pages.run_facts import MeasuredStage, RunFacts, RunState
+from mace.pages.verdicts import tiles, verdicts
 from mace.reporting.history import RunHistory
 from mace.reporting.predictions import Predictions
-from mace.reporting.run_facts import MeasuredStage, RunFacts, RunState
-from mace.reporting.verdicts import tiles, verdicts
 
 NOW = datetime(2026, 1, 1)
 FACTS = RunFacts(

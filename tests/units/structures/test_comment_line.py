@@ -10,8 +10,7 @@ import pytest
 from mace.errors import UserError
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
-from mace.structures.key_names import is_near
-from mace.structures.labels import LabelKeys
+from mace.structures.labels import LabelKeys, is_near
 from mace.structures.reading import read_configurations
 
 ROWS = "Properties=species:S:1:pos:R:3"

@@ -14,7 +14,7 @@ from ase.io import write
 from mace.conditions import Condition, condition_of_spec, read_specs, spec_of_condition, words_without_effect
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.structures.conditions import (
+from mace.structures.condition_values import (
     FoundConditions,
     check_condition_keys,
     conditions_of_atoms,

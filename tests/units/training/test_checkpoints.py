@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mace.errors import UserError
-from mace.model import durable_file
-from mace.model.durable_file import write_durably
+from mace.files import durable as durable_file
+from mace.files.durable import write_durably
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.training.checkpoints import (
     FORMAT,

@@ -12,9 +12,9 @@ from ase.build import molecule
 from mace.calculators import MACECalculator
 from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.finetuning.estimated_energies import estimate_energies
+from mace.finetuning.foundation import Foundation
 from mace.structures.configuration import Configuration
-from mace.training.estimated_energies import estimate_energies
-from mace.training.foundation import Foundation
 
 FOUNDATION = Foundation("the foundation", files.model())
 SHIFTS = {1: 0.7, 6: -3.1, 8: 12.5}

@@ -13,10 +13,10 @@ import original_files as files
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import Prediction, predict
+from mace.graphs.dataset import GraphDataset
+from mace.model.prediction import Prediction, predict
+from mace.processes.team import Team
 from mace.structures.configuration import Configuration
-from mace.training.distributed import Team
 from mace.training.evaluation import Evaluation, evaluate
 from mace.training.loss import make_loss
 

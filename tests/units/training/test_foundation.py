@@ -12,14 +12,14 @@ import torch
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.batching import GraphDataset
-from mace.model.derivatives import predict
+from mace.finetuning.foundation import Foundation, foundation_plan, measured_shift, open_foundation, start_from
+from mace.graphs.dataset import GraphDataset
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import ModelPlan
+from mace.model.prediction import predict
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.training.foundation import Foundation, foundation_plan, measured_shift, open_foundation, start_from
 
 
 def settings(**given: Any) -> TrainingSettings:

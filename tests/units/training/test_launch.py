@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mace.errors import UserError
-from mace.training.launch import Launch, find_launch, first_host
+from mace.processes.launch import Launch, find_launch, first_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}
 SLURM = {

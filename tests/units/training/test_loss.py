@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset, Targets
-from mace.model.derivatives import Prediction
+from mace.graphs.dataset import GraphDataset, Targets
+from mace.model.prediction import Prediction
 from mace.structures.configuration import Configuration
 from mace.training.loss import Loss, huber, make_loss
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mace.errors import UserError
+from mace.planning.model_choices import settings_for_model
+from mace.planning.model_plan import ReadoutWidths, hidden_features, interaction_plans, readout_widths
 from mace.settings import TrainingSettings, parse_training_settings
-from mace.training.model_choices import settings_for_model
-from mace.training.planning import ReadoutWidths, hidden_features, interaction_plans, readout_widths
 
 ATOMIC, ENERGY = "--model=AtomicDipolesMACE", "--model=EnergyDipolesMACE"
 

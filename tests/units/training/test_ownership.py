@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from mace.errors import UserError
-from mace.training import ownership
-from mace.training.ownership import OwnedByAnother, Ownership, this_process
+from mace.files import ownership
+from mace.files.ownership import OwnedByAnother, Ownership, this_process
 
 NAME = ".a_run-1.lock"
 

@@ -6,10 +6,10 @@ import pytest
 
 from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.planning.model_plan import HiddenFeatures, hidden_features, interaction_plans, overruled_features, plan_model
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling
-from mace.training.planning import HiddenFeatures, hidden_features, interaction_plans, overruled_features, plan_model
 from mace.training.stages import stage_two_start
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mace.elements import ElementTable
-from mace.graphs.batching import GraphDataset
+from mace.graphs.dataset import GraphDataset
 from mace.settings import parse_training_settings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mace.errors import UserError
+from mace.reporting import trackers
+from mace.reporting.records import RecordWriter, read_records
+from mace.reporting.trackers import Trackers, require_trackers, scalars
+from mace.reporting.tracking_services import CsvTables
 from mace.settings import parse_training_settings
-from mace.training import trackers
-from mace.training.records import RecordWriter, read_records
-from mace.training.trackers import Trackers, require_trackers, scalars
-from mace.training.tracking_services import CsvTables
 
 REQUIRED = ["--name=run", "--train_file=train.xyz"]
 

@@ -1,0 +1,1 @@
+"""Programs of mace-torch that this package has not, under their names there: each says what to use instead."""

@@ -1,0 +1,401 @@
+"""How far a long job is: a live bar on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from types import TracebackType
+from typing import SupportsFloat, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mace.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+
+MODES = ("auto", "bar", "lines", "off")
+"""``auto`` is ``bar`` on a terminal and ``lines`` elsewhere."""
+
+_BAR_INTERVAL = 0.5
+"""Seconds between two drawings of a bar: reading the loss waits for the accelerator, so it must stay rare."""
+
+_RATE_MEMORY = 60.0
+"""Seconds after which a batch counts for a third (1/e) in the number of atoms per second."""
+
+
+class TrainingProgress:
+    """Show epoch, batch, loss, last validation errors, atoms per second and remaining time of a training run.
+
+    On a terminal this is a live bar below the log lines written to the same console; elsewhere one log line every
+    ``interval`` seconds. The loss is only read when something is shown, so a step never waits for the accelerator.
+
+    Args:
+        console: The console that log lines are written to.
+        mode: One of `MODES`.
+        interval: Seconds between two lines where there is no bar.
+        errors_in_words: Says what is shown of the validation errors.
+        clock: Seconds since some fixed time.
+
+    Raises:
+        UserError: If the mode has no meaning.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        mode: str = "auto",
+        interval: float = 30.0,
+        errors_in_words: Callable[[Mapping[str, float]], str] = lambda metrics: "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare; nothing is shown before `start`."""
+        self.mode = resolve_mode(mode, console)
+        self._console = console
+        self._errors_in_words = errors_in_words
+        self._clock = clock
+        self._interval = _BAR_INTERVAL if self.mode == "bar" else interval
+        self._live: Live | None = None
+        self._started = False
+        self._errors = ""
+
+    def start(self, total_epochs: int, batches_per_epoch: int, first_epoch: int = 0) -> None:
+        """Begin to show.
+
+        Args:
+            total_epochs: Number of epochs of the whole run, those before a resume included.
+            batches_per_epoch: Optimizer steps in an epoch.
+            first_epoch: Epoch with which this program starts, counted from zero.
+        """
+        self._total_epochs, self._batches_per_epoch = total_epochs, batches_per_epoch
+        self._epoch, self._batches_done = first_epoch, 0
+        self._loss: SupportsFloat | None = None
+        self._first_step: float | None = None
+        self._steps = 0
+        self._atoms, self._seconds = 0.0, 0.0
+        self._other_work: RenderableType | None = None
+        self._previous_step = self._last_shown = self._clock()
+        self._unshown = False
+        self._started = True
+        if self.mode == "bar":
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+            self._draw()
+
+    def step(self, epoch: int, batch: int, loss: SupportsFloat, n_atoms: int) -> None:
+        """Count one optimizer step.
+
+        Args:
+            epoch: Epoch, counted from zero.
+            batch: Batch in the epoch, counted from zero.
+            loss: Loss of the batch; a tensor stays where it is until something is shown.
+            n_atoms: Atoms in the batch.
+        """
+        self._require_start()
+        if self.mode == "off":
+            return
+        now = self._clock()
+        if self._first_step is None:
+            # The first step carries compilation and warm-up and would spoil every estimate.
+            self._first_step = now
+        else:
+            self._steps += 1
+            seconds = now - self._previous_step
+            keep = math.exp(-seconds / _RATE_MEMORY)
+            self._atoms, self._seconds = keep * self._atoms + n_atoms, keep * self._seconds + seconds
+        self._previous_step = now
+        self._epoch, self._batches_done = epoch, batch + 1
+        detach = getattr(loss, "detach", None)  # or the whole graph of the batch would be kept alive
+        self._loss = loss if detach is None else detach()
+        self._unshown = True
+        if now - self._last_shown >= self._interval:
+            self._show()
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """Show these validation errors from now on; the time since the last step is not counted as training."""
+        self._require_start()
+        self._errors = self._errors_in_words(metrics)
+        self._previous_step = self._clock()
+        if self.mode == "bar":
+            self._draw()
+
+    def track(self, items: Iterable[_Item], description: str, total: int | None = None) -> Iterator[_Item]:
+        """Yield the items and show how many are done, below the training bar while there is one.
+
+        Args:
+            items: What the work goes through.
+            description: The work in a few words, for example ``Evaluating valid_Default``.
+            total: Number of items; their length if it is left out and they have one.
+        """
+        if self._live is None:
+            yield from track(items, description, total, console=self._console, mode=self.mode, clock=self._clock)
+            return
+        counter = _Counter(description, _length(items, total), self._clock)
+        last_drawn = -math.inf
+        try:
+            for item in items:
+                if self._clock() - last_drawn >= _BAR_INTERVAL:
+                    self._other_work = counter.row()
+                    self._draw()
+                    last_drawn = self._clock()
+                yield item
+                counter.done += 1
+        finally:
+            self._other_work = None
+            if self._live is not None:
+                self._draw()
+
+    def finish(self) -> None:
+        """Take the bar away, or write the last line; calling it twice does no harm."""
+        if self.mode == "lines" and self._started and self._unshown:
+            self._show()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._started = False
+
+    def __enter__(self) -> TrainingProgress:
+        """Return the object itself; `start` still has to be called."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal in order, whatever happened."""
+        self.finish()
+
+    def line(self) -> str:
+        """Return all that is known in one line, as written where there is no bar."""
+        self._require_start()
+        facts = [self._epoch_text(), f"batch {self._batches_done}/{self._batches_per_epoch}", *self._state_facts()]
+        return "Progress: " + ", ".join([*facts, self._rate_text(), f"ETA {self._remaining_text()}"])
+
+    def _require_start(self) -> None:
+        if not self._started:
+            raise RuntimeError("TrainingProgress.start must be called first.")
+
+    def _show(self) -> None:
+        self._last_shown, self._unshown = self._clock(), False
+        if self.mode == "bar":
+            self._draw()
+        else:
+            _LOGGER.info("%s", self.line())
+
+    def _draw(self) -> None:
+        if self._live is None:
+            return
+        row = _row(
+            Text(self._epoch_text(), style="bold"),
+            ProgressBar(total=max(self._batches_per_epoch, 1), completed=self._batches_done, width=24),
+            Text(f"{self._batches_done}/{self._batches_per_epoch}", style="green"),
+            Text(self._rate_text(), style="magenta"),
+            Text(f"ETA {self._remaining_text()}", style="cyan"),
+        )
+        rows: list[RenderableType] = [row]
+        facts = self._state_facts()
+        if facts:
+            rows.append(Text(", ".join(facts), no_wrap=True, overflow="ellipsis"))
+        if self._other_work is not None:
+            rows.append(self._other_work)
+        self._live.update(Group(*rows), refresh=True)
+
+    def _epoch_text(self) -> str:
+        return f"epoch {self._epoch} ({self._epoch + 1} of {self._total_epochs})"
+
+    def _state_facts(self) -> list[str]:
+        loss = [] if self._loss is None else [f"loss={float(self._loss):.6g}"]
+        return [*loss, *([self._errors] if self._errors else [])]
+
+    def _rate_text(self) -> str:
+        if self._seconds <= 0.0:
+            return "? atoms/s"
+        return f"{_with_three_digits(self._atoms / self._seconds)} atoms/s"
+
+    def _remaining_text(self) -> str:
+        """Remaining time if no epoch is spared; validation is in it, as far as it has been seen."""
+        if self._first_step is None or self._steps == 0:
+            return "?"
+        seconds_per_batch = (self._clock() - self._first_step) / self._steps
+        batches = (self._total_epochs - self._epoch) * self._batches_per_epoch - self._batches_done
+        return _duration(seconds_per_batch * max(batches, 0))
+
+
+class ReadingProgress:
+    """Show how many structures were read from a file; called after each one, see `mace.structures.reading.Progress`.
+
+    Args:
+        progress: What shows it.
+    """
+
+    def __init__(self, progress: TrainingProgress) -> None:
+        """Prepare; nothing is shown before the first structure."""
+        self._progress = progress
+        self._file = ""
+        self._counter: Iterator[int] = iter(())
+
+    def __call__(self, file: str, count: int) -> None:
+        """Count one structure."""
+        if file != self._file:
+            self.close()
+            self._file = file
+            self._counter = self._progress.track(itertools.count(), f"Reading {file}")
+        next(self._counter)
+
+    def close(self) -> None:
+        """Take away what is shown."""
+        if isinstance(self._counter, Generator):
+            self._counter.close()
+        self._file = ""
+
+
+def track(
+    items: Iterable[_Item],
+    description: str,
+    total: int | None = None,
+    *,
+    console: Console | None = None,
+    mode: str = "auto",
+    interval: float = 30.0,
+    clock: Callable[[], float] = time.monotonic,
+    rate: Callable[[float], str] = lambda per_second: "",
+) -> Iterator[_Item]:
+    """Yield the items and show how many are done; work within a training run uses `TrainingProgress.track`.
+
+    Args:
+        items: What the work goes through.
+        description: The work in a few words, for example ``Reading train.xyz``.
+        total: Number of items; their length if it is left out and they have one.
+        console: The console that log lines are written to; without one, nothing is shown.
+        mode: One of `MODES`.
+        interval: Seconds between two log lines where there is no bar; work that takes less writes none.
+        clock: Seconds since some fixed time.
+        rate: Says in words how fast it goes, from the items per second.
+
+    Raises:
+        UserError: If the mode has no meaning.
+    """
+    shown_as = resolve_mode(mode, console) if console is not None else "off"
+    counter = _Counter(description, _length(items, total), clock, rate)
+    if shown_as == "bar":
+        return _track_with_bar(items, counter, console)
+    if shown_as == "lines":
+        return _track_with_lines(items, counter, interval)
+    return iter(items)
+
+
+def resolve_mode(mode: str, console: Console) -> str:
+    """Return ``bar``, ``lines`` or ``off`` for one of `MODES`.
+
+    Raises:
+        UserError: If there is no such mode.
+    """
+    if mode not in MODES:
+        raise UserError(f"There is no way '{mode}' to show progress. Choose from {', '.join(MODES)}.")
+    if mode != "auto":
+        return mode
+    if not console.is_terminal or console.is_dumb_terminal:
+        return "lines"
+    # with FORCE_COLOR a file passes for a terminal, but a bar in a file is a mess
+    is_file = console.file is sys.stdout and not sys.stdout.isatty()
+    return "lines" if is_file else "bar"
+
+
+class _Counter:
+    """Items done out of a total that may be unknown."""
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        clock: Callable[[], float],
+        rate: Callable[[float], str] = lambda per_second: "",
+    ) -> None:
+        self.description, self.total, self.clock, self.rate = description, total, clock, rate
+        self.done, self.began = 0, clock()
+
+    def text(self) -> str:
+        if self.total is None:
+            return f"{self.done} done"
+        return f"{self.done}/{self.total}"
+
+    def remaining_text(self) -> str:
+        if self.total is None or self.done == 0:
+            return "?"
+        return _duration((self.clock() - self.began) / self.done * max(self.total - self.done, 0))
+
+    def rate_text(self) -> str:
+        seconds = self.clock() - self.began
+        return self.rate(self.done / seconds) if self.done and seconds > 0.0 else ""
+
+    def line(self) -> str:
+        parts = [self.description, self.text(), self.rate_text(), f"ETA {self.remaining_text()}"]
+        return f"Progress: {', '.join(part for part in parts if part)}"
+
+    def row(self) -> RenderableType:
+        return _row(
+            Text(self.description, style="bold"),
+            ProgressBar(total=self.total, completed=self.done, width=24, pulse=self.total is None),
+            Text(self.text(), style="green"),
+            Text(self.rate_text()),
+            Text(f"ETA {self.remaining_text()}", style="cyan"),
+        )
+
+
+def _track_with_bar(items: Iterable[_Item], counter: _Counter, console: Console | None) -> Iterator[_Item]:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        last_drawn = -math.inf
+        for item in items:
+            if counter.clock() - last_drawn >= _BAR_INTERVAL:
+                live.update(counter.row(), refresh=True)
+                last_drawn = counter.clock()
+            yield item
+            counter.done += 1
+
+
+def _track_with_lines(items: Iterable[_Item], counter: _Counter, interval: float) -> Iterator[_Item]:
+    last_written = counter.began
+    for item in items:
+        yield item
+        counter.done += 1
+        if counter.clock() - last_written >= interval:
+            _LOGGER.info("%s", counter.line())
+            last_written = counter.clock()
+
+
+def _row(*cells: RenderableType) -> Table:
+    row = Table.grid(padding=(0, 1))
+    for _ in cells:
+        row.add_column(no_wrap=True)
+    row.add_row(*cells)
+    return row
+
+
+def _length(items: Iterable[object], total: int | None) -> int | None:
+    if total is not None:
+        return total
+    return len(items) if isinstance(items, Sized) else None
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as ``1 d 02:03:04`` or ``02:03:04``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{hour:02d}:{minute:02d}:{second:02d}"
+    return f"{days} d {clock}" if days else clock
+
+
+def _with_three_digits(value: float) -> str:
+    """Write a rate such as 1234567 as ``1.23 M``."""
+    for size, letter in ((1.0e9, " G"), (1.0e6, " M"), (1.0e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

@@ -1,0 +1,129 @@
+"""What a model file is: its plan, size, origin, metrics, and whether it behaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mace.compat.exporting import check_structures
+from mace.compat.layers import word_of_interaction
+from mace.elements import ElementTable, chemical_symbol
+from mace.graphs.dataset import build_graph
+from mace.graphs.graph import Graph
+from mace.model.mace import MACE
+from mace.model.model_file import LoadedModel
+from mace.model.plan import ModelPlan
+from mace.model.prediction import predict
+from mace.structures.configuration import Configuration
+
+_DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
+_STEP = 1e-4
+
+
+def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -> dict[str, Any]:
+    """Collect everything worth knowing of a model, as numbers, texts, lists and dictionaries.
+
+    Args:
+        path: Its file.
+        loaded: The model in float64, on the CPU.
+        checks: Whether to compute the checks of `check_model`.
+    """
+    plan, metadata = loaded.model.plan, loaded.metadata
+    symbols = [chemical_symbol(z) for z in plan.atomic_numbers]
+    return {
+        "file": str(path),
+        "bytes": Path(path).stat().st_size,
+        "model": plan.model,
+        "elements": symbols,
+        "r_max": plan.r_max,
+        "receptive_field": plan.r_max * plan.n_layers,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "precision": str(loaded.stored_dtype).removeprefix("torch."),
+        "reference_energies": dict(zip(symbols, plan.reference_energies, strict=False)),
+        "heads": {
+            head.name: {
+                "reference_energies": dict(zip(symbols, head.reference_energies, strict=True)),
+                "scale": head.scale,
+                "shift": head.shift,
+            }
+            for head in plan.heads
+        },
+        "interactions": [word_of_interaction(kind) for kind in plan.interactions],
+        "variants": variants(plan),
+        "conditions": [condition.text for condition in plan.conditions],
+        "plan": plan.model_dump(mode="json"),
+        "origin": {
+            "name": metadata.name,
+            "created": metadata.created,
+            "comment": metadata.comment,
+            "seed": metadata.seed,
+            "epoch": metadata.epoch,
+            "stage": metadata.stage,
+            "data_hash": metadata.data_hash,
+        },
+        "training": {key: metadata.settings[key] for key in _DATA_SETTINGS if metadata.settings.get(key) is not None},
+        "metrics": metadata.metrics,
+        "versions": metadata.versions,
+        "checks": check_model(loaded.model) if checks else {},
+    }
+
+
+def variants(plan: ModelPlan) -> list[str]:
+    """Say in which respects a model is not the usual one."""
+    sent = [f"{plan.channels_of_messages(i)} of degrees {list(plan.l_of_messages(i))}" for i in range(plan.n_layers)]
+    found = {
+        "cutoff after the radial networks": plan.cutoff_after_network,
+        f"channels that neighbors send: {'; '.join(sent)}": (plan.message_channels, plan.message_l) != (None, None),
+        "products of all elements in one": plan.product_of_all_elements,
+        "energies from the last layer only": plan.last_readout_only,
+        "last readout with biases": plan.readout_biases,
+        "an energy of element and conditions alone": plan.condition_readout,
+        "energies jump at the cutoff": not plan.cutoff_after_network and any(k.is_directed for k in plan.interactions),
+    }
+    return [name for name, has in found.items() if has]
+
+
+def check_model(model: MACE) -> dict[str, bool]:
+    """Find out whether all heads of a model compute finite numbers, and forces that are the gradient of their energy.
+
+    Args:
+        model: The model in float64, on the CPU.
+    """
+    every = [_check_head(model, head) for head in model.plan.head_names]
+    return {name: all(checks[name] for checks in every) for name in every[0]}
+
+
+def _check_head(model: MACE, head: str) -> dict[str, bool]:
+    cluster, crystal = check_structures(model.plan, head)
+    if not model.plan.predicts_energy:
+        dipole = predict(model, _graph(model, cluster)).dipole
+        return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
+    results = [_evaluate(model, structure) for structure in (cluster, crystal)]
+    forces = results[0][1]
+    direction = np.random.default_rng(2).normal(size=forces.shape)
+    plus, minus = (_evaluate(model, _moved(cluster, step * direction)) for step in (_STEP, -_STEP))
+    slope, expected = (plus[0] - minus[0]) / (2 * _STEP), -float((forces * direction).sum())
+    largest = float(np.abs(forces).max())
+    return {
+        "energies_and_forces_are_finite": all(bool(np.isfinite(e) and np.isfinite(f).all()) for e, f in results),
+        "forces_are_the_gradient": abs(slope - expected) <= 1e-4 * max(abs(expected), largest),
+        "forces_add_up_to_zero": bool(np.abs(forces.sum(0)).max() <= 1e-8 * max(1.0, largest)),
+    }
+
+
+def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
+    return replace(structure, positions=structure.positions + displacement)
+
+
+def _graph(model: MACE, structure: Configuration) -> Graph:
+    return build_graph(structure, ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names)
+
+
+def _evaluate(model: MACE, structure: Configuration) -> tuple[float, np.ndarray]:
+    prediction = predict(model, _graph(model, structure))
+    assert prediction.energy is not None and prediction.forces is not None
+    return float(prediction.energy[0]), prediction.forces.detach().numpy()

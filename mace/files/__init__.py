@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, owned by one run, and read without being run."""

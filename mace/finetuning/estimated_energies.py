@@ -1,0 +1,74 @@
+"""Reference energies under which a foundation model explains the labeled energies best (``--E0s=estimated``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mace.elements import ElementTable
+from mace.finetuning.foundation import Foundation
+from mace.graphs.dataset import GraphDataset
+from mace.model.prediction import predict
+from mace.structures.configuration import Configuration
+from mace.structures.reference_energies import fit_reference_energies, require_foundation
+from mace.structures.statistics import interaction_energies_per_atom
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def estimate_energies(
+    foundation: Foundation,
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+    batch_size: int,
+    known: Mapping[int, float] | None = None,
+) -> tuple[dict[int, float], list[str]]:
+    """Correct the foundation model's reference energies by what its predictions miss.
+
+    The differences between labeled and predicted energies are fitted by the numbers of atoms of each element, as
+    ``--E0s=average`` fits the labels themselves, with the same weights; of several solutions the smallest change. Thus
+    differences of the level of theory go into the reference energies, and training begins with small errors.
+
+    Args:
+        foundation: What is started from; it knows all elements.
+        configurations: Training structures.
+        elements: The elements that need an energy.
+        batch_size: How many structures to evaluate at a time.
+        known: Energies that are kept as they are, eV by atomic number; the others are corrected.
+
+    Returns:
+        The energies in eV by atomic number, and warnings.
+
+    Raises:
+        UserError: If no structure has an energy with weight, or the foundation model does not know an element.
+    """
+    require_foundation(foundation.energies, elements, "estimated")
+    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
+    differences = [
+        replace(configuration, energy=configuration.energy - predicted)
+        for configuration, predicted in zip(labeled, _predictions(foundation, labeled, batch_size), strict=True)
+        if configuration.energy is not None
+    ]
+    changes = {z: energy - foundation.energies[z] for z, energy in (known or {}).items() if z in elements}
+    corrections, warnings = fit_reference_energies(differences, elements, changes, "estimated")
+    before, after = (_rms(differences, each) for each in (dict.fromkeys(corrections, 0.0), corrections))
+    _LOGGER.info("The foundation model misses the labels by %.6g eV per atom (rms), %.6g with these E0s", before, after)
+    return {z: foundation.energies[z] + corrections[z] for z in elements}, warnings
+
+
+def _predictions(foundation: Foundation, configurations: Sequence[Configuration], batch_size: int) -> list[float]:
+    """Predict total energies in eV, a batch at a time, so that memory does not grow with the data."""
+    table, found = ElementTable(foundation.plan.atomic_numbers), list[float]()
+    for start in range(0, len(configurations), batch_size):
+        part = GraphDataset(configurations[start : start + batch_size], table, foundation.plan.r_max)
+        energy = predict(foundation.model, part.batch(range(len(part))).graph, forces=False).energy
+        assert energy is not None, "asked of models with energies only"
+        found += energy.detach().double().tolist()
+    return found
+
+
+def _rms(differences: Sequence[Configuration], energies: dict[int, float]) -> float:
+    return float(np.sqrt(np.square(interaction_energies_per_atom(differences, energies)).mean()))

@@ -1,0 +1,1 @@
+"""Pictures and self-contained pages on data and on runs."""

@@ -1,0 +1,193 @@
+"""Learning curves of one or several runs over each other, from their records alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from mace.errors import UserError
+from mace.files.durable import write_durably
+from mace.pages.curves import MEASURED, MEASURES, NamedRun, draw_panels
+from mace.pages.html import table
+from mace.pages.plots import plot_panels
+from mace.pages.run_page import assemble, curves_section, speed_section
+from mace.pages.verdicts import duration
+from mace.reporting.history import RunHistory
+from mace.reporting.records import read_records
+
+_LOGGER = logging.getLogger(__name__)
+
+_ENDING = "_train.txt"
+_OTHER_KEYS = ("loss", "lr", "grad_norm")
+KEYS = (*_OTHER_KEYS, *(f"{measure}_{m.suffix}" for m in MEASURED for measure in m.measures))
+"""What there are panels of, as records call it."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is wanted.
+
+    Attributes:
+        output: Path of the files to write, without ending; None for one beside the first file of records.
+        picture: Ending of the picture; None for none.
+        keys: Panels of the picture, of `KEYS`; None for all that fit RMSE.
+        min_epoch: First epoch that is drawn.
+        stage_two_start: First epoch of stage two, where the records do not say it.
+        linear: Whether the vertical axes of the picture are linear.
+        heads: Heads that are drawn; None for all.
+    """
+
+    output: Path | None = None
+    picture: str | None = "png"
+    keys: Sequence[str] | None = None
+    min_epoch: int = 0
+    stage_two_start: int | None = None
+    linear: bool = False
+    heads: Sequence[str] | None = None
+
+
+def compare_runs(paths: Sequence[str], wanted: Drawing) -> list[Path]:
+    """Write the page and the picture of one or several runs.
+
+    Args:
+        paths: Files of records, or folders that hold some.
+        wanted: What to draw.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: If there are no records, or files cannot be read or written.
+    """
+    files = find_records(paths)
+    names = _names(files)
+    runs = [_run(file, name if len(files) > 1 else "", wanted) for file, name in zip(files, names, strict=True)]
+    output = wanted.output or (files[0].with_suffix("") if len(files) == 1 else Path("comparison"))
+    written = [output.with_name(f"{output.name}.html")]
+    _write(written[0], _page(names, files, runs).encode())
+    if wanted.picture is not None:
+        written.append(output.with_name(f"{output.name}.{wanted.picture}"))
+        _draw(written[1], runs, wanted)
+    return written
+
+
+def find_records(paths: Sequence[str]) -> list[Path]:
+    """Find the files of records in paths.
+
+    Raises:
+        UserError: If a path does not exist, or a folder has none.
+    """
+    found: list[Path] = []
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted([*path.glob(f"*{_ENDING}"), *path.glob(f"results/*{_ENDING}")])
+            if not inside:
+                raise UserError(f"{path}: there is no file of records (*{_ENDING}) in this folder or its results/.")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: there is no such file or folder; records of a run are in results/*{_ENDING}.")
+    return list(dict.fromkeys(found))
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Name runs by their files, with as much of the folders as tells them apart."""
+    for depth in range(1, 1 + max(len(file.resolve().parts) for file in files)):
+        names = ["/".join(file.resolve().parts[-depth:]).removesuffix(_ENDING) for file in files]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in files]
+
+
+def _run(file: Path, name: str, wanted: Drawing) -> NamedRun:
+    try:
+        history = RunHistory.of(record for record in read_records(file) if _is_wanted(record, wanted))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"{file}: the records cannot be read ({reason}).") from error
+    if not history.numbers():
+        limit = f" from epoch {wanted.min_epoch} on" if wanted.min_epoch else ""
+        raise UserError(f"{file}: it has no record of an epoch{limit}, so there is nothing to draw.")
+    return NamedRun(name, history, history.stage_two_start or wanted.stage_two_start, _best(history))
+
+
+def _is_wanted(record: dict[str, object], wanted: Drawing) -> bool:
+    epoch = record.get("epoch")
+    if wanted.heads is not None and record.get("mode") == "eval" and record.get("head") not in wanted.heads:
+        return False
+    return (isinstance(epoch, int) and epoch >= wanted.min_epoch) or (epoch is None and not wanted.min_epoch)
+
+
+def _losses(history: RunHistory) -> dict[int, float]:
+    """Return the validation loss of all heads together by epoch, where it is a number."""
+    losses: dict[int, float] = {}
+    for of_head in history.valid.values():
+        for epoch, record in of_head.items():
+            loss = record.get("loss")
+            losses[epoch] = losses.get(epoch, 0.0) + (math.nan if loss is None else loss)
+    return {epoch: loss for epoch, loss in losses.items() if math.isfinite(loss)}
+
+
+def _best(history: RunHistory) -> list[tuple[int, str]]:
+    losses = _losses(history)
+    start = history.stage_two_start
+    late = {epoch: loss for epoch, loss in losses.items() if start is not None and epoch >= start}
+    chosen = late or losses
+    return [(min(chosen, key=chosen.__getitem__), "best")] if chosen else []
+
+
+def _page(names: Sequence[str], files: Sequence[Path], runs: Sequence[NamedRun]) -> str:
+    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    sections = {
+        "runs": ("Runs", _summary(names, runs)),
+        "learning": ("Learning", curves_section(runs)),
+        "speed": ("Speed", speed_section([(run.name, run.history) for run in runs])),
+    }
+    subtitle = "Drawn from " + ", ".join(map(str, files))
+    return assemble(title, subtitle, f'<p class="soft">Written {datetime.now():%Y-%m-%d %H:%M:%S}.</p>', sections)
+
+
+def _summary(names: Sequence[str], runs: Sequence[NamedRun]) -> str:
+    """Write a row per run, with the errors of its best epoch."""
+    metrics = [(f"rmse_{m.suffix}", m) for m in MEASURED if any(r.history.has_metric(f"rmse_{m.suffix}") for r in runs)]
+    header = ["run", "epochs", "steps", "best epoch", "validation loss"]
+    header += [f"RMSE {m.title} / {m.unit}" for _, m in metrics] + ["time of steps"]
+    rows = []
+    for name, run in zip(names, runs, strict=True):
+        history, losses = run.history, _losses(run.history)
+        best = run.best[0][0] if run.best else None
+        records = [of_head[best] for of_head in history.valid.values() if best in of_head]
+        row = [name, str(len(history.numbers())), f"{sum(s.steps for s in history.epochs.values()):,}"]
+        row += ["\u2013", "\u2013"] if best is None else [str(best), f"{losses[best]:.5g}"]
+        for metric, measured in metrics:
+            values = [record[metric] * measured.factor for record in records if record.get(metric) is not None]
+            row.append(f"{max(values):.4g}" if values else "\u2013")
+        seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
+        rows.append([*row, duration(seconds)])
+    return table(header, rows, "runs")
+
+
+def _draw(path: Path, runs: Sequence[NamedRun], wanted: Drawing) -> None:
+    keys = wanted.keys or [*_OTHER_KEYS, *(key for key in KEYS if key.startswith("rmse"))]
+    panels = [panel for panel in draw_panels(runs) if panel.key in keys]
+    if not panels:
+        raise UserError(
+            f"--keys: the records have none of {', '.join(keys)}; {', '.join(MEASURES)} exist of what is measured."
+        )
+    try:
+        plot_panels(panels, path, linear=wanted.linear)
+    except OSError as error:
+        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}).") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: the page cannot be written ({error.strerror}); choose another --output.") from error

@@ -1,0 +1,377 @@
+"""Pictures of a run: learning curves and parity plots, drawn without a display and without global state."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mace.errors import UserError
+from mace.pages.curves import Panel
+from mace.reporting.history import RunHistory
+from mace.reporting.records import read_records
+from mace.units import MILLI
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colors, which people with any color vision can tell apart.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+_SET_COLORS = {"train": "#999999", "valid": "#E69F00"}
+_GRID = "#DDDDDD"
+_GRAY = "#666666"
+_DOTS_PER_INCH = 150
+_MOST_POINTS = 20_000
+_WORST_POINTS = 1_000
+_MOST_NAMED, _LONGEST_NAME = 6, 24
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A metric that has a panel of its own: label and unit of its axis, and the factor to that unit."""
+
+    metric: str
+    label: str
+    factor: float = 1.0 / MILLI
+
+
+_CURVES = (
+    _Curve("rmse_e_per_atom", "RMSE energy (meV / atom)"),
+    _Curve("rmse_f", "RMSE forces (meV / Å)"),
+    _Curve("rmse_stress", "RMSE stress (meV / Å$^3$)"),
+    _Curve("rmse_virials_per_atom", "RMSE virials (meV / atom)"),
+    _Curve("rmse_mu_per_atom", "RMSE dipole (me Å / atom)"),
+)
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """Name, unit of the axes, unit of the errors and the factor between them for a parity plot."""
+
+    name: str
+    unit: str
+    error_unit: str
+    factor: float = 1.0 / MILLI
+
+
+_QUANTITIES = {
+    "energy": _Quantity("energy per atom", "eV / atom", "meV / atom"),
+    "interaction_energy": _Quantity("energy minus E0 per atom", "eV / atom", "meV / atom"),
+    "forces": _Quantity("force component", "eV / Å", "meV / Å"),
+    "stress": _Quantity("stress component", "eV / Å$^3$", "meV / Å$^3$"),
+    "virials": _Quantity("virial component", "eV", "meV"),
+    "dipole": _Quantity("dipole component", "e Å", "me Å"),
+}
+
+
+def plot_learning_curves(results_path: Path | str, output_path: Path | str, stage_two_epoch: int | None = None) -> None:
+    """Draw loss, validation errors and learning rate against the epoch as a PNG.
+
+    Epochs are numbered as in the log. The evaluation before the first step is left out. Where a run was resumed, the
+    later record of an epoch replaces the earlier one.
+
+    Args:
+        results_path: JSON-lines file of the run.
+        output_path: The PNG; its folder is created.
+        stage_two_epoch: First epoch of stage two, which a vertical line marks.
+
+    Raises:
+        UserError: If the file has no record of an epoch.
+    """
+    _load_matplotlib()
+    history = RunHistory.of(read_records(results_path))
+    if not history.numbers():
+        raise UserError(f"{results_path} has no record of an epoch, so there are no learning curves to draw.")
+    present = [curve for curve in _CURVES if history.has_metric(curve.metric)]
+    rates = {epoch: sums.rate for epoch, sums in sorted(history.epochs.items()) if sums.rate is not None}
+    n_panels = 1 + len(present) + bool(rates)
+    figure, axes = _panels(n_panels)
+    _draw_loss(axes[0], history)
+    for axis, curve in zip(axes[1:], present, strict=False):
+        _draw_metric(axis, curve, history)
+    if rates:
+        axes[-1].plot(list(rates), list(rates.values()), color="black", linewidth=1.4, drawstyle="steps-mid")
+        axes[-1].set_ylabel("learning rate")
+    for axis in axes:
+        _finish_learning_axis(axis, history.numbers(), stage_two_epoch)
+    _save(figure, output_path)
+
+
+def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool = False) -> None:
+    """Draw panels of one or several runs as a picture, of the kind that the ending of its name says.
+
+    Args:
+        panels: What to draw, one at least.
+        output_path: The picture; its folder is created.
+        linear: Whether vertical axes are linear; otherwise they are logarithmic where numbers are positive.
+    """
+    _load_matplotlib()
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _panels(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        for series in panel.series:
+            color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else "-"
+            label = series.label or panel.title
+            drawn = "steps-pre" if series.steps else "default"
+            axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label, drawstyle=drawn)
+        values = np.concatenate([np.asarray(series.y, dtype=float) for series in panel.series])
+        if not linear and (values[np.isfinite(values)] > 0.0).any():
+            axis.set_yscale("log")
+        for x, word in panel.marks:
+            axis.axvline(x, color=_GRAY, linestyle=":", linewidth=0.8)
+            axis.text(x, 1.01, word, transform=axis.get_xaxis_transform(), fontsize=6, color=_GRAY, ha="center")
+        axis.set_xlabel("epochs done")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_ylabel(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, fontsize=8)
+        if len(panel.series) > 1:
+            axis.legend(frameon=False, fontsize=7)
+        _tidy(axis)
+    _save(figure, output_path)
+
+
+def plot_parity(
+    data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], output_path: Path | str, title: str
+) -> None:
+    """Draw predictions against labels, and the errors below, one column per property, as a PNG.
+
+    Root-mean-square errors in the legend are over all values; of a set with very many values, only the worst and a
+    random choice of the others are drawn, and the legend says so.
+
+    Args:
+        data: ``data[set name][property] = (reference, prediction)``, arrays of the same shape with what is labeled,
+            in eV, Angstrom and e*Angstrom; energies, with the E0s or without (``interaction_energy``), are per atom.
+        output_path: The PNG; its folder is created.
+        title: Heading of the picture.
+
+    Raises:
+        ValueError: If a property is unknown, shapes differ, or there is nothing to draw.
+    """
+    _load_matplotlib()
+    _check_parity_data(data)
+    properties = [name for name in _QUANTITIES if any(_has_values(sets, name) for sets in data.values())]
+    if not properties:
+        raise ValueError("There are no labels and predictions to draw.")
+    figure = _figure(4.4 * len(properties) + 0.2, 6.6)
+    grid = figure.subplots(2, len(properties), squeeze=False, sharex="col", gridspec_kw={"height_ratios": (2.4, 1.0)})
+    for column, name in enumerate(properties):
+        pairs = {
+            set_name: (np.ravel(sets[name][0]), np.ravel(sets[name][1]))
+            for set_name, sets in data.items()
+            if _has_values(sets, name)
+        }
+        _draw_parity(grid[0, column], grid[1, column], _QUANTITIES[name], pairs)
+    figure.suptitle(title)
+    _save(figure, output_path)
+
+
+def _draw_loss(axis: Axes, history: RunHistory) -> None:
+    epochs = sorted(history.epochs)
+    if epochs:
+        _line(axis, epochs, [history.epochs[epoch].mean_loss for epoch in epochs], "train (mean of epoch)", "black")
+    for color, (head, records) in _colored_heads(history):
+        epochs = sorted(records)
+        losses = [_number(records[epoch].get("loss")) for epoch in epochs]
+        _line(axis, epochs, losses, _valid_label(head, history), color)
+    axis.set_ylabel("loss")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_metric(axis: Axes, curve: _Curve, history: RunHistory) -> None:
+    for color, (head, records) in _colored_heads(history):
+        epochs = [epoch for epoch in sorted(records) if records[epoch].get(curve.metric) is not None]
+        if not epochs:
+            continue
+        values = [records[epoch][curve.metric] * curve.factor for epoch in epochs]
+        label = f"{_valid_label(head, history)}: best {min(values):.3g}, last {values[-1]:.3g}"
+        _line(axis, epochs, values, label, color)
+    axis.set_ylabel(curve.label)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | None) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axis.set_xlabel("epoch")
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    # Powers of ten alone would leave a short range with hardly a number on it.
+    within_a_decade = (1.0, 2.0, 3.0, 5.0) if high < 30.0 * low else (1.0, 2.0, 5.0) if high < 1000.0 * low else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(base=10.0, subs=within_a_decade, numticks=30))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    margin = 0.02 * max(epochs[-1] - epochs[0], 1)
+    axis.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+    _tidy(axis)
+    if stage_two_epoch is not None and epochs[0] < stage_two_epoch <= epochs[-1]:
+        start = stage_two_epoch - 0.5
+        axis.axvline(start, color=_GRAY, linestyle="--", linewidth=1.0)
+        # Above the frame, where no curve can be.
+        axis.text(start, 1.01, "stage two", transform=axis.get_xaxis_transform(), fontsize=8, color=_GRAY, ha="center")
+
+
+def _draw_parity(
+    parity: Axes, errors: Axes, quantity: _Quantity, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    origin, low, high = _frame_of([values for pair in pairs.values() for values in pair])
+    for place, (set_name, (reference, prediction)) in enumerate(pairs.items()):
+        error = (prediction - reference) * quantity.factor
+        rmse = float(np.sqrt(np.mean(np.square(error))))
+        shown = _points_to_draw(np.abs(error))
+        count = f"{len(error)}" if len(shown) == len(error) else f"{len(shown)} of {len(error)} drawn"
+        color = _SET_COLORS.get(set_name.split("_")[0], _other_set_color(set_name, list(pairs)))
+        # Small sets lie above large ones, which would hide them.
+        order = 2.0 + 1.0 / len(error)
+        size = _point_size(len(shown))
+        style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0.0, "zorder": order}
+        label = f"{_shortened(set_name)}: RMSE {rmse:.3g} {quantity.error_unit} ({count})"
+        if place == _MOST_NAMED and len(pairs) > _MOST_NAMED + 1:
+            label = f"and {len(pairs) - _MOST_NAMED} more"
+        parity.scatter(
+            reference[shown] - origin,
+            prediction[shown] - origin,
+            label=label if place <= _MOST_NAMED else "_left out",
+            **style,
+        )
+        errors.scatter(reference[shown] - origin, error[shown], **style)
+    parity.plot((low, high), (low, high), color="#444444", linewidth=0.8, zorder=1)
+    parity.set_xlim(low, high)
+    parity.set_ylim(low, high)
+    errors.axhline(0.0, color="#444444", linewidth=0.8, zorder=1)
+    name = quantity.name if origin == 0.0 else f"{quantity.name} {'-' if origin > 0.0 else '+'} {abs(origin):.12g}"
+    parity.set_ylabel(f"predicted {name} ({quantity.unit})")
+    errors.set_ylabel(f"error ({quantity.error_unit})")
+    errors.set_xlabel(f"reference {name} ({quantity.unit})")
+    for axis in (parity.xaxis, parity.yaxis, errors.xaxis):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    legend = parity.legend(frameon=False, fontsize=7, loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set(alpha=1.0, sizes=[18.0])
+    _tidy(parity)
+    _tidy(errors)
+
+
+def _frame_of(values: list[np.ndarray]) -> tuple[float, float, float]:
+    """Choose what a parity plot shows.
+
+    Args:
+        values: Labels and predictions, arrays of any length.
+
+    Returns:
+        What is subtracted from all values, zero unless they differ by little of what they are; and the limits then.
+    """
+    low, high = float(min(v.min() for v in values)), float(max(v.max() for v in values))
+    span = max(high - low, 1e-6)  # a single structure has none
+    origin = float(f"{low:.0f}") if max(abs(low), abs(high)) > 100.0 * span and abs(low) >= 100.0 else 0.0
+    return origin, low - origin - 0.05 * span, high - origin + 0.05 * span
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def _points_to_draw(absolute_error: np.ndarray) -> np.ndarray:
+    """Choose the values to draw: all, or the worst and a reproducible random choice of the others."""
+    if len(absolute_error) <= _MOST_POINTS:
+        return np.arange(len(absolute_error))
+    by_error = np.argsort(absolute_error)
+    others = np.random.default_rng(0).permutation(by_error[:-_WORST_POINTS])[: _MOST_POINTS - _WORST_POINTS]
+    return np.concatenate([others, by_error[-_WORST_POINTS:]])
+
+
+def _point_size(count: int) -> float:
+    """Area of a point: large enough to be seen alone, small enough for thousands."""
+    return float(np.clip(400.0 / math.sqrt(max(count, 1)), 3.0, 18.0))
+
+
+def _other_set_color(set_name: str, names: list[str]) -> str:
+    others = [name for name in names if name.split("_")[0] not in _SET_COLORS]
+    palette = [color for color in _COLORS if color not in _SET_COLORS.values()]
+    return palette[others.index(set_name) % len(palette)] if set_name in others else palette[0]
+
+
+def _check_parity_data(data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
+    for set_name, properties in data.items():
+        for name, (reference, prediction) in properties.items():
+            if name not in _QUANTITIES:
+                raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_QUANTITIES)}.")
+            if np.shape(reference) != np.shape(prediction):
+                shapes = f"{np.shape(reference)} and {np.shape(prediction)}"
+                raise ValueError(f"{set_name}: labels and predictions of {name} have shapes {shapes}.")
+
+
+def _has_values(properties: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> bool:
+    return name in properties and np.size(properties[name][0]) > 0
+
+
+def _colored_heads(history: RunHistory) -> list[tuple[str, tuple[str, dict[int, dict[str, Any]]]]]:
+    return [(_COLORS[place % len(_COLORS)], item) for place, item in enumerate(history.valid.items())]
+
+
+def _valid_label(head: str, history: RunHistory) -> str:
+    return "valid" if len(history.valid) == 1 else f"valid {head}"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _line(axis: Axes, epochs: list[int], values: list[Any], label: str, color: str) -> None:
+    marker = "o" if len(epochs) <= 40 else ""
+    axis.plot(epochs, values, label=label, color=color, linewidth=1.4, marker=marker, markersize=3.0)
+
+
+def _tidy(axis: Axes) -> None:
+    axis.grid(True, color=_GRID, linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def _load_matplotlib() -> None:
+    """Import matplotlib without the backend that MPLBACKEND names.
+
+    Files are drawn without a backend; a notebook names one that other environments lack, which ends the import.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(n_panels: int) -> tuple[Figure, list[Axes]]:
+    columns = 2 if n_panels == 4 else min(n_panels, 3)
+    rows = math.ceil(n_panels / columns)
+    figure = _figure(4.6 * columns, 3.3 * rows)
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(n_panels)]
+
+
+def _save(figure: Figure, output_path: Path | str) -> None:
+    Path(output_path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output_path)

@@ -1,0 +1,306 @@
+"""The page of a run: is it healthy, what did it learn, where is it wrong, and how to go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from mace.inspection.inspection import DataReport
+from mace.pages.charts import histogram
+from mace.pages.curves import MEASURES, NamedRun, draw_panels
+from mace.pages.data_page import findings_list
+from mace.pages.errors_document import errors_document
+from mace.pages.html import Drawing, embedded, table, whole_page
+from mace.pages.run_facts import MeasuredStage, RunFacts, RunState, SettingFact, Warned
+from mace.pages.verdicts import Tile, duration, tiles, verdicts
+from mace.reporting.history import RunHistory
+from mace.reporting.terminal import atoms_each, verdict
+
+SCRIPTS = ("drawing.js", "curves.js", "errors.js", "viewer.js", "worst.js", "page.js")
+STYLES = ("run.css",)
+_MOST_FINDINGS = 30
+_MOST_WARNINGS = 200
+_MOST_SETS = 60
+
+PHASE_WORDS = {
+    "data": "gathering batches",
+    "forward": "model and loss",
+    "backward": "gradient",
+    "communication": "exchange between processes",
+    "optimizer": "optimizer",
+    "evaluation": "evaluations",
+    "steps": "steps",
+}
+
+
+def write_run_page(facts: RunFacts, state: RunState) -> str:
+    """Write the page of a run: it needs nothing but itself, and stays below five megabytes for any amount of data.
+
+    Args:
+        facts: What was known before the first step.
+        state: How it goes.
+    """
+    run = NamedRun("", state.history, state.stage_two_start, _best_words(state))
+    sections = {
+        "health": ("Health", _health(facts, state)),
+        "learning": ("Learning", curves_section([run])),
+        "accuracy": ("Accuracy", _errors(state)),
+        "worst-structures": ("Worst structures", _worst(state)),
+        "speed": ("Speed", speed_section([("", state.history)])),
+        "data": ("Data", _data(facts)),
+        "elements": ("E0s and neighbors", _elements(facts)),
+        "settings": ("Settings", _settings(facts)),
+        "use": ("Commands", _commands(facts)),
+        "warnings": ("Warnings", _warnings(state.warnings)),
+        "versions": ("Versions", _versions(facts)),
+    }
+    subtitle = f"Run {facts.identity}, {facts.machine}. Started {facts.started:%Y-%m-%d %H:%M}"
+    return assemble(f"{facts.tag}", subtitle, _written(state, facts), sections)
+
+
+def assemble(title: str, subtitle: str, written: str, sections: Mapping[str, tuple[str, str]]) -> str:
+    """Put sections together.
+
+    Args:
+        title: Heading of the page.
+        subtitle: A line below it.
+        written: A line on when it was written, as HTML.
+        sections: Heading and HTML of each, by name.
+    """
+    shown = {name: section for name, section in sections.items() if section[1]}
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, (heading, _) in shown.items())
+    head = (
+        f'<header class="top"><div><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p>{written}</div>'
+        f'<button type="button" class="theme" hidden>Dark</button></header>'
+        f'<nav aria-label="Sections">{links}</nav>'
+        '<noscript><p class="verdict">Plots are drawn by a script of this page; this browser runs none.</p></noscript>'
+    )
+    body = [
+        f'<section id="{name}" class="{name}"><h2>{escape(heading)}</h2>{content}</section>'
+        for name, (heading, content) in shown.items()
+    ]
+    return whole_page(title, [head, *body], SCRIPTS, STYLES)
+
+
+def tiles_html(entries: Iterable[Tile]) -> str:
+    """Write the numbers to be seen first."""
+    cells = (
+        f'<div class="tile {tile.level}"><b>{escape(tile.value)}</b><i>{escape(tile.detail)}</i>'
+        f"<span>{escape(tile.name)}</span></div>"
+        for tile in entries
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def curves_section(runs: Sequence[NamedRun]) -> str:
+    """Write the data of the learning curves and the place where a script draws them."""
+    panels = draw_panels(runs)
+    if not panels:
+        return '<p class="soft">There is no evaluation yet.</p>'
+    last = max((run.history.numbers()[-1] + 1 for run in runs if run.history.numbers()), default=0)
+    data = {"panels": [p.as_document() for p in panels], "measures": list(MEASURES.items()), "last": last}
+    return (
+        '<p class="soft">Training losses are those of the batches while the weights changed; validation is with the '
+        "weights that are kept. An evaluation after epoch n, counted from zero as in the log, is drawn at n + 1. Point "
+        "at a plot or use the arrow keys to read it.</p>"
+        f'<div id="curves"></div>{embedded("curves-data", data)}'
+    )
+
+
+def speed_section(runs: Sequence[tuple[str, RunHistory]]) -> str:
+    """Show how much is computed in a second, and where the time goes."""
+    parts = [text for name, history in runs if (text := _speed_of(name, history))]
+    return "".join(parts)
+
+
+def _speed_of(name: str, history: RunHistory) -> str:
+    steps = sum(sums.steps for sums in history.epochs.values())
+    if not steps:
+        return ""
+    phases: dict[str, float] = {}
+    for sums in history.epochs.values():
+        for phase, seconds in (sums.phases or {"steps": sums.seconds}).items():
+            phases[phase] = phases.get(phase, 0.0) + seconds
+    working = sum(phases.values())
+    phases["evaluation"] = history.evaluation_seconds()
+    total = sum(phases.values())
+    if not total:
+        return ""
+    atoms = sum(sums.atoms for sums in history.epochs.values())
+    rows, bars = [], []
+    for place, (phase, seconds) in enumerate(phases.items()):
+        words, share = PHASE_WORDS.get(phase, phase), seconds / total
+        color = f"background: var(--c{place})"
+        bars.append(f'<span style="width: {100 * share:.2f}%; {color}" title="{escape(words)}"></span>')
+        key = Drawing(f'<span class="key" style="{color}"></span>{escape(words)}')
+        per_step = "\u2013" if phase == "evaluation" else f"{1000 * seconds / steps:.3g} ms"
+        rows.append((key, duration(seconds), f"{100 * share:.1f} %", per_step))
+    rate = f"{atoms / working:,.0f} atoms per second in steps; " if atoms and working else ""
+    heading = f"<h3>{escape(name)}</h3>" if name else ""
+    said = f"{rate}{steps:,} steps, {1000 * working / steps:.3g} ms each; {duration(total)} in all"
+    label = "; ".join(f"{PHASE_WORDS.get(phase, phase)} {100 * s / total:.0f} %" for phase, s in phases.items())
+    bar = f'<div class="share" role="img" aria-label="{escape(label)}">{"".join(bars)}</div>'
+    shares = table(("what", "time", "share", "per step"), rows, "where the time goes")
+    return f"{heading}<p>{escape(said)}</p>{bar}{shares}"
+
+
+def _best_words(state: RunState) -> list[tuple[int, str]]:
+    both = len(state.best_epochs) > 1
+    return [(epoch, f"best of stage {stage}" if both else "best") for stage, epoch in state.best_epochs.items()]
+
+
+def _written(state: RunState, facts: RunFacts) -> str:
+    when = f"Written {state.written:%Y-%m-%d %H:%M:%S}."
+    if state.condition != "running":
+        return f'<p class="soft">{when}</p>'
+    epochs = len(state.history.epochs)
+    seconds = sum(s.working_seconds for s in state.history.epochs.values()) + state.history.evaluation_seconds()
+    every = facts.interval * seconds / 60.0 / epochs if epochs else 1.0
+    milliseconds = int(1000 * state.written.timestamp())
+    return f'<p class="soft" data-written="{milliseconds}" data-every="{every:.2f}">{when}</p>'
+
+
+def _health(facts: RunFacts, state: RunState) -> str:
+    items = "".join(
+        f'<li class="{said.level}">{escape(said.sentence)}</li>' for said in verdicts(facts, state) if said.sentence
+    )
+    return f'{tiles_html(tiles(facts, state))}<ul class="findings">{items}</ul>'
+
+
+def _errors(state: RunState) -> str:
+    if not (stages := _shown_stages(state)):
+        return '<p class="soft">Predictions are drawn after the first epoch that is evaluated.</p>'
+    latest = (
+        f"Predictions for the validation set after epoch {stages[0].epoch}; those for all sets are made when training "
+        "is complete. "
+    )
+    return (
+        f'<p class="soft">{"" if state.stages else latest}RMSE, MAE and histograms are over all values that are '
+        "chosen, as in the error tables; of many points the worst and a random choice of the others are drawn.</p>"
+        f'<div id="errors"></div>{embedded("errors-data", errors_document(stages))}'
+    )
+
+
+def _worst(state: RunState) -> str:
+    return '<div id="worst"></div>' if _shown_stages(state) else ""
+
+
+def _shown_stages(state: RunState) -> Sequence[MeasuredStage]:
+    """Return the finished models, or the last validation as long as there are none."""
+    return state.stages or ([] if state.latest is None else [state.latest])
+
+
+def _data(facts: RunFacts) -> str:
+    rows = [(s.role, s.name, f"{s.structures:,}", f"{s.atoms:,}", f"{s.edges:,}") for s in facts.sets[:_MOST_SETS]]
+    if len(facts.sets) > _MOST_SETS:
+        rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
+    sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
+    return f"<h3>Sets</h3>{sets}{_files(facts.data, facts.data_page) if facts.data is not None else ''}"
+
+
+def _files(data: DataReport, page: str) -> str:
+    """Say what the files hold and what was found in them, and where to read more."""
+    rows = [
+        (
+            file.file,
+            file.role,
+            f"{file.whole.frames:,}",
+            " ".join(file.whole.elements),
+            ", ".join(
+                f"{entry.name} {entry.labeled + entry.converted}"
+                for entry in file.labels.coverage
+                if entry.labeled + entry.converted
+            ),
+            atoms_each(file.whole),
+        )
+        for file in data.files[:_MOST_SETS]
+    ]
+    files = table(("file", "role", "structures", "elements", "labels", "atoms each"), rows, "files", left=2)
+    link = f'<p>More, with histograms of labels: <a href="{escape(page)}">{escape(page)}</a></p>'
+    findings = findings_list(data.findings, _MOST_FINDINGS) if data.findings else ""
+    return f"<h3>Files</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
+
+
+def _elements(facts: RunFacts) -> str:
+    with_energies = any(element.energy is not None for element in facts.elements)
+    header = [
+        "element",
+        *(["E0 / eV"] if with_energies else []),
+        "atoms in training",
+        "neighbors, mean",
+        "fewest",
+        "most",
+    ]
+    rows = []
+    for element in facts.elements:
+        row = [element.symbol, *([f"{element.energy:.8g}"] if element.energy is not None else [])]
+        numbers = (
+            [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)] if element.atoms else ["\u2013"] * 3
+        )
+        rows.append([*row, f"{element.atoms:,}", *numbers])
+    source = f"E0s from: {facts.energies_source}. " if with_energies else ""
+    said = (
+        f"{source}Neighbors are those within {facts.r_max:g} \u00c5; the model divides by their average, "
+        f"{facts.average_neighbors:.4g}."
+    )
+    drawn = ""
+    if facts.neighbors is not None:
+        drawn = (
+            '<div class="charts"><figure><figcaption>Neighbors of the atoms of the training set</figcaption>'
+            f"{histogram(facts.neighbors, 'neighbors')}</figure></div>"
+        )
+    return f"<p>{escape(said)}</p>{table(header, rows, 'elements')}{drawn}"
+
+
+def _settings(facts: RunFacts) -> str:
+    given = [fact for fact in facts.settings if fact.given]
+    decided = table(
+        ("decision", "value"), [(k, _text(v)) for k, v in facts.decisions.items()], "decisions", kind="texts"
+    )
+    all_groups = "".join(
+        f"<h3>{escape(group)}</h3>{_settings_table(list(members), with_help=True)}"
+        for group, members in groupby(facts.settings, key=lambda fact: fact.group)
+    )
+    return (
+        f"<h3>Given ({len(given)})</h3>{_settings_table(given, with_help=False)}"
+        f"<h3>Decided from them and the data</h3>{decided}"
+        f"<details><summary>All {len(facts.settings)} settings as they were resolved</summary>{all_groups}</details>"
+    )
+
+
+def _settings_table(settings: Sequence[SettingFact], with_help: bool) -> str:
+    rows: list[list[str]] = []
+    for fact in settings:
+        flag = escape(fact.name).replace("_", "_<wbr>")  # where a narrow screen may break it
+        name = Drawing(f"<code>--{flag}</code>{' (given)' if fact.given and with_help else ''}")
+        rows.append([name, _text(fact.value), _text(fact.help if with_help else f"default: {fact.default}")])
+    return table(("setting", "value", "meaning" if with_help else ""), rows, "settings", kind="texts")
+
+
+def _text(words: str) -> Drawing:
+    return Drawing(f'<div class="words">{escape(words)}</div>')
+
+
+def _commands(facts: RunFacts) -> str:
+    return "".join(
+        f'<div class="command"><header><h3>{escape(command.purpose)}</h3>'
+        f'<button type="button" class="copy" hidden>Copy</button></header><pre>{escape(command.text)}</pre></div>'
+        for command in facts.commands
+    )
+
+
+def _warnings(warnings: Sequence[Warned]) -> str:
+    if not warnings:
+        return '<p class="soft">The run warned of nothing since the program was started.</p>'
+    items = "".join(
+        f'<li class="{"error" if warned.level in ("ERROR", "CRITICAL") else "warning"}">'
+        f'<span class="soft">{warned.time:%Y-%m-%d %H:%M:%S}'
+        f"{f', {warned.times} times' if warned.times > 1 else ''}</span><p>{escape(warned.sentence)}</p></li>"
+        for warned in warnings[-_MOST_WARNINGS:]
+    )
+    return f'<ul class="findings">{items}</ul>'
+
+
+def _versions(facts: RunFacts) -> str:
+    return table(("program", "version"), [(k, _text(v)) for k, v in facts.versions.items()], "versions", kind="texts")

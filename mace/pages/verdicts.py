@@ -1,0 +1,281 @@
+"""Whether a run is healthy, in a few tiles and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mace.pages.run_facts import MeasuredStage, RunFacts, RunState
+from mace.reporting.history import RunHistory
+from mace.units import MILLI
+
+Level = Literal["good", "note", "warning", "error", ""]
+
+OVERFIT = 2.0
+"""Ratio of validation to training error from which the model is said to know its training set too well."""
+
+SPIKE = 100.0
+"""Ratio of the largest to the median norm of gradients from which there are spikes."""
+
+RISING = 3.0
+"""Ratio of the last to the lowest validation loss from which the loss is said to rise."""
+
+SHIFTED = 0.8
+"""Ratio of the mean error of energies to their RMSE from which all are said to be shifted."""
+
+STILL_FALLING = 0.9
+"""If the lowest loss of the last fifth of the evaluations is below this share of the lowest before, more would help."""
+
+_ERRORS = (
+    ("rmse_e_per_atom", "E", "meV/atom"),
+    ("rmse_f", "F", "meV/\u00c5"),
+    ("rmse_stress", "S", "meV/\u00c5\u00b3"),
+    ("rmse_mu_per_atom", "\u03bc", "me\u00b7\u00c5/atom"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number to be seen first: its name, its value, a word more, and whether it is good."""
+
+    name: str
+    value: str
+    detail: str = ""
+    level: Level = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence about the health of a run."""
+
+    level: Level
+    sentence: str
+
+
+def tiles(facts: RunFacts, state: RunState) -> list[Tile]:
+    """Choose the numbers to be seen first."""
+    history, level = state.history, _condition_level(state)
+    done = len(history.epochs)
+    found = [
+        Tile("state", state.condition, f"{done} of {facts.epochs} epochs", level),
+        _best_tile(state),
+        *_error_tiles(state),
+        _gap_tile(state),
+        _speed_tile(history),
+    ]
+    count = sum(warned.times for warned in state.warnings)
+    found.append(Tile("warnings", str(count), "of the run, listed below" if count else "", "warning" if count else ""))
+    return [tile for tile in found if tile.value]
+
+
+def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
+    """Judge a run; the first sentence says how it stands, the others what to look at."""
+    first = Verdict(_condition_level(state), state.sentence)
+    return [first, *_of_history(facts, state), *_of_errors(state.stages), *_of_data(facts)]
+
+
+def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[str, float, float, float]]:
+    """Yield name of the error, its value in training and validation, and their ratio, for the last stage."""
+    if not stages:
+        return
+    train, valid = (stages[-1].metrics.get(f"{name}_Default", {}) for name in ("train", "valid"))
+    for metric, symbol, _ in _ERRORS:
+        if train.get(metric) and valid.get(metric):
+            yield symbol, train[metric], valid[metric], valid[metric] / train[metric]
+
+
+def _condition_level(state: RunState) -> Level:
+    levels: dict[str, Level] = {"running": "note", "finished": "good", "stopped": "warning", "failed": "error"}
+    return levels[state.condition]
+
+
+def _best_tile(state: RunState) -> Tile:
+    if not state.best_epochs:
+        return Tile("best epoch", "")
+    last = "two" if "two" in state.best_epochs else "one"
+    detail = f"stage one: {state.best_epochs['one']}" if last == "two" and "one" in state.best_epochs else ""
+    return Tile("best epoch", str(state.best_epochs[last]), detail)
+
+
+def _error_tiles(state: RunState) -> Iterator[Tile]:
+    """Show errors of the test sets if there are some, else of the validation set."""
+    if state.stages:
+        metrics = state.stages[-1].metrics
+        tests = {name: values for name, values in metrics.items() if name not in ("train_Default", "valid_Default")}
+        name, shown = _largest(tests) if tests else ("validation", metrics.get("valid_Default", {}))
+        if len(tests) > 1:
+            name = f"worst of {len(tests)} test sets"
+        elif tests:
+            name = "test"
+    else:
+        name, shown = "validation, lowest loss", _best_record(state)
+    for metric, symbol, unit in _ERRORS:
+        if shown.get(metric) is not None:
+            yield Tile(f"RMSE {symbol}, {name}", f"{shown[metric] / MILLI:.3g}", unit)
+
+
+def _largest(sets: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+    """Take the largest of each error over several sets."""
+    found: dict[str, float] = {}
+    for values in sets.values():
+        for metric, _, _ in _ERRORS:
+            if values.get(metric) is not None:
+                found[metric] = max(found.get(metric, 0.0), values[metric])
+    return "test", found
+
+
+def _best_record(state: RunState) -> Mapping[str, Any]:
+    records = [r for of_head in state.history.valid.values() for r in of_head.values() if r.get("loss") is not None]
+    first = [r for r in state.history.initial.values() if r.get("loss") is not None]
+    return min(records or first, key=lambda record: float(record["loss"]), default={})
+
+
+def _gap_tile(state: RunState) -> Tile:
+    ratios = list(overfit_ratios(state.stages))
+    if not ratios:
+        return Tile("overfit", "")
+    symbol, _, _, ratio = max(ratios, key=lambda entry: entry[3])
+    level: Level = "warning" if ratio > OVERFIT else "good"
+    return Tile("validation / training error", f"{ratio:.2f}", f"RMSE {symbol}", level)
+
+
+def _speed_tile(history: RunHistory) -> Tile:
+    seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
+    atoms = sum(sums.atoms for sums in history.epochs.values())
+    if not seconds:
+        return Tile("speed", "")
+    if not atoms:
+        return Tile("time of steps", duration(seconds))
+    return Tile("atoms per second", f"{atoms / seconds:,.0f}", f"{duration(seconds)} in steps")
+
+
+def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
+    history = state.history
+    losses = _stage_losses(state)
+    if any(not math.isfinite(value) for value in losses):
+        yield Verdict("error", "A validation loss was not a number: lower --lr, and look at the warnings.")
+    losses = [value for value in losses if math.isfinite(value)]
+    if len(losses) > 2 and losses[-1] > RISING * min(losses):
+        yield Verdict(
+            "error" if losses[-1] > 10.0 * min(losses) else "warning",
+            f"The validation loss rises: it is {losses[-1] / min(losses):.1f} times its lowest value.",
+        )
+    elif len(losses) >= 10 and state.condition == "finished":
+        late = max(len(losses) // 5, 1)
+        if min(losses[-late:]) < STILL_FALLING * min(losses[:-late]):
+            yield Verdict(
+                "note", "The validation loss was still falling at the end: more epochs would lower the errors further."
+            )
+    yield from _of_gradients(history)
+    if state.times_back:
+        yield Verdict(
+            "warning", f"The run went back {state.times_back} times because something was not a finite number."
+        )
+    if state.stage_two_start is not None and state.stage_two_start >= facts.epochs:
+        yield Verdict("warning", f"Stage two was to begin at epoch {state.stage_two_start}, which is not reached.")
+
+
+def _stage_losses(state: RunState) -> list[float]:
+    """Return the validation losses of the present stage, of all heads together."""
+    start = state.stage_two_start if state.history.stage_two_start is not None else None
+    losses: dict[int, float] = {}
+    for of_head in state.history.valid.values():
+        for epoch, record in of_head.items():
+            if start is None or epoch >= start:
+                value = record.get("loss")
+                losses[epoch] = losses.get(epoch, 0.0) + (math.nan if value is None else value)
+    return [losses[epoch] for epoch in sorted(losses)]
+
+
+def _of_gradients(history: RunHistory) -> Iterator[Verdict]:
+    norms = [sums.largest_norm for sums in history.epochs.values() if sums.norms]
+    means = [sums.mean_norm for sums in history.epochs.values() if sums.norms]
+    if len(norms) < 5:
+        return
+    late = slice(len(norms) // 5, None)  # the first epochs are steep in every run
+    typical = float(np.median(means[late]))
+    if typical > 0.0 and max(norms[late]) > SPIKE * typical:
+        yield Verdict(
+            "warning",
+            f"The gradient has spikes up to {max(norms[late]) / typical:.0f} times its usual length: look for wrong "
+            "labels among the worst structures, or lower --clip_grad.",
+        )
+
+
+def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
+    for symbol, train, valid, ratio in overfit_ratios(stages):
+        if ratio > OVERFIT:
+            numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
+            yield Verdict(
+                "warning",
+                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training, {numbers}: "
+                "more data, a smaller model or fewer epochs would narrow it.",
+            )
+    if not stages:
+        return
+    yield from _of_shift(stages[-1])
+    valid_metrics = stages[-1].metrics.get("valid_Default", {})
+    for name, values in stages[-1].metrics.items():
+        if name in ("train_Default", "valid_Default"):
+            continue
+        for metric, symbol, _ in _ERRORS:
+            if values.get(metric) and valid_metrics.get(metric) and values[metric] > 3.0 * valid_metrics[metric]:
+                yield Verdict(
+                    "note",
+                    f"Test set {name.removesuffix('_Default')}: the error of {_words(symbol)} is "
+                    f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
+                    "what was learned.",
+                )
+
+
+def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
+    """Notice predictions that are all too high or all too low."""
+    for errors in stage.predictions.properties:
+        if errors.name != "energy":
+            continue
+        count = sum(cell.count for cell in errors.cells)
+        shift = sum(cell.signed for cell in errors.cells) / count
+        rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
+        if count > 1 and abs(shift) > SHIFTED * rmse:
+            side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
+            yield Verdict(
+                "warning",
+                f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
+                "Stage two (--swa), a larger --energy_weight or more epochs would help.",
+            )
+
+
+def _of_data(facts: RunFacts) -> Iterator[Verdict]:
+    count = 0 if facts.data is None else len(facts.data.of_level("warning"))
+    if count:
+        plural = "" if count == 1 else "s"
+        yield Verdict("note", f"The check of the data found {count} warning{plural}; they are listed under Data.")
+
+
+def _words(symbol: str) -> str:
+    return {"E": "energies", "F": "forces", "S": "stress"}.get(symbol, "dipoles")
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the largest units that say it well.
+
+    >>> duration(0.034), duration(4.21), duration(42.3), duration(4000), duration(200000)
+    ('34 ms', '4.2 s', '42 s', '1 h 07 min', '2 d 7 h')
+    """
+    if seconds < 1.0:
+        return f"{1000.0 * seconds:.0f} ms"
+    if seconds < 10.0:
+        return f"{seconds:.1f} s"
+    if seconds < 100.0:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60.0)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,122 @@
+"""What follows for other settings from the kind of model: the loss, the error table, the last readout."""
+
+from __future__ import annotations
+
+from mace.conditions import words_without_effect
+from mace.errors import UserError
+from mace.model.plan import WITH_ENERGY
+from mace.planning.model_plan import overruled_features, read_irreps
+from mace.settings import TrainingSettings, provided
+from mace.settings.unsupported import inert_notes
+
+LOSS_OF_DIPOLE_MODEL = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
+"""The loss of each model of dipoles."""
+
+_TABLES = {
+    "AtomicDipolesMACE": ("DipoleRMSE", "DipoleMAE"),
+    "EnergyDipolesMACE": (
+        *("EnergyDipoleRMSE", "DipoleRMSE", "DipoleMAE", "PerAtomRMSE", "TotalRMSE", "PerAtomMAE", "TotalMAE"),
+        *("PerAtomRMSEstressvirials", "PerAtomMAEstressvirials"),
+    ),
+}
+"""The error tables of each model of dipoles, the one that is shown by itself first."""
+
+_WITHOUT_EFFECT = {
+    "AtomicDipolesMACE": ("E0s", "scaling", "mean", "std", "compute_stress", "pair_repulsion"),
+    "EnergyDipolesMACE": ("scaling", "mean", "std"),
+}
+"""Settings that mace-torch takes for these models and does not look at."""
+
+
+def notes_on(settings: TrainingSettings) -> list[str]:
+    """Say what was typed and is not done: it has no effect, or something else that was typed overrules it.
+
+    Returns:
+        Sentences for the log, without their ends.
+
+    Raises:
+        UserError: If the features of the model cannot be understood.
+    """
+    idle = words_without_effect(settings.embedding_specs or {})
+    described = [f"--embedding_specs: {words} has no effect on its kind of values" for words in idle]
+    return [*inert_notes(settings), *described, *overruled_features(settings)]
+
+
+def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
+    """Choose what was left open and belongs to the kind of model, and refuse what contradicts it.
+
+    Args:
+        settings: What was typed.
+
+    Returns:
+        The settings, completed for models of dipoles, and sentences for the log that say what was chosen.
+
+    Raises:
+        UserError: If loss, error table or another setting do not fit the model.
+    """
+    if settings.use_last_readout_only:
+        _check_last_readout(settings)
+    if settings.model not in LOSS_OF_DIPOLE_MODEL:
+        _refuse_dipoles(settings)
+        return settings, []
+    given, notes, changes = provided(settings), list[str](), dict[str, str]()
+    loss, tables = LOSS_OF_DIPOLE_MODEL[settings.model], _TABLES[settings.model]
+    for name, allowed in (("loss", (loss,)), ("error_table", tables)):
+        value = getattr(settings, name)
+        if name not in given:
+            changes[name] = allowed[0]
+            notes.append(f"--model={settings.model} is trained with --{name}={allowed[0]}")
+        elif value not in allowed:
+            raise UserError(
+                f"--{name}={value} does not fit --model={settings.model}; choose {' or '.join(allowed)}, or leave it "
+                "out."
+            )
+    hidden = _complete_readout(settings)
+    if hidden != settings.MLP_irreps:
+        changes["MLP_irreps"] = hidden
+        if "MLP_irreps" in given:
+            notes.append(
+                f"--MLP_irreps='{settings.MLP_irreps}' leaves the last readout of --model={settings.model} without "
+                f"what it reads; it is taken as '{hidden}'"
+            )
+    unused = [name for name in _WITHOUT_EFFECT[settings.model] if name in given]
+    notes += [f"--{name} has no effect on --model={settings.model}" for name in unused]
+    completed = settings.model_copy(update=changes)
+    # what was chosen here contradicts nobody: only what somebody gave counts as given
+    completed.model_fields_set.difference_update(changes.keys() - given)
+    return completed, notes
+
+
+def _check_last_readout(settings: TrainingSettings) -> None:
+    """Refuse to leave out readouts where nothing, or no dipole, would be read."""
+    if settings.num_interactions == 1:
+        raise UserError(
+            "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, which fails then; "
+            "choose --num_interactions of at least 2, or remove the flag."
+        )
+    if settings.model in LOSS_OF_DIPOLE_MODEL:
+        raise UserError(
+            f"--use_last_readout_only: --model={settings.model} reads dipoles out of every layer; remove the flag."
+        )
+
+
+def _refuse_dipoles(settings: TrainingSettings) -> None:
+    """Refuse losses and tables of dipoles with a model that has none."""
+    for model, loss in LOSS_OF_DIPOLE_MODEL.items():
+        if settings.loss == loss:
+            raise UserError(f"--loss={loss} needs a model of dipoles; add --model={model}, or choose another loss.")
+    if "Dipole" in settings.error_table:
+        raise UserError(
+            f"--error_table={settings.error_table} shows dipoles, which --model={settings.model} does not predict; "
+            "choose PerAtomRMSE, or a model of dipoles."
+        )
+
+
+def _complete_readout(settings: TrainingSettings) -> str:
+    """Give the hidden layer vectors, and scalars where there is an energy: as many as it has of the other."""
+    widths = {str(irrep): multiplicity for multiplicity, irrep in read_irreps("--MLP_irreps", settings.MLP_irreps)}
+    needed = ("0e", "1o") if settings.model in WITH_ENERGY else ("1o",)
+    if not widths.keys() <= {"0e", "1o"} or all(widths.get(irrep, 0) for irrep in needed):
+        return settings.MLP_irreps
+    width = max(widths.values())
+    return " + ".join(f"{widths.get(irrep) or width}x{irrep}" for irrep in needed)

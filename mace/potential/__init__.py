@@ -1,0 +1,1 @@
+"""A model file, ready to give energies and forces."""

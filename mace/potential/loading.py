@@ -1,0 +1,60 @@
+"""What users name becomes objects: devices, precisions and model files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mace.errors import UserError
+from mace.processes.devices import PRECISIONS, choose_device
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return a device of this machine.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:  # torch's answer to a name it cannot parse
+        raise UserError(f"There is no device '{name}'; choose cpu, cuda, cuda:1 or mps.") from error
+    if kind not in _DEVICES:
+        raise UserError(f"The device '{name}' is not supported; choose cpu, cuda, cuda:1 or mps.")
+    return choose_device(str(name), "float32")
+
+
+def find_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the precision of a name, or a precision itself; None for the empty one, which leaves a model as it is.
+
+    Raises:
+        UserError: If there is no such precision.
+    """
+    name = str(name or "").removeprefix("torch.")
+    if name and name not in PRECISIONS:
+        raise UserError(f"default_dtype is '{name}'; choose float32 or float64, or leave it empty.")
+    return PRECISIONS[name] if name else None
+
+
+def expand_models(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Turn names and patterns into model files; a name that exists is taken literally, matches are sorted.
+
+    Raises:
+        UserError: If a pattern matches nothing.
+    """
+    files: list[Path] = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        name = str(path)
+        if Path(name).exists() or not glob.has_magic(name):
+            files.append(Path(name))
+            continue
+        matches = sorted(glob.glob(name, recursive=True))
+        if not matches:
+            raise UserError(f"{name}: no model file matches this pattern, seen from {Path.cwd()}.")
+        files.extend(Path(match) for match in matches)
+    return files

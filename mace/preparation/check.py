@@ -1,0 +1,73 @@
+"""A check of data as a whole: read, inspect, show, write."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from mace.console.logs import close_logging, setup_logging
+from mace.console.progress import TrainingProgress
+from mace.console.terminal import PlainConsole
+from mace.finetuning.foundation import open_foundation
+from mace.inspection.findings import check_allowed
+from mace.inspection.inspection import DataReport
+from mace.pages.data_page import write_page
+from mace.planning.objectives import make_losses, with_labels
+from mace.preparation.condition_keys import conditions_of
+from mace.preparation.data_report import inspect_data
+from mace.preparation.preparation import read_sets
+from mace.processes.devices import PRECISIONS
+from mace.reporting.document import document_text, write_text
+from mace.reporting.terminal import print_findings, print_report
+from mace.settings.labels import Files
+from mace.settings.other_commands import CheckSettings
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_data(settings: CheckSettings, console: Console | None = None) -> DataReport:
+    """Do what ``mace_check_data`` does.
+
+    Args:
+        settings: The settings.
+        console: Where to show; standard output if None.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: If settings or files do not allow it.
+    """
+    console = console or PlainConsole()
+    losses = make_losses(settings)
+    check_allowed(settings.allow)
+    setup_logging(settings.log_level, None, console, settings.quiet)
+    try:
+        with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
+            foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
+            conditions = conditions_of(settings, foundation)
+            sets = read_sets(settings, progress, conditions)
+            losses = with_labels(settings, losses, sets.training.report)
+            report = inspect_data(settings, losses, sets, progress, foundation)
+        name = settings.name or name_of_files(settings.train_file)
+        page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
+        if settings.quiet:
+            print_findings(report, console, ("error", "warning"))
+        else:
+            print_report(report, console)
+        _LOGGER.info("Wrote %s", write_text(page, write_page(report, f"Data of {name}"), "--html"))
+        if settings.json_file is not None:
+            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(report), "--json"))
+    finally:
+        close_logging()
+    return report
+
+
+def name_of_files(files: Files) -> str:
+    """The name of the first file without folder and ending; of a pattern, without what is no letter."""
+    while not isinstance(files, str):
+        files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]  # a list of lists
+    stem = Path(files).name.partition(".")[0]
+    return "".join(letter for letter in stem if letter.isalnum() or letter in "-_") or "data"

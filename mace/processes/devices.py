@@ -1,0 +1,81 @@
+"""Which device computes, in which precision, with how many threads."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from collections.abc import Callable
+
+import torch
+
+from mace.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Options of glibc's mallopt (malloc.h); 32 MB is the largest threshold it takes."""
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+def choose_device(name: str, precision: str) -> torch.device:
+    """Return a device that exists and can compute in the precision asked for.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
+        precision: ``float32`` or ``float64``.
+
+    Raises:
+        UserError: If the device is not there or lacks the precision.
+    """
+    device = torch.device(name)
+    if device.type == "mps" and precision == "float64":
+        raise UserError("--device=mps has no double precision; add --default_dtype=float32.")
+    available: dict[str, Callable[[], bool]] = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
+    }
+    if not available[device.type]():
+        raise UserError(f"--device={name} is not available on this machine; use --device=cpu.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UserError(f"--device={name}: this machine has {count} such device(s), numbered from 0.")
+    return device
+
+
+def set_threads(count: int | None) -> int:
+    """Set the number of CPU threads if one is given; return the number in use."""
+    if count is not None:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory that a step frees for the next one instead of giving it back to the system.
+
+    Every step allocates the same arrays again; getting them from the system costs about a twentieth of its time. It
+    is a choice for the whole process, so only programs make it, never an import. Memory in use is not changed by it.
+
+    Returns:
+        Whether it was possible; only glibc offers it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    options = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
+    return all([set_option(option, value) for option, value in options.items()])
+
+
+_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
+"""How torch says it on CPUs, on Windows, and on accelerators, where it has no class for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)

@@ -1,0 +1,312 @@
+"""The processes of a run: what each does, and how they add up, agree and end together.
+
+Every process holds all structures and all weights. A step goes through ``size * batch_size`` structures, of which each
+process takes a share; gradients are added up, so all move their weights alike. What is decided is decided from numbers
+that all have in common; only the first process writes files.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+from mace.errors import RunInterrupted, UserError
+from mace.processes.devices import is_out_of_memory
+from mace.processes.launch import Launch
+from mace.processes.watchdog import INTERVAL, Watchdog
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+MEETING_TIME = timedelta(minutes=10)
+"""How long processes wait for each other at the start."""
+
+
+class LostProcess(UserError):
+    """Another process has ended or cannot be reached."""
+
+
+class Team:
+    """The processes of a run; by itself, a run of one process.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    rank, size = 0, 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """Return the structures of a batch that this process computes, so that all have about as many edges.
+
+        Args:
+            structures: Indices of those of the batch.
+            edges: Number of edges of each.
+        """
+        return structures
+
+    def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
+        """Add up the gradients of all processes, in place, and some numbers with them.
+
+        Args:
+            parameters: With the gradients of this process's share.
+            numbers: ``[any]``.
+            kind: Which loss they are gradients of; it decides which parameters have one.
+
+        Returns:
+            The sums of the numbers, ``[any]``.
+        """
+        return numbers
+
+    def gather(self, item: _Item) -> list[_Item]:
+        """Return what all processes have, in their order."""
+        return [item]
+
+    def broadcast(self, item: _Item) -> _Item:
+        """Return what the first process has."""
+        return item
+
+    def any(self, condition: bool) -> bool:
+        """Tell whether a condition holds in any process."""
+        return any(self.gather(condition))
+
+    def require_agreement(self, what: str, facts: Mapping[str, str]) -> None:
+        """Make sure that all processes were given the same, before they work on it together.
+
+        Args:
+            what: What the facts are about, for the message.
+            facts: Values by name, of this process.
+
+        Raises:
+            UserError: If those of another process are different; all raise the same one.
+        """
+        of_all = self.gather(dict(facts))
+        for rank, others in enumerate(of_all):
+            names = [name for name in {**of_all[0], **others} if of_all[0].get(name) != others.get(name)]
+            if names:
+                shown = ", ".join(
+                    f"{n} is {_short(others.get(n))} instead of {_short(of_all[0].get(n))}" for n in names
+                )
+                raise UserError(
+                    f"Process {rank} has other {what} than process 0 ({shown}); start all with the same command and "
+                    "the same files."
+                )
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Let a signal that came because another process is lost end the work inside a ``with`` block as that."""
+        yield
+
+    def leave(self) -> None:
+        """Part from the other processes, once all have come this far."""
+
+    def __enter__(self) -> Team:
+        """Return the object itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End together."""
+
+
+class DistributedTeam(Team):
+    """Several processes.
+
+    Args:
+        launch: Which of them this is.
+        device: ``cpu`` or a CUDA device of this process's own.
+
+    Raises:
+        UserError: If the others cannot be reached.
+    """
+
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.rank, self.size, self._device = launch.rank, launch.size, device
+        self._used: dict[str, list[bool]] = {}
+        hosts_store = launch.rank == 0 and not launch.has_store
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+        def meet() -> tuple[TCPStore, TCPStore]:
+            store = TCPStore(launch.address, launch.port, launch.size, hosts_store, MEETING_TIME)
+            dist.init_process_group(backend, store=PrefixStore("mace", store), rank=launch.rank, world_size=launch.size)
+            # a connection of its own: the watchdog speaks while the other one waits
+            return store, TCPStore(launch.address, launch.port, launch.size, False, MEETING_TIME, False)
+
+        try:
+            store, other = heeding_signals(meet)
+        except RuntimeError as error:
+            raise LostProcess(
+                f"process {launch.rank} of {launch.size} did not meet the others at {launch.address}:{launch.port} "
+                f"({_first_line(error)}); check that all were started and that the port is free and open."
+            ) from error
+        self._store = store  # kept: the first process serves the others as long as it lives
+        self._watchdog = Watchdog(other, launch.rank, launch.size, f"{socket.gethostname()}, process id {os.getpid()}")
+        self._call(dist.barrier)
+        self._watchdog.start()
+
+    def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """Return this process's share: structures are dealt out in the order of their size."""
+        return structures[np.argsort(-edges, kind="stable")[self.rank :: self.size]]
+
+    def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
+        """Add up gradients and numbers in a single message."""
+        if kind not in self._used:
+            mask = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self._device)
+            self._call(lambda: dist.all_reduce(mask, op=dist.ReduceOp.MAX))
+            self._used[kind] = [value > 0.0 for value in mask.tolist()]
+        moved = [p for p, used in zip(parameters, self._used[kind], strict=True) if used]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
+        flat = torch.cat([part.reshape(-1) for part in parts] + [numbers.to(parameters[0].dtype)])
+        self._call(lambda: dist.all_reduce(flat))
+        place = 0
+        for parameter in moved:
+            parameter.grad = flat[place : place + parameter.numel()].view_as(parameter)
+            place += parameter.numel()
+        return flat[place:]
+
+    def gather(self, item: _Item) -> list[_Item]:
+        """Return what all processes have, in their order."""
+        items: list[Any] = [None] * self.size
+        self._call(lambda: dist.all_gather_object(items, item))
+        return items
+
+    def broadcast(self, item: _Item) -> _Item:
+        """Return what the first process has."""
+        items = [item if self.is_first else None]
+        self._call(lambda: dist.broadcast_object_list(items, src=0, device=torch.device("cpu")))
+        return items[0]  # type: ignore[return-value]  # no longer None
+
+    def _call(self, collective: Callable[[], Any]) -> None:
+        """Do something all processes take part in.
+
+        Raises:
+            LostProcess: If one of them does not.
+        """
+
+        def work() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # every thread has its own
+            collective()
+
+        try:
+            heeding_signals(work)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            unknown = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
+            raise self._lost(self._watchdog.lost() or unknown) from error
+
+    def _lost(self, reason: str) -> LostProcess:
+        return LostProcess(
+            f"{reason}; the run ended, and the same command with --restart_latest goes on from the last saved state, "
+            "if there is one."
+        )
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Name a lost process: launchers end all others when one is gone, so the signal alone says nothing."""
+        try:
+            yield
+        except RunInterrupted as error:
+            if reason := self._watchdog.lost():
+                raise self._lost(reason) from error
+            raise
+
+    def leave(self) -> None:
+        """Part from the other processes, once all have come this far."""
+        self._call(dist.barrier)
+        self._watchdog.leave()
+        dist.destroy_process_group()
+        # whoever serves the store goes last
+        if self.is_first:
+            time.sleep(0.2)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell the others of an error; of several processes that have the same one, only one shows it."""
+        if error is None or self._watchdog.left:
+            return
+        status = error.status if isinstance(error, RunInterrupted) else 2
+        self._watchdog.end()
+        first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
+        if self.is_first:
+            time.sleep(3 * INTERVAL)  # it serves the store, in which the others are to see that
+        if isinstance(error, RunInterrupted):
+            first = self.is_first
+        if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):
+            raise SystemExit(status) from None
+
+
+def heeding_signals(work: Callable[[], _Result]) -> _Result:
+    """Do what may wait long in native code in a thread of its own, so that this one heeds signals meanwhile."""
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="mace collective").start()
+    return future.result()
+
+
+def _short(value: str | None) -> str:
+    return "missing" if value is None else value if len(value) <= 40 else f"{value[:37]}..."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def make_team(launch: Launch | None, device: torch.device) -> Team:
+    """Meet the other processes, if there are any."""
+    return Team() if launch is None or launch.size == 1 else DistributedTeam(launch, device)
+
+
+def own_device(name: str, launch: Launch | None) -> str:
+    """Return the device of this process: on a machine with several GPUs, each process has its own.
+
+    Raises:
+        UserError: If the device named cannot be shared out.
+    """
+    if launch is None or launch.size == 1 or name == "cpu":
+        return name
+    if name != "cuda":
+        raise UserError(f"--device={name} cannot be used by several processes; use cuda or cpu.")
+    count = torch.cuda.device_count()
+    if launch.local_rank >= max(count, 1):
+        raise UserError(
+            f"process {launch.local_rank} of this machine has no GPU: there are {count}; start no more processes than "
+            "that."
+        )
+    return f"cuda:{launch.local_rank}"
+
+
+def own_part(items: Iterable[int] | np.ndarray, team: Team) -> np.ndarray:
+    """Return every ``size``-th item, beginning with this process's own number."""
+    return np.asarray(items)[team.rank :: team.size]

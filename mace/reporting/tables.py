@@ -1,0 +1,305 @@
+"""Which errors are shown to users, under which name and unit, and the tables made of them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mace.conditions import SETTABLE
+from mace.console.terminal import PlainConsole
+from mace.errors import UserError
+from mace.properties import PROPERTIES
+from mace.structures.configuration import Configuration
+from mace.structures.reference_energies import Residual
+from mace.units import DEBYE, MILLI
+
+_PER_MILLI = 1.0 / MILLI
+_TO_MILLIDEBYE = 1.0 / (DEBYE * MILLI)
+MISSING_IN_TABLE = "-"
+MISSING_IN_LINE = "n/a"
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One error in the line written after an epoch, ``label=value unit``.
+
+    Attributes:
+        label: Word before the equals sign.
+        metric: Name among the metrics of `mace.reporting.metrics.ErrorAccumulator`.
+        unit: Unit after the number.
+        factor: From the metric's unit to the unit shown.
+    """
+
+    label: str
+    metric: str
+    unit: str
+    factor: float = _PER_MILLI
+
+    def render(self, metrics: Mapping[str, float], width: int = 8) -> str:
+        """Return the phrase with two decimals, or with ``n/a`` in place of a number that does not exist."""
+        value = metrics.get(self.metric)
+        number = MISSING_IN_LINE if value is None else f"{value * self.factor:.2f}"
+        return f"{self.label}={number:>{width}} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One error in the tables, and how the line after an epoch says it.
+
+    Attributes:
+        title: Heading in the table.
+        metrics: Names of metrics; the first that exists is shown.
+        digits: Decimals in the table.
+        factor: From the metric's unit to that of the title.
+        phrases: Phrases for the line; the first whose metric exists is used, none if the line leaves the error out.
+    """
+
+    title: str
+    metrics: tuple[str, ...]
+    digits: int
+    factor: float = _PER_MILLI
+    phrases: tuple[Phrase, ...] = ()
+
+    def render(self, metrics: Mapping[str, float]) -> str:
+        """Return the text of a cell, ``-`` if there is no such error."""
+        name = _first_present(self.metrics, metrics)
+        return MISSING_IN_TABLE if name is None else f"{metrics[name] * self.factor:.{self.digits}f}"
+
+    def phrase(self, metrics: Mapping[str, float]) -> Phrase | None:
+        """Return the phrase that fits the metrics, the first one if none does."""
+        fitting = (phrase for phrase in self.phrases if metrics.get(phrase.metric) is not None)
+        return next(fitting, self.phrases[0] if self.phrases else None)
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """What one choice of ``--error_table`` shows.
+
+    Attributes:
+        columns: Columns after the one with the names.
+        loss_format: How the loss is written in the line after an epoch.
+        width: Least number of characters of a number in that line.
+    """
+
+    columns: tuple[Column, ...]
+    loss_format: str = ".8f"
+    width: int = 8
+
+    def phrases(self, metrics: Mapping[str, float]) -> list[Phrase]:
+        """Return the phrases of the line after an epoch, in order."""
+        found = (column.phrase(metrics) for column in self.columns)
+        return [phrase for phrase in found if phrase is not None]
+
+
+def _energy(kind: str) -> Column:
+    metric = f"{kind.lower()}_e"
+    return Column(f"{kind} E / meV", (metric,), 1, phrases=(Phrase(f"{kind}_E", metric, "meV"),))
+
+
+def _energy_per_atom(kind: str) -> Column:
+    metric = f"{kind.lower()}_e_per_atom"
+    return Column(f"{kind} E / meV / atom", (metric,), 1, phrases=(Phrase(f"{kind}_E_per_atom", metric, "meV"),))
+
+
+def _forces(kind: str) -> Column:
+    metric = f"{kind.lower()}_f"
+    return Column(f"{kind} F / meV / A", (metric,), 1, phrases=(Phrase(f"{kind}_F", metric, "meV / A"),))
+
+
+def _relative(kind: str, symbol: str, word: str = "relative", digits: int = 2) -> Column:
+    metric = f"rel_{kind.lower()}_{symbol.lower()}"
+    return Column(f"{word} {symbol} {kind} %", (metric,), digits, factor=1.0)
+
+
+def _stress(kind: str, virials: Phrase) -> Column:
+    """Stress where it is labeled, else virials (in total in the table, as ``virials`` says in the line)."""
+    stress = f"{kind.lower()}_stress"
+    return Column(
+        f"{kind} Stress (Virials) / meV / A (A^3)",
+        (stress, f"{kind.lower()}_virials"),
+        1,
+        phrases=(Phrase(f"{kind}_stress", stress, "meV / A^3"), virials),
+    )
+
+
+def _dipole(kind: str, label: str, digits: int) -> Column:
+    metric = f"{kind.lower()}_mu_per_atom"
+    phrase = Phrase(f"{kind}_{label}_per_atom", metric, "mDebye", _TO_MILLIDEBYE)
+    return Column(f"{kind} MU / mDebye / atom", (metric,), digits, _TO_MILLIDEBYE, (phrase,))
+
+
+_DIPOLE_IN_CHARGE_UNITS = Column(
+    "RMSE MU / me A / atom",
+    ("rmse_mu_per_atom",),
+    2,
+    phrases=(Phrase("RMSE_MU_per_atom", "rmse_mu_per_atom", "me A"),),
+)
+# The table has no "milli" in its title and shows the plain unit; the line has it and shows thousandths.
+_POLARIZABILITY = Column(
+    "RMSE ALPHA e A^2 / V / atom",
+    ("rmse_polarizability_per_atom",),
+    5,
+    factor=1.0,
+    phrases=(Phrase("RMSE_polarizability_per_atom", "rmse_polarizability_per_atom", "me A^2 / V"),),
+)
+_RMSE_VIRIALS = Phrase("RMSE_virials_per_atom", "rmse_virials_per_atom", "meV")
+_MAE_VIRIALS = Phrase("MAE_virials", "mae_virials", "meV")
+_PER_ATOM_RMSE = (_energy_per_atom("RMSE"), _forces("RMSE"), _relative("RMSE", "F"))
+_PER_ATOM_MAE = (_energy_per_atom("MAE"), _forces("MAE"), _relative("MAE", "F"))
+
+ERROR_TABLES: dict[str, ErrorTable] = {
+    "PerAtomRMSE": ErrorTable(_PER_ATOM_RMSE),
+    "TotalRMSE": ErrorTable((_energy("RMSE"), _forces("RMSE"), _relative("RMSE", "F"))),
+    "PerAtomRMSEstressvirials": ErrorTable((*_PER_ATOM_RMSE, _stress("RMSE", _RMSE_VIRIALS))),
+    "PerAtomMAEstressvirials": ErrorTable((*_PER_ATOM_MAE, _stress("MAE", _MAE_VIRIALS))),
+    "PerAtomMAE": ErrorTable(_PER_ATOM_MAE),
+    "TotalMAE": ErrorTable((_energy("MAE"), _forces("MAE"), _relative("MAE", "F"))),
+    "DipoleRMSE": ErrorTable((_dipole("RMSE", "MU", 2), _relative("RMSE", "MU", digits=1))),
+    "DipoleMAE": ErrorTable((_dipole("MAE", "MU", 2), _relative("MAE", "MU", digits=1))),
+    "DipolePolarRMSE": ErrorTable(
+        (_DIPOLE_IN_CHARGE_UNITS, _relative("RMSE", "MU", digits=1), _POLARIZABILITY), loss_format=".4f", width=0
+    ),
+    "EnergyDipoleRMSE": ErrorTable(
+        (
+            _energy_per_atom("RMSE"),
+            _forces("RMSE"),
+            _relative("RMSE", "F", "rel", 1),
+            _dipole("RMSE", "Mu", 1),
+            _relative("RMSE", "MU", "rel", 1),
+        )
+    ),
+}
+"""What every choice of ``--error_table`` shows; metrics are in eV, Angstrom and e*Angstrom."""
+
+
+def find_error_table(kind: str) -> ErrorTable:
+    """Return the declaration of an error table.
+
+    Raises:
+        UserError: If there is no table of that name.
+    """
+    if kind not in ERROR_TABLES:
+        raise UserError(f"There is no error table '{kind}'. Choose --error_table from {', '.join(ERROR_TABLES)}.")
+    return ERROR_TABLES[kind]
+
+
+def epoch_line(epoch: int | None, head: str, loss: float, metrics: Mapping[str, float], error_table: str) -> str:
+    """Say the validation errors of one head in one line, which other programs parse.
+
+    Args:
+        epoch: Epoch, counted from zero; ``None`` before the first step.
+        head: Name of the head.
+        loss: Validation loss.
+        metrics: What `mace.reporting.metrics.ErrorAccumulator.result` returns.
+        error_table: One of `ERROR_TABLES`.
+
+    Returns:
+        For example ``Epoch 3: head: Default, loss=0.01234567, RMSE_E_per_atom=   12.34 meV, RMSE_F=   56.78 meV / A``.
+        An error that does not exist is ``n/a``, in the same place and width as a number.
+
+    Raises:
+        UserError: If there is no such error table.
+    """
+    table = find_error_table(error_table)
+    start = "Initial" if epoch is None else f"Epoch {epoch}"
+    phrases = [phrase.render(metrics, table.width) for phrase in table.phrases(metrics)]
+    return ", ".join([f"{start}: head: {head}", f"loss={loss:{table.loss_format}}", *phrases])
+
+
+def errors_in_words(kind: str) -> Callable[[Mapping[str, float]], str]:
+    """Return what says the errors of an evaluation in a few words, as `epoch_line` does.
+
+    Raises:
+        UserError: If there is no table of that name.
+    """
+    table = find_error_table(kind)
+    return lambda metrics: ", ".join(phrase.render(metrics, 0) for phrase in table.phrases(metrics))
+
+
+def contents_line(name: str, configurations: Sequence[Configuration]) -> str:
+    """Say how many structures of a set have each label, in one line with the words and the order of mace-torch.
+
+    Args:
+        name: Of the set, such as ``Total Training set``.
+        configurations: Its structures.
+
+    Returns:
+        For example ``Total Training set [energy: 10, stress: 0, virials: 0, ..., forces: 10, charges: 0]``.
+    """
+    labels = {label: sum(getattr(c, label) is not None for c in configurations) for label in PROPERTIES}
+    given = {word: sum(word in c.conditions for c in configurations) for word in SETTABLE}
+    words = {
+        **{label: labels[label] for label in ("energy", "stress", "virials")},
+        "dipole components": 3 * labels["dipole"],
+        "head": len(configurations),
+        "elec_temp": given["elec_temp"],
+        "total_charge": given["total_charge"],
+        "polarizability": labels["polarizability"],
+        "total_spin": given["total_spin"],
+        **{label: labels[label] for label in ("forces", "charges")},
+    }
+    return f"{name} [{', '.join(f'{word}: {count}' for word, count in words.items())}]"
+
+
+def error_table(kind: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw the errors of several sets as a plain-text table; no row is ever wrapped.
+
+    Args:
+        kind: One of `ERROR_TABLES`.
+        rows: Metrics of every set, in eV, Angstrom and e*Angstrom; names that start with ``train`` come first, those
+            with ``valid`` next, the others after them, each group in alphabetical order.
+
+    Returns:
+        The table, without a newline at its end; ``-`` stands where a set has no such error.
+
+    Raises:
+        UserError: If there is no table of that name.
+    """
+    columns = find_error_table(kind).columns
+    table = Table(box=box.ASCII2, show_lines=False)
+    table.add_column("config_type", no_wrap=True)
+    for column in columns:
+        table.add_column(Text(column.title), justify="right", no_wrap=True)
+    for name in sorted(rows, key=_training_first):
+        table.add_row(Text(name), *(column.render(rows[name]) for column in columns))
+    return _drawn(table)
+
+
+def residual_table(residuals: Sequence[Residual]) -> str:
+    """Draw what fitted reference energies leave unexplained, by config_type.
+
+    Args:
+        residuals: One entry for each type.
+
+    Returns:
+        The table, without a newline at its end.
+    """
+    table = Table(box=box.ASCII2, show_lines=False)
+    for title in ("config_type", "structures", "RMS / meV / atom", "largest / meV / atom", "of"):
+        table.add_column(title, justify="left" if title in ("config_type", "of") else "right", no_wrap=True)
+    for item in residuals:
+        numbers = (str(item.structures), f"{item.rms / MILLI:.1f}", f"{item.largest / MILLI:.1f}")
+        table.add_row(Text(item.config_type), *numbers, Text(item.where))
+    return _drawn(table)
+
+
+def _drawn(table: Table) -> str:
+    output = io.StringIO()
+    # Wider than any table, so that rich has no reason to shorten a cell.
+    PlainConsole(file=output, width=100_000, color_system=None, force_terminal=False).print(table, soft_wrap=True)
+    return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").splitlines())
+
+
+def _training_first(name: str) -> tuple[int, str]:
+    first_word = re.split("[_/]", name)[0]
+    return {"train": 0, "valid": 1}.get(first_word, 2), name
+
+
+def _first_present(names: tuple[str, ...], metrics: Mapping[str, float]) -> str | None:
+    return next((name for name in names if metrics.get(name) is not None), None)

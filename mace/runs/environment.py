@@ -1,0 +1,79 @@
+"""What a result may depend on besides the settings, for the log."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import mace
+from mace.settings import TrainingSettings, provided
+from mace.settings.run import TrackerSettings
+from mace.processes.devices import set_threads
+from mace.processes.team import Team
+
+_LOGGER = logging.getLogger(__name__)
+
+_ABOUT_THE_RUN = {"restart_latest", "config", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"}
+_ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet", "take_over"}
+"""Settings that do not change what is computed."""
+
+
+def tell_environment(settings: TrainingSettings, device: torch.device, team: Team) -> None:
+    """Log versions, machine and settings."""
+    threads = set_threads(settings.num_threads)
+    _LOGGER.info("===========VERIFYING SETTINGS===========")
+    commit = commit_of_checkout()
+    _LOGGER.info("MACE version: %s%s", mace.__version__, f" (commit {commit})" if commit else "")
+    _LOGGER.info(
+        "Python %s, torch %s, numpy %s, ase %s, vesin %s, %s on %s",
+        platform.python_version(),
+        *(version(name) for name in ("torch", "numpy", "ase", "vesin")),
+        sys.platform,
+        platform.machine(),
+    )
+    _LOGGER.info("Using %s, %s, %d thread%s", device, settings.default_dtype, threads, "s" * (threads != 1))
+    if team.size > 1:
+        _LOGGER.info(
+            "%d processes with %d structures each in a step, %d together",
+            team.size,
+            settings.batch_size,
+            team.size * settings.batch_size,
+        )
+    _LOGGER.info("Settings: %s", {name: getattr(settings, name) for name in sorted(provided(settings))})
+    _LOGGER.info("Hash of all settings: %s", settings_digest(settings))
+
+
+def settings_digest(settings: TrainingSettings) -> str:
+    """Hash the settings that decide what is computed, SHA-256 in hexadecimal."""
+    return hashlib.sha256(settings.model_dump_json(exclude=_ABOUT_THE_RUN).encode()).hexdigest()
+
+
+def commit_of_checkout(folder: Path = Path(mace.__file__).parents[1]) -> str | None:
+    """Return the git commit of the checkout that the package is used from.
+
+    Args:
+        folder: The folder that holds the package.
+
+    Returns:
+        The commit, with ``, changed`` behind it if files differ from it; None if it is no checkout or there is no git.
+    """
+    if not (folder / ".git").exists():
+        return None
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", "mace")
+    return f"{commit}, changed" if commit and changes else commit
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,179 @@
+"""Gather what there is to say about a run before its first step."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+import mace
+from mace.elements import chemical_symbol
+from mace.graphs.dataset import GraphDataset
+from mace.inspection.groups import Distribution, distribution
+from mace.model.plan import ModelPlan
+from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
+from mace.settings import TrainingSettings, provided
+from mace.settings.command_line import as_flags
+from mace.settings.help import default_words, supported_groups
+from mace.runs.environment import commit_of_checkout, settings_digest
+from mace.training.loop import Trainer
+from mace.preparation.preparation import Preparation
+from mace.reporting.records import results_path
+from mace.runs.session import Session
+from mace.training.stages import has_stage_two
+
+_MOST_BARS = 80
+
+
+def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, started: datetime) -> RunFacts:
+    """Gather the facts of a run.
+
+    Args:
+        session: What the run has from beginning to end.
+        preparation: Its data.
+        trainer: What trains it.
+        started: When the program was started.
+    """
+    settings, folders, plan = session.settings, session.folders, trainer.state.model.plan
+    counts = preparation.train.neighbor_counts()
+    processes = f", {session.team.size} processes" if session.team.size > 1 else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'' if count == 1 else 's'}" if session.device.type == "cpu" else ""
+    return RunFacts(
+        name=settings.name,
+        tag=folders.tag,
+        identity=trainer.keeper.run,
+        started=started,
+        epochs=settings.max_num_epochs,
+        interval=settings.eval_interval,
+        patience=settings.patience,
+        machine=f"{platform.node()}, {session.device}, {settings.default_dtype}{threads}{processes}",
+        settings=_settings(settings),
+        decisions=_decisions(trainer, preparation, settings),
+        sets=_sets(preparation),
+        data=preparation.report,
+        data_page=f"{folders.tag}_data.html",
+        elements=_elements(plan, preparation.train, counts),
+        energies_source="" if preparation.energies is None else preparation.energies.source,
+        neighbors=_integers(counts),
+        average_neighbors=plan.avg_num_neighbors,
+        r_max=plan.r_max,
+        versions=_versions(),
+        commands=_commands(session),
+    )
+
+
+def _settings(settings: TrainingSettings) -> list[SettingFact]:
+    given, fields = provided(settings), type(settings).model_fields
+    return [
+        SettingFact(
+            group, d.name, str(getattr(settings, d.name)), default_words(fields[d.name], d), d.name in given, d.help
+        )
+        for group, members in supported_groups(type(settings)).items()
+        for d in members
+    ]
+
+
+def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSettings) -> dict[str, str]:
+    plan, model = trainer.state.model.plan, trainer.state.model
+    hidden = " + ".join(f"{plan.n_channels}x{degree}{'eo'[degree % 2]}" for degree in plan.hidden_l)
+    found = {
+        "model": f"{plan.model}, {plan.n_layers} layers, {hidden}, l_max {plan.l_max}, correlation "
+        f"{', '.join(map(str, plan.correlation))}",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "receptive field": f"{plan.r_max * plan.n_layers:g} \u00c5",
+        "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
+        "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
+    }
+    if plan.predicts_energy:
+        found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
+    found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
+    found["loss"] = str(trainer.loss_of("one"))
+    if has_stage_two(settings):
+        start = trainer.progression.stage_two_start
+        found["loss of stage two"] = f"{trainer.loss_of('two')}, from epoch {start}, learning rate {settings.swa_lr:g}"
+    found["hash of the settings"] = settings_digest(settings)
+    return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
+
+
+def _sets(preparation: Preparation) -> list[SetFact]:
+    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
+    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
+    return [SetFact(role, name, len(dataset), dataset.n_atoms, dataset.n_edges) for role, name, dataset in sets]
+
+
+def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[ElementFact]:
+    energies = plan.reference_energies or [None] * plan.n_elements
+    facts = []
+    for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
+        own = counts[train.element == place]
+        numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
+        facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers))
+    return facts
+
+
+def _integers(counts: np.ndarray) -> Distribution | None:
+    """Describe whole numbers, with a bin for each where these are not too many."""
+    found = distribution(counts.astype(np.float64))
+    if found is None or found.largest - found.smallest > _MOST_BARS:
+        return found
+    low, high = int(found.smallest), int(found.largest)
+    edges = tuple(value - 0.5 for value in range(low, high + 2))
+    return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
+
+
+def _versions() -> Mapping[str, str]:
+    commit = commit_of_checkout()
+    found = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
+    found["Python"] = platform.python_version()
+    found |= {name: version(name) for name in ("torch", "numpy", "ase", "vesin")}
+    if torch.cuda.is_available():
+        found["CUDA"] = f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
+    found["system"] = f"{sys.platform}, {platform.machine()}"
+    return found
+
+
+def _commands(session: Session) -> list[CommandFact]:
+    """Write the commands to reproduce, resume, evaluate and use; for use in the folder where the run was started."""
+    settings, folders = session.settings, session.folders
+    begin = f"cd {shlex.quote(os.getcwd())}\n"
+    flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]
+    lines: list[str] = []
+    for flag in flags:
+        if flag.startswith("--"):
+            lines.append(shlex.quote(flag))
+        else:  # one of several values
+            lines[-1] += f" {shlex.quote(flag)}"
+    train = "mace_run_train " + " \\\n    ".join(lines)
+    model = str(folders.model / f"{settings.name}{'_stagetwo' if has_stage_two(settings) else ''}.model")
+    records = str(results_path(folders.results, settings.name, settings.seed))
+    quoted = shlex.quote(model)
+    device = session.device.type
+    atoms = (
+        f"from ase.io import read\nfrom mace.calculators import MACECalculator\n\natoms = read({'structure.xyz'!r})\n"
+    )
+    calculator = f"MACECalculator(model_paths={model!r}, device={device!r}, default_dtype={settings.default_dtype!r})"
+    results = "print(atoms.get_potential_energy(), atoms.get_forces())\n"
+    return [
+        CommandFact("Reproduce this run", begin + train),
+        CommandFact("Resume it, or go on with more epochs", f"{begin}{train} \\\n    --restart_latest"),
+        CommandFact(
+            "Evaluate structures with the model",
+            f"{begin}mace_eval_configs --configs=structures.xyz --model={quoted} \\\n"
+            f"    --output=predicted.xyz --device={device}",
+        ),
+        CommandFact("Use the model in ASE", f"{atoms}atoms.calc = {calculator}\n{results}"),
+        CommandFact(
+            "Run molecular dynamics",
+            f"{begin}mace_md --structure=structure.xyz --model={quoted} --temperature_K=300 --steps=1000",
+        ),
+        CommandFact("Compare with other runs", f"{begin}mace_plot_train {shlex.quote(records)} OTHER_train.txt"),
+    ]

@@ -1,0 +1,131 @@
+"""Settings of the commands beside the training: `mace_quickstart` and `mace_check_data`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mace.settings.declaration import setting
+from mace.settings.reading import parse_settings
+from mace.settings.training import TrainingSettings
+
+PROGRAM = "mace_quickstart"
+DESCRIPTION = (
+    "Look at labeled structures, propose settings for a training with the reason of each, predict how long it takes on "
+    "this machine, and write all of it into a YAML file for mace_run_train --config. Every setting of mace_run_train "
+    "is taken too and kept as given; on a terminal the most important ones are asked for."
+)
+_GROUP = "Quickstart"
+_SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def read_duration(value: Any) -> Any:
+    """Turn a duration with units into seconds.
+
+    Raises:
+        ValueError: If it is none; a number alone could mean anything.
+
+    >>> read_duration("3min"), read_duration("1h30min"), read_duration("0.5 h")
+    (180.0, 5400.0, 1800.0)
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.replace(" ", "").lower()
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(sec|min|s|m|h|d)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError("not a duration")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+class QuickstartSettings(TrainingSettings):
+    """What the user wants to be proposed, and what is decided already."""
+
+    help_groups: ClassVar[tuple[str, ...]] = (_GROUP, "Data", "Labels and keys")
+
+    name: str = setting(
+        "",
+        "name of the run",
+        group="Run",
+        placeholder="NAME",
+        default_words="that of the first training file",
+    )
+    size: Literal["small", "medium", "large"] | None = setting(
+        None,
+        "size of the model: small for large simulations, medium as published models, large for highest accuracy",
+        group=_GROUP,
+        default_words="small on a CPU, medium on a GPU",
+    )
+    time: Annotated[float, BeforeValidator(read_duration), Field(gt=0)] | None = setting(
+        None,
+        "how long the whole training may take, such as 3min, 1h30min or 90s; it sets the number of epochs",
+        group=_GROUP,
+        placeholder="DURATION",
+        expects="a duration such as 3min, 1h30min or 90s",
+        default_words="as long as is sensible, at most a night on a CPU or a day on a GPU",
+    )
+    output: str | None = setting(
+        None, "YAML file to write", group=_GROUP, placeholder="FILE.yaml", default_words="<name>.yaml"
+    )
+    overwrite: bool = setting(False, "replace that file if it exists", group=_GROUP, kind="switch")
+    yes: bool = setting(False, "ask nothing, take what is proposed", group=_GROUP, kind="switch")
+
+
+def parse_quickstart_settings(argv: Sequence[str]) -> QuickstartSettings:
+    """Read the settings of a proposal: defaults < YAML ``--config`` < command line.
+
+    Args:
+        argv: The arguments after the name of the program; those without a flag are training files.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        UserError: With one sentence per mistake, one per line.
+        SystemExit: With status 0 after ``--help`` or ``--help-all``.
+    """
+    return parse_settings(QuickstartSettings, argv, PROGRAM, DESCRIPTION, bare="train_file")
+
+
+PROGRAM = "mace_check_data"
+DESCRIPTION = (
+    "Check labeled structures as a training would before it starts, and report what they hold. All settings of "
+    "mace_run_train are taken, so that the same command line or YAML file serves both; those that only concern the "
+    "model or the course of training change nothing here. The exit status is 2 if training would refuse the data."
+)
+
+
+class CheckSettings(TrainingSettings):
+    """What the user wants to be checked, and where to write what is found."""
+
+    name: str = setting(
+        "",
+        "name of the report",
+        group="Run",
+        placeholder="NAME",
+        default_words="that of the first training file",
+    )
+    html: str | None = setting(
+        None, "page to write", group="Run", placeholder="FILE", default_words="<work_dir>/<name>_data.html"
+    )
+    json_file: str | None = setting(
+        None, "JSON document to write", group="Run", aliases=("json",), placeholder="FILE", default_words="none"
+    )
+
+
+def parse_check_settings(argv: Sequence[str]) -> CheckSettings:
+    """Read the settings of a check: defaults < YAML ``--config`` < command line.
+
+    Args:
+        argv: The arguments after the name of the program.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        UserError: With one sentence per mistake, one per line.
+        SystemExit: With status 0 after ``--help`` or ``--help-all``.
+    """
+    return parse_settings(CheckSettings, argv, PROGRAM, DESCRIPTION)
