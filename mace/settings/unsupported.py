@@ -1,4 +1,4 @@
-"""Settings without a feature behind them, or without effect where they stand: accepted with a line, or refused by name."""
+"""Settings without a feature behind them, or without effect where they stand: accepted with a line, or refused."""
 
 from __future__ import annotations
 
