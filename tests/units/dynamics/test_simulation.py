@@ -181,6 +181,12 @@ def test_atoms_on_top_of_each_other(distance: float, looks: bool, seen: bool) ->
     assert told == ("atoms 2 and 3 are closer than --min_distance=0.3 Angstrom" if seen else None)
 
 
+def test_two_atoms_of_one_pair_are_named() -> None:
+    atoms = flying(4)
+    atoms.positions[:] = [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [0.1, 0.0, 0.0], [5.1, 0.0, 0.0]]
+    assert str(sign_of_explosion(atoms, PLAN, True))[:13] in ("atoms 0 and 2", "atoms 1 and 3")
+
+
 def test_atoms_on_top_of_each_other_across_the_border_of_the_cell() -> None:
     atoms = flying(2)
     atoms.positions[:] = [[0.1, 1.0, 1.0], [7.9, 1.0, 1.0]]
