@@ -22,6 +22,7 @@ from rich.console import Console
 from mace.runs.run import run_training
 from mace.settings import parse_training_settings
 from mace.training.loop import Trainer
+from mace.training.state import TrainingState
 
 FLAGS = [
     "--name=acac", "--E0s={1:-13.568422178253735, 6:-1026.8538996116154, 8:-2037.796869412825}", "--model=MACE",
@@ -57,16 +58,18 @@ def main() -> int:
     if not file.is_file():
         print(f"{file} does not exist; name the folder of the data with --data.", file=sys.stderr)
         return 2
-    whole, saving, copying = (Stopwatch(Trainer, name) for name in ("_next", "save", "_keep_weights"))
+    training, validating, saving = (Stopwatch(Trainer, name) for name in ("_run_epoch", "_validate", "save"))
+    copying = Stopwatch(TrainingState, "copy_of_validated_weights")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         flags = [f"--train_file={file}", f"--work_dir={folder}", f"--max_num_epochs={options.epochs}"]
         run_training(parse_training_settings([*FLAGS, *flags]), Console(quiet=True))
         size = (Path(folder) / "checkpoints" / "acac_run-123_last.pt").stat().st_size
-    epochs = whole.times[1:]  # the first is the evaluation before training
-    saved = [save + copy for save, copy in zip(saving.times[1:], copying.times, strict=False)]
-    for number, (epoch, seconds) in enumerate(zip(epochs, saved, strict=True)):
-        print(f"epoch {number}: {epoch:.2f} s, of these saving {seconds:.3f} s, {100 * seconds / epoch:.2f} %")
-    total = 100 * sum(saved) / sum(epochs)
+    # the first evaluation and the first state are those before training
+    parts = list(zip(training.times, validating.times[1:], saving.times[1:], strict=False))
+    epochs = [sum(each) for each in parts]
+    for number, (epoch, (*_, seconds)) in enumerate(zip(epochs, parts, strict=True)):
+        print(f"epoch {number}: {epoch:.2f} s, of these writing {seconds:.3f} s, {100 * seconds / epoch:.2f} %")
+    total = 100 * (sum(copying.times) + sum(seconds for *_, seconds in parts)) / sum(epochs)
     print(f"together {total:.2f} %; the state has {size / 2**20:.1f} MiB")
     return 0
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from rich.console import Console
 
 from mace.console.progress import TrainingProgress
-from mace.preparation.preparation import read_sets
+from mace.planning.objectives import make_losses
+from mace.preparation.reading import InputData, inspect_data, read_sets
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.session import Outcome, run_quickstart
-from mace.runs.run import make_losses
 from mace.settings import parse_training_settings
 from mace.settings.other_commands import parse_quickstart_settings
 
@@ -54,7 +54,9 @@ def default_epochs(options: argparse.Namespace, folder: Path, seconds: float) ->
     """Find how many epochs with default settings fit into a time."""
     settings = parse_training_settings(default_flags(options, folder))
     progress = TrainingProgress(Console(), "off")
-    pace: Pace = measure_pace(settings, make_losses(settings), read_sets(settings, progress), progress)
+    losses, sets = make_losses(settings), read_sets(settings, progress)
+    data = InputData(sets, losses, inspect_data(settings, losses, sets, progress))
+    pace: Pace = measure_pace(settings, data, progress)
     epoch = pace.updates * pace.step + pace.save + pace.evaluation
     return max(1, math.ceil((seconds - 8.0 - pace.prepare - pace.final) / epoch))
 

@@ -25,8 +25,8 @@ from hostile_texts import SETTINGS, STRUCTURES
 
 from mace.compat.importing import import_original
 from mace.errors import UserError
+from mace.finetuning.starting_weights import StartingWeights
 from mace.model.model_file import load_model
-from mace.runs.resuming import StartingWeights
 from mace.settings import parse_training_settings
 from mace.structures.reading import read_configurations
 

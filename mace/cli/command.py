@@ -22,17 +22,20 @@ INTERRUPTED = 130
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
-def run_command(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> int:
+def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> None:
     """Run a console script with the arguments it was started with.
+
+    At the end it returns, so that scripts and notebooks that call it go on. A `UserError` becomes one sentence on
+    stderr; other errors are defects and keep their traceback.
 
     Args:
         main: Does the work; gets the arguments without the program's name, and returns the exit status, None for 0.
         output_needed: Whether the work is in vain once nobody reads standard output.
 
-    Returns:
-        The exit status, for ``sys.exit``. A `UserError` becomes one sentence on stderr; other errors are defects and
-        keep their traceback.
+    Raises:
+        SystemExit: With the exit status, if it is not 0.
     """
+    start_in_utf8()
     with standard_streams(output_needed):
         try:
             require_own_files()
@@ -40,30 +43,16 @@ def run_command(main: Callable[[Sequence[str]], int | None], output_needed: bool
             sys.stdout.flush()
         except UserError as error:
             print(error, file=sys.stderr)
-            return USER_ERROR
+            status = USER_ERROR
         except RunInterrupted as error:
             print(error, file=sys.stderr)
-            return error.status
+            status = error.status
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+            status = INTERRUPTED
         except BrokenPipeError:
-            return BROKEN_PIPE
-    return status or 0
-
-
-def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> None:
-    """Run a console script; return at the end, so that scripts and notebooks that call it go on.
-
-    Args:
-        main: See `run_command`.
-        output_needed: See `run_command`.
-
-    Raises:
-        SystemExit: With the exit status of `run_command`, if it is not 0.
-    """
-    start_in_utf8()
-    if status := run_command(main, output_needed):
+            status = BROKEN_PIPE
+    if status:
         sys.exit(status)
 
 

@@ -254,7 +254,7 @@ def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float |
     return sum(errors) / len(errors) if errors else None
 
 
-def tell_foundation(settings: TrainingSettings, foundation: Foundation, model: MACE) -> None:
+def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MACE) -> None:
     """Log what will be trained from what."""
     old_energies = foundation.energies
     old, new = set(foundation.plan.atomic_numbers), set(model.plan.atomic_numbers)

@@ -73,12 +73,39 @@ def predict(
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    if not (forces or stress or atomic_virials) or not model.plan.predicts_energy:
-        with torch.set_grad_enabled(training):
-            return _assemble(model, graph, vectors, None, features=features)
-    vectors.requires_grad_(True)
-    with torch.enable_grad():
-        return _assemble(model, graph, vectors, training, forces, stress, atomic_virials, features)
+    differentiated = (forces or stress or atomic_virials) and model.plan.predicts_energy
+    if differentiated:
+        vectors.requires_grad_(True)
+    with torch.set_grad_enabled(training or differentiated):
+        output = model(graph, vectors)
+        dipole, atomic_dipoles = _dipoles(model, output, graph, training)
+        layers = None
+        if features:
+            layers = [{l: restore_order(rows, graph) for l, rows in layer.items()} for layer in output.layers]
+        if output.energies is None:
+            return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
+        reference = model.reference_of_atoms(graph)
+        atomic_energies = reference + output.energies.to(reference.dtype)
+        if not differentiated:
+            energy = sum_over_structures(atomic_energies, graph)
+            return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
+        with differentiating_by(Pass.GEOMETRY):
+            (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
+        vectors = vectors.detach()
+        if not training:
+            atomic_energies = atomic_energies.detach()
+        strain_gradient = _strain_gradient(gradient, vectors, graph) if stress else None
+        return Prediction(
+            energy=sum_over_structures(atomic_energies, graph),
+            atomic_energies=atomic_energies,
+            forces=_forces(gradient, graph) if forces else None,
+            stress=None if strain_gradient is None else _stress(strain_gradient, graph),
+            virials=None if strain_gradient is None else -strain_gradient,
+            dipole=dipole,
+            atomic_dipoles=atomic_dipoles,
+            atomic_virials=_atomic_virials(gradient, vectors, graph) if atomic_virials else None,
+            features=layers,
+        )
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
@@ -105,52 +132,6 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
             return positions.new_zeros(positions.numel(), *positions.shape)
         rows = [torch.autograd.grad(g, positions, retain_graph=True)[0] for g in gradient.flatten().unbind()]
     return torch.stack(rows)
-
-
-def _assemble(
-    model: MACE,
-    graph: Graph,
-    vectors: Tensor,
-    keep_graph: bool | None,
-    forces: bool = False,
-    stress: bool = False,
-    atomic_virials: bool = False,
-    features: bool = False,
-) -> Prediction:
-    """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
-    output = model(graph, vectors)
-    dipole, atomic_dipoles = _dipoles(model, output, graph, keep_graph is not False)
-    layers = _features(output, graph) if features else None
-    if output.energies is None:
-        return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
-    reference = model.reference_of_atoms(graph)
-    atomic_energies = reference + output.energies.to(reference.dtype)
-    if keep_graph is None:
-        energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
-    with differentiating_by(Pass.GEOMETRY):
-        (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
-    if not keep_graph:
-        atomic_energies = atomic_energies.detach()
-        vectors = vectors.detach()
-    energy = sum_over_structures(atomic_energies, graph)
-    strain_gradient = _strain_gradient(gradient, vectors.detach(), graph) if stress else None
-    return Prediction(
-        energy=energy,
-        atomic_energies=atomic_energies,
-        forces=_forces(gradient, graph) if forces else None,
-        stress=None if strain_gradient is None else _stress(strain_gradient, graph),
-        virials=None if strain_gradient is None else -strain_gradient,
-        dipole=dipole,
-        atomic_dipoles=atomic_dipoles,
-        atomic_virials=_atomic_virials(gradient, vectors.detach(), graph) if atomic_virials else None,
-        features=layers,
-    )
-
-
-def _features(output: AtomicOutput, graph: Graph) -> list[dict[int, Tensor]]:
-    """Bring the output of the layers into the order of the atoms."""
-    return [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers]
 
 
 def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What follows for other settings from the kind of model: the loss, the error table, the last readout."""
+"""What follows for other settings from the kind of model and its loss: the error table, the last readout."""
 
 from __future__ import annotations
 
@@ -85,6 +85,14 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
     # what was chosen here contradicts nobody: only what somebody gave counts as given
     completed.model_fields_set.difference_update(changes.keys() - given)
     return completed, notes
+
+
+def reported_table(settings: TrainingSettings) -> str:
+    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
+    table = settings.error_table
+    if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
+        return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
+    return table
 
 
 def _check_last_readout(settings: TrainingSettings) -> None:

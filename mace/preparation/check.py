@@ -16,8 +16,7 @@ from mace.inspection.inspection import DataReport
 from mace.pages.data_page import write_page
 from mace.planning.objectives import make_losses, with_labels
 from mace.preparation.condition_keys import conditions_of
-from mace.preparation.data_report import inspect_data
-from mace.preparation.preparation import read_sets
+from mace.preparation.reading import inspect_data, read_sets
 from mace.processes.devices import PRECISIONS
 from mace.reporting.document import document_text, write_text
 from mace.reporting.terminal import print_findings, print_report
@@ -47,8 +46,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-            conditions = conditions_of(settings, foundation)
-            sets = read_sets(settings, progress, conditions)
+            sets = read_sets(settings, progress, conditions_of(settings, foundation))
             losses = with_labels(settings, losses, sets.training.report)
             report = inspect_data(settings, losses, sets, progress, foundation)
         name = settings.name or name_of_files(settings.train_file)

@@ -1,38 +1,35 @@
-"""Everything that is known before the first step: structures, elements, reference energies, statistics, the plan."""
+"""What training starts from: sets of graphs, elements, reference energies, statistics, the plan of the model."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from mace.conditions import Condition
-from mace.console.progress import ReadingProgress, TrainingProgress
+from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import Foundation, foundation_plan
 from mace.graphs.dataset import GraphDataset
-from mace.inspection.inspection import DataReport
 from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
-from mace.planning.objectives import Losses, ways_out, with_labels
-from mace.preparation.condition_keys import conditions_of, keys_without_condition
-from mace.preparation.data_report import DataSets, inspect_data, tell_report
+from mace.planning.objectives import ways_out
+from mace.preparation.condition_keys import conditions_of
+from mace.preparation.reading import InputData
 from mace.reporting.tables import contents_line, residual_table
 from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
-from mace.structures.labels import LabelReport, require_labels
-from mace.structures.reading import ReadResult, read_sources
+from mace.structures.labels import require_labels
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
-from mace.structures.sources import Source, files_of, sources_of
+from mace.structures.sources import files_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
-from mace.structures.statistics import Scaling, summarize
+from mace.structures.statistics import summarize
 from mace.training.checkpoints import file_digests
 from mace.training.loss import Loss
 
@@ -48,7 +45,6 @@ class Structures:
         valid: To validate with.
         tests: Sets to test on, by name.
         isolated_atoms: Frames of isolated atoms in the training files.
-        report: Which labels the training files have.
         digests: SHA-256 of each training and validation file.
     """
 
@@ -56,7 +52,6 @@ class Structures:
     valid: list[Configuration]
     tests: dict[str, list[Configuration]]
     isolated_atoms: list[Configuration]
-    report: LabelReport
     digests: dict[str, str]
 
 
@@ -65,24 +60,24 @@ class Preparation:
     """What training starts from.
 
     Attributes:
+        data: What the run was given.
         plan: The plan of the model.
         energies: Reference energies and where they come from; None for a model without energies.
         train: Graphs to learn from.
         valid: Graphs to validate with.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
-        losses: The losses of the stages, without terms that no structure has labels for.
-        report: What the checks found in all files, if they were made.
+        saved: The saved state that the run goes on from; None if it begins anew.
     """
 
+    data: InputData
     plan: ModelPlan
     energies: ReferenceEnergies | None
     train: GraphDataset
     valid: GraphDataset
     tests: dict[str, GraphDataset]
     digests: dict[str, str]
-    losses: Losses
-    report: DataReport | None = None
+    saved: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -90,31 +85,12 @@ class Preparation:
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
-def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
-    """Read all files and log where their labels were found; labels that are NaN are left out and reported.
-
-    Args:
-        settings: File names, keys, units and weights.
-        progress: What to show.
-        conditions: What the model wants to know besides; see `mace.preparation.condition_keys`.
-
-    Raises:
-        UserError: See `mace.structures.reading.read_sources`.
-    """
-    validation = None
-    training = _read(sources_of(settings, settings.train_file, conditions), "Training set", progress)
-    if settings.valid_file:
-        validation = _read(sources_of(settings, settings.valid_file, conditions), "Validation set", progress)
-    return DataSets(training, validation, _read_tests(settings, progress, conditions))
-
-
-def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: bool = True) -> Structures:
+def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> Structures:
     """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
         settings: File names and split.
-        losses: The losses of the stages; their labels are needed in the training files.
-        sets: What was read.
+        data: What was read; the labels of its losses are needed in the training files.
         writes: Whether this process writes files.
 
     Returns:
@@ -123,8 +99,7 @@ def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: b
     Raises:
         UserError: See `require_labels` and `split_validation`.
     """
-    training = sets.training
-    needed = ways_out(losses)
+    sets, training, needed = data.sets, data.sets.training, ways_out(data.losses)
     require_labels(training.report, sorted(needed), needed)
     configurations = training.configurations
     files = files_of(settings.train_file)
@@ -150,14 +125,17 @@ def divide(settings: TrainingSettings, losses: Losses, sets: DataSets, writes: b
     if settings.keep_isolated_atoms:
         # after the split: an isolated atom among the validation structures says nothing about what is learned
         train = [*train, *training.isolated_atoms]
-    for loss in filter(None, losses):
+    for loss in filter(None, data.losses):
         _require_weight(train, loss, "training")
         _require_weight(valid, loss, "validation")
-    tests = _named_tests(sets.tests)
+    tests = dict[str, list[Configuration]]()
+    for name, result in sets.tests.items():
+        for each in result.configurations:
+            # those of a test file are divided by config_type; those of a folder stay file by file
+            tests.setdefault(name or f"{each.config_type}_{each.head}", []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    digests = file_digests(files)
-    return Structures(train, valid, tests, training.isolated_atoms, training.report, digests)
+    return Structures(train, valid, tests, training.isolated_atoms, file_digests(files))
 
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
@@ -175,121 +153,46 @@ def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose
         )
 
 
-def _read(sources: Sequence[Source], what: str, progress: TrainingProgress) -> ReadResult:
-    """Read files and log what was found in them."""
-    reading = ReadingProgress(progress)
-    try:
-        result = read_sources(sources, progress=reading, skip_non_finite=True)
-    finally:
-        reading.close()
-    for line in result.report.lines():
-        _LOGGER.info("%s: %s", what, line)
-    return result
-
-
-def _read_tests(
-    settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition]
-) -> dict[str, ReadResult]:
-    """Read the test structures: those of the test file under an empty name, those of a folder by file."""
-    tests: dict[str, ReadResult] = {}
-    if settings.test_file is not None:
-        tests[""] = _read(sources_of(settings, settings.test_file, conditions), "Test set", progress)
-    if settings.test_dir is not None:
-        folder = Path(settings.test_dir)
-        if not folder.is_dir():
-            raise UserError(f"--test_dir: {folder} is not a folder.")
-        for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = _read(sources_of(settings, str(file), conditions), "Test set", progress)
-    return tests
-
-
-def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configuration]]:
-    """Divide the structures of a test file by config_type; those of a folder stay file by file."""
-    tests: dict[str, list[Configuration]] = {}
-    for name, result in results.items():
-        for configuration in result.configurations:
-            by_type = f"{configuration.config_type}_{configuration.head}"
-            tests.setdefault(name or by_type, []).append(configuration)
-    return tests
-
-
 def prepare(
-    settings: TrainingSettings,
-    losses: Losses,
-    files: Path,
-    progress: TrainingProgress,
-    writes: bool = True,
-    foundation: Foundation | None = None,
+    settings: TrainingSettings, data: InputData, progress: TrainingProgress, writes: bool = True
 ) -> Preparation:
-    """Read the data, check and measure them, and decide the model.
+    """Divide the structures, measure them, and decide the model.
 
     Args:
         settings: What was typed.
-        losses: The losses of the stages.
-        files: Beginning of the names of the report on the data, its folder included.
+        data: What was read and checked.
         progress: What to show.
         writes: Whether this process writes files.
-        foundation: The model that is fine-tuned, if any.
-
-    Returns:
-        What training starts from.
 
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    conditions = conditions_of(settings, foundation)
-    for key in keys_without_condition(settings, conditions):
-        _LOGGER.warning("%s", key)
-    sets = read_sets(settings, progress, conditions)
-    _LOGGER.info(contents_line("Total Training set", sets.training.configurations))
-    if sets.validation is not None:
-        _LOGGER.info(contents_line("Total Validation set", sets.validation.configurations))
-    losses = with_labels(settings, losses, sets.training.report)
-    report = inspect_data(settings, losses, sets, progress, foundation)
-    page = files.with_name(f"{files.name}_data.html") if writes else None
-    tell_report(report, page, f"Data of {files.name}")
-    report.refuse_errors()
-    return replace(decide(settings, losses, sets, progress, writes, foundation), report=report)
-
-
-def decide(
-    settings: TrainingSettings,
-    losses: Losses,
-    sets: DataSets,
-    progress: TrainingProgress,
-    writes: bool = True,
-    foundation: Foundation | None = None,
-) -> Preparation:
-    """Measure data that were read and checked, and decide the model.
-
-    Args:
-        settings: What was typed.
-        losses: The losses of the stages.
-        sets: What was read.
-        progress: What to show.
-        writes: Whether this process writes files.
-        foundation: The model that is fine-tuned, if any.
-
-    Returns:
-        What training starts from.
-
-    Raises:
-        UserError: If data or settings do not allow a training.
-    """
-    structures = divide(settings, losses, sets, writes)
-    elements = _element_table(settings, structures)
-    energies, scaling = _decide_energies(settings, structures, elements, foundation)
-    if energies is not None:
+    structures, foundation = divide(settings, data, writes), data.foundation
+    elements = ElementTable.from_arrays(c.atomic_numbers for c in structures.train)
+    if settings.atomic_numbers is not None:
+        elements = ElementTable(tuple(settings.atomic_numbers))
+        check_elements(elements, structures.train, purpose="--atomic_numbers")
+    for configurations in (structures.valid, *structures.tests.values()):
+        check_elements(elements, configurations)
+    _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
+    energies, scaling = None, NO_SCALING
+    if settings.model in WITH_ENERGY:
+        energies = _reference_energies(settings, structures, elements, foundation)
+        scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
+        for warning in scaling.warnings:
+            _LOGGER.warning(warning)
         elements = ElementTable(tuple(sorted(energies.energies)))
     if settings.model in WITH_DIPOLE:
-        _tell_charges([*structures.train, *structures.valid])
+        _log_charges([*structures.train, *structures.valid])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
-    train = build_dataset(structures.train, elements, r_max, progress, "Neighbors of the training set")
-    valid = build_dataset(structures.valid, elements, r_max, progress, "Neighbors of the validation set")
-    tests = {  # before training, so that nothing in them can spoil its end
-        name: build_dataset(configurations, elements, r_max, progress, f"Neighbors of {name}")
-        for name, configurations in structures.tests.items()
-    }
+
+    def search(configurations: Sequence[Configuration], name: str) -> GraphDataset:
+        description = f"Neighbors of {name}"
+        return GraphDataset(configurations, elements, r_max, lambda items: progress.track(items, description))
+
+    train, valid = search(structures.train, "the training set"), search(structures.valid, "the validation set")
+    # before training, so that nothing in them can spoil its end
+    tests = {name: search(configurations, name) for name, configurations in structures.tests.items()}
     conditions = conditions_of(settings, foundation)
     try:
         plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
@@ -300,24 +203,38 @@ def decide(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if plan.predicts_energy:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(plan, energies, train, valid, tests, structures.digests, losses)
+    return Preparation(data, plan, energies, train, valid, tests, structures.digests)
 
 
-def _decide_energies(
+def _reference_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
-) -> tuple[ReferenceEnergies | None, Scaling]:
-    """Find reference energies, scale and shift, for a model that has energies."""
-    if settings.model not in WITH_ENERGY:
-        return None, NO_SCALING
-    energies = _reference_energies(settings, structures, elements, foundation)
-    _tell_energies(energies)
-    scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
-    for warning in scaling.warnings:
-        _LOGGER.warning(warning)
-    return energies, scaling
+) -> ReferenceEnergies:
+    """Find and log the reference energies, those of elements the data lack in the foundation model."""
+    known, fit = (None, None) if foundation is None else (
+        foundation.energies,
+        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
+    )  # fmt: skip
+    energies = resolve_reference_energies(
+        settings.E0s,
+        structures.isolated_atoms,
+        structures.train,
+        elements,
+        known,
+        fit if settings.E0s == "estimated" else None,
+    )
+    if known is not None and settings.foundation_model_elements:
+        energies = replace(energies, energies=dict(sorted((known | energies.energies).items())))
+    _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
+    shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
+    _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    if energies.residuals:
+        _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
+    for note in energies.notes:
+        _LOGGER.info(note)
+    return energies
 
 
-def _tell_charges(configurations: Sequence[Configuration]) -> None:
+def _log_charges(configurations: Sequence[Configuration]) -> None:
     """Say whether charges enter the dipoles: a model that learned without them is wrong with them."""
     count = sum(configuration.charges is not None for configuration in configurations)
     if count == 0:
@@ -334,64 +251,3 @@ def _tell_charges(configurations: Sequence[Configuration]) -> None:
         _LOGGER.warning(
             "Charges of periodic structures make their dipoles depend on which images of the atoms the files give"
         )
-
-
-def build_dataset(
-    configurations: Sequence[Configuration],
-    elements: ElementTable,
-    r_max: float,
-    progress: TrainingProgress,
-    description: str,
-) -> GraphDataset:
-    """Search the neighbors of all structures, with progress."""
-
-    def tracked(items: Sequence[Configuration]) -> Iterable[Configuration]:
-        return progress.track(items, description)
-
-    return GraphDataset(configurations, elements, r_max, tracked)
-
-
-def _element_table(settings: TrainingSettings, structures: Structures) -> ElementTable:
-    """Collect the elements of the training set, or take those given, and compare all other sets with them."""
-    found = ElementTable.from_arrays(c.atomic_numbers for c in structures.train)
-    elements = found
-    if settings.atomic_numbers is not None:
-        elements = ElementTable(tuple(settings.atomic_numbers))
-        check_elements(elements, structures.train, purpose="--atomic_numbers")
-    check_elements(elements, structures.valid)
-    for configurations in structures.tests.values():
-        check_elements(elements, configurations)
-    _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
-    return elements
-
-
-def _reference_energies(
-    settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
-) -> ReferenceEnergies:
-    """Find the reference energies, those of elements the data lack in the foundation model."""
-    known, fit = (None, None) if foundation is None else (
-        foundation.energies,
-        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
-    )  # fmt: skip
-    energies = resolve_reference_energies(
-        settings.E0s,
-        structures.isolated_atoms,
-        structures.train,
-        elements,
-        known,
-        fit if settings.E0s == "estimated" else None,
-    )
-    if known is None or not settings.foundation_model_elements:
-        return energies
-    return replace(energies, energies=dict(sorted((known | energies.energies).items())))
-
-
-def _tell_energies(energies: ReferenceEnergies) -> None:
-    """Log the reference energies and what is worth noting; the report on the data has said what is wrong with them."""
-    _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
-    shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
-    _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
-    if energies.residuals:
-        _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
-    for note in energies.notes:
-        _LOGGER.info(note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
 from collections.abc import Callable
 
@@ -11,7 +10,6 @@ import torch
 
 from mace.errors import UserError
 
-_LOGGER = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt (malloc.h); 32 MB is the largest threshold it takes."""
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
@@ -68,6 +66,16 @@ def keep_freed_memory() -> bool:
         return False
     options = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
     return all([set_option(option, value) for option, value in options.items()])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the bytes that were in use at the most, on a CUDA device or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # Windows has no such module
+
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 _PHRASES = ("can't allocate memory", "not enough memory", "out of memory")

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
 from mace.graphs.dataset import GraphDataset
 from mace.model.kernel_choice import choose_kernels
-from mace.model.mace import MACE
-from mace.preparation.data_report import DataSets
-from mace.preparation.preparation import Preparation, decide
-from mace.processes.devices import choose_device, keep_freed_memory, set_threads
+from mace.preparation.preparation import Preparation, prepare
+from mace.preparation.reading import DataSets, InputData
+from mace.processes.devices import choose_device, keep_freed_memory, peak_memory, set_threads
 from mace.processes.team import Team
 from mace.reporting.records import RecordWriter
-from mace.runs.run import build_model
+from mace.runs.initial_model import initial_model
 from mace.settings import TrainingSettings
-from mace.structures.configuration import Configuration
 from mace.structures.reading import ReadResult
-from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import CheckpointFolder
-from mace.training.evaluation import evaluate
-from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
+from mace.training.context import TrainingContext
+from mace.training.loop import Trainer
 from mace.training.saving import StateKeeper
 from mace.training.state import TrainingState
 
@@ -76,15 +69,12 @@ class Pace:
     memory: int
 
 
-def measure_pace(
-    settings: TrainingSettings, losses: tuple[Loss, Loss | None], sets: DataSets, progress: TrainingProgress
-) -> Pace:
+def measure_pace(settings: TrainingSettings, data: InputData, progress: TrainingProgress) -> Pace:
     """Build the model of some settings and time it on its data, or on a part of them if they are many.
 
     Args:
         settings: All that decides model and batches; its epochs do not count.
-        losses: The losses of both stages.
-        sets: What was read, and checked.
+        data: What was read, and checked.
         progress: What to show.
 
     Raises:
@@ -94,14 +84,24 @@ def measure_pace(
     set_threads(settings.num_threads)
     device = choose_device(settings.device, settings.default_dtype)
     start = time.perf_counter()
-    preparation = decide(settings, losses, _sampled(sets, settings.seed), progress, writes=False)
-    model = build_model(preparation.plan, settings, device)
+    sample = replace(data, sets=_sampled(data.sets, settings.seed))
+    preparation = prepare(settings, sample, progress, writes=False)
+    model = initial_model(preparation.plan, settings, device)
     seconds = time.perf_counter() - start
     choose_kernels(model, settings.kernels)  # not in the time: what is compiled here is there when the training starts
-    state = TrainingState(model, settings, two_stages=losses[1] is not None)
-    step, n_steps = _time_steps(state, preparation, losses[0], settings)
-    per_edge = _time_evaluation(state, preparation, losses[0], settings)
-    scale = _Scale(sets, preparation, settings)
+    context = TrainingContext(settings, device, Team(), Interruption(), progress)
+    state = TrainingState(model, settings, data.losses)
+    # on the disk that the run will use
+    work_dir = Path(settings.work_dir)
+    parent = next((folder for folder in (work_dir, *work_dir.absolute().parents) if folder.is_dir()), None)
+    with tempfile.TemporaryDirectory(prefix=".mace_quickstart-", dir=parent) as folder, RecordWriter(None) as records:
+        facts = {"data": {}, "processes": 1, "run": "timing"}
+        keeper = StateKeeper(CheckpointFolder(Path(folder), "timing"), records, model.plan, facts, minutes=60.0)
+        trainer = Trainer(context, state, preparation.train, preparation.valid, keeper)
+        step, n_steps = _time_steps(trainer)
+        per_edge = _time_evaluation(trainer)
+        save = _time_saving(trainer)
+    scale = _Scale(data.sets, preparation, settings)
     edges = scale.train * preparation.train.n_edges, scale.valid * preparation.valid.n_edges
     tests = sum(dataset.n_edges for dataset in preparation.tests.values())
     return Pace(
@@ -110,11 +110,11 @@ def measure_pace(
         steps=n_steps,
         evaluation=per_edge * edges[1],
         final=per_edge * (sum(edges) + scale.tests * tests),
-        save=_time_saving(state, Path(settings.work_dir)),
+        save=save,
         updates=-(-scale.training_structures // settings.batch_size),
         training_structures=scale.training_structures,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        memory=_peak_memory(model),
+        memory=peak_memory(device),
     )
 
 
@@ -143,7 +143,7 @@ def _sampled(sets: DataSets, seed: int) -> DataSets:
     rng = np.random.default_rng(seed)
 
     def some(result: ReadResult) -> ReadResult:
-        configurations: Sequence[Configuration] = result.configurations
+        configurations = result.configurations
         if len(configurations) <= _LARGEST_SAMPLE:
             return result
         places = np.sort(rng.choice(len(configurations), _LARGEST_SAMPLE, replace=False))
@@ -153,75 +153,49 @@ def _sampled(sets: DataSets, seed: int) -> DataSets:
     return DataSets(some(sets.training), validation, {name: some(result) for name, result in sets.tests.items()})
 
 
-def _time_steps(
-    state: TrainingState, preparation: Preparation, loss: Loss, settings: TrainingSettings
-) -> tuple[float, int]:
+def _time_steps(trainer: Trainer) -> tuple[float, int]:
     """Take steps as in the first epochs; return seconds of an average step of an epoch, and how many were timed."""
-    dataset = preparation.train
-    limit = EdgeLimit(settings.max_edges_per_batch, "training")
-    steps = BatchStep(state, dataset, limit, settings, Team())
+    dataset, settings, state = trainer.train_set, trainer.settings, trainer.state
     state.optimizer_mode("train")
     order = np.random.default_rng([settings.seed, 0]).permutation(len(dataset))
     size = min(settings.batch_size, len(dataset))
     spent, edges, done = 0.0, 0, 0
-    steps.take(order[:size], loss, (False, False)).read()  # to warm up: the first one is slow
+    trainer.batch_step.take(order[:size], state.loss, (False, False)).read()  # to warm up: the first one is slow
     while done < FEWEST_STEPS or (spent < ENOUGH_SECONDS and done < _MOST_STEPS):
         structures = np.take(order, np.arange(done * size, (done + 1) * size), mode="wrap")
         start = time.perf_counter()
-        steps.take(structures, loss, (False, False)).read()  # reading the numbers waits for the device
+        # reading the numbers waits for the device
+        trainer.batch_step.take(structures, state.loss, (False, False)).read()
         spent += time.perf_counter() - start
         edges += int(dataset.edges_of(structures).sum())
         done += 1
-    per_epoch = -(-len(dataset) // settings.batch_size)
-    return spent * max(dataset.n_edges, 1) / max(edges, 1) / per_epoch, done
+    return spent * max(dataset.n_edges, 1) / max(edges, 1) / trainer.batches_per_epoch, done
 
 
-def _time_evaluation(state: TrainingState, preparation: Preparation, loss: Loss, settings: TrainingSettings) -> float:
+def _time_evaluation(trainer: Trainer) -> float:
     """Evaluate structures of the validation set; return seconds for each edge."""
-    dataset = preparation.valid
+    dataset, settings, state = trainer.valid_set, trainer.settings, trainer.state
     most = _MOST_EVALUATED * settings.valid_batch_size
     if len(dataset) > most:
-        elements = ElementTable(preparation.plan.atomic_numbers)
+        elements = ElementTable(state.model.plan.atomic_numbers)
         dataset = GraphDataset(dataset.configurations[:most], elements, dataset.r_max)
     state.optimizer_mode("eval")
     spent = []
     for _ in range(2):
         start = time.perf_counter()
-        with state.validated_weights():
-            evaluate(
-                state.model,
-                dataset,
-                loss,
-                settings.valid_batch_size,
-                stress=loss.needs_stress or settings.compute_stress,
-                forces=settings.compute_forces,
-                limit=EdgeLimit(settings.max_edges_per_batch, "validation"),
-            )
+        trainer.evaluate(dataset)
         spent.append(time.perf_counter() - start)
     return spent[-1] / max(dataset.n_edges, 1)
 
 
-def _time_saving(state: TrainingState, work_dir: Path) -> float:
-    """Save the state twice, as after epochs, on the disk that the run will use; return seconds of the second time."""
-    parent = next((folder for folder in (work_dir, *work_dir.absolute().parents) if folder.is_dir()), None)
-    spent = 0.0
-    with tempfile.TemporaryDirectory(prefix=".mace_quickstart-", dir=parent) as folder, RecordWriter(None) as records:
-        checkpoints = CheckpointFolder(Path(folder), "timing")
-        keeper = StateKeeper(checkpoints, records, state.model.plan, "timing", minutes=60.0)
-        for epoch in range(2):
-            start = time.perf_counter()
-            state.progression.best_epochs["one"] = epoch
-            state.best["one"] = state.copy_of_validated_weights()
-            keeper.keep_weights(state.best["one"], epoch, "one", best=True)
-            keeper.save(state.state_dict() | {"data": {}, "processes": 1})
-            spent = time.perf_counter() - start
+def _time_saving(trainer: Trainer) -> float:
+    """Save the state twice, as after epochs; return seconds of the second time."""
+    spent, state = 0.0, trainer.state
+    for epoch in range(2):
+        start = time.perf_counter()
+        state.progression.best_epochs["one"] = epoch
+        state.best["one"] = state.copy_of_validated_weights()
+        trainer.keeper.keep_weights(state.best["one"], epoch, "one", best=True)
+        trainer.save()
+        spent = time.perf_counter() - start
     return spent
-
-
-def _peak_memory(model: MACE) -> int:
-    """Bytes that were in use at the most, on the GPU or of this process."""
-    device = model.embedding.device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # kilobytes on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -22,8 +22,7 @@ from mace.planning.model_choices import settings_for_model
 from mace.planning.objectives import make_losses, with_labels
 from mace.preparation.check import name_of_files
 from mace.preparation.condition_keys import conditions_of
-from mace.preparation.data_report import DataSets, inspect_data
-from mace.preparation.preparation import read_sets
+from mace.preparation.reading import DataSets, InputData, inspect_data, read_sets
 from mace.quickstart.course import Limits, Prediction, propose_course
 from mace.quickstart.document import proposal_table, yaml_document
 from mace.quickstart.facts import Facts, Machine, gather_facts, look_at_machine
@@ -134,7 +133,7 @@ def _propose(
     print_report(report, console)
     report.refuse_errors()
     _say(console, "\nTiming the model on this machine (the first time, its inner loops are compiled) ...")
-    pace = measure_pace(tried, losses, sets, progress)
+    pace = measure_pace(tried, InputData(sets, losses, report), progress)
     prediction = propose_course(proposal, pace, machine, Limits(size, settings.time, read_in + checked_in))
     training_settings(proposal)  # all of it is valid together
     console.print(proposal_table(proposal), highlight=False)

@@ -25,7 +25,7 @@ _ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet", "take_over"}
 """Settings that do not change what is computed."""
 
 
-def tell_environment(settings: TrainingSettings, device: torch.device, team: Team) -> None:
+def log_environment(settings: TrainingSettings, device: torch.device, team: Team) -> None:
     """Log versions, machine and settings."""
     threads = set_threads(settings.num_threads)
     _LOGGER.info("===========VERIFYING SETTINGS===========")

@@ -27,26 +27,29 @@ from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.training.loop import Trainer
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import results_path
-from mace.runs.session import Session
+from mace.runs.context import RunContext
 from mace.training.stages import has_stage_two
 
 _MOST_BARS = 80
 
 
-def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, started: datetime) -> RunFacts:
+def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, started: datetime) -> RunFacts:
     """Gather the facts of a run.
 
     Args:
-        session: What the run has from beginning to end.
+        run: What the run has around it.
         preparation: Its data.
         trainer: What trains it.
         started: When the program was started.
     """
-    settings, folders, plan = session.settings, session.folders, trainer.state.model.plan
+    settings, folders, plan = run.settings, run.folders, trainer.state.model.plan
     counts = preparation.train.neighbor_counts()
-    processes = f", {session.team.size} processes" if session.team.size > 1 else ""
+    processes = f", {run.team.size} processes" if run.team.size > 1 else ""
     count = torch.get_num_threads()
-    threads = f", {count} thread{'' if count == 1 else 's'}" if session.device.type == "cpu" else ""
+    threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
+    given, fields = provided(settings), type(settings).model_fields
+    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
+    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
     return RunFacts(
         name=settings.name,
         tag=folders.tag,
@@ -55,11 +58,17 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
         epochs=settings.max_num_epochs,
         interval=settings.eval_interval,
         patience=settings.patience,
-        machine=f"{platform.node()}, {session.device}, {settings.default_dtype}{threads}{processes}",
-        settings=_settings(settings),
+        machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
+        settings=[
+            SettingFact(
+                group, d.name, str(getattr(settings, d.name)), default_words(fields[d.name], d), d.name in given, d.help
+            )
+            for group, members in supported_groups(type(settings)).items()
+            for d in members
+        ],
         decisions=_decisions(trainer, preparation, settings),
-        sets=_sets(preparation),
-        data=preparation.report,
+        sets=[SetFact(role, name, len(each), each.n_atoms, each.n_edges) for role, name, each in sets],
+        data=preparation.data.report,
         data_page=f"{folders.tag}_data.html",
         elements=_elements(plan, preparation.train, counts),
         energies_source="" if preparation.energies is None else preparation.energies.source,
@@ -67,19 +76,8 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=_versions(),
-        commands=_commands(session),
+        commands=_commands(run),
     )
-
-
-def _settings(settings: TrainingSettings) -> list[SettingFact]:
-    given, fields = provided(settings), type(settings).model_fields
-    return [
-        SettingFact(
-            group, d.name, str(getattr(settings, d.name)), default_words(fields[d.name], d), d.name in given, d.help
-        )
-        for group, members in supported_groups(type(settings)).items()
-        for d in members
-    ]
 
 
 def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSettings) -> dict[str, str]:
@@ -96,18 +94,13 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     if plan.predicts_energy:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
     found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
-    found["loss"] = str(trainer.loss_of("one"))
+    found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
-        found["loss of stage two"] = f"{trainer.loss_of('two')}, from epoch {start}, learning rate {settings.swa_lr:g}"
+        second = trainer.state.loss_of("two")
+        found["loss of stage two"] = f"{second}, from epoch {start}, learning rate {settings.swa_lr:g}"
     found["hash of the settings"] = settings_digest(settings)
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
-
-
-def _sets(preparation: Preparation) -> list[SetFact]:
-    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
-    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
-    return [SetFact(role, name, len(dataset), dataset.n_atoms, dataset.n_edges) for role, name, dataset in sets]
 
 
 def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[ElementFact]:
@@ -141,9 +134,9 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
-def _commands(session: Session) -> list[CommandFact]:
+def _commands(run: RunContext) -> list[CommandFact]:
     """Write the commands to reproduce, resume, evaluate and use; for use in the folder where the run was started."""
-    settings, folders = session.settings, session.folders
+    settings, folders = run.settings, run.folders
     begin = f"cd {shlex.quote(os.getcwd())}\n"
     flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]
     lines: list[str] = []
@@ -156,7 +149,7 @@ def _commands(session: Session) -> list[CommandFact]:
     model = str(folders.model / f"{settings.name}{'_stagetwo' if has_stage_two(settings) else ''}.model")
     records = str(results_path(folders.results, settings.name, settings.seed))
     quoted = shlex.quote(model)
-    device = session.device.type
+    device = run.device.type
     atoms = (
         f"from ase.io import read\nfrom mace.calculators import MACECalculator\n\natoms = read({'structure.xyz'!r})\n"
     )

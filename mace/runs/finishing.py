@@ -1,10 +1,10 @@
-"""The end of a training run: model files, final errors, plots."""
+"""What a run shows of its epochs, and its end: model files, final errors, plots."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from mace.graphs.distances import shortest_distances
 from mace.files.durable import free_name
 from mace.model.model_file import ModelMetadata, save_model
 from mace.settings import TrainingSettings
+from mace.reporting.tables import epoch_line
+from mace.planning.model_choices import reported_table
 from mace.runs.final_report import write_final_report
 from mace.runs.folders import RunFolders, model_files
 from mace.training.loop import EpochReport, Trainer
@@ -22,25 +24,27 @@ from mace.pages.plots import plot_learning_curves
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import results_path
 from mace.runs.resuming import seed_of_model
-from mace.runs.run_report import RunReport
 from mace.training.saving import insist
-from mace.runs.session import Session
+from mace.runs.context import RunContext
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def reported_table(settings: TrainingSettings) -> str:
-    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
-    table = settings.error_table
-    if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
-        return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
-    return table
+def show_epoch(run: RunContext, trainer: Trainer, report: EpochReport) -> None:
+    """Log what an epoch brought, refresh the page, and draw the learning curves where ``--plot_frequency`` asks for it.
 
-
-def plot_is_due(report: EpochReport, settings: TrainingSettings) -> bool:
-    """Whether ``--plot_frequency`` asks for a plot after this epoch."""
-    every = settings.plot_frequency
-    return every > 0 and report.epoch is not None and report.epoch > 0 and report.epoch % every == 0
+    Args:
+        run: What the run has around it.
+        trainer: What trains.
+        report: What the epoch brought.
+    """
+    settings, every = run.settings, run.settings.plot_frequency
+    if report.valid_loss is not None:
+        table = reported_table(settings)
+        _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+        run.report.refresh(report)
+    if run.team.is_first and settings.plot and every > 0 and report.epoch and report.epoch % every == 0:
+        plot_curves(settings, run.folders, trainer)
 
 
 def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Trainer) -> None:
@@ -55,37 +59,29 @@ def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Traine
         )
 
 
-def finish(trainer: Trainer, preparation: Preparation, session: Session, report: RunReport) -> None:
-    """Write the models of all stages first; then measure them, draw, and write the page of the run."""
-    settings, folders = session.settings, session.folders
-    _LOGGER.info("===========RESULTS===========")
-    if settings.save_cpu:
-        _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
-    best = write_models(trainer, preparation, session)
+def measure_models(
+    run: RunContext, preparation: Preparation, trainer: Trainer, best: Sequence[tuple[str, int | None]]
+) -> None:
+    """Measure the models that were written, show their errors, and write these into their files.
+
+    Args:
+        run: What the run has around it.
+        preparation: What training started from.
+        trainer: What was trained.
+        best: What `write_models` returned.
+    """
     for stage, epoch in best:
         _load_best(trainer, stage)
         _LOGGER.info("Loaded Stage %s model from epoch %s for evaluation", stage, epoch)
         with OptionalOutput(f"Errors of the model of Stage {stage}"):
-            errors = write_final_report(
-                trainer.state.model,
-                trainer.loss_of(stage),
-                preparation,
-                settings,
-                folders,
-                f"stage_{stage}",
-                reported_table(settings),
-                session.progress,
-            )
+            model, loss = trainer.state.model, trainer.state.loss_of(stage)
+            errors, predicted = write_final_report(run, preparation, model, loss, stage)
             # with its errors in it; the one without them is good, should this fail
-            _write_model(trainer, preparation, session, stage, epoch, errors.metrics)
-            report.measured(stage, epoch, errors)
-    if settings.plot:
-        plot_curves(settings, folders, trainer)
-    report.ended("finished")
-    _LOGGER.info("Done")
+            _write_model(run, preparation, trainer, stage, epoch, errors)
+            run.report.measured(stage, epoch, errors, predicted)
 
 
-def write_models(trainer: Trainer, preparation: Preparation, session: Session) -> list[tuple[str, int | None]]:
+def write_models(run: RunContext, preparation: Preparation, trainer: Trainer) -> list[tuple[str, int | None]]:
     """Write the best model of each stage.
 
     Returns:
@@ -94,7 +90,7 @@ def write_models(trainer: Trainer, preparation: Preparation, session: Session) -
     Raises:
         UserError: If there is none.
     """
-    settings, progression = session.settings, trainer.progression
+    settings, progression = run.settings, trainer.progression
     best: list[tuple[str, int | None]] = [*sorted(progression.best_epochs.items())]
     if not best and settings.max_num_epochs == 0:
         best = [("one", None)]
@@ -116,28 +112,40 @@ def write_models(trainer: Trainer, preparation: Preparation, session: Session) -
         )
     for stage, epoch in best:
         _load_best(trainer, stage)
-        _LOGGER.info("Saved model to %s", _write_model(trainer, preparation, session, stage, epoch, {}))
+        _LOGGER.info("Saved model to %s", _write_model(run, preparation, trainer, stage, epoch, {}))
     return best
 
 
 def _write_model(
-    trainer: Trainer,
+    run: RunContext,
     preparation: Preparation,
-    session: Session,
+    trainer: Trainer,
     stage: str,
     epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    if not session.ownership.look():
+    """Write the model as it is now, under the name for use and under that of the seed."""
+    if not run.ownership.look():
         trainer.save()  # which gives way
-    metadata = _metadata(session.settings, preparation, epoch, stage, metrics)
-    shared, own = model_files(session.settings, session.folders, stage)
+    settings, plan = run.settings, preparation.plan
+    graphs = (batch.graph for batch in preparation.train.batches(64))
+    metadata = ModelMetadata(
+        name=settings.name,
+        settings=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        data_hash=preparation.digest,
+        epoch=epoch,
+        stage=stage,
+        metrics={name: dict(values) for name, values in metrics.items()},
+        shortest_distances=shortest_distances(graphs, ElementTable(plan.atomic_numbers), plan.r_max),
+    )
+    shared, own = model_files(settings, run.folders, stage)
     # under a name of this run's own first: a run of another seed may be writing the shared one
     beside = shared.with_name(f".{own.name}.new")
     for path in (own, beside):
         insist(partial(save_model, path, trainer.state.model, metadata), str(path))
     try:
-        _keep_other_model(shared, session)
+        _keep_other_model(shared, run)
         os.replace(beside, shared)
     except OSError as error:
         reason = error.strerror or error
@@ -145,13 +153,13 @@ def _write_model(
     return shared
 
 
-def _keep_other_model(path: Path, session: Session) -> None:
+def _keep_other_model(path: Path, run: RunContext) -> None:
     """Move the model of a run with the same name and another seed away before it is replaced."""
     seed = seed_of_model(path)
-    if seed in (None, session.settings.seed):
+    if seed in (None, run.settings.seed):
         return
-    folders = session.folders
-    copy = folders.checkpoints / path.name.replace(session.settings.name, f"{session.settings.name}_run-{seed}", 1)
+    folders = run.folders
+    copy = folders.checkpoints / path.name.replace(run.settings.name, f"{run.settings.name}_run-{seed}", 1)
     try:
         same = copy.exists() and copy.read_bytes() == path.read_bytes()
         if not same:
@@ -169,29 +177,3 @@ def _load_best(trainer: Trainer, stage: str) -> None:
     """Give the model the weights with the lowest validation loss of a stage; it has them where no epoch was trained."""
     if trainer.progression.best_epochs:
         trainer.state.model.load_state_dict(trainer.state.best[stage])
-
-
-def _metadata(
-    settings: TrainingSettings,
-    preparation: Preparation,
-    epoch: int | None,
-    stage: str,
-    metrics: Mapping[str, Mapping[str, float]],
-) -> ModelMetadata:
-    return ModelMetadata(
-        name=settings.name,
-        settings=settings.model_dump(mode="json"),
-        seed=settings.seed,
-        data_hash=preparation.digest,
-        epoch=epoch,
-        stage=stage,
-        metrics={name: dict(values) for name, values in metrics.items()},
-        shortest_distances=_shortest_distances(preparation),
-    )
-
-
-def _shortest_distances(preparation: Preparation) -> dict[str, float]:
-    """Find how close the atoms of the training structures come."""
-    elements = ElementTable(preparation.plan.atomic_numbers)
-    graphs = (batch.graph for batch in preparation.train.batches(64))
-    return shortest_distances(graphs, elements, preparation.plan.r_max)

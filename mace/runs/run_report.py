@@ -15,15 +15,14 @@ from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.pages.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
 from mace.pages.run_page import write_run_page
 from mace.reporting.worst import worst_structures
-from mace.runs.final_report import FinalErrors
 from mace.training.loop import EpochReport, Trainer
 from mace.console.optional_outputs import OptionalOutput
-from mace.preparation.preparation import Preparation
-from mace.reporting.records import RecordFollower, results_path
-from mace.runs.facts import gather_facts
-from mace.runs.session import Session
+from mace.reporting.records import RecordFollower
 
 _LOGGER = logging.getLogger(__name__)
+
+SetErrors = dict[str, dict[str, float]]
+"""Errors by the name of a set."""
 
 SHARE = 0.01
 """Share of the time of a run that its page may take; it is written less often where it would take more."""
@@ -72,19 +71,20 @@ class RunReport:
         self._due_at = -1.0
         self._output = OptionalOutput(path)
 
-    def begin(self, session: Session, preparation: Preparation, trainer: Trainer) -> None:
-        """Gather what is known before the first step, and write the page."""
-        self._trainer, self._settings = trainer, session.settings
-        self._follower = RecordFollower(
-            results_path(session.folders.results, session.settings.name, session.settings.seed)
-        )
-        self._times_back = trainer.progression.times_back
-        self._valid_set = preparation.valid.configurations
+    def begin(self, trainer: Trainer, records: Path, gather: Callable[[datetime], RunFacts]) -> None:
+        """Gather what is known before the first step, and write the page.
 
+        Args:
+            trainer: What trains.
+            records: The JSON lines of the run.
+            gather: Returns the facts of the run; gets the time at which the program was started.
+        """
+        self._trainer, self._follower = trainer, RecordFollower(records)
+        self._times_back = trainer.progression.times_back
         if self.path is None:
             return
         with OptionalOutput(self.path):
-            self._facts = gather_facts(session, preparation, trainer, self._started)
+            self._facts = gather(self._started)
             plan = trainer.state.model.plan
             self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
         self._write("running", "Training begins.")
@@ -97,14 +97,14 @@ class RunReport:
         state = self._trainer.progression if self._facts is not None else None
         if state is not None:
             self._write(
-                "running", f"Training goes on: epoch {state.epoch} of {self._settings.max_num_epochs} comes next."
+                "running", f"Training goes on: epoch {state.epoch} of {self._trainer.settings.max_num_epochs} comes next."
             )
 
-    def measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> None:
+    def measured(self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]) -> None:
         """Show what was measured of the model of a stage."""
         if self._facts is not None:
             with OptionalOutput(self.path):
-                self._stages.append(self._measured(stage, epoch, errors))
+                self._stages.append(self._measured(stage, epoch, metrics, predicted))
         self._write("running", "Training is complete; the models are being measured.")
 
     def ended(self, condition: Condition, sentence: str = "") -> None:
@@ -138,27 +138,18 @@ class RunReport:
             self.ended("failed", f"An error of the program ended the run: {type(error).__name__}: {error}")
         logging.getLogger("mace").removeHandler(self._collector)
 
-    def _measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> MeasuredStage:
-        predictions = summarize_predictions(errors.predicted, self._energies)
-        return MeasuredStage(
-            stage, epoch, errors.metrics, predictions, worst_structures(errors.predicted, self._energies)
-        )
-
-    def _latest(self) -> MeasuredStage | None:
-        """Show the last validation as long as no finished model has been measured."""
-        report = self._validated
-        if self._stages or report is None or report.epoch is None or not report.compared:
-            return None
-        valid = PredictedSet("valid", "valid", self._valid_set, report.compared)
-        errors = FinalErrors({"valid_Default": report.metrics}, [valid])
-        return self._measured("two" if report.stage_two else "one", report.epoch, errors)
+    def _measured(
+        self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]
+    ) -> MeasuredStage:
+        predictions = summarize_predictions(predicted, self._energies)
+        return MeasuredStage(stage, epoch, metrics, predictions, worst_structures(predicted, self._energies))
 
     def _last_words(self) -> str:
         if self._facts is None:
             return ""
         state = self._trainer.progression
         early = (
-            " It ended early, by --patience." if state.finished and state.epoch < self._settings.max_num_epochs else ""
+            " It ended early, by --patience." if state.finished and state.epoch < self._trainer.settings.max_num_epochs else ""
         )
         best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
         if not best:
@@ -172,7 +163,12 @@ class RunReport:
 
         begin = self._clock()
         with self._output:
-            state = self._trainer.progression
+            state, report, latest = self._trainer.progression, self._validated, None
+            if not self._stages and report is not None and report.epoch is not None and report.compared:
+                # the last validation, as long as no finished model has been measured
+                valid = PredictedSet("valid", "valid", self._trainer.valid_set.configurations, report.compared)
+                stage, metrics = "two" if report.stage_two else "one", {"valid_Default": report.metrics}
+                latest = self._measured(stage, report.epoch, metrics, [valid])
             anew, self._times_back = state.times_back != self._times_back, state.times_back
             now = RunState(
                 condition=condition,
@@ -184,7 +180,7 @@ class RunReport:
                 times_back=state.times_back,
                 warnings=self._collector.warnings,
                 stages=self._stages,
-                latest=self._latest(),
+                latest=latest,
             )
             write_durably(path, write_run_page(facts, now).encode())
         end = self._clock()

@@ -100,56 +100,42 @@ class BatchStep:
             The outcome.
         """
         start, learning_rate = time.perf_counter(), self._state.learning_rate
-        clock = PhaseClock(self._state.model.embedding.device)
-        value, n_atoms = self._gradient(structures, loss, clock)
-        team, on_device = self._team, self._state.model.embedding.device.type == "cuda"
-        numbers = value.reshape(1)
+        model, dataset, team, settings = self._state.model, self._dataset, self._team, self._settings
+        device = model.embedding.device
+        clock = PhaseClock(device)
+        own = team.share(structures, dataset.edges_of(structures))
+        for parameter in self._parameters:
+            parameter.grad = None
+        losses, counts = list[Tensor](), None
+        for part in self._limit.parts(dataset, own):
+            with part:
+                if counts is None and len(part.structures) < len(structures):
+                    counts = loss.counts(dataset.targets(structures).to(device))
+                batch = dataset.batch(part.structures).to(device, pinned=settings.pin_memory)
+                clock.mark("data")
+                losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        asked = list[Tensor]()
         if team.size > 1:
-            asked = torch.tensor(requests, dtype=value.dtype, device=value.device)
-            sums = team.add_up(self._parameters, torch.cat([numbers, asked]), self._state.progression.stage)
-            value, asked = sums[0], sums[1:]
+            own_numbers = torch.cat([value.reshape(1), value.new_tensor(requests)])
+            value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
             clock.mark("communication")
-        norm = update_parameters(
-            self._state.model, self._state.optimizer, self._settings.clip_grad, self._state.average
-        )
+        norm = update_parameters(model, self._state.optimizer, settings.clip_grad, self._state.average)
         clock.mark("optimizer")
-        numbers = torch.stack([value, norm.to(value.dtype)])
-        if team.size > 1:
-            numbers = torch.cat([numbers, asked])
-        arrived = None
-        if on_device:
+        numbers, arrived = torch.stack([value, norm.to(value.dtype), *asked]), None
+        if device.type == "cuda":
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         return StepOutcome(
-            structures,
-            value,
-            n_atoms,
-            time.perf_counter() - start,
-            learning_rate,
-            int(on_device),
-            clock,
-            numbers,
-            arrived,
-            None if team.size > 1 else requests,
+            structures=structures,
+            loss=value,
+            n_atoms=int(dataset.atoms_of(structures).sum()),
+            seconds=time.perf_counter() - start,
+            learning_rate=learning_rate,
+            latency=0 if arrived is None else 1,
+            _clock=clock,
+            _numbers=numbers,
+            _arrived=arrived,
+            _requests=None if team.size > 1 else requests,
         )
-
-    def _gradient(self, structures: np.ndarray, loss: Loss, clock: PhaseClock) -> tuple[Tensor, int]:
-        """Leave the gradient of this process's share in the parameters; return its part of the loss, and all atoms."""
-        model, device, settings = self._state.model, self._state.model.embedding.device, self._settings
-        own = self._team.share(structures, self._dataset.edges_of(structures))
-        for parameter in self._parameters:
-            parameter.grad = None
-        counts: dict[str, Tensor] | None = None
-
-        def of_part(part: np.ndarray) -> Tensor:
-            nonlocal counts
-            if counts is None and len(part) < len(structures):
-                counts = loss.counts(self._dataset.targets(structures).to(device))
-            batch = self._dataset.batch(part).to(device, pinned=settings.pin_memory)
-            clock.mark("data")
-            return loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark)
-
-        values = list(self._limit.work(self._dataset, own, of_part))
-        total = torch.stack(values).sum() if values else torch.zeros((), dtype=torch.float64, device=device)
-        return total, int(self._dataset.atoms_of(structures).sum())

@@ -45,7 +45,7 @@ def evaluate(
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
-    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda batches, total: batches,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     limit: EdgeLimit | None = None,
     team: Team | None = None,
 ) -> Evaluation:
@@ -59,7 +59,7 @@ def evaluate(
         stress: Whether stress and virials are wanted beyond what the loss needs, where they are labeled.
         forces: Whether forces are wanted beyond what the loss needs, where they are labeled.
         keep_details: Whether to keep predictions and errors by config_type.
-        progress: Wraps the iteration over batches, counted by their first structure; gets how many there are.
+        progress: Wraps the iteration over batches, counted by their first structure.
         limit: How much is computed at a time, besides the batch size.
         team: The processes that share the work; all get everything.
 
@@ -73,25 +73,23 @@ def evaluate(
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)
 
-    def predicted(structures: np.ndarray) -> tuple[Batch, dict[str, _Rows]]:
-        batch = dataset.batch(structures)
-        moved = batch.to(device)
-        prediction = predict(model, moved.graph, forces, stress)
-        with torch.no_grad():
-            found = loss.sums_and_counts(prediction, moved.targets)
-        rows = _labeled_rows(prediction, batch)
-        for name, pair in found.items():
-            sums[name].append(pair)
-        return batch, rows
-
     own = own_part(np.arange(len(dataset)), team)
-    n_batches = -(-len(own) // batch_size)
-    starts = range(0, len(own), batch_size)
-    for start in progress(starts, n_batches):
-        for batch, labeled in limit.work(dataset, own[start : start + batch_size], predicted):
-            _accumulate(total, labeled, np.ones(len(batch.structures), dtype=bool))
+    for start in progress(range(0, len(own), batch_size)):
+        for part in limit.parts(dataset, own[start : start + batch_size]):
+            with part:
+                batch = dataset.batch(part.structures)
+                moved = batch.to(device)
+                prediction = predict(model, moved.graph, forces, stress)
+                with torch.no_grad():
+                    found = loss.sums_and_counts(prediction, moved.targets)
+                rows = _labeled_rows(prediction, batch)
+            if not part.fits:
+                continue
+            for name, pair in found.items():
+                sums[name].append(pair)
+            _accumulate(total, rows, np.ones(len(batch.structures), dtype=bool))
             if keep_details:
-                details.add(batch, labeled)
+                details.add(batch, rows)
     value, metrics = _combined(loss, sums, total, team)
     if keep_details:
         details.gather(team)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 
 from mace.errors import UserError
 from mace.graphs.dataset import GraphDataset
@@ -42,9 +41,3 @@ def name_structures(dataset: GraphDataset, structures: Iterable[int]) -> str:
         numbers = ", ".join(str(number) for number in sorted(found))
         named.append(f"{file or 'given'}: structure{'s' if len(found) > 1 else ''} {numbers}")
     return "; ".join(named)
-
-
-def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Tell whether all numbers of some tensors are finite, waiting for their device only once."""
-    with torch.no_grad():
-        return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())

@@ -8,22 +8,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from mace.console.interruption import Interruption
-from mace.console.progress import TrainingProgress
 from mace.graphs.dataset import GraphDataset
-from mace.processes.team import Team
 from mace.reporting.predictions import Compared
-from mace.reporting.records import RecordWriter
-from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
-from mace.training.evaluation import evaluate
+from mace.training.context import TrainingContext
+from mace.training.evaluation import Evaluation, evaluate
 from mace.training.finiteness import Diverged, NotFinite, name_structures
-from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.saving import StateKeeper
 from mace.training.state import Progression, TrainingState
@@ -40,7 +34,6 @@ class EpochReport:
         stage_two: Whether it belongs to stage two.
         valid_loss: Validation loss; None if the epoch was not evaluated.
         metrics: Validation errors.
-        improved: Whether the validation loss is the lowest of its stage.
         compared: Validation labels and predictions by property, if a page is written that shows them.
     """
 
@@ -48,7 +41,6 @@ class EpochReport:
     stage_two: bool
     valid_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    improved: bool = False
     compared: dict[str, Compared] = field(default_factory=dict)
 
 
@@ -57,60 +49,35 @@ class _StopRequested(Exception):
 
 
 class Trainer:
-    """A run: what is trained, on what, and who is told.
+    """Train a model on a set of structures, epoch by epoch.
 
     Args:
+        context: The settings, the processes of the run, who watches, and whether a signal has come.
         state: The model and all that changes with it.
-        losses: Loss of stage one and, if there is a stage two, of stage two.
-        settings: The settings; read only.
         train_set: Structures to learn from.
         valid_set: Structures to validate with.
-        keeper: Where states are kept.
-        records: Where to write the JSON lines.
-        progress: What to show.
-        team: The processes of the run.
-        interruption: Whether a signal has come.
-        facts: What else belongs to a saved state, for the day when it is taken up again.
+        keeper: Where states are kept, and the history.
     """
 
     def __init__(
         self,
+        context: TrainingContext,
         state: TrainingState,
-        losses: tuple[Loss, Loss | None],
-        settings: TrainingSettings,
         train_set: GraphDataset,
         valid_set: GraphDataset,
         keeper: StateKeeper,
-        records: RecordWriter,
-        progress: TrainingProgress,
-        team: Team,
-        interruption: Interruption,
-        facts: dict[str, Any],
     ) -> None:
-        self.state, self.settings = state, settings
-        self._losses = losses
-        self._train_set, self._valid_set = train_set, valid_set
-        self.keeper, self._records, self._progress = keeper, records, progress
-        self._team, self._interruption, self._facts = team, interruption, facts
-        limits = self.progression.edge_limits
-        self._limits = {
-            name: EdgeLimit(limits.get(name, settings.max_edges_per_batch), name) for name in ("training", "validation")
-        }
-        self._batch_step = BatchStep(state, train_set, self._limits["training"], settings, team)
+        self.settings, self._team, self._progress = context.settings, context.team, context.progress
+        self._interruption, self._records = context.interruption, keeper.records
+        self.state, self.train_set, self.valid_set, self.keeper = state, train_set, valid_set, keeper
+        edges = {name: self.settings.max_edges_per_batch for name in ("training", "validation")}
+        self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
+        self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
 
     @property
     def progression(self) -> Progression:
         """Where the run is."""
         return self.state.progression
-
-    @property
-    def loss(self) -> Loss:
-        """The loss of the present stage."""
-        return self.loss_of(self.progression.stage)
-
-    def loss_of(self, stage: str) -> Loss:
-        """Return the loss of stage ``one`` or ``two``."""
-        return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
 
     @property
     def structures_per_step(self) -> int:
@@ -120,7 +87,7 @@ class Trainer:
     @property
     def batches_per_epoch(self) -> int:
         """Optimizer steps in an epoch; the last one may be smaller."""
-        return -(-len(self._train_set) // self.structures_per_step)
+        return -(-len(self.train_set) // self.structures_per_step)
 
     def train(self) -> Iterator[EpochReport]:
         """Run to the end, yielding a report after every epoch and one before the first.
@@ -131,51 +98,41 @@ class Trainer:
             RunInterrupted: If a signal came; the state is saved then.
             Diverged: If loss, gradient or weights are not a number, and going back did not help or was not wanted.
         """
+        last = self.settings.max_num_epochs - 1
         self.save()  # from the first moment on there is something to go on from
-        while not self._at_end():
-            try:
-                report = self._next()
-            except NotFinite as event:
-                self._go_back(event)
-                continue
+        while True:
+            state = self.progression
+            if not state.evaluated_at_start:
+                report = self._validate(None)
+                state.evaluated_at_start = True
+            elif state.finished or state.epoch > last:
+                break
+            else:
+                epoch = state.epoch
+                if state.stage_two_start is not None and epoch >= state.stage_two_start and not state.stage_two:
+                    self.state.begin_stage_two()
+                    _LOGGER.info("Changing loss based on Stage Two Weights")
+                    _LOGGER.info("Stage Two: %s, learning rate %g", self.state.loss, self.state.learning_rate)
+                try:
+                    self._run_epoch(epoch)
+                except NotFinite as event:
+                    self._go_back(event)
+                    continue
+                evaluated = epoch % self.settings.eval_interval == 0 or epoch == last
+                report = self._validate(epoch) if evaluated else EpochReport(epoch, state.stage_two)
+                if not state.stage_two:
+                    self.state.schedule.epoch_ended(report.valid_loss)
+                state.epoch += 1
+                state.structures_done = 0
+                self.save()
             yield report
             if self._team.any(self._interruption.requested):
                 self._stop()
         self.save()  # the state before is now the same, so that no weights but the best are needed any more
 
-    def _at_end(self) -> bool:
-        state = self.progression
-        return state.evaluated_at_start and (state.finished or state.epoch >= self.settings.max_num_epochs)
-
-    def _next(self) -> EpochReport:
-        """Do the evaluation before the first step, or what is left of the present epoch."""
-        state = self.progression
-        if not state.evaluated_at_start:
-            report = self._validate(None)
-            state.evaluated_at_start = True
-            return report
-        if state.stage_two_start is not None and state.epoch >= state.stage_two_start and not state.stage_two:
-            self._begin_stage_two()
-        epoch = state.epoch
-        self._run_epoch(epoch)
-        evaluated = epoch % self.settings.eval_interval == 0 or epoch == self.settings.max_num_epochs - 1
-        report = self._validate(epoch) if evaluated else EpochReport(epoch, state.stage_two)
-        if not state.stage_two:
-            self.state.schedule.epoch_ended(report.valid_loss)
-        state.epoch += 1
-        state.structures_done = 0
-        self._keep_weights(report)
-        self.save()
-        return report
-
-    def _begin_stage_two(self) -> None:
-        self.state.begin_stage_two()
-        _LOGGER.info("Changing loss based on Stage Two Weights")
-        _LOGGER.info("Stage Two: %s, learning rate %g", self.loss, self.state.learning_rate)
-
     def _run_epoch(self, epoch: int) -> None:
         """Take the steps that are left of an epoch, in an order that depends on seed and epoch alone."""
-        state, size = self.progression, len(self._train_set)
+        state, size = self.progression, len(self.train_set)
         order = np.random.default_rng([self.settings.seed, epoch]).permutation(size)
         if state.structures_done and state.structures != size:
             _LOGGER.warning(
@@ -189,7 +146,8 @@ class Trainer:
         structures = order[:0]
         for begin in range(state.structures_done, size, self.structures_per_step):
             structures = order[begin : begin + self.structures_per_step]
-            outcome = self._batch_step.take(structures, self.loss, (self._interruption.requested, self.keeper.due))
+            requests = self._interruption.requested, self.keeper.due
+            outcome = self.batch_step.take(structures, self.state.loss, requests)
             state.structures_done = begin + len(structures)
             self._progress.step(epoch, begin // self.structures_per_step, outcome.loss, outcome.n_atoms)
             late.append(outcome)
@@ -231,38 +189,46 @@ class Trainer:
         return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
-        """Evaluate with averaged weights, write the record, and judge the progress."""
+        """Evaluate with averaged weights, write the record, judge the progress, and keep the best weights."""
         state = self.progression
         start = time.perf_counter()
         self.state.optimizer_mode("eval")
         try:
-            with self.state.validated_weights():
-                result = evaluate(
-                    self.state.model,
-                    self._valid_set,
-                    self.loss,
-                    self.settings.valid_batch_size,
-                    stress=self.loss.needs_stress or self.settings.compute_stress,
-                    forces=self.settings.compute_forces,
-                    keep_details=self.settings.report,
-                    progress=self._watched,
-                    limit=self._limits["validation"],
-                    team=self._team,
-                )
+            result = self.evaluate(self.valid_set)
         except _StopRequested:
             self._stop()
         self._records.evaluation(
             loss=result.loss, metrics=result.metrics, seconds=time.perf_counter() - start, epoch=epoch, head="Default"
         )
         self._progress.evaluated(result.metrics)
-        if epoch is None:
-            return EpochReport(None, False, result.loss, result.metrics, compared=result.compared)
-        improved = self._judge(epoch, result.loss)
-        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved, result.compared)
+        if epoch is not None:
+            improved = self._judge(epoch, result.loss)
+            if improved or self.settings.save_all_checkpoints:
+                weights = self.state.copy_of_validated_weights()
+                if improved:
+                    self.state.best[state.stage] = weights
+                self.keeper.keep_weights(weights, epoch, state.stage, improved)
+        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, result.compared)
 
-    def _watched(self, batches: Iterable[int], total: int) -> Iterator[int]:
+    def evaluate(self, dataset: GraphDataset) -> Evaluation:
+        """Evaluate the weights that are validated on a set of structures."""
+        with self.state.validated_weights():
+            return evaluate(
+                self.state.model,
+                dataset,
+                self.state.loss,
+                self.settings.valid_batch_size,
+                stress=self.settings.compute_stress,
+                forces=self.settings.compute_forces,
+                keep_details=self.settings.report,
+                progress=self._watched,
+                limit=self._limits["validation"],
+                team=self._team,
+            )
+
+    def _watched(self, batches: Iterable[int]) -> Iterator[int]:
         """Show the progress of a validation, and end it at a signal; several processes end it together, later."""
-        for batch in self._progress.track(batches, "Validating", total):
+        for batch in self._progress.track(batches, "Validating"):
             if self._interruption.requested and self._team.size == 1:
                 raise _StopRequested
             yield batch
@@ -287,39 +253,29 @@ class Trainer:
                 state.finished = True
         return False
 
-    def _keep_weights(self, report: EpochReport) -> None:
-        """Keep the validated weights where they are the best or all are wanted."""
-        if report.epoch is not None and (report.improved or self.settings.save_all_checkpoints):
-            if report.valid_loss is not None:
-                stage = "two" if report.stage_two else "one"
-                weights = self.state.copy_of_validated_weights()
-                if report.improved:
-                    self.state.best[stage] = weights
-                self.keeper.keep_weights(weights, report.epoch, stage, report.improved)
-
     def save(self) -> None:
         """Save the complete state, and what is the best of each stage."""
         state = self.progression
         state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
-        self.keeper.save(self.state.state_dict() | self._facts)
+        self.keeper.save(self.state.state_dict())
 
     def _stop(self, saved: bool = False) -> None:
         """End the program because of a signal."""
         if not saved:
             self.save()
         state = self.progression
-        done, size = state.structures_done, len(self._train_set)
+        done, size = state.structures_done, len(self.train_set)
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
         error = self._interruption.error(f"saved {place}; the same command with --restart_latest goes on from there")
         _LOGGER.warning("%s", error)
         raise error
 
     def _go_back(self, event: NotFinite) -> None:
-        """Be in the last good state again with a lower learning rate, or give up."""
+        """Return to the last good state with a lower learning rate, or give up."""
         state, settings = self.progression, self.settings
         where = f"epoch {state.epoch}: {event.what} is not a finite number"
         if len(event.structures):
-            where += f" with the batch of {name_structures(self._train_set, event.structures)}"
+            where += f" with the batch of {name_structures(self.train_set, event.structures)}"
         way_out = "lower --lr, or look for wrong labels and overlapping atoms among these"
         if settings.nan_policy == "stop":
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -14,7 +14,29 @@ from mace.graphs.dataset import GraphDataset
 from mace.processes.devices import is_out_of_memory
 
 _LOGGER = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
+
+
+class Part:
+    """Structures of a batch that are computed together, inside a ``with`` block, which ends where memory runs out.
+
+    Attributes:
+        structures: Their indices.
+        fits: Whether the block was gone through to its end; if not, nothing may have changed.
+    """
+
+    def __init__(self, structures: np.ndarray) -> None:
+        self.structures, self.fits = structures, False
+
+    def __enter__(self) -> Part:
+        """Return the object itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Pass over an error that says that memory ran out."""
+        self.fits = error is None
+        return error is not None and is_out_of_memory(error)
 
 
 class EdgeLimit:
@@ -28,82 +50,50 @@ class EdgeLimit:
     def __init__(self, edges: int | None, purpose: str) -> None:
         self.edges, self._purpose = edges, purpose
 
-    def parts(self, dataset: GraphDataset, structures: np.ndarray) -> list[np.ndarray]:
+    def parts(self, dataset: GraphDataset, structures: np.ndarray) -> Iterator[Part]:
         """Divide a batch into consecutive parts within the limit; a structure above it is a part of its own.
 
-        Args:
-            dataset: The structures.
-            structures: Indices of those of the batch.
-
-        Returns:
-            Indices of the structures of each part, in the same order.
-        """
-        if self.edges is None or len(structures) < 2:
-            return [structures] if len(structures) else []
-        parts, begin, total = [], 0, 0
-        for place, edges in enumerate(dataset.edges_of(structures).tolist()):
-            if place > begin and total + edges > self.edges:
-                parts.append(structures[begin:place])
-                begin, total = place, 0
-            total += edges
-        return [*parts, structures[begin:]]
-
-    def work(
-        self, dataset: GraphDataset, structures: np.ndarray, task: Callable[[np.ndarray], _Result]
-    ) -> Iterator[_Result]:
-        """Do a task for all parts of a batch; where memory runs out, divide the part and lower the limit.
+        A part that does not fit is divided, the limit lowered, and its halves come next.
 
         Args:
             dataset: The structures.
             structures: Indices of those of the batch.
-            task: Gets the indices of a part. If it fails, nothing may have changed.
-
-        Returns:
-            The results of the parts, in order.
 
         Raises:
             UserError: If a single structure does not fit.
         """
-        waiting = self.parts(dataset, structures)
+        waiting = [structures] if len(structures) else []
+        if self.edges is not None and len(structures) > 1:
+            starts, total = [0], 0
+            for place, edges in enumerate(dataset.edges_of(structures).tolist()):
+                if place > starts[-1] and total + edges > self.edges:
+                    starts.append(place)
+                    total = 0
+                total += edges
+            waiting = np.split(structures, starts[1:])
         while waiting:
-            part = waiting.pop(0)
-            # the error is gone when the next attempt is made: its traceback holds all the tensors
-            failed, result = _attempt(task, part)
-            if not failed:
-                yield result  # type: ignore[misc]  # None only where it failed
+            part = Part(waiting.pop(0))
+            yield part
+            if part.fits:
                 continue
             if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._lower(dataset, part)
-            middle = len(part) // 2
-            waiting = [part[:middle], part[middle:], *waiting]
-
-    def _lower(self, dataset: GraphDataset, part: np.ndarray) -> None:
-        """Learn from a part that was too large."""
-        edges = dataset.edges_of(part)
-        if len(part) == 1:
-            configuration = dataset.configurations[int(part[0])]
-            raise UserError(
-                f"{configuration.where()} ({configuration.n_atoms} atoms, {int(edges[0])} edges) alone does not fit "
-                f"into memory in {self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
-                "--default_dtype=float32 or a machine with more memory."
+                torch.cuda.empty_cache()  # the error is gone by now, whose traceback held all the tensors
+            found, counts = part.structures, dataset.edges_of(part.structures)
+            if len(found) == 1:
+                configuration = dataset.configurations[int(found[0])]
+                raise UserError(
+                    f"{configuration.where()} ({configuration.n_atoms} atoms, {int(counts[0])} edges) alone does not "
+                    f"fit into memory in {self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
+                    "--default_dtype=float32 or a machine with more memory."
+                )
+            self.edges = max(int(counts.sum()) // 2, int(counts.max()))
+            _LOGGER.warning(
+                "Out of memory in %s with %d structures of %d edges; from now on at most %d edges are computed at a "
+                "time, and the parts of a batch are added up to the same loss",
+                self._purpose,
+                len(found),
+                int(counts.sum()),
+                self.edges,
             )
-        self.edges = max(int(edges.sum()) // 2, int(edges.max()))
-        _LOGGER.warning(
-            "Out of memory in %s with %d structures of %d edges; from now on at most %d edges are computed at a time, "
-            "and the parts of a batch are added up to the same loss",
-            self._purpose,
-            len(part),
-            int(edges.sum()),
-            self.edges,
-        )
-
-
-def _attempt(task: Callable[[np.ndarray], _Result], part: np.ndarray) -> tuple[bool, _Result | None]:
-    """Return whether memory ran out, and the result if not."""
-    try:
-        return False, task(part)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    return True, None
+            middle = len(found) // 2
+            waiting = [found[:middle], found[middle:], *waiting]

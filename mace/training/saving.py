@@ -35,7 +35,7 @@ class StateKeeper:
         checkpoints: The files.
         records: The history, whose length belongs to the state.
         plan: Of the model.
-        run: Id of the run.
+        facts: What else belongs to a saved state: hashes of the data, processes, and ``run``, its id.
         minutes: How often a state is due besides those at the ends of epochs.
         writes: Whether this process writes files; the others keep their state in memory alone.
         ownership: Whether the files are this run's own; None where nobody else can have them.
@@ -47,19 +47,25 @@ class StateKeeper:
         checkpoints: CheckpointFolder,
         records: RecordWriter,
         plan: ModelPlan,
-        run: str,
+        facts: Mapping[str, Any],
         minutes: float,
         writes: bool = True,
         ownership: Ownership | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._checkpoints, self._records, self._plan, self.run = checkpoints, records, plan, run
+        self._checkpoints, self.records, self._plan, self._facts = checkpoints, records, plan, facts
         self._interval, self._writes, self._clock = 60.0 * minutes, writes, clock
         self._ownership = ownership or Ownership(checkpoints.tag)
         self._due_at = clock() + self._interval
         self._waiting: dict[tuple[str, int], _Weights] = {}
         self._failed = False
         self.last_good = b""
+
+    @property
+    def run(self) -> str:
+        """Id of the run."""
+        run: str = self._facts["run"]
+        return run
 
     @property
     def due(self) -> bool:
@@ -92,16 +98,33 @@ class StateKeeper:
         Raises:
             UserError: If another process has taken the files of this run; the state is kept beside them.
         """
-        state = {**state, "run": self.run, "records": self._records.position}
+        state = {**state, **self._facts, "records": self.records.position}
         best = {(stage, epoch): state["best"][stage] for stage, epoch in state["progression"]["best_epochs"].items()}
         if not self._writes:
             self.last_good = encode(state)
             return
         if not self._ownership.look():
-            self._leave(state)
+            # give way to the process that has taken the files, without losing what was learned
+            own = self._checkpoints
+            folder = free_name(own.folder, f"{own.tag}_displaced-")
+            reason = f"{self._ownership.usurper}, and this process, which had them before, has stopped"
+            try:
+                CheckpointFolder(folder, own.tag).save_last(state)
+            except OSError as error:
+                raise UserError(f"{reason}; its state could not be written to {folder} ({error.strerror}).") from error
+            raise UserError(
+                f"{reason}; its state and best weights are in {folder}, and --work_dir=NEW --checkpoints_dir={folder} "
+                "--restart_latest goes on from there."
+            )
         try:
-            self._look_after_files(best)
-            self._records.synchronize()
+            # files that somebody removed or replaced are written anew, and those that are not ours never rotated
+            changed = self._checkpoints.changed()
+            for path, what in changed.items():
+                _LOGGER.warning("%s %s while the run goes on; it is written anew", path, what)
+            self._checkpoints.reject(changed)
+            if changed:
+                self._waiting = {**best, **self._waiting}
+            self.records.synchronize()
             for stage, epoch in list(self._waiting):
                 self._checkpoints.save_weights(self._waiting[stage, epoch], self._plan, epoch, stage, self.run)
                 del self._waiting[stage, epoch]
@@ -123,29 +146,6 @@ class StateKeeper:
         self._failed = False
         self._due_at = self._clock() + self._interval
         self._checkpoints.remove_others(best)
-
-    def _look_after_files(self, best: Mapping[tuple[str, int], _Weights]) -> None:
-        """Let files that somebody removed or replaced be written anew, and never rotate those that are not ours."""
-        changed = self._checkpoints.changed()
-        for path, what in changed.items():
-            _LOGGER.warning("%s %s while the run goes on; it is written anew", path, what)
-        self._checkpoints.reject(changed)
-        if changed:
-            self._waiting = {**best, **self._waiting}
-
-    def _leave(self, state: Mapping[str, Any]) -> None:
-        """Give way to the process that has taken the files of this run, without losing what was learned."""
-        own = self._checkpoints
-        folder = free_name(own.folder, f"{own.tag}_displaced-")
-        reason = f"{self._ownership.usurper}, and this process, which had them before, has stopped"
-        try:
-            CheckpointFolder(folder, own.tag).save_last(state)
-        except OSError as error:
-            raise UserError(f"{reason}; its state could not be written to {folder} ({error.strerror}).") from error
-        raise UserError(
-            f"{reason}; its state and best weights are in {folder}, and --work_dir=NEW --checkpoints_dir={folder} "
-            "--restart_latest goes on from there."
-        )
 
 
 def insist(write: Callable[[], _Result], what: str, pause: Callable[[float], None] = time.sleep) -> _Result:

@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
-from mace.training.finiteness import RATE_FACTOR, are_finite
+from mace.training.finiteness import RATE_FACTOR
+from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage, Schedule, make_optimizer
 from mace.training.stages import stage_two_start
 
@@ -72,19 +74,28 @@ class TrainingState:
     Args:
         model: The model on its device, initialized.
         settings: The settings; read only.
-        two_stages: Whether there is a stage two.
+        losses: Loss of stage one and, if there is a stage two, of stage two.
 
     Attributes:
         best: Validated weights with the lowest validation loss of each stage, on the CPU.
     """
 
-    def __init__(self, model: MACE, settings: TrainingSettings, two_stages: bool) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: MACE, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:
+        self.model, self.settings, self._losses = model, settings, losses
         self.optimizer = make_optimizer(model, settings)
         self.schedule = Schedule(self.optimizer, settings)
         self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
-        self.progression = Progression(stage_two_start=stage_two_start(settings) if two_stages else None)
+        self.progression = Progression(stage_two_start=stage_two_start(settings) if losses[1] else None)
         self.best: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the present stage."""
+        return self.loss_of(self.progression.stage)
+
+    def loss_of(self, stage: str) -> Loss:
+        """Return the loss of stage ``one`` or ``two``."""
+        return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
 
     @property
     def learning_rate(self) -> float:
@@ -108,8 +119,9 @@ class TrainingState:
             return {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
 
     def is_finite(self) -> bool:
-        """Tell whether all weights are numbers."""
-        return are_finite(self.model.parameters())
+        """Tell whether all weights are finite, waiting for their device only once."""
+        with torch.no_grad():
+            return bool(torch.stack([torch.isfinite(weight).all() for weight in self.model.parameters()]).all())
 
     def begin_stage_two(self) -> None:
         """Change the stage and the learning rate."""
@@ -132,7 +144,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -146,7 +158,7 @@ class TrainingState:
         }
 
     def go_back(self, state: dict[str, Any]) -> None:
-        """Be a good state again, with a lower learning rate each time."""
+        """Return to a good state, with a lower learning rate each time."""
         times = self.progression.times_back + 1
         self.load_state_dict(state)
         factor = RATE_FACTOR ** (times - self.progression.times_back)
@@ -162,19 +174,13 @@ class TrainingState:
             state: What `state_dict` returned.
             before: The settings of that time.
         """
+        now, start = self.settings, self.progression.stage_two_start
         wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        start = self.progression.stage_two_start
         self.load_state_dict(state)
-        self._apply_changes(before, wanted, start)
-
-    def _apply_changes(
-        self, before: TrainingSettings, wanted: list[dict[str, Any]], stage_two_start: int | None
-    ) -> None:
-        """Let settings that differ from those of the saved state win over the state."""
-        now, progression = self.settings, self.progression
+        progression = self.progression
         if (now.swa, now.start_swa, now.max_num_epochs) != (before.swa, before.start_swa, before.max_num_epochs):
-            progression.stage_two_start = stage_two_start
-            if progression.stage_two and (stage_two_start is None or progression.epoch < stage_two_start):
+            progression.stage_two_start = start
+            if progression.stage_two and (start is None or progression.epoch < start):
                 self._return_to_stage_one(wanted)
         rates = now.swa_lr != before.swa_lr if progression.stage_two else now.lr != before.lr
         if rates:

@@ -19,7 +19,7 @@ from ase.io import write
 from training_runs import QUICK, TINY_MODEL, isolated_atoms, train, water, write_water
 
 from mace.cli import command
-from mace.cli.command import run_command
+from mace.cli.command import run_program
 from mace.console.interruption import Interruption
 from mace.console.logs import close_logging, setup_logging
 from mace.console.optional_outputs import OptionalOutput
@@ -169,7 +169,7 @@ def test_exit_statuses_of_a_needed_output(tmp_path):
             StandardStream(Broken(file, errno.EPIPE), "standard output", True).write("x")
         with pytest.raises(UserError, match="standard output cannot be written"):
             StandardStream(Broken(file, errno.EDQUOT), "standard output", True).write("x")
-    assert command.BROKEN_PIPE == 141 and run_command.__module__ == "mace.cli.command"
+    assert command.BROKEN_PIPE == 141 and run_program.__module__ == "mace.cli.command"
 
 
 def no_room(path: Path) -> None:
@@ -269,7 +269,7 @@ def test_write_errors_say_what_they_are(number, tmp_path, monkeypatch, caplog):
     with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
         write_durably(tmp_path / "a", b"content")
     assert is_full(caught.value) == (number in (errno.ENOSPC, errno.EDQUOT))
-    keeper = StateKeeper(CheckpointFolder(tmp_path, "a"), RecordWriter(None), None, "run", 1.0)
+    keeper = StateKeeper(CheckpointFolder(tmp_path, "a"), RecordWriter(None), None, {"run": "run"}, 1.0)
     with caplog.at_level(logging.INFO, "mace"):
         keeper.save({"progression": {"best_epochs": {}}, "best": {}})
         monkeypatch.undo()

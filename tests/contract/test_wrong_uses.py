@@ -196,7 +196,9 @@ def test_one_sentence(
     before = _contents(folder)
     name, *arguments = line.split()
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    assert command.run_command(COMMANDS[name].run) == 2
+    with pytest.raises(SystemExit) as ended:
+        command.run_program(COMMANDS[name].run)
+    assert ended.value.code == 2
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1 and told.rstrip().endswith((".", "?")) and "Traceback" not in told, told

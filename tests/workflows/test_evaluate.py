@@ -397,27 +397,27 @@ def test_refuses_to_run_beside_the_original(tmp_path: Path) -> None:
 def test_exit_statuses(tmp_path: Path, body: str, status: int) -> None:
     code = f"""
 import sys
-from mace.cli.command import run_command
+from mace.cli.command import run_program
 from mace.errors import RunInterrupted, UserError
 def main(arguments):
     assert arguments == ["--a=1"]
     {body}
-sys.exit(run_command(main))
+run_program(main)
 """
     done = _run("-c", code, "--a=1", cwd=tmp_path)
     assert done.returncode == status and "Traceback" not in done.stderr
 
 
 def test_defects_keep_their_traceback(tmp_path: Path) -> None:
-    code = "from mace.cli.command import run_command\nrun_command(lambda arguments: 1 // 0)"
+    code = "from mace.cli.command import run_program\nrun_program(lambda arguments: 1 // 0)"
     done = _run("-c", code, cwd=tmp_path)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="needs pipes as on POSIX")
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    code = "import sys\nfrom mace.cli.command import run_command\n"
-    code += "sys.exit(run_command(lambda arguments: print('x' * 1_000_000)))"
+    code = "from mace.cli.command import run_program\n"
+    code += "run_program(lambda arguments: print('x' * 1_000_000))"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment

@@ -15,7 +15,7 @@ from training_runs import copper, isolated_atoms, labeled, train, water
 
 from mace.cli import plot_train
 from mace.errors import UserError
-from mace.training.loop import Trainer
+from mace.training.state import TrainingState
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium o
 HOSTILE = "</script><img_src=x_onerror=document.title='hacked'>"
 
 
-def stop(_: Trainer) -> None:
+def stop(_: TrainingState) -> None:
     raise UserError("This is the end.")
 
 
@@ -42,7 +42,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train(folder, folder / "c.xyz", "--name=copper", "--loss=stress")
     plot_train.run([str(folder / "results"), f"--output={folder / 'both'}", "--output_format=none"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError):
-        patch.setattr(Trainer, "_begin_stage_two", stop)
+        patch.setattr(TrainingState, "begin_stage_two", stop)
         train(folder, folder / "w.xyz", "--name=short", "--swa", "--max_num_epochs=6")
     steps = [{"mode": "opt", "epoch": k // 20, "loss": 1.0 + k % 7, "lr": 0.01} for k in range(400)]
     evaluations = [{"mode": "eval", "epoch": k, "head": "Default", "loss": 1.0 / (k + 1)} for k in range(20)]

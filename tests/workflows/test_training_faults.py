@@ -223,7 +223,7 @@ def test_a_signal_before_training_says_that_nothing_is_lost(
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal was not noticed")
 
-    monkeypatch.setattr("mace.runs.run.prepare", signalled)
+    monkeypatch.setattr("mace.runs.run.read_and_check", signalled)
     with pytest.raises(RunInterrupted, match="SIGTERM: nothing was trained") as caught:
         train(tmp_path, data)
     assert caught.value.status == 143
@@ -237,16 +237,20 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[np.ndarray]]:
     """Make the gradient of some steps NaN; return the batches of all steps."""
 
     def install(which: Callable[[int, np.ndarray], bool]) -> list[np.ndarray]:
-        gradient, batches = BatchStep._gradient, list[np.ndarray]()
+        take, gradient, batches = BatchStep.take, batch_step.loss_gradient, list[np.ndarray]()
 
-        def spoiled(step: BatchStep, structures: np.ndarray, *others: Any) -> Any:
-            value, n_atoms = gradient(step, structures, *others)
+        def counted(step: BatchStep, structures: np.ndarray, *others: Any) -> Any:
             batches.append(structures)
-            if which(len(batches) - 1, structures):
-                step._parameters[0].grad *= float("nan")
-            return value, n_atoms
+            return take(step, structures, *others)
 
-        monkeypatch.setattr(BatchStep, "_gradient", spoiled)
+        def spoiled(model: Any, *others: Any, **named: Any) -> Any:
+            value = gradient(model, *others, **named)
+            if which(len(batches) - 1, batches[-1]):
+                next(model.parameters()).grad *= float("nan")
+            return value
+
+        monkeypatch.setattr(BatchStep, "take", counted)
+        monkeypatch.setattr(batch_step, "loss_gradient", spoiled)
         return batches
 
     return install

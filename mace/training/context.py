@@ -1,4 +1,4 @@
-"""What a training run has from beginning to end."""
+"""What a training has around it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,26 @@ from dataclasses import dataclass
 
 import torch
 
-from mace.settings import TrainingSettings
-from mace.processes.team import Team
-from mace.runs.folders import RunFolders
 from mace.console.interruption import Interruption
-from mace.training.loss import Loss
-from mace.files.ownership import Ownership
 from mace.console.progress import TrainingProgress
+from mace.processes.team import Team
+from mace.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
-class Session:
-    """What a run has from beginning to end.
+class TrainingContext:
+    """Who computes where, by which settings, who watches, and who may end it.
 
     Attributes:
         settings: The settings; read only.
-        losses: Loss of stage one and, if there is a stage two, of stage two.
         device: Where this process computes.
         team: The processes of the run.
         interruption: Whether a signal has come.
-        folders: Where files go.
-        ownership: Whether they are this run's own.
         progress: What is shown.
     """
 
     settings: TrainingSettings
-    losses: tuple[Loss, Loss | None]
     device: torch.device
     team: Team
     interruption: Interruption
-    folders: RunFolders
-    ownership: Ownership
     progress: TrainingProgress
