@@ -18,6 +18,7 @@ from ase.constraints import FixAtoms
 from ase.io import read
 
 from mace.console.interruption import Interruption
+from mace.dynamics import simulation
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.simulation import Simulation, SimulationSummary
 from mace.dynamics.watch import sign_of_explosion
@@ -201,6 +202,13 @@ def test_atoms_without_forces_have_flown_apart(n_atoms: int, seen: bool) -> None
     atoms = flying(n_atoms)
     atoms.calc.forces = 0.0
     assert (sign_of_explosion(atoms, PLAN, False) is not None) == seen
+
+
+def test_distances_are_looked_at_whenever_a_line_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(simulation, "sign_of_explosion", lambda atoms, plan, distances: looked.append(distances))
+    simulate(flying(), replace(PLAN, steps=6, log_interval=3), tmp_path / "md.xyz")
+    assert looked[-6:] == [False, False, True] * 2 and all(looked[:-6])
 
 
 def test_an_explosion_leaves_the_last_frame(tmp_path: Path) -> None:
