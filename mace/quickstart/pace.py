@@ -103,7 +103,10 @@ def measure_pace(
     step, n_steps = _time_steps(state, preparation, losses[0], settings)
     per_edge = _time_evaluation(state, preparation, losses[0], settings)
     scale = _Scale(sets, preparation, settings)
-    edges = scale.train * preparation.train.n_edges, scale.valid * preparation.valid.n_edges
+    edges = (
+        scale.train * preparation.train.n_edges,
+        scale.valid * sum(valid.n_edges for valid in preparation.valid.values()),
+    )
     tests = sum(dataset.n_edges for dataset in preparation.tests.values())
     return Pace(
         prepare=seconds * scale.train,
@@ -134,7 +137,7 @@ class _Scale:
         self.training_structures = total - valid
         self.train = max(1.0, self.training_structures / len(preparation.train))
         n_valid = valid if sets.validation is None else len(sets.validation.configurations)
-        self.valid = max(1.0, n_valid / len(preparation.valid))
+        self.valid = max(1.0, n_valid / sum(map(len, preparation.valid.values())))
         n_tests = sum(len(result.configurations) for result in sets.tests.values())
         self.tests = max(1.0, n_tests / max(1, sum(len(dataset) for dataset in preparation.tests.values())))
 
@@ -179,7 +182,7 @@ def _time_steps(
 
 def _time_evaluation(state: TrainingState, preparation: Preparation, loss: Loss, settings: TrainingSettings) -> float:
     """Evaluate structures of the validation set; return seconds for each edge."""
-    dataset = preparation.valid
+    dataset = next(iter(preparation.valid.values()))
     most = _MOST_EVALUATED * settings.valid_batch_size
     if len(dataset) > most:
         elements = ElementTable(preparation.plan.atomic_numbers)

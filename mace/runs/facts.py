@@ -26,6 +26,7 @@ from mace.settings.help import default_words, supported_groups
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.training.loop import Trainer
 from mace.preparation.preparation import Preparation
+from mace.reporting.set_names import shown_name
 from mace.reporting.records import results_path
 from mace.runs.session import Session
 from mace.training.stages import has_stage_two
@@ -105,9 +106,11 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
 
 
 def _sets(preparation: Preparation) -> list[SetFact]:
-    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
-    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
-    return [SetFact(role, name, len(dataset), dataset.n_atoms, dataset.n_edges) for role, name, dataset in sets]
+    words = {"train": "training", "valid": "validation", "test": "test"}
+    return [
+        SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
+        for row, (role, dataset) in preparation.sets().items()
+    ]
 
 
 def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:

@@ -305,7 +305,8 @@ def _train(trainer: Trainer, session: Session, page: RunReport) -> None:
         for report in trainer.train():
             if report.valid_loss is not None:
                 table = reported_table(settings)
-                _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+                for head, found in report.evaluations.items():
+                    _LOGGER.info(epoch_line(report.epoch, head, found.loss, found.metrics, table))
                 page.refresh(report)
             if settings.plot and plot_is_due(report, settings) and session.team.is_first:
                 plot_curves(settings, session.folders, trainer)

@@ -6,8 +6,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,11 @@ from mace.console.progress import TrainingProgress
 from mace.graphs.batch_plan import BatchPlan
 from mace.graphs.dataset import Dataset
 from mace.processes.team import Team
-from mace.reporting.predictions import Compared
 from mace.reporting.records import RecordWriter
 from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
-from mace.training.evaluation import evaluate
+from mace.training.evaluation import Evaluation, evaluate
 from mace.training.finiteness import Diverged, NotFinite
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
@@ -39,18 +38,19 @@ class EpochReport:
     Attributes:
         epoch: Counted from zero; None for the evaluation before training.
         stage_two: Whether it belongs to stage two.
-        valid_loss: Validation loss; None if the epoch was not evaluated.
-        metrics: Validation errors.
+        evaluations: What was found on the validation sets, by head; nothing if the epoch was not evaluated.
         improved: Whether the validation loss is the lowest of its stage.
-        compared: Validation labels and predictions by property, if a page is written that shows them.
     """
 
     epoch: int | None
     stage_two: bool
-    valid_loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     improved: bool = False
-    compared: dict[str, Compared] = field(default_factory=dict)
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Validation loss of all heads together; None if the epoch was not evaluated."""
+        return sum(found.loss for found in self.evaluations.values()) if self.evaluations else None
 
 
 class _StopRequested(Exception):
@@ -65,7 +65,7 @@ class Trainer:
         losses: Loss of stage one and, if there is a stage two, of stage two.
         settings: The settings; read only.
         train_set: Structures to learn from.
-        valid_set: Structures to validate with.
+        valid_sets: Structures to validate with, by head.
         keeper: Where states are kept.
         records: Where to write the JSON lines.
         progress: What to show.
@@ -83,7 +83,7 @@ class Trainer:
         losses: tuple[Loss, Loss | None],
         settings: TrainingSettings,
         train_set: Dataset,
-        valid_set: Dataset,
+        valid_sets: Mapping[str, Dataset],
         keeper: StateKeeper,
         records: RecordWriter,
         progress: TrainingProgress,
@@ -93,7 +93,7 @@ class Trainer:
     ) -> None:
         self.state, self.settings = state, settings
         self._losses = losses
-        self._train_set, self._valid_set = train_set, valid_set
+        self._train_set, self._valid_sets = train_set, valid_sets
         self.keeper, self._records, self._progress = keeper, records, progress
         self._team, self._interruption, self._facts = team, interruption, facts
         limits = self.progression.edge_limits
@@ -225,34 +225,37 @@ class Trainer:
         return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
-        """Evaluate with averaged weights, write the record, and judge the progress."""
-        state = self.progression
-        start = time.perf_counter()
+        """Evaluate with averaged weights, write the records, and judge the progress."""
+        state, evaluations = self.progression, dict[str, Evaluation]()
         self.state.optimizer_mode("eval")
         try:
             with self.state.validated_weights():
-                result = evaluate(
-                    self.state.model,
-                    self._valid_set,
-                    self.loss,
-                    self.settings.valid_batch_size,
-                    stress=self.loss.needs_stress or self.settings.compute_stress,
-                    forces=self.settings.compute_forces,
-                    keep_details=self.settings.report,
-                    progress=self._watched,
-                    limit=self._limits["validation"],
-                    team=self._team,
-                )
+                for head, valid_set in self._valid_sets.items():
+                    start = time.perf_counter()
+                    found = evaluate(
+                        self.state.model,
+                        valid_set,
+                        self.loss,
+                        self.settings.valid_batch_size,
+                        stress=self.loss.needs_stress or self.settings.compute_stress,
+                        forces=self.settings.compute_forces,
+                        keep_details=self.settings.report,
+                        progress=self._watched,
+                        limit=self._limits["validation"],
+                        team=self._team,
+                    )
+                    seconds = time.perf_counter() - start
+                    self._records.evaluation(
+                        loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head
+                    )
+                    self._progress.evaluated(found.metrics)
+                    evaluations[head] = found
         except _StopRequested:
             self._stop()
-        self._records.evaluation(
-            loss=result.loss, metrics=result.metrics, seconds=time.perf_counter() - start, epoch=epoch, head="Default"
-        )
-        self._progress.evaluated(result.metrics)
-        if epoch is None:
-            return EpochReport(None, False, result.loss, result.metrics, compared=result.compared)
-        improved = self._judge(epoch, result.loss)
-        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved, result.compared)
+        report = EpochReport(epoch, epoch is not None and state.stage_two, evaluations)
+        if epoch is not None and report.valid_loss is not None:
+            report = replace(report, improved=self._judge(epoch, report.valid_loss))
+        return report
 
     def _watched(self, batches: Iterable[int], total: int) -> Iterator[int]:
         """Show the progress of a validation, and end it at a signal; several processes end it together, later."""
