@@ -16,15 +16,17 @@ from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import Foundation, foundation_plan
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import ways_out
 from mace.preparation.condition_keys import conditions_of
 from mace.preparation.reading import InputData
+from mace.reporting.set_names import table_row
 from mace.reporting.tables import contents_line, residual_table
 from mace.settings import TrainingSettings
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.labels import require_labels
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
 from mace.structures.sources import files_of
@@ -64,7 +66,7 @@ class Preparation:
         plan: The plan of the model.
         energies: Reference energies and where they come from; None for a model without energies.
         train: Graphs to learn from.
-        valid: Graphs to validate with.
+        valid: Graphs to validate with, by head.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
         saved: The saved state that the run goes on from; None if it begins anew.
@@ -73,11 +75,19 @@ class Preparation:
     data: InputData
     plan: ModelPlan
     energies: ReferenceEnergies | None
-    train: GraphDataset
-    valid: GraphDataset
-    tests: dict[str, GraphDataset]
+    train: Dataset
+    valid: dict[str, Dataset]
+    tests: dict[str, Dataset]
     digests: dict[str, str]
     saved: dict[str, Any] | None = None
+
+    def sets(self) -> dict[str, tuple[str, Dataset]]:
+        """Return the role of each set, ``train``, ``valid`` or ``test``, and its graphs, by its row in error tables."""
+        return {
+            table_row("train", DEFAULT_HEAD): ("train", self.train),
+            **{table_row("valid", head): ("valid", dataset) for head, dataset in self.valid.items()},
+            **{name: ("test", dataset) for name, dataset in self.tests.items()},
+        }
 
     @property
     def digest(self) -> str:
@@ -132,7 +142,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
     for name, result in sets.tests.items():
         for each in result.configurations:
             # those of a test file are divided by config_type; those of a folder stay file by file
-            tests.setdefault(name or f"{each.config_type}_{each.head}", []).append(each)
+            tests.setdefault(name or table_row(each.config_type, each.head), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
     return Structures(train, valid, tests, training.isolated_atoms, file_digests(files))
@@ -186,11 +196,12 @@ def prepare(
         _log_charges([*structures.train, *structures.valid])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
 
-    def search(configurations: Sequence[Configuration], name: str) -> GraphDataset:
+    def search(configurations: Sequence[Configuration], name: str) -> Dataset:
         description = f"Neighbors of {name}"
-        return GraphDataset(configurations, elements, r_max, lambda items: progress.track(items, description))
+        return InMemoryDataset(configurations, elements, r_max, lambda items: progress.track(items, description))
 
-    train, valid = search(structures.train, "the training set"), search(structures.valid, "the validation set")
+    train = search(structures.train, "the training set")
+    valid = {DEFAULT_HEAD: search(structures.valid, "the validation set")}
     # before training, so that nothing in them can spoil its end
     tests = {name: search(configurations, name) for name, configurations in structures.tests.items()}
     conditions = conditions_of(settings, foundation)
@@ -226,7 +237,7 @@ def _reference_energies(
         energies = replace(energies, energies=dict(sorted((known | energies.energies).items())))
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
     shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
-    _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    _LOGGER.info("Atomic Energies used (z: eV) for head %s: {%s}", DEFAULT_HEAD, shown)
     if energies.residuals:
         _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
     for note in energies.notes:

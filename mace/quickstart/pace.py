@@ -12,7 +12,7 @@ import numpy as np
 from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.preparation.preparation import Preparation, prepare
 from mace.preparation.reading import DataSets, InputData
@@ -102,7 +102,8 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
         per_edge = _time_evaluation(trainer)
         save = _time_saving(trainer)
     scale = _Scale(data.sets, preparation, settings)
-    edges = scale.train * preparation.train.n_edges, scale.valid * preparation.valid.n_edges
+    valid_edges = sum(valid.n_edges for valid in preparation.valid.values())
+    edges = scale.train * preparation.train.n_edges, scale.valid * valid_edges
     tests = sum(dataset.n_edges for dataset in preparation.tests.values())
     return Pace(
         prepare=seconds * scale.train,
@@ -133,7 +134,7 @@ class _Scale:
         self.training_structures = total - valid
         self.train = max(1.0, self.training_structures / len(preparation.train))
         n_valid = valid if sets.validation is None else len(sets.validation.configurations)
-        self.valid = max(1.0, n_valid / len(preparation.valid))
+        self.valid = max(1.0, n_valid / sum(map(len, preparation.valid.values())))
         n_tests = sum(len(result.configurations) for result in sets.tests.values())
         self.tests = max(1.0, n_tests / max(1, sum(len(dataset) for dataset in preparation.tests.values())))
 
@@ -155,10 +156,10 @@ def _sampled(sets: DataSets, seed: int) -> DataSets:
 
 def _time_steps(trainer: Trainer) -> tuple[float, int]:
     """Take steps as in the first epochs; return seconds of an average step of an epoch, and how many were timed."""
-    dataset, settings, state = trainer.train_set, trainer.settings, trainer.state
+    dataset, state = trainer.train_set, trainer.state
     state.optimizer_mode("train")
-    order = np.random.default_rng([settings.seed, 0]).permutation(len(dataset))
-    size = min(settings.batch_size, len(dataset))
+    epoch = list(trainer.batch_plan.steps(0))
+    order, size = np.concatenate(epoch), len(epoch[0])
     spent, edges, done = 0.0, 0, 0
     trainer.batch_step.take(order[:size], state.loss, (False, False)).read()  # to warm up: the first one is slow
     while done < FEWEST_STEPS or (spent < ENOUGH_SECONDS and done < _MOST_STEPS):
@@ -169,16 +170,17 @@ def _time_steps(trainer: Trainer) -> tuple[float, int]:
         spent += time.perf_counter() - start
         edges += int(dataset.edges_of(structures).sum())
         done += 1
-    return spent * max(dataset.n_edges, 1) / max(edges, 1) / trainer.batches_per_epoch, done
+    return spent * max(dataset.n_edges, 1) / max(edges, 1) / trainer.batch_plan.steps_per_epoch, done
 
 
 def _time_evaluation(trainer: Trainer) -> float:
     """Evaluate structures of the validation set; return seconds for each edge."""
-    dataset, settings, state = trainer.valid_set, trainer.settings, trainer.state
+    dataset = next(iter(trainer.valid_sets.values()))
+    settings, state = trainer.settings, trainer.state
     most = _MOST_EVALUATED * settings.valid_batch_size
     if len(dataset) > most:
         elements = ElementTable(state.model.plan.atomic_numbers)
-        dataset = GraphDataset(dataset.configurations[:most], elements, dataset.r_max)
+        dataset = InMemoryDataset(dataset[:most], elements, dataset.r_max)
     state.optimizer_mode("eval")
     spent = []
     for _ in range(2):

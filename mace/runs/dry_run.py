@@ -43,7 +43,7 @@ def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
         energies = f"{named} ({preparation.energies.source})"
     table = Table(title=f"Plan of the run {settings.name}", box=box.ASCII, show_header=False, title_justify="left")
     rows = {
-        "structures": f"{len(train)} training, {len(preparation.valid)} validation, "
+        "structures": f"{len(train)} training, {sum(map(len, preparation.valid.values()))} validation, "
         f"{sum(len(c) for c in preparation.tests.values())} test",
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "E0s / eV": energies,

@@ -16,7 +16,7 @@ import torch
 
 import mace
 from mace.elements import chemical_symbol
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
@@ -26,6 +26,7 @@ from mace.settings.help import default_words, supported_groups
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.training.loop import Trainer
 from mace.preparation.preparation import Preparation
+from mace.reporting.set_names import shown_name
 from mace.reporting.records import results_path
 from mace.runs.context import RunContext
 from mace.training.stages import has_stage_two
@@ -48,8 +49,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     count = torch.get_num_threads()
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
     given, fields = provided(settings), type(settings).model_fields
-    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
-    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
+    words = {"train": "training", "valid": "validation", "test": "test"}
     return RunFacts(
         name=settings.name,
         tag=folders.tag,
@@ -67,7 +67,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
             for d in members
         ],
         decisions=_decisions(trainer, preparation, settings),
-        sets=[SetFact(role, name, len(each), each.n_atoms, each.n_edges) for role, name, each in sets],
+        sets=[
+            SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
+            for row, (role, dataset) in preparation.sets().items()
+        ],
         data=preparation.data.report,
         data_page=f"{folders.tag}_data.html",
         elements=_elements(plan, preparation.train, counts),
@@ -93,7 +96,7 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     }
     if plan.predicts_energy:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
-    found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
+    found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
@@ -103,7 +106,7 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
 
 
-def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[ElementFact]:
+def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:
     energies = plan.reference_energies or [None] * plan.n_elements
     facts = []
     for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):

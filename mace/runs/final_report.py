@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from functools import partial
 
 import numpy as np
 
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
+from mace.reporting.set_names import shown_name
 from mace.reporting.predictions import PredictedSet, per_atom_values
 from mace.training.evaluation import Evaluation, evaluate
 from mace.planning.model_choices import reported_table
@@ -39,11 +41,11 @@ def write_final_report(
         Errors by the name of the set, and all sets with their predictions, in the order in which they are shown.
     """
     settings, table = run.settings, reported_table(run.settings)
-    sets = {"train_Default": preparation.train, "valid_Default": preparation.valid, **preparation.tests}
-    roles = {"train_Default": "train", "valid_Default": "valid"}
-    results, predicted = dict[str, Evaluation](), list[PredictedSet]()
-    for name, dataset in sets.items():
-        results[name] = evaluate(
+    results: dict[str, Evaluation] = {}
+    predicted: list[PredictedSet] = []
+    errors: dict[str, dict[str, dict[str, float]]] = {"train": {}, "valid": {}, "test": {}}
+    for row, (role, dataset) in preparation.sets().items():
+        results[row] = evaluate(
             model,
             dataset,
             loss,
@@ -51,28 +53,26 @@ def write_final_report(
             stress=settings.compute_stress,
             forces=settings.compute_forces,
             keep_details=True,
-            progress=partial(run.progress.track, description=f"Evaluating {name}"),
-            limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {name}"),
+            progress=partial(run.progress.track, description=f"Evaluating {row}"),
+            limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {row}"),
         )
-        short, role = name.removesuffix("_Default"), roles.get(name, "test")
-        predicted.append(PredictedSet(short, role, dataset.configurations, results[name].compared))
-    _log_types(results, table, model.plan)
-    # those of whole sets come last, as in mace-torch: programs that read logs take the last table there is
-    metrics = {name: result.metrics for name, result in results.items()}
-    tested = {name: errors for name, errors in metrics.items() if name not in roles}
-    _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, {name: metrics[name] for name in roles}))
-    if tested:
-        _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
+        errors[role][row] = results[row].metrics
+        predicted.append(PredictedSet(shown_name(row), role, dataset, results[row].compared))
+    # the first two tables come last, as in mace-torch: programs that read logs take the last table there is
+    _log_types(results, table, model.plan, errors["test"].keys())
+    _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, errors["train"] | errors["valid"]))
+    if errors["test"]:
+        _LOGGER.info("Error-table on TEST:\n%s", error_table(table, errors["test"]))
     if settings.plot:
         _plot(predicted, model.plan, run, stage)
-    return metrics, predicted
+    return {row: result.metrics for row, result in results.items()}, predicted
 
 
-def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> None:
+def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, tests: Collection[str]) -> None:
     """Log RMSE and MAE of every set, divided by config_type."""
     rows = {}
-    for name, result in results.items():
-        name = name.removesuffix("_Default") if name in ("train_Default", "valid_Default") else name
+    for row, result in results.items():
+        name = row if row in tests else shown_name(row)
         for kind, metrics in result.by_type.items():
             # the sets of a test file are its types already
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
@@ -86,28 +86,23 @@ def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> N
 def _plot(predicted: list[PredictedSet], plan: ModelPlan, run: RunContext, stage: str) -> None:
     """Draw predictions against labels, energies with or without those of the isolated atoms."""
     energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
-    joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    folders, settings = run.folders, run.settings
+    interaction = settings.plot_interaction_e
+    parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for one in predicted:
-        group = joined.setdefault(one.role, {})
-        for name in one.compared:
-            if name == "energy" and run.settings.plot_interaction_e:
-                group.setdefault("interaction_energy", []).append(_pair(name, one, energies))
-            elif name == "energy":
-                group.setdefault(name, []).append(_pair(name, one, dict.fromkeys(energies, 0.0)))
-            elif name != "virials":
-                compared = one.compared[name]
-                group.setdefault(name, []).append((compared.reference, compared.prediction))
-    data = {role: {name: _join(parts) for name, parts in group.items()} for role, group in joined.items() if group}
-    path = run.folders.results / f"{run.folders.tag}_parity_stage_{stage}.png"
+        for name, compared in one.compared.items():
+            reference, prediction = compared.reference, compared.prediction
+            if name == "energy":
+                reference, error = per_atom_values(name, one, energies if interaction else dict.fromkeys(energies, 0.0))
+                prediction = reference + error
+            if name != "virials":
+                shown = "interaction_energy" if name == "energy" and interaction else name
+                parts.setdefault(one.role, {}).setdefault(shown, []).append((reference, prediction))
+    data = {
+        role: {name: (np.concatenate([r for r, _ in of]), np.concatenate([p for _, p in of])) for name, of in by.items()}
+        for role, by in parts.items()
+    }
+    path = folders.results / f"{folders.tag}_parity_stage_{stage}.png"
     with OptionalOutput(path):
-        plot_parity(data, path, title=f"{run.folders.tag}, stage {stage}")
+        plot_parity(data, path, title=f"{folders.tag}, stage {stage}")
         _LOGGER.info("Saved plot to %s", path)
-
-
-def _pair(name: str, one: PredictedSet, energies: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    reference, error = per_atom_values(name, one, energies)
-    return reference, reference + error
-
-
-def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

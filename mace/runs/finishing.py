@@ -38,10 +38,12 @@ def show_epoch(run: RunContext, trainer: Trainer, report: EpochReport) -> None:
         trainer: What trains.
         report: What the epoch brought.
     """
-    settings, every = run.settings, run.settings.plot_frequency
+    settings = run.settings
+    every = settings.plot_frequency
     if report.valid_loss is not None:
         table = reported_table(settings)
-        _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+        for head, found in report.evaluations.items():
+            _LOGGER.info(epoch_line(report.epoch, head, found.loss, found.metrics, table))
         run.report.refresh(report)
     if run.team.is_first and settings.plot and every > 0 and report.epoch and report.epoch % every == 0:
         plot_curves(settings, run.folders, trainer)

@@ -55,11 +55,10 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         model = build_model(run, preparation)
         if settings.dry_run:
             show_plan(run, preparation, model)
-            run.team.leave()
-            return
-        trainer = train_model(run, preparation, model)
+        else:
+            trainer = train_model(run, preparation, model)
         run.team.leave()
-        if run.team.is_first:
+        if run.team.is_first and not settings.dry_run:
             write_results(run, preparation, trainer)
 
 
@@ -118,7 +117,7 @@ def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Train
     with open_trainer(run, preparation, model) as trainer:
         _LOGGER.info("===========TRAINING===========")
         _LOGGER.info("Started training, reporting errors on validation set")
-        run.progress.start(run.settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
+        run.progress.start(run.settings.max_num_epochs, trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)
         try:
             with run.interruption.patient():
                 for report in trainer.train():
@@ -139,11 +138,12 @@ def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Train
 def write_results(run: RunContext, preparation: Preparation, trainer: Trainer) -> None:
     """Write the models of all stages first; then measure them, draw, and write the page of the run."""
     _LOGGER.info("===========RESULTS===========")
-    if run.settings.save_cpu:
+    settings = run.settings
+    if settings.save_cpu:
         _LOGGER.info("--save_cpu changes nothing: model files always hold tensors that any device can load")
     best = write_models(run, preparation, trainer)
     measure_models(run, preparation, trainer, best)
-    if run.settings.plot:
-        plot_curves(run.settings, run.folders, trainer)
+    if settings.plot:
+        plot_curves(settings, run.folders, trainer)
     run.report.ended("finished")
     _LOGGER.info("Done")

@@ -17,6 +17,7 @@ from mace.pages.run_page import write_run_page
 from mace.reporting.worst import worst_structures
 from mace.training.loop import EpochReport, Trainer
 from mace.console.optional_outputs import OptionalOutput
+from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.records import RecordFollower
 
 _LOGGER = logging.getLogger(__name__)
@@ -141,8 +142,24 @@ class RunReport:
     def _measured(
         self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]
     ) -> MeasuredStage:
-        predictions = summarize_predictions(predicted, self._energies)
-        return MeasuredStage(stage, epoch, metrics, predictions, worst_structures(predicted, self._energies))
+        worst, heads = worst_structures(predicted, self._energies), tuple(self._trainer.valid_sets)
+        return MeasuredStage(stage, epoch, metrics, summarize_predictions(predicted, self._energies), worst, heads)
+
+    def _latest(self) -> MeasuredStage | None:
+        """Show the last validation as long as no finished model has been measured."""
+        report = self._validated
+        if self._stages or report is None or report.epoch is None:
+            return None
+        rows = {head: table_row("valid", head) for head in report.evaluations}
+        predicted = [
+            PredictedSet(shown_name(rows[head]), "valid", self._trainer.valid_sets[head], found.compared)
+            for head, found in report.evaluations.items()
+            if found.compared
+        ]
+        if not predicted:
+            return None
+        metrics = {rows[head]: found.metrics for head, found in report.evaluations.items()}
+        return self._measured("two" if report.stage_two else "one", report.epoch, metrics, predicted)
 
     def _last_words(self) -> str:
         if self._facts is None:
@@ -163,12 +180,7 @@ class RunReport:
 
         begin = self._clock()
         with self._output:
-            state, report, latest = self._trainer.progression, self._validated, None
-            if not self._stages and report is not None and report.epoch is not None and report.compared:
-                # the last validation, as long as no finished model has been measured
-                valid = PredictedSet("valid", "valid", self._trainer.valid_set.configurations, report.compared)
-                stage, metrics = "two" if report.stage_two else "one", {"valid_Default": report.metrics}
-                latest = self._measured(stage, report.epoch, metrics, [valid])
+            state = self._trainer.progression
             anew, self._times_back = state.times_back != self._times_back, state.times_back
             now = RunState(
                 condition=condition,
@@ -180,7 +192,7 @@ class RunReport:
                 times_back=state.times_back,
                 warnings=self._collector.warnings,
                 stages=self._stages,
-                latest=latest,
+                latest=self._latest(),
             )
             write_durably(path, write_run_page(facts, now).encode())
         end = self._clock()

@@ -6,18 +6,18 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mace.graphs.dataset import GraphDataset
-from mace.reporting.predictions import Compared
+from mace.graphs.batch_plan import BatchPlan
+from mace.graphs.dataset import Dataset
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
 from mace.training.evaluation import Evaluation, evaluate
-from mace.training.finiteness import Diverged, NotFinite, name_structures
+from mace.training.finiteness import Diverged, NotFinite
 from mace.training.memory import EdgeLimit
 from mace.training.saving import StateKeeper
 from mace.training.state import Progression, TrainingState
@@ -32,16 +32,17 @@ class EpochReport:
     Attributes:
         epoch: Counted from zero; None for the evaluation before training.
         stage_two: Whether it belongs to stage two.
-        valid_loss: Validation loss; None if the epoch was not evaluated.
-        metrics: Validation errors.
-        compared: Validation labels and predictions by property, if a page is written that shows them.
+        evaluations: What was found on the validation sets, by head; nothing if the epoch was not evaluated.
     """
 
     epoch: int | None
     stage_two: bool
-    valid_loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    compared: dict[str, Compared] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Validation loss of all heads together; None if the epoch was not evaluated."""
+        return sum(found.loss for found in self.evaluations.values()) if self.evaluations else None
 
 
 class _StopRequested(Exception):
@@ -55,39 +56,33 @@ class Trainer:
         context: The settings, the processes of the run, who watches, and whether a signal has come.
         state: The model and all that changes with it.
         train_set: Structures to learn from.
-        valid_set: Structures to validate with.
+        valid_sets: Structures to validate with, by head.
         keeper: Where states are kept, and the history.
+
+    Attributes:
+        batch_plan: Which structures each step takes.
     """
 
     def __init__(
         self,
         context: TrainingContext,
         state: TrainingState,
-        train_set: GraphDataset,
-        valid_set: GraphDataset,
+        train_set: Dataset,
+        valid_sets: Mapping[str, Dataset],
         keeper: StateKeeper,
     ) -> None:
         self.settings, self._team, self._progress = context.settings, context.team, context.progress
         self._interruption, self._records = context.interruption, keeper.records
-        self.state, self.train_set, self.valid_set, self.keeper = state, train_set, valid_set, keeper
+        self.state, self.train_set, self.valid_sets, self.keeper = state, train_set, valid_sets, keeper
         edges = {name: self.settings.max_edges_per_batch for name in ("training", "validation")}
         self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
+        self.batch_plan = BatchPlan(len(train_set), self.settings.seed, self.settings.batch_size * self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
 
     @property
     def progression(self) -> Progression:
         """Where the run is."""
         return self.state.progression
-
-    @property
-    def structures_per_step(self) -> int:
-        """How many structures all processes together go through in a step."""
-        return self.settings.batch_size * self._team.size
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last one may be smaller."""
-        return -(-len(self.train_set) // self.structures_per_step)
 
     def train(self) -> Iterator[EpochReport]:
         """Run to the end, yielding a report after every epoch and one before the first.
@@ -131,9 +126,8 @@ class Trainer:
         self.save()  # the state before is now the same, so that no weights but the best are needed any more
 
     def _run_epoch(self, epoch: int) -> None:
-        """Take the steps that are left of an epoch, in an order that depends on seed and epoch alone."""
-        state, size = self.progression, len(self.train_set)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(size)
+        """Take the steps that are left of an epoch."""
+        state, size = self.progression, self.batch_plan.n_structures
         if state.structures_done and state.structures != size:
             _LOGGER.warning(
                 "There were %d training structures, now %d: epoch %d begins anew", state.structures, size, epoch
@@ -143,13 +137,13 @@ class Trainer:
         if state.structures_done < size:
             self.state.optimizer_mode("train")
         late: deque[StepOutcome] = deque()
-        structures = order[:0]
-        for begin in range(state.structures_done, size, self.structures_per_step):
-            structures = order[begin : begin + self.structures_per_step]
+        structures = np.zeros(0, dtype=np.int64)
+        first = state.structures_done // self.batch_plan.structures_per_step
+        for step, structures in enumerate(self.batch_plan.steps(epoch, state.structures_done), start=first):
             requests = self._interruption.requested, self.keeper.due
             outcome = self.batch_step.take(structures, self.state.loss, requests)
-            state.structures_done = begin + len(structures)
-            self._progress.step(epoch, begin // self.structures_per_step, outcome.loss, outcome.n_atoms)
+            state.structures_done += len(structures)
+            self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
             late.append(outcome)
             # on an accelerator results are read one step late: reading one waits for the device
             stop, due = self._settle(late, epoch, left=outcome.latency)
@@ -189,28 +183,30 @@ class Trainer:
         return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
-        """Evaluate with averaged weights, write the record, judge the progress, and keep the best weights."""
-        state = self.progression
-        start = time.perf_counter()
+        """Evaluate with averaged weights, write the records, judge the progress, and keep the best weights."""
+        state, evaluations = self.progression, dict[str, Evaluation]()
         self.state.optimizer_mode("eval")
-        try:
-            result = self.evaluate(self.valid_set)
-        except _StopRequested:
-            self._stop()
-        self._records.evaluation(
-            loss=result.loss, metrics=result.metrics, seconds=time.perf_counter() - start, epoch=epoch, head="Default"
-        )
-        self._progress.evaluated(result.metrics)
-        if epoch is not None:
-            improved = self._judge(epoch, result.loss)
+        for head, valid_set in self.valid_sets.items():
+            start = time.perf_counter()
+            try:
+                found = self.evaluate(valid_set)
+            except _StopRequested:
+                self._stop()
+            seconds = time.perf_counter() - start
+            self._records.evaluation(loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head)
+            self._progress.evaluated(found.metrics)
+            evaluations[head] = found
+        report = EpochReport(epoch, epoch is not None and state.stage_two, evaluations)
+        if epoch is not None and report.valid_loss is not None:
+            improved = self._judge(epoch, report.valid_loss)
             if improved or self.settings.save_all_checkpoints:
                 weights = self.state.copy_of_validated_weights()
                 if improved:
                     self.state.best[state.stage] = weights
                 self.keeper.keep_weights(weights, epoch, state.stage, improved)
-        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, result.compared)
+        return report
 
-    def evaluate(self, dataset: GraphDataset) -> Evaluation:
+    def evaluate(self, dataset: Dataset) -> Evaluation:
         """Evaluate the weights that are validated on a set of structures."""
         with self.state.validated_weights():
             return evaluate(
@@ -275,7 +271,7 @@ class Trainer:
         state, settings = self.progression, self.settings
         where = f"epoch {state.epoch}: {event.what} is not a finite number"
         if len(event.structures):
-            where += f" with the batch of {name_structures(self.train_set, event.structures)}"
+            where += f" with the batch of {self.train_set.describe(event.structures)}"
         way_out = "lower --lr, or look for wrong labels and overlapping atoms among these"
         if settings.nan_policy == "stop":
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.processes.devices import is_out_of_memory
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class EdgeLimit:
     def __init__(self, edges: int | None, purpose: str) -> None:
         self.edges, self._purpose = edges, purpose
 
-    def parts(self, dataset: GraphDataset, structures: np.ndarray) -> Iterator[Part]:
+    def parts(self, dataset: Dataset, structures: np.ndarray) -> Iterator[Part]:
         """Divide a batch into consecutive parts within the limit; a structure above it is a part of its own.
 
         A part that does not fit is divided, the limit lowered, and its halves come next.
@@ -80,10 +80,10 @@ class EdgeLimit:
                 torch.cuda.empty_cache()  # the error is gone by now, whose traceback held all the tensors
             found, counts = part.structures, dataset.edges_of(part.structures)
             if len(found) == 1:
-                configuration = dataset.configurations[int(found[0])]
+                alone = dataset[int(found[0])]
                 raise UserError(
-                    f"{configuration.where()} ({configuration.n_atoms} atoms, {int(counts[0])} edges) alone does not "
-                    f"fit into memory in {self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
+                    f"{alone.where()} ({alone.n_atoms} atoms, {int(counts[0])} edges) alone does not fit into memory "
+                    f"in {self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
                     "--default_dtype=float32 or a machine with more memory."
                 )
             self.edges = max(int(counts.sum()) // 2, int(counts.max()))
