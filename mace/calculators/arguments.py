@@ -67,7 +67,7 @@ def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
     Raises:
         UserError: If it has another than its default value for a model without dipoles.
     """
-    if charges_key != DEFAULT_CHARGES_KEY and not plan.predicts_dipole:
+    if charges_key != DEFAULT_CHARGES_KEY and "dipole" not in plan.outputs:
         raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_NO_CHARGES}.")
 
 

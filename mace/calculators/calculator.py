@@ -28,7 +28,7 @@ from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.heads import HeadChoice
 from mace.calculators.members import implemented_results, open_members
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
+from mace.calculators.results import ATOMIC_STRESSES, Units, collect_results, result_names
 from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
 from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
@@ -43,6 +43,7 @@ from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.installation import require_own_files
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
+from mace.model.plan import OUTPUTS
 from mace.model.prediction import hessian, nonsense, predict
 from mace.potential.loading import find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
@@ -143,7 +144,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         TypeError: If an argument is not known.
     """
 
-    implemented_properties = [*OF_ENERGY_MODELS, *ATOMIC_STRESSES]
+    implemented_properties = result_names(OUTPUTS["MACE"], committee=False)
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
 
     def _atomic_stresses(self, wanted: bool) -> bool:
-        if wanted and not self.models[0].plan.predicts_energy:
+        if wanted and "energy" not in self.models[0].plan.outputs:
             raise UserError("MACECalculator: compute_atomic_stresses=True cannot be used with models of dipoles only.")
         return wanted
 
@@ -243,7 +244,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
             return changes
         if self.results and self.head_of_results != self.head:
             return ["head"]
-        if self.models[0].plan.predicts_dipole:
+        if "dipole" in self.models[0].plan.outputs:
             before, now = (a.arrays.get(self.charges_key) for a in (self.atoms or Atoms(), atoms))
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
@@ -426,7 +427,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return atoms
 
     def _require_energy(self, caller: str) -> None:
-        if not self.models[0].plan.predicts_energy:
+        if "energy" not in self.models[0].plan.outputs:
             raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
 
     def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
@@ -459,7 +460,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     def _configuration(self, atoms: Atoms, head: str, place: int) -> Configuration:
         """Check a structure; see `to_configuration`."""
-        charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
+        charges = atoms.arrays.get(self.charges_key) if "dipole" in self.models[0].plan.outputs else None
         try:
             conditions = self.find_conditions(atoms)
             configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values, head)

@@ -71,10 +71,10 @@ def implemented_results(models: Sequence[MACE]) -> list[str]:
     Raises:
         UserError: If they do not all predict the same.
     """
-    kinds = {(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}
-    if len(kinds) > 1:
+    outputs = {model.plan.outputs for model in models}
+    if len(outputs) > 1:
         words = " and ".join(sorted({model.plan.model for model in models}))
         raise UserError(
             f"MACECalculator: a committee of {words} models cannot be formed; they predict different things."
         )
-    return result_names(*kinds.pop(), committee=len(models) > 1)
+    return result_names(outputs.pop(), committee=len(models) > 1)

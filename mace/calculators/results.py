@@ -14,16 +14,23 @@ from torch import Tensor
 from mace.graphs.graph import Graph
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction
-
-OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
-"""Results that come with every calculation of a model with energies; the stress where there is a volume."""
+from mace.properties import COMPARED, PROPERTIES
 
 ATOMIC_STRESSES = ("stresses", "virials")
 """Results of single atoms that are computed only if one of them is asked for."""
 
+_WITH = {"energy": ("free_energy", "energies", "node_energy"), "stress": ATOMIC_STRESSES}
+"""Results that come with another one."""
+
+_SHARES = {
+    "energy": (("energies", "atomic_energies", "energy"),),
+    "stress": (("virials", "atomic_virials", "virials"),),
+}
+"""What single atoms add: name of the result, attribute of the prediction, property of the same dimension."""
+
 _STATISTICS = ("comm", "var", "std")
-_OF_MEMBERS = ("energy", "energies", "forces", "stress")
-_PER_ATOM = ("energies", "node_energy", "forces", "virials")
+_OF_MEMBERS = ("energy", "energies", *COMPARED[1:])
+_PER_ATOM = ("energies", "node_energy", "virials", *(name for name in COMPARED if PROPERTIES[name].of_atoms))
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,10 @@ class Units:
     length: float
 
 
-def result_names(energy: bool, dipole: bool, committee: bool) -> list[str]:
-    """List the results of models that predict energies, dipoles or both."""
-    members = [*(_OF_MEMBERS if energy else ()), *(("dipole",) if dipole else ())]
-    names = [*((*OF_ENERGY_MODELS, *ATOMIC_STRESSES) if energy else ()), *(("dipole",) if dipole else ())]
+def result_names(outputs: Sequence[str], committee: bool) -> list[str]:
+    """List the results of models that predict some of `mace.properties.PROPERTIES`."""
+    names = [result for name in COMPARED if name in outputs for result in (name, *_WITH.get(name, ()))]
+    members = [name for name in _OF_MEMBERS if name in names]
     return [*names, *(f"{name}_{what}" for name in members for what in _STATISTICS if committee)]
 
 
@@ -78,20 +85,11 @@ def _members(
     models: Sequence[MACE], predictions: Sequence[Prediction], graphs: Sequence[Graph], units: Units
 ) -> dict[str, np.ndarray]:
     """Collect what each model says, in eV and Angstrom, ``[models, ...]``."""
-    scales = {
-        "energy": units.energy,
-        "atomic_energies": units.energy,
-        "forces": units.energy / units.length,
-        "stress": units.energy / units.length**3,
-        "atomic_virials": units.energy,
-        "dipole": units.length,
-    }
-    ours = {"atomic_energies": "energies", "atomic_virials": "virials"}
     values = {}
-    for name, scale in scales.items():
-        tensors = [getattr(prediction, name) for prediction in predictions]
+    for name, attribute, dimension in (source for of in COMPARED for source in ((of, of, of), *_SHARES.get(of, ()))):
+        tensors = [getattr(prediction, attribute) for prediction in predictions]
         if tensors[0] is not None:
-            values[ours.get(name, name)] = _stack(tensors) * scale
+            values[name] = _stack(tensors) * PROPERTIES[dimension].factor(units.energy, units.length)
     if "energies" in values:
         references = [model.reference_of_atoms(graph) for model, graph in zip(models, graphs, strict=True)]
         values["node_energy"] = values["energies"] - _stack(references) * units.energy
@@ -101,13 +99,14 @@ def _members(
 def _results(members: dict[str, np.ndarray], volume: float | None, committee: bool) -> dict[str, Any]:
     """Take means and statistics of one structure, with ASE's names and shapes."""
     results: dict[str, Any] = {name: rows.mean(0) for name, rows in members.items()}
+    results = {name: value if np.ndim(value) else float(value) for name, value in results.items()}
     if "energy" in results:
-        results["energy"] = results["free_energy"] = float(results["energy"])
+        results["free_energy"] = results["energy"]
     if "stress" in results:
         results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
     if "virials" in results and volume is not None:
         results["stresses"] = full_3x3_to_voigt_6_stress(-results["virials"] / volume)
-    for name in (*_OF_MEMBERS, "dipole") if committee else ():
+    for name in _OF_MEMBERS if committee else ():
         if name in members:
             variance = members[name].var(0)
             results[f"{name}_comm"] = members[name].copy()

@@ -169,7 +169,7 @@ def _opened(model: str | Path | MACE, device: torch.device, dtype: torch.dtype, 
         opened, names, place = loaded.model, loaded.heads, str(model)
     else:
         raise UserError(f"MaceTorchSimModel: the model is a {type(model).__name__}; name a model file.")
-    if not opened.plan.predicts_energy:
+    if "energy" not in opened.plan.outputs:
         raise UserError(f"MaceTorchSimModel: a {opened.plan.model} model predicts no energy, so it moves no atoms.")
     opened = with_one_head(opened, _head(names, head, place)).requires_grad_(False)
     choose_kernels(opened)

@@ -22,7 +22,6 @@ from mace.settings.declaration import read_literal
 
 if TYPE_CHECKING:
     from mace.evaluation.evaluation import EvaluationSummary, Wanted
-    from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
@@ -164,6 +163,7 @@ def run(arguments: Sequence[str]) -> None:
     from mace.evaluation.evaluation import evaluate_files
     from mace.model.kernel_choice import choose_kernels
     from mace.potential.loading import expand_models, find_device, find_dtype
+    from mace.reporting.tables import tables_in_brief
     from mace.structures.condition_values import check_condition_keys
 
     console = PlainConsole()
@@ -182,7 +182,7 @@ def run(arguments: Sequence[str]) -> None:
         for model in models:
             choose_kernels(model)
         plan = models[0].plan
-        if options.charges_key is not None and not plan.predicts_dipole:
+        if options.charges_key is not None and "dipole" not in plan.outputs:
             raise UserError(f"--charges_key has no effect on a {plan.model} model; remove the flag.")
         conditions = joined(model.plan.conditions for model in models)
         check_condition_keys("--condition_keys", options.condition_keys, conditions)
@@ -200,19 +200,9 @@ def run(arguments: Sequence[str]) -> None:
                 interruption=interruption,
                 resume=options.resume,
             )
-        _report(summary, options, _tables(plan, options.compute_stress))
+        _report(summary, options, tables_in_brief(plan.outputs, options.compute_stress))
     finally:
         close_logging()
-
-
-def _tables(plan: ModelPlan, stress: bool) -> list[str]:
-    """Choose the error tables of what a model predicts."""
-    if not plan.predicts_energy:
-        return ["DipoleRMSE"]
-    of_energies = ["PerAtomRMSEstressvirials"] if stress else ["PerAtomRMSE"]
-    if plan.predicts_dipole:
-        return ["EnergyDipoleRMSE", *(of_energies if stress else [])]
-    return of_energies
 
 
 def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Sequence[str]) -> None:

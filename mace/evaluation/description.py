@@ -99,7 +99,7 @@ def check_model(model: MACE) -> dict[str, bool]:
 
 def _check_head(model: MACE, head: str) -> dict[str, bool]:
     cluster, crystal = check_structures(model.plan, head)
-    if not model.plan.predicts_energy:
+    if "energy" not in model.plan.outputs:
         dipole = predict(model, _graph(model, cluster)).dipole
         return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
     results = [_evaluate(model, structure) for structure in (cluster, crystal)]

@@ -30,7 +30,7 @@ from mace.model.plan import ModelPlan
 from mace.model.prediction import nonsense, predict
 from mace.pages.plots import plot_parity
 from mace.processes.garbage_collection import objects_frozen
-from mace.properties import PROPERTIES
+from mace.properties import COMPARED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.frame import Frame
 from mace.structures.frames import expand_paths
@@ -40,7 +40,8 @@ from mace.structures.sources import Source
 from mace.structures.splitting import check_elements, check_heads
 from mace.structures.stress import SMALLEST_VOLUME
 
-_PER_ATOM = ("forces", "node_energies", "descriptors", "forces_std", "node_energies_std")
+_PER_ATOM = (*(name for name in COMPARED if PROPERTIES[name].of_atoms), "node_energies", "descriptors")
+_COLUMNS = (*_PER_ATOM, *(f"{name}_std" for name in _PER_ATOM))
 
 Batches = Iterable[list[Configuration]]
 
@@ -69,15 +70,8 @@ class Wanted:
 
     def keys(self, plan: ModelPlan, committee: bool = False) -> list[str]:
         """Return the keys that will be written with what a model, or a committee of such, predicts."""
-        names = {
-            "energy": plan.predicts_energy,
-            "forces": plan.predicts_energy,
-            "dipole": plan.predicts_dipole,
-            "stress": self.stress,
-            "node_energies": self.node_energies,
-            "descriptors": self.descriptors,
-        }
-        chosen = [name for name, on in names.items() if on]
+        chosen = [name for name in COMPARED if name in plan.outputs and (name != "stress" or self.stress)]
+        chosen += ["node_energies"] * self.node_energies + ["descriptors"] * self.descriptors
         return [self.prefix + name for name in [*chosen, *(f"{name}_std" for name in chosen if committee)]]
 
 
@@ -247,7 +241,7 @@ def _read_checked(
     files = expand_paths(paths)
     for model in models:
         _check_model(model.plan, wanted)
-    if len({(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}) > 1:
+    if len({model.plan.outputs for model in models}) > 1:
         kinds = ", ".join(sorted({model.plan.model for model in models}))
         raise UserError(f"Models of a committee must predict the same, but these are {kinds}; evaluate them apart.")
     if len(models) > 1 and wanted.descriptors:
@@ -297,26 +291,21 @@ def predict_configurations(
     dataset = GraphDataset(configurations, elements, r_max, heads=heads)
     graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
     prediction = predict(model, graph, forces=True, stress=wanted.stress, features=wanted.descriptors)
-    of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
+    found = {name: getattr(prediction, name) for name in COMPARED if getattr(prediction, name) is not None}
+    of_atoms = {name: found.pop(name) for name in COMPARED if name in found and PROPERTIES[name].of_atoms}
     if wanted.node_energies:
         of_atoms["node_energies"] = prediction.atomic_energies
     if wanted.descriptors:
         of_atoms["descriptors"] = descriptors(prediction, wanted.descriptor_layers, wanted.descriptor_invariants)
     ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
-    pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
+    pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items()}
     results: list[dict[str, Any]] = [
         {name: piece[i] for name, piece in pieces.items()} for i in range(len(configurations))
     ]
-    if prediction.energy is not None:
-        for result, energy in zip(results, _to_array(prediction.energy), strict=True):
-            result["energy"] = float(energy)
-    if prediction.dipole is not None:
-        for result, dipole in zip(results, _to_array(prediction.dipole), strict=True):
-            result["dipole"] = dipole
-    if prediction.stress is not None:
-        for result, configuration, stress in zip(results, configurations, _to_array(prediction.stress), strict=True):
-            if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
-                result["stress"] = stress
+    for name in sorted(found, key="stress".__eq__):  # which stands behind the others in files
+        for result, configuration, value in zip(results, configurations, _to_array(found[name]), strict=True):
+            if name != "stress" or abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
+                result[name] = value if PROPERTIES[name].shape else float(value)
     for result, configuration in zip(results, configurations, strict=True):
         if said := nonsense(result):
             raise UserError(f"{configuration.where()}: {said}")
@@ -353,7 +342,7 @@ def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> 
 def _check_model(plan: ModelPlan, wanted: Wanted) -> None:
     """Refuse to predict what a model without energies does not."""
     for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
-        if on and not plan.predicts_energy:
+        if on and "energy" not in plan.outputs:
             raise UserError(f"The model is of the kind {plan.model} and predicts dipoles only; do not ask for {name}.")
 
 
@@ -385,8 +374,8 @@ def _annotations(
     prediction: dict[str, Any], frame: Frame, wanted: Wanted
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Divide a prediction into columns and entries of the comment line, with descriptors put together as wanted."""
-    columns = {name: prediction[name] for name in _PER_ATOM if name in prediction}
-    entries = {name: value for name, value in prediction.items() if name not in _PER_ATOM}
+    columns = {name: prediction[name] for name in _COLUMNS if name in prediction}
+    entries = {name: value for name, value in prediction.items() if name not in _COLUMNS}
     if wanted.descriptor_aggregation:
         rows = columns.pop("descriptors")
         symbols = np.array(chemical_symbols)[frame.numbers]

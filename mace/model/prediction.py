@@ -73,7 +73,7 @@ def predict(
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    if not (forces or stress or atomic_virials) or not model.plan.predicts_energy:
+    if not (forces or stress or atomic_virials) or "energy" not in model.plan.outputs:
         with torch.set_grad_enabled(training):
             return _assemble(model, graph, vectors, None, features=features)
     vectors.requires_grad_(True)

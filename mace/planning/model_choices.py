@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mace.conditions import words_without_effect
 from mace.errors import UserError
-from mace.model.plan import WITH_ENERGY
+from mace.model.plan import OUTPUTS
 from mace.planning.model_plan import overruled_features, read_irreps
 from mace.settings import TrainingSettings, provided
 from mace.settings.unsupported import inert_notes
@@ -115,7 +115,7 @@ def _refuse_dipoles(settings: TrainingSettings) -> None:
 def _complete_readout(settings: TrainingSettings) -> str:
     """Give the hidden layer vectors, and scalars where there is an energy: as many as it has of the other."""
     widths = {str(irrep): multiplicity for multiplicity, irrep in read_irreps("--MLP_irreps", settings.MLP_irreps)}
-    needed = ("0e", "1o") if settings.model in WITH_ENERGY else ("1o",)
+    needed = ("0e", "1o") if "energy" in OUTPUTS[settings.model] else ("1o",)
     if not widths.keys() <= {"0e", "1o"} or all(widths.get(irrep, 0) for irrep in needed):
         return settings.MLP_irreps
     width = max(widths.values())

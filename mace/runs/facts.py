@@ -93,7 +93,7 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
     }
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
     found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.loss_of("one"))

@@ -21,7 +21,8 @@ from mace.console.optional_outputs import OptionalOutput
 from mace.pages.plots import plot_parity
 from mace.preparation.preparation import Preparation
 from mace.console.progress import TrainingProgress
-from mace.reporting.tables import error_table
+from mace.properties import PROPERTIES
+from mace.reporting.tables import error_table, tables_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -111,10 +112,8 @@ def _tell_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> 
         for kind, metrics in result.by_type.items():
             # the sets of a test file are its types already
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
-    suffix = "stressvirials" if "stressvirials" in table else ""
     for measure in ("RMSE", "MAE"):
-        kinds = [f"PerAtom{measure}{suffix}"] * plan.predicts_energy + [f"Dipole{measure}"] * plan.predicts_dipole
-        for kind in kinds:
+        for kind in tables_of(plan.outputs, measure, stress="stressvirials" in table):
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
@@ -122,7 +121,7 @@ def _plot(
     predicted: list[PredictedSet], plan: ModelPlan, settings: TrainingSettings, folders: RunFolders, stage: str
 ) -> None:
     """Draw predictions against labels, energies with or without those of the isolated atoms."""
-    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
     joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for one in predicted:
         group = joined.setdefault(one.role, {})
@@ -131,7 +130,7 @@ def _plot(
                 group.setdefault("interaction_energy", []).append(_pair(name, one, energies))
             elif name == "energy":
                 group.setdefault(name, []).append(_pair(name, one, dict.fromkeys(energies, 0.0)))
-            elif name != "virials":
+            elif not PROPERTIES[name].derived:
                 compared = one.compared[name]
                 group.setdefault(name, []).append((compared.reference, compared.prediction))
     data = {role: {name: _join(parts) for name, parts in group.items()} for role, group in joined.items() if group}

@@ -263,7 +263,7 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
             "atom crosses r_max, as in mace-torch; --apply_cutoff=False makes them smooth"
         )
     if not plan.interactions[0].residual and "Residual" in settings.interaction_first:
-        why = "so that an isolated atom has exactly its E0" if plan.predicts_energy else "as in all models but one"
+        why = "so that an isolated atom has exactly its E0" if "energy" in plan.outputs else "as in all models but one"
         _LOGGER.info("--model=%s: the first interaction has no residual, %s", plan.model, why)
 
 

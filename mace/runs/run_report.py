@@ -86,7 +86,7 @@ class RunReport:
         with OptionalOutput(self.path):
             self._facts = gather_facts(session, preparation, trainer, self._started)
             plan = trainer.state.model.plan
-            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
