@@ -28,6 +28,7 @@ def test_a_state_of_each_version_is_archived_and_loads(version: int) -> None:
     state = load_safely(SAMPLES / f"checkpoint-{version}_last.pt")
     assert state["format"] == FORMAT
     assert state["progression"]["epoch"] == 3 and state["progression"]["best_epochs"] == {"one": 1, "two": 2}
+    assert state["progression"]["evaluated_at_start"]
     assert all(torch.isfinite(weight).all() for weight in state["weights"].values())
 
 
