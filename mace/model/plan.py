@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from mace.conditions import Condition
-from mace.properties import predicted_with
+from mace.properties import PROPERTIES, predicted_with
 from mace.structures.configuration import DEFAULT_HEAD
 
 MAX_L = 4
@@ -29,6 +29,12 @@ OUTPUTS = {
     "EnergyDipolesMACE": predicted_with("energy", "dipole"),
 }
 """What each kind of model predicts of `mace.properties.PROPERTIES`, by the word of the command line."""
+
+DEGREES_READ = {
+    model: {len(PROPERTIES[name].shape) for name in outputs if not PROPERTIES[name].derivative_of}
+    for model, outputs in OUTPUTS.items()
+}
+"""Degrees of the features that its readouts read: 0 for numbers, 1 for vectors."""
 
 LARGEST_CUTOFF = 100.0
 """Beyond it, in any unit of length that models are trained in, every atom would be a neighbor of all others."""
@@ -185,16 +191,16 @@ class ModelPlan(BaseModel):
             raise ValueError("correlation orders lie between 1 and 4")
         if any(len(head.reference_energies) != self.n_reference_energies for head in self.every_head):
             raise ValueError("one reference energy per element is needed, none where no energy is predicted")
-        has_energy, has_dipole = "energy" in self.outputs, "dipole" in self.outputs
-        if has_dipole and 1 not in self.hidden_l:
+        reads_numbers, reads_vectors = 0 in DEGREES_READ[self.model], 1 in DEGREES_READ[self.model]
+        if reads_vectors and 1 not in self.hidden_l:
             raise ValueError("a dipole needs hidden features of degree 1")
-        if self.readout_vectors and not has_dipole or self.readout_channels and not has_energy:
+        if self.readout_vectors and not reads_vectors or self.readout_channels and not reads_numbers:
             raise ValueError("the last readout has widths for what the model does not predict")
-        if has_energy and not self.readout_channels:
+        if reads_numbers and not self.readout_channels:
             raise ValueError("the last readout of energies needs a width")
         if self.last_readout_only and self.n_layers == 1:
             raise ValueError("a last readout only needs several layers: in mace-torch one layer would have none")
-        if (self.last_readout_only or self.readout_biases) and has_dipole:
+        if (self.last_readout_only or self.readout_biases) and reads_vectors:
             raise ValueError("models of dipoles have a readout of every layer, without biases")
         if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
             raise ValueError("atomic numbers must rise")
@@ -290,7 +296,7 @@ class ModelPlan(BaseModel):
 
     def l_out(self, layer: int) -> tuple[int, ...]:
         """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""
-        last = (0, 1) if "dipole" in self.outputs else (0,)
+        last = (0, 1) if 1 in DEGREES_READ[self.model] else (0,)
         return last if layer == self.n_layers - 1 else self.hidden_l
 
 

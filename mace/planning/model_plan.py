@@ -10,7 +10,7 @@ from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
 from mace.graphs.dataset import GraphDataset
-from mace.model.plan import MAX_L, OUTPUTS, InteractionPlan, ModelPlan
+from mace.model.plan import DEGREES_READ, MAX_L, OUTPUTS, InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling, Summary, choose_scaling
@@ -46,7 +46,7 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
             f"hidden features of degree {features.degrees[-1]} need --max_ell of at least {features.degrees[-1]}, "
             f"but it is {settings.max_ell}."
         )
-    if "dipole" in OUTPUTS[settings.model] and 1 not in features.degrees:
+    if 1 in DEGREES_READ[settings.model] and 1 not in features.degrees:
         raise UserError(
             f"--model={settings.model} needs vectors among the hidden features; choose --max_L of at least 1, or "
             "--hidden_irreps with 1o."
@@ -175,15 +175,15 @@ def readout_widths(settings: TrainingSettings) -> ReadoutWidths:
     Raises:
         UserError: If it asks for anything but scalars, or vectors where there are no dipoles.
     """
-    text, has_dipoles = settings.MLP_irreps, "dipole" in OUTPUTS[settings.model]
+    text, degrees = settings.MLP_irreps, DEGREES_READ[settings.model]
     terms = read_irreps("--MLP_irreps", text)
     widths = {str(irrep): multiplicity for multiplicity, irrep in terms}
-    allowed = ("0e", "1o") if has_dipoles else ("0e",)
+    allowed = ("0e", "1o") if 1 in degrees else ("0e",)
     if len(widths) != len(terms) or not widths.keys() <= set(allowed) or not all(widths.values()):
-        if has_dipoles:
+        if 1 in degrees:
             raise UserError(f"--MLP_irreps='{text}': write scalars and vectors, each once, as in '16x0e + 16x1o'.")
         raise UserError(f"--MLP_irreps='{text}': the readout has scalars only, write for example '16x0e'.")
-    return ReadoutWidths(widths.get("0e", 0) if "energy" in OUTPUTS[settings.model] else 0, widths.get("1o", 0))
+    return ReadoutWidths(widths.get("0e", 0) if 0 in degrees else 0, widths.get("1o", 0))
 
 
 def plan_model(
