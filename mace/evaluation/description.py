@@ -18,6 +18,7 @@ from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict
+from mace.properties import PROPERTIES
 from mace.structures.configuration import Configuration
 
 _DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
@@ -100,8 +101,9 @@ def check_model(model: MACE) -> dict[str, bool]:
 def _check_head(model: MACE, head: str) -> dict[str, bool]:
     cluster, crystal = check_structures(model.plan, head)
     if "energy" not in model.plan.outputs:
-        dipole = predict(model, _graph(model, cluster)).dipole
-        return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
+        prediction = predict(model, _graph(model, cluster))
+        found = {PROPERTIES[name].plural: getattr(prediction, name) for name in model.plan.outputs}
+        return {f"{words}_are_finite": bool(torch.isfinite(values).all()) for words, values in found.items()}
     results = [_evaluate(model, structure) for structure in (cluster, crystal)]
     forces = results[0][1]
     direction = np.random.default_rng(2).normal(size=forces.shape)
