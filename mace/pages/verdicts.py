@@ -76,12 +76,13 @@ def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
 
 def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, float, float, float]]:
     """Yield a property, its error in training and validation, and their ratio, for the last stage."""
-    if not stages:
-        return
-    train, valid = (stages[-1].metrics.get(f"{name}_Default", {}) for name in ("train", "valid"))
-    for metric, row in _ERRORS.items():
-        if train.get(metric) and valid.get(metric):
-            yield row, train[metric], valid[metric], valid[metric] / train[metric]
+    for stage in stages[-1:]:
+        trained = stage.metrics_of("train")
+        for head, valid in stage.metrics_of("valid").items():
+            train = trained.get(head, {})
+            for metric, row in _ERRORS.items():
+                if train.get(metric) and valid.get(metric):
+                    yield row, train[metric], valid[metric], valid[metric] / train[metric]
 
 
 def _condition_level(state: RunState) -> Level:
@@ -100,13 +101,9 @@ def _best_tile(state: RunState) -> Tile:
 def _error_tiles(state: RunState) -> Iterator[Tile]:
     """Show errors of the test sets if there are some, else of the validation set."""
     if state.stages:
-        metrics = state.stages[-1].metrics
-        tests = {name: values for name, values in metrics.items() if name not in ("train_Default", "valid_Default")}
-        name, shown = _largest(tests) if tests else ("validation", metrics.get("valid_Default", {}))
-        if len(tests) > 1:
-            name = f"worst of {len(tests)} test sets"
-        elif tests:
-            name = "test"
+        tests = state.stages[-1].test_metrics()
+        shown: Mapping[str, Any] = _largest(tests or state.stages[-1].metrics_of("valid"))
+        name = f"worst of {len(tests)} test sets" if len(tests) > 1 else "test" if tests else "validation"
     else:
         name, shown = "validation, lowest loss", _best_record(state)
     for metric, row in _ERRORS.items():
@@ -114,14 +111,14 @@ def _error_tiles(state: RunState) -> Iterator[Tile]:
             yield Tile(f"RMSE {row.symbol}, {name}", f"{shown[metric] / MILLI:.3g}", f"m{row.shown_unit}")
 
 
-def _largest(sets: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+def _largest(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Take the largest of each error over several sets."""
     found: dict[str, float] = {}
     for values in sets.values():
         for metric in _ERRORS:
             if values.get(metric) is not None:
-                found[metric] = max(found.get(metric, 0.0), values[metric])
-    return "test", found
+                found[metric] = max(found.get(metric, values[metric]), values[metric])
+    return found
 
 
 def _best_record(state: RunState) -> Mapping[str, Any]:
@@ -214,15 +211,13 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
     if not stages:
         return
     yield from _of_shift(stages[-1])
-    valid_metrics = stages[-1].metrics.get("valid_Default", {})
-    for name, values in stages[-1].metrics.items():
-        if name in ("train_Default", "valid_Default"):
-            continue
+    valid_metrics = _largest(stages[-1].metrics_of("valid"))
+    for name, values in stages[-1].test_metrics().items():
         for metric, row in _ERRORS.items():
             if values.get(metric) and valid_metrics.get(metric) and values[metric] > 3.0 * valid_metrics[metric]:
                 yield Verdict(
                     "note",
-                    f"Test set {name.removesuffix('_Default')}: the error of {row.plural or row.name} is "
+                    f"Test set {name}: the error of {row.plural or row.name} is "
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
                 )

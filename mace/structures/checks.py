@@ -12,7 +12,7 @@ import numpy as np
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
 from mace.properties import PROPERTIES
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_TYPE, Configuration
 from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
@@ -108,7 +108,7 @@ def attach_weights(
     Raises:
         UserError: If a weight is no finite number of at least zero.
     """
-    type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
+    type_weight = type_weights.get(configuration.config_type, type_weights.get(DEFAULT_TYPE, 1.0))
     given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS & info.keys()}
     if not given and type_weight == 1.0:
         return configuration
