@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mace.elements import ElementTable
 from mace.evaluation.evaluation import Wanted, evaluate_files
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import load_model
@@ -91,7 +91,7 @@ def write_structures(path: Path, count: int) -> None:
 
 def measure(model: MACE, path: Path, batch_size: int) -> Throughput:
     """Measure the three in turn."""
-    dataset = GraphDataset(
+    dataset = InMemoryDataset(
         read_configurations(path).configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max
     )
     graphs = [batch.graph for batch in dataset.batches(batch_size)]

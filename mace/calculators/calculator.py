@@ -36,7 +36,7 @@ from mace.conditions import joined
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.evaluation.descriptors import descriptors
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
@@ -443,8 +443,8 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
         for key in dict.fromkeys(keys):
             elements, r_max, names = key
-            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search, heads=names)
-            made[key] = dataset.graph(range(len(dataset))).to(self.device)
+            graph = graph_of_structures(configurations, ElementTable(elements), r_max, names, search)
+            made[key] = graph.to(self.device)
         graphs = [made[key] for key in keys]
         if not self._warned_of_distances:
             pairs = zip(self._distance_watches, graphs, strict=True)

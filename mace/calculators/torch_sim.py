@@ -18,7 +18,7 @@ from mace.compat.importing import open_model
 from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.heads import find_head, with_one_head
@@ -135,8 +135,8 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         self._warn_of_spins(configurations)
         _refuse_unknown_elements(configurations, self._elements)
         del self._searches[len(configurations) :]  # of a larger state before
-        dataset = GraphDataset(configurations, self._elements, self.model.plan.r_max, search=self._search)
-        graph = dataset.graph(range(len(dataset))).to(self._device)
+        graph = graph_of_structures(configurations, self._elements, self.model.plan.r_max, search=self._search)
+        graph = graph.to(self._device)
         prediction = predict(self.model, graph, forces=self._compute_forces, stress=self._compute_stress)
         found = {"energy": prediction.energy, "forces": prediction.forces, "stress": prediction.stress}
         return {name: value.detach().to(self._dtype) for name, value in found.items() if value is not None}

@@ -12,7 +12,7 @@ import torch
 from mace.compat.exporting import check_structures
 from mace.compat.layers import word_of_interaction
 from mace.elements import ElementTable, chemical_symbol
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.graphs.graph import Graph
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel

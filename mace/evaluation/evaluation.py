@@ -23,7 +23,7 @@ from mace.evaluation.comparison import Comparison
 from mace.evaluation.descriptors import descriptors
 from mace.evaluation.resuming import check_continuation, check_same_model, complete_frames, written_predictions
 from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.model.heads import default_head
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
@@ -288,8 +288,7 @@ def predict_configurations(
         UserError: If a number is NaN or infinite.
     """
     elements, r_max, heads = ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names
-    dataset = GraphDataset(configurations, elements, r_max, heads=heads)
-    graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
+    graph = graph_of_structures(configurations, elements, r_max, heads).to(model.embedding.device)
     prediction = predict(model, graph, forces=True, stress=wanted.stress, features=wanted.descriptors)
     found = {name: getattr(prediction, name) for name in COMPARED if getattr(prediction, name) is not None}
     of_atoms = {name: found.pop(name) for name in COMPARED if name in found and PROPERTIES[name].of_atoms}

@@ -17,7 +17,8 @@ from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import Foundation, foundation_plan
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.inspection.inspection import DataReport
 from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
@@ -77,9 +78,9 @@ class Preparation:
 
     plan: ModelPlan
     energies: ReferenceEnergies | None
-    train: GraphDataset
-    valid: GraphDataset
-    tests: dict[str, GraphDataset]
+    train: Dataset
+    valid: Dataset
+    tests: dict[str, Dataset]
     digests: dict[str, str]
     losses: Losses
     report: DataReport | None = None
@@ -342,13 +343,13 @@ def build_dataset(
     r_max: float,
     progress: TrainingProgress,
     description: str,
-) -> GraphDataset:
+) -> Dataset:
     """Search the neighbors of all structures, with progress."""
 
     def tracked(items: Sequence[Configuration]) -> Iterable[Configuration]:
         return progress.track(items, description)
 
-    return GraphDataset(configurations, elements, r_max, tracked)
+    return InMemoryDataset(configurations, elements, r_max, tracked)
 
 
 def _element_table(settings: TrainingSettings, structures: Structures) -> ElementTable:

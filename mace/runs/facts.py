@@ -16,7 +16,7 @@ import torch
 
 import mace
 from mace.elements import chemical_symbol
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
@@ -95,7 +95,7 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     }
     if "energy" in plan.outputs:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
-    found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
+    found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
@@ -110,7 +110,7 @@ def _sets(preparation: Preparation) -> list[SetFact]:
     return [SetFact(role, name, len(dataset), dataset.n_atoms, dataset.n_edges) for role, name, dataset in sets]
 
 
-def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[ElementFact]:
+def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:
     energies = plan.reference_energies or [None] * plan.n_elements
     facts = []
     for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):

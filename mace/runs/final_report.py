@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.reporting.predictions import PredictedSet, per_atom_values
@@ -80,13 +80,13 @@ def write_final_report(
     return FinalErrors({name: result.metrics for name, result in results.items()}, predicted)
 
 
-def _predicted(name: str, dataset: GraphDataset, result: Evaluation) -> PredictedSet:
+def _predicted(name: str, dataset: Dataset, result: Evaluation) -> PredictedSet:
     role = {"train_Default": "train", "valid_Default": "valid"}.get(name, "test")
-    return PredictedSet(name.removesuffix("_Default"), role, dataset.configurations, result.compared)
+    return PredictedSet(name.removesuffix("_Default"), role, dataset, result.compared)
 
 
 def _evaluate(
-    model: MACE, dataset: GraphDataset, loss: Loss, settings: TrainingSettings, name: str, progress: TrainingProgress
+    model: MACE, dataset: Dataset, loss: Loss, settings: TrainingSettings, name: str, progress: TrainingProgress
 ) -> Evaluation:
     def tracked(batches: Iterable[int], total: int) -> Iterable[int]:
         return progress.track(batches, f"Evaluating {name}", total)

@@ -274,7 +274,7 @@ def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[
     _LOGGER.info("Batch size: %d", settings.batch_size)
     if settings.ema:
         _LOGGER.info("Using Exponential Moving Average with decay: %s", settings.ema_decay)
-    _LOGGER.info("Number of gradient updates: %d", trainer.batches_per_epoch * settings.max_num_epochs)
+    _LOGGER.info("Number of gradient updates: %d", trainer.batch_plan.steps_per_epoch * settings.max_num_epochs)
     _LOGGER.info("Learning rate: %s, weight decay: %s", settings.lr, settings.weight_decay)
     _LOGGER.info("%s", losses[0])
     if losses[1] is not None:
@@ -300,7 +300,7 @@ def _train(trainer: Trainer, session: Session, page: RunReport) -> None:
     settings, progress = session.settings, session.progress
     _LOGGER.info("===========TRAINING===========")
     _LOGGER.info("Started training, reporting errors on validation set")
-    progress.start(settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
+    progress.start(settings.max_num_epochs, trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)
     with session.interruption.patient():
         for report in trainer.train():
             if report.valid_loss is not None:

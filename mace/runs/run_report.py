@@ -79,7 +79,7 @@ class RunReport:
             results_path(session.folders.results, session.settings.name, session.settings.seed)
         )
         self._times_back = trainer.progression.times_back
-        self._valid_set = preparation.valid.configurations
+        self._valid_set = preparation.valid
 
         if self.path is None:
             return

@@ -14,7 +14,8 @@ import numpy as np
 
 from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.batch_plan import BatchPlan
+from mace.graphs.dataset import Dataset
 from mace.processes.team import Team
 from mace.reporting.predictions import Compared
 from mace.reporting.records import RecordWriter
@@ -22,7 +23,7 @@ from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.evaluation import evaluate
-from mace.training.finiteness import Diverged, NotFinite, name_structures
+from mace.training.finiteness import Diverged, NotFinite
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.saving import StateKeeper
@@ -71,6 +72,9 @@ class Trainer:
         team: The processes of the run.
         interruption: Whether a signal has come.
         facts: What else belongs to a saved state, for the day when it is taken up again.
+
+    Attributes:
+        batch_plan: Which structures each step takes.
     """
 
     def __init__(
@@ -78,8 +82,8 @@ class Trainer:
         state: TrainingState,
         losses: tuple[Loss, Loss | None],
         settings: TrainingSettings,
-        train_set: GraphDataset,
-        valid_set: GraphDataset,
+        train_set: Dataset,
+        valid_set: Dataset,
         keeper: StateKeeper,
         records: RecordWriter,
         progress: TrainingProgress,
@@ -96,6 +100,7 @@ class Trainer:
         self._limits = {
             name: EdgeLimit(limits.get(name, settings.max_edges_per_batch), name) for name in ("training", "validation")
         }
+        self.batch_plan = BatchPlan(len(train_set), settings.seed, settings.batch_size * team.size)
         self._batch_step = BatchStep(state, train_set, self._limits["training"], settings, team)
 
     @property
@@ -111,16 +116,6 @@ class Trainer:
     def loss_of(self, stage: str) -> Loss:
         """Return the loss of stage ``one`` or ``two``."""
         return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
-
-    @property
-    def structures_per_step(self) -> int:
-        """How many structures all processes together go through in a step."""
-        return self.settings.batch_size * self._team.size
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last one may be smaller."""
-        return -(-len(self._train_set) // self.structures_per_step)
 
     def train(self) -> Iterator[EpochReport]:
         """Run to the end, yielding a report after every epoch and one before the first.
@@ -174,9 +169,8 @@ class Trainer:
         _LOGGER.info("Stage Two: %s, learning rate %g", self.loss, self.state.learning_rate)
 
     def _run_epoch(self, epoch: int) -> None:
-        """Take the steps that are left of an epoch, in an order that depends on seed and epoch alone."""
-        state, size = self.progression, len(self._train_set)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(size)
+        """Take the steps that are left of an epoch."""
+        state, size = self.progression, self.batch_plan.n_structures
         if state.structures_done and state.structures != size:
             _LOGGER.warning(
                 "There were %d training structures, now %d: epoch %d begins anew", state.structures, size, epoch
@@ -186,12 +180,12 @@ class Trainer:
         if state.structures_done < size:
             self.state.optimizer_mode("train")
         late: deque[StepOutcome] = deque()
-        structures = order[:0]
-        for begin in range(state.structures_done, size, self.structures_per_step):
-            structures = order[begin : begin + self.structures_per_step]
+        structures = np.zeros(0, dtype=np.int64)
+        first = state.structures_done // self.batch_plan.structures_per_step
+        for step, structures in enumerate(self.batch_plan.steps(epoch, state.structures_done), start=first):
             outcome = self._batch_step.take(structures, self.loss, (self._interruption.requested, self.keeper.due))
-            state.structures_done = begin + len(structures)
-            self._progress.step(epoch, begin // self.structures_per_step, outcome.loss, outcome.n_atoms)
+            state.structures_done += len(structures)
+            self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
             late.append(outcome)
             # on an accelerator results are read one step late: reading one waits for the device
             stop, due = self._settle(late, epoch, left=outcome.latency)
@@ -319,7 +313,7 @@ class Trainer:
         state, settings = self.progression, self.settings
         where = f"epoch {state.epoch}: {event.what} is not a finite number"
         if len(event.structures):
-            where += f" with the batch of {name_structures(self._train_set, event.structures)}"
+            where += f" with the batch of {self._train_set.describe(event.structures)}"
         way_out = "lower --lr, or look for wrong labels and overlapping atoms among these"
         if settings.nan_policy == "stop":
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")
