@@ -23,6 +23,7 @@ class Prediction:
     Attributes:
         energy: Total energy in eV, float64 where the device has it, ``[structures]``.
         atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
+        reference_energies: Reference energy of every atom in eV, ``[atoms]``.
         forces: eV/Angstrom, ``[atoms, 3]``.
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
@@ -41,6 +42,7 @@ class Prediction:
     atomic_dipoles: Tensor | None = None
     atomic_virials: Tensor | None = None
     features: list[dict[int, Tensor]] | None = None
+    reference_energies: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -127,7 +129,18 @@ def _assemble(
     atomic_energies = reference + output.energies.to(reference.dtype)
     if keep_graph is None:
         energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
+        return Prediction(
+            energy,
+            atomic_energies,
+            None,
+            None,
+            None,
+            dipole,
+            atomic_dipoles,
+            None,
+            layers,
+            reference_energies=reference,
+        )
     with differentiating_by(Pass.GEOMETRY):
         (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
     if not keep_graph:
@@ -145,6 +158,7 @@ def _assemble(
         atomic_dipoles=atomic_dipoles,
         atomic_virials=_atomic_virials(gradient, vectors.detach(), graph) if atomic_virials else None,
         features=layers,
+        reference_energies=reference,
     )
 
 
