@@ -23,6 +23,7 @@ class Prediction:
     Attributes:
         energy: Total energy in eV, float64 where the device has it, ``[structures]``.
         atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
+        reference_energies: Reference energy of every atom in eV, ``[atoms]``.
         forces: eV/Angstrom, ``[atoms, 3]``.
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
@@ -32,15 +33,16 @@ class Prediction:
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
     """
 
-    energy: Tensor | None
-    atomic_energies: Tensor | None
-    forces: Tensor | None
-    stress: Tensor | None
-    virials: Tensor | None
+    energy: Tensor | None = None
+    atomic_energies: Tensor | None = None
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+    virials: Tensor | None = None
     dipole: Tensor | None = None
     atomic_dipoles: Tensor | None = None
     atomic_virials: Tensor | None = None
     features: list[dict[int, Tensor]] | None = None
+    reference_energies: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -73,39 +75,32 @@ def predict(
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    differentiated = (forces or stress or atomic_virials) and model.plan.predicts_energy
+    differentiated = (forces or stress or atomic_virials) and "energy" in model.plan.outputs
     if differentiated:
         vectors.requires_grad_(True)
     with torch.set_grad_enabled(training or differentiated):
         output = model(graph, vectors)
-        dipole, atomic_dipoles = _dipoles(model, output, graph, training)
-        layers = None
+        found: dict[str, Any] = _dipoles(model, output, graph, training)
         if features:
-            layers = [{l: restore_order(rows, graph) for l, rows in layer.items()} for layer in output.layers]
+            found["features"] = [{l: restore_order(x, graph) for l, x in layer.items()} for layer in output.layers]
         if output.energies is None:
-            return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
+            return Prediction(**found)
         reference = model.reference_of_atoms(graph)
         atomic_energies = reference + output.energies.to(reference.dtype)
-        if not differentiated:
-            energy = sum_over_structures(atomic_energies, graph)
-            return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
-        with differentiating_by(Pass.GEOMETRY):
-            (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
-        vectors = vectors.detach()
-        if not training:
-            atomic_energies = atomic_energies.detach()
-        strain_gradient = _strain_gradient(gradient, vectors, graph) if stress else None
-        return Prediction(
-            energy=sum_over_structures(atomic_energies, graph),
-            atomic_energies=atomic_energies,
-            forces=_forces(gradient, graph) if forces else None,
-            stress=None if strain_gradient is None else _stress(strain_gradient, graph),
-            virials=None if strain_gradient is None else -strain_gradient,
-            dipole=dipole,
-            atomic_dipoles=atomic_dipoles,
-            atomic_virials=_atomic_virials(gradient, vectors, graph) if atomic_virials else None,
-            features=layers,
-        )
+        if differentiated:
+            with differentiating_by(Pass.GEOMETRY):
+                (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
+            if not training:
+                atomic_energies = atomic_energies.detach()
+            if forces:
+                found["forces"] = _forces(gradient, graph)
+            if stress:
+                strain_gradient = _strain_gradient(gradient, vectors.detach(), graph)
+                found |= {"stress": _stress(strain_gradient, graph), "virials": -strain_gradient}
+            if atomic_virials:
+                found["atomic_virials"] = _atomic_virials(gradient, vectors.detach(), graph)
+        energy = sum_over_structures(atomic_energies, graph)
+        return Prediction(energy, atomic_energies, reference_energies=reference, **found)
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
@@ -134,14 +129,14 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
     return torch.stack(rows)
 
 
-def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:
+def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> dict[str, Tensor]:
     """Add up the dipoles of the atoms and the given charges times the positions; by structure and by atom."""
     if output.dipoles is None:
-        return None, None
+        return {}
     precision = model.reference_energies.dtype
     learned = output.dipoles.to(precision) if keep_graph else output.dipoles.detach().to(precision)
     of_charges = graph.charges.to(precision).unsqueeze(1) * graph.positions.to(precision)
-    return sum_over_structures(learned + of_charges, graph), learned
+    return {"dipole": sum_over_structures(learned + of_charges, graph), "atomic_dipoles": learned}
 
 
 def _forces(gradient: Tensor, graph: Graph) -> Tensor:

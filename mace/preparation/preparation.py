@@ -18,7 +18,7 @@ from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import Foundation, foundation_plan
 from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
+from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import ways_out
 from mace.preparation.condition_keys import conditions_of
@@ -186,13 +186,13 @@ def prepare(
         check_elements(elements, configurations)
     _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
     energies, scaling = None, NO_SCALING
-    if settings.model in WITH_ENERGY:
+    if "energy" in OUTPUTS[settings.model]:
         energies = _reference_energies(settings, structures, elements, foundation)
         scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
         for warning in scaling.warnings:
             _LOGGER.warning(warning)
         elements = ElementTable(tuple(sorted(energies.energies)))
-    if settings.model in WITH_DIPOLE:
+    if "dipole" in OUTPUTS[settings.model]:
         _log_charges([*structures.train, *structures.valid])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
 
@@ -212,7 +212,7 @@ def prepare(
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
     return Preparation(data, plan, energies, train, valid, tests, structures.digests)
 

@@ -15,7 +15,7 @@ from mace.finetuning.foundation import Foundation, open_foundation
 from mace.finetuning.starting_weights import StartingWeights
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
-from mace.model.plan import WITH_ENERGY
+from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
@@ -165,7 +165,7 @@ def inspect_data(
         ways_out=ways_out(losses),
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
-        needs_E0s=settings.model in WITH_ENERGY,
+        needs_E0s="energy" in OUTPUTS[settings.model],
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),
     )

@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from mace.compat.modules import read_original
 from mace.errors import UserError
 from mace.files.durable import free_name
 from mace.model.model_file import load_model
 from mace.model.plan import ModelPlan
+from mace.reporting.records import results_path
+from mace.runs.folders import RunFolders, model_files
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, load_safely
-from mace.runs.folders import RunFolders, model_files
-from mace.reporting.records import results_path
 from mace.training.state import TrainingState
 
 _LOGGER = logging.getLogger(__name__)
@@ -31,9 +30,7 @@ UNTOLD = ("restart_latest", "take_over", "config", "distributed", "launcher", "q
 """Settings whose change changes nothing of the run."""
 
 
-def find_state(
-    settings: TrainingSettings, checkpoints: CheckpointFolder, plan: ModelPlan
-) -> dict[str, Any] | None:
+def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: ModelPlan) -> dict[str, Any] | None:
     """Read the state to go on from, if that is asked for and there is one.
 
     Args:

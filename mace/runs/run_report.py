@@ -9,16 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from mace.console.optional_outputs import OptionalOutput
 from mace.errors import RunInterrupted, UserError
 from mace.files.durable import write_durably
-from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.pages.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
 from mace.pages.run_page import write_run_page
+from mace.reporting.predictions import PredictedSet, summarize_predictions
+from mace.reporting.records import RecordFollower
+from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.worst import worst_structures
 from mace.training.loop import EpochReport, Trainer
-from mace.console.optional_outputs import OptionalOutput
-from mace.reporting.set_names import shown_name, table_row
-from mace.reporting.records import RecordFollower
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RunReport:
         with OptionalOutput(self.path):
             self._facts = gather(self._started)
             plan = trainer.state.model.plan
-            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
@@ -98,7 +98,8 @@ class RunReport:
         state = self._trainer.progression if self._facts is not None else None
         if state is not None:
             self._write(
-                "running", f"Training goes on: epoch {state.epoch} of {self._trainer.settings.max_num_epochs} comes next."
+                "running",
+                f"Training goes on: epoch {state.epoch} of {self._trainer.settings.max_num_epochs} comes next.",
             )
 
     def measured(self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]) -> None:
@@ -165,9 +166,8 @@ class RunReport:
         if self._facts is None:
             return ""
         state = self._trainer.progression
-        early = (
-            " It ended early, by --patience." if state.finished and state.epoch < self._trainer.settings.max_num_epochs else ""
-        )
+        is_early = state.finished and state.epoch < self._trainer.settings.max_num_epochs
+        early = " It ended early, by --patience." if is_early else ""
         best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
         if not best:
             return "Nothing was trained, by --max_num_epochs=0; the model is as it started."

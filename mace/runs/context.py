@@ -1,0 +1,128 @@
+"""What a training run has around it from beginning to end: processes, signals, folders, log and page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from mace import __version__
+from mace.console.interruption import Interruption
+from mace.console.logs import close_logging, log_path, setup_logging, setup_logging_of_others
+from mace.console.progress import TrainingProgress
+from mace.console.terminal import PlainConsole
+from mace.errors import RunInterrupted, UserError
+from mace.files.ownership import Ownership
+from mace.planning.model_choices import reported_table
+from mace.planning.objectives import Losses
+from mace.processes.launch import Launch
+from mace.processes.team import make_team
+from mace.reporting.tables import errors_in_words
+from mace.runs.environment import log_environment
+from mace.runs.folders import RunFolders, make_folders, own_files
+from mace.runs.run_report import RunReport
+from mace.settings import TrainingSettings
+from mace.training.checkpoints import CheckpointFolder
+from mace.training.context import TrainingContext
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is settled before anything is read or written.
+
+    Attributes:
+        settings: The settings, completed.
+        losses: The losses of the stages.
+        launch: The place of this process among those of the run; None if it is the only one.
+        device: Where it computes.
+        notes: What was chosen for the user, in sentences for the log.
+        warnings: What was typed and has no effect, likewise.
+    """
+
+    settings: TrainingSettings
+    losses: Losses
+    launch: Launch | None
+    device: torch.device
+    notes: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class RunContext(TrainingContext):
+    """What a training run has around it; see also `TrainingContext`.
+
+    Attributes:
+        folders: Where files go.
+        checkpoints: The checkpoints among them.
+        ownership: Whether they are this run's own.
+        console: Where to show.
+        report: The page of the run.
+    """
+
+    folders: RunFolders
+    checkpoints: CheckpointFolder
+    ownership: Ownership
+    console: Console
+    report: RunReport
+
+
+@contextmanager
+def run_context(choices: Choices, console: Console | None = None) -> Iterator[RunContext]:
+    """Meet the other processes, make the files of the run this process's own, and log, inside a ``with`` block.
+
+    Args:
+        choices: What was settled.
+        console: Where to show; standard output if None.
+
+    Raises:
+        UserError: If processes do not agree, or files cannot be written or are those of another run that goes on.
+        RunInterrupted: If a signal asked for the end.
+    """
+    settings, device = choices.settings, choices.device
+    with Interruption() as interruption, make_team(choices.launch, device) as team:
+        facts = {f"--{n}": json.dumps(v) for n, v in settings.model_dump(mode="json", exclude={"config"}).items()}
+        team.require_agreement("settings", {"the version of mace": __version__} | facts)
+        console = console or PlainConsole(quiet=not team.is_first)
+        folders = make_folders(settings, create=team.is_first)
+        mode = settings.progress if team.is_first and not settings.quiet else "off"
+        progress = TrainingProgress(console, mode, errors_in_words=errors_in_words(reported_table(settings)))
+        with own_files(folders, settings, choices.launch, team.is_first) as ownership:
+            if team.is_first:  # which alone writes to terminal and log file
+                file = log_path(folders.log, settings.name, settings.seed)
+                setup_logging(settings.log_level, file, console, settings.quiet)
+            else:
+                setup_logging_of_others(team.rank)
+            try:
+                log_environment(settings, device, team)
+                for note in choices.notes:
+                    _LOGGER.info("%s", note)
+                for warning in [*choices.warnings, *ownership.notes]:
+                    _LOGGER.warning("%s", warning)
+                writes_page = team.is_first and settings.report and not settings.dry_run
+                page = folders.results / f"{folders.tag}.html" if writes_page else None
+                keeps_all = settings.keep_checkpoints or settings.save_all_checkpoints
+                with RunReport(page) as report, progress, team.explaining():
+                    yield RunContext(
+                        settings=settings,
+                        device=device,
+                        team=team,
+                        interruption=interruption,
+                        progress=progress,
+                        folders=folders,
+                        checkpoints=CheckpointFolder(folders.checkpoints, folders.tag, keeps_all),
+                        ownership=ownership,
+                        console=console,
+                        report=report,
+                    )
+            except (UserError, RunInterrupted) as error:
+                logging.getLogger("mace").debug("stopped: %s", error)
+                raise
+            finally:
+                close_logging()

@@ -1,0 +1,86 @@
+"""A trainer with all that belongs to it: its state, its files, its history, and those who follow that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mace.model.mace import MACE
+from mace.planning.objectives import Losses
+from mace.preparation.preparation import Preparation
+from mace.reporting.records import RecordWriter, results_path
+from mace.reporting.trackers import make_trackers
+from mace.runs.context import RunContext
+from mace.runs.facts import gather_facts
+from mace.runs.resuming import make_way, resume
+from mace.settings import TrainingSettings
+from mace.training.loop import Trainer
+from mace.training.saving import StateKeeper
+from mace.training.stages import stage_two_start
+from mace.training.state import TrainingState
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_trainer(run: RunContext, preparation: Preparation, model: MACE) -> Iterator[Trainer]:
+    """Build a trainer that goes on from the saved state, if there is one, and keep its history inside a ``with`` block.
+
+    Args:
+        run: What the run has around it.
+        preparation: What training starts from.
+        model: On its device.
+    """
+    settings, folders, team, saved = run.settings, run.folders, run.team, preparation.saved
+    if team.is_first:
+        make_way(settings, run.checkpoints, folders, saved)
+    results = results_path(folders.results, settings.name, settings.seed)
+    state = TrainingState(model, settings, preparation.data.losses)
+    with RecordWriter(results if team.is_first else None) as records:
+        if saved is not None:
+            resume(state, saved, preparation.digests, team.size)
+            if saved["records"] is not None:
+                records.go_back(saved["records"])
+        identity = (saved or {}).get("run") or team.broadcast(run.ownership.run)
+        _LOGGER.info("Run %s", identity)
+        facts = {"data": preparation.digests, "processes": team.size, "run": identity}
+        keeper = StateKeeper(
+            run.checkpoints, records, model.plan, facts, settings.checkpoint_minutes, team.is_first, run.ownership
+        )
+        for stage, epoch in state.progression.best_epochs.items():
+            keeper.keep_weights(state.best[stage], epoch, stage, best=True)
+        trainer = Trainer(run, state, preparation.train, preparation.valid, keeper)
+        _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
+        run.report.begin(trainer, results, lambda started: gather_facts(run, preparation, trainer, started))
+        with make_trackers(settings, folders.results, folders.tag, identity, team.is_first) as trackers:
+            records.follow(trackers)
+            yield trainer
+
+
+def _log_optimizer(settings: TrainingSettings, losses: Losses, batches_per_epoch: int) -> None:
+    """Log the optimizer and the losses."""
+    _LOGGER.info("===========OPTIMIZER INFORMATION===========")
+    _LOGGER.info("Using %s as parameter optimizer, amsgrad: %s", settings.optimizer.upper(), settings.amsgrad)
+    _LOGGER.info("Batch size: %d", settings.batch_size)
+    if settings.ema:
+        _LOGGER.info("Using Exponential Moving Average with decay: %s", settings.ema_decay)
+    _LOGGER.info("Number of gradient updates: %d", batches_per_epoch * settings.max_num_epochs)
+    _LOGGER.info("Learning rate: %s, weight decay: %s", settings.lr, settings.weight_decay)
+    _LOGGER.info("%s", losses[0])
+    if losses[1] is not None:
+        _LOGGER.info(
+            "Stage Two (after %d epochs) with loss function: %s and learning rate : %s",
+            stage_two_start(settings),
+            losses[1],
+            settings.swa_lr,
+        )
+        if stage_two_start(settings) >= settings.max_num_epochs:
+            _LOGGER.warning(
+                "Stage Two is to begin at epoch %d, which this run of %d epochs does not reach; lower --start_swa or "
+                "raise --max_num_epochs",
+                stage_two_start(settings),
+                settings.max_num_epochs,
+            )
+    if settings.clip_grad is not None:
+        _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
