@@ -47,28 +47,22 @@ def estimate_energies(
     """
     require_foundation(foundation.energies, elements, "estimated")
     labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
+    table, predicted = ElementTable(foundation.plan.atomic_numbers), list[float]()
+    for start in range(0, len(labeled), batch_size):  # so that memory does not grow with the data
+        graph = graph_of_structures(labeled[start : start + batch_size], table, foundation.plan.r_max)
+        energy = predict(foundation.model, graph, forces=False).energy
+        assert energy is not None, "asked of models with energies only"
+        predicted += energy.detach().double().tolist()
     differences = [
-        replace(configuration, energy=configuration.energy - predicted)
-        for configuration, predicted in zip(labeled, _predictions(foundation, labeled, batch_size), strict=True)
+        replace(configuration, energy=configuration.energy - energy)
+        for configuration, energy in zip(labeled, predicted, strict=True)
         if configuration.energy is not None
     ]
     changes = {z: energy - foundation.energies[z] for z, energy in (known or {}).items() if z in elements}
     corrections, warnings = fit_reference_energies(differences, elements, changes, "estimated")
-    before, after = (_rms(differences, each) for each in (dict.fromkeys(corrections, 0.0), corrections))
+    before, after = (
+        float(np.sqrt(np.square(interaction_energies_per_atom(differences, each)).mean()))
+        for each in (dict.fromkeys(corrections, 0.0), corrections)
+    )
     _LOGGER.info("The foundation model misses the labels by %.6g eV per atom (rms), %.6g with these E0s", before, after)
     return {z: foundation.energies[z] + corrections[z] for z in elements}, warnings
-
-
-def _predictions(foundation: Foundation, configurations: Sequence[Configuration], batch_size: int) -> list[float]:
-    """Predict total energies in eV, a batch at a time, so that memory does not grow with the data."""
-    table, found = ElementTable(foundation.plan.atomic_numbers), list[float]()
-    for start in range(0, len(configurations), batch_size):
-        graph = graph_of_structures(configurations[start : start + batch_size], table, foundation.plan.r_max)
-        energy = predict(foundation.model, graph, forces=False).energy
-        assert energy is not None, "asked of models with energies only"
-        found += energy.detach().double().tolist()
-    return found
-
-
-def _rms(differences: Sequence[Configuration], energies: dict[int, float]) -> float:
-    return float(np.sqrt(np.square(interaction_energies_per_atom(differences, energies)).mean()))

@@ -175,23 +175,19 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
     for name in sorted(provided(settings) & _DECIDED.keys()):
         for field in _DECIDED[name]:
             asked, has = getattr(wanted, field), getattr(plan, field)
-            if not _same(asked, has):
-                raise UserError(
-                    f"--{name}={getattr(settings, name)} contradicts the foundation model {foundation.source}, whose "
-                    f"{field} is {_shown(has)}; remove the flag, or train from scratch without --foundation_model."
-                )
-
-
-def _same(asked: object, has: object) -> bool:
-    if isinstance(asked, float) and isinstance(has, float):
-        return abs(asked - has) <= 1e-6 * abs(has)  # models in single precision have a rounded cutoff
-    return asked == has
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple) and value and hasattr(value[0], "residual"):
-        return ", ".join(word_of_interaction(kind) for kind in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+            if asked == has:
+                continue
+            shown = str(has)
+            if isinstance(asked, float) and isinstance(has, float):
+                if abs(asked - has) <= 1e-6 * abs(has):
+                    continue  # models in single precision have a rounded cutoff
+                shown = f"{has:.6g}"
+            elif field == "interactions":
+                shown = ", ".join(word_of_interaction(kind) for kind in has)
+            raise UserError(
+                f"--{name}={getattr(settings, name)} contradicts the foundation model {foundation.source}, whose "
+                f"{field} is {shown}; remove the flag, or train from scratch without --foundation_model."
+            )
 
 
 @torch.no_grad()

@@ -63,32 +63,33 @@ def with_labels(settings: TrainingSettings, losses: Losses, report: LabelReport)
     Raises:
         UserError: If nothing is left to minimize.
     """
-    one, two = (
-        None if loss is None else _with_labels(settings, loss, prefix, report)
-        for loss, prefix in zip(losses, _PREFIXES, strict=True)
-    )
+    typed, left = provided(settings), list[Loss | None]()
+    for loss, prefix in zip(losses, _PREFIXES, strict=True):
+        if loss is None:
+            left.append(None)
+            continue
+        kept = []
+        for term in loss.terms:
+            weight = f"{prefix}{term.name}_weight"
+            says_none = getattr(settings, f"{term.name}_key") == ""
+            is_default = weight not in typed and term.name in _ONLY_WHERE_LABELED.get(loss.name, ())
+            if report.total(term.name) or not (says_none or is_default):
+                kept.append(term)
+                continue
+            what = f"--{term.name}_key says that there is none"
+            reason = what if says_none else "no training structure has such a label"
+            origin = "" if weight in typed else ", the default,"
+            _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, reason)
+        if not kept:
+            raise UserError(
+                f"--loss={loss.name}: no training structure has a label that it fits "
+                f"({', '.join(term.name for term in loss.terms)}); name the keys of the labels, or choose another "
+                "--loss."
+            )
+        left.append(replace(loss, terms=tuple(kept)))
+    one, two = left
     assert one is not None
     return one, two
-
-
-def _with_labels(settings: TrainingSettings, loss: Loss, prefix: str, report: LabelReport) -> Loss:
-    typed, kept = provided(settings), []
-    for term in loss.terms:
-        weight = f"{prefix}{term.name}_weight"
-        says_none = getattr(settings, f"{term.name}_key") == ""
-        is_default = weight not in typed and term.name in _ONLY_WHERE_LABELED.get(loss.name, ())
-        if report.total(term.name) or not (says_none or is_default):
-            kept.append(term)
-            continue
-        reason = f"--{term.name}_key says that there is none" if says_none else "no training structure has such a label"
-        origin = "" if weight in typed else ", the default,"
-        _LOGGER.warning("--%s=%g%s has no effect: %s", weight, term.weight, origin, reason)
-    if not kept:
-        raise UserError(
-            f"--loss={loss.name}: no training structure has a label that it fits "
-            f"({', '.join(term.name for term in loss.terms)}); name the keys of the labels, or choose another --loss."
-        )
-    return replace(loss, terms=tuple(kept))
 
 
 def ways_out(losses: Sequence[Loss | None]) -> Mapping[str, str]:

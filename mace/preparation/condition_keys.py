@@ -24,9 +24,24 @@ def conditions_of(settings: TrainingSettings, foundation: Foundation | None = No
     Raises:
         UserError: If settings contradict each other or the foundation model, or have no effect.
     """
-    conditions = _described(settings)
+    conditions: tuple[Condition, ...] = ()
+    if settings.embedding_specs is not None:
+        if "dipole" in OUTPUTS[settings.model]:
+            raise UserError(
+                f"--embedding_specs: models of dipoles have no conditions; remove it, or choose another --model than "
+                f"{settings.model}."
+            )
+        conditions = read_specs(settings.embedding_specs)
     if foundation is not None:
-        conditions = _of_foundation(foundation, conditions)
+        own = foundation.plan.conditions
+        described, expected = ([c.model_copy(update={"key": None}) for c in each] for each in (conditions, own))
+        if described not in ([], expected):
+            has = "; ".join(condition.text for condition in own) or "none"
+            raise UserError(
+                f"--embedding_specs contradicts the foundation model {foundation.source}, whose conditions are: {has}; "
+                "leave it out, the foundation model decides."
+            )
+        conditions = conditions or own
     return tuple(_with_key(settings, condition) for condition in conditions)
 
 
@@ -38,40 +53,6 @@ def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Cond
         for name in missing
         if (key := getattr(settings, f"{name}_key")) not in (None, "", name)
     ]
-
-
-def _described(settings: TrainingSettings) -> tuple[Condition, ...]:
-    """Read what was typed."""
-    if settings.embedding_specs is None:
-        return ()
-    if "dipole" in OUTPUTS[settings.model]:
-        raise UserError(
-            f"--embedding_specs: models of dipoles have no conditions; remove it, or choose another --model than "
-            f"{settings.model}."
-        )
-    return read_specs(settings.embedding_specs)
-
-
-def _of_foundation(foundation: Foundation, described: Sequence[Condition]) -> tuple[Condition, ...]:
-    """Return the conditions of the foundation model, with the keys that were typed.
-
-    Raises:
-        UserError: If others were described.
-    """
-    own = foundation.plan.conditions
-    if not described:
-        return own
-    if [_without_key(c) for c in described] != [_without_key(c) for c in own]:
-        has = "; ".join(condition.text for condition in own) or "none"
-        raise UserError(
-            f"--embedding_specs contradicts the foundation model {foundation.source}, whose conditions are: {has}; "
-            "leave it out, the foundation model decides."
-        )
-    return tuple(described)
-
-
-def _without_key(condition: Condition) -> Condition:
-    return condition.model_copy(update={"key": None})
 
 
 def _with_key(settings: TrainingSettings, condition: Condition) -> Condition:

@@ -67,8 +67,15 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
         return None
     if launcher == "slurm" and not distributed and not any(name in environment for name in _SLURM):
         return None  # mace-torch's default, typed where there is nothing to launch
-    wanted = _detected(environment, distributed) if launcher == "auto" else launcher
-    if wanted is None:
+    wanted = launcher
+    if launcher == "auto":
+        found = {
+            "torchrun": all(n in environment for n in _TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"),
+            "mpi": distributed and any(name in environment for name in _MPI),
+            "slurm": distributed and all(name in environment for name in _SLURM),
+        }
+        wanted = next((name for name, is_there in found.items() if is_there), "")
+    if not wanted:
         if distributed:
             raise UserError(f"--distributed: nothing in the environment tells of other processes; {HOW}.")
         return None
@@ -88,16 +95,6 @@ def started_together(environment: Mapping[str, str]) -> int:
         if environment.get(name, "").isdecimal():
             return int(environment[name])
     return 1
-
-
-def _detected(environment: Mapping[str, str], distributed: bool) -> str | None:
-    if all(name in environment for name in _TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"):
-        return "torchrun"
-    if distributed and any(name in environment for name in _MPI):
-        return "mpi"
-    if distributed and all(name in environment for name in _SLURM):
-        return "slurm"
-    return None
 
 
 def _number(environment: Mapping[str, str], name: str, launcher: str) -> int:

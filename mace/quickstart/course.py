@@ -86,7 +86,9 @@ def propose_course(proposal: Proposal, pace: Pace, machine: Machine, limits: Lim
     epochs = proposal.put(section, "max_num_epochs", epochs, reason)
     updates = epochs * pace.updates
     proposal.put(section, "lr", 0.01, "the usual rate; lower it if the loss jumps")
-    interval = proposal.put(section, "eval_interval", interval, _interval_reason(pace, interval))
+    share = pace.evaluation / interval / (pace.updates * pace.step + pace.save)
+    reason = f"evaluations take {100 * share:.2g}% of the time of training; each may find a better model"
+    interval = proposal.put(section, "eval_interval", interval, reason)
     evaluations = -(-epochs // interval)
     if proposal.value("swa"):
         start = max(1, round(_STAGE_ONE * epochs))
@@ -123,14 +125,16 @@ def _epochs(
     preset = SIZES[limits.size]
     by_rule, by_size = math.ceil(RULE_OF_UPDATES / pace.updates), math.ceil(preset.updates / pace.updates)
     budget = limits.budget or (NIGHT if machine.is_cpu else DAY)
-    by_time, chosen = MOST_EPOCHS, interval
+    by_time, chosen, alone = MOST_EPOCHS, interval, pace.updates * pace.step + pace.save
+    by_cost = math.ceil(pace.evaluation / (_SHARE_OF_EVALUATIONS * alone))
     for _ in range(5):  # epochs and interval depend on each other
-        chosen = interval or _interval(pace, min(by_time, by_size, MOST_EPOCHS))
-        epoch = pace.updates * pace.step + pace.save + pace.evaluation / chosen
-        by_time = int((budget - rest) / epoch)
+        epochs = min(by_time, by_size, MOST_EPOCHS)
+        # about a hundred evaluations, and a tenth of the time at most
+        chosen = interval or max(1, min(max(round(epochs / _EVALUATIONS), by_cost), max(1, epochs // 10)))
+        by_time = int((budget - rest) / (alone + pace.evaluation / chosen))
     epochs = min(by_size, by_time, MOST_EPOCHS)
     if epochs < 2:
-        needed = rest + 2 * (pace.updates * pace.step + pace.save + pace.evaluation)
+        needed = rest + 2 * (alone + pace.evaluation)
         raise UserError(
             f"--time={duration_words(budget)} does not suffice: two epochs with all that belongs to them take about "
             f"{duration_words(needed)} as busy as this machine is; give more time, a smaller --size, or less data."
@@ -145,18 +149,6 @@ def _epochs(
         MOST_EPOCHS < min(by_size, by_time)
     ) else ""  # fmt: skip
     return (epochs, f"{epochs * pace.updates:,} updates: {rule}; {machines}{cap}"), chosen or 1
-
-
-def _interval(pace: Pace, epochs: int) -> int:
-    """Epochs between evaluations: about a hundred evaluations, and a tenth of the time at most."""
-    epoch = pace.updates * pace.step + pace.save
-    by_cost = math.ceil(pace.evaluation / (_SHARE_OF_EVALUATIONS * epoch))
-    return max(1, min(max(round(epochs / _EVALUATIONS), by_cost), max(1, epochs // 10)))
-
-
-def _interval_reason(pace: Pace, interval: int) -> str:
-    share = pace.evaluation / interval / (pace.updates * pace.step + pace.save)
-    return f"evaluations take {100 * share:.2g}% of the time of training; each may find a better model"
 
 
 def duration_words(seconds: float) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import mace
-from mace.quickstart.proposal import Choice, Proposal
+from mace.quickstart.proposal import Proposal
 
 _WIDTH = 100
 
@@ -57,17 +57,14 @@ def yaml_document(proposal: Proposal, introduction: Sequence[str], command: str)
         if choice.section != section:
             section = choice.section
             lines += ["", f"# {section} {'-' * (_WIDTH - 3 - len(section))}"]
-        lines += ["", *_comment(choice.reason), _line(choice)]
+        # what stays open is shown as well, so that everything that was thought of is in the file
+        line = f"# {choice.name}:" if choice.value is None else f"{choice.name}: {scalar(choice.value)}"
+        lines += ["", *_comment(choice.reason), line]
     return "\n".join(lines) + "\n"
 
 
 def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-
-
-def _line(choice: Choice) -> str:
-    # what stays open is shown as well, so that everything that was thought of is in the file
-    return f"# {choice.name}:" if choice.value is None else f"{choice.name}: {scalar(choice.value)}"
 
 
 def scalar(value: Any) -> str:

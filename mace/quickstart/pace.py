@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import numpy as np
 from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
+from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
-from mace.preparation.preparation import Preparation, prepare
+from mace.preparation.preparation import prepare
 from mace.preparation.reading import DataSets, InputData
 from mace.processes.devices import choose_device, keep_freed_memory, peak_memory, set_threads
 from mace.processes.team import Team
@@ -101,42 +103,33 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
         step, n_steps = _time_steps(trainer)
         per_edge = _time_evaluation(trainer)
         save = _time_saving(trainer)
-    scale = _Scale(data.sets, preparation, settings)
-    valid_edges = sum(valid.n_edges for valid in preparation.valid.values())
-    edges = scale.train * preparation.train.n_edges, scale.valid * valid_edges
-    tests = sum(dataset.n_edges for dataset in preparation.tests.values())
+    # how much larger the sets are than the part of them that was timed
+    total, validation = len(data.sets.training.configurations), data.sets.validation
+    n_split = max(1, int(settings.valid_fraction * total)) if validation is None else 0
+    n_train, n_valid = total - n_split, n_split if validation is None else len(validation.configurations)
+    n_tests = sum(len(result.configurations) for result in data.sets.tests.values())
+    edges = [
+        _scaled_edges(n_train, [preparation.train]),
+        _scaled_edges(n_valid, list(preparation.valid.values())),
+        _scaled_edges(n_tests, list(preparation.tests.values())),
+    ]
     return Pace(
-        prepare=seconds * scale.train,
+        prepare=seconds * max(1.0, n_train / len(preparation.train)),
         step=step,
         steps=n_steps,
         evaluation=per_edge * edges[1],
-        final=per_edge * (sum(edges) + scale.tests * tests),
+        final=per_edge * sum(edges),
         save=save,
-        updates=-(-scale.training_structures // settings.batch_size),
-        training_structures=scale.training_structures,
+        updates=-(-n_train // settings.batch_size),
+        training_structures=n_train,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         memory=peak_memory(device),
     )
 
 
-class _Scale:
-    """How much larger the sets are than the part of them that was timed.
-
-    Args:
-        sets: All.
-        preparation: Of the part.
-        settings: The settings.
-    """
-
-    def __init__(self, sets: DataSets, preparation: Preparation, settings: TrainingSettings) -> None:
-        total = len(sets.training.configurations)
-        valid = max(1, int(settings.valid_fraction * total)) if sets.validation is None else 0
-        self.training_structures = total - valid
-        self.train = max(1.0, self.training_structures / len(preparation.train))
-        n_valid = valid if sets.validation is None else len(sets.validation.configurations)
-        self.valid = max(1.0, n_valid / sum(map(len, preparation.valid.values())))
-        n_tests = sum(len(result.configurations) for result in sets.tests.values())
-        self.tests = max(1.0, n_tests / max(1, sum(len(dataset) for dataset in preparation.tests.values())))
+def _scaled_edges(count: int, timed: Sequence[Dataset]) -> float:
+    """Return how many edges a number of structures has, from those of the part of them that was timed."""
+    return max(1.0, count / max(1, sum(map(len, timed)))) * sum(dataset.n_edges for dataset in timed)
 
 
 def _sampled(sets: DataSets, seed: int) -> DataSets:

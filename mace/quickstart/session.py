@@ -82,8 +82,10 @@ def run_quickstart(
         UserError: If settings or data do not allow a training, or the file exists.
     """
     console = console or PlainConsole()
-    _refuse_other_work(settings)
-    _refuse_existing(settings)
+    for name, why in _OTHER_WORK.items():  # neither decisions nor times would be right for it
+        if getattr(settings, name):
+            raise UserError(f"--{name}: {why}")
+    _free_output(settings)  # said at once, not after minutes
     check_allowed(settings.allow)
     level = settings.log_level if "log_level" in provided(settings) else "WARNING"
     setup_logging(level, None, console, settings.quiet)
@@ -118,7 +120,7 @@ def _propose(
 ) -> Outcome:
     """Decide, check, measure, predict and write."""
     size, why = choose_size(settings.size, machine)
-    proposal = Proposal(_given(settings))
+    proposal = Proposal({name: getattr(settings, name) for name in sorted(provided(settings) - _NOT_KEPT)})
     name = settings.name or name_of_files(settings.train_file)
     proposal.put("Run", "name", name, "all files of the run begin with it")
     proposal.put("Data", "train_file", None, "")
@@ -137,12 +139,16 @@ def _propose(
     prediction = propose_course(proposal, pace, machine, Limits(size, settings.time, read_in + checked_in))
     training_settings(proposal)  # all of it is valid together
     console.print(proposal_table(proposal), highlight=False)
-    output = Path(settings.output or f"{name}.yaml")
+    output = _free_output(settings)
     introduction = _introduction(settings, facts, machine, report, pace, prediction)
     for line in introduction:
         _say(console, line)
     command = f"mace_run_train --config {shlex.quote(str(output))}"
-    _write(output, yaml_document(proposal, introduction, command), settings.overwrite)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(output, yaml_document(proposal, introduction, command).encode())
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written ({error.strerror or error}).") from error
     _say(console, f"\nWrote {output}. Train with:\n\n    {command}\n")
     return Outcome(output, proposal, pace, prediction)
 
@@ -150,10 +156,6 @@ def _propose(
 def training_settings(proposal: Proposal) -> TrainingSettings:
     """Build the settings a training with this proposal has."""
     return TrainingSettings(**{name: value for name, value in proposal.values().items() if value is not None})
-
-
-def _given(settings: QuickstartSettings) -> dict[str, object]:
-    return {name: getattr(settings, name) for name in sorted(provided(settings) - _NOT_KEPT)}
 
 
 def _introduction(
@@ -178,31 +180,14 @@ def _files(settings: QuickstartSettings) -> str:
     return ", ".join(file if isinstance(file, str) else str(file.file) for file in files)
 
 
-def _refuse_other_work(settings: QuickstartSettings) -> None:
-    """Refuse what neither decisions nor times would be right for."""
-    for name, why in _OTHER_WORK.items():
-        if getattr(settings, name):
-            raise UserError(f"--{name}: {why}")
-
-
-def _refuse_existing(settings: QuickstartSettings) -> None:
-    """Say at once that a file is in the way, not after minutes."""
-    name = settings.name or name_of_files(settings.train_file)
-    output = Path(settings.output or f"{name}.yaml")
+def _free_output(settings: QuickstartSettings) -> Path:
+    """Return the file to write; one that exists is in the way."""
+    output = Path(settings.output or f"{settings.name or name_of_files(settings.train_file)}.yaml")
     if output.exists() and not settings.overwrite:
         raise UserError(
             f"{output}: the file exists; choose another name with --output, or replace it with --overwrite."
         )
-
-
-def _write(path: Path, text: str, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: the file exists; choose another name with --output, or replace it with --overwrite.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, text.encode())
-    except OSError as error:
-        raise UserError(f"--output: {path} cannot be written ({error.strerror or error}).") from error
+    return output
 
 
 def _say(console: Console, line: str) -> None:

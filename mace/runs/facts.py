@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -50,6 +49,13 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
     given, fields = provided(settings), type(settings).model_fields
     words = {"train": "training", "valid": "validation", "test": "test"}
+    commit = commit_of_checkout()
+    versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
+    versions["Python"] = platform.python_version()
+    versions |= {name: version(name) for name in ("torch", "numpy", "ase", "vesin")}
+    if torch.cuda.is_available():
+        versions["CUDA"] = f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
+    versions["system"] = f"{sys.platform}, {platform.machine()}"
     return RunFacts(
         name=settings.name,
         tag=folders.tag,
@@ -78,7 +84,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         neighbors=_integers(counts),
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
-        versions=_versions(),
+        versions=versions,
         commands=_commands(run),
     )
 
@@ -124,17 +130,6 @@ def _integers(counts: np.ndarray) -> Distribution | None:
     low, high = int(found.smallest), int(found.largest)
     edges = tuple(value - 0.5 for value in range(low, high + 2))
     return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
-
-
-def _versions() -> Mapping[str, str]:
-    commit = commit_of_checkout()
-    found = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
-    found["Python"] = platform.python_version()
-    found |= {name: version(name) for name in ("torch", "numpy", "ase", "vesin")}
-    if torch.cuda.is_available():
-        found["CUDA"] = f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
-    found["system"] = f"{sys.platform}, {platform.machine()}"
-    return found
 
 
 def _commands(run: RunContext) -> list[CommandFact]:

@@ -116,7 +116,15 @@ class RunReport:
             condition: How the run ended.
             sentence: Why; for a finished run it is made here.
         """
-        self._write(condition, sentence or self._last_words())
+        if not sentence and self._facts is not None:
+            state = self._trainer.progression
+            best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
+            sentence = "Nothing was trained, by --max_num_epochs=0; the model is as it started."
+            if best:
+                sentence = f"Training is complete; the models hold the weights of {best}."
+                if state.finished and state.epoch < self._trainer.settings.max_num_epochs:
+                    sentence += " It ended early, by --patience."
+        self._write(condition, sentence)
         if self._facts is not None and not self._output.failed:
             _LOGGER.info("The report on the run is in %s", self.path)
 
@@ -161,17 +169,6 @@ class RunReport:
             return None
         metrics = {rows[head]: found.metrics for head, found in report.evaluations.items()}
         return self._measured("two" if report.stage_two else "one", report.epoch, metrics, predicted)
-
-    def _last_words(self) -> str:
-        if self._facts is None:
-            return ""
-        state = self._trainer.progression
-        is_early = state.finished and state.epoch < self._trainer.settings.max_num_epochs
-        early = " It ended early, by --patience." if is_early else ""
-        best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
-        if not best:
-            return "Nothing was trained, by --max_num_epochs=0; the model is as it started."
-        return f"Training is complete; the models hold the weights of {best}.{early}"
 
     def _write(self, condition: Condition, sentence: str) -> None:
         facts, path = self._facts, self.path

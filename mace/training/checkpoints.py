@@ -325,20 +325,15 @@ class CheckpointFolder:
         target = free_name(self.folder, f"{self.tag}_earlier-")
         target.mkdir(parents=True)
         for file in files:
-            _move(file, target / file.name)
+            try:
+                os.replace(file, target / file.name)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                write_durably(target / file.name, file.read_bytes())  # on another file system
+                file.unlink()
         synchronize_folder(target)
         return target
-
-
-def _move(file: Path, target: Path) -> None:
-    """Move a file, to another file system if need be."""
-    try:
-        os.replace(file, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        write_durably(target, file.read_bytes())
-        file.unlink()
 
 
 STRUCTURAL = (

@@ -133,7 +133,15 @@ class _Details:
 
     def compared(self) -> dict[str, Compared]:
         """Return references and predictions by property."""
-        return {name: _joined(parts) for name, parts in self._compared.items()}
+        joined = {}
+        for name, parts in self._compared.items():
+            reference, prediction, structure = (
+                np.concatenate([getattr(part, what) for part in parts])
+                for what in ("reference", "prediction", "structure")
+            )
+            atoms = [part.atom for part in parts if part.atom is not None]
+            joined[name] = Compared(reference, prediction, structure, np.concatenate(atoms) if atoms else None)
+        return joined
 
 
 def _combined(
@@ -208,14 +216,3 @@ def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: n
         if mask.any():
             n_atoms = None if PROPERTIES[name].of_atoms else row.n_atoms[mask]
             accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
-
-
-def _joined(parts: list[Compared]) -> Compared:
-    """Concatenate several parts."""
-    atoms = [part.atom for part in parts if part.atom is not None]
-    return Compared(
-        np.concatenate([part.reference for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-        np.concatenate([part.structure for part in parts]),
-        np.concatenate(atoms) if atoms else None,
-    )

@@ -145,28 +145,10 @@ def _square(error: Tensor, reference: Tensor) -> Tensor:
     return error * error
 
 
-def _size(error: Tensor, reference: Tensor) -> Tensor:
-    return error.abs()
-
-
-def _length(error: Tensor, reference: Tensor) -> Tensor:
-    """Penalize a vector by its length, one entry instead of three."""
-    return torch.linalg.vector_norm(error, dim=-1, keepdim=True)
-
-
-def _hundred_squares(error: Tensor, reference: Tensor) -> Tensor:
-    """Count dipoles a hundred times, as mace-torch does: they are small numbers beside energies."""
-    return 100.0 * error * error
-
-
 def huber(error: Tensor, delta: float | Tensor) -> Tensor:
     """Penalize small errors by half their square and large ones by their size times the threshold."""
     size = error.abs()
     return torch.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
-
-
-def _huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda error, reference: huber(error, delta)
 
 
 def _stepped_huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -197,14 +179,16 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
     Raises:
         KeyError: If the word or a weight is missing.
     """
+    # dipoles count a hundred times, as in mace-torch: they are small numbers beside energies
     square = {
         "energy": Term("energy", True, _square),
         "forces": Term("forces", False, _square),
         "stress": Term("stress", False, _square),
         "virials": Term("virials", True, _square),
-        "dipole": Term("dipole", True, _hundred_squares),
+        "dipole": Term("dipole", True, lambda error, _: 100.0 * error * error),
     }
-    robust = {p: Term(p, p == "energy", _huber(huber_delta)) for p in ("energy", "forces", "stress")}
+    clipped = lambda error, _: huber(error, huber_delta)  # noqa: E731
+    robust = {p: Term(p, p == "energy", clipped) for p in ("energy", "forces", "stress")}
     universal = {p: replace(term, scales_error=True) for p, term in robust.items()}
     universal["forces"] = Term("forces", False, _stepped_huber(huber_delta), scales_error=True)
     kinds = {
@@ -215,7 +199,11 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "virials": [square["energy"], square["forces"], square["virials"]],
         "huber": list(robust.values()),
         "universal": list(universal.values()),
-        "l1l2energyforces": [Term("energy", True, _size), Term("forces", False, _length)],
+        # a force counts by its length, one entry instead of three
+        "l1l2energyforces": [
+            Term("energy", True, lambda error, _: error.abs()),
+            Term("forces", False, lambda error, _: torch.linalg.vector_norm(error, dim=-1, keepdim=True)),
+        ],
         "dipole": [square["dipole"]],
         "energy_forces_dipole": [square["energy"], square["forces"], square["dipole"]],
     }

@@ -75,12 +75,8 @@ def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optim
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=_can_fuse(model))
-
-
-def _can_fuse(model: MACE) -> bool:
-    """Tell whether torch has a fused update for the model's device."""
-    return model.embedding.device.type in ("cpu", "cuda")
+    can_fuse = model.embedding.device.type in ("cpu", "cuda")  # torch has a fused update there
+    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=can_fuse)
 
 
 class Schedule:

@@ -39,7 +39,9 @@ class PhaseClock:
         """Return the seconds of each phase in the order of `PHASES`; on an accelerator, the work must be done."""
         seconds: dict[str, float] = {}
         for (_, begin), (phase, end) in zip(self._ends, self._ends[1:], strict=False):
-            seconds[phase] = seconds.get(phase, 0.0) + _between(begin, end)
+            # of a device in milliseconds
+            spent = end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000.0  # type: ignore
+            seconds[phase] = seconds.get(phase, 0.0) + spent
         return {phase: seconds[phase] for phase in PHASES if phase in seconds}
 
     def _now(self) -> float | torch.cuda.Event:
@@ -48,11 +50,3 @@ class PhaseClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    if isinstance(begin, float):
-        assert isinstance(end, float)
-        return end - begin
-    assert not isinstance(end, float)
-    return begin.elapsed_time(end) / 1000.0
