@@ -29,7 +29,7 @@ from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage, make_optimizer
-from mace.training.step import train_step
+from mace.training.step import loss_gradient, update_parameters
 
 
 def prepare(settings: Settings) -> Task:
@@ -127,10 +127,11 @@ def _training(settings: Settings, model: MACE) -> Task:
     )
 
     def step() -> None:
-        value, _ = train_step(model, next(batches), loss, optimizer, settings["clip_grad"], average)
+        value = loss_gradient(model, next(batches), loss)
+        update_parameters(model, optimizer, settings["clip_grad"], average)
         value.item()
 
-    return Task(step, facts | {"what": "train_step and InMemoryDataset.batch"})
+    return Task(step, facts | {"what": "loss_gradient, update_parameters and InMemoryDataset.batch"})
 
 
 def _evaluation(settings: Settings, model: MACE) -> Task:

@@ -54,7 +54,7 @@ _KINDS = {
 
 
 def notes_on(settings: TrainingSettings) -> list[str]:
-    """Say what was typed and is not done: it has no effect, or something else that was typed overrules it.
+    """List what was typed and has no effect, or is overruled by something else that was typed.
 
     Returns:
         Sentences for the log, without their ends.

@@ -55,7 +55,7 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
 
 
 def overruled_features(settings: TrainingSettings) -> list[str]:
-    """Say which of ``--hidden_irreps``, ``--num_channels`` and ``--max_L`` is overruled, in sentences for the log."""
+    """List which of ``--hidden_irreps``, ``--num_channels`` and ``--max_L`` are overruled, in sentences for the log."""
     if settings.hidden_irreps is None:
         return []
     features = hidden_features(settings)

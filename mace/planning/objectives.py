@@ -93,7 +93,7 @@ def with_labels(settings: TrainingSettings, losses: Losses, report: LabelReport)
 
 
 def ways_out(losses: Sequence[Loss | None]) -> Mapping[str, str]:
-    """Say how to ask for no label of a kind, by its name: which weights ask for it now, in all stages."""
+    """Describe by label how to do without it: which weights ask for it now, in all stages."""
     words: dict[str, list[str]] = {}
     for loss, prefix in zip(losses, _PREFIXES, strict=False):
         for term in loss.terms if loss is not None else ():

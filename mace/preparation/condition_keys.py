@@ -46,7 +46,7 @@ def conditions_of(settings: TrainingSettings, foundation: Foundation | None = No
 
 
 def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Condition]) -> list[str]:
-    """Say of which conditions a key was typed that the model does not have, in sentences for the log."""
+    """List keys that were typed for conditions the model does not have, in sentences for the log."""
     missing = sorted(set(SETTABLE) - {condition.name for condition in conditions})
     return [
         f"--{name}_key={key} has no effect: the model has no condition '{name}', which --embedding_specs would describe"

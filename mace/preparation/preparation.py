@@ -246,7 +246,7 @@ def _reference_energies(
 
 
 def _log_charges(configurations: Sequence[Configuration]) -> None:
-    """Say whether charges enter the dipoles: a model that learned without them is wrong with them."""
+    """Log whether charges enter the dipoles: a model that learned without them is wrong with them."""
     count = sum(configuration.charges is not None for configuration in configurations)
     if count == 0:
         _LOGGER.info("The structures have no charges, so the whole dipole is learned")

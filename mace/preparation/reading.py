@@ -157,7 +157,7 @@ def inspect_data(
     """Run all checks, with the cutoff and, if they are asked for, the E0s of the model that is fine-tuned.
 
     Raises:
-        UserError: If ``--allow`` names what there is not.
+        UserError: If ``--allow`` names a check that does not exist.
     """
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,

@@ -86,7 +86,7 @@ class Team:
         return item
 
     def any(self, condition: bool) -> bool:
-        """Tell whether a condition holds in any process."""
+        """Return whether a condition holds in any process."""
         return any(self.gather(condition))
 
     def require_agreement(self, what: str, facts: Mapping[str, str]) -> None:

@@ -50,7 +50,7 @@ class Prediction:
         return self.steps + self.evaluations + self.saving + self.rest
 
     def line(self) -> str:
-        """Say it in words."""
+        """Describe it in one line."""
         return (
             f"about {duration_words(self.total)}: {self.epochs} epochs of {duration_words(self.seconds_per_epoch)}, "
             f"evaluations {duration_words(self.evaluations)}, saving {duration_words(self.saving)}, beginning and end "

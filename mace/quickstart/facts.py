@@ -71,7 +71,7 @@ class Facts:
         return " ".join(chemical_symbol(number) for number in self.elements)
 
     def line(self) -> str:
-        """Say all of it in one line."""
+        """Describe all of it in one line."""
         labels = ", ".join(
             name if count == self.structures else f"{name} ({count} of {self.structures})"
             for name, count in self.labeled.items()
@@ -152,7 +152,7 @@ class Machine:
         return self.device.partition(":")[0] == "cpu"
 
     def line(self) -> str:
-        """Say it in words."""
+        """Describe it in one line."""
         size = f", {self.memory / 1e9:.3g} GB of memory" if self.memory else ""
         return f"{self.device}, {self.threads} thread{'s' * (self.threads > 1)}{size}"
 

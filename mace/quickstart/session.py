@@ -161,7 +161,7 @@ def training_settings(proposal: Proposal) -> TrainingSettings:
 def _introduction(
     settings: QuickstartSettings, facts: Facts, machine: Machine, report: DataReport, pace: Pace, prediction: Prediction
 ) -> list[str]:
-    """Say what the proposal is made for, in lines for the terminal and the file."""
+    """Describe what the proposal is made for, in lines for the terminal and the file."""
     memory = f"memory: about {pace.memory / 1e9:.2g} GB at the peak"
     if machine.memory and pace.memory > 0.8 * machine.memory:
         memory += (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from mace.errors import RunInterrupted, UserError
 from mace.files.ownership import Ownership
 from mace.planning.model_choices import reported_table
 from mace.planning.objectives import Losses
-from mace.processes.launch import Launch
+from mace.processes.launch import Launch, started_together
 from mace.processes.team import make_team
 from mace.reporting.tables import errors_in_words
 from mace.runs.environment import log_environment
-from mace.runs.folders import RunFolders, make_folders, own_files
+from mace.runs.folders import RunFolders, make_folders, new_run_id
 from mace.runs.run_report import RunReport
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder
@@ -93,7 +94,13 @@ def run_context(choices: Choices, console: Console | None = None) -> Iterator[Ru
         folders = make_folders(settings, create=team.is_first)
         mode = settings.progress if team.is_first and not settings.quiet else "off"
         progress = TrainingProgress(console, mode, errors_in_words=errors_in_words(reported_table(settings)))
-        with own_files(folders, settings, choices.launch, team.is_first) as ownership:
+        together = started_together(os.environ) if choices.launch is None else 1
+        advice = f", or add --distributed if the {together} processes started together are to be one run"
+        owns_files = team.is_first and not settings.dry_run
+        places = [folders.checkpoints, folders.results, folders.model] if owns_files else []
+        with Ownership(
+            folders.tag, places, new_run_id(), settings.take_over, advice if together > 1 else ""
+        ) as ownership:
             if team.is_first:  # which alone writes to terminal and log file
                 file = log_path(folders.log, settings.name, settings.seed)
                 setup_logging(settings.log_level, file, console, settings.quiet)

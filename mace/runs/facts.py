@@ -1,4 +1,4 @@
-"""Gather what there is to say about a run before its first step."""
+"""The facts of a run that are known before its first step, for its page."""
 
 from __future__ import annotations
 

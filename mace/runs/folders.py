@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mace.errors import UserError
-from mace.files.ownership import Ownership
-from mace.processes.launch import Launch, started_together
 from mace.settings import TrainingSettings
 
 LONGEST_NAME = 255
@@ -76,21 +74,6 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
                 f"{folder}: files cannot be written there ({reason}); choose another --{kind}_dir."
             ) from error
     return folders
-
-
-def own_files(folders: RunFolders, settings: TrainingSettings, launch: Launch | None, writes: bool) -> Ownership:
-    """Return what makes the files of a run this process's own.
-
-    Args:
-        folders: Where they are.
-        settings: Of the run; a dry run owns nothing.
-        launch: The place of this process among those of the run, if there are several.
-        writes: Whether this process writes files.
-    """
-    together = started_together(os.environ) if launch is None else 1
-    advice = f", or add --distributed if the {together} processes started together are to be one run"
-    places = [folders.checkpoints, folders.results, folders.model] if writes and not settings.dry_run else []
-    return Ownership(folders.tag, places, new_run_id(), settings.take_over, advice if together > 1 else "")
 
 
 def new_run_id() -> str:

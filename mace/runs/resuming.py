@@ -81,7 +81,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
 
 
 def _is_original(path: Path) -> bool:
-    """Tell whether a file is a checkpoint of mace-torch."""
+    """Return whether a file is a checkpoint of mace-torch."""
     try:
         load_safely(path)
     except UnusableCheckpoint:

@@ -275,7 +275,7 @@ class CheckpointFolder:
                     _LOGGER.debug("%s cannot be removed (%s)", other, error)
 
     def changed(self) -> dict[Path, str]:
-        """Tell which of the files that this object wrote are not as it wrote them, and what happened to each.
+        """Find the files that this object wrote and that are not as it wrote them, with what happened to each.
 
         The checksums at their ends are compared, so that looking takes no time.
         """

@@ -169,7 +169,6 @@ def _combined(
 class _Rows:
     """Labeled rows of one property: reference, prediction, number of atoms, structure and atom of each row."""
 
-    name: str
     reference: np.ndarray
     prediction: np.ndarray
     n_atoms: np.ndarray
@@ -205,7 +204,7 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         reference = targets.values[name].numpy()[mask]
         structure = structure[mask][usable]
         atom = None if atom is None else atom[mask][usable]
-        rows[name] = _Rows(name, reference[usable], values[usable], n_atoms[structure], structure, atom)
+        rows[name] = _Rows(reference[usable], values[usable], n_atoms[structure], structure, atom)
     return rows
 
 

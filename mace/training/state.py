@@ -119,7 +119,7 @@ class TrainingState:
             return {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
 
     def is_finite(self) -> bool:
-        """Tell whether all weights are finite, waiting for their device only once."""
+        """Return whether all weights are finite, waiting for their device only once."""
         with torch.no_grad():
             return bool(torch.stack([torch.isfinite(weight).all() for weight in self.model.parameters()]).all())
 

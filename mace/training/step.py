@@ -55,42 +55,22 @@ def loss_gradient(
     return value.detach()
 
 
-def train_step(
-    model: MACE,
-    batch: Batch,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    clip_grad: float | None = None,
-    average: MovingAverage | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Take one step.
-
-    Args:
-        model: The model.
-        batch: A batch on its device.
-        loss: The loss.
-        optimizer: The optimizer.
-        clip_grad: Longest gradient allowed; None for no limit.
-        average: Moving average to update.
-
-    Returns:
-        Loss before the step and norm of the gradient before clipping, both still on the device: reading them here would
-        make the program wait.
-    """
-    value = loss_gradient(model, batch, loss)
-    return value, update_parameters(model, optimizer, clip_grad, average)
-
-
 def update_parameters(
     model: MACE,
     optimizer: torch.optim.Optimizer,
     clip_grad: float | None = None,
     average: MovingAverage | None = None,
 ) -> Tensor:
-    """Move the parameters by their gradients; see `train_step`.
+    """Move the parameters by their gradients.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer.
+        clip_grad: Longest gradient allowed; None for no limit.
+        average: Moving average to update.
 
     Returns:
-        Norm of the gradient before clipping, still on the device.
+        Norm of the gradient before clipping, still on the device: reading it here would make the program wait.
     """
     limit = float("inf") if clip_grad is None else clip_grad
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)

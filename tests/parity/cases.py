@@ -25,7 +25,7 @@ from mace.structures.configuration import Configuration
 from mace.testing.laws import BatchPotential, Potential, Result, Structure
 from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage, parameter_groups
-from mace.training.step import train_step
+from mace.training.step import loss_gradient, update_parameters
 from mace.units import DEBYE_OF_MACE_TORCH
 
 FOLDER = Path(__file__).parent / "references"
@@ -268,7 +268,8 @@ def three_steps(case: Case, model: MACE, loss: Loss) -> MovingAverage:
     average = MovingAverage(model.parameters(), decay=0.99)
     batch = case.dataset().batch(range(N_STRUCTURES))
     for _ in range(3):
-        train_step(model, batch, loss, optimizer, clip_grad=10.0, average=average)
+        loss_gradient(model, batch, loss)
+        update_parameters(model, optimizer, clip_grad=10.0, average=average)
     return average
 
 

@@ -15,7 +15,7 @@ from mace.graphs.dataset import Batch, Targets
 from mace.model.prediction import predict
 from mace.training.loss import make_loss
 from mace.training.optimization import parameter_groups
-from mace.training.step import loss_gradient, train_step
+from mace.training.step import loss_gradient, update_parameters
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -93,6 +93,7 @@ def test_a_wrong_decay_is_noticed(load_case: Loader) -> None:
     optimizer = torch.optim.Adam(parameter_groups(model, lr=0.01, weight_decay=0.0, factors={}), lr=0.01, amsgrad=True)
     batch, loss = case.dataset().batch([0, 1, 2]), make_loss("weighted", WEIGHTS)
     for _ in range(3):
-        train_step(model, batch, loss, optimizer, clip_grad=10.0)
+        loss_gradient(model, batch, loss)
+        update_parameters(model, optimizer, clip_grad=10.0)
     with pytest.raises(AssertionError, match="deviates"):
         _assert_as_stored(case, "stepped", dict(model.named_parameters()))
