@@ -238,24 +238,20 @@ def require_labels(
         message = f"{names}: no structure has a label '{name}' under the key {tried}"
         if not tried:
             message = f"{names}: no structure has a label '{name}', because --{name}_key is empty"
-        message += f"; {_describe_keys(report)}"
+        keys: Counter[tuple[str, str]] = sum((file.keys for file in report.files), Counter())
+        found = sorted(keys.items(), key=lambda item: item[0][1])
+        listed = [f"{key} ({place}, {count})" for (place, key), count in found]
+        more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+        if listed:
+            message += f"; the keys there (where, in how many structures): {', '.join(listed[:20])}{more}"
+        else:
+            message += "; the structures carry no keys at all"
         if name in ("stress", "virials") and any(
             file.of(other).labeled for file in report.files for other in ("stress", "virials")
         ):
             message += f"; the labels there cannot become {name}, because no structure repeats in all directions"
         way_out = (ways_out or {}).get(name, f"ask for no {name}")
         raise UserError(f"{message}. Name the right key with --{name}_key, or {way_out}.")
-
-
-def _describe_keys(report: LabelReport) -> str:
-    keys: Counter[tuple[str, str]] = Counter()
-    for file in report.files:
-        keys.update(file.keys)
-    if not keys:
-        return "the structures carry no keys at all"
-    listed = [f"{key} ({place}, {count})" for (place, key), count in sorted(keys.items(), key=lambda item: item[0][1])]
-    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    return f"the keys there (where, in how many structures): {', '.join(listed[:20])}{more}"
 
 
 @lru_cache(maxsize=4096)
@@ -275,13 +271,9 @@ def _are_near(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     if longer in (f"{shorter}s", f"{shorter}es"):
         return len(shorter) > 2
-    return len(shorter) >= _FEWEST_LETTERS and _is_one_slip(shorter, longer)
-
-
-def _is_one_slip(shorter: str, longer: str) -> bool:
-    """Whether one letter is missing or wrong, or two neighbors are exchanged."""
-    if len(longer) - len(shorter) > 1:
+    if len(shorter) < _FEWEST_LETTERS or len(longer) - len(shorter) > 1:
         return False
+    # one letter is missing or wrong, or two neighbors are exchanged
     start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
     rest, rest_of_longer = shorter[start:], longer[start:]
     if len(shorter) < len(longer):
