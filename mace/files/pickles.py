@@ -165,7 +165,15 @@ class Machine:
             line = self._line()
             if kind.name == "stringnl_noescape_pair":
                 return line, self._line()
-            return _number(line, kind.name) if "decimal" in kind.name or "float" in kind.name else line.strip("'\"")
+            if "decimal" not in kind.name and "float" not in kind.name:
+                return line.strip("'\"")
+            digits = line.strip().removesuffix("L")
+            if len(digits) > 3 * MAX_INTEGER_BYTES:
+                raise PickleError(f"a number has {len(digits)} digits")
+            try:
+                return float(digits) if kind.name == "floatnl" else int(digits)
+            except ValueError as error:
+                raise PickleError(f"{digits!r} is no number") from error
         length = struct.unpack(_LENGTHS[kind.n], self._bytes(struct.calcsize(_LENGTHS[kind.n])))[0]
         if kind.name in ("long1", "long4"):
             if length > MAX_INTEGER_BYTES:
@@ -205,7 +213,8 @@ class Machine:
         if not self._below:
             raise PickleError(f"a mark is missing at byte {self.place}")
         values, self._stack = self._stack, self._below.pop()
-        return [self._pop(), *values] if wanted[0] is not pickletools.markobject else values
+        has_target = pickletools.markobject in wanted[1:]  # below the mark
+        return [self._pop(), *values] if has_target else values
 
     def _pop(self) -> Any:
         if not self._stack:
@@ -321,16 +330,6 @@ def _explaining(what: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise PickleError(f"{what} ({error})") from error
-
-
-def _number(text: str, kind: str) -> float:
-    text = text.strip().removesuffix("L")
-    if len(text) > 3 * MAX_INTEGER_BYTES:
-        raise PickleError(f"a number has {len(text)} digits")
-    try:
-        return float(text) if kind == "floatnl" else int(text)
-    except ValueError as error:
-        raise PickleError(f"{text!r} is no number") from error
 
 
 def _set_entries(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:

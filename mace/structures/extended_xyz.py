@@ -33,26 +33,22 @@ def iterate_extended_xyz(file: str) -> Iterator[Frame]:
         UserError: If one cannot be read; the message names its place, counted from zero.
     """
     # cut into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line
-    index = 0
-    for cut in _in_portions(_cut_extended_xyz(file), _READ_TOGETHER):
+    index, frames = 0, _cut_extended_xyz(file)
+    while True:
+        cut: list[list[str]] = []
+        failure: UserError | None = None
+        try:
+            for lines in itertools.islice(frames, _READ_TOGETHER):
+                cut.append(lines)
+        except UserError as error:  # after those before it
+            failure = error
         for lines, frame in zip(cut, read_plain_frames(cut), strict=True):
             yield frame if frame is not None else _ask_ase("".join(lines), file, index)
             index += 1
-
-
-def _in_portions(frames: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
-    """Yield some frames at a time; those before an error come before the error."""
-    portion: list[list[str]] = []
-    try:
-        for frame in frames:
-            portion.append(frame)
-            if len(portion) == size:
-                yield portion
-                portion = []
-    except UserError:
-        yield portion
-        raise
-    yield portion
+        if failure is not None:
+            raise failure
+        if not cut:
+            return
 
 
 def _ask_ase(text: str, file: str, index: int) -> Frame:

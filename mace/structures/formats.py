@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,19 @@ def iterate_frames(file: str) -> Iterator[Frame]:
         UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
             names its place, counted from zero.
     """
-    file_format = _format_of(file)
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    ending = ending_of(file)
+    if (file_format := ENDINGS.get(ending)) is None:
+        try:
+            file_format = filetype(file)
+        except (UnknownFileTypeError, *UNREADABLE_TEXT) as error:
+            raise UserError(f"{file}: ASE cannot tell the format of this file ({reason_of(error)}).") from error
+        if file_format not in ioformats:
+            raise UserError(
+                f"{file}: ASE knows no format with the ending '.{ending}'; rename the file so that it ends in .xyz if "
+                "it is extended XYZ."
+            )
     frames = iterate_extended_xyz(file) if file_format == "extxyz" else _frames_by_ase(file, file_format)
     is_empty = True
     for frame in frames:
@@ -45,25 +58,6 @@ def iterate_frames(file: str) -> Iterator[Frame]:
         yield frame
     if is_empty:
         raise UserError(f"{file}: the file holds no structure.")
-
-
-def _format_of(file: str) -> str:
-    """Tell the format of a file: that of its ending if it has one of `ENDINGS`, otherwise what ASE finds."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
-
-    ending = ending_of(file)
-    if ending in ENDINGS:
-        return ENDINGS[ending]
-    try:
-        file_format = filetype(file)
-    except (UnknownFileTypeError, *UNREADABLE_TEXT) as error:
-        raise UserError(f"{file}: ASE cannot tell the format of this file ({reason_of(error)}).") from error
-    if file_format not in ioformats:
-        raise UserError(
-            f"{file}: ASE knows no format with the ending '.{ending}'; rename the file so that it ends in .xyz if it "
-            "is extended XYZ."
-        )
-    return file_format
 
 
 def ending_of(file: str | Path) -> str:
@@ -90,7 +84,15 @@ def _frames_by_ase(file: str, file_format: str) -> Iterator[Frame]:
         for atoms in images:
             frame = Frame.of_atoms(atoms)
             if file_format in WITHOUT_COLUMNS:
-                _find_columns(frame)
+                # what has a row for each atom becomes a column
+                for key, value in list(frame.info.items()):
+                    with suppress(ValueError):  # rows of different lengths
+                        array = np.asarray(value)
+                        is_of_atoms = array.shape[:1] == (len(frame),) and array.ndim <= 2
+                        is_free = key.removeprefix("REF_") not in _OF_STRUCTURES
+                        if is_of_atoms and is_free and array.dtype.kind in "biuf":
+                            frame.arrays[key] = array
+                            del frame.info[key]
             yield frame
             count += 1
     except Exception as error:  # ASE has a reader per format, and each fails in its own way
@@ -106,16 +108,3 @@ def _database_rows(file: str) -> Iterator[Atoms]:
             atoms = row.toatoms()
             atoms.info.update({**row.key_value_pairs, **row.data})
             yield atoms
-
-
-def _find_columns(frame: Frame) -> None:
-    """Make columns of what has a row for each atom, in a format that has entries of structures only."""
-    for key, value in list(frame.info.items()):
-        try:
-            array = np.asarray(value)
-        except ValueError:  # rows of different lengths
-            continue
-        is_of_atoms = array.shape[:1] == (len(frame),) and array.ndim <= 2
-        if is_of_atoms and array.dtype.kind in "biuf" and key.removeprefix("REF_") not in _OF_STRUCTURES:
-            frame.arrays[key] = array
-            del frame.info[key]

@@ -261,21 +261,25 @@ def is_near(key: str, words: tuple[str, ...]) -> bool:
     >>> [is_near(key, ("forces", "REF_forces")) for key in ("force", "Forces", "ref-forces", "forces", "sources")]
     [True, True, True, False, False]
     """
-    return key not in words and any(_are_near(key, word) for word in words)
-
-
-def _are_near(one: str, other: str) -> bool:
-    one, other = (re.sub(r"[\W_]", "", word).lower() for word in (one, other))
-    if one == other:
-        return True
-    shorter, longer = sorted((one, other), key=len)
-    if longer in (f"{shorter}s", f"{shorter}es"):
-        return len(shorter) > 2
-    if len(shorter) < _FEWEST_LETTERS or len(longer) - len(shorter) > 1:
+    if key in words:
         return False
-    # one letter is missing or wrong, or two neighbors are exchanged
-    start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
-    rest, rest_of_longer = shorter[start:], longer[start:]
-    if len(shorter) < len(longer):
-        return rest == rest_of_longer[1:]
-    return rest[1:] == rest_of_longer[1:] or rest == rest_of_longer[1::-1] + rest_of_longer[2:]
+    for word in words:
+        one, other = (re.sub(r"[\W_]", "", text).lower() for text in (key, word))
+        if one == other:
+            return True
+        shorter, longer = sorted((one, other), key=len)
+        if longer in (f"{shorter}s", f"{shorter}es"):
+            if len(shorter) > 2:
+                return True
+        elif len(shorter) >= _FEWEST_LETTERS and len(longer) - len(shorter) <= 1:
+            # one letter is missing or wrong, or two neighbors are exchanged
+            pairs = enumerate(zip(shorter, longer, strict=False))
+            start = next((i for i, (a, b) in pairs if a != b), len(shorter))
+            rest, other_rest = shorter[start:], longer[start:]
+            if len(shorter) < len(longer):
+                slips = rest == other_rest[1:]
+            else:
+                slips = rest[1:] == other_rest[1:] or rest == other_rest[1::-1] + other_rest[2:]
+            if slips:
+                return True
+    return False

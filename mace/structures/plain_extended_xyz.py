@@ -75,7 +75,16 @@ def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
         For each frame what ASE would read from it, or None if it has to be asked.
     """
     found: list[Frame | None] = [None] * len(frames)
-    understood = [plain for place, lines in enumerate(frames) if (plain := _understand(place, lines)) is not None]
+    understood: list[_Plain] = []
+    for place, lines in enumerate(frames):
+        try:
+            header = _parse_header(lines[1].strip())
+            width = sum(column.width for column in _columns(header.properties))
+        except _Unusual:
+            continue
+        rows = [line.split() for line in lines[2:]]
+        if rows and all(len(row) == width for row in rows):
+            understood.append(_Plain(place, header, rows))
     for properties, group in groupby(understood, key=lambda plain: plain.header.properties):
         plains = list(group)
         try:
@@ -85,19 +94,6 @@ def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
         for plain, frame in zip(plains, made, strict=True):
             found[plain.place] = frame
     return found
-
-
-def _understand(place: int, lines: list[str]) -> _Plain | None:
-    """Read the comment line and divide the others into words, or return None."""
-    try:
-        header = _parse_header(lines[1].strip())
-        width = sum(column.width for column in _columns(header.properties))
-    except _Unusual:
-        return None
-    rows = [line.split() for line in lines[2:]]
-    if not rows or any(len(row) != width for row in rows):
-        return None
-    return _Plain(place, header, rows)
 
 
 def _parse_header(comment: str) -> _Header:

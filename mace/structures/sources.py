@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
-from mace.settings.labels import FileSettings, LabelSettings
+from mace.settings.labels import FileSettings
 from mace.structures.labels import LabelKeys
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
@@ -106,18 +107,32 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
         UserError: If a file is missing, empty, a directory or named twice, or if a pattern matches nothing.
     """
     files: list[str] = []
-    for path in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
-        if Path(path).exists() or not glob.has_magic(path):
-            files.append(path)
+    for given in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
+        if Path(given).exists() or not glob.has_magic(given):
+            files.append(given)
             continue
-        matches = sorted(match for match in glob.glob(path, recursive=True) if not Path(match).is_dir())
+        matches = sorted(match for match in glob.glob(given, recursive=True) if not Path(match).is_dir())
         if not matches:
-            raise UserError(f"{path}: no file matches this pattern, seen from {Path.cwd()}.")
+            raise UserError(f"{given}: no file matches this pattern, seen from {Path.cwd()}.")
         files += matches
     if not files:
         raise UserError("No structure file was given; name at least one.")
     for file in files:
-        _check_file(file)
+        path = Path(file)
+        if not file.strip():
+            raise UserError("The name of a structure file is empty.")
+        if path.is_dir():
+            raise UserError(
+                f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'."
+            )
+        if not path.exists():
+            raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
+        if not path.is_file():
+            raise UserError(
+                f"{file}: this is not a regular file and cannot be read more than once; write it to one first."
+            )
+        if path.stat().st_size == 0:
+            raise UserError(f"{file}: the file is empty.")
     refuse_repeated(files)
     return files
 
@@ -137,20 +152,6 @@ def refuse_repeated(files: Sequence[str]) -> None:
                 "name it once."
             )
         seen[real] = file
-
-
-def _check_file(file: str) -> None:
-    path = Path(file)
-    if not file.strip():
-        raise UserError("The name of a structure file is empty.")
-    if path.is_dir():
-        raise UserError(f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'.")
-    if not path.exists():
-        raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
-    if not path.is_file():
-        raise UserError(f"{file}: this is not a regular file and cannot be read more than once; write it to one first.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty.")
 
 
 def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
@@ -190,41 +191,26 @@ def sources_of(
         One source for each file name or table, in order.
     """
     items = [files] if isinstance(files, (str, FileSettings)) else list(files)
-    return tuple(_source(settings, item, conditions) for item in items)
-
-
-def _source(settings: TrainingSettings, item: str | FileSettings, conditions: Sequence[Condition]) -> Source:
-    own = item if isinstance(item, FileSettings) else None
-    weights = own.config_type_weights if own is not None else None
-    return Source(
-        paths=item if isinstance(item, str) else item.file,
-        keys=LabelKeys(**{name: _own_or_shared(f"{name}_key", own, settings) for name in PROPERTIES}),
-        units=FileUnits(
-            **{name: _own_or_shared(f"{name}_unit", own, settings) for name in ("energy", "length", "stress")}
-        ),
-        config_type_weights=settings.config_type_weights if weights is None else weights,
-        conditions=conditions,
-        condition_keys=_condition_keys(settings, own, conditions),
-    )
-
-
-def _condition_keys(
-    settings: TrainingSettings, own: FileSettings | None, conditions: Sequence[Condition]
-) -> dict[str, str]:
-    """Return the keys that were given for conditions, those of the file itself before those of all files."""
     names = {condition.name for condition in conditions}
     described = settings.embedding_specs or {}
-    keys = {name: described.get(name, {}).get("key") for name in names}
-    for name in SETTABLE:
-        key = _own_or_shared(f"{name}_key", own, settings)
-        if key and name in names:
-            keys[name] = key
-    return {name: key for name, key in keys.items() if key is not None}
+    sources = []
+    for item in items:
 
+        def said(name: str, item: str | FileSettings = item) -> Any:
+            """Return what is said of the file itself, else what is said of all files."""
+            own = getattr(item, name, None)
+            return getattr(settings, name) if own is None else own
 
-def _own_or_shared(name: str, own: LabelSettings | None, shared: LabelSettings) -> str | None:
-    """Return what a file says of itself, else what is said of all files."""
-    value: str | None = getattr(own, name, None)
-    if value is None:
-        value = getattr(shared, name)
-    return value
+        keys = {name: described.get(name, {}).get("key") for name in names}
+        keys |= {name: key for name in SETTABLE if name in names and (key := said(f"{name}_key"))}
+        sources.append(
+            Source(
+                paths=item if isinstance(item, str) else item.file,
+                keys=LabelKeys(**{name: said(f"{name}_key") for name in PROPERTIES}),
+                units=FileUnits(**{name: said(f"{name}_unit") for name in ("energy", "length", "stress")}),
+                config_type_weights=said("config_type_weights"),
+                conditions=conditions,
+                condition_keys={name: key for name, key in keys.items() if key is not None},
+            )
+        )
+    return tuple(sources)
