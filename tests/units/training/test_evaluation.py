@@ -95,6 +95,19 @@ def test_what_has_no_weight_or_no_label_does_not_count(name: str) -> None:
     assert errors_of([structure(5, weight=0.0)]) == {}
 
 
+@pytest.mark.parametrize(
+    "small",
+    [
+        {"weight": 0.01},
+        {"property_weights": dict.fromkeys(("energy", "forces", "stress"), 0.01)},
+        {"atom_weights": {"forces": np.full(5, 0.01)}},
+    ],
+    ids=lambda small: next(iter(small)),
+)
+def test_a_small_weight_counts_as_much_as_any(small: dict[str, Any]) -> None:
+    assert errors_of([SET[0], structure(5, **small)]) == pytest.approx(errors_of([SET[0], structure(5)]), rel=1e-10)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_neither_batches_nor_their_size_matter(batch_size: int) -> None:
     found = evaluate(MODEL, dataset(SET), LOSS, batch_size, stress=True, keep_details=True)
