@@ -15,7 +15,7 @@ from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.estimated_energies import estimate_energies
-from mace.finetuning.foundation import Foundation, foundation_plan
+from mace.finetuning.foundation import foundation_plan
 from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.plan import OUTPUTS, ModelPlan, first_problem
@@ -37,24 +37,7 @@ from mace.training.loss import Loss
 
 _LOGGER = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Structures:
-    """The structures of a run before any neighbor is searched.
-
-    Attributes:
-        train: To learn from.
-        valid: To validate with.
-        tests: Sets to test on, by name.
-        isolated_atoms: Frames of isolated atoms in the training files.
-        digests: SHA-256 of each training and validation file.
-    """
-
-    train: list[Configuration]
-    valid: list[Configuration]
-    tests: dict[str, list[Configuration]]
-    isolated_atoms: list[Configuration]
-    digests: dict[str, str]
+Divided = tuple[list[Configuration], list[Configuration], dict[str, list[Configuration]]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Preparation:
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
-def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> Structures:
+def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> Divided:
     """Set validation structures aside, and make sure the labels that are fitted exist.
 
     Args:
@@ -104,7 +87,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
         writes: Whether this process writes files.
 
     Returns:
-        The structures.
+        The structures to learn from, to validate with and, by name of the set, to test on.
 
     Raises:
         UserError: See `require_labels` and `split_validation`.
@@ -112,7 +95,6 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
     sets, training, needed = data.sets, data.sets.training, ways_out(data.losses)
     require_labels(training.report, sorted(needed), needed)
     configurations = training.configurations
-    files = files_of(settings.train_file)
     if settings.valid_file is None or sets.validation is None:
         split = split_validation(configurations, settings.valid_fraction, settings.seed, sorted(needed))
         train, valid = split.train, split.valid
@@ -128,7 +110,6 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
         _LOGGER.info(contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
-        files += files_of(settings.valid_file)
         if not valid:
             names = ", ".join(files_of(settings.valid_file))
             raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
@@ -145,7 +126,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
             tests.setdefault(name or table_row(each.config_type, each.head), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    return Structures(train, valid, tests, training.isolated_atoms, file_digests(files))
+    return train, valid, tests
 
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
@@ -177,33 +158,35 @@ def prepare(
     Raises:
         UserError: If data or settings do not allow a training.
     """
-    structures, foundation = divide(settings, data, writes), data.foundation
-    elements = ElementTable.from_arrays(c.atomic_numbers for c in structures.train)
+    foundation, to_learn, to_validate, to_test = data.foundation, *divide(settings, data, writes)
+    files = files_of(settings.train_file) + (files_of(settings.valid_file) if settings.valid_file else [])
+    digests = file_digests(files)
+    elements = ElementTable.from_arrays(c.atomic_numbers for c in to_learn)
     if settings.atomic_numbers is not None:
         elements = ElementTable(tuple(settings.atomic_numbers))
-        check_elements(elements, structures.train, purpose="--atomic_numbers")
-    for configurations in (structures.valid, *structures.tests.values()):
+        check_elements(elements, to_learn, purpose="--atomic_numbers")
+    for configurations in (to_validate, *to_test.values()):
         check_elements(elements, configurations)
     _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
     energies, scaling = None, NO_SCALING
     if "energy" in OUTPUTS[settings.model]:
-        energies = _reference_energies(settings, structures, elements, foundation)
-        scaling = decide_scaling(settings, summarize(structures.train, energies.energies))
+        energies = _reference_energies(settings, data, to_learn, elements)
+        scaling = decide_scaling(settings, summarize(to_learn, energies.energies))
         for warning in scaling.warnings:
             _LOGGER.warning(warning)
         elements = ElementTable(tuple(sorted(energies.energies)))
     if "dipole" in OUTPUTS[settings.model]:
-        _log_charges([*structures.train, *structures.valid])
+        _log_charges([*to_learn, *to_validate])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
 
     def search(configurations: Sequence[Configuration], name: str) -> Dataset:
         description = f"Neighbors of {name}"
         return InMemoryDataset(configurations, elements, r_max, lambda items: progress.track(items, description))
 
-    train = search(structures.train, "the training set")
-    valid = {DEFAULT_HEAD: search(structures.valid, "the validation set")}
+    train = search(to_learn, "the training set")
+    valid = {DEFAULT_HEAD: search(to_validate, "the validation set")}
     # before training, so that nothing in them can spoil its end
-    tests = {name: search(configurations, name) for name, configurations in structures.tests.items()}
+    tests = {name: search(configurations, name) for name, configurations in to_test.items()}
     conditions = conditions_of(settings, foundation)
     try:
         plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
@@ -214,25 +197,20 @@ def prepare(
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     if "energy" in plan.outputs:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(data, plan, energies, train, valid, tests, structures.digests)
+    return Preparation(data, plan, energies, train, valid, tests, digests)
 
 
 def _reference_energies(
-    settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
+    settings: TrainingSettings, data: InputData, train: Sequence[Configuration], elements: ElementTable
 ) -> ReferenceEnergies:
     """Find and log the reference energies, those of elements the data lack in the foundation model."""
-    known, fit = (None, None) if foundation is None else (
-        foundation.energies,
-        partial(estimate_energies, foundation, structures.train, elements, settings.batch_size),
-    )  # fmt: skip
-    energies = resolve_reference_energies(
-        settings.E0s,
-        structures.isolated_atoms,
-        structures.train,
-        elements,
-        known,
-        fit if settings.E0s == "estimated" else None,
-    )
+    known, fit, foundation = None, None, data.foundation
+    if foundation is not None:
+        known = foundation.energies
+        if settings.E0s == "estimated":
+            fit = partial(estimate_energies, foundation, train, elements, settings.batch_size)
+    isolated_atoms = data.sets.training.isolated_atoms
+    energies = resolve_reference_energies(settings.E0s, isolated_atoms, train, elements, known, fit)
     if known is not None and settings.foundation_model_elements:
         energies = replace(energies, energies=dict(sorted((known | energies.energies).items())))
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)

@@ -47,9 +47,10 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
         create: Whether this process writes files; if not, the folders are only named.
 
     Raises:
-        UserError: If one of them cannot be created or written to; nothing has been trained then.
+        UserError: If files cannot be called after the run, or a folder cannot be created or written to; nothing has
+            been trained then.
     """
-    work = Path(settings.work_dir)
+    work, name = Path(settings.work_dir), settings.name
     folders = RunFolders(
         work=work,
         log=Path(settings.log_dir) if settings.log_dir else work / "logs",
@@ -58,7 +59,17 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
         results=Path(settings.results_dir) if settings.results_dir else work / "results",
         tag=f"{settings.name}_run-{settings.seed}",
     )
-    _check_name(settings.name, folders.tag)
+    if "/" in name or name in ("", ".", "..") or not name.isprintable():
+        raise UserError(f"--name={name!r} cannot begin a file name; use letters, digits, '-' and '_'.")
+    try:
+        excess = len(os.fsencode(folders.tag)) + LONGEST_ENDING - LONGEST_NAME
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--name={ascii(name)} cannot be written as a file name here, where the encoding of file names is "
+            f"{error.encoding}; use letters, digits, '-' and '_', or set LC_ALL=C.UTF-8."
+        ) from error
+    if excess > 0:
+        raise UserError(f"--name={name[:20]}... is too long for file names: choose one that is {excess} bytes shorter.")
     if not create:
         return folders
     for kind in ("work", "log", "model", "checkpoints", "results"):
@@ -79,25 +90,6 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
 def new_run_id() -> str:
     """Return a name for a run that no other one has: time and chance."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-
-
-def _check_name(name: str, tag: str) -> None:
-    """Make sure that files can be called after the run.
-
-    Raises:
-        UserError: If the name has no place in a file name, or leaves none for the ends of the names.
-    """
-    if "/" in name or name in ("", ".", "..") or not name.isprintable():
-        raise UserError(f"--name={name!r} cannot begin a file name; use letters, digits, '-' and '_'.")
-    try:
-        excess = len(os.fsencode(tag)) + LONGEST_ENDING - LONGEST_NAME
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"--name={ascii(name)} cannot be written as a file name here, where the encoding of file names is "
-            f"{error.encoding}; use letters, digits, '-' and '_', or set LC_ALL=C.UTF-8."
-        ) from error
-    if excess > 0:
-        raise UserError(f"--name={name[:20]}... is too long for file names: choose one that is {excess} bytes shorter.")
 
 
 def model_files(settings: TrainingSettings, folders: RunFolders, stage: str) -> tuple[Path, Path]:
