@@ -21,11 +21,11 @@ class Part:
 
     Attributes:
         structures: Their indices.
-        fits: Whether the block was gone through to its end; if not, nothing may have changed.
+        fits: Whether memory sufficed; if it did not, what was done in the block must not have changed anything.
     """
 
     def __init__(self, structures: np.ndarray) -> None:
-        self.structures, self.fits = structures, False
+        self.structures, self.fits = structures, True
 
     def __enter__(self) -> Part:
         """Return the object itself."""

@@ -188,7 +188,7 @@ def test_any_data_set_can_be_evaluated() -> None:
     assert (other.n_atoms, other.n_edges) == (kept.n_atoms, kept.n_edges)
     assert other.average_neighbors() == kept.average_neighbors()
     steps = [EdgeLimit(int(each.edges_of([5, 6]).sum()), "a test").parts(each, np.arange(7)) for each in (other, kept)]
-    assert [part.tolist() for part in steps[0]] == [part.tolist() for part in steps[1]]
+    assert [part.structures.tolist() for part in steps[0]] == [part.structures.tolist() for part in steps[1]]
 
 
 def test_structures_are_named_by_file_and_place() -> None:
