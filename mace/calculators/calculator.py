@@ -38,7 +38,7 @@ from mace.errors import UserError
 from mace.evaluation.descriptors import descriptors
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.installation import require_own_files
 from mace.model.kernel_choice import choose_kernels
@@ -52,7 +52,7 @@ from mace.structures.configuration import Configuration
 require_own_files()
 _LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
-Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
+Search = Callable[[Sequence[Configuration], float], Neighbors]
 """Finds the neighbors of some structures within a cutoff."""
 
 _ARGUMENTS = (
@@ -429,7 +429,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         if not self.models[0].plan.predicts_energy:
             raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
 
-    def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
+    def _search(self, configurations: Sequence[Configuration], r_max: float) -> Neighbors:
         """Find the neighbors of a structure that moves a little at a time."""
         search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
         return join_neighbors([search(configuration, r_max) for configuration in configurations])

@@ -19,7 +19,7 @@ from mace.conditions import Condition
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.assembly import graph_of_structures
-from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors, join_neighbors
 from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
 from mace.model.heads import find_head, with_one_head
 from mace.model.kernel_choice import choose_kernels
@@ -151,7 +151,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
             )
             self._warned_of_spins = True
 
-    def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
+    def _search(self, configurations: Sequence[Configuration], r_max: float) -> Neighbors:
         """Find neighbors; those of periodic structures only when what stands at their place has moved enough."""
         if self._skin == 0.0 or not any(any(c.pbc) for c in configurations):
             return find_all_neighbors(configurations, r_max)
