@@ -144,8 +144,8 @@ def evaluate(
             atomic_virials=compute_atomic_stresses,
         )
     interaction = None
-    if found.atomic_energies is not None:
-        interaction = sum_over_structures(found.atomic_energies - model.reference_of_atoms(graph), graph)
+    if found.atomic_energies is not None and found.reference_energies is not None:
+        interaction = sum_over_structures(found.atomic_energies - found.reference_energies, graph)
     return {
         "energy": found.energy,
         "interaction_energy": interaction,

@@ -149,7 +149,7 @@ def foundation_plan(
     plan = plan.model_copy(update=elements)
     if settings.mean is not None:
         return plan.model_copy(update={"shift": settings.mean})
-    if plan.model == "MACE" or not plan.predicts_energy:
+    if plan.model == "MACE" or "energy" not in plan.outputs:
         return plan  # isolated atoms keep exactly their reference energies
     model = MACE(plan, foundation.model.dtype)
     start_from(foundation, model, keep_readouts=True)
@@ -164,7 +164,7 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
         UserError: If one contradicts it: nothing that was typed is overridden.
     """
     plan = foundation.plan
-    if (plan.predicts_energy, plan.predicts_dipole) != (wanted.predicts_energy, wanted.predicts_dipole):
+    if plan.outputs != wanted.outputs:
         raise UserError(
             f"--model={settings.model} does not fit the foundation model {foundation.source}, which is of the kind "
             f"{plan.model}; add --model={plan.model}."

@@ -20,7 +20,7 @@ from mace.finetuning.foundation import Foundation, foundation_plan
 from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.inspection.inspection import DataReport
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
+from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import Losses, ways_out, with_labels
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
@@ -291,7 +291,7 @@ def decide(
     energies, scaling = _decide_energies(settings, structures, elements, foundation)
     if energies is not None:
         elements = ElementTable(tuple(sorted(energies.energies)))
-    if settings.model in WITH_DIPOLE:
+    if "dipole" in OUTPUTS[settings.model]:
         _tell_charges([*structures.train, *structures.valid])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
     train = build_dataset(structures.train, elements, r_max, progress, "Neighbors of the training set")
@@ -310,7 +310,7 @@ def decide(
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
     return Preparation(plan, energies, train, valid, tests, structures.digests, losses)
 
@@ -319,7 +319,7 @@ def _decide_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> tuple[ReferenceEnergies | None, Scaling]:
     """Find reference energies, scale and shift, for a model that has energies."""
-    if settings.model not in WITH_ENERGY:
+    if "energy" not in OUTPUTS[settings.model]:
         return None, NO_SCALING
     energies = _reference_energies(settings, structures, elements, foundation)
     _tell_energies(energies)

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from mace.elements import chemical_symbol
 from mace.model.mace import MACE
+from mace.preparation.preparation import Preparation
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.preparation.preparation import Preparation
 from mace.training.stages import stage_two_start
 from mace.training.step import loss_gradient
 

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mace.console.optional_outputs import OptionalOutput
+from mace.console.progress import TrainingProgress
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.reporting.set_names import shown_name
-from mace.reporting.predictions import PredictedSet, per_atom_values
-from mace.settings import TrainingSettings
-from mace.training.evaluation import Evaluation, evaluate
-from mace.runs.folders import RunFolders
-from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
-from mace.console.optional_outputs import OptionalOutput
 from mace.pages.plots import plot_parity
 from mace.preparation.preparation import Preparation
-from mace.console.progress import TrainingProgress
-from mace.reporting.tables import error_table
+from mace.properties import PROPERTIES
+from mace.reporting.predictions import PredictedSet, per_atom_values
+from mace.reporting.set_names import shown_name
+from mace.reporting.tables import error_table, tables_of
+from mace.runs.folders import RunFolders
+from mace.settings import TrainingSettings
+from mace.training.evaluation import Evaluation, evaluate
+from mace.training.loss import Loss
+from mace.training.memory import EdgeLimit
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -99,10 +100,8 @@ def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, test
         for kind, metrics in result.by_type.items():
             # the sets of a test file are its types already
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
-    suffix = "stressvirials" if "stressvirials" in table else ""
     for measure in ("RMSE", "MAE"):
-        kinds = [f"PerAtom{measure}{suffix}"] * plan.predicts_energy + [f"Dipole{measure}"] * plan.predicts_dipole
-        for kind in kinds:
+        for kind in tables_of(plan.outputs, measure, stress="stressvirials" in table):
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
@@ -110,7 +109,7 @@ def _plot(
     predicted: list[PredictedSet], plan: ModelPlan, settings: TrainingSettings, folders: RunFolders, stage: str
 ) -> None:
     """Draw predictions against labels, energies with or without those of the isolated atoms."""
-    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
     interaction = settings.plot_interaction_e
     parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for one in predicted:
@@ -119,11 +118,13 @@ def _plot(
             if name == "energy":
                 reference, error = per_atom_values(name, one, energies if interaction else dict.fromkeys(energies, 0.0))
                 prediction = reference + error
-            if name != "virials":
+            if not PROPERTIES[name].derived:
                 shown = "interaction_energy" if name == "energy" and interaction else name
                 parts.setdefault(one.role, {}).setdefault(shown, []).append((reference, prediction))
     data = {
-        role: {name: (np.concatenate([r for r, _ in of]), np.concatenate([p for _, p in of])) for name, of in by.items()}
+        role: {
+            name: (np.concatenate([r for r, _ in of]), np.concatenate([p for _, p in of])) for name, of in by.items()
+        }
         for role, by in parts.items()
     }
     path = folders.results / f"{folders.tag}_parity_{stage}.png"

@@ -9,20 +9,20 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from mace.console.optional_outputs import OptionalOutput
 from mace.errors import RunInterrupted, UserError
 from mace.files.durable import write_durably
-from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.pages.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
 from mace.pages.run_page import write_run_page
-from mace.reporting.worst import worst_structures
-from mace.runs.final_report import FinalErrors
-from mace.training.loop import EpochReport, Trainer
-from mace.console.optional_outputs import OptionalOutput
 from mace.preparation.preparation import Preparation
-from mace.reporting.set_names import shown_name, table_row
+from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.reporting.records import RecordFollower, results_path
+from mace.reporting.set_names import shown_name, table_row
+from mace.reporting.worst import worst_structures
 from mace.runs.facts import gather_facts
+from mace.runs.final_report import FinalErrors
 from mace.runs.session import Session
+from mace.training.loop import EpochReport, Trainer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RunReport:
         with OptionalOutput(self.path):
             self._facts = gather_facts(session, preparation, trainer, self._started)
             plan = trainer.state.model.plan
-            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
