@@ -15,7 +15,7 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import JoinedNeighbors, Neighbors, join_neighbors, select_near
+from mace.graphs.neighbors import Neighbors, join_neighbors, select_near
 from mace.graphs.pairs import in_agreed_order
 from mace.model.mace import MACE
 from mace.model.prediction import hessian, predict, sum_over_structures
@@ -188,7 +188,7 @@ def graph_of(model: MACE, data: Mapping[str, Any]) -> Graph:
     ]
     neighbors = _neighbors(data, structure, ranges, positions, cells, model.plan.r_max)
 
-    def given(wanted: Sequence[Configuration], _: float) -> JoinedNeighbors:
+    def given(wanted: Sequence[Configuration], _: float) -> Neighbors:
         """Hand over the neighbors of the next structures."""
         return join_neighbors([neighbors.pop(0) for _ in wanted])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors, join_neighbors
 from mace.structures.condition_values import conditions_of_atoms
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.splitting import check_heads
@@ -26,7 +26,7 @@ MANY_NEIGHBORS = 2000
 _SEARCHED_TOGETHER = 64
 """How many structures the neighbors are searched of at once."""
 
-Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
+Search = Callable[[Sequence[Configuration], float], Neighbors]
 """Finds the neighbors of some structures within a cutoff."""
 
 
@@ -102,7 +102,7 @@ def search_neighbors(
     r_max: float,
     search: Search = find_all_neighbors,
     progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
-) -> JoinedNeighbors:
+) -> Neighbors:
     """Search the neighbors of all structures; warn where there are so many that a cutoff or a cell is probably wrong.
 
     Args:
@@ -111,13 +111,13 @@ def search_neighbors(
         search: Finds the neighbors of some structures.
         progress: Wraps the iteration over structures, for a progress bar.
     """
-    found, waiting = list[JoinedNeighbors](), list[Configuration]()
+    found, waiting = list[Neighbors](), list[Configuration]()
     for place, configuration in enumerate(progress(configurations), start=1):
         waiting.append(configuration)
         if len(waiting) == _SEARCHED_TOGETHER or place == len(configurations):
             found.append(search(waiting, r_max))
             waiting = []
-    neighbors = chain_neighbors(found)
+    neighbors = join_neighbors(found)
     counts = neighbors.largest_counts()
     if counts.max(initial=0) > MANY_NEIGHBORS:
         worst = int(counts.argmax())
@@ -166,20 +166,20 @@ def graph_of_structures(
     return assemble_graph(arrays, search_neighbors(configurations, r_max, search))
 
 
-def assemble_graph(arrays: StructureArrays, neighbors: JoinedNeighbors) -> Graph:
+def assemble_graph(arrays: StructureArrays, neighbors: Neighbors) -> Graph:
     """Arrange atoms by element and edges in slots; see `mace.graphs.graph.Graph`."""
-    rows, n_atoms, n_pairs = neighbors.rows, arrays.n_atoms, neighbors.n_pairs
-    first_atom, first_pair = np.cumsum(n_atoms) - n_atoms, np.cumsum(n_pairs) - n_pairs
-    k, total_pairs = int(rows.edge_rank.max(initial=0)) + 1, len(rows.pair_sender)
+    n_atoms, n_pairs = arrays.n_atoms, neighbors.n_pairs
+    first_atom, first_pair = np.cumsum(n_atoms) - n_atoms, neighbors.first_pair
+    k, total_pairs = int(neighbors.edge_rank.max(initial=0)) + 1, len(neighbors.pair_sender)
     atom_offset = np.repeat(first_atom, n_pairs)
     edge_atom_offset, edge_pair_offset = np.repeat(first_atom, 2 * n_pairs), np.repeat(first_pair, 2 * n_pairs)
     by_element = np.argsort(arrays.element, kind="stable")
     row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
-    slot = row[rows.edge_receiver + edge_atom_offset] * k + rows.edge_rank
+    slot = row[neighbors.edge_receiver + edge_atom_offset] * k + neighbors.edge_rank
     n_slots = len(row) * k
     present, counts = np.unique(arrays.element, return_counts=True)
     slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
-    slots_of_pair[:-1] = slot[rows.pair_edges + 2 * np.repeat(first_pair, n_pairs)[:, None]]
+    slots_of_pair[:-1] = slot[neighbors.pair_edges + 2 * np.repeat(first_pair, n_pairs)[:, None]]
     return Graph(
         element=torch.from_numpy(arrays.element),
         structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(n_atoms)), n_atoms)),
@@ -188,13 +188,15 @@ def assemble_graph(arrays: StructureArrays, neighbors: JoinedNeighbors) -> Graph
         head=torch.from_numpy(arrays.head),
         charges=torch.from_numpy(arrays.charges),
         volume=torch.from_numpy(arrays.volume),
-        pair_sender=_padded(rows.pair_sender + atom_offset),
-        pair_receiver=_padded(rows.pair_receiver + atom_offset),
-        pair_shift=_padded(rows.pair_shift),
-        pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, rows.edge_pair + edge_pair_offset),
-        sign_of_slot=_scattered(np.ones(n_slots), slot, rows.edge_sign),
-        sender_of_slot=_scattered(np.zeros(n_slots, dtype=np.int64), slot, row[rows.edge_sender + edge_atom_offset]),
-        reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[rows.edge_reverse + 2 * edge_pair_offset]),
+        pair_sender=_padded(neighbors.pair_sender + atom_offset),
+        pair_receiver=_padded(neighbors.pair_receiver + atom_offset),
+        pair_shift=_padded(neighbors.pair_shift),
+        pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, neighbors.edge_pair + edge_pair_offset),
+        sign_of_slot=_scattered(np.ones(n_slots), slot, neighbors.edge_sign),
+        sender_of_slot=_scattered(
+            np.zeros(n_slots, dtype=np.int64), slot, row[neighbors.edge_sender + edge_atom_offset]
+        ),
+        reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[neighbors.edge_reverse + 2 * edge_pair_offset]),
         neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(row))),
         slots_of_pair=torch.from_numpy(slots_of_pair),
         atoms_by_element=torch.from_numpy(by_element),

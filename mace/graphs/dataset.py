@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -38,14 +38,7 @@ class Targets:
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Targets:
         """Return the targets on a device; see `mace.graphs.graph.carry`."""
-        return Targets(
-            {key: carry(value, device, pinned) for key, value in self.values.items()},
-            {key: carry(value, device, pinned) for key, value in self.labeled.items()},
-            carry(self.weight, device, pinned),
-            {key: carry(value, device, pinned) for key, value in self.property_weights.items()},
-            {key: carry(value, device, pinned) for key, value in self.atom_weights.items()},
-            carry(self.atoms_per_structure, device, pinned),
-        )
+        return carry(self, device, pinned)
 
 
 @dataclass(frozen=True)
@@ -64,9 +57,7 @@ class Batch:
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Batch:
         """Return the batch on a device; see `mace.graphs.graph.carry`."""
-        if torch.device(device).type == "cpu":
-            return self
-        return replace(self, graph=self.graph.to(device, pinned), targets=self.targets.to(device, pinned))
+        return self if torch.device(device).type == "cpu" else carry(self, device, pinned)
 
 
 class Dataset(Sequence[Configuration]):

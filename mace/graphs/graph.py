@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+_Held = TypeVar("_Held")
 
 
 @dataclass(frozen=True)
@@ -100,32 +102,32 @@ class Graph:
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
         """Return the graph with every tensor on a device; see `carry`."""
-        moved: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Tensor):
-                moved[each.name] = carry(value, device, pinned)
-        moved["conditions"] = {name: carry(values, device, pinned) for name, values in self.conditions.items()}
-        return replace(self, **moved)
+        return carry(self, device, pinned)
 
 
-def carry(value: Tensor, device: torch.device | str, pinned: bool = False) -> Tensor:
-    """Copy a tensor to a device.
+def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _Held:
+    """Copy a tensor, or all those in a dictionary or dataclass, to a device.
 
     Args:
-        value: The tensor.
+        value: What holds them; what else it holds stays as it is.
         device: Where to. On mps, which has no float64, that becomes float32.
         pinned: Copy to a CUDA device through page-locked memory, so that the program need not wait for it.
 
     Returns:
-        The tensor there.
+        The same there.
     """
+    held: Any = value
     kind = torch.device(device).type
-    if kind == "mps" and value.dtype == torch.float64:
-        value = value.to(torch.float32)
-    if pinned and kind == "cuda":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
+    if hasattr(held, "__dataclass_fields__"):
+        held = replace(held, **{each.name: carry(getattr(held, each.name), device, pinned) for each in fields(held)})
+    elif isinstance(held, dict):
+        held = {name: carry(one, device, pinned) for name, one in held.items()}
+    elif isinstance(held, Tensor):
+        if kind == "mps" and held.dtype == torch.float64:
+            held = held.to(torch.float32)
+        is_pinned = pinned and kind == "cuda"
+        held = held.pin_memory().to(device, non_blocking=True) if is_pinned else held.to(device)
+    return cast(_Held, held)
 
 
 def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:

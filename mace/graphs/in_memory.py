@@ -13,7 +13,7 @@ from mace.elements import ElementTable
 from mace.graphs.assembly import Search, StructureArrays, assemble_graph, search_neighbors
 from mace.graphs.dataset import Dataset, Targets
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import find_all_neighbors
+from mace.graphs.neighbors import find_all_neighbors, ragged_rows
 from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 
@@ -58,7 +58,6 @@ class InMemoryDataset(Dataset):
         self._arrays = StructureArrays.of(self._configurations, elements, heads)
         self._neighbors = search_neighbors(self._configurations, r_max, search, progress)
         self._first_atom = np.cumsum(self._arrays.n_atoms) - self._arrays.n_atoms
-        self._first_pair = np.cumsum(self._neighbors.n_pairs) - self._neighbors.n_pairs
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -99,7 +98,7 @@ class InMemoryDataset(Dataset):
     def neighbor_counts(self) -> np.ndarray:
         """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
         offset = np.repeat(self._first_atom, 2 * self._neighbors.n_pairs)
-        return np.bincount(self._neighbors.rows.edge_receiver + offset, minlength=len(self.element))
+        return np.bincount(self._neighbors.edge_receiver + offset, minlength=len(self.element))
 
     @property
     def element(self) -> np.ndarray:
@@ -117,11 +116,7 @@ class InMemoryDataset(Dataset):
     def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
         """Gather the graph of some structures, without their labels, on the CPU."""
         chosen = np.asarray(structures, dtype=np.int64)
-        n_pairs = self._neighbors.n_pairs[chosen]
-        pairs = _slices(self._first_pair[chosen], n_pairs)
-        edges = _slices(2 * self._first_pair[chosen], 2 * n_pairs)
-        arrays = self._arrays.take(chosen, self._atoms(chosen))
-        return assemble_graph(arrays, self._neighbors.take(pairs, edges, n_pairs))
+        return assemble_graph(self._arrays.take(chosen, self._atoms(chosen)), self._neighbors.take(chosen))
 
     def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
         """Gather the labels of some structures, without their graph, on the CPU."""
@@ -138,10 +133,4 @@ class InMemoryDataset(Dataset):
 
     def _atoms(self, chosen: np.ndarray) -> np.ndarray:
         """Return the atoms of some structures among those of all."""
-        return _slices(self._first_atom[chosen], self._arrays.n_atoms[chosen])
-
-
-def _slices(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return flat indices of rows of a ragged array: of each its first entry and their number are given."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
+        return ragged_rows(self._first_atom[chosen], self._arrays.n_atoms[chosen])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mace.elements import chemical_symbol
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
-from mace.structures.configuration import Configuration
 from mace.structures.statistics import interaction_energies_per_atom
 
 BINS = 40
@@ -126,25 +125,13 @@ def group_file(file: FlatFile, energies: np.ndarray) -> tuple[Group, tuple[Group
     return whole, tuple(groups)
 
 
-def group_isolated(configurations: Sequence[Configuration]) -> Group | None:
-    """Describe the isolated atoms of a file, which are in no other group."""
-    if not configurations:
+def group_isolated(file: FlatFile) -> Group | None:
+    """Describe the isolated atoms of a file, which are in no other group and whose labels are not shown."""
+    if not len(file):
         return None
-    numbers = sorted({int(c.atomic_numbers[0]) for c in configurations})
-    return Group(
-        head=configurations[0].head,
-        config_type=configurations[0].config_type,
-        frames=len(configurations),
-        atoms=len(configurations),
-        smallest=1,
-        largest=1,
-        elements=tuple(chemical_symbol(number) for number in numbers),
-        periodic=sum(any(c.pbc) for c in configurations),
-        labeled={name: sum(getattr(c, name) is not None for c in configurations) for name in PROPERTIES},
-        energies=None,
-        forces=None,
-        stresses=None,
-    )
+    first = file.configurations[0]
+    whole = _describe(file, np.zeros(len(file)), np.arange(len(file)), first.head, first.config_type)
+    return replace(whole, energies=None, forces=None, stresses=None)
 
 
 def _describe(file: FlatFile, energies: np.ndarray, places: np.ndarray, head: str, config_type: str) -> Group:

@@ -165,7 +165,7 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
                 of_file[configuration.file].append(configuration)
         for labels in part.result.report.files:
             flat = flatten(labels.file, part.role, members[labels.file])
-            files.append((flat, labels, group_isolated(isolated[labels.file])))
+            files.append((flat, labels, group_isolated(flatten(labels.file, part.role, isolated[labels.file]))))
     work = [
         (flat, check)
         for flat, labels, _ in files
