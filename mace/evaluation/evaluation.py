@@ -254,8 +254,7 @@ def _read_checked(
     configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
     for known in dict.fromkeys(names):
         check_heads(known, configurations)
-    for elements in dict.fromkeys(model.plan.atomic_numbers for model in potential.models):
-        check_elements(elements, configurations, "the model's training data")
+    check_elements(potential.elements, configurations, "the model's training data")
     for file in reading.report.files:  # no prediction takes the place of a label
         keys = {key for _, key in file.keys}
         labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
