@@ -145,17 +145,14 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
         given: Any = models if model_paths is None else model_paths
-        if models is None and not isinstance(given, (str, Path)) and not list(given):
-            raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
+        if models is None and not isinstance(given, (str, Path)):
+            given = list(given)
+            if not given:
+                raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
         self.energy_units_to_eV = check_positive(energy_units_to_eV, "energy_units_to_eV")
         self.length_units_to_A = check_positive(length_units_to_A, "length_units_to_A")
         self.potential = open_potential(
-            given,
-            device,
-            default_dtype,
-            radial_tables=radial_tables,
-            skin=skin,
-            caller="MACECalculator",
+            given, device, default_dtype, radial_tables=radial_tables, skin=skin, caller="MACECalculator"
         )
         self.models, self.device = list(self.potential.models), self.potential.device
         self.conditions = self.potential.conditions

@@ -163,8 +163,9 @@ def known_from(path: str | Path) -> Known:
     Raises:
         UserError: If the model cannot be opened.
     """
-    plan, heads = open_model(path).model.plan, heads_in(path)
-    return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, heads, plan)
+    loaded = open_model(path)
+    plan = loaded.model.plan
+    return Known(plan.avg_num_neighbors, plan.gate, plan.interactions, loaded.heads, plan)
 
 
 def open_model(

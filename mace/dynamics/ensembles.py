@@ -36,7 +36,12 @@ def make_dynamics(atoms: Atoms, plan: SimulationPlan, random: np.random.Generato
         # the center of mass is free to move: holding it fixed would not sample the ensemble
         kicks = {"friction": friction, "fixcm": False, "rng": random}
         return Langevin(atoms, timestep, temperature_K=plan.temperature_K, **kicks)
-    return _barostat(plan.cell_changes)(
+    try:
+        from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT  # after Martyna, Tobias and Klein
+    except ImportError as error:
+        raise UserError("--ensemble=npt needs a newer ASE; install it with 'pip install --upgrade ase'.") from error
+    barostat = MTKNPT if plan.cell_changes == "full" else IsotropicMTKNPT
+    return barostat(
         atoms,
         timestep,
         temperature_K=plan.temperature_K,
@@ -44,15 +49,6 @@ def make_dynamics(atoms: Atoms, plan: SimulationPlan, random: np.random.Generato
         tdamp=plan.thermostat_fs * units.fs,
         pdamp=plan.barostat_fs * units.fs,
     )
-
-
-def _barostat(cell_changes: str) -> Any:
-    """Return the class after Martyna, Tobias and Klein."""
-    try:
-        from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT
-    except ImportError as error:
-        raise UserError("--ensemble=npt needs a newer ASE; install it with 'pip install --upgrade ase'.") from error
-    return MTKNPT if cell_changes == "full" else IsotropicMTKNPT
 
 
 def draw_velocities(atoms: Atoms, temperature_K: float, random: np.random.Generator) -> None:

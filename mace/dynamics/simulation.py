@@ -81,7 +81,9 @@ class Simulation:
             RunInterrupted: If a signal asks for it; the state has been saved.
         """
         began, first = time.perf_counter(), self.state.step
-        _LOGGER.info("%s", self._heading())
+        cell = f"{'P/GPa':>10} {'V/A^3':>12}" if self._has_volume else ""
+        energies = f"{'Epot/eV':>16} {'Ekin/eV':>12} {'Etot/eV':>16}"
+        _LOGGER.info("%s", f"{'step':>10} {'t/ps':>12} {'T/K':>9} {energies} {'Fmax/eV/A':>10} {cell}".rstrip())
         if first == 0:
             self._record(0)
         with interruption.patient():
@@ -96,9 +98,11 @@ class Simulation:
         self._writer().close()
         if self.state.step < self.plan.steps:
             raise interruption.error(f"{self.state.step} of {self.plan.steps} steps are done; --restart goes on")
-        count, temperatures = self.state.sums[0], self.state.sums[5]
+        n, t, e, tt, te, temperatures = self.state.sums
+        spread = n * tt - t * t
+        slope = float((n * te - t * e) / spread) if spread > 0.0 else 0.0
         seconds = time.perf_counter() - began
-        return SimulationSummary(self.state.step - first, seconds, temperatures / count, _slope(self.state.sums))
+        return SimulationSummary(self.state.step - first, seconds, temperatures / n, slope)
 
     def _check(self, when: str) -> None:
         """Stop if the simulation has exploded."""
@@ -133,11 +137,6 @@ class Simulation:
         self.state.length = self._writer().length()
         save_state(self._path, self.state, self.plan)
 
-    def _heading(self) -> str:
-        cell = f"{'P/GPa':>10} {'V/A^3':>12}" if self._has_volume else ""
-        energies = f"{'Epot/eV':>16} {'Ekin/eV':>12} {'Etot/eV':>16}"
-        return f"{'step':>10} {'t/ps':>12} {'T/K':>9} {energies} {'Fmax/eV/A':>10} {cell}".rstrip()
-
     def _row(self, step: int, ps: float) -> str:
         atoms = self.state.atoms
         potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
@@ -161,10 +160,3 @@ def _begin(atoms: Atoms, plan: SimulationPlan) -> SimulationState:
         draw_velocities(atoms, plan.temperature_K, random)
         _LOGGER.info("Velocities of %g K are drawn with the seed %d", plan.temperature_K, plan.seed)
     return SimulationState(0, atoms, random, 0, np.zeros(6))
-
-
-def _slope(sums: np.ndarray) -> float:
-    """Fit a straight line to the logged energies."""
-    n, t, e, tt, te, _ = sums
-    spread = n * tt - t * t
-    return float((n * te - t * e) / spread) if spread > 0.0 else 0.0

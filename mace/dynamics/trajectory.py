@@ -17,6 +17,8 @@ from mace.errors import UserError
 FORMATS = (".xyz", ".extxyz", ".traj")
 """Endings of the files that can be written."""
 
+_TOO_SHORT = "the trajectory is missing or shorter than when the state was saved; put it back."
+
 
 class TrajectoryWriter(Protocol):
     """What writes frames to a file."""
@@ -67,7 +69,7 @@ class _ExtendedXYZ:
             self._stream = path.open("w", encoding="utf-8")
             return
         if not path.exists() or path.stat().st_size < length:
-            raise UserError(f"{path}: the trajectory is missing or shorter than when the state was saved; put it back.")
+            raise UserError(f"{path}: {_TOO_SHORT}")
         os.truncate(path, length)
         self._stream = path.open("a", encoding="utf-8")
 
@@ -88,22 +90,17 @@ class _AseTrajectory:
 
     def __init__(self, path: Path, length: int | None) -> None:
         self._count = length or 0
-        if length:
-            self._cut(path, length)
+        if length:  # frames that the state does not know are cut off by writing the file anew
+            found: list[Atoms] = read(path, ":", format="traj") if path.exists() else []
+            if len(found) < length:
+                raise UserError(f"{path}: {_TOO_SHORT}")
+            if len(found) > length:
+                temporary = path.with_name(f".{path.name}.tmp")
+                with Trajectory(str(temporary), "w") as stream:
+                    for frame in found[:length]:
+                        stream.write(frame)
+                os.replace(temporary, path)
         self._file: Any = Trajectory(str(path), "a" if length else "w")
-
-    @staticmethod
-    def _cut(path: Path, length: int) -> None:
-        """Write the file anew if it has frames that the state does not know."""
-        found: list[Atoms] = read(path, ":", format="traj") if path.exists() else []
-        if len(found) < length:
-            raise UserError(f"{path}: the trajectory is missing or shorter than when the state was saved; put it back.")
-        if len(found) > length:
-            temporary = path.with_name(f".{path.name}.tmp")
-            with Trajectory(str(temporary), "w") as stream:
-                for frame in found[:length]:
-                    stream.write(frame)
-            os.replace(temporary, path)
 
     def write(self, frame: Atoms) -> None:
         self._file.write(frame)

@@ -36,13 +36,9 @@ def sign_of_explosion(atoms: Atoms, plan: SimulationPlan, distances: bool) -> st
     temperature = atoms.get_temperature()
     if temperature > plan.max_temperature_K:
         return f"the temperature is {temperature:.4g} K, beyond --max_temperature_K={plan.max_temperature_K:g}"
-    return _sign_in_distances(atoms, plan.min_distance) if distances else None
-
-
-def _sign_in_distances(atoms: Atoms, min_distance: float) -> str | None:
-    """Look for atoms on top of each other."""
-    pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    first, second, _ = find_pairs(atoms.positions, atoms.cell.array, pbc, min_distance)
-    if not len(first):
-        return None
-    return f"atoms {first[0]} and {second[0]} are closer than --min_distance={min_distance:g} Angstrom"
+    if distances:
+        pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
+        first, second, _ = find_pairs(atoms.positions, atoms.cell.array, pbc, plan.min_distance)
+        if len(first):
+            return f"atoms {first[0]} and {second[0]} are closer than --min_distance={plan.min_distance:g} Angstrom"
+    return None

@@ -31,7 +31,7 @@ class AnnotatedFile:
 
     Until then it is called ``<name>.partial``, and is extended XYZ whatever the output is going to be. After a
     `UserError` that is removed; after anything else, such as a signal or the end of the power, it stays, and holds all
-    structures up to the last `flush`.
+    structures that were written.
 
     Args:
         path: The file; its folder is created.
@@ -55,9 +55,10 @@ class AnnotatedFile:
             raise self._failure(error) from error
 
     def write(self, text: str) -> None:
-        """Write structures as `annotated_text` puts them down."""
+        """Write structures as `annotated_text` puts them down, so that they stay even if this program is killed."""
         try:
             self._stream.write(text)
+            self._stream.flush()
         except OSError as error:
             raise self._failure(error) from error
 
@@ -78,13 +79,6 @@ class AnnotatedFile:
                 self.partial.unlink(missing_ok=True)
         except OSError as failure:
             raise self._failure(failure) from failure
-
-    def flush(self) -> None:
-        """Hand over to the system what has been written, so that it stays even if this program is killed."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self.path}: the output cannot be written ({error.strerror or error}).")

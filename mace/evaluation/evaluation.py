@@ -18,7 +18,7 @@ from mace.errors import UserError
 from mace.evaluation.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.evaluation.comparison import Comparison
 from mace.evaluation.descriptors import descriptors
-from mace.evaluation.resuming import check_continuation, check_same_model, complete_frames, written_predictions
+from mace.evaluation.resuming import predicted_before
 from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
 from mace.model.heads import default_head
 from mace.model.prediction import nonsense
@@ -180,7 +180,15 @@ def evaluate_files(
     reading, configurations, frames = _read_checked(potential, paths, charges_key, condition_keys or {}, wanted)
     heads = Counter(c.head for c in configurations if any(model.plan.heads for model in potential.models))
     tally = Tally(reading, heads, plot is not None, wanted)
-    done = _done_before(potential, output, configurations, wanted) if resume else []
+    done: list[dict[str, Any]] = []
+    if resume:
+        done = predicted_before(
+            partial_path(output),
+            configurations,
+            wanted.keys(potential),
+            wanted.prefix,
+            lambda last: predict_configurations(potential, [last], wanted)[0],
+        )
     if done:
         tally.add(configurations[: len(done)], done)
     tally.summary.resumed = len(done)
@@ -198,7 +206,6 @@ def evaluate_files(
     with AnnotatedFile(output, resume) as stream, objects_frozen(), closing(results):
         for batch, (text, predictions) in zip(batches, results, strict=True):
             stream.write(text)
-            stream.flush()
             tally.add(batch, predictions)
             n_done = tally.summary.n_structures
             if interruption is not None and interruption.requested and n_done < len(configurations):
@@ -207,21 +214,6 @@ def evaluate_files(
                     "same command with --resume goes on"
                 )
     return tally.finish(time.perf_counter() - began, plot)
-
-
-def _done_before(
-    potential: Potential, output: str | Path, configurations: Sequence[Configuration], wanted: Wanted
-) -> list[dict[str, Any]]:
-    """Return the predictions of an unfinished output, after making sure that it is one of the same evaluation."""
-    partial = partial_path(output)
-    done = complete_frames(partial)
-    if not done:
-        return []
-    check_continuation(partial, done, configurations, wanted.keys(potential))
-    written = [written_predictions(frame, wanted.prefix) for frame in done]
-    (again,) = predict_configurations(potential, [configurations[len(done) - 1]], wanted)
-    check_same_model(partial, written[-1], again, len(done[-1]))
-    return written
 
 
 def _read_checked(
@@ -262,8 +254,7 @@ def _read_checked(
     configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
     for known in dict.fromkeys(names):
         check_heads(known, configurations)
-    for elements in dict.fromkeys(model.plan.atomic_numbers for model in potential.models):
-        check_elements(elements, configurations, "the model's training data")
+    check_elements(potential.elements, configurations, "the model's training data")
     for file in reading.report.files:  # no prediction takes the place of a label
         keys = {key for _, key in file.keys}
         labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())

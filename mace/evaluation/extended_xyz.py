@@ -20,10 +20,6 @@ _SPECIAL = frozenset({"symbols", "species", "pos", "move_mask"})
 """Names of arrays that ASE treats in ways of its own."""
 
 
-_Layout = tuple[tuple[str, str, int], ...]
-"""Name, kind of NumPy type and width of each column after symbols and positions."""
-
-
 def frame_texts(frames: Sequence[Frame]) -> list[str]:
     """Write structures without their calculators' results; those with the same columns together, which is faster.
 
@@ -38,27 +34,32 @@ def frame_texts(frames: Sequence[Frame]) -> list[str]:
     """
     texts: list[str] = []
     for layout, group in groupby(frames, key=_layout):
-        similar = list(group)
-        texts += [_ask_ase(frame) for frame in similar] if layout is None else _plain_texts(similar, layout)
+        if layout is not None:
+            texts += _plain_texts(list(group), layout)
+            continue
+        for frame in group:
+            stream = io.StringIO()
+            write_xyz(stream, [frame.to_atoms()], write_results=False)
+            texts.append(stream.getvalue())
     return texts
 
 
-def _layout(frame: Frame) -> _Layout | None:
-    """Describe the columns of a structure; None if one, or anything else, is left to ASE."""
-    if not len(frame) or frame.constraints or not all(_is_plain(name, array) for name, array in frame.arrays.items()):
+def _layout(frame: Frame) -> tuple[tuple[str, str, int], ...] | None:
+    """Return name, kind and width of the columns after symbols and positions; None if something is left to ASE."""
+    are_plain = (  # one number, word or truth value, or several, for each atom
+        name not in _SPECIAL
+        and array.dtype.kind in _FORMATS
+        and (array.ndim == 1 or array.ndim == 2 and array.size > 0)
+        for name, array in frame.arrays.items()
+    )
+    if not len(frame) or frame.constraints or not all(are_plain):
         return None
     return tuple(
         (name, array.dtype.kind, 0 if array.ndim == 1 else array.shape[1]) for name, array in frame.arrays.items()
     )
 
 
-def _ask_ase(frame: Frame) -> str:
-    stream = io.StringIO()
-    write_xyz(stream, [frame.to_atoms()], write_results=False)
-    return stream.getvalue()
-
-
-def _plain_texts(frames: Sequence[Frame], layout: _Layout) -> list[str]:
+def _plain_texts(frames: Sequence[Frame], layout: tuple[tuple[str, str, int], ...]) -> list[str]:
     """Write structures that have the same columns."""
     properties, formats = ["species:S:1:pos:R:3"], ["%-2s", "%16.8f", "%16.8f", "%16.8f"]
     symbols = [chemical_symbols[number] for frame in frames for number in frame.numbers.tolist()]
@@ -72,19 +73,12 @@ def _plain_texts(frames: Sequence[Frame], layout: _Layout) -> list[str]:
     rows = (" ".join(formats) + "\n") * len(symbols) % tuple(chain.from_iterable(zip(*components, strict=True)))
     lines, columns, texts = iter(rows.splitlines(keepends=True)), ":".join(properties), []
     for frame in frames:
-        of_frame = "".join(islice(lines, len(frame)))
-        texts.append(f"{len(frame)}\n{_lattice(frame.cell)}Properties={columns} {_entries(frame)}\n{of_frame}")
+        of_frame, cell = "".join(islice(lines, len(frame))), frame.cell.ravel().tolist()
+        lattice = f'Lattice="{" ".join(map(str, cell))}" ' if any(cell) else ""
+        info = {**frame.info, "pbc": " ".join("T" if periodic else "F" for periodic in frame.pbc)}
+        entries = " ".join(filter(None, map(_entry, info.keys(), info.values())))
+        texts.append(f"{len(frame)}\n{lattice}Properties={columns} {entries}\n{of_frame}")
     return texts
-
-
-def _lattice(cell: np.ndarray) -> str:
-    numbers = cell.ravel().tolist()
-    return f'Lattice="{" ".join(map(str, numbers))}" ' if any(numbers) else ""
-
-
-def _entries(frame: Frame) -> str:
-    info = {**frame.info, "pbc": " ".join("T" if periodic else "F" for periodic in frame.pbc)}
-    return " ".join(filter(None, map(_entry, info.keys(), info.values())))
 
 
 def _entry(key: str, value: Any) -> str:
@@ -100,12 +94,3 @@ def _entry(key: str, value: Any) -> str:
             return f"{escape(key)}={escape(' '.join(map(str, value.tolist())))}"
     text: str = key_val_dict_to_str({key: value})
     return text
-
-
-def _is_plain(name: str, array: np.ndarray) -> bool:
-    """Tell whether an array is a column like any other, one number, word or truth value or several for each atom."""
-    return (
-        name not in _SPECIAL
-        and array.dtype.kind in _FORMATS
-        and (array.ndim == 1 or (array.ndim == 2 and array.size > 0))
-    )

@@ -57,38 +57,32 @@ def write_as(text: Path, path: Path) -> Path:
     """
     found = check_output_format(path)
     beside = path.with_name(f"{path.name}.unfinished")
-    if found != "extxyz":
-        beside.unlink(missing_ok=True)
-        _write_trajectory(text, beside) if found == "traj" else _write_database(text, beside, found)
-    elif path.suffix.lower() in COMPRESSIONS:
+    if found == "extxyz":
+        if path.suffix.lower() not in COMPRESSIONS:
+            return text
         with text.open("rb") as source, _OPEN[path.suffix.lower()](beside, "wb") as target:
             shutil.copyfileobj(source, target)
-    else:
-        return text
-    return beside
+        return beside
+    beside.unlink(missing_ok=True)
+    structures = (frame.to_atoms() for frame in iterate_extended_xyz(str(text)))
+    if found == "traj":
+        from ase.io.trajectory import Trajectory
 
-
-def _write_trajectory(text: Path, path: Path) -> None:
-    from ase.io.trajectory import Trajectory
-
-    with Trajectory(str(path), "w") as trajectory:
-        for frame in iterate_extended_xyz(str(text)):
-            atoms = frame.to_atoms()
-            atoms.info.update(_take_columns(atoms))
-            trajectory.write(atoms)
-
-
-def _write_database(text: Path, path: Path, kind: str) -> None:
+        with Trajectory(str(beside), "w") as trajectory:
+            for atoms in structures:
+                atoms.info.update(_take_columns(atoms))
+                trajectory.write(atoms)
+        return beside
     from ase.db import connect
 
-    with connect(str(path), type=kind, append=False, use_lock_file=False) as database:
-        for frame in iterate_extended_xyz(str(text)):
-            atoms = frame.to_atoms()
+    with connect(str(beside), type=found, append=False, use_lock_file=False) as database:
+        for atoms in structures:
             entries = {**atoms.info, **_take_columns(atoms)}
             pairs = {key: value.item() if isinstance(value, np.generic) else value for key, value in entries.items()}
             pairs = {key: value for key, value in pairs.items() if _is_pair(key, value)}
             data = {key: value for key, value in entries.items() if key not in pairs}
             database.write(atoms, key_value_pairs=pairs, data=data)
+    return beside
 
 
 def _take_columns(atoms: Atoms) -> Mapping[str, np.ndarray]:

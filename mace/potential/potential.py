@@ -157,38 +157,18 @@ class Potential:
         each = iter(searches)
         return lambda group, r_max: join_neighbors([next(each)(structure, r_max) for structure in group])
 
-    def predict(
-        self,
-        graphs: Sequence[Graph],
-        forces: bool = True,
-        stress: bool = False,
-        atomic_virials: bool = False,
-        features: bool = False,
-    ) -> list[Prediction]:
-        """Evaluate every model on its graph; see `mace.model.prediction.predict`."""
-        return [
-            predict(model, graph, forces=forces, stress=stress, atomic_virials=atomic_virials, features=features)
-            for model, graph in zip(self.models, graphs, strict=True)
-        ]
+    def predict(self, graphs: Sequence[Graph], **wanted: bool) -> list[Prediction]:
+        """Evaluate every model on its graph; see `evaluate`."""
+        return [predict(model, graph, **wanted) for model, graph in zip(self.models, graphs, strict=True)]
 
-    def evaluate(
-        self,
-        structures: Sequence[Configuration],
-        follow: bool = False,
-        forces: bool = True,
-        stress: bool = False,
-        atomic_virials: bool = False,
-        features: bool = False,
-    ) -> list[Prediction]:
+    def evaluate(self, structures: Sequence[Configuration], follow: bool = False, **wanted: bool) -> list[Prediction]:
         """Predict some structures at once.
 
         Args:
             structures: Structures of elements the models know, in their unit of length; as many as memory allows.
-            follow: Whether they are those of the last call, a little moved; see `graphs`.
-            forces: Whether forces are wanted.
-            stress: Whether stress and virials are wanted.
-            atomic_virials: Whether the virials of single atoms are wanted.
-            features: Whether the output of the layers is wanted.
+            follow: Whether they are those of the last call that said so, a little moved; see `graphs`.
+            **wanted: What is wanted besides energies and forces, such as ``stress=True``; see
+                `mace.model.prediction.predict`.
 
         Returns:
             What each model predicts of all structures.
@@ -196,7 +176,7 @@ class Potential:
         Raises:
             UserError: If a structure is for a head that a model does not have, or cannot be searched for neighbors.
         """
-        return self.predict(self.graphs(structures, follow), forces, stress, atomic_virials, features)
+        return self.predict(self.graphs(structures, follow), **wanted)
 
 
 def open_potential(
