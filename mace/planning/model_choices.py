@@ -7,7 +7,7 @@ from mace.errors import UserError
 from mace.model.plan import WITH_ENERGY
 from mace.planning.model_plan import overruled_features, read_irreps
 from mace.settings import TrainingSettings, provided
-from mace.settings.unsupported import inert_notes
+from mace.settings.declaration import inert_notes
 
 LOSS_OF_DIPOLE_MODEL = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
 """The loss of each model of dipoles."""

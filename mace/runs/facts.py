@@ -22,7 +22,7 @@ from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
 from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import as_flags
-from mace.settings.help import default_words, supported_groups
+from mace.settings.help import groups_of
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.training.loop import Trainer
 from mace.preparation.preparation import Preparation
@@ -72,13 +72,12 @@ def gather_facts(session: Session, preparation: Preparation, trainer: Trainer, s
 
 
 def _settings(settings: TrainingSettings) -> list[SettingFact]:
-    given, fields = provided(settings), type(settings).model_fields
+    given = provided(settings)
     return [
-        SettingFact(
-            group, d.name, str(getattr(settings, d.name)), default_words(fields[d.name], d), d.name in given, d.help
-        )
-        for group, members in supported_groups(type(settings)).items()
+        SettingFact(group, d.name, str(getattr(settings, d.name)), d.default, d.name in given, d.help)
+        for group, members in groups_of(type(settings)).items()
         for d in members
+        if not d.unsupported and not d.inert
     ]
 
 

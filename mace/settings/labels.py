@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mace.errors import UserError
+from mace.settings.command_line import Given
 from mace.settings.declaration import Settings, declarations, read_literal, setting, shown
-from mace.settings.reading import Given, build_settings
+from mace.settings.reading import build_settings
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 _KEY_DEFAULT = "REF_{0} if present, else {0}"

@@ -163,7 +163,7 @@ class ModelSettings(Settings):
         False,
         "add an energy read from the embedding of element and conditions",
         group="Model",
-        only_with="conditions",
+        only_with="embedding_specs or foundation_model",
     )
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, model_validator
 
@@ -25,11 +26,7 @@ from mace.settings.unsupported import (
     UnsupportedLabelSettings,
     UnsupportedModelSettings,
     UnsupportedRunSettings,
-    refuse_unsupported,
 )
-
-PROGRAM = "mace_run_train"
-DESCRIPTION = "Train a MACE interatomic potential on labeled structures."
 
 
 # pydantic orders inherited fields from the last base to the first, so help begins with RunSettings
@@ -56,9 +53,11 @@ class TrainingSettings(
 ):
     """What the user asked for: checked, frozen, and not yet decided upon (``None`` where the data decide)."""
 
+    program: ClassVar[str] = "mace_run_train"
+    description: ClassVar[str] = "Train a MACE interatomic potential on labeled structures."
+
     @model_validator(mode="after")
     def _check_together(self) -> TrainingSettings:
-        refuse_unsupported(self)
         if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:
             raise ValueError(
                 f"--valid_fraction must be a number above 0 and below 1, not '{self.valid_fraction:g}', without "
@@ -85,7 +84,7 @@ def parse_training_settings(argv: Sequence[str]) -> TrainingSettings:
         UserError: With one sentence per mistake, one per line.
         SystemExit: With status 0 after ``--help`` or ``--help-all``.
     """
-    return parse_settings(TrainingSettings, argv, PROGRAM, DESCRIPTION)
+    return parse_settings(TrainingSettings, argv)
 
 
 def provided(settings: BaseModel) -> frozenset[str]:
