@@ -21,7 +21,8 @@ from mace.settings.declaration import Settings, inert_notes, setting
 from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
-    from mace.evaluation.evaluation import EvaluationSummary
+    from mace.evaluation.evaluation import EvaluationSummary, Wanted
+    from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
@@ -125,6 +126,20 @@ class EvaluationSettings(Settings):
         unsupported="energies by body order are not available yet; remove the flag.",
     )
 
+    def wanted(self) -> Wanted:
+        """Say in the terms of the evaluation what is to be predicted."""
+        from mace.evaluation.evaluation import Wanted  # here, because it loads torch
+
+        return Wanted(
+            stress=self.compute_stress,
+            node_energies=self.return_node_energies,
+            descriptors=self.return_descriptors,
+            descriptor_layers=self.descriptor_num_layers,
+            descriptor_invariants=self.descriptor_invariants_only,
+            descriptor_aggregation=self.descriptor_aggregation_method if self.return_descriptors else None,
+            prefix=self.info_prefix,
+        )
+
 
 def run(arguments: Sequence[str]) -> None:
     """Evaluate with the given command-line arguments.
@@ -151,7 +166,7 @@ def run(arguments: Sequence[str]) -> None:
     from mace.console.logs import close_logging, setup_logging
     from mace.console.progress import track
     from mace.console.terminal import PlainConsole
-    from mace.evaluation.evaluation import Wanted, evaluate_files
+    from mace.evaluation.evaluation import evaluate_files
     from mace.model.kernel_choice import choose_kernels
     from mace.potential.loading import expand_models, find_device, find_dtype
     from mace.structures.condition_values import check_condition_keys
@@ -181,17 +196,7 @@ def run(arguments: Sequence[str]) -> None:
                 models,
                 settings.configs,
                 settings.output,
-                Wanted(
-                    stress=settings.compute_stress,
-                    node_energies=settings.return_node_energies,
-                    descriptors=settings.return_descriptors,
-                    descriptor_layers=settings.descriptor_num_layers,
-                    descriptor_invariants=settings.descriptor_invariants_only,
-                    descriptor_aggregation=settings.descriptor_aggregation_method
-                    if settings.return_descriptors
-                    else None,
-                    prefix=settings.info_prefix,
-                ),
+                settings.wanted(),
                 batch_size=settings.batch_size,
                 charges_key=settings.charges_key,
                 condition_keys=settings.condition_keys,
@@ -200,17 +205,12 @@ def run(arguments: Sequence[str]) -> None:
                 interruption=interruption,
                 resume=settings.resume,
             )
-        tables = ["PerAtomRMSEstressvirials"] if settings.compute_stress else ["PerAtomRMSE"]
-        if not plan.predicts_energy:
-            tables = ["DipoleRMSE"]
-        elif plan.predicts_dipole:
-            tables = ["EnergyDipoleRMSE", *(tables if settings.compute_stress else [])]
-        _log_summary(summary, settings, tables)
+        _log_summary(summary, settings, plan)
     finally:
         close_logging()
 
 
-def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, tables: Sequence[str]) -> None:
+def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, plan: ModelPlan) -> None:
     """Say what was found, how fast it was, and how large the errors are."""
     from mace.reporting.tables import error_table
 
@@ -239,6 +239,11 @@ def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, table
         summary.n_structures,
         summary.n_atoms,
     )
+    tables = ["PerAtomRMSEstressvirials"] if settings.compute_stress else ["PerAtomRMSE"]
+    if not plan.predicts_energy:
+        tables = ["DipoleRMSE"]
+    elif plan.predicts_dipole:
+        tables = ["EnergyDipoleRMSE", *(tables if settings.compute_stress else [])]
     if summary.errors:
         for kind in tables:
             _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))

@@ -178,21 +178,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"{settings.model[0]}: the model predicts dipoles only, no forces; name one with energies.")
     setup_logging(settings.log_level, trajectory.with_name(f"{trajectory.name}.log"), console, settings.quiet)
     try:
-        _LOGGER.info(
-            "%s of %s (%d atoms, pbc %s) with %s%s in %s: %d steps of %g fs, %g ps",
-            plan.ensemble.upper(),
-            atoms.get_chemical_formula(),
-            len(atoms),
-            "".join("T" if periodic else "F" for periodic in atoms.pbc),
-            ", ".join(settings.model),
-            f", head {atoms.calc.head}," if len(atoms.calc.available_heads) > 1 else "",
-            atoms.calc.default_dtype,
-            plan.steps,
-            plan.timestep_fs,
-            1e-3 * plan.steps * plan.timestep_fs,
-        )
-        for name, values in atoms.calc.find_conditions(atoms).values.items():
-            _LOGGER.info("%s: %s", name, f"{values.item():g}" if values.size == 1 else "of every atom")
+        _log_start(atoms, settings.model, plan)
 
         def progress(steps: range) -> Iterable[int]:
             return track(
@@ -216,6 +202,25 @@ def run(arguments: Sequence[str]) -> None:
         _LOGGER.info("Wrote %s", trajectory)
     finally:
         close_logging()
+
+
+def _log_start(atoms: Atoms, model: list[str], plan: SimulationPlan) -> None:
+    """Log what is simulated."""
+    _LOGGER.info(
+        "%s of %s (%d atoms, pbc %s) with %s%s in %s: %d steps of %g fs, %g ps",
+        plan.ensemble.upper(),
+        atoms.get_chemical_formula(),
+        len(atoms),
+        "".join("T" if periodic else "F" for periodic in atoms.pbc),
+        ", ".join(model),
+        f", head {atoms.calc.head}," if len(atoms.calc.available_heads) > 1 else "",
+        atoms.calc.default_dtype,
+        plan.steps,
+        plan.timestep_fs,
+        1e-3 * plan.steps * plan.timestep_fs,
+    )
+    for name, values in atoms.calc.find_conditions(atoms).values.items():
+        _LOGGER.info("%s: %s", name, f"{values.item():g}" if values.size == 1 else "of every atom")
 
 
 def ns_per_day(steps_per_second: float, plan: SimulationPlan) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, declarations, nearest
+from mace.settings.declaration import Settings, as_list, declarations, nearest
 from mace.settings.help import help_text
 
 
@@ -109,7 +109,14 @@ class SettingsParser(argparse.ArgumentParser):
             SystemExit: With status 0 after ``--help`` or ``--help-all``.
         """
         end = argv.index("--") if "--" in argv else len(argv)
-        arguments = [self._completed(word) for word in _normalized(argv[:end])]
+        arguments: list[str] = []
+        for word in argv[:end]:
+            # argparse would take -1e-3 for a flag
+            is_negative = re.fullmatch(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
+            if is_negative and arguments and re.fullmatch(r"--\w+", arguments[-1]):
+                arguments[-1] += f"={word}"
+            else:
+                arguments.append(self._completed(word))
         namespace, rest = self.parse_known_args(arguments)
         given: dict[str, Any] = vars(namespace)
         if "help" in given:
@@ -120,14 +127,15 @@ class SettingsParser(argparse.ArgumentParser):
             known = [flag[2:] for flag in self.by_flag]
             raise UserError("\n".join(f"{word} is not a setting; {advice(word, known, '--')}" for word in unknown))
         rest += argv[end + 1 :]
-        for name in self.model.positionals if rest else ():
-            if name in given and self.declarations[name].kind != "repeated":
-                raise UserError(f"{rest[0]!r} and {given[name].spelling} say the same; give one of them.")
-            taken = len(rest) if self.declarations[name].takes_several else 1
-            more = given[name].value if name in given else []
-            values, rest = [*rest[:taken], *more], rest[taken:]
-            if values:
-                given[name] = Given(values if self.declarations[name].takes_several else values[0], name)
+        flagged = [name for name in self.model.positionals if name in given]
+        for name in self.model.positionals:
+            if rest and self.declarations[name].kind == "repeated":
+                given[name], rest = Given([*rest, *(given[name].value if name in given else [])], name), []
+            elif rest and name not in given:
+                taken = len(rest) if self.declarations[name].takes_several else 1
+                given[name], rest = Given(rest[:taken] if taken > 1 else rest[0], name), rest[taken:]
+        if rest and flagged:
+            raise UserError(f"{rest[0]!r} and {given[flagged[0]].spelling} say the same; give one of them.")
         if rest:
             before = arguments[max(arguments.index(rest[0]) - 1, 0)] if rest[0] in arguments else ""
             if before in self.by_flag and self.by_flag[before].is_bare:
@@ -140,14 +148,19 @@ class SettingsParser(argparse.ArgumentParser):
         return given
 
     def _completed(self, word: str) -> str:
-        """Write out a flag that is cut short, as argparse allows; several spellings of one setting are no ambiguity.
+        """Write a flag with underscores, and in full where it is cut short.
+
+        argparse could do the latter, but takes several spellings of one setting for an ambiguity.
 
         Raises:
             UserError: If it could mean several.
         """
         flag, equals, value = word.partition("=")
-        if not flag.startswith("--") or flag in self._option_string_actions:
+        if not flag.startswith("--"):
             return word
+        flag = "--" + flag[2:].replace("-", "_")
+        if flag in self._option_string_actions:
+            return flag + equals + value
         meant = {
             (action.dest, action.const): spelling
             for spelling, action in reversed(self._option_string_actions.items())
@@ -157,28 +170,7 @@ class SettingsParser(argparse.ArgumentParser):
             several = sorted(meant.values())
             more = f" and {len(several) - 5} more" if len(several) > 5 else ""
             raise UserError(f"{flag} is not a setting, but begins several: {', '.join(several[:5])}{more}.")
-        return "".join([*meant.values(), equals, value]) if meant else word
-
-
-def _normalized(argv: Sequence[str]) -> list[str]:
-    """Write flags with underscores, and join negative numbers to their flags.
-
-    The latter because argparse takes ``-1e-3`` for a flag.
-    """
-    arguments: list[str] = []
-    for word in argv:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            arguments.append("--" + flag[2:].replace("-", "_") + equals + value)
-        elif (
-            arguments
-            and re.fullmatch(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
-            and re.fullmatch(r"--\w+", arguments[-1])
-        ):
-            arguments[-1] += f"={word}"
-        else:
-            arguments.append(word)
-    return arguments
+        return "".join([*(meant.values() or [flag]), equals, value])
 
 
 def advice(word: str, known: Sequence[str], prefix: str) -> str:
@@ -200,7 +192,7 @@ def as_flags(settings: BaseModel) -> list[str]:
     arguments: list[str] = []
     for name, declaration in declarations(type(settings)).items():
         value = getattr(settings, name)
-        several = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        several = as_list(value)
         # tables without what nobody gave
         words = [repr(v.model_dump(exclude_unset=True)) if isinstance(v, BaseModel) else str(v) for v in several]
         if name not in settings.model_fields_set or name == "config":

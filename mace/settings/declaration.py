@@ -17,7 +17,14 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -146,19 +153,16 @@ class Declaration:
         elif not words:
             kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
             words = " or ".join(kinds.get(get_origin(part) or part, "a dictionary") for part in self.types)
-            words += self._bounds()
+            info = self.field.metadata
+            bounds = {key: getattr(entry, key) for entry in info for key in _BOUNDS if hasattr(entry, key)}
+            if "ge" in bounds and "le" in bounds:
+                words += f" from {bounds['ge']:g} to {bounds['le']:g}"
+            elif set(bounds) == {"ge"}:
+                words += f" of at least {bounds['ge']:g}"
+            elif bounds:
+                words += " " + " and ".join(f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items())
         unit = f" ({self.unit})" if self.unit else ""
         return words + unit + (" or None" if self.is_optional and "None" not in self.choices else "")
-
-    def _bounds(self) -> str:
-        bounds = {key: getattr(entry, key) for entry in self.field.metadata for key in _BOUNDS if hasattr(entry, key)}
-        if "ge" in bounds and "le" in bounds:
-            return f" from {bounds['ge']:g} to {bounds['le']:g}"
-        if set(bounds) == {"ge"}:
-            return f" of at least {bounds['ge']:g}"
-        return "".join(
-            f"{' and' if number else ''} {_BOUNDS[key]} {value:g}" for number, (key, value) in enumerate(bounds.items())
-        )
 
     def effect(
         self, value: Any, others: Mapping[str, Any]
@@ -263,11 +267,29 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def _from_home(value: Any) -> Any:
-    """Write out the home folder that ``~`` stands for at the start of a path, or of each of several."""
-    if isinstance(value, list):
-        return [_from_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value != "~" else value
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and anything else as the only item of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _from_text(value: Any, declaration: Declaration) -> Any:
+    """Turn what a shell or a YAML file can hold into what the type of a setting wants; ``~`` is the home folder."""
+    if re.search("FILE|DIR", declaration.placeholder):
+        paths = [os.path.expanduser(v) if isinstance(v, str) and v != "~" else v for v in as_list(value)]
+        value = paths if isinstance(value, list) else paths[0]
+    if value is None and "None" in declaration.choices:
+        return "None"
+    if not isinstance(value, str):
+        return value
+    is_none = value.lower() in ("none", "null") and declaration.is_optional and "None" not in declaration.choices
+    if (is_none or not value) and declaration.may_be_empty:
+        return ""
+    if is_none:
+        return None
+    if not value and str in declaration.types and declaration.field.default != "":
+        raise ValueError("is empty; give a value or remove it.")
+    holds_several = any((get_origin(part) or part) in (list, dict) for part in declaration.types)
+    return read_literal(value) if holds_several and str not in declaration.types else value
 
 
 class Settings(BaseModel):
@@ -287,32 +309,13 @@ class Settings(BaseModel):
     positionals: ClassVar[tuple[str, ...]] = ()
     help_groups: ClassVar[tuple[str, ...]] = ()
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Turn what a shell or a YAML file can hold into what the type of the field wants."""
+    def _check(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Check a value as it is typed in a shell or a YAML file, and refuse what is declared but not available."""
         declaration = declarations(cls)[info.field_name or ""]
-        if re.search("FILE|DIR", declaration.placeholder):
-            value = _from_home(value)
-        if value is None and "None" in declaration.choices:
-            return "None"
-        if not isinstance(value, str):
-            return value
-        is_none = value.lower() in ("none", "null") and declaration.is_optional and "None" not in declaration.choices
-        if (is_none or not value) and declaration.may_be_empty:
-            return ""
-        if is_none:
-            return None
-        if not value and str in declaration.types and declaration.field.default != "":
-            raise ValueError("is empty; give a value or remove it.")
-        holds_several = any((get_origin(part) or part) in (list, dict) for part in declaration.types)
-        return read_literal(value) if holds_several and str not in declaration.types else value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what is declared but not available, with the declared sentence."""
-        effect, why = declarations(cls)[info.field_name or ""].effect(value, info.data)
+        value = check(_from_text(value, declaration))
+        effect, why = declaration.effect(value, info.data)
         if effect == "refused":
             raise PydanticCustomError("unsupported", "{sentence}", {"sentence": why})
         return value

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mace.settings.declaration import NOT_SUPPORTED, WITHOUT_EFFECT, Declaration
+from mace.settings.declaration import NOT_SUPPORTED, WITHOUT_EFFECT
 from mace.settings.help import groups_of
 from mace.settings.training import TrainingSettings
 
@@ -44,17 +44,6 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def _row(declaration: Declaration) -> list[str]:
-    if reason := declaration.inert or declaration.unsupported:
-        return [f"`{declaration.flag}`", _cell(declaration.help), _cell(reason)]
-    flag = f"`{declaration.flag} {_cell(declaration.value_words)}".rstrip() + "`"
-    also = "".join(f", `--{alias}`" for alias in declaration.aliases)
-    unit = f" [{declaration.unit}]" if declaration.unit else ""
-    refused = ", ".join(f"`{value}`" for value in declaration.unsupported_values)
-    later = f" (not yet: {refused})" if refused else ""
-    return [flag + also, _cell(declaration.default), _cell(declaration.help + unit + later)]
-
-
 def settings_table_markdown(model: type[BaseModel] = TrainingSettings) -> str:
     """Write the tables of all settings, one per group, as Markdown.
 
@@ -67,8 +56,17 @@ def settings_table_markdown(model: type[BaseModel] = TrainingSettings) -> str:
     lines: list[str] = []
     for group, members in groups_of(model).items():
         introduction, header = _SPECIAL.get(group, ([], ["setting", "default", "meaning"]))
-        rows = [header, ["---"] * len(header), *map(_row, members)]
-        lines += [f"## {group}", "", *introduction, *("| " + " | ".join(row) + " |" for row in rows), ""]
+        rows = [header, ["---"] * len(header)]
+        for d in members:
+            flag = f"`{d.flag} {_cell(d.value_words)}".rstrip() + "`" + "".join(f", `--{alias}`" for alias in d.aliases)
+            unit = f" [{d.unit}]" if d.unit else ""
+            refused = ", ".join(f"`{value}`" for value in d.unsupported_values)
+            later = f" (not yet: {refused})" if refused else ""
+            if reason := d.inert or d.unsupported:
+                rows.append([f"`{d.flag}`", _cell(d.help), _cell(reason)])
+            else:
+                rows.append([flag, _cell(d.default), _cell(d.help + unit + later)])
+        lines += [f"## {group}", "", *introduction, *(f"| {' | '.join(row)} |" for row in rows), ""]
     return "\n".join(lines)
 
 

@@ -52,8 +52,17 @@ def help_text(model: type[Settings], everything: bool = False) -> str:
         if group in (WITHOUT_EFFECT, NOT_SUPPORTED) and has_more and not everything:
             names = ", ".join(d.flag for d in groups[group])
             lines += textwrap.wrap(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-        else:
-            lines += [line for declaration in groups[group] for line in _entry(declaration, width)]
+            continue
+        for d in groups[group]:
+            left = f"  {d.flag} {d.value_words}".rstrip()
+            unit = f" [{d.unit}]" if d.unit else ""
+            also = "".join(f", --{alias}" for alias in d.aliases).replace(",", "; also", 1)
+            right = f"{d.help}{unit} ({'required' if d.field.is_required() else f'default: {d.default}'}{also})"
+            if reason := d.inert or d.unsupported:
+                left, right = f"  {d.flag}", f"{d.help}. {reason}"
+            first, *more = textwrap.wrap(right, max(width - _INDENT, 40), break_on_hyphens=False)
+            lines += [f"{left:<{_INDENT}}{first}"] if len(left) < _INDENT - 1 else [left, " " * _INDENT + first]
+            lines += [" " * _INDENT + line for line in more]
     lines += ["", "Help:", f"  {'--help':<{_INDENT - 2}}show this text and leave"]
     if has_more:
         why = "say for every setting that is not supported or has no effect why, and leave"
@@ -61,19 +70,3 @@ def help_text(model: type[Settings], everything: bool = False) -> str:
             f"  {'--help-all':<{_INDENT - 2}}{'show all settings' if model.help_groups and not everything else why}"
         ]
     return "\n".join(lines)
-
-
-def _entry(declaration: Declaration, width: int) -> list[str]:
-    left = f"  {declaration.flag} {declaration.value_words}".rstrip()
-    if reason := declaration.inert or declaration.unsupported:
-        left, right = f"  {declaration.flag}", f"{declaration.help}. {reason}"
-    else:
-        unit = f" [{declaration.unit}]" if declaration.unit else ""
-        also = "".join(f", --{alias}" for alias in declaration.aliases).replace(",", "; also", 1)
-        default = "required" if declaration.field.is_required() else f"default: {declaration.default}"
-        right = f"{declaration.help}{unit} ({default}{also})"
-    wrapped = textwrap.wrap(right, max(width - _INDENT, 40), break_on_hyphens=False)
-    body = [" " * _INDENT + line for line in wrapped]
-    if len(left) < _INDENT - 1:
-        return [f"{left:<{_INDENT}}{wrapped[0]}", *body[1:]]
-    return [left, *body]

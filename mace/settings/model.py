@@ -14,12 +14,6 @@ _DIELECTRIC = "models of polarizabilities are not available yet; choose AtomicDi
 _LARGEST_CORRELATION = 4
 
 
-def _check_widths(widths: list[int]) -> list[int]:
-    if not widths or any(width < 1 for width in widths):
-        raise ValueError("not widths")
-    return widths
-
-
 def _check_conditions(specs: dict[str, Any]) -> dict[str, Any]:
     """Make sure that they can be understood, while the flag is at hand."""
     read_specs(specs)
@@ -94,7 +88,7 @@ class ModelSettings(Settings):
     distance_transform: Literal["None", "Agnesi", "Soft"] = setting(
         "None", "change of variable before the radial functions", group="Model"
     )
-    radial_MLP: Annotated[list[int], AfterValidator(_check_widths)] = setting(
+    radial_MLP: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = setting(
         [64, 64, 64],
         "widths of the hidden layers of the radial network",
         group="Model",

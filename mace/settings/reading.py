@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -66,26 +66,22 @@ def build_settings(model: type[Group], given: dict[str, Given]) -> Group:
     except ValidationError as error:
         sentences: dict[str, str] = {}
         for problem in error.errors():
+            cause = str(problem.get("ctx", {}).get("error", ""))
             name = str(problem["loc"][0]) if problem["loc"] else ""
-            sentences.setdefault(name, _sentence(model, given, name, dict(problem)))
+            if not name:
+                sentence = cause
+            elif name not in given:
+                sentence = f"{declarations(model)[name].flag} is required: {declarations(model)[name].help}."
+            else:
+                declaration, typed = declarations(model)[name], given[name]
+                match = nearest(str(typed.value), declaration.choices)
+                hint = f"; did you mean {match}?" if match else "."
+                sentence = f"{typed.spelling} must be {declaration.expectation}, not {shown(typed.value)}{hint}"
+                if problem["type"] == "value_error" and cause.endswith((".", "?")):
+                    sentence = f"{typed.spelling} {cause}"
+                if problem["type"] == "unsupported":
+                    sentence = f"{typed.spelling} {typed.value}: {problem['msg']}"
+                if declaration.unsupported:
+                    sentence = f"{typed.spelling}: {declaration.unsupported}"
+            sentences.setdefault(name, sentence)
         raise UserError("\n".join(sentences.values())) from error
-
-
-def _sentence(model: type[BaseModel], given: dict[str, Given], name: str, problem: dict[str, Any]) -> str:
-    """Say what is wrong with one setting and what would be right."""
-    cause = str(problem.get("ctx", {}).get("error", ""))
-    if not name:
-        return cause
-    declaration = declarations(model)[name]
-    if name not in given:
-        return f"{declaration.flag} is required: {declaration.help}."
-    spelling, value = given[name].spelling, given[name].value
-    if declaration.unsupported:
-        return f"{spelling}: {declaration.unsupported}"
-    if problem["type"] == "unsupported":
-        return f"{spelling} {value}: {problem['msg']}"
-    if problem["type"] == "value_error" and cause.endswith((".", "?")):
-        return f"{spelling} {cause}"
-    match = nearest(str(value), declaration.choices)
-    hint = f"; did you mean {match}?" if match else "."
-    return f"{spelling} must be {declaration.expectation}, not {shown(value)}{hint}"

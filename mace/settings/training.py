@@ -8,8 +8,7 @@ from typing import ClassVar
 from pydantic import BaseModel, model_validator
 
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
-from mace.settings.finetuning import FineTuningSettings
-from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.fitting import FineTuningSettings, LossSettings, OptimizerSettings, StageTwoSettings
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -21,20 +20,12 @@ from mace.settings.run import (
     RunSettings,
     TrackerSettings,
 )
-from mace.settings.unsupported import (
-    UnsupportedFineTuningSettings,
-    UnsupportedLabelSettings,
-    UnsupportedModelSettings,
-    UnsupportedRunSettings,
-)
+from mace.settings.unsupported import UnsupportedSettings
 
 
 # pydantic orders inherited fields from the last base to the first, so help begins with RunSettings
 class TrainingSettings(
-    UnsupportedFineTuningSettings,
-    UnsupportedLabelSettings,
-    UnsupportedModelSettings,
-    UnsupportedRunSettings,
+    UnsupportedSettings,
     TrackerSettings,
     LoggingSettings,
     DeviceSettings,

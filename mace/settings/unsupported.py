@@ -17,9 +17,10 @@ _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
 
-class UnsupportedRunSettings(Settings):
-    """Folders, devices and data loading of features to come."""
+class UnsupportedSettings(Settings):
+    """What mace-torch has and this package has not, or not yet."""
 
+    # folders, devices and data loading
     downloads_dir: str | None = setting(
         None, "folder for downloads", inert="published models are kept in the cache folder of the user"
     )
@@ -36,10 +37,7 @@ class UnsupportedRunSettings(Settings):
     )
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
-
-class UnsupportedModelSettings(Settings):
-    """Variants of the model to come."""
-
+    # variants of the model to come
     use_reduced_cg: bool = setting(
         False,
         "use the reduced coupling coefficients",
@@ -75,10 +73,7 @@ class UnsupportedModelSettings(Settings):
     )
     field_readout_config: str | dict[str, Any] | None = setting(None, "options of the field readout", inert=_POLAR)
 
-
-class UnsupportedLabelSettings(Settings):
-    """Labels and weights of properties to come."""
-
+    # labels and weights of properties to come
     head_key: str | None = setting(
         None,
         "name of the head of a structure",
@@ -93,10 +88,7 @@ class UnsupportedLabelSettings(Settings):
         inert=_POLARIZABILITIES,
     )
 
-
-class UnsupportedFineTuningSettings(Settings):
-    """Fine-tuning, heads and replay to come."""
-
+    # fine-tuning, heads and replay to come
     foundation_model_kwargs: str | dict[str, Any] = setting(
         "{}",
         "arguments of the foundation model",
