@@ -18,6 +18,7 @@ from mace.compat.interaction_weights import interaction_from_original, interacti
 from mace.compat.reader import Known
 from mace.compat.weights import weights_from_original, weights_to_original
 from mace.errors import UserError
+from mace.files.archives import is_torch_file
 from mace.model.heads import with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
@@ -446,3 +447,10 @@ def test_what_the_original_does_not_look_at_is_no_obstacle(tmp_path: Path) -> No
     tree = files.tree_of(expected)
     tree.__dict__["embedding_specs"]["total_charge"] |= {"in_dim": 1, "note": "elementary charges"}
     assert_equal(import_original(files.write_original(tmp_path / "old.model", tree)).model, expected)
+
+
+def test_a_folder_is_no_file_of_torch(tmp_path: Path) -> None:
+    assert not is_torch_file(tmp_path) and not is_torch_file(tmp_path / "missing")
+    with pytest.raises(UserError) as caught:
+        open_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

@@ -18,8 +18,8 @@ from ase.constraints import FixAtoms
 from ase.io import read
 
 from mace.console.interruption import Interruption
-from mace.dynamics.plan import SimulationPlan
 from mace.dynamics import simulation
+from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.simulation import Simulation, SimulationSummary
 from mace.dynamics.watch import sign_of_explosion
 from mace.errors import RunInterrupted, UserError
