@@ -60,7 +60,9 @@ class EvaluationSettings(Settings):
         placeholder="FILE",
     )
     resume: bool = setting(False, "go on where the same command was interrupted", group="Files", kind="switch")
-    info_prefix: str = setting("MACE_", "start of the keys of all predictions", group="Files")
+    info_prefix: str = setting(
+        "MACE_", "start of the keys of all predictions", group="Files", placeholder="TEXT", may_be_empty=True
+    )
     charges_key: str | None = setting(
         None,
         "array of charges that are part of dipoles",
