@@ -1,4 +1,4 @@
-"""Draw the picture of a run's page in the README: ``python -m website.screenshot results/x_run-1.html docs/report.png``.
+"""Draw the picture of a run's page: ``python -m website.screenshot results/x_run-1.html docs/report.png``.
 
 It needs the Python package playwright and a Chromium, whose path the variable ``CHROMIUM`` may give.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WIDTH, HEIGHT = 1200, 860
+WIDTH, HEIGHT = 1200, 890
 """Of the part of the page that is shown, from its top, in pixels."""
 
 

@@ -22,7 +22,6 @@ from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
     from mace.evaluation.evaluation import EvaluationSummary, Wanted
-    from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
@@ -162,15 +161,13 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(f"--plot={settings.plot} must end in .png.")
         check_output(settings.plot, "plot", {"model": settings.model, "structures": [settings.configs]})
     # torch is loaded only once the arguments are known to be good
-    from mace.compat.importing import open_model
-    from mace.conditions import joined
     from mace.console.interruption import Interruption
     from mace.console.logs import close_logging, setup_logging
     from mace.console.progress import track
     from mace.console.terminal import PlainConsole
     from mace.evaluation.evaluation import evaluate_files
-    from mace.model.kernel_choice import choose_kernels
-    from mace.potential.loading import expand_models, find_device, find_dtype
+    from mace.potential.potential import open_potential
+    from mace.reporting.tables import tables_in_brief
     from mace.structures.condition_values import check_condition_keys
 
     console = PlainConsole()
@@ -178,24 +175,21 @@ def run(arguments: Sequence[str]) -> None:
     for sentence in inert_notes(settings):
         _LOGGER.warning("%s", sentence)
     try:
-        device, dtype = find_device(settings.device), find_dtype(settings.default_dtype)
-        files = expand_models(settings.model)
-        models = [open_model(file, device, dtype, settings.head).model.requires_grad_(False) for file in files]
+        potential = open_potential(
+            settings.model, settings.device, settings.default_dtype, settings.head, caller="--model"
+        )
 
         def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
             mode = "off" if settings.quiet else "auto"
             return track(batches, f"Evaluating {settings.configs}", total, console=console, mode=mode)
 
-        for model in models:
-            choose_kernels(model)
-        plan = models[0].plan
-        if settings.charges_key is not None and not plan.predicts_dipole:
-            raise UserError(f"--charges_key has no effect on a {plan.model} model; remove the flag.")
-        conditions = joined(model.plan.conditions for model in models)
-        check_condition_keys("--condition_keys", settings.condition_keys, conditions)
+        if settings.charges_key is not None and "dipole" not in potential.outputs:
+            kind = potential.models[0].plan.model
+            raise UserError(f"--charges_key has no effect on a {kind} model; remove the flag.")
+        check_condition_keys("--condition_keys", settings.condition_keys, potential.conditions)
         with Interruption() as interruption, interruption.patient():
             summary = evaluate_files(
-                models,
+                potential,
                 settings.configs,
                 settings.output,
                 settings.wanted(),
@@ -207,12 +201,12 @@ def run(arguments: Sequence[str]) -> None:
                 interruption=interruption,
                 resume=settings.resume,
             )
-        _log_summary(summary, settings, plan)
+        _log_summary(summary, settings, tables_in_brief(potential.outputs, settings.compute_stress))
     finally:
         close_logging()
 
 
-def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, plan: ModelPlan) -> None:
+def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, tables: Sequence[str]) -> None:
     """Say what was found, how fast it was, and how large the errors are."""
     from mace.reporting.tables import error_table
 
@@ -241,11 +235,6 @@ def _log_summary(summary: EvaluationSummary, settings: EvaluationSettings, plan:
         summary.n_structures,
         summary.n_atoms,
     )
-    tables = ["PerAtomRMSEstressvirials"] if settings.compute_stress else ["PerAtomRMSE"]
-    if not plan.predicts_energy:
-        tables = ["DipoleRMSE"]
-    elif plan.predicts_dipole:
-        tables = ["EnergyDipoleRMSE", *(tables if settings.compute_stress else [])]
     if summary.errors:
         for kind in tables:
             _LOGGER.info("Errors against the labels:\n%s", error_table(kind, summary.errors))

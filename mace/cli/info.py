@@ -56,16 +56,22 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError("--quiet leaves nothing to write as JSON; give one of --quiet and --json.")
     with messages_on_stderr(settings):
         # torch is loaded only once the arguments are known to be good
-        import torch
         from rich import box
         from rich.table import Table
 
-        from mace.compat.importing import open_model
         from mace.console.terminal import PlainConsole
         from mace.evaluation.description import describe_model
+        from mace.potential.potential import open_potential
 
-        loaded = open_model(settings.file, dtype=torch.float64, head=settings.head)
-        described = describe_model(settings.file, loaded, checks=not settings.no_checks)
+        potential = open_potential(
+            settings.file,
+            precision="float64",
+            head=settings.head,
+            kernels="torch",
+            committee=False,
+            caller="mace_info",
+        )
+        described = describe_model(settings.file, potential, checks=not settings.no_checks)
         failed = [name.replace("_", " ") for name, good in described["checks"].items() if not good]
         if settings.quiet and failed:
             print(plain(f"{settings.file}: failed checks: {', '.join(failed)}"), file=sys.stderr)
