@@ -272,26 +272,6 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _from_text(value: Any, declaration: Declaration) -> Any:
-    """Turn what a shell or a YAML file can hold into what the type of a setting wants; ``~`` is the home folder."""
-    if re.search("FILE|DIR", declaration.placeholder):
-        paths = [os.path.expanduser(v) if isinstance(v, str) and v != "~" else v for v in as_list(value)]
-        value = paths if isinstance(value, list) else paths[0]
-    if value is None and "None" in declaration.choices:
-        return "None"
-    if not isinstance(value, str):
-        return value
-    is_none = value.lower() in ("none", "null") and declaration.is_optional and "None" not in declaration.choices
-    if (is_none or not value) and declaration.may_be_empty:
-        return ""
-    if is_none:
-        return None
-    if not value and str in declaration.types and declaration.field.default != "":
-        raise ValueError("is empty; give a value or remove it.")
-    holds_several = any((get_origin(part) or part) in (list, dict) for part in declaration.types)
-    return read_literal(value) if holds_several and str not in declaration.types else value
-
-
 class Settings(BaseModel):
     """Base of all groups of settings: frozen, closed, and reading text the way it is typed in a shell.
 
@@ -314,7 +294,21 @@ class Settings(BaseModel):
     def _check(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         """Check a value as it is typed in a shell or a YAML file, and refuse what is declared but not available."""
         declaration = declarations(cls)[info.field_name or ""]
-        value = check(_from_text(value, declaration))
+        if re.search("FILE|DIR", declaration.placeholder):  # where ~ is the home folder
+            paths = [os.path.expanduser(v) if isinstance(v, str) and v != "~" else v for v in as_list(value)]
+            value = paths if isinstance(value, list) else paths[0]
+        can_be_none = declaration.is_optional and "None" not in declaration.choices
+        can_be_empty = declaration.may_be_empty or declaration.field.default == ""
+        holds_several = any((get_origin(part) or part) in (list, dict) for part in declaration.types)
+        if value is None and "None" in declaration.choices:
+            value = "None"
+        elif isinstance(value, str) and can_be_none and value.lower() in ("none", "null"):
+            value = "" if declaration.may_be_empty else None
+        elif value == "" and str in declaration.types and not can_be_empty:
+            raise ValueError("is empty; give a value or remove it.")
+        elif isinstance(value, str) and holds_several and str not in declaration.types:
+            value = read_literal(value)
+        value = check(value)
         effect, why = declaration.effect(value, info.data)
         if effect == "refused":
             raise PydanticCustomError("unsupported", "{sentence}", {"sentence": why})

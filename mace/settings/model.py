@@ -14,12 +14,6 @@ _DIELECTRIC = "models of polarizabilities are not available yet; choose AtomicDi
 _LARGEST_CORRELATION = 4
 
 
-def _check_conditions(specs: dict[str, Any]) -> dict[str, Any]:
-    """Make sure that they can be understood, while the flag is at hand."""
-    read_specs(specs)
-    return specs
-
-
 class ModelSettings(Settings):
     """Shape of the network."""
 
@@ -144,14 +138,17 @@ class ModelSettings(Settings):
     )
     use_last_readout_only: bool = setting(False, "read energies out of the last layer only", group="Model")
     gate: Literal["silu", "tanh", "abs", "None"] = setting("silu", "non-linearity of the last readout", group="Model")
-    embedding_specs: Annotated[dict[str, Any], AfterValidator(_check_conditions)] | None = setting(
-        None,
-        "what energies depend on besides the atoms, such as total_charge and total_spin, and how it is embedded",
-        group="Model",
-        placeholder="{NAME: {...}}",
-        expects="a dictionary such as {'total_charge': {'type': 'categorical', 'per': 'graph', 'num_classes': 21, "
-        "'offset': 10, 'emb_dim': 64}}",
-        default_words="none",
+    # they must be understood while the flag is at hand
+    embedding_specs: Annotated[dict[str, Any], AfterValidator(lambda specs: read_specs(specs) and specs)] | None = (
+        setting(
+            None,
+            "what energies depend on besides the atoms, such as total_charge and total_spin, and how it is embedded",
+            group="Model",
+            placeholder="{NAME: {...}}",
+            expects="a dictionary such as {'total_charge': {'type': 'categorical', 'per': 'graph', 'num_classes': 21, "
+            "'offset': 10, 'emb_dim': 64}}",
+            default_words="none",
+        )
     )
     use_embedding_readout: bool = setting(
         False,
