@@ -25,19 +25,21 @@ from mace.preparation.reading import InputData, inspect_data, read_sets
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.session import Outcome, run_quickstart
 from mace.settings import parse_training_settings
-from mace.settings.other_commands import parse_quickstart_settings
+from mace.settings.other_commands import QuickstartSettings
+from mace.settings.reading import parse_settings
 
 
 def propose(options: argparse.Namespace, folder: Path) -> Outcome:
     """Write the file of settings."""
-    settings = parse_quickstart_settings(
+    settings = parse_settings(
+        QuickstartSettings,
         [
             *options.train_file,
             *("--test_file", *options.test_file),
             f"--time={options.time}",
             f"--output={folder / 'proposed.yaml'}",
             *("--name=proposed", f"--work_dir={folder}", "--yes", "--quiet"),
-        ]
+        ],
     )
     return run_quickstart(settings, Console())
 

@@ -80,7 +80,7 @@ EVALUATION: list[tuple[str, str]] = [
     ("--compute_str --batch_s=4", ""),
     ("--return_contributions", "remove the flag"),
     ("--compute_bec", "remove the flag"),
-    ("--no_forces", "--no_forces is no flag of mace_eval_configs"),
+    ("--no_forces", "--no_forces is not a setting"),
 ]
 """Flags of ``mace_eval_configs`` beside ``--configs``, ``--model`` and ``--output``."""
 

@@ -12,7 +12,8 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import USER_ERROR, run_program
-from mace.settings.other_commands import parse_check_settings
+from mace.settings.other_commands import CheckSettings
+from mace.settings.reading import parse_settings
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -25,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: If settings or files do not allow it.
         SystemExit: With status 0 after ``--help``.
     """
-    settings = parse_check_settings(arguments)
+    settings = parse_settings(CheckSettings, arguments)
     from mace.preparation.check import check_data  # torch is loaded only once the settings are known to be good
 
     return USER_ERROR if check_data(settings).errors else 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, Literal
 
 from mace.console.streams import BROKEN_PIPE, standard_streams, start_in_utf8
 from mace.errors import RunInterrupted, UserError
 from mace.installation import require_own_files
+from mace.settings.declaration import setting
 
 USER_ERROR = 2
 """Exit status after a problem the user can solve."""
@@ -19,7 +19,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool = True) -> None:
@@ -69,60 +69,28 @@ def check_arguments(arguments: object, command: str) -> None:
         )
 
 
-def add_output_flags(parser: argparse.ArgumentParser, log_level: str = "INFO") -> None:
-    """Add what every command has: how much it says.
+def log_level(default: str = "INFO") -> Any:
+    """Declare the setting that every command has: the least level that is shown."""
+    return setting(default, "least important messages that are shown", group="Messages")
 
-    Args:
-        parser: Of the command.
-        log_level: What is shown by default.
-    """
-    group = parser.add_argument_group("Messages")
-    group.add_argument(
-        "--log_level",
-        choices=LOG_LEVELS,
-        default=log_level,
-        help=f"least important messages that are shown (default: {log_level})",
-    )
-    group.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+
+def quiet() -> Any:
+    """Declare the setting that every command has: whether it says little."""
+    return setting(False, "show warnings and errors only", group="Messages", kind="switch")
 
 
 @contextmanager
-def messages_on_stderr(options: argparse.Namespace) -> Iterator[None]:
-    """Let a command whose output is its result write messages beside it, inside a ``with`` block."""
+def messages_on_stderr(settings: Any) -> Iterator[None]:
+    """Let a command whose output is its result write messages beside it, inside a ``with`` block.
+
+    Args:
+        settings: Of the command, with `log_level` and `quiet`.
+    """
     from mace.console.logs import close_logging, setup_logging
     from mace.console.terminal import PlainConsole  # here, so that help needs neither
 
-    setup_logging(options.log_level, None, PlainConsole(stderr=True), options.quiet)
+    setup_logging(settings.log_level, None, PlainConsole(stderr=True), settings.quiet)
     try:
         yield
     finally:
         close_logging()
-
-
-class FlagParser(argparse.ArgumentParser):
-    """A parser that says in one sentence what is wrong, without the list of all flags before it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse what was typed.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"{self.prog}: {message}; --help lists all flags.")
-
-
-def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Read flags, and name the nearest one that exists where one does not.
-
-    Raises:
-        UserError: If a flag is unknown, missing or has no such value.
-        SystemExit: With status 0 after ``--help``.
-    """
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        given = unknown[0].partition("=")[0]
-        nearest = difflib.get_close_matches(given, flags, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists all flags."
-        raise UserError(f"{given} is no flag of {parser.prog}; {hint}")
-    return options

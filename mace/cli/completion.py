@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 if __name__ == "__main__" and __package__ in (None, ""):
     # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
@@ -12,113 +12,89 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
-from typing import Any
+from typing import ClassVar, Literal, get_args
 
-from mace.cli import eval_configs, export, import_model, info, md, plot_train
-from mace.cli.command import FlagParser, parse_flags, run_program
-from mace.settings.declaration import alternatives, choices_of
-from mace.settings.other_commands import PROGRAM as CHECK
-from mace.settings.other_commands import PROGRAM as QUICKSTART
+from mace.cli.command import run_program
+from mace.cli.eval_configs import EvaluationSettings
+from mace.cli.export import ExportSettings
+from mace.cli.import_model import ImportSettings
+from mace.cli.info import InfoSettings
+from mace.cli.md import DynamicsSettings
+from mace.cli.plot_train import PlotSettings
+from mace.settings.command_line import SettingsParser
+from mace.settings.declaration import Settings, setting
 from mace.settings.other_commands import CheckSettings, QuickstartSettings
-from mace.settings.reading import SettingsParser
-from mace.settings.training import PROGRAM as TRAIN
+from mace.settings.reading import parse_settings
 from mace.settings.training import TrainingSettings
 
-SHELLS = ("bash", "zsh", "fish")
-
-_FILES = ("FILE", "DIR", "NAME|FILE", "FILE...", "FILE|DIR", "FILE.yaml")
-_FILE_FLAGS = (
-    "structure",
-    "model",
-    "trajectory",
-    "configs",
-    "output",
-    "plot",
-    "file",
-    "old",
-    "new",
-    "like",
-    "python",
-    "path",
-    "paths",
-)
+Shell = Literal["bash", "zsh", "fish"]
+SHELLS = get_args(Shell)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Declare the arguments."""
-    parser = FlagParser(
-        prog="mace_completion",
-        description="Print what a shell needs to complete the flags of all commands. bash: "
-        "mace_completion bash > ~/.mace_completion, and 'source ~/.mace_completion' in ~/.bashrc; the same for zsh; "
-        "fish: mace_completion fish > ~/.config/fish/conf.d/mace.fish",
-        allow_abbrev=False,
+class CompletionSettings(Settings):
+    """Which shell completes."""
+
+    program: ClassVar[str] = "mace_completion"
+    description: ClassVar[str] = (
+        "Print what a shell needs to complete the flags of all commands. bash: mace_completion bash > "
+        "~/.mace_completion, and 'source ~/.mace_completion' in ~/.bashrc; the same for zsh; fish: mace_completion "
+        "fish > ~/.config/fish/conf.d/mace.fish"
     )
-    parser.add_argument("shell", choices=SHELLS, help="shell to complete in")
-    return parser
+    positionals: ClassVar[tuple[str, ...]] = ("shell",)
+
+    shell: Shell = setting(..., "shell to complete in", group="Shell")
 
 
-def parsers() -> Iterator[argparse.ArgumentParser]:
-    """Yield the parser of each command, with choices and help."""
-    for model, program, bare in (
-        (TrainingSettings, TRAIN, None),
-        (CheckSettings, CHECK, None),
-        (QuickstartSettings, QUICKSTART, "train_file"),
-    ):
-        yield _with_choices(SettingsParser(model, program, "", bare))
-    for command in (eval_configs, md, info, import_model, export, plot_train):
-        yield _with_files(command.build_parser())
-    yield build_parser()
+COMMANDS: tuple[type[Settings], ...] = (
+    TrainingSettings,
+    CheckSettings,
+    QuickstartSettings,
+    EvaluationSettings,
+    DynamicsSettings,
+    InfoSettings,
+    ImportSettings,
+    ExportSettings,
+    PlotSettings,
+    CompletionSettings,
+)
+"""The settings of all commands."""
 
 
-def _with_choices(parser: SettingsParser) -> SettingsParser:
-    """Tell a parser of settings what it otherwise checks later: choices, help, and which values are files."""
-    import shtab
+def parser_of(model: type[Settings]) -> SettingsParser:
+    """Make the parser of a command that knows what it otherwise checks later: choices, help, which values are files."""
+    import shtab  # here, so that help needs nothing
 
-    for action in parser._actions:
+    parser = SettingsParser(model)
+    actions: list[argparse.Action] = list(parser._actions)
+    for name in model.positionals:
+        actions.append(parser.add_argument(name, nargs="*" if parser.declarations[name].takes_several else "?"))
+    for action in actions:
         declaration = parser.declarations.get(action.dest)
         if declaration is None:
+            action.help = "show the flags, or all of them, and leave"
             continue
-        field = parser.model.model_fields[declaration.name]
         about = "not supported yet: " if declaration.unsupported else "no effect: " if declaration.inert else ""
         action.help = f"{about}{declaration.help}"
-        refused = declaration.unsupported_values or {}
         if action.nargs != 0:
-            choices = [choice for choice in choices_of(field) if choice not in refused]
-            is_truth = alternatives(field.annotation)[:1] == [bool]
-            action.choices = ["True", "False"] if is_truth else choices or None
-        if declaration.placeholder in _FILES:
-            _complete(action, shtab.DIRECTORY if declaration.placeholder == "DIR" else shtab.FILE)
-    if parser.bare is not None:
-        _complete(parser.add_argument(parser.bare, nargs="*"), shtab.FILE)
+            action.choices = ["True", "False"] if declaration.types[0] is bool else declaration.choices or None
+        if "FILE" in declaration.placeholder or "DIR" in declaration.placeholder:
+            # an attribute of its own that shtab reads
+            action.complete = shtab.FILE if "FILE" in declaration.placeholder else shtab.DIRECTORY  # type: ignore[attr-defined]
     return parser
-
-
-def _with_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Mark the arguments that are files."""
-    import shtab
-
-    for action in parser._actions:
-        if action.dest in _FILE_FLAGS:
-            _complete(action, shtab.FILE)
-    return parser
-
-
-def _complete(action: argparse.Action, kind: Any) -> None:
-    """Tell shtab, which reads an attribute of its own, what completes an argument."""
-    action.complete = kind  # type: ignore[attr-defined]
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print with the given command-line arguments.
 
     Raises:
-        SystemExit: See `mace.cli.command.parse_flags`.
+        UserError: If the shell is not known.
+        SystemExit: With status 0 after ``--help``.
     """
-    options = parse_flags(build_parser(), arguments)
-    import shtab  # here, so that help needs nothing
+    settings = parse_settings(CompletionSettings, arguments)
+    import shtab
 
-    for parser in parsers():
-        print(shtab.complete(parser, shell=options.shell, root_prefix=parser.prog))
+    for model in COMMANDS:
+        print(shtab.complete(parser_of(model), shell=settings.shell, root_prefix=model.program))
 
 
 def main() -> None:

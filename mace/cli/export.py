@@ -11,53 +11,56 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import argparse
-from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
+from pydantic import BeforeValidator
+
+from mace.cli.command import LogLevel, log_level, messages_on_stderr, quiet, run_program
 from mace.cli.outputs import check_output
+from mace.settings.declaration import Settings, setting
+from mace.settings.reading import parse_settings
 
-_FOR_CPP = ("torchscript", "torch.jit", "torch.export")
-"""Formats for C++ programs, which are asked for but cannot be written."""
+_FOR_CPP = (
+    "such a file would compute only structures with as many atoms of each element and as many neighbors as the one it "
+    "was traced with; use --format=mace-torch, from which mace-torch's own converters make files for C++ programs such "
+    "as LAMMPS."
+)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Declare the arguments."""
-    parser = FlagParser(
-        prog="mace_export",
-        description="Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, Symmetrix.",
+class ExportSettings(Settings):
+    """What is written, and by which python."""
+
+    program: ClassVar[str] = "mace_export"
+    description: ClassVar[str] = "Write a model for programs that open models of mace-torch: LAMMPS, OpenMM, Symmetrix."
+    positionals: ClassVar[tuple[str, ...]] = ("model", "output")
+
+    model: str = setting(
+        ...,
+        "model file of this program (or of mace-torch, to renew it)",
+        group="Files",
+        placeholder="MODEL_FILE",
     )
-    add = parser.add_argument_group("Files").add_argument
-    add("model", help="model file of this program (or of mace-torch, to renew it)")
-    add("output", help="file to write")
-    add(
-        "--format",
-        type=_format,
-        choices=["mace-torch"],
-        required=True,
-        help="mace-torch: the .model file that mace-torch opens",
-    )
-    add("--python", required=True, help="python of an environment with mace-torch, which writes and checks the file")
-    add("--head", help="head to take of a model that has several; without it all are written")
-    add("--overwrite", action="store_true", help="replace the output if it exists")
-    add_output_flags(parser, "WARNING")
-    return parser
-
-
-def _format(name: str) -> str:
-    """Give the reason where a format is known but not there.
-
-    Raises:
-        ArgumentError: If it is such a format.
-    """
-    if name.lower() in _FOR_CPP:
-        raise argparse.ArgumentError(
-            None,
-            f"--format={name} is not possible, because such a file would compute only structures with as many atoms of "
-            "each element and as many neighbors as the one it was traced with; use --format=mace-torch, from which "
-            "mace-torch's own converters make files for C++ programs such as LAMMPS",
+    output: str = setting(..., "file to write", group="Files", placeholder="OUTPUT_FILE")
+    format: Annotated[Literal["mace-torch", "torchscript", "torch.jit", "torch.export"], BeforeValidator(str.lower)] = (
+        setting(
+            ...,
+            "mace-torch: the .model file that mace-torch opens",
+            group="Files",
+            unsupported_values=dict.fromkeys(("torchscript", "torch.jit", "torch.export"), _FOR_CPP),
         )
-    return name
+    )
+    python: str = setting(
+        ...,
+        "python of an environment with mace-torch, which writes and checks the file",
+        group="Files",
+        placeholder="FILE",
+    )
+    head: str | None = setting(
+        None, "head to take of a model that has several", group="Files", placeholder="NAME", default_words="all"
+    )
+    overwrite: bool = setting(False, "replace the output if it exists", group="Files", kind="switch")
+    log_level: LogLevel = log_level("WARNING")
+    quiet: bool = quiet()
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -65,27 +68,23 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If the model cannot be exported.
-        SystemExit: See `mace.cli.command.parse_flags`.
+        SystemExit: With status 0 after ``--help``.
     """
-    options = parse_flags(build_parser(), arguments)
-    output = check_output(options.output, "exported model", {"model": [options.model]}, options.overwrite)
-    with messages_on_stderr(options):
-        _export(options, output)
+    settings = parse_settings(ExportSettings, arguments)
+    output = check_output(settings.output, "exported model", {"model": [settings.model]}, settings.overwrite)
+    with messages_on_stderr(settings):
+        # torch is loaded only once the arguments are known to be good
+        from mace.compat.exporting import export_to_original
+        from mace.compat.importing import open_model
 
-
-def _export(options: argparse.Namespace, output: Path) -> None:
-    """Export, and say how well it agrees."""
-    # torch is loaded only once the arguments are known to be good
-    from mace.compat.exporting import export_to_original
-    from mace.compat.importing import open_model
-
-    model = open_model(options.model, head=options.head).model.requires_grad_(False)
-    export = export_to_original(model, output, options.python)
-    listed = ", ".join(f"{name} {value:.1e}" for name, value in export.deviations.items())
-    if not options.quiet:
-        print(
-            f"Wrote {export.path} with mace-torch {export.version}; it computes the same (relative deviation: {listed})"
-        )
+        model = open_model(settings.model, head=settings.head).model.requires_grad_(False)
+        export = export_to_original(model, output, settings.python)
+        deviations = ", ".join(f"{name} {value:.1e}" for name, value in export.deviations.items())
+        if not settings.quiet:
+            print(
+                f"Wrote {export.path} with mace-torch {export.version}; it computes the same (relative deviation: "
+                f"{deviations})"
+            )
 
 
 def main() -> None:

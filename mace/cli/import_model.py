@@ -11,32 +11,48 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import argparse
-import math
-from pathlib import Path
+from typing import ClassVar, Literal
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
+from mace.cli.command import LogLevel, log_level, messages_on_stderr, quiet, run_program
 from mace.cli.outputs import check_output
 from mace.errors import UserError, plain
+from mace.settings.declaration import Settings, setting
+from mace.settings.reading import parse_settings
+
+_CHECKPOINTS = "What a training checkpoint does not tell"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Declare the arguments."""
-    parser = FlagParser(
-        prog="mace_import_model",
-        description="Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.",
+class ImportSettings(Settings):
+    """What is converted into what."""
+
+    program: ClassVar[str] = "mace_import_model"
+    description: ClassVar[str] = (
+        "Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run."
     )
-    add = parser.add_argument_group("Files").add_argument
-    add("old", help="model (.model) or training checkpoint (.pt) of mace-torch")
-    add("new", help="model file to write")
-    add("--head", help="head to take of a model that has several; without it all are kept")
-    add("--overwrite", action="store_true", help="replace the new file if it exists")
-    add = parser.add_argument_group("What a training checkpoint does not tell").add_argument
-    add("--like", metavar="FILE", help="model of the same run, for what a checkpoint does not tell")
-    add("--avg_num_neighbors", type=float, help="average number of neighbors, for a checkpoint")
-    add("--gate", choices=["silu", "tanh", "abs", "None"], help="activation of the last readout, for a checkpoint")
-    add_output_flags(parser, "WARNING")
-    return parser
+    positionals: ClassVar[tuple[str, ...]] = ("old", "new")
+
+    old: str = setting(
+        ...,
+        "model (.model) or training checkpoint (.pt) of mace-torch",
+        group="Files",
+        placeholder="OLD_FILE",
+    )
+    new: str = setting(..., "model file to write", group="Files", placeholder="NEW_FILE")
+    head: str | None = setting(
+        None, "head to take of a model that has several", group="Files", placeholder="NAME", default_words="all"
+    )
+    overwrite: bool = setting(False, "replace the new file if it exists", group="Files", kind="switch")
+    like: str | None = setting(
+        None, "model of the same run, for what a checkpoint does not tell", group=_CHECKPOINTS, placeholder="FILE"
+    )
+    avg_num_neighbors: float | None = setting(
+        None, "average number of neighbors, for a checkpoint", group=_CHECKPOINTS, gt=0
+    )
+    gate: Literal["silu", "tanh", "abs", "None"] | None = setting(
+        None, "activation of the last readout, for a checkpoint", group=_CHECKPOINTS, default_words="not told"
+    )
+    log_level: LogLevel = log_level("WARNING")
+    quiet: bool = quiet()
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -44,34 +60,29 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If the file cannot be converted.
-        SystemExit: See `mace.cli.command.parse_flags`.
+        SystemExit: With status 0 after ``--help``.
     """
-    options = parse_flags(build_parser(), arguments)
-    count = options.avg_num_neighbors
-    if count is not None and not (math.isfinite(count) and count > 0.0):
-        raise UserError(f"--avg_num_neighbors is {count}; it must be a finite number above zero.")
-    inputs = {"model to convert": [options.old], "model of --like": [options.like] if options.like else []}
-    new = check_output(options.new, "new model", inputs, options.overwrite)
-    with messages_on_stderr(options):
-        _convert(options, new)
+    settings = parse_settings(ImportSettings, arguments)
+    inputs = {"model to convert": [settings.old], "model of --like": [settings.like] if settings.like else []}
+    new = check_output(settings.new, "new model", inputs, settings.overwrite)
+    with messages_on_stderr(settings):
+        # torch is loaded only once the arguments are known to be good
+        from mace.compat.importing import completed, import_original, known_from
+        from mace.compat.reader import Known
+        from mace.model.model_file import save_model
 
-
-def _convert(options: argparse.Namespace, new: Path) -> None:
-    """Convert, and say what was found."""
-    # torch is loaded only once the arguments are known to be good
-    from mace.compat.importing import completed, import_original, known_from
-    from mace.compat.reader import Known
-    from mace.model.model_file import save_model
-
-    known = known_from(options.like) if options.like else Known()
-    imported = import_original(options.old, options.head, completed(known, options.avg_num_neighbors, options.gate))
-    for name in ("like", "avg_num_neighbors", "gate"):
-        if getattr(options, name) is not None and imported.kind != "checkpoint":
-            raise UserError(f"--{name} has no effect on {options.old}, a whole model that tells it; remove the flag.")
-    save_model(new, imported.model, imported.metadata)
-    if not options.quiet:
-        print(plain(f"{options.old}: {imported.summary()}"))
-        print(f"Wrote {new}")
+        known = known_from(settings.like) if settings.like else Known()
+        known = completed(known, settings.avg_num_neighbors, settings.gate)
+        imported = import_original(settings.old, settings.head, known)
+        for name in ("like", "avg_num_neighbors", "gate"):
+            if getattr(settings, name) is not None and imported.kind != "checkpoint":
+                raise UserError(
+                    f"--{name} has no effect on {settings.old}, a whole model that tells it; remove the flag."
+                )
+        save_model(new, imported.model, imported.metadata)
+        if not settings.quiet:
+            print(plain(f"{settings.old}: {imported.summary()}"))
+            print(f"Wrote {new}")
 
 
 def main() -> None:

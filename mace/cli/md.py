@@ -11,39 +11,26 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import argparse
+import dataclasses
 import logging
-import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mace.cli.command import FlagParser, add_output_flags, parse_flags, run_program
+from pydantic import model_validator
+
+from mace.cli.command import LogLevel, log_level, quiet, run_program
 from mace.cli.outputs import check_output
-from mace.dynamics.plan import ENSEMBLES
+from mace.dynamics.plan import SimulationPlan
 from mace.errors import UserError
+from mace.settings.declaration import Settings, setting
+from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ase import Atoms
-    from rich.console import Console
-
-    from mace.dynamics.plan import SimulationPlan
-    from mace.dynamics.simulation import SimulationSummary
 
 _LOGGER = logging.getLogger("mace.cli.md")  # by name: as a program this module is called __main__
 
-_POSITIVE = (
-    "timestep_fs",
-    "thermostat_fs",
-    "barostat_fs",
-    "max_temperature_K",
-    "max_force",
-    "min_distance",
-    "time_ps",
-    "friction",
-)
-_AT_LEAST_ONE = ("steps", "log_interval", "trajectory_interval", "state_interval")
+_START, _CONDITIONS, _LIMITS = "Structure and model", "Time and conditions", "When to stop early"
 _ONLY_FOR = {
     "friction": "nvt",
     "pressure_GPa": "npt",
@@ -53,113 +40,104 @@ _ONLY_FOR = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Declare the flags."""
-    parser = FlagParser(
-        prog="mace_md",
-        description="Run molecular dynamics of a structure with a trained model. Beside the trajectory are written "
-        "TRAJECTORY.log, and TRAJECTORY.state.npz, from which --restart goes on.",
+class DynamicsSettings(Settings):
+    """What is simulated, under which conditions, and what is written."""
+
+    program: ClassVar[str] = "mace_md"
+    description: ClassVar[str] = (
+        "Run molecular dynamics of a structure with a trained model. Beside the trajectory are written TRAJECTORY.log, "
+        "and TRAJECTORY.state.npz, from which --restart goes on."
     )
-    _add_what(parser)
-    _add_conditions(parser)
-    _add_files(parser)
-    _add_limits(parser)
-    add_output_flags(parser)
-    return parser
 
+    structure: str = setting(..., "where to start: any file ASE reads", group=_START, placeholder="FILE")
+    index: int = setting(0, "which structure of the file, from 0; -1 for the last", group=_START)
+    model: list[str] = setting(
+        ...,
+        "model file; several, or a pattern, form a committee",
+        group=_START,
+        kind="several",
+        placeholder="FILE...",
+    )
+    head: str | None = setting(
+        None,
+        "head of a model that has several",
+        group=_START,
+        placeholder="NAME",
+        default_words="the one called default",
+    )
+    charges_key: str = setting("Qs", "array of charges, for models of dipoles", group=_START, placeholder="KEY")
+    device: str = setting("cpu", "cpu, cuda, cuda:1 or mps", group=_START, placeholder="DEVICE")
+    default_dtype: Literal["float32", "float64"] | None = setting(
+        None, "precision", group=_START, default_words="the model's"
+    )
+    ensemble: Literal["nve", "nvt", "npt"] = setting(
+        "nvt",
+        "constant energy; temperature (Langevin); temperature and pressure (Martyna, Tobias and Klein)",
+        group=_CONDITIONS,
+    )
+    steps: int | None = setting(
+        None, "time steps, those before a restart included", group=_CONDITIONS, ge=1, default_words="see --time_ps"
+    )
+    time_ps: float | None = setting(
+        None, "the same in ps", group=_CONDITIONS, gt=0, unit="ps", default_words="see --steps"
+    )
+    timestep_fs: float = setting(0.5, "length of a step", group=_CONDITIONS, gt=0, unit="fs")
+    temperature_K: float | None = setting(
+        None,
+        "of the thermostat and of the first velocities",
+        group=_CONDITIONS,
+        gt=0,
+        unit="K",
+        default_words="may be left out for nve if the structure has velocities",
+    )
+    friction: float = setting(10.0, "of nvt", group=_CONDITIONS, gt=0, unit="1/ps")
+    pressure_GPa: float = setting(0.0, "of npt", group=_CONDITIONS, unit="GPa")
+    cell_changes: Literal["isotropic", "full"] = setting(
+        "isotropic", "of npt: volume alone, or shape too", group=_CONDITIONS
+    )
+    thermostat_fs: float = setting(
+        100.0, "of npt: time in which the thermostat acts", group=_CONDITIONS, gt=0, unit="fs"
+    )
+    barostat_fs: float = setting(1000.0, "of npt: time in which the barostat acts", group=_CONDITIONS, gt=0, unit="fs")
+    seed: int = setting(1, "of velocities and random kicks", group=_CONDITIONS, ge=0)
+    trajectory: str = setting("md.xyz", "frames: .xyz, .extxyz or .traj", group="Files", placeholder="FILE")
+    log_interval: int = setting(10, "steps between two lines of the log", group="Files", ge=1)
+    trajectory_interval: int = setting(10, "steps between two frames", group="Files", ge=1)
+    state_interval: int = setting(1000, "steps between two savings of the state", group="Files", ge=1)
+    restart: bool = setting(False, "go on from the state beside the trajectory", group="Files", kind="switch")
+    max_temperature_K: float | None = setting(
+        None,
+        "stop beyond it",
+        group=_LIMITS,
+        gt=0,
+        unit="K",
+        default_words="10000, or ten times --temperature_K",
+    )
+    max_force: float = setting(100.0, "stop if a force exceeds it", group=_LIMITS, gt=0, unit="eV/Angstrom")
+    min_distance: float = setting(0.3, "stop if atoms come closer", group=_LIMITS, gt=0, unit="Angstrom")
+    log_level: LogLevel = log_level()
+    quiet: bool = quiet()
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("Structure and model").add_argument
-    add("--structure", required=True, help="where to start: any file ASE reads")
-    add("--index", type=int, default=0, help="which structure of the file, from 0; -1 for the last (default: 0)")
-    add("--model", required=True, nargs="+", help="model file; several, or a pattern, form a committee")
-    add("--head", help="head of a model that has several (default: the one called default)")
-    add("--charges_key", default="Qs", help="array of charges, for models of dipoles (default: Qs)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps (default: cpu)")
-    add("--default_dtype", choices=["float32", "float64"], default="", help="precision (default: the model's)")
+    @model_validator(mode="after")
+    def _check_together(self) -> DynamicsSettings:
+        if (self.steps is None) == (self.time_ps is None):
+            raise ValueError("Say how long: either --steps or --time_ps.")
+        for name, ensemble in _ONLY_FOR.items():
+            if name in self.model_fields_set and self.ensemble != ensemble:
+                raise ValueError(f"--{name} has no effect with --ensemble={self.ensemble}; it is for {ensemble}.")
+        if self.temperature_K is None and self.ensemble != "nve":
+            raise ValueError(f"--ensemble={self.ensemble} needs --temperature_K.")
+        return self
 
-
-def _add_conditions(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("Time and conditions").add_argument
-    add("--ensemble", choices=ENSEMBLES, default="nvt", help="constant energy; temperature (Langevin); "
-        "temperature and pressure (Martyna, Tobias and Klein) (default: nvt)")  # fmt: skip
-    add("--steps", type=int, help="time steps, those before a restart included; or --time_ps")
-    add("--time_ps", type=float, help="the same in ps")
-    add("--timestep_fs", type=float, default=0.5, help="length of a step (default: 0.5)")
-    add("--temperature_K", type=float, help="of the thermostat and of the first velocities; may be left out for nve if "
-        "the structure has velocities")  # fmt: skip
-    add("--friction", type=float, help="of nvt, 1/ps (default: 10)")
-    add("--pressure_GPa", type=float, help="of npt (default: 0)")
-    add("--cell_changes", choices=["isotropic", "full"], help="of npt: volume alone, or shape too (default: isotropic)")
-    add("--thermostat_fs", type=float, help="of npt: time in which the thermostat acts (default: 100)")
-    add("--barostat_fs", type=float, help="of npt: time in which the barostat acts (default: 1000)")
-    add("--seed", type=int, default=1, help="of velocities and random kicks (default: 1)")
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("Files").add_argument
-    add("--trajectory", default="md.xyz", help="frames: .xyz, .extxyz or .traj (default: md.xyz)")
-    add("--log_interval", type=int, default=10, help="steps between two lines of the log (default: 10)")
-    add("--trajectory_interval", type=int, default=10, help="steps between two frames (default: 10)")
-    add("--state_interval", type=int, default=1000, help="steps between two savings of the state (default: 1000)")
-    add("--restart", action="store_true", help="go on from the state beside the trajectory")
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("When to stop early").add_argument
-    add("--max_temperature_K", type=float, help="stop beyond it (default: 10000, or ten times --temperature_K)")
-    add("--max_force", type=float, default=100.0, help="stop if a force exceeds it, eV/Angstrom (default: 100)")
-    add("--min_distance", type=float, default=0.3, help="stop if atoms come closer, Angstrom (default: 0.3)")
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the flags and refuse what makes no sense or has no effect.
-
-    Raises:
-        UserError: If a flag is unknown, missing or cannot be obeyed.
-        SystemExit: With status 0 after ``--help``.
-    """
-    options = parse_flags(build_parser(), arguments)
-    if (options.steps is None) == (options.time_ps is None):
-        raise UserError("Say how long: either --steps or --time_ps.")
-    for name in _POSITIVE:
-        value = getattr(options, name)
-        if value is not None and not (math.isfinite(value) and value > 0.0):
-            raise UserError(f"--{name} is {value}; it must be a finite number above zero.")
-    for name in _AT_LEAST_ONE:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1.")
-    for name, ensemble in _ONLY_FOR.items():
-        if getattr(options, name) is not None and options.ensemble != ensemble:
-            raise UserError(f"--{name} has no effect with --ensemble={options.ensemble}; it is for {ensemble}.")
-    if options.pressure_GPa is not None and not math.isfinite(options.pressure_GPa):
-        raise UserError(f"--pressure_GPa is {options.pressure_GPa}; it must be a finite number.")
-    if options.seed < 0:
-        raise UserError(f"--seed is {options.seed}; it must not be negative.")
-    _check_temperature(options)
-    return options
-
-
-def _check_temperature(options: argparse.Namespace) -> None:
-    temperature = options.temperature_K
-    if temperature is None and options.ensemble != "nve":
-        raise UserError(f"--ensemble={options.ensemble} needs --temperature_K.")
-    if temperature is not None and not (math.isfinite(temperature) and temperature > 0.0):
-        raise UserError(f"--temperature_K is {temperature}; it must be a finite number above zero.")
-
-
-def make_plan(options: argparse.Namespace) -> SimulationPlan:
-    """Turn flags into a plan."""
-    from mace.dynamics.plan import SimulationPlan
-
-    given = {name: value for name, value in vars(options).items() if name in SimulationPlan.__dataclass_fields__}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if options.steps is None:
-        chosen["steps"] = max(1, round(1000.0 * options.time_ps / options.timestep_fs))
-    if options.max_temperature_K is None:
-        chosen["max_temperature_K"] = max(10000.0, 10.0 * (options.temperature_K or 0.0))
-    return SimulationPlan(**{"temperature_K": None, **chosen})
+    def plan(self) -> SimulationPlan:
+        """Turn the settings into a plan."""
+        names = {field.name for field in dataclasses.fields(SimulationPlan)}
+        chosen = {name: value for name, value in self if name in names}
+        if self.time_ps is not None:
+            chosen["steps"] = max(1, round(1000.0 * self.time_ps / self.timestep_fs))
+        if self.max_temperature_K is None:
+            chosen["max_temperature_K"] = max(10000.0, 10.0 * (self.temperature_K or 0.0))
+        return SimulationPlan(**chosen)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -168,39 +146,54 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: If arguments, model or structure do not allow it, or the simulation explodes.
         RunInterrupted: If a signal ends it.
-        SystemExit: See `parse_arguments`.
+        SystemExit: With status 0 after ``--help``.
     """
-    options = parse_arguments(arguments)
-    plan = make_plan(options)
+    settings = parse_settings(DynamicsSettings, arguments)
+    plan = settings.plan()
     # torch is loaded only once the arguments are known to be good
     from pathlib import Path
 
     from mace.calculators.calculator import MACECalculator
+    from mace.console.interruption import Interruption
     from mace.console.logs import close_logging, setup_logging
+    from mace.console.progress import track
     from mace.console.terminal import PlainConsole
+    from mace.dynamics.simulation import Simulation
     from mace.dynamics.trajectory import FORMATS
 
-    trajectory = Path(options.trajectory)
+    trajectory = Path(settings.trajectory)
     if trajectory.suffix not in FORMATS:
         raise UserError(f"--trajectory={trajectory} must end in {', '.join(FORMATS)}.")
-    atoms = _read_structure(options, plan)
-    check_output(trajectory, "trajectory", {"structure": [options.structure], "model": options.model})
+    atoms = _read_structure(settings, plan)
+    check_output(trajectory, "trajectory", {"structure": [settings.structure], "model": settings.model})
     console = PlainConsole()
     atoms.calc = MACECalculator(
-        options.model,
-        device=options.device,
-        default_dtype=options.default_dtype,
-        head=options.head,
-        charges_key=options.charges_key,
+        settings.model,
+        device=settings.device,
+        default_dtype=settings.default_dtype or "",
+        head=settings.head,
+        charges_key=settings.charges_key,
     )
     if "forces" not in atoms.calc.implemented_properties:
-        raise UserError(f"{options.model[0]}: the model predicts dipoles only, no forces; name one with energies.")
-    setup_logging(options.log_level, trajectory.with_name(f"{trajectory.name}.log"), console, options.quiet)
+        raise UserError(f"{settings.model[0]}: the model predicts dipoles only, no forces; name one with energies.")
+    setup_logging(settings.log_level, trajectory.with_name(f"{trajectory.name}.log"), console, settings.quiet)
     try:
-        _tell(atoms, options, plan)
+        _log_start(atoms, settings.model, plan)
+
+        def progress(steps: range) -> Iterable[int]:
+            return track(
+                steps,
+                f"{plan.ensemble.upper()} of {atoms.get_chemical_formula()}",
+                console=console,
+                mode="off" if settings.quiet else "auto",
+                rate=lambda per_second: f"{ns_per_day(per_second, plan):.3g} ns/day",
+            )
+
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *details: _LOGGER.warning("%s", message)
-            summary = _simulate(atoms, options, plan, trajectory, console)
+            simulation = Simulation(atoms, plan, trajectory, settings.restart)
+            with Interruption() as interruption:
+                summary = simulation.run(progress, interruption)
         _LOGGER.info("Mean temperature: %.1f K", summary.mean_temperature_K)
         if plan.ensemble == "nve":
             _LOGGER.info("Drift of the total energy: %.5f meV/atom per ps", 1e3 * summary.drift)
@@ -211,42 +204,15 @@ def run(arguments: Sequence[str]) -> None:
         close_logging()
 
 
-def _simulate(
-    atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan, trajectory: Path, console: Console
-) -> SimulationSummary:
-    """Run, with progress and signals caught."""
-    from mace.console.interruption import Interruption
-    from mace.console.progress import track
-    from mace.dynamics.simulation import Simulation
-
-    def progress(steps: range) -> Iterable[int]:
-        return track(
-            steps,
-            f"{plan.ensemble.upper()} of {atoms.get_chemical_formula()}",
-            console=console,
-            mode="off" if options.quiet else "auto",
-            rate=lambda per_second: f"{ns_per_day(per_second, plan):.3g} ns/day",
-        )
-
-    simulation = Simulation(atoms, plan, trajectory, options.restart)
-    with Interruption() as interruption:
-        return simulation.run(progress, interruption)
-
-
-def ns_per_day(steps_per_second: float, plan: SimulationPlan) -> float:
-    """Say how far a simulation gets in a day."""
-    return steps_per_second * 1e-6 * plan.timestep_fs * 86400.0
-
-
-def _tell(atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan) -> None:
-    """Say what is simulated."""
+def _log_start(atoms: Atoms, model: list[str], plan: SimulationPlan) -> None:
+    """Log what is simulated."""
     _LOGGER.info(
         "%s of %s (%d atoms, pbc %s) with %s%s in %s: %d steps of %g fs, %g ps",
         plan.ensemble.upper(),
         atoms.get_chemical_formula(),
         len(atoms),
         "".join("T" if periodic else "F" for periodic in atoms.pbc),
-        ", ".join(options.model),
+        ", ".join(model),
         f", head {atoms.calc.head}," if len(atoms.calc.available_heads) > 1 else "",
         atoms.calc.default_dtype,
         plan.steps,
@@ -257,19 +223,24 @@ def _tell(atoms: Atoms, options: argparse.Namespace, plan: SimulationPlan) -> No
         _LOGGER.info("%s: %s", name, f"{values.item():g}" if values.size == 1 else "of every atom")
 
 
-def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:
+def ns_per_day(steps_per_second: float, plan: SimulationPlan) -> float:
+    """Say how far a simulation gets in a day."""
+    return steps_per_second * 1e-6 * plan.timestep_fs * 86400.0
+
+
+def _read_structure(settings: DynamicsSettings, plan: SimulationPlan) -> Atoms:
     """Read the structure and refuse what cannot be simulated."""
     from mace.structures.checks import check_geometry
     from mace.structures.configuration import Configuration
     from mace.structures.formats import iterate_frames
     from mace.structures.sources import expand_paths
 
-    (file,) = expand_paths(options.structure)[:1]
+    (file,) = expand_paths(settings.structure)[:1]
     frames = list(iterate_frames(file))
-    if not -len(frames) <= options.index < len(frames):
-        raise UserError(f"{file}: there is no structure {options.index}; the file has {len(frames)}.")
-    frame = frames[options.index]
-    index = options.index % len(frames)
+    if not -len(frames) <= settings.index < len(frames):
+        raise UserError(f"{file}: there is no structure {settings.index}; the file has {len(frames)}.")
+    frame = frames[settings.index]
+    index = settings.index % len(frames)
     check_geometry(Configuration(frame.numbers, frame.positions, frame.cell, frame.pbc, file=file, index=index))
     atoms = frame.to_atoms()
     if plan.ensemble == "npt" and not atoms.pbc.all():

@@ -11,36 +11,70 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import argparse
+from typing import ClassVar, Literal
 
-from mace.cli.command import FlagParser, add_output_flags, messages_on_stderr, parse_flags, run_program
+from mace.cli.command import LogLevel, log_level, messages_on_stderr, quiet, run_program
 from mace.errors import UserError
+from mace.settings.declaration import Settings, setting
+from mace.settings.reading import parse_settings
 
-_FORMATS = ("png", "pdf", "svg", "none")
+_DRAWN = "What is drawn"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Declare the arguments."""
-    parser = FlagParser(
-        prog="mace_plot_train",
-        description="Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as "
-        "a page and as a picture; several runs are laid over each other.",
+class PlotSettings(Settings):
+    """Which runs are drawn, and what of them."""
+
+    program: ClassVar[str] = "mace_plot_train"
+    description: ClassVar[str] = (
+        "Draw losses, errors, learning rates and times of runs from their records, results/*_train.txt, as a page and "
+        "as a picture; several runs are laid over each other."
     )
-    add = parser.add_argument_group("Files").add_argument
-    add("paths", nargs="*", metavar="FILE|DIR", help="records of a run, or a folder with such files")
-    add("--path", action="append", default=[], help="the same, as in mace-torch")
-    add("--output", help="files to write, without ending; beside a single file of records, comparison for several")
-    add("--output_format", choices=_FORMATS, default="png", help="kind of the picture, none for the page alone")
-    add = parser.add_argument_group("What is drawn").add_argument
-    add("--keys", help="panels of the picture, separated by commas, for example loss,rmse_f; all but MAE by default")
-    add("--min_epoch", type=int, default=0, help="first epoch that is drawn")
-    add("--start_stage_two", "--start_swa", type=int, help="where stage two begins, if the records do not say it")
-    add("--linear", action="store_true", help="linear vertical axes in the picture; the page has a switch")
-    add("--heads", help="heads that are drawn, separated by commas")
-    add_output_flags(parser)
-    add = parser.add_argument_group("Not supported").add_argument
-    add("--error_bars", action="store_true", help="the page draws losses step by step")
-    return parser
+    positionals: ClassVar[tuple[str, ...]] = ("paths",)
+
+    paths: list[str] = setting(
+        [],
+        "records of a run, or a folder with such files",
+        group="Files",
+        kind="repeated",
+        aliases=("path",),
+        placeholder="FILE|DIR...",
+        default_words="none",
+    )
+    output: str | None = setting(
+        None,
+        "files to write, without ending",
+        group="Files",
+        placeholder="FILE",
+        default_words="beside a single file of records, comparison for several",
+    )
+    output_format: Literal["png", "pdf", "svg", "none"] = setting(
+        "png", "kind of the picture, none for the page alone", group="Files"
+    )
+    keys: str | None = setting(
+        None,
+        "panels of the picture, separated by commas, for example loss,rmse_f",
+        group=_DRAWN,
+        placeholder="KEY,...",
+        default_words="all but MAE",
+    )
+    min_epoch: int = setting(0, "first epoch that is drawn", group=_DRAWN)
+    start_stage_two: int | None = setting(
+        None, "where stage two begins, if the records do not say it", group=_DRAWN, aliases=("start_swa",)
+    )
+    linear: bool = setting(
+        False, "linear vertical axes in the picture; the page has a switch", group=_DRAWN, kind="switch"
+    )
+    heads: str | None = setting(
+        None, "heads that are drawn, separated by commas", group=_DRAWN, placeholder="NAME,...", default_words="all"
+    )
+    log_level: LogLevel = log_level()
+    quiet: bool = quiet()
+    error_bars: bool = setting(
+        False,
+        "draw the spread of losses within epochs",
+        kind="switch",
+        unsupported="spreads are not drawn, the page shows losses step by step; remove the flag.",
+    )
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -48,35 +82,32 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: If records are missing or cannot be read, or files cannot be written.
-        SystemExit: See `mace.cli.command.parse_flags`.
+        SystemExit: With status 0 after ``--help``.
     """
-    options = parse_flags(build_parser(), arguments)
-    paths = [*options.paths, *options.path]
-    if not paths:
+    settings = parse_settings(PlotSettings, arguments)
+    if not settings.paths:
         raise UserError("Name the records to draw, for example: mace_plot_train results/mace_run-123_train.txt")
-    if options.error_bars:
-        raise UserError("--error_bars: spreads are not drawn, the page shows losses step by step; remove the flag.")
     # what draws is loaded only once the arguments are known to be good
     from pathlib import Path
 
     from mace.pages.comparison import KEYS, Drawing, compare_runs
 
-    keys = options.keys.split(",") if options.keys else None
+    keys = settings.keys.split(",") if settings.keys else None
     unknown = sorted(set(keys or ()) - set(KEYS))
     if unknown:
         raise UserError(f"--keys: there is no panel '{unknown[0]}'; choose from {', '.join(KEYS)}.")
     wanted = Drawing(
-        output=Path(options.output).with_suffix("") if options.output else None,
-        picture=None if options.output_format == "none" else options.output_format,
+        output=Path(settings.output).with_suffix("") if settings.output else None,
+        picture=None if settings.output_format == "none" else settings.output_format,
         keys=keys,
-        min_epoch=options.min_epoch,
-        stage_two_start=options.start_stage_two,
-        linear=options.linear,
-        heads=options.heads.split(",") if options.heads else None,
+        min_epoch=settings.min_epoch,
+        stage_two_start=settings.start_stage_two,
+        linear=settings.linear,
+        heads=settings.heads.split(",") if settings.heads else None,
     )
-    with messages_on_stderr(options):
-        for path in compare_runs(paths, wanted):
-            if not options.quiet:
+    with messages_on_stderr(settings):
+        for path in compare_runs(settings.paths, wanted):
+            if not settings.quiet:
                 print(f"Wrote {path}")
 
 

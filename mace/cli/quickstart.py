@@ -13,7 +13,8 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import run_program
-from mace.settings.other_commands import parse_quickstart_settings
+from mace.settings.other_commands import QuickstartSettings
+from mace.settings.reading import parse_settings
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
         from mace.quickstart.questions import ask_for_files
 
         arguments = ask_for_files(PlainConsole())
-    settings = parse_quickstart_settings(arguments)
+    settings = parse_settings(QuickstartSettings, arguments)
     start = time.perf_counter()
     from mace.quickstart.session import run_quickstart  # torch is loaded only once the settings are known to be good
 

@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 
 from mace.elsewhere import absence
 from mace.errors import UserError
-from mace.settings.declaration import declarations, nearest
-from mace.settings.reading import Given, SettingsParser, build_settings, layered
-from mace.settings.training import DESCRIPTION, PROGRAM, TrainingSettings
+from mace.settings.command_line import Given, SettingsParser
+from mace.settings.declaration import nearest
+from mace.settings.reading import build_settings, layered
+from mace.settings.training import TrainingSettings
 
 
 class TrainingArguments(argparse.Namespace):
@@ -28,7 +29,7 @@ class TrainingParser(SettingsParser):
     """The parser of all settings; `parse_args` reads the YAML file too, and checks the values."""
 
     def __init__(self) -> None:
-        super().__init__(TrainingSettings, PROGRAM, DESCRIPTION)
+        super().__init__(TrainingSettings)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> TrainingArguments:  # type: ignore[override]
         """Read and check arguments.
@@ -79,7 +80,7 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
     before = arguments if isinstance(arguments, TrainingArguments) else None
     for name, value in vars(arguments).items():
         if name not in fields:
-            match = nearest(name, declarations(TrainingSettings))
+            match = nearest(name, fields)
             hint = f"did you mean {match}?" if match else "remove it."
             raise UserError(f"run: the namespace has {name!r}, which is not a setting; {hint}")
         if before is not None and value == getattr(before.parsed, name):

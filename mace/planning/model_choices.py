@@ -10,7 +10,7 @@ from mace.model.plan import DEGREES_READ
 from mace.planning.model_plan import overruled_features, read_irreps
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings, provided
-from mace.settings.unsupported import inert_notes
+from mace.settings.declaration import inert_notes
 
 
 @dataclass(frozen=True)

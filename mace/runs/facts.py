@@ -26,7 +26,7 @@ from mace.runs.context import RunContext
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import as_flags
-from mace.settings.help import default_words, supported_groups
+from mace.settings.help import groups_of
 from mace.training.loop import Trainer
 from mace.training.stages import has_stage_two
 
@@ -47,7 +47,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     processes = f", {run.team.size} processes" if run.team.size > 1 else ""
     count = torch.get_num_threads()
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
-    given, fields = provided(settings), type(settings).model_fields
+    given = provided(settings)
     words = {"train": "training", "valid": "validation", "test": "test"}
     commit = commit_of_checkout()
     versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
@@ -66,11 +66,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         patience=settings.patience,
         machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
         settings=[
-            SettingFact(
-                group, d.name, str(getattr(settings, d.name)), default_words(fields[d.name], d), d.name in given, d.help
-            )
-            for group, members in supported_groups(type(settings)).items()
+            SettingFact(group, d.name, str(getattr(settings, d.name)), d.default, d.name in given, d.help)
+            for group, members in groups_of(type(settings)).items()
             for d in members
+            if not d.unsupported and not d.inert
         ],
         decisions=_decisions(trainer, preparation, settings),
         sets=[

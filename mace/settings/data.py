@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, read_literal, setting, shown
+from mace.settings.declaration import Settings, as_list, read_literal, setting, shown
 from mace.settings.labels import Files
 
 _FILES = "a path, a pattern such as data/*.xyz, a table such as {file: a.xyz, energy_key: E}, or a list of them"
@@ -43,20 +43,15 @@ def parse_E0s_literal(text: str) -> dict[int, float]:
     return _energies_by_number(table)
 
 
-def _atomic_number(key: Any) -> int:
-    """Understand a symbol, a number, or a number in text."""
+def _energies_by_number(table: Any) -> dict[int, float]:
     from mace.elements import atomic_number  # here, so that help needs no numpy
 
-    return atomic_number(str(key))
-
-
-def _energies_by_number(table: Any) -> dict[int, float]:
     if not isinstance(table, dict) or not table:
         raise ValueError(f"must map atomic numbers to energies in eV, such as {{1: -13.6}}, not {shown(table)}.")
     energies: dict[int, float] = {}
     for key, value in table.items():
         try:
-            number, energy = _atomic_number(key), float(value)
+            number, energy = atomic_number(str(key)), float(value)
         except (TypeError, ValueError, UserError) as error:
             raise ValueError(f"must map elements to energies in eV, not {shown(key)} to {shown(value)}.") from error
         if not math.isfinite(energy):
@@ -132,14 +127,10 @@ class DataSettings(Settings):
     )
 
 
-def _as_list(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
-
-
 class CheckingSettings(Settings):
     """What is let pass although it looks wrong."""
 
-    allow: Annotated[str | list[str], AfterValidator(_as_list)] = setting(
+    allow: Annotated[str | list[str], AfterValidator(as_list)] = setting(
         [],
         "let a finding of the data report pass by its name; may be given several times",
         group="Data",

@@ -1,23 +1,30 @@
 """How one setting is declared: one typed field with its metadata, from which everything else is derived.
 
 A group of settings is a class derived from `Settings`; every field is made with `setting`. The flag, its aliases, the
-key in YAML files, the check of its value, its line of help, its row in the documentation and its JSON schema are read
-from that one declaration.
+key in YAML files, the check of its value, its line of help, its row in the documentation, what a shell completes, and
+its JSON schema are read from that one declaration. A class with a `program` is all that a command can be told.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
 import os
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -31,34 +38,38 @@ NOT_SUPPORTED = "Not supported yet"
 WITHOUT_EFFECT = "Accepted without effect"
 """The group of the settings of mace-torch that change nothing here: command lines with them work as they are."""
 
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class Declaration:
-    """Everything known about one setting besides its type and its default.
+    """Everything known about one setting.
 
     Attributes:
-        name: The field, the flag without dashes, and the key in YAML files.
-        help: One line that says what the setting does.
-        group: The heading under which help and documentation show it.
+        name: The field, the flag without dashes, and the key in YAML files. An underscore at the end, which keeps a
+            field apart from a method of the class, is not part of the flag.
+        field: Its type, default and bounds.
+        group: The heading under which help and documentation show it; by itself for unsupported and inert settings.
         aliases: Other spellings of the name.
-        negations: Spellings that set a switch to False.
+        negations: Spellings that set a switch to False; where a file of settings may have switched it on, ``no_<name>``
+            for each of its names is among them by itself.
         unit: Physical unit of the value, or empty.
         kind: How the flag is written on the command line.
         placeholder: Word that stands for the value in help; derived from the type when empty.
         expects: What a valid value is, in words; derived from the type when empty.
         default_words: What the default means where the value alone does not say it.
-        unsupported: Why any value other than an inactive one is refused; empty for supported settings.
-        unsupported_values: Single values that are refused, each with the reason.
+        unsupported: Why any value other than an inactive one is refused, a sentence that goes on after ``--flag:``.
+        unsupported_values: Single values that are refused, each with such a sentence.
         inactive: Values besides the default at which an unsupported setting changes nothing.
-        inert: What is done instead, for a setting that is accepted and changes nothing; empty for all others.
-        only_with: Without what a setting changes nothing, and is accepted even where it is not supported; one of
-            `mace.settings.unsupported.CONDITIONS`, or empty.
+        inert: What is done instead, for a setting that is accepted and changes nothing; a sentence without its end.
+        only_with: The settings without which it changes nothing, joined by ``and`` and ``or``; given without them it is
+            accepted, even where it is not supported. They are declared before it.
         may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
     """
 
     name: str
-    help: str
-    group: str
+    field: FieldInfo
+    group: str = ""
     aliases: tuple[str, ...] = ()
     negations: tuple[str, ...] = ()
     unit: str = ""
@@ -67,135 +78,158 @@ class Declaration:
     expects: str = ""
     default_words: str = ""
     unsupported: str = ""
-    unsupported_values: Mapping[str, str] | None = None
+    unsupported_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     inactive: tuple[Any, ...] = ()
     inert: str = ""
     only_with: str = ""
     may_be_empty: bool = False
 
     @property
+    def help(self) -> str:
+        """One line that says what the setting does."""
+        return self.field.description or ""
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name followed by its aliases, without dashes."""
-        return (self.name, *self.aliases)
+        return (self.name.rstrip("_"), *self.aliases)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All ways to write it, without dashes, those that switch it off included."""
+        return (*self.names, *self.negations)
+
+    @property
+    def flag(self) -> str:
+        """The flag."""
+        return f"--{self.names[0]}"
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the flag is written without a value."""
+        return self.kind in ("switch", "switch_off")
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several values may follow the flag."""
+        return self.kind in ("several", "repeated")
+
+    @property
+    def types(self) -> list[Any]:
+        """The types a value may have, without None."""
+        return [part for part in alternatives(self.field.annotation) if part is not type(None)]
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether None is a valid value."""
+        return type(None) in alternatives(self.field.annotation)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may be set to; empty when it is not a choice."""
+        words = [get_args(part) for part in self.types if get_origin(part) is Literal]
+        return tuple(word for word in words[0] if word not in self.unsupported_values) if words else ()
+
+    @property
+    def default(self) -> str:
+        """What happens when the setting is not given, in words."""
+        return self.default_words or ("required" if self.field.is_required() else str(self.field.default))
+
+    @property
+    def value_words(self) -> str:
+        """The word, or the choices, that stand for the value in help; empty for bare flags."""
+        if self.is_bare:
+            return ""
+        words: dict[Any, str] = {bool: "{True,False}", int: "N", float: "X", str: "TEXT"}
+        derived = "{" + ",".join(self.choices) + "}" if self.choices else words.get(self.types[0], "LITERAL")
+        return self.placeholder or derived
+
+    @property
+    def expectation(self) -> str:
+        """What a valid value is, as in ``must be <expectation>``."""
+        words = self.expects
+        if not words and self.choices:
+            words = f"one of {', '.join(self.choices)}"
+        elif not words:
+            kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+            words = " or ".join(kinds.get(get_origin(part) or part, "a dictionary") for part in self.types)
+            info = self.field.metadata
+            bounds = {key: getattr(entry, key) for entry in info for key in _BOUNDS if hasattr(entry, key)}
+            if "ge" in bounds and "le" in bounds:
+                words += f" from {bounds['ge']:g} to {bounds['le']:g}"
+            elif set(bounds) == {"ge"}:
+                words += f" of at least {bounds['ge']:g}"
+            elif bounds:
+                words += " " + " and ".join(f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items())
+        unit = f" ({self.unit})" if self.unit else ""
+        return words + unit + (" or None" if self.is_optional and "None" not in self.choices else "")
+
+    def effect(
+        self, value: Any, others: Mapping[str, Any]
+    ) -> tuple[Literal["obeyed", "without effect", "refused"], str]:
+        """Tell what becomes of a value that somebody gave.
+
+        Args:
+            value: The checked value.
+            others: The values of the settings declared before it.
+
+        Returns:
+            What becomes of it and, unless it is obeyed, why.
+        """
+        if value == self.field.default or value in self.inactive:
+            return "obeyed", ""
+        needed = [part.split(" and ") for part in self.only_with.split(" or ")]
+        if self.only_with and not any(all(others.get(n) not in (None, False) for n in part) for part in needed):
+            words = (word if word in ("and", "or") else f"--{word}" for word in self.only_with.split())
+            return "without effect", f"has no effect without {' '.join(words)}"
+        if self.inert:
+            return "without effect", f"changes nothing: {self.inert}"
+        refusal = self.unsupported or (self.unsupported_values.get(value, "") if isinstance(value, str) else "")
+        return ("refused", refusal) if refusal else ("obeyed", "")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str = "",
-    aliases: Iterable[str] = (),
-    negations: Iterable[str] = (),
-    unit: str = "",
-    kind: Kind = "value",
-    placeholder: str = "",
-    expects: str = "",
-    default_words: str = "",
-    unsupported: str = "",
-    unsupported_values: Mapping[str, str] | None = None,
-    inactive: Iterable[Any] = (),
-    inert: str = "",
-    only_with: str = "",
-    may_be_empty: bool = False,
-    **constraints: float,
-) -> Any:
+def setting(default: Any, help: str, **about: Any) -> Any:
     """Declare a setting as a field of a `Settings` class.
 
     Args:
         default: Value when nobody gives one; ``...`` makes the setting required.
-        help: See `Declaration` for this and the following arguments.
-        group: May be left empty for settings that are unsupported or inert.
-        aliases: Other spellings.
-        negations: Spellings that mean False; a switch gets ``no_<name>`` for each of its names by itself.
-        unit: Unit of the value.
-        kind: How the flag is written.
-        placeholder: Stands for the value in help.
-        expects: A valid value in words.
-        default_words: The default in words.
-        unsupported: Reason of refusal, a sentence that goes on after ``--flag:``.
-        unsupported_values: Reasons of refusal of single values.
-        inactive: Harmless values of an unsupported setting.
-        inert: What is done instead, a sentence without its end that goes on after ``--flag=value:``.
-        only_with: Without what it changes nothing.
-        may_be_empty: Whether it may be an empty text.
-        **constraints: Bounds of a number: ``gt``, ``ge``, ``lt``, ``le``.
+        help: One line that says what the setting does.
+        **about: What else is to be said about it, see `Declaration`, and bounds of a number: ``gt``, ``ge``, ``lt``,
+            ``le``.
 
     Returns:
         A pydantic field.
     """
-    extra: dict[str, Any] = {
-        "group": NOT_SUPPORTED if unsupported else WITHOUT_EFFECT if inert else group,
-        "aliases": list(aliases),
-        "negations": list(negations),
-        "unit": unit,
-        "kind": kind,
-        "placeholder": placeholder,
-        "expects": expects,
-        "default_words": default_words,
-        "unsupported": unsupported,
-        "unsupported_values": dict(unsupported_values or {}),
-        "inactive": list(inactive),
-        "inert": inert,
-        "only_with": only_with,
-        "may_be_empty": may_be_empty,
-    }
-    field: Any = Field
-    return field(
-        default,
-        description=help,
-        json_schema_extra={key: value for key, value in extra.items() if value or key == "group"},
-        **constraints,
-    )
-
-
-def declaration_of(name: str, field: FieldInfo) -> Declaration:
-    """Read the declaration back from a field made with `setting`."""
-    extra: dict[str, Any] = dict(field.json_schema_extra) if isinstance(field.json_schema_extra, dict) else {}
-    listed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()}
-    declaration = Declaration(name=name, help=field.description or "", **listed)
-    if declaration.kind != "switch":
-        return declaration
-    listed["negations"] = (*(f"no_{spelling}" for spelling in declaration.names), *declaration.negations)
-    return Declaration(name=name, help=declaration.help, **listed)
+    bounds = {key: about.pop(key) for key in _BOUNDS if key in about}
+    if "unsupported" in about or "inert" in about:
+        about["group"] = NOT_SUPPORTED if "unsupported" in about else WITHOUT_EFFECT
+    extra = {key: list(value) if isinstance(value, tuple) else value for key, value in about.items()}
+    make: Any = Field
+    return make(default, description=help, json_schema_extra=extra, **bounds)
 
 
 @functools.cache
 def declarations(model: type[BaseModel]) -> dict[str, Declaration]:
     """Collect the declarations of all settings of a class, by name."""
-    return {name: declaration_of(name, field) for name, field in model.model_fields.items()}
+    found = {}
+    for name, info in model.model_fields.items():
+        extra: dict[str, Any] = dict(info.json_schema_extra) if isinstance(info.json_schema_extra, dict) else {}
+        about: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in extra.items()}
+        if about.get("kind") == "switch" and "config" in model.model_fields:
+            opposites = [f"no_{spelling}" for spelling in (name, *about.get("aliases", ()))]
+            about["negations"] = (*opposites, *about.get("negations", ()))
+        found[name] = Declaration(name, info, **about)
+    return found
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """List the types a value may have, without ``None`` and without annotations.
-
-    ``int | list[int] | None`` gives ``[int, list[int]]``.
-    """
+    """List the types a value may have, without annotations; ``int | list[int] | None`` gives all three."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return alternatives(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         return [part for member in get_args(annotation) for part in alternatives(member)]
-    return [] if annotation is type(None) else [annotation]
-
-
-def is_optional(annotation: Any) -> bool:
-    """Tell whether ``None`` is a valid value."""
-    if get_origin(annotation) is Annotated:
-        return is_optional(get_args(annotation)[0])
-    return type(None) in get_args(annotation)
-
-
-def choices_of(field: FieldInfo) -> tuple[str, ...]:
-    """List the words a setting may take; empty when it is not a choice."""
-    for part in alternatives(field.annotation):
-        if get_origin(part) is Literal:
-            return get_args(part)
-    return ()
-
-
-def is_container(annotation: Any) -> bool:
-    """Tell whether a type is a list or a dictionary."""
-    return (get_origin(annotation) or annotation) in (list, dict)
+    return [annotation]
 
 
 def read_literal(text: str) -> Any:
@@ -216,38 +250,6 @@ def read_literal(text: str) -> Any:
     return value
 
 
-def expectation(field: FieldInfo, declaration: Declaration) -> str:
-    """Say in words what a valid value is, as in ``must be <expectation>``."""
-    if declaration.expects:
-        words = declaration.expects
-    elif choices_of(field):
-        refused = declaration.unsupported_values or {}
-        words = "one of " + ", ".join(choice for choice in choices_of(field) if choice not in refused)
-    else:
-        words = " or ".join(_type_words(part) for part in alternatives(field.annotation)) + _bounds_words(field)
-    unit = f" ({declaration.unit})" if declaration.unit else ""
-    return words + unit + (" or None" if is_optional(field.annotation) else "")
-
-
-def _type_words(annotation: Any) -> str:
-    origin = get_origin(annotation) or annotation
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    return words.get(origin, "a dictionary")
-
-
-def _bounds_words(field: FieldInfo) -> str:
-    bounds = {
-        key: getattr(entry, key) for entry in field.metadata for key in ("gt", "ge", "lt", "le") if hasattr(entry, key)
-    }
-    if "ge" in bounds and "le" in bounds:
-        return f" from {bounds['ge']:g} to {bounds['le']:g}"
-    if set(bounds) == {"ge"}:
-        return f" of at least {bounds['ge']:g}"
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    text = " and ".join(f"{words[key]} {value:g}" for key, value in bounds.items())
-    return f" {text}" if text else ""
-
-
 def shown(value: Any) -> str:
     """Write a value as it was typed, without the middle of a long one.
 
@@ -265,54 +267,68 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def _from_home(value: Any) -> Any:
-    """Write out the home folder that ``~`` stands for at the start of a path, or of each of several."""
-    if isinstance(value, list):
-        return [_from_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value != "~" else value
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and anything else as the only item of one."""
+    return value if isinstance(value, list) else [value]
 
 
 class Settings(BaseModel):
-    """Base of all groups of settings: frozen, closed, and reading text the way it is typed in a shell."""
+    """Base of all groups of settings: frozen, closed, and reading text the way it is typed in a shell.
+
+    Attributes:
+        program: Name of the command that has these settings; empty for a group of them.
+        description: One sentence, or a few, about the command.
+        positionals: Settings whose values may also be given without a flag, in this order.
+        help_groups: Groups that ``--help`` shows; all if there is none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
-    @field_validator("*", mode="before")
+    program: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    positionals: ClassVar[tuple[str, ...]] = ()
+    help_groups: ClassVar[tuple[str, ...]] = ()
+
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _read_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Turn what a shell or a YAML file can hold into what the type of the field wants."""
-        field = cls.model_fields[info.field_name or ""]
-        if re.search("FILE|DIR", declarations(cls)[info.field_name or ""].placeholder):
-            value = _from_home(value)
-        parts = alternatives(field.annotation)
-        if value is None and "None" in choices_of(field):
-            return "None"
-        if not isinstance(value, str):
-            return value
-        is_none = is_optional(field.annotation) and value.lower() in ("none", "null")
-        if (is_none or not value) and declaration_of(info.field_name or "", field).may_be_empty:
-            return ""
-        if is_none:
-            return None
-        if not value and str in parts and field.default != "":
+    def _check(cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Check a value as it is typed in a shell or a YAML file, and refuse what is declared but not available."""
+        declaration = declarations(cls)[info.field_name or ""]
+        if re.search("FILE|DIR", declaration.placeholder):  # where ~ is the home folder
+            paths = [os.path.expanduser(v) if isinstance(v, str) and v != "~" else v for v in as_list(value)]
+            value = paths if isinstance(value, list) else paths[0]
+        can_be_none = declaration.is_optional and "None" not in declaration.choices
+        can_be_empty = declaration.may_be_empty or declaration.field.default == ""
+        holds_several = any((get_origin(part) or part) in (list, dict) for part in declaration.types)
+        if value is None and "None" in declaration.choices:
+            value = "None"
+        elif isinstance(value, str) and can_be_none and value.lower() in ("none", "null"):
+            value = "" if declaration.may_be_empty else None
+        elif value == "" and str in declaration.types and not can_be_empty:
             raise ValueError("is empty; give a value or remove it.")
-        if str not in parts and any(is_container(part) for part in parts):
-            return read_literal(value)
+        elif isinstance(value, str) and holds_several and str not in declaration.types:
+            value = read_literal(value)
+        value = check(value)
+        effect, why = declaration.effect(value, info.data)
+        if effect == "refused":
+            raise PydanticCustomError("unsupported", "{sentence}", {"sentence": why})
         return value
 
-    @field_validator("*", mode="after")
-    @classmethod
-    def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what is declared but not available, with the declared sentence."""
-        name = info.field_name or ""
-        field = cls.model_fields[name]
-        declaration = declaration_of(name, field)
-        sentence = ""
-        if declaration.unsupported and not declaration.only_with:
-            is_harmless = value == field.default or value in declaration.inactive
-            sentence = "" if is_harmless else declaration.unsupported
-        elif declaration.unsupported_values and isinstance(value, str):
-            sentence = declaration.unsupported_values.get(value, "")
-        if sentence:
-            raise PydanticCustomError("unsupported", "{sentence}", {"sentence": sentence})
-        return value
+
+def inert_notes(settings: BaseModel) -> list[str]:
+    """Say of every setting that somebody gave and that changes nothing what is done instead, or why.
+
+    Args:
+        settings: The settings.
+
+    Returns:
+        One sentence for each, without its end.
+    """
+    notes = []
+    for name, declaration in declarations(type(settings)).items():
+        value = getattr(settings, name)
+        if name in settings.model_fields_set:
+            effect, why = declaration.effect(value, dict(settings))
+            if effect == "without effect":
+                notes.append(f"{declaration.flag}{'' if value is True and declaration.is_bare else f'={value}'} {why}")
+    return notes

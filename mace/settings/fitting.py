@@ -1,4 +1,4 @@
-"""Settings of the fit: loss, optimizer, schedule, stage two, averaging."""
+"""Settings of the fit: what it starts from, loss, optimizer, schedule, stage two, averaging."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LEARNING_RATE_FACTORS = (
 )
 """The parts of the model whose learning rate has a factor of its own."""
 
+_FINE_TUNING = "Fine-tuning"
 _LOSS = "Loss and weights"
 _OPTIMIZER = "Optimizer and schedule"
 _STAGE_TWO = "Stage two and averaging"
@@ -29,6 +30,38 @@ def _complete_factors(factors: dict[str, float]) -> dict[str, float]:
             match = nearest(key, LEARNING_RATE_FACTORS) or LEARNING_RATE_FACTORS[0]
             raise ValueError(f"has the unknown part {key!r}; the nearest known is {match}.")
     return {key: factors.get(key, 1.0) for key in LEARNING_RATE_FACTORS}
+
+
+class FineTuningSettings(Settings):
+    """The foundation model and what is kept of it."""
+
+    foundation_model: str | None = setting(
+        None,
+        "model to start from: a file of this program or of mace-torch, or the name of a published one such as medium "
+        "or small_off; it decides the architecture",
+        group=_FINE_TUNING,
+        placeholder="NAME|FILE",
+    )
+    foundation_head: str | None = setting(
+        None,
+        "head of the foundation model to start from, if it has several",
+        group=_FINE_TUNING,
+        placeholder="NAME",
+        only_with="foundation_model",
+    )
+    foundation_model_elements: bool = setting(
+        False,
+        "keep all elements of the foundation model, not only those of the data",
+        group=_FINE_TUNING,
+        only_with="foundation_model",
+    )
+    foundation_model_readout: bool = setting(
+        True,
+        "start the readouts from random weights",
+        group=_FINE_TUNING,
+        kind="switch_off",
+        only_with="foundation_model",
+    )
 
 
 class LossSettings(Settings):

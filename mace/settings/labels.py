@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from mace.errors import UserError
-from mace.settings.declaration import Settings, declarations, read_literal, setting, shown
-from mace.settings.reading import Given, build_settings
+from mace.settings.command_line import Given
+from mace.settings.declaration import Settings, as_list, declarations, read_literal, setting, shown
+from mace.settings.reading import build_settings
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 _KEY_DEFAULT = "REF_{0} if present, else {0}"
@@ -124,36 +125,31 @@ class FileSettings(LabelSettings):
 
 def _read_files(value: Any) -> Any:
     """Turn tables among file names into `FileSettings`, from what a shell or a YAML file can hold."""
-    items = value if isinstance(value, list) else [value]
-    read = [_read_file(item) for item in items]
+    known, read = declarations(FileSettings), []
+    for item in as_list(value):
+        if isinstance(item, str) and item.lstrip().startswith("{"):
+            try:
+                item = read_literal(item.strip())
+            except ValueError as error:
+                raise ValueError(f"has a table that is not written as a dictionary: {shown(item)}.") from error
+        if isinstance(item, dict):
+            table = {str(key).replace("-", "_"): entry for key, entry in item.items()}
+            for key in table:
+                if key not in known:
+                    match = difflib.get_close_matches(key, known, n=1)
+                    hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known)}."
+                    raise ValueError(f"has the unknown key {shown(key)} in a table; {hint}")
+            if not table.get("file"):
+                raise ValueError(f"has a table without the key 'file': {shown(item)}.")
+            given = {key: Given(entry, f"{table['file']}: {key}") for key, entry in table.items()}
+            try:
+                item = build_settings(FileSettings, given)
+            except UserError as error:
+                raise ValueError(f"has a table with a mistake: {' '.join(str(error).splitlines())}") from error
+        read.append(item)
     if not read or not all(read):
         raise ValueError("no file")
     return read if isinstance(value, list) else read[0]
-
-
-def _read_file(item: Any) -> Any:
-    if isinstance(item, str) and item.lstrip().startswith("{"):
-        try:
-            item = read_literal(item.strip())
-        except ValueError as error:
-            raise ValueError(f"has a table that is not written as a dictionary: {shown(item)}.") from error
-    if not isinstance(item, dict):
-        return item
-    known = declarations(FileSettings)
-    table = {str(key).replace("-", "_"): value for key, value in item.items()}
-    for key in table:
-        if key not in known:
-            match = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {match[0]}?" if match else f"there are {', '.join(known)}."
-            raise ValueError(f"has the unknown key {shown(key)} in a table; {hint}")
-    if not table.get("file"):
-        raise ValueError(f"has a table without the key 'file': {shown(item)}.")
-    try:
-        return build_settings(
-            FileSettings, {key: Given(value, f"{table['file']}: {key}") for key, value in table.items()}
-        )
-    except UserError as error:
-        raise ValueError(f"has a table with a mistake: {' '.join(str(error).splitlines())}") from error
 
 
 Files = Annotated[str | FileSettings | list[str | FileSettings], BeforeValidator(_read_files)]

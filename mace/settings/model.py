@@ -14,18 +14,6 @@ _DIELECTRIC = "models of polarizabilities are not available yet; choose AtomicDi
 _LARGEST_CORRELATION = 4
 
 
-def _check_widths(widths: list[int]) -> list[int]:
-    if not widths or any(width < 1 for width in widths):
-        raise ValueError("not widths")
-    return widths
-
-
-def _check_conditions(specs: dict[str, Any]) -> dict[str, Any]:
-    """Make sure that they can be understood, while the flag is at hand."""
-    read_specs(specs)
-    return specs
-
-
 class ModelSettings(Settings):
     """Shape of the network."""
 
@@ -94,7 +82,7 @@ class ModelSettings(Settings):
     distance_transform: Literal["None", "Agnesi", "Soft"] = setting(
         "None", "change of variable before the radial functions", group="Model"
     )
-    radial_MLP: Annotated[list[int], AfterValidator(_check_widths)] = setting(
+    radial_MLP: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = setting(
         [64, 64, 64],
         "widths of the hidden layers of the radial network",
         group="Model",
@@ -150,20 +138,23 @@ class ModelSettings(Settings):
     )
     use_last_readout_only: bool = setting(False, "read energies out of the last layer only", group="Model")
     gate: Literal["silu", "tanh", "abs", "None"] = setting("silu", "non-linearity of the last readout", group="Model")
-    embedding_specs: Annotated[dict[str, Any], AfterValidator(_check_conditions)] | None = setting(
-        None,
-        "what energies depend on besides the atoms, such as total_charge and total_spin, and how it is embedded",
-        group="Model",
-        placeholder="{NAME: {...}}",
-        expects="a dictionary such as {'total_charge': {'type': 'categorical', 'per': 'graph', 'num_classes': 21, "
-        "'offset': 10, 'emb_dim': 64}}",
-        default_words="none",
+    # they must be understood while the flag is at hand
+    embedding_specs: Annotated[dict[str, Any], AfterValidator(lambda specs: read_specs(specs) and specs)] | None = (
+        setting(
+            None,
+            "what energies depend on besides the atoms, such as total_charge and total_spin, and how it is embedded",
+            group="Model",
+            placeholder="{NAME: {...}}",
+            expects="a dictionary such as {'total_charge': {'type': 'categorical', 'per': 'graph', 'num_classes': 21, "
+            "'offset': 10, 'emb_dim': 64}}",
+            default_words="none",
+        )
     )
     use_embedding_readout: bool = setting(
         False,
         "add an energy read from the embedding of element and conditions",
         group="Model",
-        only_with="conditions",
+        only_with="embedding_specs or foundation_model",
     )
     compute_forces: bool = setting(True, "differentiate the energy with respect to positions", group="Model")
     compute_stress: bool = setting(False, "differentiate the energy with respect to strain", group="Model")

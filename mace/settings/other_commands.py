@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mace.settings.declaration import setting
-from mace.settings.reading import parse_settings
 from mace.settings.training import TrainingSettings
 
-PROGRAM = "mace_quickstart"
-DESCRIPTION = (
-    "Look at labeled structures, propose settings for a training with the reason of each, predict how long it takes on "
-    "this machine, and write all of it into a YAML file for mace_run_train --config. Every setting of mace_run_train "
-    "is taken too and kept as given; on a terminal the most important ones are asked for."
-)
 _GROUP = "Quickstart"
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -43,6 +35,13 @@ def read_duration(value: Any) -> Any:
 class QuickstartSettings(TrainingSettings):
     """What the user wants to be proposed, and what is decided already."""
 
+    program: ClassVar[str] = "mace_quickstart"
+    description: ClassVar[str] = (
+        "Look at labeled structures, propose settings for a training with the reason of each, predict how long it "
+        "takes on this machine, and write all of it into a YAML file for mace_run_train --config. Every setting of "
+        "mace_run_train is taken too and kept as given; on a terminal the most important ones are asked for."
+    )
+    positionals: ClassVar[tuple[str, ...]] = ("train_file",)
     help_groups: ClassVar[tuple[str, ...]] = (_GROUP, "Data", "Labels and keys")
 
     name: str = setting(
@@ -73,32 +72,15 @@ class QuickstartSettings(TrainingSettings):
     yes: bool = setting(False, "ask nothing, take what is proposed", group=_GROUP, kind="switch")
 
 
-def parse_quickstart_settings(argv: Sequence[str]) -> QuickstartSettings:
-    """Read the settings of a proposal: defaults < YAML ``--config`` < command line.
-
-    Args:
-        argv: The arguments after the name of the program; those without a flag are training files.
-
-    Returns:
-        The checked settings.
-
-    Raises:
-        UserError: With one sentence per mistake, one per line.
-        SystemExit: With status 0 after ``--help`` or ``--help-all``.
-    """
-    return parse_settings(QuickstartSettings, argv, PROGRAM, DESCRIPTION, bare="train_file")
-
-
-PROGRAM = "mace_check_data"
-DESCRIPTION = (
-    "Check labeled structures as a training would before it starts, and report what they hold. All settings of "
-    "mace_run_train are taken, so that the same command line or YAML file serves both; those that only concern the "
-    "model or the course of training change nothing here. The exit status is 2 if training would refuse the data."
-)
-
-
 class CheckSettings(TrainingSettings):
     """What the user wants to be checked, and where to write what is found."""
+
+    program: ClassVar[str] = "mace_check_data"
+    description: ClassVar[str] = (
+        "Check labeled structures as a training would before it starts, and report what they hold. All settings of "
+        "mace_run_train are taken, so that the same command line or YAML file serves both; those that only concern the "
+        "model or the course of training change nothing here. The exit status is 2 if training would refuse the data."
+    )
 
     name: str = setting(
         "",
@@ -113,19 +95,3 @@ class CheckSettings(TrainingSettings):
     json_file: str | None = setting(
         None, "JSON document to write", group="Run", aliases=("json",), placeholder="FILE", default_words="none"
     )
-
-
-def parse_check_settings(argv: Sequence[str]) -> CheckSettings:
-    """Read the settings of a check: defaults < YAML ``--config`` < command line.
-
-    Args:
-        argv: The arguments after the name of the program.
-
-    Returns:
-        The checked settings.
-
-    Raises:
-        UserError: With one sentence per mistake, one per line.
-        SystemExit: With status 0 after ``--help`` or ``--help-all``.
-    """
-    return parse_settings(CheckSettings, argv, PROGRAM, DESCRIPTION)

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import Field
 
 from mace.settings.declaration import Settings, setting
 
 _POLAR_TABLE = "tables of polarizabilities are not available yet; choose DipoleRMSE or DipoleMAE."
-
-
-def _check_device(device: str) -> str:
-    name, colon, number = device.partition(":")
-    if name not in ("cpu", "cuda", "mps", "xpu") or (colon and not number.isdecimal()):
-        raise ValueError("not a device")
-    return device
 
 
 class RunSettings(Settings):
@@ -123,7 +116,7 @@ class CheckpointSettings(Settings):
 class DeviceSettings(Settings):
     """Where and how fast the numbers are computed."""
 
-    device: Annotated[str, AfterValidator(_check_device)] = setting(
+    device: Annotated[str, Field(pattern="^(cpu|cuda|mps|xpu)(:[0-9]+)?$")] = setting(
         "cpu",
         "where to compute",
         group="Devices and speed",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, model_validator
 
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
-from mace.settings.finetuning import FineTuningSettings
-from mace.settings.fitting import LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.fitting import FineTuningSettings, LossSettings, OptimizerSettings, StageTwoSettings
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -20,24 +20,12 @@ from mace.settings.run import (
     RunSettings,
     TrackerSettings,
 )
-from mace.settings.unsupported import (
-    UnsupportedFineTuningSettings,
-    UnsupportedLabelSettings,
-    UnsupportedModelSettings,
-    UnsupportedRunSettings,
-    refuse_unsupported,
-)
-
-PROGRAM = "mace_run_train"
-DESCRIPTION = "Train a MACE interatomic potential on labeled structures."
+from mace.settings.unsupported import UnsupportedSettings
 
 
 # pydantic orders inherited fields from the last base to the first, so help begins with RunSettings
 class TrainingSettings(
-    UnsupportedFineTuningSettings,
-    UnsupportedLabelSettings,
-    UnsupportedModelSettings,
-    UnsupportedRunSettings,
+    UnsupportedSettings,
     TrackerSettings,
     LoggingSettings,
     DeviceSettings,
@@ -56,9 +44,11 @@ class TrainingSettings(
 ):
     """What the user asked for: checked, frozen, and not yet decided upon (``None`` where the data decide)."""
 
+    program: ClassVar[str] = "mace_run_train"
+    description: ClassVar[str] = "Train a MACE interatomic potential on labeled structures."
+
     @model_validator(mode="after")
     def _check_together(self) -> TrainingSettings:
-        refuse_unsupported(self)
         if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:
             raise ValueError(
                 f"--valid_fraction must be a number above 0 and below 1, not '{self.valid_fraction:g}', without "
@@ -85,7 +75,7 @@ def parse_training_settings(argv: Sequence[str]) -> TrainingSettings:
         UserError: With one sentence per mistake, one per line.
         SystemExit: With status 0 after ``--help`` or ``--help-all``.
     """
-    return parse_settings(TrainingSettings, argv, PROGRAM, DESCRIPTION)
+    return parse_settings(TrainingSettings, argv)
 
 
 def provided(settings: BaseModel) -> frozenset[str]:

@@ -1,13 +1,10 @@
-"""Settings without a feature behind them, or without effect where they stand: accepted with a line, or refused."""
+"""Settings without a feature behind them: accepted with a line in the log, or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
-from mace.settings.declaration import Declaration, Settings, declarations, setting
+from mace.settings.declaration import Settings, setting
 
 _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
@@ -20,9 +17,10 @@ _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
 
-class UnsupportedRunSettings(Settings):
-    """Folders, devices and data loading of features to come."""
+class UnsupportedSettings(Settings):
+    """What mace-torch has and this package has not, or not yet."""
 
+    # folders, devices and data loading
     downloads_dir: str | None = setting(
         None, "folder for downloads", inert="published models are kept in the cache folder of the user"
     )
@@ -39,10 +37,7 @@ class UnsupportedRunSettings(Settings):
     )
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
-
-class UnsupportedModelSettings(Settings):
-    """Variants of the model to come."""
-
+    # variants of the model to come
     use_reduced_cg: bool = setting(
         False,
         "use the reduced coupling coefficients",
@@ -78,10 +73,7 @@ class UnsupportedModelSettings(Settings):
     )
     field_readout_config: str | dict[str, Any] | None = setting(None, "options of the field readout", inert=_POLAR)
 
-
-class UnsupportedLabelSettings(Settings):
-    """Labels and weights of properties to come."""
-
+    # labels and weights of properties to come
     head_key: str | None = setting(
         None,
         "name of the head of a structure",
@@ -96,10 +88,7 @@ class UnsupportedLabelSettings(Settings):
         inert=_POLARIZABILITIES,
     )
 
-
-class UnsupportedFineTuningSettings(Settings):
-    """Fine-tuning, heads and replay to come."""
-
+    # fine-tuning, heads and replay to come
     foundation_model_kwargs: str | dict[str, Any] = setting(
         "{}",
         "arguments of the foundation model",
@@ -129,17 +118,38 @@ class UnsupportedFineTuningSettings(Settings):
     multiheads_finetuning: bool = setting(
         True, "keep a head for the data of the foundation model", unsupported=_REPLAY, inactive=(False,)
     )
-    weight_pt_head: float = setting(1.0, "weight of the replayed data", unsupported=_REPLAY, only_with="replay")
-    real_pt_data_ratio_threshold: float = setting(
-        0.1, "least ratio of real to replayed data", unsupported=_REPLAY, only_with="replay"
+    weight_pt_head: float = setting(
+        1.0, "weight of the replayed data", unsupported=_REPLAY, only_with="foundation_model and multiheads_finetuning"
     )
-    num_samples_pt: int = setting(10000, "number of replayed structures", unsupported=_REPLAY, only_with="replay")
-    force_mh_ft_lr: bool = setting(False, "use lr as given in fine-tuning", unsupported=_REPLAY, only_with="replay")
+    real_pt_data_ratio_threshold: float = setting(
+        0.1,
+        "least ratio of real to replayed data",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    num_samples_pt: int = setting(
+        10000,
+        "number of replayed structures",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    force_mh_ft_lr: bool = setting(
+        False,
+        "use lr as given in fine-tuning",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
+    )
     subselect_pt: Literal["fps", "random"] = setting(
-        "random", "how replayed structures are chosen", unsupported=_REPLAY, only_with="replay"
+        "random",
+        "how replayed structures are chosen",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
     )
     filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
-        "none", "which elements replayed structures have", unsupported=_REPLAY, only_with="replay"
+        "none",
+        "which elements replayed structures have",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
     )
     allow_random_padding_pt: bool = setting(
         True,
@@ -147,78 +157,26 @@ class UnsupportedFineTuningSettings(Settings):
         kind="switch",
         negations=("disallow_random_padding_pt",),
         unsupported=_REPLAY,
-        only_with="replay",
+        only_with="foundation_model and multiheads_finetuning",
     )
-    pt_train_file: str | None = setting(None, "structures to replay", unsupported=_REPLAY, only_with="replay")
+    pt_train_file: str | None = setting(
+        None, "structures to replay", unsupported=_REPLAY, only_with="foundation_model and multiheads_finetuning"
+    )
     pt_valid_file: str | None = setting(
-        None, "structures to validate the replay on", unsupported=_REPLAY, only_with="replay"
+        None,
+        "structures to validate the replay on",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
     )
     pseudolabel_replay: bool = setting(
-        False, "label replayed structures with the foundation model", unsupported=_REPLAY, only_with="replay"
+        False,
+        "label replayed structures with the foundation model",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
     )
     pseudolabel_replay_compute_stress: bool = setting(
-        False, "label replayed structures with stresses too", unsupported=_REPLAY, only_with="replay"
+        False,
+        "label replayed structures with stresses too",
+        unsupported=_REPLAY,
+        only_with="foundation_model and multiheads_finetuning",
     )
-
-
-Condition = tuple[Callable[[Any], bool], str]
-"""Whether settings have what others belong to, and what to say if not."""
-
-CONDITIONS: dict[str, Condition] = {
-    "foundation_model": (lambda settings: settings.foundation_model is not None, "without --foundation_model"),
-    "replay": (
-        lambda settings: settings.foundation_model is not None and settings.multiheads_finetuning,
-        "without replay, which needs --foundation_model and --multiheads_finetuning=True",
-    ),
-    "lora": (lambda settings: settings.lora, "without --lora"),
-    "wandb": (lambda settings: settings.wandb, "without --wandb"),
-    "edge_irreps": (lambda settings: settings.edge_irreps is not None, "without --edge_irreps"),
-    "conditions": (
-        lambda settings: settings.embedding_specs is not None or settings.foundation_model is not None,
-        "without conditions, which --embedding_specs describes",
-    ),
-}
-"""What settings belong to (`Declaration.only_with`)."""
-
-
-def _typed(settings: BaseModel) -> Iterator[tuple[Declaration, Any]]:
-    """Yield the settings that somebody gave another value than the default."""
-    model = type(settings)
-    for name, field in model.model_fields.items():
-        value = getattr(settings, name)
-        if name in settings.model_fields_set and value != field.default:
-            yield declarations(model)[name], value
-
-
-def refuse_unsupported(settings: BaseModel) -> None:
-    """Refuse settings that are not supported and have what they belong to.
-
-    Raises:
-        ValueError: With one sentence per setting, one per line.
-    """
-    sentences = [
-        f"--{it.name}: {it.unsupported}"
-        for it, value in _typed(settings)
-        if it.unsupported and it.only_with and value not in it.inactive and CONDITIONS[it.only_with][0](settings)
-    ]
-    if sentences:
-        raise ValueError("\n".join(sentences))
-
-
-def inert_notes(settings: BaseModel) -> list[str]:
-    """Say of every setting that somebody gave and that changes nothing what is done instead, or why.
-
-    Args:
-        settings: The settings.
-
-    Returns:
-        One sentence for each, without its end.
-    """
-    notes = []
-    for declaration, value in _typed(settings):
-        has, absence = CONDITIONS.get(declaration.only_with, (lambda settings: True, ""))
-        if declaration.inert:
-            notes.append(f"--{declaration.name}={value} changes nothing: {declaration.inert}")
-        elif not has(settings):
-            notes.append(f"--{declaration.name}={value} has no effect {absence}")
-    return notes

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from training_runs import QUICK, TINY_MODEL, write_water
 
-from mace.cli import completion, eval_configs, export, import_model, info, md, plot_train
+from mace.cli import completion
+from mace.settings.declaration import declarations
 from mace.settings.help import help_text
 from mace.settings.other_commands import CheckSettings, QuickstartSettings
 from mace.settings.training import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = dict(re.findall(r'^(mace_\w+) = "([\w.]+):main"$', (ROOT / "pyproject.toml").read_text(), flags=re.M))
-OWN_PARSERS = {module.__name__: module for module in (eval_configs, export, import_model, info, md, plot_train)}
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "NO_COLOR")} | {
     "PYTHONPATH": str(ROOT),
     "TERM": "xterm-256color",
@@ -80,21 +80,26 @@ def test_help_loads_nothing_heavy(script):
     assert shown.stdout.splitlines()[-1] == "[]", shown.stderr
 
 
-@pytest.mark.parametrize("module", OWN_PARSERS.values(), ids=OWN_PARSERS)
-def test_every_argument_is_explained_and_messages_can_be_chosen(module):
-    actions = module.build_parser()._actions
-    assert not [action.dest for action in actions if not action.help]
-    assert {"--log_level", "--quiet"} <= {flag for action in actions for flag in action.option_strings}
+@pytest.mark.parametrize("model", completion.COMMANDS, ids=lambda model: model.program)
+def test_every_argument_is_explained_and_messages_can_be_chosen(model):
+    assert not [name for name, declaration in declarations(model).items() if not declaration.help]
+    assert {"log_level", "quiet"} <= set(model.model_fields) or model is completion.CompletionSettings
+    assert {name for name, declaration in declarations(model).items() if not declaration.group} == set()
+
+
+def test_the_settings_of_every_command_are_known():
+    assert {model.program for model in completion.COMMANDS} == set(SCRIPTS)
+    assert help_text(QuickstartSettings).startswith("usage: mace_quickstart FILE... ")
 
 
 @pytest.mark.parametrize("model", [TrainingSettings, CheckSettings, QuickstartSettings])
 def test_help_all_has_every_setting(model):
-    everything = help_text(model, "program", "", everything=True)
+    everything = help_text(model, everything=True)
     assert not [name for name in model.model_fields if f"--{name}" not in everything]
 
 
 def test_help_of_quickstart_is_short_and_begins_with_its_own():
-    shown = help_text(QuickstartSettings, "mace_quickstart", "Propose.", bare="train_file")
+    shown = help_text(QuickstartSettings)
     assert shown.startswith("usage: mace_quickstart FILE...")
     assert shown.index("--size") < shown.index("--train_file") and "--swa_lr" not in shown
 

@@ -31,7 +31,8 @@ from mace.files.durable import is_full, write_durably
 from mace.preparation.check import check_data
 from mace.reporting.records import RecordWriter
 from mace.runs import final_report, finishing
-from mace.settings.other_commands import parse_check_settings
+from mace.settings.other_commands import CheckSettings
+from mace.settings.reading import parse_settings
 from mace.training.checkpoints import CheckpointFolder
 from mace.training.saving import StateKeeper
 
@@ -71,7 +72,7 @@ def test_markup_in_names_is_only_text(name, tmp_path):
     frames = isolated_atoms() + water(6, config_type=name)
     write(tmp_path / "train.xyz", frames, format="extxyz")
     shown = io.StringIO()
-    settings = parse_check_settings([f"--train_file={tmp_path / 'train.xyz'}", f"--work_dir={tmp_path}"])
+    settings = parse_settings(CheckSettings, [f"--train_file={tmp_path / 'train.xyz'}", f"--work_dir={tmp_path}"])
     check_data(settings, PlainConsole(file=shown, width=200))
     assert name in shown.getvalue()
 

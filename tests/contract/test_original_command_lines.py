@@ -105,7 +105,7 @@ _POLAR: Flags = {
     "hidden_irreps": "16x0e", "r_max": 3.5, "batch_size": 2, "max_num_epochs": 1, "lr": 1e-4, "loss": "stress",
     "default_dtype": "float64", "device": "cpu", "E0s": "average",
 }  # fmt: skip
-_NO_REPLAY = ["--num_samples_pt=50 has no effect without replay"]
+_NO_REPLAY = ["--num_samples_pt=50 has no effect without --foundation_model and --multiheads_finetuning"]
 
 RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "run_train": (_PLAIN, {}, []),

@@ -71,7 +71,7 @@ def test_the_beginning_can_be_left_out(tmp_path: Path) -> None:
         (["a_train.txt", "--heads=other", "--keys=rmse_f"], "the records have none of rmse_f"),
         (["a_train.txt", "--error_bars"], "--error_bars"),
         (["a_train.txt", "--output=/proc/no/page"], "cannot be written"),
-        (["a_train.txt", "--nope"], "--nope is no flag"),
+        (["a_train.txt", "--nope"], "--nope is not a setting"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_sentence(

@@ -34,6 +34,7 @@ from mace.errors import UserError
 from mace.files import published
 from mace.model.model_file import load_model, save_model
 from mace.settings import parse_training_settings
+from mace.settings.reading import parse_settings
 
 ROOT = Path(__file__).parents[2]
 SMALL = "20231210mace128L0_energy_epoch249model"
@@ -79,7 +80,9 @@ def test_flags_of_training(flags: str, expected: str) -> None:
 @pytest.mark.parametrize(("flags", "expected"), public_uses.EVALUATION)
 def test_flags_of_evaluation(flags: str, expected: str) -> None:
     files_named = ["--configs=test.xyz", "--model=own.model", "--output=out.xyz"]
-    assert_as_written(outcome(eval_configs.parse_arguments, [*files_named, *shlex.split(flags)]), expected)
+    assert_as_written(
+        outcome(parse_settings, eval_configs.EvaluationSettings, [*files_named, *shlex.split(flags)]), expected
+    )
 
 
 @pytest.mark.filterwarnings("ignore:MACECalculator. .* changes nothing")

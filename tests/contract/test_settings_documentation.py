@@ -80,7 +80,7 @@ def test_help_all_says_why(capsys, flag):
 def test_help_fits_the_terminal(monkeypatch):
     """Lines are wrapped, but for the flags themselves."""
     monkeypatch.setenv("COLUMNS", "80")
-    lines = help_text(TrainingSettings, "program", "What it does.").splitlines()
+    lines = help_text(TrainingSettings).splitlines()
     assert all(len(line) <= 80 for line in lines if not line.startswith("  --"))
 
 

@@ -8,8 +8,7 @@ from training_runs import train, write_water
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_training_settings
-from mace.settings.declaration import declarations
-from mace.settings.unsupported import inert_notes
+from mace.settings.declaration import declarations, inert_notes
 
 SURFACE = json.loads(Path(__file__).with_name("cli_surface.json").read_text())["build_default_arg_parser"]
 SPECS = {"total_spin": {"type": "categorical", "per": "graph", "num_classes": 9, "emb_dim": 4}}

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings, parse_E0s_literal, parse_training_settings
-from mace.settings.reading import Given, build_settings
+from mace.settings.command_line import Given
+from mace.settings.reading import build_settings
 
 BASE = ["--name=run", "--train_file=train.xyz"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 from documentation_blocks import PAGES, ROOT, SHELLS, Block, Command, all_blocks, blocks_of, commands_in, inline_flags
 
-from mace.cli.completion import parsers
+from mace.cli.completion import COMMANDS as SETTINGS_OF_COMMANDS
 from mace.errors import UserError
 from mace.settings import parse_training_settings
-from mace.settings.other_commands import parse_check_settings, parse_quickstart_settings
+from mace.settings.declaration import declarations
+from mace.settings.reading import parse_settings
 from website.diagram import draw
 from website.equations import dollars, draw_equations
 from website.generated import commands, fill_in
@@ -31,15 +31,10 @@ BENCHMARK_FLAGS = {"dtype", "threads", "data", "mutants", "again", "seconds"}
 """Flags in sentences about the programs in ``benchmarks/`` and ``mutation/``, which are not commands."""
 
 
-def module_of(command: str) -> Any:
-    return importlib.import_module(commands()[command])
-
-
 def parse(command: Command) -> None:
     """Read arguments as the program does: names, values and choices."""
-    if command.name == "mace_quickstart":
-        parse_quickstart_settings(command.arguments)
-    elif command.name in ("mace_run_train", "mace_check_data"):
+    (model,) = (model for model in SETTINGS_OF_COMMANDS if model.program == command.name)
+    if command.name in ("mace_run_train", "mace_check_data"):
         given = {word.partition("=")[0] for word in command.arguments}
         words = list(command.arguments)
         if "--config" in given:  # a file that the reader has
@@ -47,10 +42,9 @@ def parse(command: Command) -> None:
             del words[place : place + (1 if "=" in words[place] else 2)]
         words += [] if "--train_file" in given else ["--train_file=train.xyz"]
         words += [] if "--name" in given else ["--name=name"]
-        (parse_training_settings if command.name == "mace_run_train" else parse_check_settings)(words)
+        parse_settings(model, words)
     elif "..." not in command.arguments:
-        module = module_of(command.name)
-        getattr(module, "parse_arguments", module.build_parser().parse_args)(command.arguments)
+        parse_settings(model, command.arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.where} {command.name}")
@@ -85,7 +79,8 @@ def test_a_wrong_command_is_found(arguments: list[str]) -> None:
 
 
 KNOWN_FLAGS = BENCHMARK_FLAGS.union(
-    *({flag.lstrip("-") for action in parser._actions for flag in action.option_strings} for parser in parsers())
+    {"help", "help_all"},
+    *(declaration.spellings for model in SETTINGS_OF_COMMANDS for declaration in declarations(model).values()),
 )
 
 

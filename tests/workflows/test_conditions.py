@@ -138,7 +138,10 @@ def test_keys_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--use_embedding_readout=True"], "--use_embedding_readout=True has no effect without conditions"),
+        (
+            ["--use_embedding_readout=True"],
+            "--use_embedding_readout=True has no effect without --embedding_specs or --foundation_model",
+        ),
         (["--total_charge_key=q"], "--total_charge_key=q has no effect: the model has no condition 'total_charge'"),
         (["--elec_temp_key=T"], "--elec_temp_key=T has no effect: the model has no condition 'elec_temp'"),
         (
@@ -188,7 +191,7 @@ def test_files_are_evaluated(trained: Path, tmp_path: Path) -> None:
     assert found == again
     with pytest.raises(UserError, match="--condition_keys names 'charge', which is no such condition of the model"):
         eval_configs.run([*flags, "--condition_keys", "{'charge': 'q'}"])
-    with pytest.raises(UserError, match="--condition_keys=5 is no dictionary"):
+    with pytest.raises(UserError, match="--condition_keys must be a dictionary such as .*, not '5'"):
         eval_configs.run([*flags, "--condition_keys", "5"])
 
 

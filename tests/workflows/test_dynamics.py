@@ -220,10 +220,10 @@ def test_closer_atoms_than_in_training_are_in_the_log() -> None:
     [
         ([], "either --steps or --time_ps"),
         (["--steps=5", "--time_ps=1"], "either --steps or --time_ps"),
-        (["--steps=0"], "--steps is 0"),
+        (["--steps=0", "--temperature_K=9"], "--steps must be a whole number of at least 1"),
         (["--steps=5"], "--ensemble=nvt needs --temperature_K"),
-        (["--steps=5", "--temperature_K=-3"], "--temperature_K is -3.0"),
-        (["--steps=5", "--temperature_K=300", "--timestep_fs=0"], "--timestep_fs is 0.0"),
+        (["--steps=5", "--temperature_K=-3"], "--temperature_K must be a number above 0"),
+        (["--steps=5", "--temperature_K=300", "--timestep_fs=0"], "--timestep_fs must be a number above 0"),
         (["--steps=5", "--temperature_K=300", "--pressure_GPa=1"], "--pressure_GPa has no effect with --ensemble=nvt"),
         (["--steps=5", "--temperature_K=300", "--ensemble=npt"], "repeats in all three directions"),
         (["--steps=5", "--temperature_K=300", "--trajectory=a.pdb"], "must end in .xyz, .extxyz, .traj"),

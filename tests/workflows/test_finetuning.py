@@ -99,7 +99,7 @@ def test_import_info_and_calculator(foundation: Path, tmp_path: Path, capsys: py
     assert "constants and normalizations agree" in capsys.readouterr().out
     with pytest.raises(UserError, match="the file exists; .* --overwrite"):
         import_model.run([str(foundation), str(new)])
-    with pytest.raises(UserError, match="--hed is no flag of mace_import_model; did you mean --head"):
+    with pytest.raises(UserError, match="--hed is not a setting; did you mean --head"):
         import_model.run([str(foundation), str(new), "--hed=x"])
     descriptions = []
     for path in (foundation, new):

@@ -19,7 +19,8 @@ from mace.quickstart import pace
 from mace.quickstart.session import Outcome, run_quickstart
 from mace.runs.run import run_training
 from mace.settings import parse_training_settings
-from mace.settings.other_commands import parse_quickstart_settings
+from mace.settings.other_commands import QuickstartSettings
+from mace.settings.reading import parse_settings
 
 TINY = (
     *("--num_channels=4", "--max_L=0", "--max_ell=1", "--correlation=2", "--r_max=3", "--radial_MLP=[8]"),
@@ -36,7 +37,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def quickstart(*arguments: str) -> tuple[Outcome, str]:
     output = io.StringIO()
-    settings = parse_quickstart_settings([*arguments])
+    settings = parse_settings(QuickstartSettings, [*arguments])
     return run_quickstart(settings, Console(file=output, width=150)), output.getvalue()
 
 
@@ -153,8 +154,8 @@ def test_answers_on_a_terminal(monkeypatch):
         return next(answers)
 
     monkeypatch.setattr(Console, "input", answer)
-    settings = parse_quickstart_settings(
-        ["train.xyz", *[f for f in TINY if not f.startswith(("--max_num", "--num_ch"))]]
+    settings = parse_settings(
+        QuickstartSettings, ["train.xyz", *[f for f in TINY if not f.startswith(("--max_num", "--num_ch"))]]
     )
     outcome = run_quickstart(settings, Console(file=io.StringIO(), width=150), asks=True)
     assert outcome.proposal.value("valid_fraction") == 0.25  # after 1.5 was refused

@@ -94,7 +94,7 @@ def test_a_strangers_first_training(
     monkeypatch.chdir(stranger)
     assert check_data.run(commands("mace_check_data")[0]) == 0
     assert Path("train_data.html").exists()
-    dry, first, _ = commands("mace_run_train")
+    first, dry, _ = commands("mace_run_train")
     run_train.run([*dry, *SMALL[:-1]])
     assert "Plan of the run first" in capsys.readouterr().out
     assert not Path("first.model").exists()

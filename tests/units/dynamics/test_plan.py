@@ -8,24 +8,23 @@ from typing import Any
 
 import pytest
 
-from mace.cli.md import build_parser, make_plan, parse_arguments
+from mace.cli.md import DynamicsSettings
 from mace.dynamics.plan import SimulationPlan
+from mace.settings.declaration import declarations
+from mace.settings.reading import parse_settings
 
 NEEDED = ["--structure=a.xyz", "--model=a.model", "--temperature_K=300"]
 STEPS = [*NEEDED, "--steps=7"]
 
 
 def plan(*flags: str) -> SimulationPlan:
-    return make_plan(parse_arguments([*STEPS, *flags]))
+    return parse_settings(DynamicsSettings, [*STEPS, *flags]).plan()
 
 
 def promised() -> dict[str, str]:
     """Defaults in the words of the help, by name."""
-    found = {}
-    for action in build_parser()._actions:
-        if told := re.search(r"\(default: ([\w.]+)", action.help or ""):
-            found[action.dest] = told[1]
-    return found
+    words = {name: declaration.default for name, declaration in declarations(DynamicsSettings).items()}
+    return {name: told[0] for name, word in words.items() if (told := re.match(r"[\d.]+|nvt|isotropic", word))}
 
 
 def test_defaults_are_those_of_the_help() -> None:
@@ -58,7 +57,7 @@ def test_every_part_of_a_plan_is_a_flag(field: Any) -> None:
     ],
 )
 def test_a_time_is_a_number_of_steps(flags: list[str], steps: int) -> None:
-    assert make_plan(parse_arguments([*NEEDED, *flags])).steps == steps
+    assert parse_settings(DynamicsSettings, [*NEEDED, *flags]).plan().steps == steps
 
 
 @pytest.mark.parametrize(("temperature", "limit"), [(300, 10000.0), (1000, 10000.0), (2500, 25000.0)])
