@@ -296,7 +296,6 @@ class GraphDataset:
         row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
         slot = row[flat.edge_receiver[edges] + edge_atom_offset] * k + flat.edge_rank[edges]
         n_slots = len(atoms) * k
-        present, counts = np.unique(element, return_counts=True)
         slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
         slots_of_pair[:-1] = slot[flat.pair_edges[pairs] + 2 * np.repeat(first_pair, n_pairs)[:, None]]
         return Graph(
@@ -320,11 +319,6 @@ class GraphDataset:
             slots_of_pair=torch.from_numpy(slots_of_pair),
             atoms_by_element=torch.from_numpy(by_element),
             row_of_atom=torch.from_numpy(row),
-            elements_present=tuple(present.tolist()),
-            element_counts=tuple(counts.tolist()),
-            heads_present=tuple(np.unique(self._head[chosen]).tolist()),
-            n_structures=len(chosen),
-            max_neighbors=k,
             conditions={name: torch.from_numpy(values[atoms]) for name, values in self._conditions.items()},
         )
 
