@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, pair_vectors
-from mace.kernels.gather import gather_pairs, restore_order
+from mace.kernels.gather import gather_pairs, restore_order, sum_slots
 from mace.kernels.passes import Pass, differentiating_by
 from mace.model.mace import MACE, AtomicOutput
 
@@ -166,7 +166,7 @@ def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) 
 def _forces(gradient: Tensor, graph: Graph) -> Tensor:
     """Carry the gradient of each pair to its two atoms."""
     toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
-    return -restore_order(toward_receiver.view(graph.n_atoms, graph.max_neighbors, 3).sum(1), graph)
+    return -restore_order(sum_slots(toward_receiver, graph), graph)
 
 
 def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.model.activations import activation
+from mace.model.roles import Group, assign_to_head, learned
 
 
 class LinearReadout(nn.Module):
@@ -15,11 +16,12 @@ class LinearReadout(nn.Module):
 
     Args:
         n_channels: Number of channels.
+        group: Of the optimizer's groups, the one it belongs to.
     """
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, group: Group = "readouts") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_channels, 1))
+        self.weight = learned(n_channels, 1, group=group)
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
@@ -39,8 +41,8 @@ class NonlinearReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.hidden = learned(n_channels, n_hidden, group="readouts")
+        self.weight = learned(n_hidden, 1, group="readouts", fan_in=n_heads * n_hidden)
         self.activation, self.scale = activation(gate)
         self.n_heads = n_heads
 
@@ -62,11 +64,12 @@ class BiasedReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.middle = nn.Parameter(torch.empty(n_hidden, n_hidden))
-        self.middle_bias = nn.Parameter(torch.empty(n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
-        self.bias = nn.Parameter(torch.empty(1))
+        group: Group = "readouts"
+        self.hidden = learned(n_channels, n_hidden, group=group)
+        self.middle = learned(n_hidden, n_hidden, group=group, fan_in=n_heads * n_hidden)
+        self.middle_bias = learned(n_hidden, group=group, start=torch.zeros_like)
+        self.weight = learned(n_hidden, 1, group=group, fan_in=n_heads * n_hidden)
+        self.bias = learned(1, group=group, start=torch.zeros_like)
         self.activation, self.scale = activation(gate)
         self.n_heads = n_heads
 
@@ -88,6 +91,8 @@ class ReadoutOfHeads(nn.Module):
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
+        for number, readout in enumerate(self.heads):
+            assign_to_head(readout, number)
 
     def forward(self, scalars: Tensor, head: int | Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``.
@@ -112,7 +117,7 @@ class LinearDipoleReadout(nn.Module):
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_channels, 1))
+        self.weight = learned(n_channels, 1, group="readouts")
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         """Evaluate, ``[atoms, 3, channels]`` to ``[atoms, 3]``; the scalars are not looked at."""
@@ -130,9 +135,9 @@ class GatedDipoleReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
         super().__init__()
-        self.gates = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.gates = learned(n_channels, n_hidden, group="readouts")
+        self.hidden = learned(n_channels, n_hidden, group="readouts")
+        self.weight = learned(n_hidden, 1, group="readouts")
         self.activation, self.scale = activation(gate)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mace.errors import UserError
 from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import CompilationError
-from mace.model.kernel_choice import compile_radial_tables
+from mace.kernels.torch_backend import TORCH
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.structures.condition_values import example_values
@@ -74,10 +74,10 @@ def _obstacle(model: MACE) -> str | None:
     """Say why a model cannot use tables, or None if it can."""
     if not model.has_radial_functions_of_length:
         return "the radial functions depend on the atoms, not on their distance alone"
-    if not all(interaction.compiled for interaction in model.interactions):
+    if not model.backend.reads_tables_fast:
         return "the kernels are not compiled"
     try:
-        compile_radial_tables(model)
+        model.backend.prepare(model.kernels(), model.dtype, tables=True)
     except CompilationError as error:
         return str(error)
     return None
@@ -85,10 +85,8 @@ def _obstacle(model: MACE) -> str | None:
 
 def largest_error(model: MACE, n_nodes: int) -> float:
     """Measure in float64 by how much tables change a force or dipole of a test structure, eV/Angstrom or e*Angstrom."""
-    exact, plan = (
-        deepcopy(model).requires_grad_(False).use_compiled_kernels(False).to_precision(torch.float64),
-        model.plan,
-    )
+    exact = deepcopy(model).requires_grad_(False).use_backend(TORCH).to_precision(torch.float64)
+    plan = model.plan
     structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
     dataset = GraphDataset(structures, ElementTable(plan.atomic_numbers), plan.r_max, heads=plan.head_names)
     graph = dataset.graph(range(len(dataset)))
