@@ -19,9 +19,6 @@ from mutation.workers import Run, copy_checkout, import_libraries, run_tests, st
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "mutation"
 
-BUDGET = 60.0
-"""Seconds of tests that a mutant may survive; those of small files come first."""
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -67,9 +64,11 @@ class Campaign:
     Args:
         areas: Names of the areas.
         workers: How many copies.
+        seconds: Of tests that a mutant may survive; those of small files come first.
     """
 
-    def __init__(self, areas: Sequence[str], workers: int) -> None:
+    def __init__(self, areas: Sequence[str], workers: int, seconds: float = 60.0) -> None:
+        self._seconds = seconds
         import_libraries()
         places = [FOLDER / f"worker-{number}" for number in range(workers)]
         self._trees = [copy_checkout(ROOT, place / "tree") for place in places]
@@ -107,7 +106,7 @@ class Campaign:
         kept, seconds = list[str](), 0.0
         for test in ordered:
             seconds += reached[test]["seconds"]
-            if seconds < BUDGET or not kept:
+            if seconds < self._seconds or not kept:
                 kept.append(test)
         return kept
 
@@ -174,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
     parser.add_argument("--areas", nargs="+", choices=AREAS, default=list(AREAS), help="which code (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="how many at a time (default: 1)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of tests for each (default: 60)")
     parser.add_argument("--again", action="store_true", help="try the survivors of an earlier call again")
     options = parser.parse_args()
     drawn = sample(options.areas, options.mutants, options.seed)
@@ -187,7 +187,7 @@ def main() -> None:
         known = {key: verdict for key, verdict in known.items() if not verdict.survived}
     left = [(area, mutant) for area, mutant in drawn if mutant.key not in known]
     if left:
-        for verdict in Campaign(options.areas, options.workers).run(left):
+        for verdict in Campaign(options.areas, options.workers, options.seconds).run(left):
             known[verdict.key] = verdict
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(vars(verdict)) + "\n")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mace"
 OF_ORIGINAL = {"tools.py", "data.py", "modules.py"}
 """Files with the names of packages of mace-torch: they hand on what `mace.compat` has, or say what to use instead."""
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    """Read a file of Python once."""
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
@@ -45,7 +52,7 @@ def imported(file: Path, root: Path = ROOT, top_only: bool = False) -> Iterator[
         The dotted name and the line.
     """
     package = [*file.relative_to(root).parts[:-1]]
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parsed(file)
     for node in tree.body if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

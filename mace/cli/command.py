@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from mace.cli.streams import BROKEN_PIPE, standard_streams, start_in_utf8
+from mace.console.streams import BROKEN_PIPE, standard_streams, start_in_utf8
 from mace.errors import RunInterrupted, UserError
 from mace.installation import require_own_files
 

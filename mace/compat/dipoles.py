@@ -27,7 +27,7 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     Raises:
         UserError: If the model has something that mace-torch's does not have.
     """
-    if not plan.predicts_dipole:
+    if "dipole" not in plan.outputs:
         return plan, dict(weights)
     _refuse(plan)
     if _last_layer_is_lost(plan) and not _last_layer_is_silent(plan, weights):
@@ -70,7 +70,7 @@ def _refuse(plan: ModelPlan) -> None:
     lacking = {
         "a distance transform": plan.distance_transform != "None",
         "nuclear repulsion": plan.pair_repulsion,
-        f"the {plan.radial_type} basis": plan.predicts_energy and plan.radial_type != "bessel",
+        f"the {plan.radial_type} basis": "energy" in plan.outputs and plan.radial_type != "bessel",
         "different correlation orders": len(set(plan.correlation)) > 1,
         "a cutoff after the radial network": plan.cutoff_after_network,
         "products of all elements": plan.product_of_all_elements,
@@ -82,7 +82,7 @@ def _refuse(plan: ModelPlan) -> None:
 
 
 def _last_layer_is_lost(plan: ModelPlan) -> bool:
-    return plan.n_layers > 1 and not plan.predicts_energy
+    return plan.n_layers > 1 and "energy" not in plan.outputs
 
 
 def _last_layer_is_silent(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> bool:

@@ -63,9 +63,9 @@ def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
 
 def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     """Return the degrees that leave a layer of the original."""
-    if plan.predicts_dipole and plan.n_layers == 1:
+    if "dipole" in plan.outputs and plan.n_layers == 1:
         return plan.hidden_l
-    return (1,) if layer == plan.n_layers - 1 and not plan.predicts_energy else plan.l_out(layer)
+    return (1,) if layer == plan.n_layers - 1 and "energy" not in plan.outputs else plan.l_out(layer)
 
 
 def _product(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
@@ -104,14 +104,14 @@ def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray
     weights = {}
     if f"{theirs}linear.weight" in state:
         rows = state[f"{theirs}linear.weight"].reshape(-1, 1)
-        if plan.predicts_energy:
+        if "energy" in plan.outputs:
             weights[energy + "weight"] = rows[:n]
-        if plan.predicts_dipole:
+        if "dipole" in plan.outputs:
             weights[dipole + "weight"] = rows[-n:]
         return weights
     first, second = state[f"{theirs}linear_1.weight"], state[f"{theirs}linear_2.weight"].reshape(-1, 1)
     gates = np.zeros((n, vectors), dtype=first.dtype)
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         of_scalars = first[: n * (scalars + vectors)].reshape(n, scalars + vectors)
         weights |= {energy + "hidden": of_scalars[:, :scalars], energy + "weight": second[:scalars]}
         gates = of_scalars[:, scalars:]
@@ -192,7 +192,9 @@ def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[s
     if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
     # an AtomicDipolesMACE has no scalars in its last layer, and no weights for gates
-    scalars = [weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and plan.predicts_energy]
+    scalars = [
+        weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and "energy" in plan.outputs
+    ]
     first = [np.concatenate(scalars, axis=1)] if scalars else []
     first += [weights[dipole + "hidden"]] if dipole + "hidden" in weights else []
     return {

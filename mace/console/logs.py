@@ -43,7 +43,7 @@ class ConsoleHandler(logging.Handler):
             raise  # the output of this command is needed and cannot be written
         except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
             self.handleError(record)
-        lost = getattr(self.console.file, "lost", None)  # see `mace.cli.streams`
+        lost = getattr(self.console.file, "lost", None)  # see `mace.console.streams`
         if lost and not self._told:
             self._told = True
             _LOGGER.warning("Nothing more is shown, because the output cannot be written (%s); the work goes on", lost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import prod
 
 from mace.errors import UserError
 from mace.properties import PROPERTIES
@@ -50,10 +49,7 @@ class FileUnits:
         """
         if name == "stress":
             return STRESS_UNITS[self.stress or "eV/Angstrom^3"]
-        row = PROPERTIES[name]
-        powers = ((ENERGY_UNITS[self.energy or "eV"], row.energy), (self.of_length, row.length))
-        above = prod(unit**power for unit, power in powers if power > 0)
-        return above / prod(unit**-power for unit, power in powers if power < 0)
+        return PROPERTIES[name].factor(ENERGY_UNITS[self.energy or "eV"], self.of_length)
 
     @property
     def leave_stress_open(self) -> bool:

@@ -23,7 +23,7 @@ from mace.structures.checks import (
     parse_label,
 )
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
 from mace.structures.conversion import FileUnits
 from mace.structures.frame import Frame
 from mace.structures.frames import iterate_frames
@@ -95,7 +95,7 @@ def read_configurations(
     keys: LabelKeys | None = None,
     config_type_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     skip_non_finite: bool = False,
     units: FileUnits | None = None,
 ) -> ReadResult:
@@ -120,7 +120,7 @@ def read_configurations(
 def read_sources(
     sources: Sequence[Source],
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
     head_key: str | None = None,
@@ -216,7 +216,7 @@ def _bare_configuration(frame: Frame, file: str, index: int, source: Source, hea
         positions=frame.positions * source.units.of_length,
         cell=frame.cell * source.units.of_length,
         pbc=frame.pbc,
-        config_type=str(frame.info.get("config_type", "Default")),
+        config_type=str(frame.info.get("config_type", DEFAULT_TYPE)),
         head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
         file=file,
         index=index,
@@ -397,7 +397,7 @@ def _note_unused_weights(
         if place != sharing[-1]:
             continue  # files with the same weights are judged together, at the last of them
         present = set().union(*(types.get(expanded[other][0], set()) for other in sharing))
-        unused = [name for name in source.config_type_weights if name != "Default" and name not in present]
+        unused = [name for name in source.config_type_weights if name != DEFAULT_TYPE and name not in present]
         if unused:
             names = ", ".join(f"'{name}'" for name in unused)
             known = ", ".join(f"'{name}'" for name in sorted(present))

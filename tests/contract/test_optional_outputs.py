@@ -20,10 +20,10 @@ from training_runs import QUICK, TINY_MODEL, isolated_atoms, train, water, write
 
 from mace.cli import command
 from mace.cli.command import run_command
-from mace.cli.streams import BROKEN_PIPE, StandardStream
 from mace.console.interruption import Interruption
 from mace.console.logs import close_logging, setup_logging
 from mace.console.optional_outputs import OptionalOutput
+from mace.console.streams import BROKEN_PIPE, StandardStream
 from mace.console.terminal import PlainConsole
 from mace.errors import RunInterrupted, UserError, plain
 from mace.files import durable as durable_file

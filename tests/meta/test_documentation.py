@@ -27,7 +27,7 @@ COMMANDS = [command for block in all_blocks(*SHELLS) for command in commands_in(
 PYTHON = all_blocks("python")
 YAML = all_blocks("yaml")
 MESSAGES = all_blocks("message")
-BENCHMARK_FLAGS = {"dtype", "threads", "data", "mutants", "again"}
+BENCHMARK_FLAGS = {"dtype", "threads", "data", "mutants", "again", "seconds"}
 """Flags in sentences about the programs in ``benchmarks/`` and ``mutation/``, which are not commands."""
 
 

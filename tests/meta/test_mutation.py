@@ -100,7 +100,7 @@ def test_tests_that_reach_a_fault() -> None:
         "c.py::four": {"seconds": 0.1, "lines": []},
     }
     campaign = Campaign.__new__(Campaign)
-    campaign._reached = {"area": reached}
+    campaign._reached, campaign._seconds = {"area": reached}, 60.0
 
     def found(lines: tuple[int, int] | None, module: str = "m.py") -> list[str]:
         return campaign.tests_that_reach("area", Mutant(module, 0, 5, lines, ""))
@@ -109,6 +109,9 @@ def test_tests_that_reach_a_fault() -> None:
     assert found((5, 6)) == ["b.py::three", "b.py::two", "a.py::one"]
     assert found((9, 9)) == []
     assert found(None) == ["b.py::three", "b.py::two", "a.py::one", "c.py::four"]
+    campaign._seconds = 4.0
+    assert found((5, 5)) == ["b.py::two"] and found((5, 6)) == ["b.py::three", "b.py::two"]
+    campaign._seconds = 60.0
     assert found(None, "other.py") == ["c.py::four", "b.py::three", "b.py::two", "a.py::one"]
 
 

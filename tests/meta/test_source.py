@@ -6,9 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from website.imports import ROOT, dotted, imported, part_of, source_files
+from website.imports import ROOT, dotted, imported, parsed, part_of, source_files
 
 PACKAGE = ROOT / "mace"
 FILES = source_files()
@@ -52,7 +50,7 @@ for _place, _room in enumerate(ORDER):
 
 def outside_imports(file: Path) -> Iterator[tuple[str, int]]:
     """List the top names of what a file imports at any level from elsewhere."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name.split(".")[0], node.lineno
@@ -75,9 +73,8 @@ def test_every_part_has_a_place_in_the_order() -> None:
     assert {part_of(dotted(file)) for file in FILES} <= set(ALLOWED)
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_imports_point_one_way(file: Path) -> None:
-    assert not wrong_imports(file)
+def test_imports_point_one_way() -> None:
+    assert [wrong for file in FILES for wrong in wrong_imports(file)] == []
 
 
 def test_no_module_needs_itself() -> None:
@@ -109,13 +106,14 @@ def test_testing_is_imported_by_nothing() -> None:
 
 
 def test_a_wrong_direction_is_found(tmp_path: Path) -> None:
-    for text in (
+    texts = (
         "from mace.training.loss import x",
         "import mace.cli",
         "from mace import model",
         "def f():\n    import mace.model.mace",
-    ):
-        source = tmp_path / "mace" / "graphs" / "wrong.py"
+    )
+    for number, text in enumerate(texts):
+        source = tmp_path / "mace" / "graphs" / f"wrong_{number}.py"
         source.parent.mkdir(parents=True, exist_ok=True)
         source.write_text(text, encoding="utf-8")
         assert len(wrong_imports(source, tmp_path)) == 1, text
@@ -152,14 +150,13 @@ def test_no_folder_is_crowded() -> None:
     assert {name: count for name, count in crowded.items() if count > MOST_FILES} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_names_say_what_is_inside(file: Path) -> None:
-    assert not FORBIDDEN_NAMES & set(file.relative_to(ROOT).with_suffix("").parts)
+def test_names_say_what_is_inside() -> None:
+    assert [dotted(f) for f in FILES if FORBIDDEN_NAMES & set(f.relative_to(ROOT).with_suffix("").parts)] == []
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_files_stay_short(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+def test_files_stay_short() -> None:
+    lengths = {str(f.relative_to(ROOT)): len(f.read_text(encoding="utf-8").splitlines()) for f in OURS}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def long_functions(tree: ast.Module) -> list[str]:
@@ -173,9 +170,9 @@ def long_functions(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_functions_fit_on_a_screen(file: Path) -> None:
-    assert not long_functions(ast.parse(file.read_text(encoding="utf-8")))
+def test_functions_fit_on_a_screen() -> None:
+    long = {str(f.relative_to(ROOT)): long_functions(parsed(f)) for f in OURS}
+    assert {name: functions for name, functions in long.items() if functions} == {}
 
 
 def test_a_long_function_is_found() -> None:
@@ -196,20 +193,19 @@ def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
                         yield f"{node.name}.{member.name}", member
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_everything_public_has_a_docstring(file: Path) -> None:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    missing = [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]  # type: ignore[arg-type]
-    if tree.body and not ast.get_docstring(tree):
-        missing.append("the module")
+def test_everything_public_has_a_docstring() -> None:
+    missing = []
+    for file in FILES:
+        tree = parsed(file)
+        named = [("the module", tree)] * bool(tree.body) + list(public_definitions(tree))
+        missing += [f"{dotted(file)}: {name}" for name, node in named if not ast.get_docstring(node)]  # type: ignore[arg-type]
     assert not missing
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_no_error_is_swallowed(file: Path) -> None:
+def test_no_error_is_swallowed() -> None:
     """No bare ``except``, and none that passes over all but by the contract of ``logging``, trackers and reports."""
     blind = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for file, node in ((f, n) for f in FILES for n in ast.walk(parsed(f))):
         if isinstance(node, ast.ExceptHandler):
             names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
             raises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
@@ -218,5 +214,5 @@ def test_no_error_is_swallowed(file: Path) -> None:
                 for n in ast.walk(node)
             )
             if names & {"Exception", "BaseException"} and not raises and not reports:
-                blind.append(node.lineno)
+                blind.append(f"{dotted(file)}:{node.lineno}")
     assert not blind

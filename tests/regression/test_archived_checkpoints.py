@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from training_runs import train, write_water
+from training_runs import train, untimed, write_water
 
 from mace.errors import UserError
+from mace.model.model_file import load_model
 from mace.training.checkpoints import FORMAT, UPGRADES, encode, load_safely
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -28,6 +30,7 @@ def test_a_state_of_each_version_is_archived_and_loads(version: int) -> None:
     state = load_safely(SAMPLES / f"checkpoint-{version}_last.pt")
     assert state["format"] == FORMAT
     assert state["progression"]["epoch"] == 3 and state["progression"]["best_epochs"] == {"one": 1, "two": 2}
+    assert state["progression"]["evaluated_at_start"]
     assert all(torch.isfinite(weight).all() for weight in state["weights"].values())
 
 
@@ -98,3 +101,48 @@ def test_a_run_that_patience_ended_needs_more_of_it_to_find_other_best_weights(t
     patience = json.loads(state["settings"])["patience"]
     run = train(tmp_path, data, *longer, f"--patience={patience + 1}")
     assert run.epochs_trained == [3, 4] and run.weights("_stagetwo")
+
+
+RUNS = sorted(SAMPLES.glob("run-*"))
+ACCURACY = 1e-9
+"""Relative; another processor adds numbers in another order. On the one that made the samples nothing differs."""
+
+
+def records_in(path: Path) -> list[dict[str, Any]]:
+    return [untimed(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_model(path: Path, archived: Path) -> None:
+    found, expected = load_model(path), load_model(archived)
+    assert found.model.plan == expected.model.plan and found.metadata.epoch == expected.metadata.epoch
+    weights = found.model.state_dict()
+    assert weights.keys() == expected.model.state_dict().keys()
+    for name, weight in expected.model.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=ACCURACY, atol=1e-12)
+
+
+@pytest.mark.parametrize("sample", RUNS, ids=lambda sample: sample.name)
+def test_a_run_of_before_goes_on_as_it_would_have(tmp_path: Path, sample: Path) -> None:
+    for folder in ("checkpoints", "results"):
+        (tmp_path / folder).mkdir()
+    for file in sample.glob("tiny_run-7_*.pt"):
+        shutil.copy(file, tmp_path / "checkpoints")
+    shutil.copy(sample / "tiny_run-7_train.txt", tmp_path / "results")
+    data = write_water(tmp_path / "train.xyz")
+    run = train(tmp_path, data, *SMALLEST, "--max_num_epochs=5", "--restart_latest")
+    assert run.epochs_trained == [0, 1, 2, 3, 4]
+    for name in ("tiny.model", "tiny_stagetwo.model"):
+        assert_same_model(tmp_path / name, sample / "continued" / name)
+    expected = records_in(sample / "continued" / "tiny_run-7_train.txt")
+    found = records_in(tmp_path / "results" / "tiny_run-7_train.txt")
+    assert len(found) == len(expected)
+    for record, archived in zip(found, expected, strict=True):
+        assert record == pytest.approx(archived, rel=ACCURACY)
+
+
+@pytest.mark.parametrize("sample", RUNS, ids=lambda sample: sample.name)
+def test_the_models_of_a_run_of_before_are_made_again_to_rounding(tmp_path: Path, sample: Path) -> None:
+    data = write_water(tmp_path / "train.xyz")
+    train(tmp_path, data, *SMALLEST, "--max_num_epochs=3")
+    for name in ("tiny.model", "tiny_stagetwo.model"):
+        assert_same_model(tmp_path / name, sample / name)

@@ -18,6 +18,7 @@ from mace.compat.interaction_weights import interaction_from_original, interacti
 from mace.compat.reader import Known
 from mace.compat.weights import weights_from_original, weights_to_original
 from mace.errors import UserError
+from mace.files.archives import is_torch_file
 from mace.model.heads import with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
@@ -75,7 +76,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def model_of(name: str) -> MACE:
     """Return a model; what the last layer does with scalars, which the original's dipoles do not have, is nothing."""
     model = files.model(plan_of(name))
-    if model.plan.predicts_dipole and not model.plan.predicts_energy and model.plan.n_layers > 1:
+    if "dipole" in model.plan.outputs and "energy" not in model.plan.outputs and model.plan.n_layers > 1:
         last = model.plan.n_layers - 1
         with torch.no_grad():
             model.dipole_readouts[last].gates.zero_()
@@ -107,7 +108,7 @@ def test_plan_and_weights_are_recovered(name: str, tmp_path: Path) -> None:
     imported = import_original(files.write_original(tmp_path / "old.model", files.tree_of(expected)))
     assert_equal(imported.model, expected)
     assert imported.n_checks >= 3
-    assert imported.kind == (expected.plan.model if expected.plan.predicts_dipole else "ScaleShiftMACE")
+    assert imported.kind == (expected.plan.model if "dipole" in expected.plan.outputs else "ScaleShiftMACE")
     assert imported.head == "Default"
     assert "SHA-256" in (imported.metadata.comment or "")
 
@@ -446,3 +447,10 @@ def test_what_the_original_does_not_look_at_is_no_obstacle(tmp_path: Path) -> No
     tree = files.tree_of(expected)
     tree.__dict__["embedding_specs"]["total_charge"] |= {"in_dim": 1, "note": "elementary charges"}
     assert_equal(import_original(files.write_original(tmp_path / "old.model", tree)).model, expected)
+
+
+def test_a_folder_is_no_file_of_torch(tmp_path: Path) -> None:
+    assert not is_torch_file(tmp_path) and not is_torch_file(tmp_path / "missing")
+    with pytest.raises(UserError) as caught:
+        open_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

@@ -29,7 +29,7 @@ def test_plain_data_of_every_protocol(value: Any, protocol: int) -> None:
     assert read(pickle.dumps(value, protocol)) == value
 
 
-@pytest.mark.parametrize("value", [[1, -2, 3.5], {"a": (None, True, False)}, "text", [[]] * 3])
+@pytest.mark.parametrize("value", [[1, -2, 3.5], {"a": (None, True, False)}, "text", [[]] * 3, [[1], [2]] * 2])
 @pytest.mark.parametrize("protocol", [0, 1])
 def test_plain_data_of_old_protocols(value: Any, protocol: int) -> None:
     assert read(pickle.dumps(value, protocol)) == value
@@ -97,3 +97,21 @@ def test_the_place_behind_a_pickle_is_known() -> None:
     machine = Machine(data)
     assert machine.read() == 1
     assert Machine(data, machine.place).read() == 2
+
+
+class Slotted:
+    """Something with attributes of both kinds."""
+
+    __slots__ = ("__dict__", "y")
+
+    def __init__(self) -> None:
+        self.x, self.y = 1, 2
+
+
+def test_of_attributes_and_slots_the_attributes_are_the_state() -> None:
+    assert read(pickle.dumps(Slotted(), 2)).state == {"x": 1}
+
+
+@pytest.mark.parametrize("key", [float("nan"), (1, 2)])
+def test_entries_under_other_keys_than_text_and_numbers_are_left_out(key: Any) -> None:
+    assert read(pickle.dumps({key: 1, "a": 2})) == {"a": 2}

@@ -55,6 +55,13 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.parametrize(("model", "lines"), [(MODEL, 1), (files.model(), 0)])
+def test_the_head_is_logged_where_there_are_others(model: MACE, lines: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        MACECalculator(models=model)
+    assert caplog.text.count("Using the head Default of low, Default, high") == caplog.text.count("Using") == lines
+
+
 @pytest.mark.parametrize("head", NAMES)
 def test_a_head_is_chosen(path: Path, expected: Callable[..., Any], head: str) -> None:
     (water,) = structures((None,))

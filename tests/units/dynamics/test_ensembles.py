@@ -170,6 +170,23 @@ def test_few_atoms_have_the_temperature_too(n_atoms: int) -> None:
     assert (np.abs(atoms.get_momenta().sum(0)).max() < 1e-12) == (n_atoms == 2)
 
 
+def test_a_single_atom_moves_as_drawn_and_a_pair_may_turn() -> None:
+    atoms = Atoms("Ar")
+    draw_velocities(atoms, 350.0, np.random.default_rng(2))
+    drawn = np.random.default_rng(2).standard_normal((1, 3))
+    np.testing.assert_allclose(atoms.get_momenta() / np.linalg.norm(atoms.get_momenta()), drawn / np.linalg.norm(drawn))
+    pair = Atoms("Ar2", positions=[[0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    draw_velocities(pair, 350.0, np.random.default_rng(2))
+    assert np.abs(angular_momentum(pair)).max() > 1.0
+
+
+@pytest.mark.parametrize("name", ["Ar", "H2O"])
+def test_at_zero_kelvin_nothing_moves(name: str) -> None:
+    atoms = molecule(name) if name == "H2O" else Atoms(name)
+    draw_velocities(atoms, 0.0, np.random.default_rng(2))
+    assert not atoms.get_momenta().any()
+
+
 def test_atoms_of_any_mass_have_the_same_share_of_the_energy() -> None:
     """Maxwell's distribution: momenta are normal with variance m k T."""
     atoms = gas("H2000Pb2000")

@@ -18,6 +18,7 @@ from ase.constraints import FixAtoms
 from ase.io import read
 
 from mace.console.interruption import Interruption
+from mace.dynamics import simulation
 from mace.dynamics.plan import SimulationPlan
 from mace.dynamics.simulation import Simulation, SimulationSummary
 from mace.dynamics.watch import sign_of_explosion
@@ -181,6 +182,12 @@ def test_atoms_on_top_of_each_other(distance: float, looks: bool, seen: bool) ->
     assert told == ("atoms 2 and 3 are closer than --min_distance=0.3 Angstrom" if seen else None)
 
 
+def test_two_atoms_of_one_pair_are_named() -> None:
+    atoms = flying(4)
+    atoms.positions[:] = [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [0.1, 0.0, 0.0], [5.1, 0.0, 0.0]]
+    assert str(sign_of_explosion(atoms, PLAN, True))[:13] in ("atoms 0 and 2", "atoms 1 and 3")
+
+
 def test_atoms_on_top_of_each_other_across_the_border_of_the_cell() -> None:
     atoms = flying(2)
     atoms.positions[:] = [[0.1, 1.0, 1.0], [7.9, 1.0, 1.0]]
@@ -195,6 +202,13 @@ def test_atoms_without_forces_have_flown_apart(n_atoms: int, seen: bool) -> None
     atoms = flying(n_atoms)
     atoms.calc.forces = 0.0
     assert (sign_of_explosion(atoms, PLAN, False) is not None) == seen
+
+
+def test_distances_are_looked_at_whenever_a_line_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(simulation, "sign_of_explosion", lambda atoms, plan, distances: looked.append(distances))
+    simulate(flying(), replace(PLAN, steps=6, log_interval=3), tmp_path / "md.xyz")
+    assert looked[-6:] == [False, False, True] * 2 and all(looked[:-6])
 
 
 def test_an_explosion_leaves_the_last_frame(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_dipole_and_charges(write_file: Callable[..., str]) -> None:
         (frame().replace("-3.0\n", "nan\n"), "'forces' .* is NaN"),
         (frame(forces="other").replace("other:R:3", "other:R:1:forces:R:2"), r"'forces' .* \[2, 2\] where \[2, 3\]"),
         (frame("dipole='1 2'"), r"'dipole' .* \[2\] where \[3\]"),
-        (frame("REF_stress='1 2 3'"), "'stress' .* has the shape"),
+        (frame("REF_stress='1 2 3'"), r"'stress' .* has the shape \[3\] where \[6\], \[9\] or \[3, 3\] is expected"),
         (frame("REF_charges='1 2 3'"), r"'charges' .* has the shape \[3\]"),
         (frame().replace("O 0.0", "O nan"), "position that is NaN"),
         (frame('Lattice="2 0 0 0 inf 0 0 0 2"'), "cell that is NaN"),

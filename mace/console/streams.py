@@ -15,7 +15,7 @@ from mace.errors import UserError
 BROKEN_PIPE = 141
 """Exit status when the reader of the output has gone, as shells have it."""
 
-_COMMANDS = Path(__file__).resolve().parent
+_COMMANDS = Path(__file__).resolve().parents[1] / "cli"
 
 
 class StandardStream:
