@@ -1,8 +1,7 @@
-"""What a model asks of the inner loops, whichever implementation serves it."""
+"""What a model asks of the inner loops; the methods here, in torch, define what faster implementations must equal."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,8 +27,8 @@ class TabulatedRadial(NamedTuple):
     lengths: Tensor
 
 
-class Backend(ABC):
-    """An implementation of the inner loops.
+class Backend:
+    """An implementation of the inner loops; this one is in torch, another one overrides what it does faster.
 
     Seen from the model, features are ``[atoms, 2 l + 1, channels]``, atoms in the order of their elements. Padding,
     blocks of channels and other orders in memory are an implementation's own affair, as is what it has to read from
@@ -40,10 +39,10 @@ class Backend(ABC):
         reads_tables_fast: Whether radial weights from a table cost less than those of a network.
     """
 
-    name: str
+    name = "torch"
     reads_tables_fast = False
 
-    def prepare(  # noqa: B027  # there may be nothing to do
+    def prepare(
         self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
     ) -> None:
         """Do now what would otherwise take time at the first use.
@@ -61,7 +60,6 @@ class Backend(ABC):
         """Return a table as `convolve` reads it best."""
         return table
 
-    @abstractmethod
     def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
         """Evaluate the last layer of a radial network, as `convolve` wants it.
 
@@ -73,8 +71,8 @@ class Backend(ABC):
         Returns:
             The radial weights; what their axes mean is known to the implementation alone.
         """
+        return (hidden @ weight).view(len(hidden), n_paths, -1)
 
-    @abstractmethod
     def convolve(
         self,
         convolution: Convolution,
@@ -97,6 +95,8 @@ class Backend(ABC):
         Returns:
             By resulting degree, ``[atoms, 2 l + 1, paths of the degree * channels]``.
         """
+        weights = radial.table.evaluate(radial.lengths) if isinstance(radial, TabulatedRadial) else radial
+        return convolution(features, weights, harmonics, graph, edges)
 
     def mix(
         self,
@@ -118,11 +118,16 @@ class Backend(ABC):
         Returns:
             ``[atoms, (l_max + 1)^2, channels]``.
         """
+        # in memory [channels, (l_max + 1)^2, atoms]: so the products leave it, and so the contraction reads it
         mixed = []
         for pieces, matrices in blocks_of_rows(rows, weights, element_weights, graph):
-            of_degree = joined([piece @ matrix for piece, matrix in zip(pieces, matrices, strict=True)], dim=0)
-            mixed.append(of_degree if divisor is None else of_degree / divisor.view(-1, 1, 1))
-        return join_components(mixed)
+            products = []
+            for piece, matrix in zip(pieces, matrices, strict=True):
+                flat = piece.transpose(0, 1).flatten(0, 1)
+                products.append((matrix.t() @ flat.t()).view(-1, piece.shape[1], piece.shape[0]))
+            of_degree = joined(products, dim=2)
+            mixed.append(of_degree if divisor is None else of_degree / divisor)
+        return join_components(mixed).permute(2, 1, 0)
 
     def multiply_by_element(self, rows: Tensor, matrices: Tensor, graph: Graph) -> Tensor:
         """Multiply every atom's rows by the matrix of its element.
@@ -138,7 +143,6 @@ class Backend(ABC):
         pieces, chosen = rows.split(graph.element_counts), matrices.unbind(0)
         return torch.cat([piece @ chosen[e] for piece, e in zip(pieces, graph.elements_present, strict=True)])
 
-    @abstractmethod
     def contract(
         self,
         contraction: SymmetricContraction,
@@ -157,6 +161,8 @@ class Backend(ABC):
         Returns:
             By degree, ``[atoms, 2 l + 1, channels]``.
         """
+        products = contraction(atomic_basis.permute(2, 1, 0), weights, *blocks_of_atoms(weights, graph))
+        return {degree: values.permute(2, 1, 0) for degree, values in products.items()}
 
 
 def blocks_of_rows(
@@ -181,3 +187,7 @@ def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> 
 def joined(pieces: list[Tensor], dim: int) -> Tensor:
     """Concatenate, without a copy if there is but one piece."""
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
+
+
+TORCH = Backend()
+"""The implementation that defines the others, on every device and differentiable as often as wanted."""

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
-from mace.kernels.backend import Backend, TabulatedRadial, blocks_of_atoms
+from mace.kernels.backend import Backend, TabulatedRadial, blocks_of_atoms, blocks_of_rows, joined
 from mace.kernels.compiler import CompilationError, compile_and_load, thread_pool
 from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
 from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
 from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.gather import DirectedEdges, sum_to_pairs
+from mace.kernels.gather import DirectedEdges, join_components, sum_to_pairs
 from mace.kernels.passes import Pass, current_pass
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
@@ -342,6 +342,21 @@ class CBackend(Backend):
             work = _Convolution(layout, graph, coupling, width, edges)
             results = _Convolve.apply(work, harmonics, radial.contiguous(), *given)
         return {degree: _unpadded(values, n_channels).flatten(2) for degree, values in enumerate(results)}
+
+    def mix(
+        self,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        graph: Graph,
+        element_weights: Sequence[Tensor] | None = None,
+        divisor: Tensor | None = None,
+    ) -> Tensor:
+        """See `Backend`."""
+        mixed = []
+        for pieces, matrices in blocks_of_rows(rows, weights, element_weights, graph):
+            of_degree = joined([piece @ matrix for piece, matrix in zip(pieces, matrices, strict=True)], dim=0)
+            mixed.append(of_degree if divisor is None else of_degree / divisor.view(-1, 1, 1))
+        return join_components(mixed)
 
     def contract(
         self,

@@ -20,6 +20,9 @@ from mace.model.radial import RadialEmbedding
 from mace.model.radial_network import EdgeInputs, RadialNetwork
 from mace.model.roles import Group, learned
 
+Features = dict[int, Tensor]
+"""By degree, one row per atom in the order of elements, ``[atoms, 2 l + 1, channels]``."""
+
 ATTENTION_CHANNELS = 64
 """Scalars of either atom that radial weights with attention depend on."""
 
@@ -87,12 +90,12 @@ class Interaction(nn.Module):
 
     def forward(
         self,
-        features: dict[int, Tensor],
+        features: Features,
         geometry: EdgeGeometry,
         graph: Graph,
         backend: Backend,
         table: RadialTable | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    ) -> tuple[Tensor, Features]:
         """Compute the atomic basis A and the skip connection.
 
         Args:
@@ -116,7 +119,7 @@ class Interaction(nn.Module):
         sums = backend.convolve(self.convolution, messages, radial, geometry.harmonics, graph, inputs.edges)
         return self.mix(sums, messages, features, inputs, graph, backend)
 
-    def edge_inputs(self, features: dict[int, Tensor], geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
+    def edge_inputs(self, features: Features, geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
         """Collect what the radial weights of this layer depend on."""
         return EdgeInputs(geometry.basis, geometry.envelope)
 
@@ -132,14 +135,8 @@ class Interaction(nn.Module):
 
     @abstractmethod
     def mix(
-        self,
-        sums: dict[int, Tensor],
-        messages: dict[int, Tensor],
-        features: dict[int, Tensor],
-        inputs: EdgeInputs,
-        graph: Graph,
-        backend: Backend,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
+    ) -> tuple[Tensor, Features]:
         """Make the atomic basis of the sums; compute the residual.
 
         Args:
@@ -175,14 +172,8 @@ class LinearInteraction(Interaction):
             self.density = learned(plan.num_radial_basis, 1, group="interactions_no_decay")
 
     def mix(
-        self,
-        sums: dict[int, Tensor],
-        messages: dict[int, Tensor],
-        features: dict[int, Tensor],
-        inputs: EdgeInputs,
-        graph: Graph,
-        backend: Backend,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
+    ) -> tuple[Tensor, Features]:
         """See `Interaction`; without a residual the matrices of the elements act on the messages instead."""
         divisor, counted = None, self.avg_num_neighbors
         if self.kind.normalization == "density":
@@ -219,21 +210,15 @@ class AttentionInteraction(Interaction):
         """See `Interaction`."""
         return RadialNetwork((plan.num_radial_basis + 2 * ATTENTION_CHANNELS, *ATTENTION_WIDTHS, n_outputs))
 
-    def edge_inputs(self, features: dict[int, Tensor], geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
+    def edge_inputs(self, features: Features, geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
         """See `Interaction`."""
         scalars = features[0].squeeze(1)
         of_atoms = scalars @ (self.linear_down * scalars.shape[1] ** -0.5)
         return self.directed_inputs(of_atoms, of_atoms, geometry, graph)
 
     def mix(
-        self,
-        sums: dict[int, Tensor],
-        messages: dict[int, Tensor],
-        features: dict[int, Tensor],
-        inputs: EdgeInputs,
-        graph: Graph,
-        backend: Backend,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
+    ) -> tuple[Tensor, Features]:
         """See `Interaction`."""
         atomic_basis = backend.mix(list(sums.values()), scaled_maps(self.linear, self.avg_num_neighbors), graph)
         return atomic_basis, mapped(features, self.l_skip, self.skip_linear)
@@ -255,7 +240,7 @@ def scaled_maps(maps: nn.ParameterList, divisor: float = 1.0) -> list[Tensor]:
     return [matrix * (max(len(matrix), 1) ** -0.5 / divisor) for matrix in flat]
 
 
-def mapped(features: Mapping[int, Tensor], degrees: Sequence[int], weights: Tensor) -> dict[int, Tensor]:
+def mapped(features: Mapping[int, Tensor], degrees: Sequence[int], weights: Tensor) -> Features:
     """Map the channels of some degrees, each with its matrix, ``[degrees, inputs, outputs]``."""
     matrices = (weights * weights.shape[1] ** -0.5).unbind(0)
     return {degree: features[degree] @ matrix for degree, matrix in zip(degrees, matrices, strict=True)}

@@ -7,9 +7,9 @@ import os
 from functools import cache
 
 from mace.errors import UserError
+from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError, NoCompilerError
-from mace.kernels.torch_backend import TORCH
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
-from mace.kernels.backend import Backend
+from mace.kernels.backend import TORCH, Backend
 from mace.kernels.convolution import Convolution
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
-from mace.kernels.torch_backend import TORCH
 from mace.model.condition_embedding import ConditionChannels
 from mace.model.interaction import AttentionInteraction, EdgeGeometry, Interaction, LinearInteraction
 from mace.model.nonlinear import NonlinearInteraction
@@ -28,14 +27,7 @@ from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.radial import NuclearRepulsion, RadialEmbedding
 from mace.model.radial_network import NormalizedRadialNetwork
-from mace.model.readout import (
-    BiasedReadout,
-    GatedDipoleReadout,
-    LinearDipoleReadout,
-    LinearReadout,
-    NonlinearReadout,
-    ReadoutOfHeads,
-)
+from mace.model.readout import LinearReadout, dipole_readouts, energy_readouts, of_heads
 from mace.model.roles import declared_roles, learned
 
 _OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
@@ -101,11 +93,11 @@ class MACE(nn.Module):
             INTERACTIONS[kind.messages](plan, layer) for layer, kind in enumerate(plan.interactions)
         )
         self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
-        self.readouts = nn.ModuleList(_energy_readouts(plan) if "energy" in plan.outputs else ())
-        self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if "dipole" in plan.outputs else ())
+        self.readouts = nn.ModuleList(energy_readouts(plan) if "energy" in plan.outputs else ())
+        self.dipole_readouts = nn.ModuleList(dipole_readouts(plan) if "dipole" in plan.outputs else ())
         self.conditions = ConditionChannels(plan) if plan.conditions else None
         self.condition_readout = (
-            _of_heads(plan, lambda: LinearReadout(n, "conditions")) if plan.condition_readout else None
+            of_heads(plan, lambda: LinearReadout(n, "conditions")) if plan.condition_readout else None
         )
         self.roles = declared_roles(self)
         self.every_head = plan.every_head
@@ -172,7 +164,7 @@ class MACE(nn.Module):
         return [module for module in self.modules() if isinstance(module, (Convolution, SymmetricContraction))]
 
     def use_backend(self, backend: Backend) -> MACE:
-        """Choose what evaluates the inner loops; `mace.kernels.torch_backend` defines them."""
+        """Choose what evaluates the inner loops; `mace.kernels.backend` defines them."""
         self.backend, self.radial_tables = backend, None
         return self
 
@@ -243,7 +235,10 @@ class MACE(nn.Module):
             Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
         """
         geometry = self._geometry(graph, vectors)
-        channels = self._channels(graph)
+        element = graph.element.index_select(0, graph.atoms_by_element)
+        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
+        if self.conditions is not None:
+            channels = channels + self.conditions(graph)
         features = {0: channels.unsqueeze(1)}
         layers, tables = [], self.radial_tables or [None] * self.plan.n_layers
         for interaction, product, table in zip(self.interactions, self.products, tables, strict=True):
@@ -258,12 +253,6 @@ class MACE(nn.Module):
             None if dipoles is None else restore_order(dipoles, graph),
             layers,
         )
-
-    def _channels(self, graph: Graph) -> Tensor:
-        """Return what enters the first layer, of elements and conditions, rows in order of element, ``[atoms, n]``."""
-        element = graph.element.index_select(0, graph.atoms_by_element)
-        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
-        return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
         """Compute what all layers need to know of the edges."""
@@ -281,7 +270,9 @@ class MACE(nn.Module):
         """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
         if "energy" not in self.plan.outputs:
             return None
-        energies = self._repulsion(lengths, graph)
+        energies = lengths.new_zeros(graph.n_atoms)
+        if self.repulsion is not None:
+            energies = sum_slots(gather_pairs(self.repulsion(lengths, graph), graph), graph)
         for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
             energies = energies + self._read(readout, features[0].squeeze(1), graph)
         head = graph.head_of_atoms(graph.atoms_by_element)
@@ -303,37 +294,3 @@ class MACE(nn.Module):
         for readout, features in zip(self.dipole_readouts, layers, strict=False):
             dipoles = dipoles + readout(features[0].squeeze(1), features[1])
         return dipoles * self.plan.dipole_scale
-
-    def _repulsion(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Return each row's share of the nuclear repulsion, ``[atoms]``."""
-        if self.repulsion is None:
-            return lengths.new_zeros(graph.n_atoms)
-        return sum_slots(gather_pairs(self.repulsion(lengths, graph), graph), graph)
-
-
-def _energy_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build a linear readout for every layer but the last of several, which has a hidden layer.
-
-    The other layers may go without.
-    """
-    n, several = plan.n_channels, plan.n_layers > 1
-    linear = [_of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
-    if not several:
-        return linear
-    kind = BiasedReadout if plan.readout_biases else NonlinearReadout
-    last = _of_heads(plan, lambda: kind(n, plan.readout_channels, plan.gate, plan.n_readout_heads))
-    return [last] if plan.last_readout_only else [*linear, last]
-
-
-def _of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a readout for every head."""
-    n_heads = plan.n_readout_heads
-    return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
-
-
-def _dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
-    n, several = plan.n_channels, plan.n_layers > 1
-    linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
-    gated = several and plan.readout_vectors > 0
-    return [*linear, GatedDipoleReadout(n, plan.readout_vectors, plan.gate)] if gated else linear

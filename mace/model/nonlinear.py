@@ -11,7 +11,7 @@ from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend
 from mace.kernels.gather import gather_edges, sum_slots
 from mace.model.activations import SIGMOID_SCALE, SILU_SCALE
-from mace.model.interaction import EdgeGeometry, Interaction, linear_maps, mapped, scaled_maps
+from mace.model.interaction import EdgeGeometry, Features, Interaction, linear_maps, mapped, scaled_maps
 from mace.model.plan import ModelPlan
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork
 from mace.model.roles import Group, learned
@@ -46,7 +46,7 @@ class NonlinearInteraction(Interaction):
         """See `Interaction`."""
         return NormalizedRadialNetwork((plan.num_radial_basis + 2 * plan.n_channels, *plan.radial_mlp, n_outputs))
 
-    def edge_inputs(self, features: dict[int, Tensor], geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
+    def edge_inputs(self, features: Features, geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
         """See `Interaction`."""
         element = graph.element.index_select(0, graph.atoms_by_element)
         scale = len(self.source_embedding) ** -0.5
@@ -56,14 +56,8 @@ class NonlinearInteraction(Interaction):
         return self.directed_inputs(senders, receivers, geometry, graph)
 
     def mix(
-        self,
-        sums: dict[int, Tensor],
-        messages: dict[int, Tensor],
-        features: dict[int, Tensor],
-        inputs: EdgeInputs,
-        graph: Graph,
-        backend: Backend,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
+    ) -> tuple[Tensor, Features]:
         """See `Interaction`."""
         atomic_basis = self.mixing(sums, messages, inputs, graph, backend)
         return atomic_basis, mapped(features, self.l_skip, self.mixing.residual)
@@ -95,14 +89,7 @@ class GatedMixing(nn.Module):
         self.beta = learned(group=group, start=partial(torch.full_like, fill_value=START_OF_BETA))
         self.residual = learned(len(interaction.l_skip), n, n, group=group)
 
-    def forward(
-        self,
-        sums: dict[int, Tensor],
-        messages: dict[int, Tensor],
-        inputs: EdgeInputs,
-        graph: Graph,
-        backend: Backend,
-    ) -> Tensor:
+    def forward(self, sums: Features, messages: Features, inputs: EdgeInputs, graph: Graph, backend: Backend) -> Tensor:
         """Compute the atomic basis; see `Interaction.mix`."""
         assert inputs.edges is not None and inputs.envelope is not None
         of_edge = torch.tanh(self.density.without_envelope(inputs) ** 2) * inputs.envelope.unsqueeze(1)

@@ -11,7 +11,7 @@ from mace.equivariant.symmetric_basis import number_of_paths
 from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend
 from mace.kernels.symmetric_contraction import SymmetricContraction
-from mace.model.interaction import mapped
+from mace.model.interaction import Features, mapped
 from mace.model.plan import ModelPlan
 from mace.model.roles import learned
 
@@ -39,9 +39,7 @@ class Product(nn.Module):
         if not self.linear.is_meta:  # a model of shapes alone, for which no coefficients are computed
             self.contraction = SymmetricContraction(plan.l_max, self.l_out, correlation)
 
-    def forward(
-        self, atomic_basis: Tensor, residual: dict[int, Tensor], graph: Graph, backend: Backend
-    ) -> dict[int, Tensor]:
+    def forward(self, atomic_basis: Tensor, residual: Features, graph: Graph, backend: Backend) -> Features:
         """Compute the layer's output.
 
         Args:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mace.model.activations import activation
+from mace.model.plan import ModelPlan
 from mace.model.roles import Group, assign_to_head, learned
 
 
@@ -146,3 +147,31 @@ class GatedDipoleReadout(nn.Module):
         gates = self.activation(scalars @ self.gates * n**-0.5)
         gated = (vectors @ self.hidden) * gates.unsqueeze(1)
         return (gated @ self.weight).squeeze(-1) * (self.scale * (n * n_hidden) ** -0.5)
+
+
+def energy_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build a linear readout for every layer but the last of several, which has a hidden layer.
+
+    The other layers may go without.
+    """
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear = [of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
+    if not several:
+        return linear
+    kind = BiasedReadout if plan.readout_biases else NonlinearReadout
+    last = of_heads(plan, lambda: kind(n, plan.readout_channels, plan.gate, plan.n_readout_heads))
+    return [last] if plan.last_readout_only else [*linear, last]
+
+
+def of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a readout for every head."""
+    n_heads = plan.n_readout_heads
+    return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
+
+
+def dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
+    gated = several and plan.readout_vectors > 0
+    return [*linear, GatedDipoleReadout(n, plan.readout_vectors, plan.gate)] if gated else linear

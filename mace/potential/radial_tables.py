@@ -14,8 +14,8 @@ from mace.elements import ElementTable, covalent_radii
 from mace.errors import UserError
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
+from mace.kernels.backend import TORCH
 from mace.kernels.compiler import CompilationError
-from mace.kernels.torch_backend import TORCH
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.structures.condition_values import example_values

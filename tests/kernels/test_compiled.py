@@ -15,13 +15,13 @@ from mace.elements import ElementTable
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
 from mace.kernels.passes import Pass, differentiating_by
 from mace.kernels.symmetric_contraction import SymmetricContraction
-from mace.kernels.torch_backend import TORCH
 from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss

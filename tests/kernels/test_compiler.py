@@ -216,7 +216,7 @@ from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
-from mace.kernels.torch_backend import TORCH
+from mace.kernels.backend import TORCH
 from mace.structures.configuration import Configuration
 
 positions = np.random.default_rng(0).uniform(0, 2.5, (5, 3))

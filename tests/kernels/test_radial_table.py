@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph
-from mace.kernels.backend import Backend, TabulatedRadial
+from mace.kernels.backend import TORCH, Backend, TabulatedRadial
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
 from mace.kernels.radial_table import SHORTEST, RadialTable, tabulate
-from mace.kernels.torch_backend import TORCH
 
 R_MAX = 2.5
 compiled = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")

@@ -18,8 +18,8 @@ from mace.compat.weights import weights_from_original
 from mace.conditions import read_specs
 from mace.elements import ElementTable
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
-from mace.kernels.torch_backend import TORCH
 from mace.model.mace import MACE
 from mace.model.plan import HeadPlan, ModelPlan
 from mace.model.prediction import predict

@@ -22,7 +22,7 @@ from mace.calculators import MACECalculator
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.assembly import build_graph
-from mace.kernels.torch_backend import TORCH
+from mace.kernels.backend import TORCH
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.prediction import predict

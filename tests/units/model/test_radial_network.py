@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.emit import lanes
-from mace.kernels.torch_backend import TORCH
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork
 
 WIDTHS = (5, 7, 9, 4)
