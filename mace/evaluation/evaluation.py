@@ -28,10 +28,9 @@ from mace.processes.garbage_collection import objects_frozen
 from mace.properties import COMPARED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.frame import Frame
-from mace.structures.frames import expand_paths
 from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import ReadResult, read_sources
-from mace.structures.sources import Source
+from mace.structures.sources import Source, expand_paths
 from mace.structures.splitting import check_elements, check_heads
 from mace.structures.stress import SMALLEST_VOLUME
 
