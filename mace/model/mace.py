@@ -235,10 +235,7 @@ class MACE(nn.Module):
             Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
         """
         geometry = self._geometry(graph, vectors)
-        element = graph.element.index_select(0, graph.atoms_by_element)
-        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
-        if self.conditions is not None:
-            channels = channels + self.conditions(graph)
+        channels = self.channels(graph)
         features = {0: channels.unsqueeze(1)}
         layers, tables = [], self.radial_tables or [None] * self.plan.n_layers
         for interaction, product, table in zip(self.interactions, self.products, tables, strict=True):
@@ -253,6 +250,12 @@ class MACE(nn.Module):
             None if dipoles is None else restore_order(dipoles, graph),
             layers,
         )
+
+    def channels(self, graph: Graph) -> Tensor:
+        """Return what enters the first layer, of elements and conditions, rows in order of element, ``[atoms, n]``."""
+        element = graph.element.index_select(0, graph.atoms_by_element)
+        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
+        return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
         """Compute what all layers need to know of the edges."""
