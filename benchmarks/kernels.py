@@ -30,14 +30,15 @@ from mace.equivariant.coupling import coupling_coefficients
 from mace.equivariant.irreps import parse_irreps
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
-from mace.kernels.compiler import CompilationError, find_compiler
-from mace.kernels.convolution import ConvolutionPath, convolution_paths, coupling_matrix
-from mace.kernels.emit import lanes
-from mace.kernels.emit_contraction import ContractionTerms
 
 # the kernels below autograd: its bookkeeping and the products around the kernels are not measured here
+from mace.kernels.c_backend import C, _Convolution, _layout, _run_contraction, _terms
+from mace.kernels.compiler import CompilationError, find_compiler
+from mace.kernels.convolution import Convolution, ConvolutionPath
+from mace.kernels.emit import lanes
+from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.emit_convolution import ConvolutionLayout
-from mace.kernels.native import _Convolution, _run_contraction, compile_contraction, compile_convolution
+from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.structures.configuration import Configuration
 
 R_MAX = 5.0
@@ -124,11 +125,11 @@ def make_graph(n_atoms: int, neighbors: float) -> Graph:
 
 
 def convolution_calls(
-    layout: ConvolutionLayout, graph: Graph, channels: int
+    convolution: Convolution, graph: Graph, channels: int
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the kernels of a convolution with arrays of their own, in the default precision."""
-    coupling = torch.as_tensor(coupling_matrix(layout.paths, layout.l_max)).to(torch.get_default_dtype())
-    work = _Convolution(layout, graph, coupling, channels)
+    coupling = convolution.coupling.to(torch.get_default_dtype())
+    work = _Convolution(_layout(convolution), graph, coupling, channels)
     n_slots, n_harmonics, width = len(graph.sender_of_slot), len(coupling), lanes(coupling.dtype)
 
     def features() -> list[Tensor]:
@@ -197,13 +198,12 @@ def measure(options: argparse.Namespace, graph: Graph, hidden: str, dtype: str, 
     precision, timings = torch.get_default_dtype(), []
     width = lanes(precision)
     channels = -(-options.channels // width) * width
-    paths = convolution_paths(degrees, options.l_max)
-    layout = ConvolutionLayout(paths, degrees, options.l_max)
-    terms = ContractionTerms(options.l_max, degrees, options.correlation)
-    compile_convolution(paths, degrees, options.l_max, precision)
-    compile_contraction(terms, precision)
+    convolution = Convolution(degrees, options.l_max)
+    contraction = SymmetricContraction(options.l_max, degrees, options.correlation)
+    layout, terms = _layout(convolution), _terms(contraction)
+    C.prepare([convolution, contraction], precision)
     for per, count, calls, work in (
-        ("edge", graph.n_edges, convolution_calls(layout, graph, channels), convolution_work(layout)),
+        ("edge", graph.n_edges, convolution_calls(convolution, graph, channels), convolution_work(layout)),
         ("atom", graph.n_atoms, contraction_calls(terms, graph, channels), contraction_work(terms)),
     ):
         for name, call in calls:

@@ -46,16 +46,14 @@ def _table(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the coefficients of a degree on all products of ``l`` components, ``[3^l, 2 l + 1]``."""
     table = np.zeros((3,) * l + (2 * l + 1,))
     for column, m in enumerate(range(-l, l + 1)):
-        for (x, y, z), coefficient in _solid_harmonic(l, m).items():
-            table[(0,) * x + (1,) * y + (2,) * z + (column,)] = coefficient
+        order = abs(m)
+        norm = sqrt((2 * l + 1) * (2 if order else 1) * factorial(l - order) / factorial(l + order))
+        # the real or the imaginary part of (z + i x)^order
+        azimuth = {(k, order - k): float(comb(order, k) * (-1) ** (k // 2)) for k in range(int(m < 0), order + 1, 2)}
+        for (x, y, z), p in _polar(l, order, norm).items():
+            for (u, w), q in azimuth.items():
+                table[(0,) * (x + u) + (1,) * y + (2,) * (z + w) + (column,)] += p * q
     return torch.as_tensor(table.reshape(3**l, -1), dtype=dtype, device=device)
-
-
-def _solid_harmonic(l: int, m: int) -> Polynomial:
-    """Write a harmonic as a homogeneous polynomial of degree ``l``."""
-    order = abs(m)
-    norm = sqrt((2 * l + 1) * (2 if order else 1) * factorial(l - order) / factorial(l + order))
-    return _product(_polar(l, order, norm), _azimuth(order, sine=m < 0))
 
 
 def _polar(l: int, order: int, norm: float) -> Polynomial:
@@ -71,18 +69,4 @@ def _polar(l: int, order: int, norm: float) -> Polynomial:
             for j in range(half - i + 1):
                 ways = comb(half, i) * comb(half - i, j)
                 result[2 * i, power + 2 * j, 2 * (half - i - j)] += norm * coefficient * ways
-    return result
-
-
-def _azimuth(order: int, sine: bool) -> Polynomial:
-    """Write the real or the imaginary part of ``(z + i x)^order``."""
-    return {(k, 0, order - k): float(comb(order, k) * (-1) ** (k // 2)) for k in range(order + 1) if k % 2 == int(sine)}
-
-
-def _product(a: Polynomial, b: Polynomial) -> Polynomial:
-    """Multiply two polynomials."""
-    result: Polynomial = defaultdict(float)
-    for (x, y, z), p in a.items():
-        for (u, v, w), q in b.items():
-            result[x + u, y + v, z + w] += p * q
     return result

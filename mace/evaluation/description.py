@@ -80,7 +80,7 @@ def variants(plan: ModelPlan) -> list[str]:
         "energies from the last layer only": plan.last_readout_only,
         "last readout with biases": plan.readout_biases,
         "an energy of element and conditions alone": plan.condition_readout,
-        "energies jump at the cutoff": not plan.cutoff_after_network and any(k.is_directed for k in plan.interactions),
+        "energies jump at the cutoff": not plan.cutoff_after_network and plan.is_directed,
     }
     return [name for name, has in found.items() if has]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mace.compat.importing import open_model
 from mace.compat.layers import word_of_interaction
@@ -203,21 +202,16 @@ def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None
     """
     old, new = foundation.plan.atomic_numbers, model.plan.atomic_numbers
     rows = torch.tensor([old.index(nearest_element(z, old)) for z in new])
-    # these maps are divided by the root of the number of elements
-    factor = (len(new) / len(old)) ** 0.5
     source = dict(foundation.model.named_parameters())
     for name, parameter in model.named_parameters():
-        if name.startswith(("readouts.", "dipole_readouts.")) and not keep_readouts:
+        role, weight = model.roles[name], source[name]
+        if role.group == "readouts" and not keep_readouts:
             continue
-        parameter.copy_(_of_elements(name, source[name], rows, factor, model.plan.product_of_all_elements))
-
-
-def _of_elements(name: str, weight: Tensor, rows: Tensor, factor: float, product_of_all: bool) -> Tensor:
-    if name.endswith("embedding"):  # of the atoms themselves, or of elements that radial weights depend on
-        return weight[rows] * factor
-    if name.endswith(".skip"):
-        return weight[:, rows] * factor
-    return weight[rows] if ".weights.l" in name and not product_of_all else weight
+        if role.element_axis is not None:
+            # some maps are divided by the root of the number of elements
+            factor = (role.fan_in / foundation.model.roles[name].fan_in) ** 0.5
+            weight = weight.index_select(role.element_axis, rows) * factor
+        parameter.copy_(weight)
 
 
 def nearest_element(number: int, known: Sequence[int]) -> int:

@@ -177,7 +177,6 @@ def assemble_graph(arrays: StructureArrays, neighbors: Neighbors) -> Graph:
     row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
     slot = row[neighbors.edge_receiver + edge_atom_offset] * k + neighbors.edge_rank
     n_slots = len(row) * k
-    present, counts = np.unique(arrays.element, return_counts=True)
     slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
     slots_of_pair[:-1] = slot[neighbors.pair_edges + 2 * np.repeat(first_pair, n_pairs)[:, None]]
     return Graph(
@@ -201,11 +200,6 @@ def assemble_graph(arrays: StructureArrays, neighbors: Neighbors) -> Graph:
         slots_of_pair=torch.from_numpy(slots_of_pair),
         atoms_by_element=torch.from_numpy(by_element),
         row_of_atom=torch.from_numpy(row),
-        elements_present=tuple(present.tolist()),
-        element_counts=tuple(counts.tolist()),
-        heads_present=tuple(np.unique(arrays.head).tolist()),
-        n_structures=len(n_atoms),
-        max_neighbors=k,
         conditions={name: torch.from_numpy(values) for name, values in arrays.conditions.items()},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -42,11 +43,6 @@ class Graph:
         slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
         atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
         row_of_atom: The row of each atom, ``[atoms]``.
-        elements_present: Elements that occur, in rising order.
-        element_counts: How many atoms each of them has.
-        heads_present: Heads that occur, in rising order.
-        n_structures: Number of structures.
-        max_neighbors: Slots per atom, at least one.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
     """
 
@@ -68,17 +64,37 @@ class Graph:
     slots_of_pair: Tensor
     atoms_by_element: Tensor
     row_of_atom: Tensor
-    elements_present: tuple[int, ...]
-    element_counts: tuple[int, ...]
-    heads_present: tuple[int, ...]
-    n_structures: int
-    max_neighbors: int
     conditions: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_atoms(self) -> int:
         """Number of atoms in all structures."""
         return self.element.shape[0]
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures."""
+        return self.cell.shape[0]
+
+    @property
+    def max_neighbors(self) -> int:
+        """Slots per atom, at least one."""
+        return max(1, self.pair_of_slot.shape[0] // max(1, self.n_atoms))
+
+    @cached_property
+    def elements_present(self) -> tuple[int, ...]:
+        """Elements that occur, in rising order; read from the tensors once, see `to`."""
+        return _indices_present(self.element)
+
+    @cached_property
+    def element_counts(self) -> tuple[int, ...]:
+        """How many atoms each of the elements has that occur."""
+        return tuple(count for count in self.element.bincount().tolist() if count)
+
+    @cached_property
+    def heads_present(self) -> tuple[int, ...]:
+        """Heads that occur, in rising order."""
+        return _indices_present(self.head)
 
     @property
     def n_edges(self) -> int:
@@ -105,6 +121,13 @@ class Graph:
         return carry(self, device, pinned)
 
 
+_READ_BEFORE_A_MOVE = ("elements_present", "element_counts", "heads_present")
+
+
+def _indices_present(indices: Tensor) -> tuple[int, ...]:
+    return tuple(index for index, count in enumerate(indices.bincount().tolist()) if count)
+
+
 def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _Held:
     """Copy a tensor, or all those in a dictionary or dataclass, to a device.
 
@@ -119,7 +142,10 @@ def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _He
     held: Any = value
     kind = torch.device(device).type
     if hasattr(held, "__dataclass_fields__"):
+        # what has to be a Python number is read before the move, so that the program need not wait for the device
+        read = {name: getattr(held, name) for name in _READ_BEFORE_A_MOVE if isinstance(held, Graph)}
         held = replace(held, **{each.name: carry(getattr(held, each.name), device, pinned) for each in fields(held)})
+        held.__dict__.update(read)
     elif isinstance(held, dict):
         held = {name: carry(one, device, pinned) for name, one in held.items()}
     elif isinstance(held, Tensor):

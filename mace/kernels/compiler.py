@@ -231,18 +231,14 @@ def _usable_folder(named: str, caches: str) -> Path:
     except RuntimeError as error:  # no home directory is known
         reason = str(error)
     temporary = Path(tempfile.mkdtemp(prefix="mace-kernels-"))
-    atexit.register(_remove, temporary, os.getpid())
+    owner = os.getpid()
+    # not by a child of this process
+    atexit.register(lambda: shutil.rmtree(temporary, ignore_errors=True) if os.getpid() == owner else None)
     _warn(
         f"Compiled kernels cannot be kept in {folder or 'the home directory'} ({reason}), so every process compiles "
         f"them again; {CACHE_VARIABLE} can name a folder that you alone can write to"
     )
     return temporary
-
-
-def _remove(folder: Path, owner: int) -> None:
-    """Delete a temporary folder, unless this is a child of the process that made it."""
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_private(status: os.stat_result) -> bool:
@@ -295,7 +291,11 @@ def _load_or_compile(source: str, command: tuple[str, ...]) -> ctypes.CDLL:
         library = _load_kept(folder, key, discard=True)
         if library is not None:
             return library
-        file = _compile(source, toolchain, folder, key)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            result = _run_compiler(toolchain.command, toolchain.flags, source, Path(aside))
+            result.chmod(0o700)  # whatever the user's mask, or it would not be trusted later
+            # moved when it is complete
+            file = result.replace(folder / f"kernel-{key}-{_digest(result)}.so")
         try:
             return ctypes.CDLL(str(file))
         except OSError as error:
@@ -373,14 +373,6 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _compile(source: str, toolchain: _Toolchain, folder: Path, key: str) -> Path:
-    """Compile in a folder aside and move the complete library to its place."""
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        result = _run_compiler(toolchain.command, toolchain.flags, source, Path(aside))
-        result.chmod(0o700)  # whatever the user's mask, or it would not be trusted later
-        return result.replace(folder / f"kernel-{key}-{_digest(result)}.so")
-
-
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Let one process at a time into the ``with`` block, as far as the file system can tell them apart.
@@ -390,26 +382,25 @@ def _locked(file: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    end = time.monotonic() + LOCK_SECONDS
     with file.open("w") as handle:
-        _wait_for_lock(handle.fileno())
+        while True:
+            try:
+                fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
+                _warn(f"Another process has been compiling for {LOCK_SECONDS:g} s; this one no longer waits for it")
+                break
+            except OSError as error:  # a file system without locks
+                _LOGGER.debug("compiling without a lock: %s", error)
+                break
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
-
-
-def _wait_for_lock(descriptor: int) -> None:
-    end = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < end:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.05)
-        except OSError as error:  # a file system without locks
-            _LOGGER.debug("compiling without a lock: %s", error)
-            return
-    _warn(f"Another process has been compiling for {LOCK_SECONDS:g} s; this one no longer waits for it")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ is one product of a small matrix ``[m3, neighbors * m1]`` with ``[neighbors * m1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.graphs.graph import Graph
@@ -63,38 +64,52 @@ def coupling_matrix(paths: tuple[ConvolutionPath, ...], l_max: int) -> np.ndarra
     return np.concatenate(columns, axis=1)
 
 
-def convolve(
-    features: dict[int, Tensor],
-    radial: Tensor,
-    harmonics: Tensor,
-    coupling: Tensor,
-    paths: tuple[ConvolutionPath, ...],
-    graph: Graph,
-    edges: DirectedEdges | None = None,
-) -> dict[int, list[Tensor]]:
-    """Sum over neighbors; see the module for the equation.
+class Convolution(nn.Module):
+    """The constants of a convolution, and its definition in torch.
 
     Args:
-        features: By degree, ``[atoms, 2 l + 1, channels]``.
-        radial: Radial weights of pairs, or of directed edges, zero for the padding, ``[rows, paths, channels]``.
-        harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
-        coupling: `coupling_matrix` of the paths.
-        paths: The paths.
-        graph: The graph.
-        edges: The directed edges, if the weights are theirs.
+        l_in: Degrees of the features, rising.
+        l_max: Highest degree of the harmonics and of the result.
 
-    Returns:
-        By resulting degree, one ``[atoms, 2 l + 1, channels]`` for each of its paths.
+    Attributes:
+        paths: All ways to couple them, in the order of the radial weights.
     """
-    n_atoms, n_neighbors = graph.n_atoms, graph.max_neighbors
-    n_channels = radial.shape[-1]
-    senders = {degree: gather_senders(values, graph) for degree, values in features.items()}
-    radial_of_slot = gather_pairs(radial, graph) if edges is None else gather_edges(radial, edges)
-    couplings = (harmonics @ coupling).split([(2 * p.l3 + 1) * (2 * p.l1 + 1) for p in paths], dim=1)
-    result: dict[int, list[Tensor]] = {}
-    for path, weights, block in zip(paths, radial_of_slot.unbind(1), couplings, strict=True):
-        n_out, n_in = 2 * path.l3 + 1, 2 * path.l1 + 1
-        messages = (senders[path.l1] * weights.unsqueeze(1)).view(n_atoms, n_neighbors * n_in, n_channels)
-        matrix = block.reshape(n_atoms, n_neighbors, n_out, n_in).transpose(1, 2).reshape(n_atoms, n_out, -1)
-        result.setdefault(path.l3, []).append(torch.bmm(matrix, messages))
-    return result
+
+    coupling: Tensor
+
+    def __init__(self, l_in: tuple[int, ...], l_max: int) -> None:
+        super().__init__()
+        self.l_in, self.l_max, self.paths = l_in, l_max, convolution_paths(l_in, l_max)
+        self.register_buffer("coupling", torch.as_tensor(coupling_matrix(self.paths, l_max)), persistent=False)
+
+    def forward(
+        self,
+        features: Mapping[int, Tensor],
+        radial: Tensor,
+        harmonics: Tensor,
+        graph: Graph,
+        edges: DirectedEdges | None = None,
+    ) -> dict[int, Tensor]:
+        """Sum over neighbors; see the module for the equation.
+
+        Args:
+            features: By degree, ``[atoms, 2 l + 1, channels]``.
+            radial: Radial weights of pairs, or of directed edges, zero for the padding, ``[rows, paths, channels]``.
+            harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
+            graph: The graph.
+            edges: The directed edges, if the weights are theirs.
+
+        Returns:
+            By resulting degree, ``[atoms, 2 l + 1, paths of the degree * channels]``.
+        """
+        n_atoms, n_neighbors, n_channels = graph.n_atoms, graph.max_neighbors, radial.shape[-1]
+        senders = {degree: gather_senders(values, graph) for degree, values in features.items()}
+        radial_of_slot = gather_pairs(radial, graph) if edges is None else gather_edges(radial, edges)
+        couplings = (harmonics @ self.coupling).split([(2 * p.l3 + 1) * (2 * p.l1 + 1) for p in self.paths], dim=1)
+        sums: dict[int, list[Tensor]] = {}
+        for path, weights, block in zip(self.paths, radial_of_slot.unbind(1), couplings, strict=True):
+            n_out, n_in = 2 * path.l3 + 1, 2 * path.l1 + 1
+            messages = (senders[path.l1] * weights.unsqueeze(1)).view(n_atoms, n_neighbors * n_in, n_channels)
+            matrix = block.reshape(n_atoms, n_neighbors, n_out, n_in).transpose(1, 2).reshape(n_atoms, n_out, -1)
+            sums.setdefault(path.l3, []).append(torch.bmm(matrix, messages))
+        return {degree: torch.cat(of_paths, dim=2) for degree, of_paths in sums.items()}

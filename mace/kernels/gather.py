@@ -41,6 +41,11 @@ def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
     return _Move.apply(values, _slots_to_pairs, graph)
 
 
+def sum_slots(values: Tensor, graph: Graph) -> Tensor:
+    """Add the slots of every row, ``[slots, ...]`` to ``[atoms, ...]``."""
+    return values.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
+
+
 @dataclass(frozen=True)
 class DirectedEdges:
     """Numbers for directed edges: every pair as it is, every pair reversed, and one edge of padding at the end.
@@ -119,8 +124,7 @@ def _senders_to_slots(values: Tensor, graph: Graph) -> Tensor:
 
 
 def _slots_to_senders(values: Tensor, graph: Graph) -> Tensor:
-    reversed_rows = values.index_select(0, graph.reverse_of_slot)
-    return reversed_rows.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
+    return sum_slots(values.index_select(0, graph.reverse_of_slot), graph)
 
 
 def _pairs_to_slots(values: Tensor, graph: Graph) -> Tensor:

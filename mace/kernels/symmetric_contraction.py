@@ -103,7 +103,7 @@ class SymmetricContraction(nn.Module):
 
     def __init__(self, l_max: int, l_out: tuple[int, ...], correlation: int) -> None:
         super().__init__()
-        self.correlation = correlation
+        self.l_max, self.l_out, self.correlation = l_max, l_out, correlation
         self._left = _left_factors(l_max, l_out, correlation)
         for order in range(2, correlation):
             below = {monomial: i for i, monomial in enumerate(self._left.monomials[order - 1])}

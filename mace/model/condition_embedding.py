@@ -13,6 +13,7 @@ from torch.nn import functional
 from mace.conditions import Condition
 from mace.graphs.graph import Graph
 from mace.model.plan import ModelPlan
+from mace.model.roles import learned
 
 
 class ClassChannels(nn.Module):
@@ -25,7 +26,7 @@ class ClassChannels(nn.Module):
     def __init__(self, condition: Condition) -> None:
         super().__init__()
         self.offset = condition.offset
-        self.table = nn.Parameter(torch.empty(condition.n_classes, condition.width))
+        self.table = learned(condition.n_classes, condition.width, group="conditions")
 
     def forward(self, values: Tensor) -> Tensor:
         """Evaluate, ``[atoms, 1]`` to ``[atoms, width]``."""
@@ -42,10 +43,11 @@ class ValueChannels(nn.Module):
     def __init__(self, condition: Condition) -> None:
         super().__init__()
         width = condition.width
-        self.first = nn.Parameter(torch.empty(condition.n_values, width))
-        self.second = nn.Parameter(torch.empty(width, width))
-        biases = (torch.empty(width) if condition.has_biases else None for _ in range(2))
-        self.first_bias, self.second_bias = (None if bias is None else nn.Parameter(bias) for bias in biases)
+        self.first = learned(condition.n_values, width, group="conditions")
+        self.second = learned(width, width, group="conditions")
+        self.first_bias, self.second_bias = (
+            learned(width, group="conditions") if condition.has_biases else None for _ in range(2)
+        )
 
     def forward(self, values: Tensor) -> Tensor:
         """Evaluate, ``[atoms, values]`` to ``[atoms, width]``."""
@@ -67,7 +69,8 @@ class ConditionChannels(nn.Module):
             (ClassChannels if condition.kind == "categorical" else ValueChannels)(condition)
             for condition in plan.conditions
         )
-        self.mixing = nn.Parameter(torch.empty(sum(condition.width for condition in plan.conditions), plan.n_channels))
+        width = sum(condition.width for condition in plan.conditions)
+        self.mixing = learned(width, plan.n_channels, group="conditions")
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

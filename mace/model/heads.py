@@ -9,9 +9,6 @@ import torch
 from mace.errors import UserError
 from mace.model.mace import MACE
 
-_FROM_HIDDEN = ("weight", "middle")
-"""Maps from the hidden layer of a readout; they are divided as if they saw the hidden layers of all heads."""
-
 
 def default_head(names: Sequence[str]) -> str | None:
     """Return the head that is meant where none is named: the only one, or one called default; None without such."""
@@ -61,22 +58,10 @@ def with_one_head(model: MACE, head: str) -> MACE:
         return model
     place = plan.head_names.index(head)
     taken = MACE(plan.of_head(place), model.dtype).to(model.embedding.device)
-    for name, value in taken.named_parameters():
-        source = _of_one_head(name, place) if plan.n_readout_heads > 1 else name
-        divided = source != name and _is_from_hidden(name, taken)
-        factor = plan.n_readout_heads**-0.5 if divided else 1.0
-        value.copy_(model.get_parameter(source).double() * factor)
+    # parameters come in the same order where those of other heads are left out
+    sources = [(value, model.roles[name]) for name, value in model.named_parameters()]
+    kept = [(value, role) for value, role in sources if role.head in (None, place)]
+    for (name, value), (source, role) in zip(taken.named_parameters(), kept, strict=True):
+        # a map from the hidden layer of a readout is divided as if it saw the hidden layers of all heads
+        value.copy_(source.double() * (role.fan_in / taken.roles[name].fan_in) ** -0.5)
     return taken
-
-
-def _of_one_head(name: str, head: int) -> str:
-    """Name the weight of one of several heads that a weight of a model of one is."""
-    readout, _, word = name.rpartition(".")
-    is_readout = name.startswith("readouts.") or readout == "condition_readout"
-    return f"{readout}.heads.{head}.{word}" if is_readout else name
-
-
-def _is_from_hidden(name: str, model: MACE) -> bool:
-    """Tell whether a weight maps from the hidden layer of a readout."""
-    readout, _, word = name.rpartition(".")
-    return word in _FROM_HIDDEN and hasattr(model.get_submodule(readout), "hidden")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 
 from mace.errors import UserError
+from mace.kernels.backend import TORCH
+from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError, NoCompilerError
-from mace.kernels.convolution import convolution_paths
-from mace.kernels.emit_contraction import ContractionTerms
-from mace.kernels.native import compile_contraction, compile_convolution, compile_tabulated_convolution
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)
@@ -44,16 +41,16 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
         wanted, source = os.environ[VARIABLE], VARIABLE
     if wanted not in CHOICES:
         raise UserError(f"{source}={wanted} is not one of {', '.join(CHOICES)}.")
-    model.use_compiled_kernels(False)
+    model.use_backend(TORCH)
     if wanted == "torch":
-        return "torch"
+        return TORCH.name
     device = model.embedding.device.type
     if device != "cpu":
         if wanted == "c":
             raise UserError(f"{source}=c runs on the CPU only, not on {device}; use {source}=torch there.")
-        return "torch"
+        return TORCH.name
     try:
-        _compile(model)
+        C.prepare(model.kernels(), model.dtype)
     except CompilationError as error:
         missing = isinstance(error, NoCompilerError)
         if wanted == "c":
@@ -61,46 +58,12 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
             raise UserError(f"{source}=c is not possible, because {error}; {advice}.") from error
         advice = f"; {_ADVICE}" if missing else ""
         _warn(f"The kernels run in torch, several times slower than compiled ones, because {error}{advice}.")
-        return "torch"
-    model.use_compiled_kernels(True)
-    return "c"
+        return TORCH.name
+    model.use_backend(C)
+    return C.name
 
 
 @cache
 def _warn(text: str) -> None:
     """Log a warning, each only once in a process: a committee has many models, but the machine is one."""
     _LOGGER.warning("%s", text)
-
-
-def _compile(model: MACE) -> None:
-    """Compile all layers."""
-    plan, jobs = model.plan, dict[tuple[object, ...], Callable[[], None]]()
-    for layer in range(plan.n_layers):
-        l_in = plan.l_of_messages(layer)
-        paths = convolution_paths(l_in, plan.l_max)
-        terms = ContractionTerms(plan.l_max, plan.l_out(layer), plan.correlation[layer])
-        jobs[paths] = partial(compile_convolution, paths, l_in, plan.l_max, model.dtype)
-        jobs[terms,] = partial(compile_contraction, terms, model.dtype)
-    _run_all(jobs.values())
-
-
-def compile_radial_tables(model: MACE) -> None:
-    """Compile the convolutions that read radial weights from tables.
-
-    Raises:
-        CompilationError: If that is not possible here.
-    """
-    plan = model.plan
-    _run_all(
-        [
-            partial(compile_tabulated_convolution, convolution_paths(l_in, plan.l_max), l_in, plan.l_max, model.dtype)
-            for l_in in {plan.l_of_messages(layer) for layer in range(plan.n_layers)}
-        ]
-    )
-
-
-def _run_all(jobs: Collection[Callable[[], None]]) -> None:
-    """Run several jobs at a time; compilers are programs of their own."""
-    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-        for future in [pool.submit(job) for job in jobs]:
-            future.result()

@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,28 +15,30 @@ from torch import Tensor, nn
 
 from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
-from mace.kernels.gather import directed_edges, gather_pairs, restore_order
+from mace.kernels.backend import TORCH, Backend
+from mace.kernels.convolution import Convolution
+from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
+from mace.kernels.radial_table import RadialTable
+from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.condition_embedding import ConditionChannels
-from mace.model.interaction import EdgeGeometry, Interaction
-from mace.model.nonlinear import GatedMixing
+from mace.model.interaction import AttentionInteraction, EdgeGeometry, Interaction, LinearInteraction
+from mace.model.nonlinear import NonlinearInteraction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.radial import NuclearRepulsion, RadialEmbedding
 from mace.model.radial_network import NormalizedRadialNetwork
-from mace.model.readout import (
-    BiasedReadout,
-    GatedDipoleReadout,
-    LinearDipoleReadout,
-    LinearReadout,
-    NonlinearReadout,
-    ReadoutOfHeads,
-)
+from mace.model.readout import LinearReadout, dipole_readouts, energy_readouts, of_heads
+from mace.model.roles import declared_roles, learned
 
 _OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
 """Constants of heads, and the buffers that hold them."""
 
-LARGEST_ELEMENT_EMBEDDING = 0.001
-"""Bound of what radial weights of a non-linear interaction know of the elements at the start of a training."""
+INTERACTIONS: dict[str, type[Interaction]] = {
+    "linear": LinearInteraction,
+    "attention": AttentionInteraction,
+    "nonlinear": NonlinearInteraction,
+}
+"""Interactions by their kind of messages."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class MACE(nn.Module):
 
     Attributes:
         plan: The plan.
+        roles: What is known of the parameters, by name.
+        backend: What evaluates the inner loops; see `use_backend`.
+        radial_tables: The radial weights of every layer; None where networks are evaluated, see `use_radial_tables`.
         every_head: Its heads, a single one for a model that does not have several.
         reference_energies: eV, float64, ``[heads, elements]``.
         scales: eV, ``[heads]``.
@@ -78,16 +83,23 @@ class MACE(nn.Module):
     def __init__(self, plan: ModelPlan, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.plan = plan
+        self.backend: Backend = TORCH
+        self.radial_tables: tuple[RadialTable, ...] | None = None
         n = plan.n_channels
-        self.embedding = nn.Parameter(torch.empty(plan.n_elements, n))
+        self.embedding = learned(plan.n_elements, n, group="embedding", element_axis=0)
         self.radial_embedding = RadialEmbedding(plan)
         self.repulsion = NuclearRepulsion(plan) if plan.pair_repulsion else None
-        self.interactions = nn.ModuleList(Interaction(plan, layer) for layer in range(plan.n_layers))
+        self.interactions = nn.ModuleList(
+            INTERACTIONS[kind.messages](plan, layer) for layer, kind in enumerate(plan.interactions)
+        )
         self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
-        self.readouts = nn.ModuleList(_energy_readouts(plan) if "energy" in plan.outputs else ())
-        self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if "dipole" in plan.outputs else ())
+        self.readouts = nn.ModuleList(energy_readouts(plan) if "energy" in plan.outputs else ())
+        self.dipole_readouts = nn.ModuleList(dipole_readouts(plan) if "dipole" in plan.outputs else ())
         self.conditions = ConditionChannels(plan) if plan.conditions else None
-        self.condition_readout = _of_heads(plan, lambda: LinearReadout(n)) if plan.condition_readout else None
+        self.condition_readout = (
+            of_heads(plan, lambda: LinearReadout(n, "conditions")) if plan.condition_readout else None
+        )
+        self.roles = declared_roles(self)
         self.every_head = plan.every_head
         for name in ("reference_energies", "scale", "shift"):
             values = torch.tensor([getattr(head, name) for head in self.every_head], dtype=torch.float64)
@@ -147,27 +159,24 @@ class MACE(nn.Module):
             return self.reference_energies[head].index_select(0, graph.element)
         return self.reference_energies.flatten().index_select(0, head * self.plan.n_elements + graph.element)
 
-    def use_compiled_kernels(self, compiled: bool) -> MACE:
-        """Choose between the compiled kernels, on the CPU only, and those in torch, which define them."""
-        for part in (*self.interactions, *self.products):
-            part.compiled = compiled
-        return self.use_radial_tables(None)
+    def kernels(self) -> list[Convolution | SymmetricContraction]:
+        """List what a back end evaluates."""
+        return [module for module in self.modules() if isinstance(module, (Convolution, SymmetricContraction))]
+
+    def use_backend(self, backend: Backend) -> MACE:
+        """Choose what evaluates the inner loops; `mace.kernels.backend` defines them."""
+        self.backend, self.radial_tables = backend, None
+        return self
 
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:
         """Use the kernels in torch and the radial networks inside a ``with`` block, whatever was chosen before."""
-        parts = [part for part in self.modules() if isinstance(part, (Interaction, Product))]
-        before = [(part, part.compiled) for part in parts]
-        tables = [(part, part.take_table()) for part in parts if isinstance(part, Interaction)]
-        for part in parts:
-            part.compiled = False
+        before = self.backend, self.radial_tables
+        self.use_backend(TORCH)
         try:
             yield
         finally:
-            for part, compiled in before:
-                part.compiled = compiled
-            for interaction, table in tables:
-                interaction.use_table(table)
+            self.backend, self.radial_tables = before
 
     def use_radial_tables(self, n_nodes: int | None) -> MACE:
         """Read radial weights from tables made of the present weights, for inference; None for the networks again.
@@ -183,16 +192,17 @@ class MACE(nn.Module):
         """
         if n_nodes is not None and not self.has_radial_functions_of_length:
             raise ValueError("the radial weights depend on the atoms too")
-        for interaction in self.interactions:
-            assert isinstance(interaction, Interaction)
-            interaction.use_table(None if n_nodes is None else interaction.tabulate(self.radial_embedding, n_nodes))
+        self.radial_tables = None
+        if n_nodes is not None:
+            layers = (layer for layer in self.interactions if isinstance(layer, Interaction))
+            tables = (layer.tabulate(self.radial_embedding, n_nodes) for layer in layers)
+            self.radial_tables = tuple(self.backend.prepare_table(table) for table in tables)
         return self
 
     @property
     def has_radial_functions_of_length(self) -> bool:
         """Whether the radial weights of a pair depend on its length alone."""
-        directed = any(kind.is_directed for kind in self.plan.interactions)
-        return self.plan.distance_transform == "None" and not directed
+        return self.plan.distance_transform == "None" and not self.plan.is_directed
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> MACE:
@@ -204,20 +214,13 @@ class MACE(nn.Module):
             generator: Source of the random numbers, on the CPU.
         """
         for name, parameter in self.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if ".weights.l" in name:
-                values /= parameter.shape[1]
-            if name.endswith(("source_embedding", "target_embedding")):
-                values = LARGEST_ELEMENT_EMBEDDING * torch.erf(values / 2**0.5)  # uniform
-            if name.startswith("readouts.") and name.endswith("bias"):
-                values.zero_()
-            parameter.copy_(values)
+            values, start = (
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64),
+                self.roles[name].start,
+            )
+            parameter.copy_(values if start is None else start(values))
         for module in self.modules():
-            if isinstance(module, NormalizedRadialNetwork):
-                module.initialize(generator)
-            if isinstance(module, GatedMixing):
-                module.initialize()
-            if isinstance(module, ConditionChannels):
+            if isinstance(module, (NormalizedRadialNetwork, ConditionChannels)):  # what draws once more
                 module.initialize(generator)
         return self
 
@@ -232,12 +235,12 @@ class MACE(nn.Module):
             Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
         """
         geometry = self._geometry(graph, vectors)
-        channels = self._channels(graph)
+        channels = self.channels(graph)
         features = {0: channels.unsqueeze(1)}
-        layers = []
-        for interaction, product in zip(self.interactions, self.products, strict=True):
-            atomic_basis, residual = interaction(features, geometry, graph)
-            features = product(atomic_basis, residual, graph)
+        layers, tables = [], self.radial_tables or [None] * self.plan.n_layers
+        for interaction, product, table in zip(self.interactions, self.products, tables, strict=True):
+            atomic_basis, residual = interaction(features, geometry, graph, self.backend, table)
+            features = product(atomic_basis, residual, graph, self.backend)
             layers.append(features)
         energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
         if energies is not None and self.condition_readout is not None:
@@ -248,7 +251,7 @@ class MACE(nn.Module):
             layers,
         )
 
-    def _channels(self, graph: Graph) -> Tensor:
+    def channels(self, graph: Graph) -> Tensor:
         """Return what enters the first layer, of elements and conditions, rows in order of element, ``[atoms, n]``."""
         element = graph.element.index_select(0, graph.atoms_by_element)
         channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
@@ -257,19 +260,22 @@ class MACE(nn.Module):
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
         """Compute what all layers need to know of the edges."""
         lengths = vectors.norm(dim=-1)
-        needed = any(interaction.needs_basis for interaction in self.interactions)
+        # tables go without, unless a density is learned from it
+        needed = self.radial_tables is None or any(kind.normalization == "density" for kind in self.plan.interactions)
         basis, envelope = self.radial_embedding(lengths, graph) if needed else (lengths, None)
         harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
         # the reverse of an edge has the opposite direction: odd harmonics change sign
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
-        directed = directed_edges(graph) if any(kind.is_directed for kind in self.plan.interactions) else None
+        directed = directed_edges(graph) if self.plan.is_directed else None
         return EdgeGeometry(lengths, basis, envelope, gather_pairs(harmonics, graph) * signs, directed)
 
     def _energies(self, layers: list[dict[int, Tensor]], lengths: Tensor, graph: Graph) -> Tensor | None:
         """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
         if "energy" not in self.plan.outputs:
             return None
-        energies = self._repulsion(lengths, graph)
+        energies = lengths.new_zeros(graph.n_atoms)
+        if self.repulsion is not None:
+            energies = sum_slots(gather_pairs(self.repulsion(lengths, graph), graph), graph)
         for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
             energies = energies + self._read(readout, features[0].squeeze(1), graph)
         head = graph.head_of_atoms(graph.atoms_by_element)
@@ -291,38 +297,3 @@ class MACE(nn.Module):
         for readout, features in zip(self.dipole_readouts, layers, strict=False):
             dipoles = dipoles + readout(features[0].squeeze(1), features[1])
         return dipoles * self.plan.dipole_scale
-
-    def _repulsion(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Return each row's share of the nuclear repulsion, ``[atoms]``."""
-        if self.repulsion is None:
-            return lengths.new_zeros(graph.n_atoms)
-        shares = gather_pairs(self.repulsion(lengths, graph), graph)
-        return shares.view(graph.n_atoms, graph.max_neighbors).sum(1)
-
-
-def _energy_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build a linear readout for every layer but the last of several, which has a hidden layer.
-
-    The other layers may go without.
-    """
-    n, several = plan.n_channels, plan.n_layers > 1
-    linear = [_of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
-    if not several:
-        return linear
-    kind = BiasedReadout if plan.readout_biases else NonlinearReadout
-    last = _of_heads(plan, lambda: kind(n, plan.readout_channels, plan.gate, plan.n_readout_heads))
-    return [last] if plan.last_readout_only else [*linear, last]
-
-
-def _of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a readout for every head."""
-    n_heads = plan.n_readout_heads
-    return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
-
-
-def _dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
-    n, several = plan.n_channels, plan.n_layers > 1
-    linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
-    gated = several and plan.readout_vectors > 0
-    return [*linear, GatedDipoleReadout(n, plan.readout_vectors, plan.gate)] if gated else linear

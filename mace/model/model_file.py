@@ -77,10 +77,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 class ModelMetadata(BaseModel):
     """Where a model comes from; nothing of it changes what the model predicts.
 
@@ -101,7 +97,7 @@ class ModelMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = None
-    created: str = Field(default_factory=_now)
+    created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=_versions)
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int | None = None
@@ -165,29 +161,21 @@ def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = N
     check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
     if model.dtype not in PRECISIONS:
         raise UserError(f"{path}: a model in {model.dtype} cannot be saved; carry it to float32 or float64 first.")
+    # once more, for `model_copy` lets anything in, NaN too
+    checked = ModelMetadata.model_validate((metadata or ModelMetadata()).model_dump())
     document = {
         "version": FORMAT_VERSION,
         "plan": model.plan.model_dump(mode="json"),
         "units": UNITS,
-        "metadata": _checked(metadata or ModelMetadata()).model_dump(mode="json"),
+        "metadata": checked.model_dump(mode="json"),
     }
     text = json.dumps(document, sort_keys=True, allow_nan=False)
-    _write(path, safetensors_bytes(weights, {METADATA_KEY: text}))
-    return path
-
-
-def _checked(metadata: ModelMetadata) -> ModelMetadata:
-    """Check once more: `model_copy` lets anything in, NaN too."""
-    return ModelMetadata.model_validate(metadata.model_dump())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file and make sure it is on the disk."""
     try:
-        write_durably(path, content)
+        write_durably(path, safetensors_bytes(weights, {METADATA_KEY: text}))
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path}: the model cannot be written ({reason}); check the folder and the disk.") from error
+    return path
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
@@ -208,7 +196,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     _check_kind(path)
     with _opened(path) as stream:
         document = _document(stream, path)
-        shapes = {name: _without_values(stream.get_slice(name)) for name in stream.keys()}
+        stored = {name: stream.get_slice(name) for name in stream.keys()}
+        shapes = {
+            name: torch.empty(values.get_shape(), dtype=_TYPES.get(values.get_dtype(), torch.int64), device="meta")
+            for name, values in stored.items()
+        }
         # nothing is allocated before plan and weights, of which there are no more than the file has bytes, agree
         upgraded, described = _upgraded(deepcopy(document), shapes, path)
         plan, metadata = _parsed(ModelPlan, upgraded, "plan", path), _parsed(ModelMetadata, upgraded, "metadata", path)
@@ -300,11 +292,6 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: this is no complete model file ({str(error)[:200]}); it was cut off on the way or is something "
             "else."
         ) from error
-
-
-def _without_values(stored: Any) -> Tensor:
-    """Describe a weight that has not been read."""
-    return torch.empty(stored.get_shape(), dtype=_TYPES.get(stored.get_dtype(), torch.int64), device="meta")
 
 
 def _document(stream: Any, path: Path) -> Document:

@@ -219,7 +219,7 @@ class ModelPlan(BaseModel):
             raise ValueError("reference energies, scale and shift are those of the heads where there are several")
 
     def _check_messages(self) -> None:
-        if not self.radial_mlp and any(kind.is_directed for kind in self.interactions):
+        if not self.radial_mlp and self.is_directed:
             raise ValueError("a radial network that depends on atoms has a hidden layer")
         channels, degrees = self.message_channels, self.message_l
         if channels is not None and (len(channels) != self.n_layers or min(channels) < 1):
@@ -240,6 +240,11 @@ class ModelPlan(BaseModel):
     def outputs(self) -> tuple[str, ...]:
         """What the model predicts, of `mace.properties.PROPERTIES`."""
         return OUTPUTS[self.model]
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether there are radial weights of an edge that differ from those of the reverse edge."""
+        return any(kind.is_directed for kind in self.interactions)
 
     @property
     def n_layers(self) -> int:

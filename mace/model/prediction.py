@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, pair_vectors
-from mace.kernels.gather import gather_pairs, restore_order
+from mace.kernels.gather import gather_pairs, restore_order, sum_slots
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.mace import MACE, AtomicOutput
+from mace.model.mace import MACE
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,20 @@ def predict(
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    differentiated = (forces or stress or atomic_virials) and "energy" in model.plan.outputs
-    if differentiated:
-        vectors.requires_grad_(True)
+    differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
+    vectors.requires_grad_(differentiated)
+    found: dict[str, Any] = {}
     with torch.set_grad_enabled(training or differentiated):
         output = model(graph, vectors)
-        found: dict[str, Any] = _dipoles(model, output, graph, training)
         if features:
-            found["features"] = [{l: restore_order(x, graph) for l, x in layer.items()} for layer in output.layers]
+            found["features"] = [
+                {degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers
+            ]
+        if output.dipoles is not None:
+            precision = model.reference_energies.dtype
+            learned = (output.dipoles.detach() if differentiated and not training else output.dipoles).to(precision)
+            of_charges = graph.charges.to(precision).unsqueeze(1) * graph.positions.to(precision)
+            found |= {"dipole": sum_over_structures(learned + of_charges, graph), "atomic_dipoles": learned}
         if output.energies is None:
             return Prediction(**found)
         reference = model.reference_of_atoms(graph)
@@ -93,14 +99,41 @@ def predict(
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:
-                found["forces"] = _forces(gradient, graph)
-            if stress:
-                strain_gradient = _strain_gradient(gradient, vectors.detach(), graph)
-                found |= {"stress": _stress(strain_gradient, graph), "virials": -strain_gradient}
-            if atomic_virials:
-                found["atomic_virials"] = _atomic_virials(gradient, vectors.detach(), graph)
-        energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, reference_energies=reference, **found)
+                # from each pair to its two atoms
+                toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
+                found["forces"] = -restore_order(sum_slots(toward_receiver, graph), graph)
+            if stress or atomic_virials:
+                found |= _virials(gradient, vectors.detach(), graph, stress, atomic_virials)
+        return Prediction(
+            energy=sum_over_structures(atomic_energies, graph),
+            atomic_energies=atomic_energies,
+            reference_energies=reference,
+            **found,
+        )
+
+
+def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atomic_virials: bool) -> dict[str, Tensor]:
+    """Differentiate the energy by a symmetric strain; return stress and virials, or those of the atoms, or both.
+
+    A strain moves every vector ``v`` to ``(1 + strain) v``, so each pair adds the symmetric part of the product of its
+    vector and its gradient. Of the atomic virials, either atom of a pair has half.
+    """
+    found: dict[str, Tensor] = {}
+    product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)  # without the padding
+    of_pairs = 0.5 * (product + product.transpose(1, 2))
+    if stress:
+        total = gradient.new_zeros(graph.n_structures, 3, 3)
+        by_strain = total.index_add(0, graph.structure_of_atom.index_select(0, graph.pair_sender)[:-1], of_pairs)
+        volume = graph.volume.to(gradient.dtype).view(-1, 1, 1)
+        missing = volume.isnan()
+        # NaN is put in afterwards, so that no derivative becomes NaN
+        per_volume = (by_strain / volume.masked_fill(missing, 1.0)).masked_fill(missing, float("nan"))
+        found |= {"stress": per_volume, "virials": -by_strain}
+    if atomic_virials:
+        halves, total = -0.5 * of_pairs, gradient.new_zeros(graph.n_atoms, 3, 3)
+        total = total.index_add(0, graph.pair_sender[:-1], halves)
+        found["atomic_virials"] = total.index_add(0, graph.pair_receiver[:-1], halves)
+    return found
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
@@ -127,54 +160,6 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
             return positions.new_zeros(positions.numel(), *positions.shape)
         rows = [torch.autograd.grad(g, positions, retain_graph=True)[0] for g in gradient.flatten().unbind()]
     return torch.stack(rows)
-
-
-def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> dict[str, Tensor]:
-    """Add up the dipoles of the atoms and the given charges times the positions; by structure and by atom."""
-    if output.dipoles is None:
-        return {}
-    precision = model.reference_energies.dtype
-    learned = output.dipoles.to(precision) if keep_graph else output.dipoles.detach().to(precision)
-    of_charges = graph.charges.to(precision).unsqueeze(1) * graph.positions.to(precision)
-    return {"dipole": sum_over_structures(learned + of_charges, graph), "atomic_dipoles": learned}
-
-
-def _forces(gradient: Tensor, graph: Graph) -> Tensor:
-    """Carry the gradient of each pair to its two atoms."""
-    toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
-    return -restore_order(toward_receiver.view(graph.n_atoms, graph.max_neighbors, 3).sum(1), graph)
-
-
-def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:
-    """Divide by the volume; NaN without one, put in afterwards so that no derivative of it becomes NaN."""
-    volume = graph.volume.to(strain_gradient.dtype).view(-1, 1, 1)
-    missing = volume.isnan()
-    return (strain_gradient / volume.masked_fill(missing, 1.0)).masked_fill(missing, float("nan"))
-
-
-def _strain_gradient(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
-    """Differentiate the energy by a symmetric strain, ``[structures, 3, 3]``.
-
-    A strain moves every pair vector ``v`` to ``(1 + strain) v``, so each pair adds the symmetric part of the product
-    of its vector and its gradient.
-    """
-    product = _symmetric_products(gradient, vectors)
-    structure_of_pair = graph.structure_of_atom.index_select(0, graph.pair_sender)
-    total = gradient.new_zeros(graph.n_structures, 3, 3)
-    return total.index_add(0, structure_of_pair[:-1], product)
-
-
-def _atomic_virials(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
-    """Divide the virials among the atoms, half of each pair for either of its two, ``[atoms, 3, 3]``."""
-    halves = -0.5 * _symmetric_products(gradient, vectors)
-    total = gradient.new_zeros(graph.n_atoms, 3, 3)
-    return total.index_add(0, graph.pair_sender[:-1], halves).index_add(0, graph.pair_receiver[:-1], halves)
-
-
-def _symmetric_products(gradient: Tensor, vectors: Tensor) -> Tensor:
-    """Return the symmetric part of the product of vector and gradient of every pair but the padding."""
-    product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)
-    return 0.5 * (product + product.transpose(1, 2))
 
 
 def nonsense(results: Mapping[str, Any]) -> str | None:

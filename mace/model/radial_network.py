@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mace.graphs.graph import Graph
 from mace.kernels.gather import DirectedEdges, gather_senders, take_edges, to_both_directions
 from mace.model.activations import SILU_SCALE
+from mace.model.roles import Group, learned
 
 
 @dataclass(frozen=True)
@@ -61,42 +63,33 @@ class RadialNetwork(nn.Module):
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(torch.empty(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.weights = nn.ParameterList(learned(a, b, group="interactions_no_decay") for a, b in pairs)
 
     def forward(self, inputs: EdgeInputs) -> Tensor:
         """Evaluate, ``[rows, outputs]``."""
-        return self._enveloped(inputs) @ self._last()
+        hidden, last = self.last_product(inputs)
+        return hidden @ last
 
-    def blocks(self, inputs: EdgeInputs, n_paths: int, n_lanes: int) -> Tensor:
-        """Evaluate in the layout of the compiled kernels, ``[rows, blocks of channels, paths, lanes]``.
+    def last_product(self, inputs: EdgeInputs) -> tuple[Tensor, Tensor]:
+        """Return the hidden layer, times the envelope, and the matrix that is multiplied; it is linear and wider.
 
-        Channels are padded with zeros to whole blocks.
+        Returns:
+            ``[rows, inputs of the last layer]`` and ``[inputs of the last layer, outputs]``.
         """
-        last = self._last()
-        last = last.view(len(last), n_paths, last.shape[1] // n_paths)
-        missing = -last.shape[2] % n_lanes
-        last = torch.nn.functional.pad(last, (0, missing)).view(last.shape[0], n_paths, -1, n_lanes)
-        n_blocks = last.shape[2]
-        return (self._enveloped(inputs) @ last.transpose(1, 2).flatten(1)).view(-1, n_blocks, n_paths, n_lanes)
+        hidden, last = self.hidden(inputs), self.weights[-1]
+        if inputs.envelope is not None:
+            hidden = hidden * inputs.envelope.unsqueeze(1)
+        return hidden, last * ((SILU_SCALE if len(self.weights) > 1 else 1.0) / last.shape[0] ** 0.5)
 
-    def _enveloped(self, inputs: EdgeInputs) -> Tensor:
-        """Evaluate all but the last layer, times the envelope: the last layer is linear and wider."""
-        hidden = self._hidden(inputs)
-        return hidden if inputs.envelope is None else hidden * inputs.envelope.unsqueeze(1)
-
-    def _last(self) -> Tensor:
-        """Return the last weights with their scale."""
-        last = self.weights[-1]
-        return last * ((SILU_SCALE if len(self.weights) > 1 else 1.0) / last.shape[0] ** 0.5)
-
-    def _hidden(self, inputs: EdgeInputs) -> Tensor:
+    def hidden(self, inputs: EdgeInputs) -> Tensor:
         """Evaluate all but the last layer."""
         if len(self.weights) == 1:
             return inputs.basis
         first, *others = self.weights[:-1]
-        values = torch.nn.functional.silu(inputs.times(first * first.shape[0] ** -0.5))
+        values = functional.silu(inputs.times(first * first.shape[0] ** -0.5))
         for weight in others:
-            values = torch.nn.functional.silu(values @ (weight * (SILU_SCALE / weight.shape[0] ** 0.5)))
+            values = functional.silu(values @ (weight * (SILU_SCALE / weight.shape[0] ** 0.5)))
         return values
 
 
@@ -111,9 +104,10 @@ class NormalizedRadialNetwork(RadialNetwork):
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__(widths)
-        self.biases = nn.ParameterList(torch.empty(width) for width in widths[1:])
-        self.factors = nn.ParameterList(torch.empty(width) for width in widths[1:-1])
-        self.offsets = nn.ParameterList(torch.empty(width) for width in widths[1:-1])
+        group: Group = "interactions_no_decay"
+        self.biases = nn.ParameterList(learned(width, group=group) for width in widths[1:])
+        self.factors = nn.ParameterList(learned(width, group=group) for width in widths[1:-1])
+        self.offsets = nn.ParameterList(learned(width, group=group) for width in widths[1:-1])
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -128,31 +122,21 @@ class NormalizedRadialNetwork(RadialNetwork):
 
     def without_envelope(self, inputs: EdgeInputs) -> Tensor:
         """Evaluate without multiplying by the envelope, ``[rows, outputs]``."""
-        return self._hidden(inputs) @ self.weights[-1] + self.biases[-1]
+        return self.hidden(inputs) @ self.weights[-1] + self.biases[-1]
 
-    def _enveloped(self, inputs: EdgeInputs) -> Tensor:
-        """Append a column of ones, for the biases of the last layer, and multiply by the envelope."""
-        hidden = self._hidden(inputs)
+    def last_product(self, inputs: EdgeInputs) -> tuple[Tensor, Tensor]:
+        """See `RadialNetwork`; a column of ones, times the envelope, is there for the biases of the last layer."""
+        hidden = self.hidden(inputs)
         ones = hidden.new_ones(len(hidden), 1)
-        if inputs.envelope is None:
-            return torch.cat([hidden, ones], dim=1)
-        envelope = inputs.envelope.unsqueeze(1)
-        return torch.cat([hidden * envelope, ones * envelope], dim=1)
+        if inputs.envelope is not None:
+            envelope = inputs.envelope.unsqueeze(1)
+            hidden, ones = hidden * envelope, ones * envelope
+        return torch.cat([hidden, ones], dim=1), torch.cat([self.weights[-1], self.biases[-1].unsqueeze(0)])
 
-    def _last(self) -> Tensor:
-        return torch.cat([self.weights[-1], self.biases[-1].unsqueeze(0)])
-
-    def _hidden(self, inputs: EdgeInputs) -> Tensor:
-        first, *others = self.weights[:-1]
-        values = self._activated(inputs.times(first), 0)
-        for layer, weight in enumerate(others, start=1):
-            values = self._activated(values @ weight, layer)
+    def hidden(self, inputs: EdgeInputs) -> Tensor:
+        """Evaluate all but the last layer: biases are added, then values are normalized and activated."""
+        values = inputs.times(self.weights[0])
+        for layer, (factor, offset) in enumerate(zip(self.factors, self.offsets, strict=True)):
+            shifted = (values @ self.weights[layer] if layer else values) + self.biases[layer]
+            values = functional.silu(functional.layer_norm(shifted, shifted.shape[1:], factor, offset))
         return values
-
-    def _activated(self, values: Tensor, layer: int) -> Tensor:
-        """Add the biases, normalize and activate the values of a hidden layer."""
-        shifted = values + self.biases[layer]
-        normalized = torch.nn.functional.layer_norm(
-            shifted, shifted.shape[1:], self.factors[layer], self.offsets[layer]
-        )
-        return torch.nn.functional.silu(normalized)

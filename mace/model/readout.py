@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mace.model.activations import activation
+from mace.model.plan import ModelPlan
+from mace.model.roles import Group, assign_to_head, learned
 
 
 class LinearReadout(nn.Module):
@@ -15,11 +17,12 @@ class LinearReadout(nn.Module):
 
     Args:
         n_channels: Number of channels.
+        group: Of the optimizer's groups, the one it belongs to.
     """
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, group: Group = "readouts") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_channels, 1))
+        self.weight = learned(n_channels, 1, group=group)
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
@@ -39,8 +42,8 @@ class NonlinearReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.hidden = learned(n_channels, n_hidden, group="readouts")
+        self.weight = learned(n_hidden, 1, group="readouts", fan_in=n_heads * n_hidden)
         self.activation, self.scale = activation(gate)
         self.n_heads = n_heads
 
@@ -62,11 +65,12 @@ class BiasedReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
         super().__init__()
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.middle = nn.Parameter(torch.empty(n_hidden, n_hidden))
-        self.middle_bias = nn.Parameter(torch.empty(n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
-        self.bias = nn.Parameter(torch.empty(1))
+        group: Group = "readouts"
+        self.hidden = learned(n_channels, n_hidden, group=group)
+        self.middle = learned(n_hidden, n_hidden, group=group, fan_in=n_heads * n_hidden)
+        self.middle_bias = learned(n_hidden, group=group, start=torch.zeros_like)
+        self.weight = learned(n_hidden, 1, group=group, fan_in=n_heads * n_hidden)
+        self.bias = learned(1, group=group, start=torch.zeros_like)
         self.activation, self.scale = activation(gate)
         self.n_heads = n_heads
 
@@ -88,6 +92,8 @@ class ReadoutOfHeads(nn.Module):
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
+        for number, readout in enumerate(self.heads):
+            assign_to_head(readout, number)
 
     def forward(self, scalars: Tensor, head: int | Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``.
@@ -112,7 +118,7 @@ class LinearDipoleReadout(nn.Module):
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_channels, 1))
+        self.weight = learned(n_channels, 1, group="readouts")
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         """Evaluate, ``[atoms, 3, channels]`` to ``[atoms, 3]``; the scalars are not looked at."""
@@ -130,9 +136,9 @@ class GatedDipoleReadout(nn.Module):
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str) -> None:
         super().__init__()
-        self.gates = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.hidden = nn.Parameter(torch.empty(n_channels, n_hidden))
-        self.weight = nn.Parameter(torch.empty(n_hidden, 1))
+        self.gates = learned(n_channels, n_hidden, group="readouts")
+        self.hidden = learned(n_channels, n_hidden, group="readouts")
+        self.weight = learned(n_hidden, 1, group="readouts")
         self.activation, self.scale = activation(gate)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
@@ -141,3 +147,31 @@ class GatedDipoleReadout(nn.Module):
         gates = self.activation(scalars @ self.gates * n**-0.5)
         gated = (vectors @ self.hidden) * gates.unsqueeze(1)
         return (gated @ self.weight).squeeze(-1) * (self.scale * (n * n_hidden) ** -0.5)
+
+
+def energy_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build a linear readout for every layer but the last of several, which has a hidden layer.
+
+    The other layers may go without.
+    """
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear = [of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
+    if not several:
+        return linear
+    kind = BiasedReadout if plan.readout_biases else NonlinearReadout
+    last = of_heads(plan, lambda: kind(n, plan.readout_channels, plan.gate, plan.n_readout_heads))
+    return [last] if plan.last_readout_only else [*linear, last]
+
+
+def of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a readout for every head."""
+    n_heads = plan.n_readout_heads
+    return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
+
+
+def dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
+    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
+    n, several = plan.n_channels, plan.n_layers > 1
+    linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
+    gated = several and plan.readout_vectors > 0
+    return [*linear, GatedDipoleReadout(n, plan.readout_vectors, plan.gate)] if gated else linear

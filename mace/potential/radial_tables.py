@@ -14,8 +14,8 @@ from mace.elements import ElementTable, covalent_radii
 from mace.errors import UserError
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
+from mace.kernels.backend import TORCH
 from mace.kernels.compiler import CompilationError
-from mace.model.kernel_choice import compile_radial_tables
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.structures.condition_values import example_values
@@ -74,10 +74,10 @@ def _obstacle(model: MACE) -> str | None:
     """Say why a model cannot use tables, or None if it can."""
     if not model.has_radial_functions_of_length:
         return "the radial functions depend on the atoms, not on their distance alone"
-    if not all(interaction.compiled for interaction in model.interactions):
+    if not model.backend.reads_tables_fast:
         return "the kernels are not compiled"
     try:
-        compile_radial_tables(model)
+        model.backend.prepare(model.kernels(), model.dtype, tables=True)
     except CompilationError as error:
         return str(error)
     return None
@@ -85,10 +85,8 @@ def _obstacle(model: MACE) -> str | None:
 
 def largest_error(model: MACE, n_nodes: int) -> float:
     """Measure in float64 by how much tables change a force or dipole of a test structure, eV/Angstrom or e*Angstrom."""
-    exact, plan = (
-        deepcopy(model).requires_grad_(False).use_compiled_kernels(False).to_precision(torch.float64),
-        model.plan,
-    )
+    exact = deepcopy(model).requires_grad_(False).use_backend(TORCH).to_precision(torch.float64)
+    plan = model.plan
     structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
     graph = graph_of_structures(structures, ElementTable(plan.atomic_numbers), plan.r_max, plan.head_names)
     from_networks = _of_atoms(exact, graph)

@@ -58,7 +58,7 @@ def log_model(model: MACE, settings: TrainingSettings) -> None:
         sent = [plan.channels_of_messages(layer) for layer in range(plan.n_layers)]
         degrees = ", ".join(map(str, plan.l_of_messages(plan.n_layers - 1)))
         _LOGGER.info("Neighbors send %s channels, layer by layer, of the degrees %s that atoms have", sent, degrees)
-    if any(kind.is_directed for kind in plan.interactions) and not plan.cutoff_after_network:
+    if plan.is_directed and not plan.cutoff_after_network:
         _LOGGER.warning(
             "Radial weights that depend on atoms are not zero where the radial functions are: energies jump when an "
             "atom crosses r_max, as in mace-torch; --apply_cutoff=False makes them smooth"

@@ -18,18 +18,6 @@ DECAYED = ("interactions_decay", "products")
 """Groups of parameters that weight decay acts on, as in the original."""
 
 
-def _group_of(name: str) -> str:
-    """Name the group of a parameter."""
-    if name == "embedding":
-        return "embedding"
-    if name.startswith(("conditions.", "condition_readout.")):
-        return "conditions"
-    if name.startswith("interactions."):
-        decays = ".linear." in name or name.endswith(".skip_linear")
-        return "interactions_decay" if decays else "interactions_no_decay"
-    return "products" if name.startswith("products.") else "readouts"
-
-
 def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
     """Sort the parameters into the groups of the original, each with its learning rate and weight decay.
 
@@ -45,7 +33,7 @@ def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mappi
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        group = _group_of(name)
+        group: str = model.roles[name].group
         factor = factors.get(f"{group.split('_')[0]}_lr_factor", 1.0)
         entry = {"name": group, "params": [], "lr": lr * factor, "lr_factor": factor}
         groups.setdefault(group, entry | {"weight_decay": weight_decay if group in DECAYED else 0.0})
@@ -75,8 +63,8 @@ def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optim
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    can_fuse = model.embedding.device.type in ("cpu", "cuda")  # torch has a fused update there
-    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=can_fuse)
+    fused = model.embedding.device.type in ("cpu", "cuda")  # where torch has such an update
+    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=fused)
 
 
 class Schedule:

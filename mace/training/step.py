@@ -26,7 +26,7 @@ def loss_gradient(
 ) -> Tensor:
     """Evaluate the loss of a batch and leave its gradient in the parameters.
 
-    Only parameters are differentiated, so the adjoint of the geometry is never formed a second time.
+    Only parameters that are trained are differentiated, so the adjoint of the geometry is never formed a second time.
 
     Args:
         model: The model.
@@ -42,7 +42,7 @@ def loss_gradient(
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
     value = loss(prediction, batch.targets, counts)
     mark("forward")
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with differentiating_by(Pass.PARAMETERS):
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):

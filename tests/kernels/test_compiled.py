@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from mace.elements import ElementTable
 from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.backend import TORCH
+from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
-from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
+from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
-from mace.kernels.emit_contraction import ContractionTerms
-from mace.kernels.native import contract_native, convolve_native, pad_channels
 from mace.kernels.passes import Pass, differentiating_by
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.prediction import predict
@@ -73,7 +74,7 @@ def draw(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
 
 def blocks(radial: Tensor) -> Tensor:
     """Lay radial weights out as the kernels read them."""
-    padded = pad_channels(radial)
+    padded = torch.nn.functional.pad(radial, (0, -radial.shape[-1] % lanes(radial.dtype)))
     return padded.view(*radial.shape[:2], -1, lanes(radial.dtype)).transpose(1, 2)
 
 
@@ -88,26 +89,25 @@ def test_convolution(kind: str, channels: int, dtype: torch.dtype) -> None:
 
 def _compare_convolutions(graph: Graph, l_in: tuple[int, ...], l_max: int, channels: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
-    paths = convolution_paths(l_in, l_max)
-    coupling = torch.as_tensor(coupling_matrix(paths, l_max)).to(dtype)
+    convolution = Convolution(l_in, l_max).to(dtype)
     n_pairs, n_slots = len(graph.pair_sender), len(graph.sender_of_slot)
     filled = (graph.pair_of_slot != n_pairs - 1).to(dtype).unsqueeze(1)
     real = torch.ones(n_pairs, 1, 1, dtype=dtype)
     real[-1] = 0.0
     harmonics = draw(generator, n_slots, (l_max + 1) ** 2, dtype=dtype)
-    radial = draw(generator, n_pairs, len(paths), channels, dtype=dtype)
+    radial = draw(generator, n_pairs, len(convolution.paths), channels, dtype=dtype)
     features = [draw(generator, graph.n_atoms, 2 * l + 1, channels, dtype=dtype) for l in l_in]
     leaves = [harmonics, radial, *features]
 
+    given = dict(zip(l_in, features, strict=True))
+
     def in_torch() -> list[Tensor]:
-        given = dict(zip(l_in, features, strict=True))
-        result = convolve(given, radial * real, harmonics * filled, coupling, paths, graph)
-        return [torch.stack(result[l], dim=2) for l in range(l_max + 1)]
+        result = TORCH.convolve(convolution, given, radial * real, harmonics * filled, graph)
+        return [result[l] for l in range(l_max + 1)]
 
     def in_c() -> list[Tensor]:
-        given = {l: pad_channels(f) for l, f in zip(l_in, features, strict=True)}
-        result = convolve_native(given, blocks(radial * real), harmonics * filled, coupling, paths, graph)
-        return [result[l][..., :channels] for l in range(l_max + 1)]
+        result = C.convolve(convolution, given, blocks(radial * real), harmonics * filled, graph)
+        return [result[l] for l in range(l_max + 1)]
 
     _compare(in_torch, in_c, leaves, second=leaves[1:], generator=generator)
 
@@ -115,21 +115,20 @@ def _compare_convolutions(graph: Graph, l_in: tuple[int, ...], l_max: int, chann
 @pytest.mark.parametrize("threads", [1, 2])
 def test_convolution_is_differentiated_exactly(threads: int) -> None:
     """Finite differences know nothing of either implementation."""
-    graph, paths, dtype = make_graph("mixed"), convolution_paths((0, 1), 2), torch.float64
+    graph, convolution, dtype = make_graph("mixed"), Convolution((0, 1), 2), torch.float64
     generator = torch.Generator().manual_seed(5)
-    coupling = torch.as_tensor(coupling_matrix(paths, 2))
     n_pairs = len(graph.pair_sender)
     filled = (graph.pair_of_slot != n_pairs - 1).to(dtype).unsqueeze(1)
     real = (torch.arange(n_pairs) < n_pairs - 1).to(dtype).view(-1, 1, 1, 1)
     leaves = [
         draw(generator, len(filled), 9, dtype=dtype),
-        draw(generator, n_pairs, 2, len(paths), lanes(dtype), dtype=dtype),
+        draw(generator, n_pairs, 2, len(convolution.paths), lanes(dtype), dtype=dtype),
         *(draw(generator, graph.n_atoms, 2 * l + 1, 2 * lanes(dtype), dtype=dtype) for l in (0, 1)),
     ]
 
     def through(harmonics: Tensor, radial: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip((0, 1), features, strict=True))
-        return tuple(convolve_native(given, radial * real, harmonics * filled, coupling, paths, graph).values())
+        return tuple(C.convolve(convolution, given, radial * real, harmonics * filled, graph).values())
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -144,20 +143,19 @@ def test_convolution_is_differentiated_exactly(threads: int) -> None:
 
 def test_strided_input() -> None:
     """Views that are not contiguous give what copies of them give."""
-    graph, paths = make_graph("mixed"), convolution_paths((0, 1), 1)
+    graph, convolution = make_graph("mixed"), Convolution((0, 1), 1)
     generator = torch.Generator().manual_seed(6)
-    coupling = torch.as_tensor(coupling_matrix(paths, 1))
     n_slots, n_pairs, n = len(graph.sender_of_slot), len(graph.pair_sender), 2 * lanes(torch.float64)
     wide = [
         draw(generator, n_slots, 8, dtype=torch.float64),
-        draw(generator, n_pairs, len(paths), 2, n // 2, dtype=torch.float64),
+        draw(generator, n_pairs, len(convolution.paths), 2, n // 2, dtype=torch.float64),
         *(draw(generator, graph.n_atoms, n, 2 * l + 1, dtype=torch.float64) for l in (0, 1)),
     ]
     views = [wide[0][:, ::2], wide[1].transpose(1, 2), *(x.transpose(1, 2) for x in wide[2:])]
     assert not any(view.is_contiguous() for view in (views[0], views[1], views[3]))
     results = []
     for given in (views, [view.contiguous() for view in views]):
-        value = convolve_native(dict(enumerate(given[2:])), given[1], given[0], coupling, paths, graph)
+        value = C.convolve(convolution, dict(enumerate(given[2:])), given[1], given[0], graph)
         gradient = torch.autograd.grad([v.sum() for v in value.values()], wide, create_graph=True)
         with differentiating_by(Pass.PARAMETERS):
             second = torch.autograd.grad([g.square().sum() for g in gradient[1:]], wide[1:])
@@ -198,27 +196,24 @@ def _compare(
 )
 def test_contraction(l_max: int, l_out: tuple[int, ...], correlation: int, channels: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(2)
-    terms = ContractionTerms(l_max, l_out, correlation)
-    plain = SymmetricContraction(l_max, l_out, correlation).to(dtype)
-    tables = {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
-    present, counts = (0, 2), (3, 1)  # element 1 of three is absent
+    contraction = SymmetricContraction(l_max, l_out, correlation).to(dtype)
+    element, counts = torch.tensor([0, 0, 0, 2]), (3, 1)  # element 1 of three is absent
+    graph = replace(make_graph("mixed"), element=element, pair_of_slot=torch.zeros(4, dtype=torch.int64))
     keys = [
         (l, order) for l in l_out for order in range(1, correlation + 1) if symmetric_basis(l_max, l, order).n_paths
     ]
     weights = {key: draw(generator, 3, symmetric_basis(l_max, *key).n_paths, channels, dtype=dtype) for key in keys}
     features = draw(generator, sum(counts), (l_max + 1) ** 2, channels, dtype=dtype)
-    place = torch.tensor([0, 0, 0, 1])
 
     def in_torch() -> list[Tensor]:
-        result = plain(features.permute(2, 1, 0), weights, present, counts)
-        return [result[l].permute(2, 1, 0) for l in l_out]
+        result = TORCH.contract(contraction, features, weights, graph)
+        return [result[l] for l in l_out]
 
     def in_c() -> list[Tensor]:
-        carried = [tables[key] @ weights[key][list(present)] for key in keys if key in tables]
-        result = contract_native(terms, place, pad_channels(features), pad_channels(torch.cat(carried, dim=1)))
-        return [result[l][..., :channels] for l in l_out]
+        result = C.contract(contraction, features, weights, graph)
+        return [result[l] for l in l_out]
 
-    leaves = [features, *(weights[key] for key in keys if key in tables)]
+    leaves = [features, *(weights[key] for key in keys if symmetric_basis(l_max, *key).coefficients.any())]
     _compare(in_torch, in_c, leaves, second=leaves, generator=generator, geometry=[features])
 
 
@@ -227,8 +222,8 @@ def test_models(case: Any) -> None:
     batch = case.dataset().batch([0, 1, 2])
     loss = make_loss("weighted", {"energy": 2.0, "forces": 50.0})
     results = []
-    for compiled in (False, True):
-        model = case.model().use_compiled_kernels(compiled)
+    for backend in (TORCH, C):
+        model = case.model().use_backend(backend)
         prediction = predict(model, batch.graph, stress=True)
         value = loss_gradient(model, batch, loss)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -246,7 +241,7 @@ def test_same_bits_again(load_case: Any, threads: int) -> None:
     try:
         runs = []
         for _ in range(2):
-            model = case.model().use_compiled_kernels(True)
+            model = case.model().use_backend(C)
             loss_gradient(model, batch, loss)
             runs.append([p.grad for p in model.parameters() if p.grad is not None])
     finally:
@@ -259,15 +254,14 @@ def test_two_threads_are_one(load_case: Any) -> None:
     graph = make_graph("mixed")
     before, results = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(4)
-    paths = convolution_paths((0, 1), 2)
-    coupling = torch.as_tensor(coupling_matrix(paths, 2))
+    convolution = Convolution((0, 1), 2)
     harmonics = draw(generator, len(graph.sender_of_slot), 9, dtype=torch.float64)
-    radial = draw(generator, len(graph.pair_sender), len(paths), 32, dtype=torch.float64)
+    radial = draw(generator, len(graph.pair_sender), len(convolution.paths), 32, dtype=torch.float64)
     features = {l: draw(generator, graph.n_atoms, 2 * l + 1, 32, dtype=torch.float64) for l in (0, 1)}
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            value = convolve_native(features, blocks(radial), harmonics, coupling, paths, graph)
+            value = C.convolve(convolution, features, blocks(radial), harmonics, graph)
             leaves = [harmonics, radial, *features.values()]
             results.append([*value.values(), *torch.autograd.grad([v.sum() for v in value.values()], leaves)])
     finally:
@@ -278,7 +272,7 @@ def test_two_threads_are_one(load_case: Any) -> None:
 
 def test_second_geometry_derivative_is_refused(load_case: Any) -> None:
     case = load_case("vector_l1_c3_t1")
-    model = case.model().use_compiled_kernels(True)
+    model = case.model().use_backend(C)
     prediction = predict(model, case.dataset().batch([0]).graph, training=True)
     with pytest.raises(RuntimeError, match="torch kernels"):
         assert prediction.forces is not None

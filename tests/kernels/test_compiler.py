@@ -212,19 +212,21 @@ EQUALITY = """\
 import numpy as np, torch
 from mace.elements import ElementTable
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
-from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
+from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
-from mace.kernels.native import convolve_native
+from mace.kernels.backend import TORCH
 from mace.structures.configuration import Configuration
 
 positions = np.random.default_rng(0).uniform(0, 2.5, (5, 3))
 molecule = Configuration(np.ones(5, dtype=int), positions, np.zeros((3, 3)), (False,) * 3)
 graph = InMemoryDataset([molecule], ElementTable((1,)), 2.5).batch([0]).graph
-paths, generator = convolution_paths((0, 1), 1), torch.Generator().manual_seed(0)
+generator = torch.Generator().manual_seed(0)
 worst = 0.0
 for dtype in (torch.float32, torch.float64):
-    coupling = torch.as_tensor(coupling_matrix(paths, 1)).to(dtype)
+    convolution = Convolution((0, 1), 1).to(dtype)
+    paths = convolution.paths
     n_pairs, n_slots, n = len(graph.pair_sender), len(graph.sender_of_slot), 2 * lanes(dtype)
     shapes = [(n_slots, 4), (n_pairs, len(paths), n), (5, 1, n), (5, 3, n)]
     leaves = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
@@ -232,9 +234,8 @@ for dtype in (torch.float32, torch.float64):
     radial = leaves[1] * (torch.arange(n_pairs) < n_pairs - 1).to(dtype).view(-1, 1, 1)
     features = dict(enumerate(leaves[2:]))
     blocks = radial.view(n_pairs, len(paths), 2, -1).transpose(1, 2)
-    theirs = convolve(features, radial, harmonics, coupling, paths, graph)
-    theirs = [torch.stack(theirs[l], dim=2) for l in (0, 1)]
-    ours = list(convolve_native(features, blocks, harmonics, coupling, paths, graph).values())
+    theirs = list(TORCH.convolve(convolution, features, radial, harmonics, graph).values())
+    ours = list(C.convolve(convolution, features, blocks, harmonics, graph).values())
     for value in (theirs, ours):
         value += torch.autograd.grad(sum((v * v).sum() for v in value), leaves, retain_graph=True)
     scale = 1e-5 if dtype == torch.float32 else 1e-13

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.graphs.graph import Graph
-from mace.kernels.convolution import ConvolutionPath, convolution_paths, convolve, coupling_matrix
+from mace.kernels.convolution import Convolution, ConvolutionPath, convolution_paths, coupling_matrix
 
 CHANNELS = 3
 TIGHT = {"atol": 1e-8, "rtol": 1e-6}
@@ -62,27 +62,25 @@ def inputs(
 def test_values(graph: Graph, l_in: tuple[int, ...], l_max: int, dtype: torch.dtype) -> None:
     paths = convolution_paths(l_in, l_max)
     features, radial, harmonics = inputs(graph, l_in, l_max, dtype)
-    coupling = torch.as_tensor(coupling_matrix(paths, l_max)).to(dtype)
-    found = convolve(features, radial, harmonics, coupling, paths, graph)
+    found = Convolution(l_in, l_max).to(dtype)(features, radial, harmonics, graph)
     expected = edge_by_edge(features, radial, harmonics, paths, graph)
     assert sorted(found) == list(range(l_max + 1))
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     for degree, values in expected.items():
-        stacked = torch.stack(found[degree])
+        stacked = torch.stack(found[degree].split(CHANNELS, dim=2))
         assert stacked.dtype == dtype
         torch.testing.assert_close(stacked, values, atol=tolerance, rtol=tolerance)
 
 
 def test_derivatives(graph: Graph) -> None:
     l_in, l_max = (0, 1), 1
-    paths = convolution_paths(l_in, l_max)
     features, radial, harmonics = inputs(graph, l_in, l_max)
-    coupling = torch.as_tensor(coupling_matrix(paths, l_max))
+    convolution = Convolution(l_in, l_max)
     real = (torch.arange(len(radial)) < len(radial) - 1).to(radial.dtype).view(-1, 1, 1)
 
     def through(scalars: Tensor, vectors: Tensor, radial: Tensor, harmonics: Tensor) -> Tensor:
-        result = convolve({0: scalars, 1: vectors}, radial * real, harmonics, coupling, paths, graph)
-        return torch.cat([torch.cat(result[degree], dim=2).flatten() for degree in sorted(result)])
+        result = convolution({0: scalars, 1: vectors}, radial * real, harmonics, graph)
+        return torch.cat([result[degree].flatten() for degree in sorted(result)])
 
     arguments = tuple(t.requires_grad_() for t in (features[0], features[1], radial, harmonics))
     assert gradcheck(through, arguments, fast_mode=True, **TIGHT)

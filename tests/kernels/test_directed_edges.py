@@ -9,11 +9,12 @@ import torch
 from mace.elements import ElementTable
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.backend import TORCH
+from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
-from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
+from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
 from mace.kernels.gather import directed_edges, gather_edges, take_edges, to_both_directions
-from mace.kernels.native import convolve_native
 from mace.structures.configuration import Configuration
 
 
@@ -70,8 +71,8 @@ def test_the_convolution_gives_each_direction_its_own_weights(kind: str, compile
         pytest.skip("there is no C compiler on this machine")
     graph, dtype, generator = make_graph(kind), torch.float64, torch.Generator().manual_seed(2)
     edges, l_max = directed_edges(graph), 2
-    paths, n = convolution_paths((0, 1), l_max), lanes(dtype)
-    coupling = torch.as_tensor(coupling_matrix(paths, l_max))
+    convolution, n = Convolution((0, 1), l_max), lanes(dtype)
+    paths, coupling = convolution.paths, convolution.coupling
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype)
@@ -79,11 +80,12 @@ def test_the_convolution_gives_each_direction_its_own_weights(kind: str, compile
     features = {l: draw(graph.n_atoms, 2 * l + 1, n) for l in (0, 1)}
     radial, harmonics = draw(len(edges.slots), len(paths), n), draw(len(edges.of_slot), (l_max + 1) ** 2)
     radial[-1] = 0.0
-    if compiled:
-        found = convolve_native(features, radial.unsqueeze(1), harmonics, coupling, paths, graph, edges)
-    else:
-        summed = convolve(features, radial, harmonics, coupling, paths, graph, edges)
-        found = {degree: torch.stack(values, dim=2) for degree, values in summed.items()}
+    summed = (
+        C.convolve(convolution, features, radial.unsqueeze(1), harmonics, graph, edges)
+        if compiled
+        else TORCH.convolve(convolution, features, radial, harmonics, graph, edges)
+    )
+    found = {degree: values.unflatten(2, (-1, n)) for degree, values in summed.items()}
     expected = {degree: torch.zeros_like(values) for degree, values in found.items()}
     blocks = (harmonics @ coupling).split([(2 * p.l3 + 1) * (2 * p.l1 + 1) for p in paths], dim=1)
     for row in range(graph.n_atoms):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mace.errors import UserError
-from mace.kernels import compiler, native
+from mace.kernels import c_backend, compiler
 from mace.kernels.compiler import compile_and_load, find_compiler
 from mace.model import kernel_choice
 from mace.model.kernel_choice import choose_kernels
@@ -24,8 +24,7 @@ def forget() -> None:
         compile_and_load,
         compiler._warn,
         kernel_choice._warn,
-        native._convolution_library,
-        native._contraction_library,
+        c_backend._library,
     ):
         remembered.cache_clear()
 
@@ -54,9 +53,8 @@ def model(stored: Any) -> MACE:
 
 
 def compiled(model: MACE) -> bool:
-    """Return whether a model is set to use compiled kernels; all its parts must agree."""
-    (value,) = {part.compiled for part in model.modules() if hasattr(part, "compiled")}
-    return bool(value)
+    """Return whether a model is set to use compiled kernels."""
+    return model.backend.name == "c"
 
 
 @needs_compiler
@@ -116,7 +114,7 @@ def test_compiled_ones_wanted_without_a_compiler(
 @needs_compiler
 def test_too_many_terms(model: MACE, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """No other compiler would help, so none is recommended."""
-    monkeypatch.setattr(native, "LARGEST_NUMBER_OF_TERMS", 1)
+    monkeypatch.setattr(c_backend, "LARGEST_NUMBER_OF_TERMS", 1)
     assert choose_kernels(model) == "torch"
     (message,) = caplog.messages
     assert "terms" in message and "gcc" not in message

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph
+from mace.kernels.backend import TORCH, Backend, TabulatedRadial
+from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
-from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
-from mace.kernels.native import blocked_table, convolve_tabulated, pad_channels
+from mace.kernels.convolution import Convolution
 from mace.kernels.radial_table import SHORTEST, RadialTable, tabulate
 
 R_MAX = 2.5
@@ -64,9 +65,8 @@ def test_compiled_convolution(
     graph: Graph, l_in: tuple[int, ...], l_max: int, channels: int, dtype: torch.dtype, tolerance: float, threads: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    paths = convolution_paths(l_in, l_max)
-    coupling = torch.as_tensor(coupling_matrix(paths, l_max)).to(dtype)
-    rows = torch.randn(9, 3, len(paths), channels, generator=generator, dtype=torch.float64).to(dtype)
+    convolution = Convolution(l_in, l_max).to(dtype)
+    rows = torch.randn(9, 3, len(convolution.paths), channels, generator=generator, dtype=torch.float64).to(dtype)
     table = RadialTable(rows, R_MAX)
     filled = graph.pair_of_slot != len(graph.pair_sender) - 1
     lengths = torch.rand(len(graph.pair_sender), generator=generator, dtype=torch.float64) * R_MAX
@@ -76,21 +76,16 @@ def test_compiled_convolution(
     features = [torch.randn(graph.n_atoms, 2 * l + 1, channels, generator=generator).to(dtype) for l in l_in]
     leaves = [x.detach().to(dtype).requires_grad_() for x in (lengths, harmonics, *features)]
 
-    def in_torch() -> list[Tensor]:
-        given, radial = dict(zip(l_in, leaves[2:], strict=True)), table.evaluate(leaves[0])
-        result = convolve(given, radial, leaves[1] * filled.unsqueeze(1), coupling, paths, graph)
-        return [torch.stack(result[l], dim=2) for l in range(l_max + 1)]
-
-    def in_c() -> list[Tensor]:
-        given = {l: pad_channels(x) for l, x in zip(l_in, leaves[2:], strict=True)}
-        masked, layout = leaves[1] * filled.unsqueeze(1), blocked_table(table)
-        result = convolve_tabulated(given, leaves[0], table, layout, masked, coupling, paths, graph)
-        return [result[l][..., :channels] for l in range(l_max + 1)]
+    def by(backend: Backend) -> list[Tensor]:
+        radial = TabulatedRadial(backend.prepare_table(table), leaves[0])
+        features, masked = dict(zip(l_in, leaves[2:], strict=True)), leaves[1] * filled.unsqueeze(1)
+        result = backend.convolve(convolution, features, radial, masked, graph)
+        return [result[l] for l in range(l_max + 1)]
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ours, theirs = in_c(), in_torch()
+        ours, theirs = by(C), by(TORCH)
         cotangents = [torch.randn(v.shape, generator=generator).to(dtype) for v in theirs]
         of_ours, of_theirs = (torch.autograd.grad(v, leaves, cotangents) for v in (ours, theirs))
     finally:
@@ -102,13 +97,13 @@ def test_compiled_convolution(
 
 @compiled
 def test_the_compiled_convolution_is_differentiable_once(batch_graph: Graph) -> None:
-    paths = convolution_paths((0,), 1)
-    table = RadialTable(torch.randn(9, 3, len(paths), 16), R_MAX)
+    convolution = Convolution((0,), 1).float()
+    table = RadialTable(torch.randn(9, 3, len(convolution.paths), 16), R_MAX)
     lengths = torch.rand(len(batch_graph.pair_sender), requires_grad=True)
     harmonics = torch.randn(len(batch_graph.sender_of_slot), 4)
-    coupling = torch.as_tensor(coupling_matrix(paths, 1)).float()
     features = {0: torch.randn(batch_graph.n_atoms, 1, 16)}
-    result = convolve_tabulated(features, lengths, table, blocked_table(table), harmonics, coupling, paths, batch_graph)
+    radial = TabulatedRadial(C.prepare_table(table), lengths)
+    result = C.convolve(convolution, features, radial, harmonics, batch_graph)
     (gradient,) = torch.autograd.grad(result[0].sum(), lengths, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
         torch.autograd.grad(gradient.sum(), lengths)

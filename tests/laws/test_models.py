@@ -62,7 +62,7 @@ def test_smooth_where_an_atom_leaves(case: Any, potential: Potential) -> None:
     positions = np.array([[0.0, 0.0, 0.0], [1.1, 0.8, 0.3], [4.0, 0.2, 0.1]])
     structure = Structure(np.array([8, 6, 1]), positions, np.zeros((3, 3)), (False, False, False))
     plan = case.plan
-    if any(kind.is_directed for kind in plan.interactions) and not plan.cutoff_after_network:
+    if plan.is_directed and not plan.cutoff_after_network:
         with pytest.raises(AssertionError, match="cutoff: energy deviates"):
             laws.assert_smooth_at_cutoff(potential, structure, (0, 2), plan.r_max)
         return

@@ -18,6 +18,8 @@ from mace.compat.weights import weights_from_original
 from mace.conditions import read_specs
 from mace.elements import ElementTable
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.backend import TORCH
+from mace.kernels.c_backend import C
 from mace.model.mace import MACE
 from mace.model.plan import HeadPlan, ModelPlan
 from mace.model.prediction import predict
@@ -71,7 +73,7 @@ class Case:
         plan = self.plan if scale is None else self.plan.model_copy(update={"scale": scale})
         model = MACE(plan, torch.float64)
         model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
-        return model.use_compiled_kernels(COMPILED)
+        return model.use_backend(C if COMPILED else TORCH)
 
     def dataset(self) -> InMemoryDataset:
         """Build the graphs of the three structures."""

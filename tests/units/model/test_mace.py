@@ -11,8 +11,8 @@ import torch
 from mace.elements import ElementTable
 from mace.graphs.assembly import build_graph
 from mace.graphs.graph import Graph
-from mace.model.mace import LARGEST_ELEMENT_EMBEDDING, MACE
-from mace.model.nonlinear import START_OF_ALPHA, START_OF_BETA
+from mace.model.mace import MACE
+from mace.model.nonlinear import LARGEST_ELEMENT_EMBEDDING, START_OF_ALPHA, START_OF_BETA
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict, sum_over_structures
 from mace.structures.configuration import Configuration

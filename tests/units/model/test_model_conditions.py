@@ -49,7 +49,7 @@ def test_the_readout_is_neither_scaled_nor_shifted(model: MACE) -> None:
     again = files.model(model.plan)
     with torch.no_grad():
         again.condition_readout.weight.mul_(2.0)
-    channels = again._channels(graph)
+    channels = again.channels(graph)
     expected = channels @ model.condition_readout.weight / model.plan.n_channels**0.5
     difference = predict(again, graph).atomic_energies - before
     torch.testing.assert_close(difference[graph.atoms_by_element], expected[:, 0], rtol=1e-9, atol=1e-9)
@@ -77,7 +77,7 @@ def test_channels_are_the_sum_of_element_and_conditions(model: MACE) -> None:
     of_conditions = silu(np.concatenate(parts, axis=1) @ state["conditions.mixing"])
     of_elements = state["embedding"][graph.element.numpy()] / 3**0.5
     np.testing.assert_allclose(
-        model._channels(graph).numpy(), (of_elements + of_conditions)[graph.atoms_by_element.numpy()], atol=1e-14
+        model.channels(graph).numpy(), (of_elements + of_conditions)[graph.atoms_by_element.numpy()], atol=1e-14
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mace.kernels.backend import TORCH
+from mace.kernels.c_backend import C
+from mace.kernels.emit import lanes
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork
 
 WIDTHS = (5, 7, 9, 4)
@@ -45,13 +48,15 @@ def test_a_network_with_biases_is_that_of_torch() -> None:
 
 @pytest.mark.parametrize("kind", [RadialNetwork, NormalizedRadialNetwork])
 def test_both_layouts_hold_the_same(kind: type[RadialNetwork]) -> None:
-    """Two paths of two channels, in blocks of four channels, two of which are padding."""
+    """Two paths of two channels, in blocks of as many channels as vectors have numbers, the others padding."""
     network, basis = drawn(kind), torch.randn(6, WIDTHS[0], dtype=torch.float64)
     inputs = EdgeInputs(basis, torch.rand(6, dtype=torch.float64))
-    blocks = network.blocks(inputs, n_paths=2, n_lanes=4)
-    assert blocks.shape == (6, 1, 2, 4)
+    blocks, n_lanes = C.radial(*network.last_product(inputs), n_paths=2), lanes(torch.float64)
+    assert blocks.shape == (6, 1, 2, n_lanes) and n_lanes >= 2
     assert torch.allclose(blocks[:, 0, :, :2].flatten(1), network(inputs), atol=1e-13)
     assert not blocks[..., 2:].any()
+    plain = TORCH.radial(*network.last_product(inputs), n_paths=2)
+    assert plain.shape == (6, 2, 2) and torch.allclose(plain.flatten(1), network(inputs), atol=1e-13)
 
 
 def test_without_biases_nothing_comes_of_nothing() -> None:

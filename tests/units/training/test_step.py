@@ -59,6 +59,22 @@ def test_gradients_are_added_only_if_asked_for() -> None:
     assert lengths == pytest.approx([lengths[0] * times for times in (1, 1, 2, 3)], rel=1e-9)
 
 
+@pytest.mark.parametrize("frozen", ["embedding", "interactions.", "products.", "interactions.0.radial"])
+def test_what_is_frozen_is_not_differentiated_and_the_rest_as_before(kernels: str, load_case: Any, frozen: str) -> None:
+    case = load_case("vector_l3_c3_t2")
+    batch, loss = case.dataset().batch([0, 1]), make_loss("weighted", {"energy": 1.0, "forces": 10.0})
+    whole, part = case.model(), case.model()
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    for model in (whole, part):
+        loss_gradient(model, batch, loss)
+    for name, parameter in part.named_parameters():
+        expected = None if name.startswith(frozen) else whole.get_parameter(name).grad
+        assert (parameter.grad is None) == (expected is None), name
+        if expected is not None:
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("word", ["None", "none", "null"])
 def test_none_is_no_limit(word: str) -> None:
     assert parse_training_settings(["--name=a", "--train_file=a.xyz", f"--clip_grad={word}"]).clip_grad is None

@@ -1,9 +1,12 @@
-"""The compiled kernels as functions that autograd can differentiate twice."""
+"""The inner loops in C, as functions that autograd can differentiate twice."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,105 +15,58 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
+from mace.kernels.backend import Backend, TabulatedRadial, blocks_of_atoms, blocks_of_rows, joined
 from mace.kernels.compiler import CompilationError, compile_and_load, thread_pool
-from mace.kernels.convolution import ConvolutionPath
+from mace.kernels.convolution import Convolution
 from mace.kernels.emit import lanes
 from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
 from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.gather import DirectedEdges, sum_to_pairs
+from mace.kernels.gather import DirectedEdges, join_components, sum_to_pairs
 from mace.kernels.passes import Pass, current_pass
 from mace.kernels.radial_table import RadialTable
-
-
-class _Library:
-    """A compiled file and how to call what is in it."""
-
-    def __init__(self, source: str) -> None:
-        self._library = compile_and_load(source)
-
-    def call(self, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
-        """Run a kernel on contiguous tensors, with torch's number of threads."""
-        assert all(array.is_contiguous() for array in arrays)
-        pointers = (ctypes.c_void_p * len(arrays))(*[array.data_ptr() for array in arrays])
-        sizes = (ctypes.c_int64 * len(dimensions))(*dimensions)
-        pool = thread_pool()
-        getattr(self._library, name)(
-            pointers,
-            sizes,
-            ctypes.c_int64(blocks),
-            ctypes.c_int64(min(torch.get_num_threads(), blocks)),
-            ctypes.c_void_p(pool.parallel),
-            ctypes.c_void_p(pool.thread_number),
-            ctypes.c_void_p(pool.team_size),
-        )
+from mace.kernels.symmetric_contraction import SymmetricContraction
 
 
 @cache
-def _convolution_library(layout: ConvolutionLayout, dtype: torch.dtype) -> _Library:
-    return _Library(convolution_source(layout, dtype))
+def _library(source: Callable[[Any, torch.dtype], str], kernel: Any, dtype: torch.dtype) -> ctypes.CDLL:
+    """Compile and load what a function writes for a certain kernel."""
+    return compile_and_load(source(kernel, dtype))
 
 
-@cache
-def _tabulated_library(layout: ConvolutionLayout, dtype: torch.dtype) -> _Library:
-    return _Library(tabulated_source(layout, dtype))
+def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
+    """Run a kernel on contiguous tensors, with torch's number of threads."""
+    assert all(array.is_contiguous() for array in arrays)
+    pointers = (ctypes.c_void_p * len(arrays))(*[array.data_ptr() for array in arrays])
+    sizes = (ctypes.c_int64 * len(dimensions))(*dimensions)
+    pool = thread_pool()
+    getattr(library, name)(
+        pointers,
+        sizes,
+        ctypes.c_int64(blocks),
+        ctypes.c_int64(min(torch.get_num_threads(), blocks)),
+        ctypes.c_void_p(pool.parallel),
+        ctypes.c_void_p(pool.thread_number),
+        ctypes.c_void_p(pool.team_size),
+    )
 
 
-@cache
-def _contraction_library(terms: ContractionTerms, dtype: torch.dtype) -> _Library:
-    return _Library(contraction_source(terms, dtype))
-
-
-def compile_convolution(
-    paths: tuple[ConvolutionPath, ...], l_in: tuple[int, ...], l_max: int, dtype: torch.dtype
-) -> None:
-    """Compile a layer's convolution now rather than at its first use.
-
-    Raises:
-        CompilationError: If that is not possible here.
-    """
-    _convolution_library(ConvolutionLayout(paths, l_in, l_max), dtype)
-
-
-def compile_tabulated_convolution(
-    paths: tuple[ConvolutionPath, ...], l_in: tuple[int, ...], l_max: int, dtype: torch.dtype
-) -> None:
-    """Compile a layer's convolution with tabulated radial weights now rather than at its first use.
-
-    Raises:
-        CompilationError: If that is not possible here.
-    """
-    _tabulated_library(ConvolutionLayout(paths, l_in, l_max), dtype)
-
-
-def compile_contraction(terms: ContractionTerms, dtype: torch.dtype) -> None:
-    """Compile a symmetric contraction now rather than at its first use.
-
-    Raises:
-        CompilationError: If that is not possible here.
-    """
-    if terms.n_terms() > LARGEST_NUMBER_OF_TERMS:
-        raise CompilationError(
-            f"its symmetric contraction has {terms.n_terms()} terms, more than the {LARGEST_NUMBER_OF_TERMS} that are "
-            "compiled in reasonable time"
-        )
-    _contraction_library(terms, dtype)
-
-
-def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
-    """Return the number of channels rounded up to whole vectors."""
-    width = lanes(dtype)
-    return -(-n_channels // width) * width
-
-
-def pad_channels(values: Tensor) -> Tensor:
+def _padded(values: Tensor) -> Tensor:
     """Append zero channels up to whole vectors, ``[..., channels]``."""
-    missing = padded_channels(values.shape[-1], values.dtype) - values.shape[-1]
+    missing = -values.shape[-1] % lanes(values.dtype)
     return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
-def unpad_channels(values: Tensor, n_channels: int) -> Tensor:
-    """Leave out what `pad_channels` appended."""
+def _unpadded(values: Tensor, n_channels: int) -> Tensor:
+    """Leave out what `_padded` appended."""
     return values if values.shape[-1] == n_channels else values[..., :n_channels]
+
+
+def _layout(convolution: Convolution) -> ConvolutionLayout:
+    return ConvolutionLayout(convolution.paths, convolution.l_in, convolution.l_max)
+
+
+def _terms(contraction: SymmetricContraction) -> ContractionTerms:
+    return ContractionTerms(contraction.l_max, contraction.l_out, contraction.correlation)
 
 
 class _Convolution:
@@ -122,11 +78,11 @@ class _Convolution:
         graph: Graph,
         coupling: Tensor,
         n_channels: int,
-        tabulated: bool = False,
         edges: DirectedEdges | None = None,
+        n_nodes: int = 0,
     ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
-        self.library = (_tabulated_library if tabulated else _convolution_library)(layout, coupling.dtype)
+        self.library = _library(tabulated_source if n_nodes else convolution_source, layout, coupling.dtype)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
         n_rows, row_of_slot, reverse_of_slot = len(graph.pair_sender), graph.pair_of_slot, graph.reverse_of_slot
@@ -134,13 +90,13 @@ class _Convolution:
             # each slot has radial weights of its own: none finds that its reverse has been there before
             n_rows, row_of_slot = len(edges.slots), edges.of_slot
             reverse_of_slot = torch.full_like(row_of_slot, len(row_of_slot))
-        self.dimensions: tuple[int, ...] = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks)
+        self.dimensions = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks, n_nodes)
         self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
         self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
     def run(self, name: str, arrays: Sequence[Tensor]) -> None:
         """Call a kernel."""
-        self.library.call(name, (*self.indices, *arrays), self.dimensions, self.blocks)
+        _run(self.library, name, (*self.indices, *arrays), self.dimensions, self.blocks)
 
     def empty_results(self) -> list[Tensor]:
         """Allocate the results, by degree ``[atoms, 2 l + 1, paths, channels]``."""
@@ -156,8 +112,8 @@ class _Convolution:
 
     def zero_harmonics(self, harmonics: Tensor) -> Tensor:
         """Allocate gradients of the harmonics, one array for each share of the work, rows rounded up to vectors."""
-        shares = min(torch.get_num_threads(), self.blocks)
-        return harmonics.new_zeros(shares, len(harmonics), padded_channels(harmonics.shape[1], harmonics.dtype))
+        shares, width = min(torch.get_num_threads(), self.blocks), lanes(harmonics.dtype)
+        return harmonics.new_zeros(shares, len(harmonics), -(-harmonics.shape[1] // width) * width)
 
     def empty_radial(self) -> Tensor:
         """Allocate a gradient of the radial weights; every pair but the padding is written by the kernels."""
@@ -219,51 +175,13 @@ class _ConvolveBackward(torch.autograd.Function):
         return (None, None, None, gradient, *gradients, *results)
 
 
-def convolve_native(
-    features: dict[int, Tensor],
-    radial: Tensor,
-    harmonics: Tensor,
-    coupling: Tensor,
-    paths: tuple[ConvolutionPath, ...],
-    graph: Graph,
-    edges: DirectedEdges | None = None,
-) -> dict[int, Tensor]:
-    """Do what `mace.kernels.convolution.convolve` does.
-
-    Args:
-        features: By degree, ``[atoms, 2 l + 1, channels]``, channels padded to whole vectors.
-        radial: Radial weights of pairs, or of directed edges, by blocks of channels, ``[rows, blocks, paths, lanes]``.
-        harmonics: ``[slots, (l_max + 1)^2]``.
-        coupling: The coupling matrix of the paths.
-        paths: The paths.
-        graph: The graph, on the CPU.
-        edges: The directed edges, if the weights are theirs.
-
-    Returns:
-        By degree, ``[atoms, 2 l + 1, paths of the degree, channels]``.
-    """
-    l_in = tuple(sorted(features))
-    layout = ConvolutionLayout(paths, l_in, int(harmonics.shape[1] ** 0.5) - 1)
-    work = _Convolution(layout, graph, coupling, features[l_in[0]].shape[-1], edges=edges)
-    # what is saved for a second derivative must be what autograd knows, so copies are made out here
-    contiguous = [values.contiguous() for values in (harmonics, radial, *(features[l] for l in l_in))]
-    results = _Convolve.apply(work, *contiguous)
-    return dict(enumerate(results))
-
-
 class _ConvolveTabulated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        work: _Convolution,
-        rows: Tensor,
-        table: RadialTable,
-        harmonics: Tensor,
-        lengths: Tensor,
-        *features: Tensor,
+        ctx: Any, work: _Convolution, table: _BlockedTable, harmonics: Tensor, lengths: Tensor, *features: Tensor
     ) -> tuple[Tensor, ...]:
         interval, factors = table.coefficients(lengths)
-        ctx.work, ctx.tail = work, (rows, interval)
+        ctx.work, ctx.tail = work, (table.rows, interval)
         ctx.save_for_backward(harmonics, factors, *features)
         results = work.empty_results()
         work.run("conv_forward_tabulated", (harmonics @ work.coupling, factors, *features, *results, *ctx.tail))
@@ -281,46 +199,7 @@ class _ConvolveTabulated(torch.autograd.Function):
         of_harmonics = parts.sum(0)[:, : harmonics.shape[1]]
         # the first harmonic is constant; in its place stands the gradient by the length
         of_lengths = sum_to_pairs(of_harmonics[:, 0], work.graph)
-        return (None, None, None, of_harmonics, of_lengths, *gradients)
-
-
-def blocked_table(table: RadialTable) -> Tensor:
-    """Bring a table into the layout of the kernels, ``[blocks of channels, nodes, 3, paths, lanes]``."""
-    padded = pad_channels(table.values)
-    return padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
-
-
-def convolve_tabulated(
-    features: dict[int, Tensor],
-    lengths: Tensor,
-    table: RadialTable,
-    rows: Tensor,
-    harmonics: Tensor,
-    coupling: Tensor,
-    paths: tuple[ConvolutionPath, ...],
-    graph: Graph,
-) -> dict[int, Tensor]:
-    """Do what `convolve_native` does, with radial weights from a table; differentiable once, by the geometry.
-
-    Args:
-        features: By degree, ``[atoms, 2 l + 1, channels]``, channels padded to whole vectors.
-        lengths: Angstrom, ``[pairs]``.
-        table: The radial weights.
-        rows: `blocked_table` of it.
-        harmonics: ``[slots, (l_max + 1)^2]``.
-        coupling: The coupling matrix of the paths.
-        paths: The paths.
-        graph: The graph, on the CPU.
-
-    Returns:
-        By degree, ``[atoms, 2 l + 1, paths of the degree, channels]``.
-    """
-    l_in = tuple(sorted(features))
-    layout = ConvolutionLayout(paths, l_in, int(harmonics.shape[1] ** 0.5) - 1)
-    work = _Convolution(layout, graph, coupling, features[l_in[0]].shape[-1], tabulated=True)
-    work.dimensions = (*work.dimensions, len(table.values))
-    contiguous = [values.contiguous() for values in (harmonics, lengths, *(features[l] for l in l_in))]
-    return dict(enumerate(_ConvolveTabulated.apply(work, rows, table, *contiguous)))
+        return (None, None, of_harmonics, of_lengths, *gradients)
 
 
 class _Contract(torch.autograd.Function):
@@ -376,22 +255,130 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     features = arrays[1]
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
-    _contraction_library(terms, features.dtype).call(name, arrays, (n_atoms, n_channels, blocks), blocks)
+    library = _library(contraction_source, terms, features.dtype)
+    _run(library, name, arrays, (n_atoms, n_channels, blocks), blocks)
 
 
-def contract_native(terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor) -> dict[int, Tensor]:
-    """Evaluate a symmetric contraction.
+@cache
+def _tables(terms: ContractionTerms, dtype: torch.dtype) -> dict[tuple[int, int], Tensor]:
+    """Return, by degree and order, what carries weights of paths onto terms, ``[terms, paths]``."""
+    return {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
 
-    Args:
-        terms: Its terms.
-        place: Of each atom's element among those in ``weights``, ``[atoms]``.
-        features: ``[atoms, (l_max + 1)^2, channels]``, channels padded to whole vectors.
-        weights: Weights carried onto terms, ``[elements, terms, channels]``.
 
-    Returns:
-        By degree, ``[atoms, 2 l + 1, channels]``.
+def _compile(shape: ConvolutionLayout | ContractionTerms, dtype: torch.dtype, tables: bool) -> None:
+    if isinstance(shape, ConvolutionLayout):
+        _library(tabulated_source if tables else convolution_source, shape, dtype)
+        return
+    if shape.n_terms() > LARGEST_NUMBER_OF_TERMS:
+        raise CompilationError(
+            f"its symmetric contraction has {shape.n_terms()} terms, more than the {LARGEST_NUMBER_OF_TERMS} that are "
+            "compiled in reasonable time"
+        )
+    _library(contraction_source, shape, dtype)
+
+
+@dataclass(frozen=True)
+class _BlockedTable(RadialTable):
+    """A table in the layout of the kernels too.
+
+    Attributes:
+        rows: ``[blocks of channels, nodes, 3, paths, lanes]``.
     """
-    # blocks of channels first: a kernel walks through all terms of one block
-    blocked = weights.unflatten(2, (-1, lanes(weights.dtype))).transpose(1, 2).contiguous()
-    results = _Contract.apply(terms, place, features.contiguous(), blocked)
-    return dict(zip(terms.l_out, results, strict=True))
+
+    rows: Tensor
+
+
+class CBackend(Backend):
+    """Kernels in C, compiled on first use, on the CPU only.
+
+    Channels are padded with zeros to whole vectors and stand in blocks of one vector.
+    """
+
+    name = "c"
+    reads_tables_fast = True
+
+    def prepare(
+        self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
+    ) -> None:
+        """See `Backend`."""
+        shapes = dict.fromkeys(_layout(k) if isinstance(k, Convolution) else _terms(k) for k in kernels)
+        # compilers are programs of their own
+        with ThreadPoolExecutor(max_workers=min(len(shapes), os.cpu_count() or 1)) as pool:
+            for future in [pool.submit(_compile, shape, dtype, tables) for shape in shapes]:
+                future.result()
+
+    def prepare_table(self, table: RadialTable) -> RadialTable:
+        """See `Backend`."""
+        padded = _padded(table.values)
+        rows = padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
+        return _BlockedTable(table.values, table.r_max, rows)
+
+    def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
+        """See `Backend`; ``[rows, blocks of channels, paths, lanes]``."""
+        blocked = _padded(weight.unflatten(1, (n_paths, -1))).unflatten(2, (-1, lanes(weight.dtype)))
+        return (hidden @ blocked.transpose(1, 2).flatten(1)).view(-1, blocked.shape[2], n_paths, blocked.shape[3])
+
+    def convolve(
+        self,
+        convolution: Convolution,
+        features: Mapping[int, Tensor],
+        radial: Tensor | TabulatedRadial,
+        harmonics: Tensor,
+        graph: Graph,
+        edges: DirectedEdges | None = None,
+    ) -> dict[int, Tensor]:
+        """See `Backend`; with a table, differentiable once, by the geometry."""
+        n_channels = features[convolution.l_in[0]].shape[-1]
+        # what is saved for a second derivative must be what autograd knows, so copies are made out here
+        given = [_padded(features[degree]).contiguous() for degree in convolution.l_in]
+        width, harmonics = given[0].shape[-1], harmonics.contiguous()
+        layout, coupling = _layout(convolution), convolution.coupling
+        if isinstance(radial, TabulatedRadial):
+            table = radial.table
+            assert isinstance(table, _BlockedTable), "tables are prepared before"
+            work = _Convolution(layout, graph, coupling, width, n_nodes=len(table.values))
+            results = _ConvolveTabulated.apply(work, table, harmonics, radial.lengths.contiguous(), *given)
+        else:
+            work = _Convolution(layout, graph, coupling, width, edges)
+            results = _Convolve.apply(work, harmonics, radial.contiguous(), *given)
+        return {degree: _unpadded(values, n_channels).flatten(2) for degree, values in enumerate(results)}
+
+    def mix(
+        self,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        graph: Graph,
+        element_weights: Sequence[Tensor] | None = None,
+        divisor: Tensor | None = None,
+    ) -> Tensor:
+        """See `Backend`."""
+        mixed = []
+        for pieces, matrices in blocks_of_rows(rows, weights, element_weights, graph):
+            of_degree = joined([piece @ matrix for piece, matrix in zip(pieces, matrices, strict=True)], dim=0)
+            mixed.append(of_degree if divisor is None else of_degree / divisor.view(-1, 1, 1))
+        return join_components(mixed)
+
+    def contract(
+        self,
+        contraction: SymmetricContraction,
+        atomic_basis: Tensor,
+        weights: Mapping[tuple[int, int], Tensor],
+        graph: Graph,
+    ) -> dict[int, Tensor]:
+        """See `Backend`."""
+        terms, (elements, counts), device = _terms(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
+        present = torch.tensor(elements, device=device)
+        # of each atom's element among those that are present
+        place = torch.arange(len(present), device=device).repeat_interleave(
+            torch.tensor(counts, device=device), output_size=graph.n_atoms
+        )
+        tables = _tables(terms, atomic_basis.dtype)
+        carried = [tables[key] @ weight.index_select(0, present) for key, weight in weights.items() if key in tables]
+        # blocks of channels first: a kernel walks through all terms of one block
+        blocked = _padded(torch.cat(carried, dim=1)).unflatten(2, (-1, lanes(atomic_basis.dtype))).transpose(1, 2)
+        results = _Contract.apply(terms, place, _padded(atomic_basis).contiguous(), blocked.contiguous())
+        n_channels = atomic_basis.shape[2]
+        return {l: _unpadded(values, n_channels) for l, values in zip(terms.l_out, results, strict=True)}
+
+
+C = CBackend()
