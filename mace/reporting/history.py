@@ -139,6 +139,14 @@ class RunHistory:
         """Tell whether an evaluation after a step measured an error."""
         return any(record.get(metric) is not None for of_head in self.valid.values() for record in of_head.values())
 
+    def validation_losses(self) -> dict[int, float]:
+        """Return the validation loss of all heads together by epoch; NaN where one is none."""
+        losses: dict[int, float] = {}
+        for of_head in self.valid.values():
+            for epoch, record in of_head.items():
+                losses[epoch] = losses.get(epoch, 0.0) + _number(record.get("loss"))
+        return losses
+
     @property
     def stage_two_start(self) -> int | None:
         """The first epoch of stage two, where the records say it."""
