@@ -261,7 +261,8 @@ def _read_structure(options: argparse.Namespace, plan: SimulationPlan) -> Atoms:
     """Read the structure and refuse what cannot be simulated."""
     from mace.structures.checks import check_geometry
     from mace.structures.configuration import Configuration
-    from mace.structures.frames import expand_paths, iterate_frames
+    from mace.structures.formats import iterate_frames
+    from mace.structures.sources import expand_paths
 
     (file,) = expand_paths(options.structure)[:1]
     frames = list(iterate_frames(file))

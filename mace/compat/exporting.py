@@ -22,7 +22,7 @@ from mace.compat.weights import weights_to_original
 from mace.conditions import spec_of_condition
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict

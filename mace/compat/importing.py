@@ -58,19 +58,19 @@ class ImportedModel:
         plan = self.model.plan
         elements = ", ".join(chemical_symbol(z) for z in plan.atomic_numbers[:12])
         more = f" and {plan.n_elements - 12} more" if plan.n_elements > 12 else ""
-        head = _told_of_heads(self.heads, self.head)
+        head = _words_on_heads(self.heads, self.head)
         return (
             f"{self.kind} of mace-torch converted ({plan.n_layers} layers, {plan.n_channels} channels, r_max "
             f"{plan.r_max:.6g} A, {elements}{more}{head}); {self.n_checks} constants and normalizations agree"
         )
 
 
-def import_original(path: str | Path, head: str | None = None, known: Known | None = None) -> ImportedModel:
+def import_original(path: str | Path, head: str | int | None = None, known: Known | None = None) -> ImportedModel:
     """Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.
 
     Args:
         path: The file.
-        head: Name of the head to take; None for all.
+        head: Name or number of the head to take; None for all.
         known: What a checkpoint does not tell.
 
     Returns:
@@ -106,7 +106,9 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         head = find_head(heads, head, str(original.path))
         model = with_one_head(model, head)
     head = heads[0] if len(heads) == 1 else head
-    metadata = ModelMetadata(name=original.path.stem, comment=_origin(original, kind, heads, head))
+    article = "an" if kind[0] in "AEIOU" else "a"
+    whole = f"{article} {kind} of mace-torch{_words_on_heads(heads, head)}, SHA-256 {sha256_of(original.path)}"
+    metadata = ModelMetadata(name=original.path.stem, comment=f"converted from {original.path.name}, {whole}")
     return ImportedModel(model, metadata, kind, heads, head, n_checks)
 
 
@@ -133,20 +135,11 @@ def _explained(original: Original, reason: str) -> str:
     return f"{original.path}: this model of mace-torch cannot be converted: {reason}; {way_out}."
 
 
-def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
+def _words_on_heads(heads: tuple[str, ...], head: str | None) -> str:
     """Say which heads a file has, and which was taken."""
     if len(heads) == 1:
         return ""
     return f", head {head} of {', '.join(heads)}" if head is not None else f", heads {', '.join(heads)}"
-
-
-def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
-    whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
-    return f"converted from {original.path.name}, {whole}, SHA-256 {sha256_of(original.path)}"
-
-
-def _with_article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def heads_in(path: str | Path) -> tuple[str, ...]:
@@ -178,7 +171,7 @@ def open_model(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    head: str | None = None,
+    head: str | int | None = None,
 ) -> LoadedModel:
     """Open a model file of this program or of mace-torch.
 
@@ -186,7 +179,7 @@ def open_model(
         path: The file.
         device: Where the model is to live.
         dtype: Precision; without it, that of the file.
-        head: Head to take of a model that has several; None for all.
+        head: Head to take of a model that has several, by name or number; None for all.
 
     Returns:
         The model, which can be called with mace-torch's dictionaries too, and where it comes from.

@@ -13,8 +13,8 @@ import numpy as np
 from mace.errors import UserError
 from mace.properties import COMPARED
 from mace.structures.configuration import Configuration
+from mace.structures.extended_xyz import iterate_extended_xyz
 from mace.structures.frame import Frame
-from mace.structures.frames import iterate_extended_xyz
 from mace.structures.stress import full_tensor
 
 _WRITTEN_DIGITS = 1.0e-7

@@ -39,11 +39,16 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """The memory of a tensor, not yet read."""
+    """The memory of a tensor, not yet read: a key of `STORAGES`, its name in the file and its number of values."""
 
     kind: str
     key: str
     n_values: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type for its values."""
+        return np.dtype(STORAGES[self.kind])
 
 
 ReadStorage = Callable[[Storage], bytes]
@@ -64,6 +69,25 @@ class StoredTensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    def read(self, read_storage: ReadStorage) -> np.ndarray:
+        """Read the values of the tensor from the bytes of its storage.
+
+        Raises:
+            PickleError: If it does not lie within its storage.
+        """
+        storage, size, dtype = self.storage, math.prod(self.shape), self.storage.dtype
+        if size == 0:
+            return np.zeros(self.shape, dtype)
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        if last >= storage.n_values or size > storage.n_values:
+            raise PickleError("a tensor reaches beyond its storage")
+        data = read_storage(storage)
+        if len(data) < storage.n_values * dtype.itemsize:
+            raise PickleError("a storage is shorter than its tensor")
+        values = np.frombuffer(data, dtype, count=storage.n_values)[self.offset :]
+        steps = tuple(step * dtype.itemsize for step in self.strides)
+        return np.lib.stride_tricks.as_strided(values, self.shape, steps, writeable=False).copy()
 
 
 @dataclass(frozen=True)
@@ -89,30 +113,10 @@ class TorchFile:
             UserError: If one does not lie within its storage, or all together are larger than the file.
         """
         with _explaining(self.path), self.open_storages() as read_storage:
-            total = sum(math.prod(t.shape) * _item_size(t.storage) for t in tensors.values())
+            total = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
             if total > 2 * self.size + MAX_TEXT:
                 raise PickleError("its tensors are larger than the file")
-            return {name: _array(tensor, read_storage) for name, tensor in tensors.items()}
-
-
-def _item_size(storage: Storage) -> int:
-    return np.dtype(STORAGES[storage.kind]).itemsize
-
-
-def _array(tensor: StoredTensor, read_storage: ReadStorage) -> np.ndarray:
-    storage, size = tensor.storage, math.prod(tensor.shape)
-    dtype = np.dtype(STORAGES[storage.kind])
-    if size == 0:
-        return np.zeros(tensor.shape, dtype)
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    if last >= storage.n_values or size > storage.n_values:
-        raise PickleError("a tensor reaches beyond its storage")
-    data = read_storage(storage)
-    if len(data) < storage.n_values * dtype.itemsize:
-        raise PickleError("a storage is shorter than its tensor")
-    values = np.frombuffer(data, dtype, count=storage.n_values)[tensor.offset :]
-    steps = tuple(step * dtype.itemsize for step in tensor.strides)
-    return np.lib.stride_tricks.as_strided(values, tensor.shape, steps, writeable=False).copy()
+            return {name: tensor.read(read_storage) for name, tensor in tensors.items()}
 
 
 def is_torch_file(path: str | Path) -> bool:
@@ -154,25 +158,20 @@ def read_torch_file(path: str | Path) -> TorchFile:
             raise UserError(f"{path}: the file has {size / 1e9:.0f} GB, more than any model; name the model file.")
         with path.open("rb") as stream:
             start = stream.read(512)
-        _refuse_other_kinds(path, start)
+        if not start:
+            raise UserError(f"{path}: the file is empty; copy or download it again.")
+        text = start.lstrip().lower()
+        if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise UserError(
+                f"{path}: this is a web page, not a model; download the file itself (the raw or release link)."
+            )
+        if text.startswith(b"version https://git-lfs"):
+            raise UserError(
+                f"{path}: this is only a pointer to the model in Git LFS; fetch the file with 'git lfs pull'."
+            )
+        if not start.startswith((ZIP_START, PICKLE_START)):
+            raise UserError(f"{path}: this is neither a model of this program nor a file that torch.save wrote.")
         return (_read_archive if start.startswith(ZIP_START) else _read_legacy)(path, size)
-
-
-def _refuse_other_kinds(path: Path, start: bytes) -> None:
-    """Name what is mistaken for a model most often.
-
-    Raises:
-        UserError: If the file begins like one of these.
-    """
-    if not start:
-        raise UserError(f"{path}: the file is empty; copy or download it again.")
-    text = start.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: this is a web page, not a model; download the file itself (the raw or release link).")
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: this is only a pointer to the model in Git LFS; fetch the file with 'git lfs pull'.")
-    if not start.startswith((ZIP_START, PICKLE_START)):
-        raise UserError(f"{path}: this is neither a model of this program nor a file that torch.save wrote.")
 
 
 @contextmanager
@@ -256,25 +255,29 @@ def _read_legacy(path: Path, size: int) -> TorchFile:
     """Read the files of torch before 1.6: pickles one after the other, then the storages as they are."""
     if size > MAX_PICKLE:
         raise PickleError(f"it has {size} bytes")
-    data = path.read_bytes()
-    machine = Machine(data)
-    if machine.read() != LEGACY_MAGIC:
-        raise UserError(f"{path}: this is a pickle, but none that torch.save wrote; name a .model file.")
-    for _ in range(2):  # version of the format, description of the machine
-        machine = Machine(data, machine.place)
-        machine.read()
-    machine = Machine(data, machine.place, CONSTRUCTORS, _storage)
-    root = machine.read()
-    keys_machine = Machine(data, machine.place)
-    keys = keys_machine.read()
+    data, place = path.read_bytes(), 0
+    storages: dict[str, Storage] = {}
+
+    def storage(identifier: Any) -> Storage:
+        found = _storage(identifier)
+        storages[found.key] = found
+        return found
+
+    pickles: list[Any] = []  # magic number, version of the format, description of the machine, the object, storages
+    while len(pickles) < 5:
+        machine = Machine(data, place, CONSTRUCTORS, storage)
+        pickles.append(machine.read())
+        place = machine.place
+        if pickles[0] != LEGACY_MAGIC:
+            raise UserError(f"{path}: this is a pickle, but none that torch.save wrote; name a .model file.")
+    *_, root, keys = pickles
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise PickleError("the list of its storages is missing")
-    item_sizes = {storage.key: _item_size(storage) for storage in _storages_of(root)}
-    places, place = {}, keys_machine.place
+    places: dict[str, tuple[int, int]] = {}
     for key in keys:
         (count,) = struct.unpack_from("<q", data, place)
-        # the type of a storage that no tensor uses is not known; torch writes none
-        length = count * item_sizes.get(key, 1)
+        # the type of a storage that nothing refers to is not known; torch writes none
+        length = count * (storages[key].dtype.itemsize if key in storages else 1)
         if not 0 <= length <= len(data) - place - 8:
             raise PickleError("it is cut off")
         places[key] = (place + 8, length)
@@ -287,23 +290,6 @@ def _read_legacy(path: Path, size: int) -> TorchFile:
         return data[start : start + length]
 
     return TorchFile(path, size, root, lambda: nullcontext(read_storage))
-
-
-def _storages_of(root: Any) -> list[Storage]:
-    """Collect all storages that an object refers to."""
-    found, todo, seen = [], [root], set()
-    while todo:
-        value = todo.pop()
-        if isinstance(value, StoredTensor):
-            found.append(value.storage)
-        if not isinstance(value, (Record, list, tuple, dict)) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Record):
-            todo.extend([value.arguments, value.states, value.items, value.entries])
-        else:
-            todo.extend(value.values() if isinstance(value, dict) else value)
-    return found
 
 
 def _storage(identifier: Any) -> Storage:
@@ -327,25 +313,12 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Sto
     return StoredTensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
 def _ordered(*arguments: Any) -> dict[Any, Any]:
     """Make the ordered dictionaries of all versions of Python."""
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list):
         raise PickleError("an ordered dictionary is not made from pairs")
     return {key: value for key, value in pairs if isinstance(key, (str, int))}
-
-
-def _encoded(text: Any, *_: Any) -> Any:
-    """Return the bytes that Python writes as text; what was left out stays so."""
-    return text.encode("latin-1") if isinstance(text, str) else text
-
-
-def _sequence(values: Any = ()) -> tuple[Any, ...]:
-    return tuple(values) if isinstance(values, (list, tuple)) else ()
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
@@ -361,13 +334,14 @@ CONSTRUCTORS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _ordered,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_tensor"): _tensor,
-    Name("torch._utils", "_rebuild_parameter"): _parameter,
-    Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Name("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    Name("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     Name("torch._tensor", "_rebuild_from_type_v2"): lambda function, kind, arguments, *_: (
         _tensor(*arguments) if isinstance(arguments, tuple) and arguments else Record(None)
     ),
-    Name("torch", "Size"): _sequence,
-    Name("_codecs", "encode"): _encoded,
+    Name("torch", "Size"): lambda values=(): tuple(values) if isinstance(values, (list, tuple)) else (),
+    # bytes that Python writes as text; what was left out stays so
+    Name("_codecs", "encode"): lambda text, *_: text.encode("latin-1") if isinstance(text, str) else text,
     Name("__builtin__", "bytes"): lambda: b"",
     Name("numpy.core.multiarray", "scalar"): _numpy_scalar,
     Name("numpy._core.multiarray", "scalar"): _numpy_scalar,

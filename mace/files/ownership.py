@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from mace.errors import UserError
 
@@ -110,6 +109,11 @@ def _parse(content: bytes) -> Owner | None:
     return owner if isinstance(owner.process, int) else None
 
 
+def _name(content: bytes) -> str:
+    """Say whose a lock is."""
+    return str(_parse(content) or "another process")
+
+
 class _Lock:
     """The lock of one folder.
 
@@ -139,46 +143,53 @@ class _Lock:
         temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
         try:
             temporary.write_bytes(self._content)
-            while True:
-                taken, before = self._try(temporary, take_over)
-                if taken:
-                    break
+            while (seen := self._try(temporary, take_over)) is None:
+                pass  # something changed meanwhile
         finally:
             temporary.unlink(missing_ok=True)
         # the file itself, whatever happens to its name
         self._descriptor = os.open(self.path, os.O_RDWR)
-        self._remove_remains()
-        return before
-
-    def _try(self, temporary: Path, take_over: bool) -> tuple[bool, bytes | None]:
-        """Try once; False if something changed meanwhile, so that it must be tried again.
-
-        Of several who find the same dead owner, one alone may replace its lock: who first creates the claim named after
-        that lock's content. An owner of a claim who died too is followed in the same way.
-        """
-        place, seen = self.path, list[tuple[Path, bytes]]()
-        while not _create(place, temporary, self._content):
-            content = _read(place)
-            if content is None or not _is_abandoned(place, content, temporary, take_over):
-                return False, None
-            seen.append((place, content))
-            place = self.path.with_name(f"{self.path.name}.{hashlib.sha256(content).hexdigest()[:12]}")
-        if not seen:
-            return True, None
-        if any(_read(where) != content for where, content in seen):
-            place.unlink(missing_ok=True)
-            return False, None
-        os.replace(temporary, self.path)
-        for claim in [where for where, _ in seen[1:]] + [place]:
-            claim.unlink(missing_ok=True)
-        return True, seen[0][1]
-
-    def _remove_remains(self) -> None:
-        """Remove what processes left behind that were killed while they took the lock."""
+        # what processes left behind that were killed while they took the lock
         for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
             owner = _parse(_read(file) or b"")
             if owner is not None and owner.lives() is False:
                 file.unlink(missing_ok=True)
+        return seen[0] if seen else None
+
+    def _try(self, temporary: Path, take_over: bool) -> list[bytes] | None:
+        """Try to take the lock once.
+
+        Of several who find the same dead owner, one alone may replace its lock: who first creates the claim named after
+        that lock's content. An owner of a claim who died too is followed in the same way.
+
+        Returns:
+            The contents of the abandoned lock and claims, none if there was no lock; None if one of them changed
+            meanwhile, so that it must be tried again.
+        """
+        place, seen = self.path, dict[Path, bytes]()
+        while not _create(place, temporary, self._content):
+            content = _read(place)
+            if content is None:
+                return None
+            owner = _parse(content)
+            alive = None if owner is None else owner.lives()
+            if alive is None and not take_over:
+                alive = _gives_sign(place, content, temporary, owner)
+                if _read(place) != content:
+                    return None
+            if alive:
+                raise OwnedByAnother(f"{place}: {_name(content)} writes the files of this run")
+            seen[place] = content
+            place = self.path.with_name(f"{self.path.name}.{hashlib.sha256(content).hexdigest()[:12]}")
+        if not seen:
+            return []
+        if any(_read(where) != content for where, content in seen.items()):
+            place.unlink(missing_ok=True)
+            return None
+        os.replace(temporary, self.path)
+        for claim in [*list(seen)[1:], place]:
+            claim.unlink(missing_ok=True)
+        return list(seen.values())
 
     def touch(self) -> None:
         """Give a sign of life, with the clock of the file server."""
@@ -240,23 +251,6 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _is_abandoned(place: Path, content: bytes, temporary: Path, take_over: bool) -> bool:
-    """Tell whether the owner of a lock is dead; False if the lock is another one by now.
-
-    Raises:
-        OwnedByAnother: If the owner lives.
-    """
-    owner = _parse(content)
-    alive = None if owner is None else owner.lives()
-    if alive is None and not take_over:
-        alive = _gives_sign(place, content, temporary, owner)
-        if _read(place) != content:
-            return False
-    if alive:
-        raise OwnedByAnother(f"{place}: {owner or 'another process'} writes the files of this run")
-    return True
-
-
 def _gives_sign(place: Path, content: bytes, temporary: Path, owner: Owner | None) -> bool:
     """Wait until a lock is touched, or has not been for `SILENCE`, by the clock of the file server."""
     try:
@@ -306,13 +300,9 @@ class Ownership:
         self.run, self._tag, self._take_over, self._advice = run, tag, take_over, advice
         self._process, self._ended, self._mutex = os.getpid(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="ownership", daemon=True)
-        self._usurper = ""
-        self.notes: list[str] = []
-
-    @property
-    def usurper(self) -> str:
+        self.usurper = ""
         """Who has taken the files from this process, in words; empty as long as they are its own."""
-        return self._usurper
+        self.notes: list[str] = []
 
     def __enter__(self) -> Ownership:
         """Take all locks, or none.
@@ -322,27 +312,27 @@ class Ownership:
         """
         try:
             for lock in self._locks:
-                self._take(lock)
+                try:
+                    before = lock.take(self._take_over)
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise UserError(f"{lock.path}: the lock of the run cannot be written ({reason}).") from error
+                if before is not None:
+                    owner = _parse(before) or "a process that left an incomplete lock"
+                    self.notes.append(
+                        f"{lock.path}: {owner} has ended without freeing the files of this run; taken over"
+                    )
+        except OwnedByAnother as error:
+            self.__exit__()
+            raise OwnedByAnother(
+                f"{error}; let it end, or choose another --name, --seed or --work_dir{self._advice}."
+            ) from None
         except BaseException:
-            self._free()
+            self.__exit__()
             raise
         if self._locks:
             self._thread.start()
         return self
-
-    def _take(self, lock: _Lock) -> None:
-        try:
-            before = lock.take(self._take_over)
-        except OwnedByAnother as error:
-            raise OwnedByAnother(
-                f"{error}; let it end, or choose another --name, --seed or --work_dir{self._advice}."
-            ) from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{lock.path}: the lock of the run cannot be written ({reason}).") from error
-        if before is not None:
-            owner = _parse(before) or "a process that left an incomplete lock"
-            self.notes.append(f"{lock.path}: {owner} has ended without freeing the files of this run; taken over")
 
     def look(self) -> bool:
         """See whether the files are still this process's own; a lock that is gone is created again, with a warning.
@@ -357,15 +347,15 @@ class Ownership:
                         _LOGGER.warning("%s was gone; it is written anew", lock.path)
                     self._compare(lock)
                 except OwnedByAnother as error:
-                    self._usurper = str(error)
+                    self.usurper = str(error)
                 except OSError as error:  # the state of the run will meet the same obstacle, and say so
                     _LOGGER.debug("%s cannot be looked at (%s)", lock.path, error)
-        return not self._usurper
+        return not self.usurper
 
     def _compare(self, lock: _Lock) -> None:
         other = lock.other_content()
         if other is not None:
-            self._usurper = f"{lock.path}: {_parse(other) or 'another process'} writes the files of this run"
+            self.usurper = f"{lock.path}: {_name(other)} writes the files of this run"
 
     def _beat(self) -> None:
         """Give signs of life until the end."""
@@ -378,13 +368,8 @@ class Ownership:
                     except OSError as error:
                         _LOGGER.debug("%s: no sign of life could be given (%s)", lock.path, error)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Free all locks that are still ours."""
-        self._free()
-
-    def _free(self) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(5.0)

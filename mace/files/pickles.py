@@ -3,15 +3,23 @@
 A pickle is a program for a stack machine. Python's own reader imports the classes and functions a pickle names and
 calls them, so that a file can do whatever its author likes. This machine knows the same instructions, but a name stays
 a `Name`, and a call or an object becomes a `Record` of its name, arguments and state. Nothing is looked up by name
-except a dozen constructors that are defined here. Numbers of instructions and sizes are bounded, so that reading takes
+except a dozen constructors that the caller passes. Numbers of instructions and sizes are bounded, so that reading takes
 time and memory in proportion to the file.
+
+``pickle.Unpickler`` with a harmless ``find_class`` does not do: it has no such bounds. One ``PUT`` of 15 bytes makes it
+take gigabytes, and it hashes whatever becomes a key or an item of a set: nested tuples overflow its stack or, where
+they share their parts, take it forever. What each instruction reads from the file and from the stack is taken from
+`pickletools`.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 MAX_INSTRUCTIONS = 200_000
@@ -42,11 +50,8 @@ class Name(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-class Omitted:
-    """Stands for a text or byte string too long to matter."""
-
-
-OMITTED = Omitted()
+OMITTED: Any = object()
+"""Stands for a text or byte string too long to matter."""
 
 
 class Record:
@@ -62,11 +67,11 @@ class Record:
 
     __slots__ = ("arguments", "entries", "items", "name", "states")
 
-    def __init__(self, name: Name | None, arguments: tuple[Any, ...] = ()) -> None:
+    def __init__(self, name: Name | None, arguments: tuple[Any, ...] = (), items: list[Any] | None = None) -> None:
         self.name = name
         self.arguments = arguments
         self.states: list[Any] = []
-        self.items: list[Any] = []
+        self.items: list[Any] = [] if items is None else items
         self.entries: dict[Any, Any] = {}
 
     @property
@@ -78,10 +83,6 @@ class Record:
         return last if isinstance(last, dict) else {}
 
 
-class _Mark:
-    """A place on the stack."""
-
-
 _HOSTILE_PACKAGES = frozenset("os importlib ctypes asyncio multiprocessing pip".split())
 _HOSTILE_MODULES = frozenset(
     "posix nt subprocess sys shutil socket runpy pty pdb bdb code codeop webbrowser timeit cProfile".split()
@@ -89,30 +90,21 @@ _HOSTILE_MODULES = frozenset(
 """Modules of one file; a package of the same name, such as a fork in a folder called code, is another one."""
 _HOSTILE_FUNCTIONS = frozenset("eval exec compile open __import__ input breakpoint exit quit".split())
 
+_SET = Name("builtins", "set")
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_INSTRUCTIONS = {
+    row.code: row for row in pickletools.opcodes if row.name not in ("EXT1", "EXT2", "EXT4", "NEXT_BUFFER")
+}
+"""All but those for registered classes and for buffers outside the file, which no model uses."""
 
-def _refuse_hostile(name: Name) -> None:
-    """Refuse a file that names what only an attack needs; it would not be called here, but says what the file is.
-
-    Raises:
-        HostileError: If it is such a name.
-    """
-    package = name.module.partition(".")[0]
-    if (
-        package in _HOSTILE_PACKAGES
-        or name.module in _HOSTILE_MODULES
-        or (package in ("builtins", "__builtin__") and name.name.partition(".")[0] in _HOSTILE_FUNCTIONS)
-    ):
-        raise HostileError(f"it asks to call {str(name)[:60]}, which no model does")
-
-
-_MARK = _Mark()
 _SIMPLE_KEYS = (str, int, float, bool, type(None))
-_FIXED = {"J": "<i", "K": "<B", "M": "<H", "G": ">d"}
-# instruction: format of the length, and whether it is text
 _LENGTHS = {
-    "X": ("<I", True), "\x8c": ("<B", True), "\x8d": ("<Q", True), "B": ("<I", False), "C": ("<B", False),
-    "\x8e": ("<Q", False), "\x96": ("<Q", False), "T": ("<i", False), "U": ("<B", False),
-}  # fmt: skip
+    pickletools.TAKEN_FROM_ARGUMENT1: "<B",
+    pickletools.TAKEN_FROM_ARGUMENT4: "<i",
+    pickletools.TAKEN_FROM_ARGUMENT4U: "<I",
+    pickletools.TAKEN_FROM_ARGUMENT8U: "<Q",
+}
+"""Formats of the lengths that stand before texts, bytes and integers."""
 
 
 class Machine:
@@ -137,7 +129,8 @@ class Machine:
         self._constructors = constructors or {}
         self._persistent = persistent
         self._stack: list[Any] = []
-        self._marks: list[int] = []
+        self._below: list[list[Any]] = []
+        """What lies below each mark."""
         self._memo: dict[int, Any] = {}
 
     def read(self) -> Any:
@@ -150,283 +143,200 @@ class Machine:
             PickleError: If it cannot be read within the bounds.
         """
         for _ in range(MAX_INSTRUCTIONS):
-            code = chr(self._byte())
-            if code == ".":
-                return self._pop()
-            action = _ACTIONS.get(code)
-            if action is None:
+            code = self._bytes(1).decode("latin-1")
+            instruction = _INSTRUCTIONS.get(code)
+            if instruction is None:
                 raise PickleError(f"the instruction {code!r} at byte {self.place - 1} is not known")
-            action(self, code)
+            argument = self._argument(instruction.arg) if instruction.arg is not None else None
+            taken = self._take(instruction)
+            if instruction.name == "STOP":
+                return taken[0]
+            made = self._execute(instruction.name, argument, taken)
+            self._stack.extend(made)
         raise PickleError(f"it has more than {MAX_INSTRUCTIONS} instructions")
-
-    # what is on the stack
-
-    def _push(self, value: Any) -> None:
-        self._stack.append(value)
-
-    def _pop(self) -> Any:
-        if not self._stack or self._stack[-1] is _MARK:
-            raise PickleError(f"nothing is left on its stack at byte {self.place}")
-        return self._stack.pop()
-
-    def _top(self) -> Any:
-        value = self._pop()
-        self._push(value)
-        return value
-
-    def _pop_to_mark(self) -> list[Any]:
-        if not self._marks:
-            raise PickleError(f"a mark is missing at byte {self.place}")
-        start = self._marks.pop()
-        values = self._stack[start + 1 :]
-        del self._stack[start:]
-        return values
 
     # what is in the file
 
+    def _argument(self, kind: pickletools.ArgumentDescriptor) -> Any:
+        """Read what stands behind an instruction."""
+        if kind.n > 0:
+            return kind.reader(io.BytesIO(self._bytes(kind.n)))
+        if kind.n == pickletools.UP_TO_NEWLINE:
+            line = self._line()
+            if kind.name == "stringnl_noescape_pair":
+                return line, self._line()
+            if "decimal" not in kind.name and "float" not in kind.name:
+                return line.strip("'\"")
+            digits = line.strip().removesuffix("L")
+            if len(digits) > 3 * MAX_INTEGER_BYTES:
+                raise PickleError(f"a number has {len(digits)} digits")
+            try:
+                return float(digits) if kind.name == "floatnl" else int(digits)
+            except ValueError as error:
+                raise PickleError(f"{digits!r} is no number") from error
+        length = struct.unpack(_LENGTHS[kind.n], self._bytes(struct.calcsize(_LENGTHS[kind.n])))[0]
+        if kind.name in ("long1", "long4"):
+            if length > MAX_INTEGER_BYTES:
+                raise PickleError(f"an integer has {length} bytes")
+            return int.from_bytes(self._bytes(length), "little", signed=True)
+        if length > MAX_TEXT:
+            self._skip(length)
+            return OMITTED
+        found = self._bytes(length)
+        # byte strings of Python 2 are text too
+        return found if "byte" in kind.name else found.decode("utf-8", "replace")
+
     def _bytes(self, count: int) -> bytes:
-        end = self.place + count
-        if count < 0 or end > len(self.data):
-            raise PickleError("it is cut off")
-        found = self.data[self.place : end]
-        self.place = end
-        return found
+        start = self._skip(count)
+        return self.data[start : self.place]
 
-    def _byte(self) -> int:
-        if self.place >= len(self.data):
+    def _skip(self, count: int) -> int:
+        """Go on by some bytes, and return where they begin."""
+        if not 0 <= count <= len(self.data) - self.place:
             raise PickleError("it is cut off")
-        self.place += 1
-        return self.data[self.place - 1]
-
-    def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+        self.place += count
+        return self.place - count
 
     def _line(self) -> str:
         end = self.data.find(b"\n", self.place, self.place + MAX_LINE)
         if end < 0:
             raise PickleError(f"a line at byte {self.place} does not end")
-        line = self.data[self.place : end]
-        self.place = end + 1
-        return line.decode("utf-8", "replace")
+        return self._bytes(end + 1 - self.place)[:-1].decode("utf-8", "replace")
+
+    # what is on the stack
+
+    def _take(self, instruction: pickletools.OpcodeInfo) -> list[Any]:
+        """Take off the stack what an instruction works on, the lowest first."""
+        wanted = instruction.stack_before
+        if pickletools.markobject not in wanted and not (instruction.name == "POP" and not self._stack):
+            return [self._pop() for _ in wanted][::-1]
+        if not self._below:
+            raise PickleError(f"a mark is missing at byte {self.place}")
+        values, self._stack = self._stack, self._below.pop()
+        has_target = pickletools.markobject in wanted[1:]  # below the mark
+        return [self._pop(), *values] if has_target else values
+
+    def _pop(self) -> Any:
+        if not self._stack:
+            raise PickleError(f"nothing is left on its stack at byte {self.place}")
+        return self._stack.pop()
 
     # instructions
 
-    def _nothing(self, code: str) -> None:
-        pass
+    def _execute(self, name: str, argument: Any, taken: list[Any]) -> Sequence[Any]:
+        """Do what an instruction says, and return what it puts onto the stack."""
+        match name:
+            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
+                value = taken[0] if taken else self._pop()
+                self._memo[len(self._memo) if argument is None else argument] = value
+                return (value,)
+            case "BINGET" | "LONG_BINGET" | "GET":
+                if argument not in self._memo:
+                    raise PickleError(f"it refers to {argument}, which was not stored, at byte {self.place}")
+                return (self._memo[argument],)
+            case "PROTO":
+                if argument > 5:
+                    raise PickleError("its protocol is newer than 5")
+                return ()
+            case "MARK":
+                self._below.append(self._stack)
+                self._stack = []
+                return ()
+            case "FRAME" | "POP" | "POP_MARK":
+                return ()
+            case "DUP":
+                return taken * 2
+            case "READONLY_BUFFER":
+                return taken
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                return (_CONSTANTS[name],)
+            case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return (tuple(taken),)
+            case "EMPTY_LIST" | "LIST":
+                return (taken,)
+            case "EMPTY_DICT" | "DICT":
+                return (_set_entries({}, taken),)
+            case "EMPTY_SET" | "FROZENSET":
+                return (Record(_SET, items=taken),)
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = taken[0].items if isinstance(taken[0], Record) else taken[0]
+                if not isinstance(items, list):
+                    raise PickleError(f"it appends to what is no list at byte {self.place}")
+                items.extend(taken[1:])
+                return taken[:1]
+            case "SETITEM" | "SETITEMS":
+                entries = taken[0].entries if isinstance(taken[0], Record) else taken[0]
+                if not isinstance(entries, dict):
+                    raise PickleError(f"it sets entries of what is no dictionary at byte {self.place}")
+                _set_entries(entries, taken[1:])
+                return taken[:1]
+            case "BUILD":
+                if isinstance(taken[0], Record):
+                    taken[0].states.append(taken[1])
+                return taken[:1]
+            case (
+                "GLOBAL" | "STACK_GLOBAL" | "INST" | "OBJ" | "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" | "PERSID" | "BINPERSID"
+            ):
+                return (self._refer(name, argument, taken),)
+            case _:  # numbers and texts
+                return (argument,)
 
-    def _protocol(self, code: str) -> None:
-        if self._byte() > 5:
-            raise PickleError("its protocol is newer than 5")
+    def _refer(self, name: str, argument: Any, taken: list[Any]) -> Any:
+        """Write down a name, a call or something outside the pickle, whose class or function is never looked up."""
+        match name:
+            case "GLOBAL" | "STACK_GLOBAL":
+                return self._name(argument or taken)
+            case "INST":
+                return self._call(self._name(argument), tuple(taken))
+            case "OBJ":
+                return self._call(taken[0] if taken else None, tuple(taken[1:]))
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                target, arguments, keywords = (*taken, {})[:3]
+                if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
+                    raise PickleError(f"the arguments of a call at byte {self.place} are no tuple")
+                return self._call(target, (*arguments, keywords) if keywords else arguments)
+            case _:
+                if self._persistent is None:
+                    raise PickleError("it refers to something outside itself")
+                with _explaining("a storage is not described as torch does it"):
+                    return self._persistent(taken[0] if taken else argument)
 
-    def _frame(self, code: str) -> None:
-        self._bytes(8)
-
-    def _mark(self, code: str) -> None:
-        self._marks.append(len(self._stack))
-        self._push(_MARK)
-
-    def _constant(self, code: str) -> None:
-        self._push({"N": None, "\x88": True, "\x89": False}[code])
-
-    def _fixed(self, code: str) -> None:
-        self._push(self._number(_FIXED[code]))
-
-    def _long(self, code: str) -> None:
-        count = self._byte() if code == "\x8a" else self._number("<i")
-        if count > MAX_INTEGER_BYTES:
-            raise PickleError(f"an integer has {count} bytes")
-        self._push(int.from_bytes(self._bytes(count), "little", signed=True))
-
-    def _written_number(self, code: str) -> None:
-        text = self._line().strip().removesuffix("L")
-        if len(text) > 3 * MAX_INTEGER_BYTES:
-            raise PickleError(f"a number has {len(text)} digits")
-        try:
-            self._push(float(text) if code == "F" else int(text or "0"))
-        except ValueError as error:
-            raise PickleError(f"{text!r} is no number") from error
-
-    def _sized(self, code: str) -> None:
-        form, is_text = _LENGTHS[code]
-        count = self._number(form)
-        if count > MAX_TEXT:
-            if count > len(self.data) - self.place:
-                raise PickleError("it is cut off")
-            self.place += count
-            self._push(OMITTED)
-            return
-        found = self._bytes(count)
-        # byte strings of Python 2 are text too
-        self._push(found.decode("utf-8", "replace") if is_text or code in "TU" else found)
-
-    def _written_text(self, code: str) -> None:
-        self._push(self._line().strip("'\""))
-
-    def _empty(self, code: str) -> None:
-        made: Any = Record(_SET) if code == "\x8f" else {"]": [], "}": {}, ")": ()}[code]
-        self._push(made)
-
-    def _tuple(self, code: str) -> None:
-        if code == "t":
-            self._push(tuple(self._pop_to_mark()))
-            return
-        count = "\x85\x86\x87".index(code) + 1
-        values = [self._pop() for _ in range(count)]
-        self._push(tuple(reversed(values)))
-
-    def _list(self, code: str) -> None:
-        self._push(self._pop_to_mark())
-
-    def _dictionary(self, code: str) -> None:
-        values = self._pop_to_mark()
-        made: dict[Any, Any] = {}
-        _set_entries(made, values)
-        self._push(made)
-
-    def _frozen_set(self, code: str) -> None:
-        record = Record(_SET)
-        record.items = self._pop_to_mark()
-        self._push(record)
-
-    def _append(self, code: str) -> None:
-        values = [self._pop()] if code == "a" else self._pop_to_mark()
-        target = self._top()
-        if isinstance(target, list):
-            target.extend(values)
-        elif isinstance(target, Record):
-            target.items.extend(values)
-        else:
-            raise PickleError(f"it appends to what is no list at byte {self.place}")
-
-    def _set_items(self, code: str) -> None:
-        if code == "s":
-            value = self._pop()
-            values = [self._pop(), value]
-        else:
-            values = self._pop_to_mark()
-        target = self._top()
-        if isinstance(target, Record):
-            target = target.entries
-        if not isinstance(target, dict):
-            raise PickleError(f"it sets entries of what is no dictionary at byte {self.place}")
-        _set_entries(target, values)
-
-    def _pop_off(self, code: str) -> None:
-        if self._stack and self._stack[-1] is _MARK:
-            self._pop_to_mark()
-        else:
-            self._pop()
-
-    def _pop_mark(self, code: str) -> None:
-        self._pop_to_mark()
-
-    def _duplicate(self, code: str) -> None:
-        self._push(self._top())
-
-    def _put(self, code: str) -> None:
-        if code == "\x94":
-            index = len(self._memo)
-        elif code == "p":
-            index = self._index()
-        else:
-            index = self._byte() if code == "q" else self._number("<I")
-        self._memo[index] = self._top()
-
-    def _get(self, code: str) -> None:
-        index = self._index() if code == "g" else self._byte() if code == "h" else self._number("<I")
-        if index not in self._memo:
-            raise PickleError(f"it refers to {index}, which was not stored, at byte {self.place}")
-        self._push(self._memo[index])
-
-    def _index(self) -> int:
-        text = self._line()
-        if not text.isascii() or not text.isdigit() or len(text) > 9:
-            raise PickleError(f"{text[:20]!r} is no index")
-        return int(text)
-
-    def _global(self, code: str) -> None:
-        if code == "c":
-            module = self._line()
-            self._name(module, self._line())
-            return
-        name, module = self._pop(), self._pop()
-        if not isinstance(name, str) or not isinstance(module, str):
+    def _name(self, parts: Sequence[Any]) -> Name:
+        module, word = parts
+        if not isinstance(module, str) or not isinstance(word, str):
             raise PickleError(f"a name at byte {self.place} is no text")
-        self._name(module, name)
+        package = module.partition(".")[0]
+        if (
+            package in _HOSTILE_PACKAGES
+            or module in _HOSTILE_MODULES
+            or (package in ("builtins", "__builtin__") and word.partition(".")[0] in _HOSTILE_FUNCTIONS)
+        ):
+            # it would not be called here, but says what the file is
+            raise HostileError(f"it asks to call {f'{module}.{word}'[:60]}, which no model does")
+        return Name(module, word)
 
-    def _name(self, module: str, name: str) -> None:
-        named = Name(module, name)
-        _refuse_hostile(named)
-        self._push(named)
-
-    def _reduce(self, code: str) -> None:
-        keywords = self._pop() if code == "\x92" else {}
-        arguments, target = self._pop(), self._pop()
-        if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
-            raise PickleError(f"the arguments of a call at byte {self.place} are no tuple")
-        self._construct(target, (*arguments, keywords) if keywords else arguments)
-
-    def _instance(self, code: str) -> None:
-        if code == "i":
-            arguments = self._pop_to_mark()
-            module = self._line()
-            self._name(module, self._line())
-            self._construct(self._pop(), tuple(arguments))
-            return
-        target, *others = self._pop_to_mark() or [None]
-        self._construct(target, tuple(others))
-
-    def _construct(self, target: Any, arguments: tuple[Any, ...]) -> None:
-        """Write a call down, or build what is one of the few things known here."""
+    def _call(self, target: Any, arguments: tuple[Any, ...]) -> Any:
+        """Write a call down, or build what is one of the few things known to the caller."""
         constructor = self._constructors.get(target) if isinstance(target, Name) else None
         if constructor is None:
-            self._push(Record(target if isinstance(target, Name) else None, arguments))
-            return
-        try:
-            self._push(constructor(*arguments))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise PickleError(f"{target} cannot be made from its arguments ({error})") from error
-
-    def _build(self, code: str) -> None:
-        state = self._pop()
-        target = self._top()
-        if isinstance(target, Record):
-            target.states.append(state)
-
-    def _refer(self, code: str) -> None:
-        identifier = self._line() if code == "P" else self._pop()
-        if self._persistent is None:
-            raise PickleError("it refers to something outside itself")
-        try:
-            self._push(self._persistent(identifier))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise PickleError(f"a storage is not described as torch does it ({error})") from error
+            return Record(target if isinstance(target, Name) else None, arguments)
+        with _explaining(f"{target} cannot be made from its arguments"):
+            return constructor(*arguments)
 
 
-_SET = Name("builtins", "set")
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise PickleError(f"{what} ({error})") from error
 
 
-def _set_entries(target: dict[Any, Any], values: list[Any]) -> None:
+def _set_entries(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
     """Set pairs of key and value; those whose key is neither text nor a number do not matter here."""
     if len(values) % 2:
         raise PickleError("a key has no value")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if isinstance(key, _SIMPLE_KEYS) and not (isinstance(key, float) and math.isnan(key)):
             target[key] = value
-
-
-_ACTIONS: dict[str, Callable[[Machine, str], None]] = {
-    code: action
-    for codes, action in {
-        "\x80": Machine._protocol, "\x95": Machine._frame, "(": Machine._mark, "N\x88\x89": Machine._constant,
-        "JKMG": Machine._fixed, "\x8a\x8b": Machine._long, "ILF": Machine._written_number,
-        "X\x8c\x8dBC\x8e\x96TU": Machine._sized, "SV": Machine._written_text, "]})\x8f": Machine._empty,
-        "t\x85\x86\x87": Machine._tuple, "l": Machine._list, "d": Machine._dictionary, "\x91": Machine._frozen_set,
-        "ae\x90": Machine._append, "su": Machine._set_items, "0": Machine._pop_off, "1": Machine._pop_mark,
-        "2": Machine._duplicate, "pqr\x94": Machine._put, "ghj": Machine._get, "c\x93": Machine._global,
-        "R\x81\x92": Machine._reduce, "io": Machine._instance, "b": Machine._build, "PQ": Machine._refer,
-        "\x98": Machine._nothing,
-    }.items()
-    for code in codes
-}  # fmt: skip
-"""What each instruction does. Those left out, extension codes and buffers outside the file, are used by no model."""
+    return target

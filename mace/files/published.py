@@ -256,19 +256,14 @@ def _download(model: PublishedModel, target: Path) -> str:
             )
         if not is_torch_file(part):
             raise EOFError("what arrived is no model")
-        _check_complete(part)
+        try:  # something may be missing at the end without the server having announced it
+            read_torch_file(part)
+        except UserError as error:
+            raise EOFError(f"what arrived is no complete model{str(error).removeprefix(str(part))}") from error
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return found
-
-
-def _check_complete(part: Path) -> None:
-    """Make sure that nothing is missing at the end, which a server need not have announced."""
-    try:
-        read_torch_file(part)
-    except UserError as error:
-        raise EOFError(f"what arrived is no complete model{str(error).removeprefix(str(part))}") from error
 
 
 def foundation_file(name: str) -> Path:

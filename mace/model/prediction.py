@@ -23,6 +23,7 @@ class Prediction:
     Attributes:
         energy: Total energy in eV, float64 where the device has it, ``[structures]``.
         atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
+        reference_energies: Reference energy of every atom in eV, ``[atoms]``.
         forces: eV/Angstrom, ``[atoms, 3]``.
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
@@ -41,6 +42,7 @@ class Prediction:
     atomic_dipoles: Tensor | None = None
     atomic_virials: Tensor | None = None
     features: list[dict[int, Tensor]] | None = None
+    reference_energies: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -138,7 +140,12 @@ def _assemble(
             found |= {"stress": _stress(strain_gradient, graph), "virials": -strain_gradient}
         if atomic_virials:
             found["atomic_virials"] = _atomic_virials(gradient, vectors.detach(), graph)
-    return Prediction(energy=sum_over_structures(atomic_energies, graph), atomic_energies=atomic_energies, **found)
+    return Prediction(
+        energy=sum_over_structures(atomic_energies, graph),
+        atomic_energies=atomic_energies,
+        reference_energies=reference,
+        **found,
+    )
 
 
 def _features(output: AtomicOutput, graph: Graph) -> list[dict[int, Tensor]]:

@@ -92,24 +92,22 @@ def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
 
 def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, float, float, float]]:
     """Yield a property, its error in training and validation, and their ratio, for the last stage."""
-    if not stages:
-        return
-    train, valid = (stages[-1].metrics.get(f"{name}_Default", {}) for name in ("train", "valid"))
-    for metric, row in _ERRORS.items():
-        if train.get(metric) and valid.get(metric):
-            yield row, train[metric], valid[metric], valid[metric] / train[metric]
+    for stage in stages[-1:]:
+        trained = stage.metrics_of("train")
+        for head, valid in stage.metrics_of("valid").items():
+            train = trained.get(head, {})
+            for metric, row in _ERRORS.items():
+                if train.get(metric) and valid.get(metric):
+                    yield row, train[metric], valid[metric], valid[metric] / train[metric]
 
 
 def _error_tiles(state: RunState) -> Iterator[Tile]:
     """Show errors of the test sets if there are some, else of the validation set."""
     shown: Mapping[str, Any]
     if state.stages:
-        metrics = state.stages[-1].metrics
-        tests = [values for name, values in metrics.items() if name not in ("train_Default", "valid_Default")]
+        tests = state.stages[-1].test_metrics()
+        shown = _largest(tests or state.stages[-1].metrics_of("valid"))
         name = f"worst of {len(tests)} test sets" if len(tests) > 1 else "test" if tests else "validation"
-        values_of = {m: [v[m] for v in tests if v.get(m) is not None] for m in _ERRORS}
-        shown = {m: max(0.0, *values) for m, values in values_of.items() if values}
-        shown = shown if tests else metrics.get("valid_Default", {})
     else:
         records = [r for of_head in state.history.valid.values() for r in of_head.values() if r.get("loss") is not None]
         first = [r for r in state.history.initial.values() if r.get("loss") is not None]
@@ -118,6 +116,12 @@ def _error_tiles(state: RunState) -> Iterator[Tile]:
     for metric, row in _ERRORS.items():
         if shown.get(metric) is not None:
             yield Tile(f"RMSE {row.symbol}, {name}", f"{shown[metric] / MILLI:.3g}", f"m{row.shown_unit}")
+
+
+def _largest(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Take the largest of each error over several sets."""
+    values_of = {m: [values[m] for values in sets.values() if values.get(m) is not None] for m in _ERRORS}
+    return {m: max(values) for m, values in values_of.items() if values}
 
 
 def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
@@ -180,15 +184,13 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                 f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
                 "Stage two (--swa), a larger --energy_weight or more epochs would help.",
             )
-    valid_metrics = stages[-1].metrics.get("valid_Default", {})
-    for name, values in stages[-1].metrics.items():
-        if name in ("train_Default", "valid_Default"):
-            continue
+    valid_metrics = _largest(stages[-1].metrics_of("valid"))
+    for name, values in stages[-1].test_metrics().items():
         for metric, row in _ERRORS.items():
             if values.get(metric) and valid_metrics.get(metric) and values[metric] > 3.0 * valid_metrics[metric]:
                 yield Verdict(
                     "note",
-                    f"Test set {name.removesuffix('_Default')}: the error of {row.plural or row.name} is "
+                    f"Test set {name}: the error of {row.plural or row.name} is "
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
                 )

@@ -9,7 +9,7 @@ from mace.conditions import Condition
 from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.model.plan import DEGREES_READ, MAX_L, OUTPUTS, InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.reference_energies import ReferenceEnergies
@@ -257,6 +257,6 @@ def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
     )
 
 
-def decide_neighbors(settings: TrainingSettings, train_set: GraphDataset) -> float:
+def decide_neighbors(settings: TrainingSettings, train_set: Dataset) -> float:
     """Measure the mean number of neighbors, unless it is given."""
     return train_set.average_neighbors() if settings.compute_avg_num_neighbors else settings.avg_num_neighbors

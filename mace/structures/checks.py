@@ -12,7 +12,7 @@ import numpy as np
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
 from mace.properties import PROPERTIES
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_TYPE, Configuration
 from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
@@ -54,8 +54,21 @@ def check_geometry(configuration: Configuration) -> None:
         raise UserError(
             f"{configuration.where()} has all its atoms at the origin, as if the file gave no positions; add them."
         )
-    if any(configuration.pbc):
-        _check_lattice(configuration)
+    if not any(configuration.pbc):
+        return
+    where, vectors = configuration.where(), cell[list(configuration.pbc)]
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6:
+        directions = " ".join("T" if periodic else "F" for periodic in configuration.pbc)
+        raise UserError(
+            f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
+            "give it a cell, or set pbc to F where it does not repeat."
+        )
+    if lengths.min() < SHORTEST_LATTICE_VECTOR:
+        raise UserError(
+            f"{where} has a lattice vector of {lengths.min():.3g} Angstrom, shorter than any atom is wide; correct the "
+            "cell, or name its unit with --length_unit."
+        )
 
 
 def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], where: str) -> None:
@@ -83,23 +96,6 @@ def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool,
             )
 
 
-def _check_lattice(configuration: Configuration) -> None:
-    """Make sure that the lattice vectors along which a structure repeats are independent and long enough."""
-    where, vectors = configuration.where(), configuration.cell[list(configuration.pbc)]
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if lengths.min() < 1e-6 or np.linalg.svd(vectors / lengths, compute_uv=False)[-1] < 1e-6:
-        directions = " ".join("T" if periodic else "F" for periodic in configuration.pbc)
-        raise UserError(
-            f'{where} repeats along pbc="{directions}" but its lattice vectors there are zero or linearly dependent; '
-            "give it a cell, or set pbc to F where it does not repeat."
-        )
-    if lengths.min() < SHORTEST_LATTICE_VECTOR:
-        raise UserError(
-            f"{where} has a lattice vector of {lengths.min():.3g} Angstrom, shorter than any atom is wide; correct the "
-            "cell, or name its unit with --length_unit."
-        )
-
-
 def attach_weights(
     configuration: Configuration, info: Mapping[str, Any], type_weights: Mapping[str, float]
 ) -> Configuration:
@@ -108,7 +104,7 @@ def attach_weights(
     Raises:
         UserError: If a weight is no finite number of at least zero.
     """
-    type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
+    type_weight = type_weights.get(configuration.config_type, type_weights.get(DEFAULT_TYPE, 1.0))
     given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS & info.keys()}
     if not given and type_weight == 1.0:
         return configuration
@@ -180,16 +176,15 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     is_number = not row.shape and not row.of_atoms
     if is_number and isinstance(value, float) and math.isfinite(value):
         return factor * float(value)
+    label = f"{configuration.where()}: the label '{name}' (key '{key}')"
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise UserError(f"{_label(name, key, configuration)} is not an array of numbers; correct it.") from error
+        raise UserError(f"{label} is not an array of numbers; correct it.") from error
     if array.dtype.kind not in "iuf":
-        label = _label(name, key, configuration)
         raise UserError(f"{label} is {str(value)[:40]!r} and not a number; correct it, or leave it out where unknown.")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        label = _label(name, key, configuration)
         raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
     if factor != 1.0:
         array *= factor
@@ -209,10 +204,6 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     else:
         expected = str(list(shape)) if shape else "one number"
     raise UserError(
-        f"{_label(name, key, configuration)} has the shape {list(array.shape)} where {expected} is expected; correct "
+        f"{label} has the shape {list(array.shape)} where {expected} is expected; correct "
         f"it, or name the right key with --{name}_key."
     )
-
-
-def _label(name: str, key: str, configuration: Configuration) -> str:
-    return f"{configuration.where()}: the label '{name}' (key '{key}')"

@@ -67,14 +67,39 @@ def parse_comment(line: str) -> dict[str, Any]:
     line = _without_free_words(_EMPTY.sub(" ", line))
     if not line.strip():
         return {}
-    if (twice := first_repeated(_keys(line))) is not None:
+    # as ASE divides the line, which takes no notice of what looks wrong
+    if _WORD.sub("", line).strip():
+        raise UserError("its comment line has a quote or bracket that does not end")
+    for match in _QUOTED.finditer(line):
+        text = match.group()
+        if text[0] == "\\" and (text[1] == "=" or text[1].isspace()):
+            raise UserError(
+                "its comment line has a backslash before a blank or =, by which no key is read from what follows"
+            )
+        # a quoted stretch with = in it is to be a value, not keys between two apostrophes
+        before, after = line[: match.start()][-1:], line[match.end() :][:1]
+        is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
+        if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):
+            raise UserError(
+                f"its comment line has a quote or bracket inside a word, by which {text[:40]} is text and no key is "
+                "read from it"
+            )
+    plain = _QUOTED.sub("0", line)
+    if (without := _NO_VALUE.search(plain)) is not None:
+        raise UserError(f"its comment line has no value for the key '{without.group(1)}'")
+    keys = [word.partition("=")[0] for word in _EQUALS.sub("=", plain).split()]
+    if (twice := first_repeated([RESERVED.get(key.lower(), key) for key in keys])) is not None:
         raise UserError(f"its comment line has the key '{twice}' twice")
     if "stress" in line or "virial" in line:
         line = _VOIGT.sub(_voigt_to_nine, line)
     parse: Callable[[str], dict[str, Any]] = key_val_str_to_dict
     entries = {RESERVED.get(key.lower(), key): value for key, value in parse(line).items()}
     if "Lattice" in entries:
-        entries["Lattice"] = _read_lattice(entries["Lattice"])
+        value = entries["Lattice"]
+        if not (isinstance(value, np.ndarray) and value.dtype.kind in "if" and value.size == 9):
+            raise UserError("its Lattice is not nine numbers")
+        # as ASE's parser gives it, vectors in columns
+        entries["Lattice"] = value if value.ndim == 2 else value.reshape((3, 3), order="F")
     if isinstance(entries.get("pbc"), str):
         raise UserError(f"its pbc is '{entries['pbc']}', which is neither T nor F for each direction")
     if (mistaken := find_mistaken(entries)) is not None:
@@ -111,13 +136,6 @@ def _may_be_meant(right: str, value: Any, entries: Mapping[str, Any]) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "if" and value.size in (3, 6, 9)
 
 
-def _read_lattice(value: Any) -> np.ndarray:
-    """Return the lattice as ASE's parser gives it, vectors in columns."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "if" and value.size == 9:
-        return value if value.ndim == 2 else value.reshape((3, 3), order="F")
-    raise UserError("its Lattice is not nine numbers")
-
-
 def _without_free_words(line: str) -> str:
     """Take free words out of a comment line; those that nobody could take for a key stay, once each."""
     pieces: list[re.Match[str]] = []
@@ -134,38 +152,6 @@ def _without_free_words(line: str) -> str:
             taken.add(word)
         kept.append(match.group())
     return "".join(kept) + line[end:]
-
-
-def _keys(line: str) -> list[str]:
-    """List the keys of a comment line as ASE divides it, which takes no notice of what looks wrong."""
-    if _WORD.sub("", line).strip():
-        raise UserError("its comment line has a quote or bracket that does not end")
-    for quoted in _QUOTED.finditer(line):
-        _refuse_swallowed_key(line, quoted)
-    plain = _QUOTED.sub("0", line)
-    if (match := _NO_VALUE.search(plain)) is not None:
-        raise UserError(f"its comment line has no value for the key '{match.group(1)}'")
-    keys = [word.partition("=")[0] for word in _EQUALS.sub("=", plain).split()]
-    return [RESERVED.get(key.lower(), key) for key in keys]
-
-
-def _refuse_swallowed_key(line: str, match: re.Match[str]) -> None:
-    """Make sure that a quoted stretch with ``=`` in it is a value, and not keys between two apostrophes.
-
-    A backslash outside of quotes makes text of what follows, a blank between two keys for example.
-    """
-    text = match.group()
-    if text[0] == "\\" and (text[1] == "=" or text[1].isspace()):
-        raise UserError(
-            "its comment line has a backslash before a blank or =, by which no key is read from what follows"
-        )
-    before, after = line[: match.start()][-1:], line[match.end() :][:1]
-    is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
-    if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):
-        raise UserError(
-            f"its comment line has a quote or bracket inside a word, by which {text[:40]} is text and no key is read "
-            "from it"
-        )
 
 
 def _voigt_to_nine(match: re.Match[str]) -> str:

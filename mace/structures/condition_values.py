@@ -49,56 +49,44 @@ def find_conditions(
     """
     found = FoundConditions({}, {})
     for condition in conditions:
-        key, values = _find(condition, given, info, arrays, n_atoms, where)
+        keys = (given[condition.name],) if condition.name in given else condition.keys
+        of_structure = condition.per == "structure"
+        place, other = (info, arrays) if of_structure else (arrays, info)
+        names = {
+            key: f"{where}: {condition.name}" + ("" if key == condition.name else f" (key '{key}')") for key in keys
+        }
+        values: dict[str | None, np.ndarray] = {
+            key: _checked(condition, place[key], n_atoms, names[key]) for key in keys if place.get(key) is not None
+        }
+        if not values:
+            if (key := next((key for key in keys if other.get(key) is not None), None)) is not None:
+                raise UserError(
+                    f"{names[key]} is a column (array), but the model wants one number in the comment line (info); "
+                    "move it there."
+                    if of_structure
+                    else f"{names[key]} is an entry of the comment line (info), but the model wants a column (array) "
+                    "with a row for each atom; move it there."
+                )
+            if condition.default is None:
+                listed = " or ".join(f"'{key}'" for key in keys)
+                each = "" if of_structure else "for each of its atoms "
+                raise UserError(f"{where} has no {listed}, which the model needs {each}to know; add it.")
+            what = f"{where}: {condition.name}, by default"
+            values = {None: _checked(condition, condition.default, n_atoms, what)}
+        first, *others = values
+        for key in others:
+            if not np.array_equal(values[key], values[first]):
+                raise UserError(
+                    f"{where} says two things of {condition.name}, under '{first}' and under '{key}'; remove one of "
+                    "them, or say which key counts."
+                )
         before = found.values.get(condition.name)
-        if before is not None and before.shape != values.shape:
+        if before is not None and before.shape != values[first].shape:
             raise UserError(
                 f"'{condition.name}' belongs to structures in one model and to atoms in the other; use them apart."
             )
-        found.values[condition.name], found.keys[condition.name] = values, key
+        found.values[condition.name], found.keys[condition.name] = values[first], first
     return found
-
-
-def _find(
-    condition: Condition,
-    given: Mapping[str, str],
-    info: Mapping[str, Any],
-    arrays: Mapping[str, Any],
-    n_atoms: int,
-    where: str,
-) -> tuple[str | None, np.ndarray]:
-    """Return key and values of one condition."""
-    keys = (given[condition.name],) if condition.name in given else condition.keys
-    place, other = (info, arrays) if condition.per == "structure" else (arrays, info)
-    present = [key for key in keys if place.get(key) is not None]
-    if not present:
-        misplaced = next((key for key in keys if other.get(key) is not None), None)
-        if misplaced is not None:
-            raise UserError(_misplaced(condition, misplaced, where))
-        if condition.default is None:
-            listed = " or ".join(f"'{key}'" for key in keys)
-            each = "" if condition.per == "structure" else "for each of its atoms "
-            raise UserError(f"{where} has no {listed}, which the model needs {each}to know; add it.")
-        return None, _checked(condition, condition.default, n_atoms, f"{where}: {condition.name}, by default")
-    values = [_checked(condition, place[key], n_atoms, _called(condition, key, where)) for key in present]
-    for key, others in zip(present[1:], values[1:], strict=True):
-        if not np.array_equal(others, values[0]):
-            raise UserError(
-                f"{where} says two things of {condition.name}, under '{present[0]}' and under '{key}'; remove one of "
-                "them, or say which key counts."
-            )
-    return present[0], values[0]
-
-
-def _called(condition: Condition, key: str, where: str) -> str:
-    return f"{where}: {condition.name}" + ("" if key == condition.name else f" (key '{key}')")
-
-
-def _misplaced(condition: Condition, key: str, where: str) -> str:
-    expected, found = "one number in the comment line (info)", "a column (array)"
-    if condition.per == "atom":
-        expected, found = "a column (array) with a row for each atom", "an entry of the comment line (info)"
-    return f"{_called(condition, key, where)} is {found}, but the model wants {expected}; move it there."
 
 
 def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.ndarray:
@@ -122,17 +110,8 @@ def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.nd
     if not fits:
         raise UserError(f"{what} has the shape {list(array.shape)} where {shape} is expected; correct it.")
     values = array.astype(np.float64).reshape((1,) if condition.per == "structure" else (n_atoms, condition.n_values))
-    if condition.kind == "categorical":
-        _check_classes(condition, values, what)
-    return values
-
-
-def _check_classes(condition: Condition, values: np.ndarray, what: str) -> None:
-    """Make sure that values are classes the model has.
-
-    Raises:
-        UserError: If one is not.
-    """
+    if condition.kind == "continuous":
+        return values
     if (fraction := values[values != np.rint(values)]).size:
         raise UserError(f"{what} is {fraction[0]:g}; the model knows whole numbers only, so round or correct it.")
     low, high = condition.bounds
@@ -141,6 +120,7 @@ def _check_classes(condition: Condition, values: np.ndarray, what: str) -> None:
             f"{what} is {outside[0]:g}, but the model knows values from {low:g} to {high:g}; correct it or take the "
             "structure out."
         )
+    return values
 
 
 def check_condition_keys(argument: str, keys: Mapping[Any, Any], conditions: Sequence[Condition]) -> None:

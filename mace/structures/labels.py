@@ -238,24 +238,20 @@ def require_labels(
         message = f"{names}: no structure has a label '{name}' under the key {tried}"
         if not tried:
             message = f"{names}: no structure has a label '{name}', because --{name}_key is empty"
-        message += f"; {_describe_keys(report)}"
+        keys: Counter[tuple[str, str]] = sum((file.keys for file in report.files), Counter())
+        found = sorted(keys.items(), key=lambda item: item[0][1])
+        listed = [f"{key} ({place}, {count})" for (place, key), count in found]
+        more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+        if listed:
+            message += f"; the keys there (where, in how many structures): {', '.join(listed[:20])}{more}"
+        else:
+            message += "; the structures carry no keys at all"
         if name in ("stress", "virials") and any(
             file.of(other).labeled for file in report.files for other in ("stress", "virials")
         ):
             message += f"; the labels there cannot become {name}, because no structure repeats in all directions"
         way_out = (ways_out or {}).get(name, f"ask for no {name}")
         raise UserError(f"{message}. Name the right key with --{name}_key, or {way_out}.")
-
-
-def _describe_keys(report: LabelReport) -> str:
-    keys: Counter[tuple[str, str]] = Counter()
-    for file in report.files:
-        keys.update(file.keys)
-    if not keys:
-        return "the structures carry no keys at all"
-    listed = [f"{key} ({place}, {count})" for (place, key), count in sorted(keys.items(), key=lambda item: item[0][1])]
-    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    return f"the keys there (where, in how many structures): {', '.join(listed[:20])}{more}"
 
 
 @lru_cache(maxsize=4096)
@@ -265,25 +261,25 @@ def is_near(key: str, words: tuple[str, ...]) -> bool:
     >>> [is_near(key, ("forces", "REF_forces")) for key in ("force", "Forces", "ref-forces", "forces", "sources")]
     [True, True, True, False, False]
     """
-    return key not in words and any(_are_near(key, word) for word in words)
-
-
-def _are_near(one: str, other: str) -> bool:
-    one, other = (re.sub(r"[\W_]", "", word).lower() for word in (one, other))
-    if one == other:
-        return True
-    shorter, longer = sorted((one, other), key=len)
-    if longer in (f"{shorter}s", f"{shorter}es"):
-        return len(shorter) > 2
-    return len(shorter) >= _FEWEST_LETTERS and _is_one_slip(shorter, longer)
-
-
-def _is_one_slip(shorter: str, longer: str) -> bool:
-    """Whether one letter is missing or wrong, or two neighbors are exchanged."""
-    if len(longer) - len(shorter) > 1:
+    if key in words:
         return False
-    start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(shorter))
-    rest, rest_of_longer = shorter[start:], longer[start:]
-    if len(shorter) < len(longer):
-        return rest == rest_of_longer[1:]
-    return rest[1:] == rest_of_longer[1:] or rest == rest_of_longer[1::-1] + rest_of_longer[2:]
+    for word in words:
+        one, other = (re.sub(r"[\W_]", "", text).lower() for text in (key, word))
+        if one == other:
+            return True
+        shorter, longer = sorted((one, other), key=len)
+        if longer in (f"{shorter}s", f"{shorter}es"):
+            if len(shorter) > 2:
+                return True
+        elif len(shorter) >= _FEWEST_LETTERS and len(longer) - len(shorter) <= 1:
+            # one letter is missing or wrong, or two neighbors are exchanged
+            pairs = enumerate(zip(shorter, longer, strict=False))
+            start = next((i for i, (a, b) in pairs if a != b), len(shorter))
+            rest, other_rest = shorter[start:], longer[start:]
+            if len(shorter) < len(longer):
+                slips = rest == other_rest[1:]
+            else:
+                slips = rest[1:] == other_rest[1:] or rest == other_rest[1::-1] + other_rest[2:]
+            if slips:
+                return True
+    return False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +25,9 @@ from mace.structures.checks import (
     parse_label,
 )
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import Configuration
-from mace.structures.conversion import FileUnits
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
+from mace.structures.formats import iterate_frames
 from mace.structures.frame import Frame
-from mace.structures.frames import iterate_frames
 from mace.structures.labels import (
     PLACES,
     FileLabels,
@@ -37,14 +38,11 @@ from mace.structures.labels import (
     choose_key,
     is_near,
 )
-from mace.structures.sources import Source, expand_sources
+from mace.structures.sources import FileUnits, Source, expand_sources
 from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
-
-Head = tuple[str, str | None]
-"""Head of the structures of a file, and the entry of ``info`` with that of a structure which has one of its own."""
 
 _ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
@@ -64,11 +62,16 @@ class ReadResult:
     report: LabelReport
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A checked structure with the raw value and place of every label that may turn out to be wanted.
+@dataclass
+class _Structure:
+    """A structure on its way from a file to its labels.
 
-    What stands under almost such a key is ``near``.
+    Attributes:
+        configuration: The structure, with the labels of the file once they are chosen.
+        found: Place and raw value of what may turn out to be a label, by key.
+        near: Keys that are almost one of these, with their values.
+        constrained: Whether it has constraints.
+        condition_keys: Key of each condition, see `mace.structures.condition_values.find_conditions`.
     """
 
     configuration: Configuration
@@ -77,17 +80,20 @@ class _Checked:
     constrained: bool
     condition_keys: dict[str, str | None]
 
+    @cached_property
+    def complete(self) -> Configuration:
+        """The configuration with stress and virials derived from each other."""
+        return convert_stress_virials(self.configuration)
+
+    @cached_property
+    def has_isolated_type(self) -> bool:
+        """Whether it is called an isolated atom."""
+        return self.configuration.config_type.lower() in _ISOLATED_ATOM_TYPES
+
     @property
     def is_isolated_atom(self) -> bool:
-        return _is_isolated_type(self.configuration.config_type) and self.configuration.n_atoms == 1
-
-
-class _Labeled(NamedTuple):
-    """A structure with the labels of its file, and the same with stress and virials completed."""
-
-    frame: _Checked
-    original: Configuration
-    complete: Configuration
+        """Whether it is one."""
+        return self.has_isolated_type and self.configuration.n_atoms == 1
 
 
 def read_configurations(
@@ -95,7 +101,7 @@ def read_configurations(
     keys: LabelKeys | None = None,
     config_type_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     skip_non_finite: bool = False,
     units: FileUnits | None = None,
 ) -> ReadResult:
@@ -120,7 +126,7 @@ def read_configurations(
 def read_sources(
     sources: Sequence[Source],
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
     head_key: str | None = None,
@@ -146,261 +152,207 @@ def read_sources(
     for source in sources:
         check_type_weights(source.config_type_weights)
     expanded = expand_sources(sources)
+    files: list[FileLabels] = []
+    structures: list[_Structure] = []
     with collection_paused():
-        read = [
-            _read_file(file, source, progress, (head, head_key), observe, skip_non_finite) for file, source in expanded
-        ]
-    items = [item for _, labeled in read for item in labeled]
-    configurations = [item.complete for item in items if not item.frame.is_isolated_atom]
-    isolated_atoms = [item.complete for item in items if item.frame.is_isolated_atom]
-    files = _note_unused_weights([file for file, _ in read], expanded, [*configurations, *isolated_atoms])
-    return ReadResult(configurations, isolated_atoms, LabelReport(files))
+        for file, source in expanded:
+            described, read = _read_file(file, source, (head, head_key), observe, progress, skip_non_finite)
+            files.append(described)
+            structures += read
+    types: dict[str, set[str]] = {}
+    for structure in structures:
+        types.setdefault(structure.configuration.file, set()).add(structure.configuration.config_type)
+    for place, (_, source) in enumerate(expanded):
+        weights = source.config_type_weights
+        if any(later.config_type_weights == weights for _, later in expanded[place + 1 :]):
+            continue  # files with the same weights are judged together, at the last of them
+        present = set().union(
+            *(types.get(file, ()) for file, other in expanded if other.config_type_weights == weights)
+        )
+        if unused := [name for name in weights if name != DEFAULT_TYPE and name not in present]:
+            names, known = (", ".join(f"'{name}'" for name in words) for words in (unused, sorted(present)))
+            note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
+            files[place] = replace(files[place], notes=(*files[place].notes, note))
+    return ReadResult(
+        [structure.complete for structure in structures if not structure.is_isolated_atom],
+        [structure.complete for structure in structures if structure.is_isolated_atom],
+        LabelReport(tuple(files)),
+    )
+
+
+def _read_structures(
+    file: str,
+    source: Source,
+    head: tuple[str, str | None],
+    observe: Callable[[Frame], None] | None,
+    progress: Progress | None,
+) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
+    """Read and check the structures of a file, keeping of each only what may be needed for its labels.
+
+    Returns:
+        The structures, and how many of them have each key, by place and key.
+    """
+    wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
+    structures: list[_Structure] = []
+    n_with_key: Counter[tuple[str, str]] = Counter()
+    for index, frame in enumerate(iterate_frames(file)):
+        configuration = Configuration(
+            atomic_numbers=np.array(frame.numbers, dtype=np.int64),
+            positions=frame.positions * source.units.of_length,
+            cell=frame.cell * source.units.of_length,
+            pbc=frame.pbc,
+            config_type=str(frame.info.get("config_type", DEFAULT_TYPE)),
+            head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
+            file=file,
+            index=index,
+        )
+        check_geometry(configuration)
+        configuration = attach_weights(configuration, frame.info, source.config_type_weights)
+        configuration = attach_atom_weights(configuration, frame)
+        structure = _Structure(configuration, {}, [], bool(frame.constraints), {})
+        for place, entries in (("info", frame.info), ("arrays", frame.arrays), ("calculator", frame.results)):
+            for key, value in entries.items():
+                if value is None or key in STRUCTURE_KEYS:
+                    continue
+                n_with_key[place, str(key)] += 1
+                if key in wanted:
+                    structure.found.setdefault(key, (place, value))
+                elif key not in CONDITION_KEYS and is_near(str(key), wanted):
+                    structure.near.append((str(key), value))
+        if source.conditions:
+            info, arrays = {**frame.results, **frame.info}, {**frame.results, **frame.arrays}
+            found = find_conditions(
+                source.conditions, source.condition_keys, info, arrays, len(frame), configuration.where()
+            )
+            structure.condition_keys = found.keys
+            structure.configuration = replace(configuration, conditions=found.values)
+        structures.append(structure)
+        if observe is not None:
+            observe(frame)
+        if progress is not None:
+            progress(file, index + 1)
+    return structures, n_with_key
 
 
 def _read_file(
     file: str,
     source: Source,
-    progress: Progress | None,
-    head: Head,
+    head: tuple[str, str | None],
     observe: Callable[[Frame], None] | None,
+    progress: Progress | None,
     skip_non_finite: bool,
-) -> tuple[FileLabels, list[_Labeled]]:
-    """Read the structures of one file, and say where their labels were."""
-    all_keys: Counter[tuple[str, str]] = Counter()
-    frames = list(_read_frames(file, source, head, all_keys, progress, observe))
-    chosen = _choose_keys(frames, source.keys)
-    faults = _leave_out_non_finite(frames, chosen) if skip_non_finite else []
-    factors = {name: source.units.of_label(name) for name in chosen}
-    labeled = [_attach_labels(frame, chosen, factors) for frame in frames]
-    described = _describe_file(file, source, chosen, labeled, all_keys)
-    constrained = tuple(frame.configuration.index for frame in frames if frame.constrained)
-    misspelled = tuple(_find_misspelled(frames, source.keys))
-    return replace(described, faults=tuple(faults), constrained=constrained, misspelled=misspelled), labeled
-
-
-def _read_frames(
-    file: str,
-    source: Source,
-    head: Head,
-    all_keys: Counter[tuple[str, str]],
-    progress: Progress | None,
-    observe: Callable[[Frame], None] | None,
-) -> Iterator[_Checked]:
-    """Yield checked structures, keeping of each only what may be needed."""
-    wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
-    for index, frame in enumerate(iterate_frames(file)):
-        places = {"info": frame.info, "arrays": frame.arrays, "calculator": frame.results}
-        found: dict[str, tuple[str, Any]] = {}
-        near: list[tuple[str, Any]] = []
-        for place in PLACES:
-            for key, value in places[place].items():
-                if value is None or key in STRUCTURE_KEYS:
-                    continue
-                all_keys[place, str(key)] += 1
-                if key in wanted:
-                    found.setdefault(key, (place, value))
-                elif key not in CONDITION_KEYS and is_near(str(key), wanted):
-                    near.append((str(key), value))
-        configuration, keys = _attach_conditions(_bare_configuration(frame, file, index, source, head), frame, source)
-        yield _Checked(configuration, found, near, bool(frame.constraints), keys)
-        if observe is not None:
-            observe(frame)
-        if progress is not None:
-            progress(file, index + 1)
-
-
-def _bare_configuration(frame: Frame, file: str, index: int, source: Source, head: Head) -> Configuration:
-    """Turn a structure into a configuration without labels."""
-    configuration = Configuration(
-        atomic_numbers=np.array(frame.numbers, dtype=np.int64),
-        positions=frame.positions * source.units.of_length,
-        cell=frame.cell * source.units.of_length,
-        pbc=frame.pbc,
-        config_type=str(frame.info.get("config_type", "Default")),
-        head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
-        file=file,
-        index=index,
-    )
-    check_geometry(configuration)
-    return attach_atom_weights(attach_weights(configuration, frame.info, source.config_type_weights), frame)
-
-
-def _attach_conditions(
-    configuration: Configuration, frame: Frame, source: Source
-) -> tuple[Configuration, dict[str, str | None]]:
-    """Give a configuration the conditions it is under, and say where each was found."""
-    if not source.conditions:
-        return configuration, {}
-    info, arrays = {**frame.results, **frame.info}, {**frame.results, **frame.arrays}
-    found = find_conditions(
-        source.conditions, source.condition_keys, info, arrays, configuration.n_atoms, configuration.where()
-    )
-    return replace(configuration, conditions=found.values), found.keys
-
-
-def _choose_keys(frames: Sequence[_Checked], keys: LabelKeys) -> dict[str, str | None]:
-    """Decide for a whole file under which key each property stands."""
-    found = {key for frame in frames for key in frame.found}
-    return {name: choose_key(keys.candidates(name), found) for name in PROPERTIES}
-
-
-def _leave_out_non_finite(frames: Sequence[_Checked], chosen: Mapping[str, str | None]) -> list[LabelFault]:
-    """Take labels that are NaN or infinite away from their frames; labels that are no numbers stay to be refused."""
-    faults = []
-    for name, key in chosen.items():
-        for frame in frames:
-            if key is None or key not in frame.found:
-                continue
-            values = frame.found[key][1]
-            is_number = isinstance(values, (int, float, np.number))
-            if (is_number or getattr(values, "dtype", np.dtype(object)).kind == "f") and not np.isfinite(values).all():
-                del frame.found[key]
-                faults.append(LabelFault(name, key, frame.configuration.index))
-    return faults
-
-
-def _find_misspelled(frames: Sequence[_Checked], keys: LabelKeys) -> Iterator[LabelFault]:
-    """Find what has the form of a label that its structure lacks, under almost the same key."""
-    for frame in frames:
-        for key, value in frame.near:
-            for name in PROPERTIES:
-                candidates = keys.candidates(name)
-                if not is_near(key, candidates) or any(candidate in frame.found for candidate in candidates):
-                    continue
-                try:
-                    parse_label(name, key, value, frame.configuration)
-                except UserError:
-                    continue
-                yield LabelFault(name, key, frame.configuration.index)
-
-
-def _attach_labels(frame: _Checked, chosen: Mapping[str, str | None], factors: Mapping[str, float]) -> _Labeled:
-    labels = {
-        name: parse_label(name, key, frame.found[key][1], frame.configuration, factors[name])
-        for name, key in chosen.items()
-        if key is not None and key in frame.found
-    }
-    # what `replace` does, in half the time
-    configuration = Configuration(**{**vars(frame.configuration), **labels}) if labels else frame.configuration
-    return _Labeled(frame, configuration, convert_stress_virials(configuration))
-
-
-def _describe_file(
-    file: str,
-    source: Source,
-    chosen: Mapping[str, str | None],
-    labeled: Sequence[_Labeled],
-    all_keys: Counter[tuple[str, str]],
-) -> FileLabels:
-    isolated = [item.frame for item in labeled if item.frame.is_isolated_atom]
-    ordinary = [item for item in labeled if not item.frame.is_isolated_atom]
-    coverage = []
-    for name in PROPERTIES:
-        key = chosen[name]
-        places = Counter(item.frame.found[key][0] for item in ordinary if key in item.frame.found) if key else Counter()
-        count = sum(places.values())
-        coverage.append(
-            LabelCoverage(
-                name=name,
-                key=key,
-                candidates=source.keys.candidates(name),
-                places={place: places[place] for place in PLACES if places[place]},
-                labeled=count,
-                converted=sum(getattr(item.complete, name) is not None for item in ordinary) - count,
-                frames=len(ordinary),
-                isolated=sum(key in frame.found for frame in isolated) if key else 0,
-            )
-        )
-    notes = tuple(f"{file}: {note}" for note in (*_notes(source, chosen, labeled), *_condition_notes(ordinary)))
-    return FileLabels(
-        file,
-        len(ordinary),
-        len(isolated),
-        all_keys,
-        tuple(coverage),
-        notes,
-        units=source.units.text,
-        conditions=tuple(_condition_texts(ordinary)),
+) -> tuple[FileLabels, list[_Structure]]:
+    """Read the structures of one file with their labels, and say where these were."""
+    structures, n_with_key = _read_structures(file, source, head, observe, progress)
+    candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
+    present = {key for structure in structures for key in structure.found}
+    keys = {name: key for name in PROPERTIES if (key := choose_key(candidates[name], present)) is not None}
+    faults: list[LabelFault] = []
+    misspelled: list[LabelFault] = []
+    if skip_non_finite:
+        for name, key in keys.items():
+            for structure in structures:
+                value = structure.found.get(key, ("", None))[1]
+                # what is no number stays, to be refused
+                is_number = isinstance(value, (int, float, np.number))
+                is_number |= getattr(value, "dtype", np.dtype(object)).kind == "f"
+                if is_number and not np.isfinite(value).all():
+                    del structure.found[key]
+                    faults.append(LabelFault(name, key, structure.configuration.index))
+    factors = {name: source.units.of_label(name) for name in keys}
+    for structure in structures:
+        configuration = structure.configuration
+        labels = {
+            name: parse_label(name, key, structure.found[key][1], configuration, factors[name])
+            for name, key in keys.items()
+            if key in structure.found
+        }
+        if labels:  # what `replace` does, in half the time
+            structure.configuration = Configuration(**{**vars(configuration), **labels})
+        for near, value in structure.near:
+            for name, possible in candidates.items():
+                if is_near(near, possible) and structure.found.keys().isdisjoint(possible):
+                    with suppress(UserError):
+                        parse_label(name, near, value, configuration)
+                        misspelled.append(LabelFault(name, near, configuration.index))
+    return (
+        FileLabels(
+            file,
+            frames=sum(not structure.is_isolated_atom for structure in structures),
+            isolated_atoms=sum(structure.is_isolated_atom for structure in structures),
+            keys=n_with_key,
+            coverage=tuple(_coverage(name, keys.get(name), candidates[name], structures) for name in PROPERTIES),
+            notes=tuple(f"{file}: {note}" for note in _notes(source, keys, structures)),
+            faults=tuple(faults),
+            misspelled=tuple(misspelled),
+            constrained=tuple(structure.configuration.index for structure in structures if structure.constrained),
+            units=source.units.text,
+            conditions=tuple(
+                f"{name} {sum(keys_of.values())} of {len(found)}"
+                + (f" ({' and '.join(repr(key) for key in keys_of)})" if keys_of else "")
+                for name, found in _condition_keys(structures).items()
+                for keys_of in [Counter(key for key in found if key is not None)]
+            ),
+        ),
+        structures,
     )
 
 
-def _notes(source: Source, chosen: Mapping[str, str | None], labeled: Sequence[_Labeled]) -> Iterator[str]:
-    """Sentences about labels that are legal but suspicious."""
-    if chosen["stress"] is not None and source.units.leave_stress_open:
+def _coverage(
+    name: str, key: str | None, candidates: tuple[str, ...], structures: Sequence[_Structure]
+) -> LabelCoverage:
+    """Count the structures of a file that have a property."""
+    ordinary = [structure for structure in structures if not structure.is_isolated_atom]
+    places = Counter(structure.found[key][0] for structure in ordinary if key in structure.found)
+    count = sum(places.values())
+    return LabelCoverage(
+        name=name,
+        key=key,
+        candidates=candidates,
+        places={place: places[place] for place in PLACES if places[place]},
+        labeled=count,
+        converted=sum(getattr(structure.complete, name) is not None for structure in ordinary) - count,
+        frames=len(ordinary),
+        isolated=sum(key in structure.found for structure in structures if structure.is_isolated_atom),
+    )
+
+
+def _condition_keys(structures: Sequence[_Structure]) -> dict[str, list[str | None]]:
+    """Collect by condition under which key each structure has it, isolated atoms left out."""
+    ordinary = [structure.condition_keys for structure in structures if not structure.is_isolated_atom]
+    return {name: [keys[name] for keys in ordinary] for name in (ordinary[0] if ordinary else ())}
+
+
+def _notes(source: Source, keys: Mapping[str, str], structures: Sequence[_Structure]) -> Iterator[str]:
+    """Yield sentences about what is legal but suspicious."""
+    if "stress" in keys and source.units.leave_stress_open:
         yield "stresses are read as eV/Angstrom^3 though other units are given; name their unit with --stress_unit."
-    for name, key in chosen.items():
+    for name, key in keys.items():
         for other in source.keys.candidates(name):
-            if key is None or other == key:
-                continue
-            count = sum(key not in item.frame.found and other in item.frame.found for item in labeled)
+            count = sum(key not in structure.found and other in structure.found for structure in structures)
             if count:
                 yield (
                     f"{count} structures have '{other}' but no '{key}', which was chosen for the whole file; "
                     f"they have no {name}. Name one of the two with --{name}_key."
                 )
     for name in ("stress", "virials"):
-        count = sum(is_asymmetric(getattr(item.original, name)) for item in labeled)
+        count = sum(is_asymmetric(getattr(structure.configuration, name)) for structure in structures)
         if count:
             yield f"the {name} of {count} structures is not symmetric, which no potential can reproduce."
     count = sum(
-        (item.complete.stress is None) != (item.complete.virials is None) and not item.frame.is_isolated_atom
-        for item in labeled
+        (structure.complete.stress is None) != (structure.complete.virials is None) and not structure.is_isolated_atom
+        for structure in structures
     )
     if count:
         yield (
             f"{count} structures do not repeat in all three directions, so their stress and virials cannot be "
             "converted into each other."
         )
-    count = sum(_is_isolated_type(item.original.config_type) and not item.frame.is_isolated_atom for item in labeled)
+    count = sum(structure.has_isolated_type and not structure.is_isolated_atom for structure in structures)
     if count:
         yield f"{count} structures are of the type IsolatedAtom but have several atoms; they are read as ordinary ones."
-
-
-def _condition_texts(labeled: Sequence[_Labeled]) -> Iterator[str]:
-    """Say in words under which keys conditions were found."""
-    for name, found in _condition_keys(labeled).items():
-        keys = Counter(key for key in found if key is not None)
-        places = f" ({' and '.join(repr(key) for key in keys)})" if keys else ""
-        yield f"{name} {sum(keys.values())} of {len(found)}{places}"
-
-
-def _condition_notes(labeled: Sequence[_Labeled]) -> Iterator[str]:
-    """Sentences about structures whose conditions were assumed."""
-    for name, found in _condition_keys(labeled).items():
+    ordinary = [structure.configuration for structure in structures if not structure.is_isolated_atom]
+    for name, found in _condition_keys(structures).items():
         if assumed := [place for place, key in enumerate(found) if key is None]:
-            value = labeled[assumed[0]].original.conditions[name].item()
+            value = ordinary[assumed[0]].conditions[name].item()
             yield f"{len(assumed)} of {len(found)} structures do not say {name}; {value:g} is taken."
-
-
-def _condition_keys(labeled: Sequence[_Labeled]) -> dict[str, list[str | None]]:
-    """Collect by condition under which key each structure has it."""
-    names = labeled[0].frame.condition_keys if labeled else ()
-    return {name: [item.frame.condition_keys[name] for item in labeled] for name in names}
-
-
-def _is_isolated_type(config_type: str) -> bool:
-    return config_type.lower() in _ISOLATED_ATOM_TYPES
-
-
-def _note_unused_weights(
-    files: Sequence[FileLabels], expanded: Sequence[tuple[str, Source]], configurations: Sequence[Configuration]
-) -> tuple[FileLabels, ...]:
-    """Note types that have a weight but no structure: most often they are misspelled."""
-    types: dict[str, set[str]] = {}
-    for configuration in configurations:
-        types.setdefault(configuration.file, set()).add(configuration.config_type)
-    noted = list(files)
-    for place, (_, source) in enumerate(expanded):
-        sharing = [
-            other for other, (_, s) in enumerate(expanded) if s.config_type_weights == source.config_type_weights
-        ]
-        if place != sharing[-1]:
-            continue  # files with the same weights are judged together, at the last of them
-        present = set().union(*(types.get(expanded[other][0], set()) for other in sharing))
-        unused = [name for name in source.config_type_weights if name != "Default" and name not in present]
-        if unused:
-            names = ", ".join(f"'{name}'" for name in unused)
-            known = ", ".join(f"'{name}'" for name in sorted(present))
-            note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
-            noted[place] = replace(noted[place], notes=(*noted[place].notes, note))
-    return tuple(noted)

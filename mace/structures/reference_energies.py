@@ -6,6 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from mace.elements import ElementTable, atomic_number, chemical_symbol
 from mace.errors import UserError
+from mace.structures.comment_line import first_repeated
 from mace.structures.configuration import Configuration
 from mace.structures.statistics import interaction_energies_per_atom
 
@@ -107,7 +109,17 @@ def resolve_reference_energies(
     is_average = False
     if E0s is None or word == "isolated":
         energies, source = _from_isolated_atoms(isolated_atoms, elements), "IsolatedAtom frames"
-        _refuse_missing(energies, elements, isolated_atoms, foundation)
+        if missing := _names_missing(energies, elements):
+            where = "the IsolatedAtom frames" if isolated_atoms else "the training data"
+            words = "as 'average' (least squares)" if foundation is None else (
+                "as 'foundation' (those of the foundation model, for data of the same method), 'estimated' (those, "
+                "fitted to the data) or 'average' (least squares)"
+            )  # fmt: skip
+            raise UserError(
+                f"The reference energies (E0s) of {missing} are not in {where}; add a frame of each as an isolated "
+                "atom (config_type=IsolatedAtom) to the training file, or give --E0s as '{1: -13.6, ...}' by atomic "
+                f"number, as a JSON file, or {words}."
+            )
     elif word in FITTED:
         energies, source = _from_isolated_atoms(isolated_atoms, elements, only_labeled=True), "IsolatedAtom frames"
         overruled = _frames_before_fit(isolated_atoms, energies, elements, str(word))
@@ -133,15 +145,52 @@ def resolve_reference_energies(
 def _typed(
     E0s: str | Mapping[Any, float], foundation: Mapping[int, float] | None, elements: ElementTable
 ) -> tuple[dict[int, float], str]:
-    """Return energies that are not to be found, and where they come from."""
+    """Return energies that are given by a mapping, its text, a JSON file or a model, and where they come from."""
     if E0s == "foundation" and foundation is not None:
         require_foundation(foundation, elements, E0s)
         return {number: foundation[number] for number in elements}, "the foundation model"
-    energies, source = _parse(E0s)
+    given, file = E0s, ""
+    if isinstance(E0s, str):
+        text = E0s.strip()
+        if text.endswith(".json") or (text and not text.startswith("{") and Path(text).is_file()):
+            file = text
+            try:
+                given = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_unrepeated)
+            except OSError as error:
+                raise UserError(f"{file}: this file, given as --E0s, cannot be opened ({error.strerror}).") from error
+            except ValueError as error:
+                raise UserError(f"{file}: this file, given as --E0s, is not JSON ({error}).") from error
+        for parse in (ast.literal_eval, json.loads):
+            if not file and not isinstance(given, Mapping):
+                with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                    given = parse(text)
+        if not file and not isinstance(given, Mapping):
+            raise UserError(
+                f"--E0s is {E0s!r}, which is neither 'isolated', 'average', 'foundation' or 'estimated', nor a JSON "
+                "file, nor a mapping such as '{1: -13.6, 8: -432.1}'."
+            )
+    where = file or "--E0s"
+    if not isinstance(given, Mapping) or not given:
+        raise UserError(f'{where}: the reference energies are to map elements to eV, such as {{"H": -13.6}}.')
+    energies: dict[int, float] = {}
+    for element, energy in given.items():
+        number = atomic_number(element)
+        if isinstance(energy, bool) or not isinstance(energy, (int, float, np.number)) or not math.isfinite(energy):
+            raise UserError(f"{where}: the reference energy of {element} is {energy!r}; it must be a number of eV.")
+        if number in energies:
+            raise UserError(f"{where}: {chemical_symbol(number)} has two reference energies; leave one out.")
+        energies[number] = float(energy)
     if missing := _names_missing(energies, elements):
-        where = f"--E0s ({source})" if source.startswith("file") else "--E0s"
+        where = f"--E0s (file {file})" if file else "--E0s"
         raise UserError(f"{where} gives no reference energy for {missing}, which the training data contain; add it.")
-    return energies, source
+    return energies, f"file {file}" if file else "command line"
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a table of JSON, of which the last of several equal keys would silently win."""
+    if (twice := first_repeated([key for key, _ in pairs])) is not None:
+        raise ValueError(f"the key {twice!r} comes twice")
+    return dict(pairs)
 
 
 def require_foundation(foundation: Mapping[int, float], elements: ElementTable, word: str) -> None:
@@ -339,83 +388,6 @@ def _neutral_first(isolated_atoms: Sequence[Configuration]) -> list[Configuratio
 def _names_missing(energies: Mapping[int, float], elements: ElementTable) -> str:
     """Name the elements that have no energy."""
     return ", ".join(chemical_symbol(number) for number in elements if number not in energies)
-
-
-def _refuse_missing(
-    energies: Mapping[int, float],
-    elements: ElementTable,
-    isolated_atoms: Sequence[Configuration],
-    foundation: Mapping[int, float] | None,
-) -> None:
-    missing = _names_missing(energies, elements)
-    if not missing:
-        return
-    source = "the IsolatedAtom frames" if isolated_atoms else "the training data"
-    words = "as 'average' (least squares)" if foundation is None else (
-        "as 'foundation' (those of the foundation model, for data of the same method), 'estimated' (those, fitted to "
-        "the data) or 'average' (least squares)"
-    )  # fmt: skip
-    raise UserError(
-        f"The reference energies (E0s) of {missing} are not in {source}; add a frame of each as an isolated atom "
-        "(config_type=IsolatedAtom) to the training file, or give --E0s as '{1: -13.6, ...}' by atomic number, as a "
-        f"JSON file, or {words}."
-    )
-
-
-def _parse(E0s: str | Mapping[Any, float]) -> tuple[dict[int, float], str]:
-    """Understand a mapping, its text, or a JSON file."""
-    if not isinstance(E0s, str):
-        return _check_mapping(E0s, "--E0s"), "command line"
-    text = E0s.strip()
-    if text.endswith(".json") or (text and not text.startswith("{") and Path(text).is_file()):
-        return _check_mapping(_read_json(text), text), f"file {text}"
-    for parser in (ast.literal_eval, json.loads):
-        mapping = _try_parse(parser, text)
-        if isinstance(mapping, Mapping):
-            return _check_mapping(mapping, "--E0s"), "command line"
-    raise UserError(
-        f"--E0s is {E0s!r}, which is neither 'isolated', 'average', 'foundation' or 'estimated', nor a JSON file, "
-        "nor a mapping such as '{1: -13.6, 8: -432.1}'."
-    )
-
-
-def _try_parse(parser: Callable[[str], Any], text: str) -> Any:
-    try:
-        return parser(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None  # the caller says what is accepted
-
-
-def _read_json(file: str) -> Any:
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=_unrepeated)
-    except OSError as error:
-        raise UserError(f"{file}: this file, given as --E0s, cannot be opened ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{file}: this file, given as --E0s, is not JSON ({error}).") from error
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a table of JSON, of which the last of several equal keys would silently win."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
-    return table
-
-
-def _check_mapping(mapping: Any, where: str) -> dict[int, float]:
-    if not isinstance(mapping, Mapping) or not mapping:
-        raise UserError(f'{where}: the reference energies are to map elements to eV, such as {{"H": -13.6}}.')
-    energies: dict[int, float] = {}
-    for element, energy in mapping.items():
-        number = atomic_number(element)
-        if isinstance(energy, bool) or not isinstance(energy, (int, float, np.number)) or not math.isfinite(energy):
-            raise UserError(f"{where}: the reference energy of {element} is {energy!r}; it must be a number of eV.")
-        if number in energies:
-            raise UserError(f"{where}: {chemical_symbol(number)} has two reference energies; leave one out.")
-        energies[number] = float(energy)
-    return energies
 
 
 def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration]) -> list[str]:

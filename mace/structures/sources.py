@@ -1,18 +1,75 @@
-"""Files that are read in the same way: names of the labels, units, weights."""
+"""Which files are read, and how: names and patterns, keys of the labels, units, weights."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from mace.conditions import SETTABLE, Condition
+from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
-from mace.settings.labels import FileSettings, LabelSettings
-from mace.structures.conversion import FileUnits
-from mace.structures.frames import expand_paths, refuse_repeated
+from mace.settings.labels import FileSettings
 from mace.structures.labels import LabelKeys
+from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
+
+
+@dataclass(frozen=True)
+class FileUnits:
+    """The units of the numbers in a file; ``None`` stands for the first of each table in `mace.units`.
+
+    Attributes:
+        energy: Of energies and virials, and in forces and polarizabilities; a key of `ENERGY_UNITS`.
+        length: Of positions and cells, and in forces, dipoles and polarizabilities; a key of `LENGTH_UNITS`.
+        stress: Of stresses, whatever the other two are; a key of `STRESS_UNITS`.
+
+    Raises:
+        UserError: If a unit is unknown.
+    """
+
+    energy: str | None = None
+    length: str | None = None
+    stress: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse units that are in no table."""
+        for item, table in zip(fields(self), (ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS), strict=True):
+            given = getattr(self, item.name)
+            if given is not None and given not in table:
+                raise UserError(f"--{item.name}_unit must be one of {', '.join(table)}, not '{given}'.")
+
+    @property
+    def of_length(self) -> float:
+        """What positions and cells are multiplied by."""
+        return LENGTH_UNITS[self.length or "Angstrom"]
+
+    def of_label(self, name: str) -> float:
+        """What a label is multiplied by.
+
+        Args:
+            name: One of `mace.properties.PROPERTIES`.
+
+        >>> FileUnits(energy="meV").of_label("forces"), FileUnits(length="nm").of_label("forces")
+        (0.001, 0.1)
+        """
+        if name == "stress":
+            return STRESS_UNITS[self.stress or "eV/Angstrom^3"]
+        return PROPERTIES[name].factor(ENERGY_UNITS[self.energy or "eV"], self.of_length)
+
+    @property
+    def leave_stress_open(self) -> bool:
+        """Whether another unit was changed while that of stresses was left to the default."""
+        changed = (self.energy or "eV") != "eV" or (self.length or "Angstrom") != "Angstrom"
+        return changed and self.stress is None
+
+    @property
+    def text(self) -> str:
+        """The units in words if one of them is not the default, else nothing."""
+        words = (self.energy or "eV", self.length or "Angstrom", self.stress or "eV/Angstrom^3")
+        return "" if words == ("eV", "Angstrom", "eV/Angstrom^3") else f"converted from {', '.join(words)}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +91,63 @@ class Source:
     config_type_weights: Mapping[str, float] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
     condition_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """Turn file names and glob patterns into the list of existing files they stand for.
+
+    A name that exists is taken literally even where it contains ``*``, ``?`` or ``[``. Files found by a pattern are
+    sorted by name; otherwise the given order is kept.
+
+    Raises:
+        UserError: If a file is missing, empty, a directory or named twice, or if a pattern matches nothing.
+    """
+    files: list[str] = []
+    for given in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
+        if Path(given).exists() or not glob.has_magic(given):
+            files.append(given)
+            continue
+        matches = sorted(match for match in glob.glob(given, recursive=True) if not Path(match).is_dir())
+        if not matches:
+            raise UserError(f"{given}: no file matches this pattern, seen from {Path.cwd()}.")
+        files += matches
+    if not files:
+        raise UserError("No structure file was given; name at least one.")
+    for file in files:
+        path = Path(file)
+        if not file.strip():
+            raise UserError("The name of a structure file is empty.")
+        if path.is_dir():
+            raise UserError(
+                f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'."
+            )
+        if not path.exists():
+            raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
+        if not path.is_file():
+            raise UserError(
+                f"{file}: this is not a regular file and cannot be read more than once; write it to one first."
+            )
+        if path.stat().st_size == 0:
+            raise UserError(f"{file}: the file is empty.")
+    refuse_repeated(files)
+    return files
+
+
+def refuse_repeated(files: Sequence[str]) -> None:
+    """Make sure that no file is read twice.
+
+    Raises:
+        UserError: If two names stand for the same file.
+    """
+    seen: dict[Path, str] = {}
+    for file in files:
+        real = Path(file).resolve()
+        if real in seen:
+            raise UserError(
+                f"{file}: the same file is given twice (first as {seen[real]}), and its structures would count double; "
+                "name it once."
+            )
+        seen[real] = file
 
 
 def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
@@ -73,41 +187,26 @@ def sources_of(
         One source for each file name or table, in order.
     """
     items = [files] if isinstance(files, (str, FileSettings)) else list(files)
-    return tuple(_source(settings, item, conditions) for item in items)
-
-
-def _source(settings: TrainingSettings, item: str | FileSettings, conditions: Sequence[Condition]) -> Source:
-    own = item if isinstance(item, FileSettings) else None
-    weights = own.config_type_weights if own is not None else None
-    return Source(
-        paths=item if isinstance(item, str) else item.file,
-        keys=LabelKeys(**{name: _own_or_shared(f"{name}_key", own, settings) for name in PROPERTIES}),
-        units=FileUnits(
-            **{name: _own_or_shared(f"{name}_unit", own, settings) for name in ("energy", "length", "stress")}
-        ),
-        config_type_weights=settings.config_type_weights if weights is None else weights,
-        conditions=conditions,
-        condition_keys=_condition_keys(settings, own, conditions),
-    )
-
-
-def _condition_keys(
-    settings: TrainingSettings, own: FileSettings | None, conditions: Sequence[Condition]
-) -> dict[str, str]:
-    """Return the keys that were given for conditions, those of the file itself before those of all files."""
     names = {condition.name for condition in conditions}
     described = settings.embedding_specs or {}
-    keys = {name: described.get(name, {}).get("key") for name in names}
-    for name in SETTABLE:
-        key = _own_or_shared(f"{name}_key", own, settings)
-        if key and name in names:
-            keys[name] = key
-    return {name: key for name, key in keys.items() if key is not None}
+    sources = []
+    for item in items:
 
+        def said(name: str, item: str | FileSettings = item) -> Any:
+            """Return what is said of the file itself, else what is said of all files."""
+            own = getattr(item, name, None)
+            return getattr(settings, name) if own is None else own
 
-def _own_or_shared(name: str, own: LabelSettings | None, shared: LabelSettings) -> str | None:
-    """Return what a file says of itself, else what is said of all files."""
-    value: str | None = getattr(own, name, None)
-    if value is None:
-        value = getattr(shared, name)
-    return value
+        keys = {name: described.get(name, {}).get("key") for name in names}
+        keys |= {name: key for name in SETTABLE if name in names and (key := said(f"{name}_key"))}
+        sources.append(
+            Source(
+                paths=item if isinstance(item, str) else item.file,
+                keys=LabelKeys(**{name: said(f"{name}_key") for name in PROPERTIES}),
+                units=FileUnits(**{name: said(f"{name}_unit") for name in ("energy", "length", "stress")}),
+                config_type_weights=said("config_type_weights"),
+                conditions=conditions,
+                condition_keys={name: key for name, key in keys.items() if key is not None},
+            )
+        )
+    return tuple(sources)

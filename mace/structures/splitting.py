@@ -80,14 +80,6 @@ _Subject = tuple[str, Hashable]
 """Something that can be learned, by its kind: an element, a head, a label of a head, a type of structure."""
 
 
-def _subjects(configuration: Configuration, labels: Sequence[str]) -> set[_Subject]:
-    """List what can be learned from a structure."""
-    head = configuration.head
-    subjects: set[_Subject] = {("element", number) for number in set(configuration.atomic_numbers.tolist())}
-    subjects |= {("label", (head, name)) for name in labels if configuration.has_weight(name)}
-    return subjects | {("head", head), ("type", configuration.config_type)}
-
-
 def _spare(
     configurations: Sequence[Configuration], train: Sequence[int], valid: Sequence[int], labels: Sequence[str]
 ) -> list[int]:
@@ -105,8 +97,12 @@ def _spare(
     types = Counter(configuration.config_type for configuration in configurations)
 
     def subjects(place: int) -> set[_Subject]:
-        single = configurations[place].config_type
-        return _subjects(configurations[place], labels) - ({("type", single)} if types[single] == 1 else set())
+        """List what can be learned from a structure; a type of which there is one structure does not count."""
+        configuration = configurations[place]
+        head, kind = configuration.head, configuration.config_type
+        found: set[_Subject] = {("element", number) for number in set(configuration.atomic_numbers.tolist())}
+        found |= {("label", (head, name)) for name in labels if configuration.has_weight(name)}
+        return found | {("head", head)} | ({("type", kind)} if types[kind] > 1 else set())
 
     missing = set().union(*map(subjects, valid))
     is_labeled = not labels or _has_label(missing)

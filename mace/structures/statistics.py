@@ -44,16 +44,13 @@ def interaction_energies_per_atom(
     """
     return np.array(
         [
-            (configuration.energy - _sum_of_references(configuration, reference_energies)) / configuration.n_atoms
+            (configuration.energy - math.fsum(reference_energies[z] for z in configuration.atomic_numbers.tolist()))
+            / configuration.n_atoms
             for configuration in configurations
             if configuration.energy is not None
         ],
         dtype=np.float64,
     )
-
-
-def _sum_of_references(configuration: Configuration, reference_energies: Mapping[int, float]) -> float:
-    return math.fsum(reference_energies[number] for number in configuration.atomic_numbers.tolist())
 
 
 def summarize(configurations: Iterable[Configuration], reference_energies: Mapping[int, float]) -> Summary:

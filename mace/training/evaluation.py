@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.dataset import Batch, GraphDataset
+from mace.graphs.dataset import Batch, Dataset
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -39,7 +39,7 @@ class Evaluation:
 
 def evaluate(
     model: MACE,
-    dataset: GraphDataset,
+    dataset: Dataset,
     loss: Loss,
     batch_size: int,
     stress: bool = False,
@@ -85,7 +85,7 @@ def evaluate(
         return structures, rows
 
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
-    types = np.array([c.config_type for c in dataset.configurations])
+    types = dataset.config_types
     for start in progress(range(0, len(own), batch_size), -(-len(own) // batch_size)):
         for structures, rows in limit.work(dataset, own[start : start + batch_size], predicted):
             present = np.unique(types[structures]).tolist() if keep_details else []

@@ -26,7 +26,7 @@ from mace.evaluation import evaluation
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
-from mace.structures.frames import iterate_frames
+from mace.structures.formats import iterate_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

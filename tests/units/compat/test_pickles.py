@@ -66,6 +66,16 @@ def test_shared_objects_stay_shared() -> None:
     assert first is second
 
 
+def test_what_lies_below_a_mark_that_is_taken_off_stays() -> None:
+    assert read(b"K\x01(0.") == 1
+    assert read(b"K\x01(K\x02K\x031.") == 1
+    looped: tuple[list[Any]] = ([],)
+    looped[0].append(looped)
+    for protocol in range(6):
+        found = read(pickle.dumps(looped, protocol))
+        assert found[0][0] is found
+
+
 def test_long_texts_are_left_out() -> None:
     assert read(pickle.dumps("x" * (MAX_TEXT + 1), 4)) is OMITTED
     assert read(pickle.dumps("x" * MAX_TEXT, 4)) == "x" * MAX_TEXT

@@ -21,7 +21,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from mace.calculators import MACECalculator
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.prediction import predict

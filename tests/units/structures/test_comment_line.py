@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mace.errors import UserError
+from mace.structures.formats import iterate_frames
 from mace.structures.frame import Frame
-from mace.structures.frames import iterate_frames
 from mace.structures.labels import LabelKeys, is_near
 from mace.structures.reading import read_configurations
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace.errors import UserError
-from mace.structures import frames as frames_module
+from mace.structures import extended_xyz
+from mace.structures.formats import iterate_frames
 from mace.structures.frame import Frame
-from mace.structures.frames import iterate_frames
-from mace.structures.plain_frames import read_plain_frames
+from mace.structures.plain_extended_xyz import read_plain_frames
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*/*.xyz"))
@@ -133,7 +133,7 @@ def _described(frame: Frame) -> Any:
 
 
 def _of_ase(text: str) -> Frame:
-    return frames_module._ask_ase(text, "some.xyz", 0)
+    return extended_xyz._ask_ase(text, "some.xyz", 0)
 
 
 def _lines(text: str) -> list[str]:
@@ -182,9 +182,9 @@ def test_a_value_is_what_ase_makes_of_it_or_left_to_ase(value: str) -> None:
 
 @pytest.mark.parametrize("file", [*EXAMPLES, *SHARED], ids=lambda file: file.name)
 def test_real_files_are_read_as_by_ase(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO("".join(frames_module._lines(str(file))))
+    stream = io.StringIO("".join(extended_xyz._lines(str(file))))
     found = list(iterate_frames(str(file)))[:300]
-    monkeypatch.setattr(frames_module, "read_plain_frames", lambda portion: [None] * len(portion))
+    monkeypatch.setattr(extended_xyz, "read_plain_frames", lambda portion: [None] * len(portion))
     stream.seek(0)
     for ours, theirs in zip(found, iterate_frames(str(file)), strict=False):
         assert _described(ours) == _described(theirs)

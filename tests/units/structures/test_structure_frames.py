@@ -14,8 +14,9 @@ from ase.db import connect
 from ase.io import write
 
 from mace.errors import UserError
-from mace.structures.frames import expand_paths, iterate_frames
+from mace.structures.formats import iterate_frames
 from mace.structures.reading import read_configurations
+from mace.structures.sources import expand_paths
 
 FRAME = "2\nProperties=species:S:1:pos:R:3 energy=-1.0\nO 0 0 0\nH 0 0 1\n"
 

@@ -12,10 +12,9 @@ from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.settings import parse_training_settings
 from mace.settings.labels import FileSettings
-from mace.structures.conversion import FileUnits
 from mace.structures.labels import LabelKeys
 from mace.structures.reading import read_configurations, read_sources
-from mace.structures.sources import sources_of
+from mace.structures.sources import FileUnits, sources_of
 from mace.units import DEBYE, DEBYE_OF_MACE_TORCH, ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 LABELS = (

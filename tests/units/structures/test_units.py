@@ -5,7 +5,7 @@ from __future__ import annotations
 import ase.units
 import pytest
 
-from mace.structures.conversion import FileUnits
+from mace.structures.sources import FileUnits
 from mace.units import (
     BOHR,
     DEBYE,

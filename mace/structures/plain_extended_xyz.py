@@ -2,7 +2,7 @@
 
 ASE's parser looks at a comment line character by character and makes a record array of every structure, which takes
 longer than a small model needs for its forces. Here only what cannot be read in two ways is read; everything else is
-left to `mace.structures.frames`, which asks ASE.
+left to `mace.structures.extended_xyz`, which asks ASE.
 """
 
 from __future__ import annotations
@@ -75,7 +75,16 @@ def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
         For each frame what ASE would read from it, or None if it has to be asked.
     """
     found: list[Frame | None] = [None] * len(frames)
-    understood = [plain for place, lines in enumerate(frames) if (plain := _understand(place, lines)) is not None]
+    understood: list[_Plain] = []
+    for place, lines in enumerate(frames):
+        try:
+            header = _parse_header(lines[1].strip())
+            width = sum(column.width for column in _columns(header.properties))
+        except _Unusual:
+            continue
+        rows = [line.split() for line in lines[2:]]
+        if rows and all(len(row) == width for row in rows):
+            understood.append(_Plain(place, header, rows))
     for properties, group in groupby(understood, key=lambda plain: plain.header.properties):
         plains = list(group)
         try:
@@ -87,19 +96,6 @@ def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
     return found
 
 
-def _understand(place: int, lines: list[str]) -> _Plain | None:
-    """Read the comment line and divide the others into words, or return None."""
-    try:
-        header = _parse_header(lines[1].strip())
-        width = sum(column.width for column in _columns(header.properties))
-    except _Unusual:
-        return None
-    rows = [line.split() for line in lines[2:]]
-    if not rows or any(len(row) != width for row in rows):
-        return None
-    return _Plain(place, header, rows)
-
-
 def _parse_header(comment: str) -> _Header:
     if not (comment.isascii() and comment.isprintable()):
         raise _Unusual
@@ -108,10 +104,17 @@ def _parse_header(comment: str) -> _Header:
     for match in _ENTRY.finditer(comment):
         key, quoted, bare = match.groups()
         key = RESERVED.get(key.lower(), key)
-        if match.start() != end or key in entries or key.lower() == "uid":
+        if match.start() != end or key in entries or key.lower() == "uid" or (key in _TENSORS and not quoted):
             raise _Unusual
         end = match.end()
-        entries[key] = _parse_tensor(key, quoted) if key in _TENSORS else _parse_value(quoted or bare)
+        value = _parse_value(quoted or bare)
+        if key in _TENSORS:  # nine numbers, or six in the order xx yy zz yz xz xy, like everyone writes them
+            if isinstance(value, np.ndarray) and value.shape == (6,) and key != "Lattice":
+                value = value[_NINE_OF_SIX]
+            if not isinstance(value, np.ndarray) or value.shape != (9,):
+                raise _Unusual
+            value = value.reshape((3, 3), order="F")
+        entries[key] = value
     if find_mistaken(entries) is not None:
         raise _Unusual
     if end != len(comment) or not isinstance(properties := entries.pop("Properties", "species:S:1:pos:R:3"), str):
@@ -124,16 +127,6 @@ def _parse_header(comment: str) -> _Header:
     of_calculator = entries.keys() & _known_to_calculators()[0]
     results = {key: entries.pop(key) for key in list(entries) if key in of_calculator} if of_calculator else {}
     return _Header(entries, results, properties, cell, (pbc[0], pbc[1], pbc[2]))
-
-
-def _parse_tensor(key: str, text: str | None) -> np.ndarray:
-    """Read nine numbers, or six in the order xx yy zz yz xz xy; only in quotes, like everyone writes them."""
-    values = _parse_value(text) if text else None
-    if isinstance(values, np.ndarray) and values.shape == (6,) and key != "Lattice":
-        values = values[_NINE_OF_SIX]
-    if not isinstance(values, np.ndarray) or values.shape != (9,):
-        raise _Unusual
-    return values.reshape((3, 3), order="F")
 
 
 def _parse_value(text: str) -> Any:
@@ -205,35 +198,25 @@ def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list
     for plain in plains:
         header, stop = plain.header, start + len(plain.rows)
         own = {name: array[start:stop] for name, array in arrays.items()}
-        frames.append(
-            Frame(
-                numbers[start:stop],
-                positions[start:stop],
-                header.cell,
-                header.pbc,
-                header.info,
-                {name: array for name, array in own.items() if name not in known},
-                _results(own, header.results, known),
-            )
-        )
+        # in the types in which a calculator gives them
+        results: dict[str, Any] = {name: array.astype(np.float64) for name, array in own.items() if name in known}
+        for key, value in header.results.items():
+            if key == "stress":
+                value = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            results[key] = value if key in ("energy", "free_energy", "magmom") else np.array(value, dtype=np.float64)
+        others = {name: array for name, array in own.items() if name not in known}
+        place = slice(start, stop)
+        frames.append(Frame(numbers[place], positions[place], header.cell, header.pbc, header.info, others, results))
         start = stop
     return frames
-
-
-def _results(arrays: dict[str, np.ndarray], entries: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """Collect what ASE gives to a calculator, in the types the calculator gives it."""
-    results: dict[str, Any] = {name: array.astype(np.float64) for name, array in arrays.items() if name in known}
-    for key, value in entries.items():
-        if key == "stress":
-            value = value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
-        results[key] = value if key in ("energy", "free_energy", "magmom") else np.array(value, dtype=np.float64)
-    return results
 
 
 def _parse_column(column: _Column, words: list[tuple[str, ...]]) -> np.ndarray:
     chosen = words[column.first : column.first + column.width]
     if column.name == "species":
-        number_of = {symbol: _atomic_numbers()[symbol.capitalize()] for symbol in set(chosen[0])}
+        from ase.data import atomic_numbers
+
+        number_of = {symbol: atomic_numbers[symbol.capitalize()] for symbol in set(chosen[0])}
         return np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
     parse, dtype = _PARSERS[column.kind]
     parsed = [list(map(parse, column_words)) for column_words in chosen]
@@ -257,10 +240,3 @@ def _known_to_calculators() -> tuple[frozenset[str], frozenset[str]]:
     from ase.io.extxyz import all_properties, per_config_properties
 
     return frozenset(per_config_properties), frozenset(all_properties)
-
-
-@lru_cache(maxsize=1)
-def _atomic_numbers() -> dict[str, int]:
-    from ase.data import atomic_numbers
-
-    return dict(atomic_numbers)
