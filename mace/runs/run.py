@@ -33,7 +33,7 @@ from mace.processes.launch import find_launch
 from mace.processes.team import make_team, own_device
 from mace.reporting.records import RecordWriter, results_path
 from mace.reporting.tables import epoch_line, errors_in_words
-from mace.reporting.trackers import make_trackers, require_trackers
+from mace.reporting.tracking_services import make_trackers, require_trackers
 from mace.runs.dry_run import describe_plan
 from mace.runs.environment import tell_environment
 from mace.runs.finishing import finish, plot_curves, plot_is_due, reported_table, write_models
