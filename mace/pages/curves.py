@@ -147,7 +147,15 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
             marks += [(epoch + 1.0, f"{prefix}{word}") for epoch, word in run.best]
     losses = []
     for place, run in enumerate(runs):
-        losses += [*_training_loss(run, place), *_validation(run, place, "loss")]
+        of_epochs, color = run.history.epochs, place if run.name else TRAINING_COLOR
+        if of_epochs and len(of_epochs) < _FINE_EPOCHS:
+            times, of_steps, _ = run.history.steps(MOST_POINTS)
+            losses.append(_series(run, "training, as it went", color, times, of_steps, dashed=True))
+        elif of_epochs:
+            epochs = _thinned(sorted(of_epochs))
+            x, means = [e + 1.0 for e in epochs], [of_epochs[epoch].mean_loss for epoch in epochs]
+            losses.append(_series(run, "training, mean of the epoch", color, x, means, dashed=True))
+        losses += _validation(run, place, "loss")
     panels = [Panel("Loss", "", losses, marks, key="loss")]
     for measured in MEASURED:
         for measure in measured.measures:
@@ -164,24 +172,12 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     norms = []
     for place, run in enumerate(runs):
         if len(run.history.epochs) < _FINE_EPOCHS:
-            x, _, of_steps = run.history.steps(MOST_POINTS)
-            norms += [_series(run, "", place, x, of_steps)] if np.isfinite(of_steps).any() else []
+            times, _, of_steps = run.history.steps(MOST_POINTS)
+            norms += [_series(run, "", place, times, of_steps)] if np.isfinite(of_steps).any() else []
         else:
             norms += _of_epochs([run], lambda sums: sums.largest_norm or None)
     panels.append(Panel("Norm of the gradient, largest", "", norms, marks, key="grad_norm"))
     return [panel for panel in panels if any(len(series.x) for series in panel.series)]
-
-
-def _training_loss(run: NamedRun, place: int) -> Iterable[Series]:
-    """Draw the loss of every step of a short run, means of epochs of a long one."""
-    history, color = run.history, place if run.name else TRAINING_COLOR
-    if history.epochs and len(history.epochs) < _FINE_EPOCHS:
-        times, losses, _ = history.steps(MOST_POINTS)
-        yield _series(run, "training, as it went", color, times, losses, dashed=True)
-    elif history.epochs:
-        epochs = _thinned(sorted(history.epochs))
-        means = [history.epochs[epoch].mean_loss for epoch in epochs]
-        yield _series(run, "training, mean of the epoch", color, [e + 1.0 for e in epochs], means, dashed=True)
 
 
 def _validation(run: NamedRun, place: int, key: str, factor: float = 1.0) -> Iterable[Series]:

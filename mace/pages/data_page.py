@@ -109,35 +109,17 @@ def _file_section(file: FileReport, plotted: bool) -> str:
             ("periodic", f"{whole.periodic:,}"),
             ("elements", " ".join(whole.elements)),
         ]
-    charts = [_figure(getattr(whole, name), *words) for name, *words in _CHARTS] if plotted else []
-    legends = [text for name, text in _GROUP_LEGENDS.items() if getattr(whole, name) is not None]
-    legend = f'<p class="soft">{escape("; ".join(legends))}</p>' if legends else ""
-    grouping = "head and config_type" if _has_heads(file) else "config_type"
-    return (
-        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{row_of_tiles(tiles)}'
-        f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{_labels_table(file)}'
-        f"<h3>By {grouping}</h3>{_groups_table(file)}{legend}</section>"
-    )
-
-
-def _has_heads(file: FileReport) -> bool:
-    return len({group.head for group in file.groups}) > 1
-
-
-def _figure(numbers: Distribution | None, title: str, counted: str, unit: str) -> str:
-    if numbers is None:
-        return ""
-    is_zero = abs(numbers.mean) < 1.0e-3 * numbers.rms  # digits of rounding, such as least squares leaves
-    mean = "0" if is_zero else f"{numbers.mean:.4g}"
-    spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {mean}, rms {numbers.rms:.4g} {unit}"
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption><p>{numbers.count:,} {counted}: {escape(spread)}</p>"
-        f"{histogram(numbers, unit)}</figure>"
-    )
-
-
-def _labels_table(file: FileReport) -> str:
-    rows = [
+    charts = []
+    for name, title, counted, unit in _CHARTS if plotted else ():
+        numbers: Distribution | None = getattr(whole, name)
+        if numbers is None:
+            continue
+        is_zero = abs(numbers.mean) < 1.0e-3 * numbers.rms  # digits of rounding, such as least squares leaves
+        mean = "0" if is_zero else f"{numbers.mean:.4g}"
+        spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {mean}, rms {numbers.rms:.4g} {unit}"
+        said = f"<p>{numbers.count:,} {counted}: {escape(spread)}</p>"
+        charts.append(f"<figure><figcaption>{escape(title)}</figcaption>{said}{histogram(numbers, unit)}</figure>")
+    label_rows = [
         (
             entry.name,
             f"{entry.labeled + entry.converted} of {entry.frames}",
@@ -149,7 +131,19 @@ def _labels_table(file: FileReport) -> str:
         for entry in file.labels.coverage
         if entry.labeled + entry.converted + entry.isolated or (entry.frames and entry.name in ("energy", "forces"))
     ]
-    return table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
+    labels = table(("label", "structures", "key", "found in", "converted", "isolated atoms"), label_rows)
+    legends = [text for name, text in _GROUP_LEGENDS.items() if getattr(whole, name) is not None]
+    legend = f'<p class="soft">{escape("; ".join(legends))}</p>' if legends else ""
+    grouping = "head and config_type" if _has_heads(file) else "config_type"
+    return (
+        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{row_of_tiles(tiles)}'
+        f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{labels}'
+        f"<h3>By {grouping}</h3>{_groups_table(file)}{legend}</section>"
+    )
+
+
+def _has_heads(file: FileReport) -> bool:
+    return len({group.head for group in file.groups}) > 1
 
 
 def _groups_table(file: FileReport) -> str:

@@ -203,7 +203,12 @@ def _of_property(
         compared, (reference, error) = one.compared[name], per_atom_values(name, one, reference_energies)
         structures = np.array(
             [
-                (types.get(c.config_type, len(types)), files[c.file], c.index, order.get(_composition(c), 0))
+                (
+                    types.get(c.config_type, len(types)),
+                    files[c.file],
+                    c.index,
+                    order.get(_composition(c), 0) if compared.atom is None else 0,
+                )
                 for c in one.configurations
             ]
         )

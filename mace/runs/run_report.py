@@ -115,7 +115,15 @@ class RunReport:
             condition: How the run ended.
             sentence: Why; for a finished run it is made here.
         """
-        self._write(condition, sentence or self._last_words())
+        if not sentence and self._facts is not None:
+            state = self._trainer.progression
+            is_early = state.finished and state.epoch < self._settings.max_num_epochs
+            best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
+            sentence = f"Training is complete; the models hold the weights of {best}."
+            sentence += " It ended early, by --patience." if is_early else ""
+            if not best:
+                sentence = "Nothing was trained, by --max_num_epochs=0; the model is as it started."
+        self._write(condition, sentence)
         if self._facts is not None and not self._output.failed:
             _LOGGER.info("The report on the run is in %s", self.path)
 
@@ -144,34 +152,6 @@ class RunReport:
         worst = worst_structures(errors.predicted, self._energies)
         return MeasuredStage(stage, epoch, errors.metrics, predictions, worst, tuple(self._valid_sets))
 
-    def _latest(self) -> MeasuredStage | None:
-        """Show the last validation as long as no finished model has been measured."""
-        report = self._validated
-        if self._stages or report is None or report.epoch is None:
-            return None
-        rows = {head: table_row("valid", head) for head in report.evaluations}
-        predicted = [
-            PredictedSet(shown_name(rows[head]), "valid", self._valid_sets[head], found.compared)
-            for head, found in report.evaluations.items()
-            if found.compared
-        ]
-        if not predicted:
-            return None
-        errors = FinalErrors({rows[head]: found.metrics for head, found in report.evaluations.items()}, predicted)
-        return self._measured("two" if report.stage_two else "one", report.epoch, errors)
-
-    def _last_words(self) -> str:
-        if self._facts is None:
-            return ""
-        state = self._trainer.progression
-        early = (
-            " It ended early, by --patience." if state.finished and state.epoch < self._settings.max_num_epochs else ""
-        )
-        best = ", ".join(f"epoch {epoch} (stage {stage})" for stage, epoch in state.best_epochs.items())
-        if not best:
-            return "Nothing was trained, by --max_num_epochs=0; the model is as it started."
-        return f"Training is complete; the models hold the weights of {best}.{early}"
-
     def _write(self, condition: Condition, sentence: str) -> None:
         facts, path = self._facts, self.path
         if facts is None or path is None:
@@ -180,6 +160,19 @@ class RunReport:
         begin = self._clock()
         with self._output:
             state = self._trainer.progression
+            report, latest = self._validated, None
+            if not self._stages and report is not None and report.epoch is not None:
+                rows = {head: table_row("valid", head) for head in report.evaluations}
+                predicted = [
+                    PredictedSet(shown_name(rows[head]), "valid", self._valid_sets[head], found.compared)
+                    for head, found in report.evaluations.items()
+                    if found.compared
+                ]
+                errors = FinalErrors(
+                    {rows[head]: found.metrics for head, found in report.evaluations.items()}, predicted
+                )
+                if predicted:
+                    latest = self._measured("two" if report.stage_two else "one", report.epoch, errors)
             anew, self._times_back = state.times_back != self._times_back, state.times_back
             now = RunState(
                 condition=condition,
@@ -191,7 +184,7 @@ class RunReport:
                 times_back=state.times_back,
                 warnings=self._collector.warnings,
                 stages=self._stages,
-                latest=self._latest(),
+                latest=latest,
             )
             write_durably(path, write_run_page(facts, now).encode())
         end = self._clock()
