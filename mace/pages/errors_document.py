@@ -39,26 +39,27 @@ def errors_document(stages: Sequence[MeasuredStage]) -> dict[str, Any]:
         }
         for z in numbers
     }
-    return {"bins": BINS, "elements": elements, "stages": [_stage(stage) for stage in stages]}
-
-
-def _stage(stage: MeasuredStage) -> dict[str, Any]:
-    predictions = stage.predictions
-    suspects: dict[int, Suspect] = {id(s): s for found in stage.worst.values() for s in found}
-    names = dict(zip(predictions.files, short_names(predictions.files), strict=True))
-    order = {key: place for place, key in enumerate(suspects)}
-    elements = {symbol for p in predictions.properties for part in p.parts for symbol in part.split()}
-    return {
-        "stage": stage.stage,
-        "epoch": stage.epoch,
-        "sets": [list(entry) for entry in predictions.sets],
-        "types": list(predictions.types),
-        "files": short_names(predictions.files),
-        "elements": sorted(elements),
-        "properties": [_property(errors) for errors in predictions.properties],
-        "worst": {name: [order[id(s)] for s in found] for name, found in stage.worst.items()},
-        "suspects": [_suspect(suspect, names) for suspect in suspects.values()],
-    }
+    documents = []
+    for stage in stages:
+        predictions = stage.predictions
+        found_worst: dict[int, Suspect] = {id(s): s for found in stage.worst.values() for s in found}
+        names = dict(zip(predictions.files, short_names(predictions.files), strict=True))
+        order = {key: place for place, key in enumerate(found_worst)}
+        present = {symbol for p in predictions.properties for part in p.parts for symbol in part.split()}
+        documents.append(
+            {
+                "stage": stage.stage,
+                "epoch": stage.epoch,
+                "sets": [list(entry) for entry in predictions.sets],
+                "types": list(predictions.types),
+                "files": short_names(predictions.files),
+                "elements": sorted(present),
+                "properties": [_property(errors) for errors in predictions.properties],
+                "worst": {name: [order[id(s)] for s in found] for name, found in stage.worst.items()},
+                "suspects": [_suspect(suspect, names) for suspect in found_worst.values()],
+            }
+        )
+    return {"bins": BINS, "elements": elements, "stages": documents}
 
 
 def _property(errors: PropertyErrors) -> dict[str, Any]:
