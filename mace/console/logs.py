@@ -98,7 +98,9 @@ def setup_logging(
     Raises:
         UserError: If the level has no meaning.
     """
-    number = _level_number(level)
+    number = level if isinstance(level, int) else logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise UserError(f"There is no log level '{level}'. Choose --log_level from DEBUG, INFO, WARNING, ERROR.")
     close_logging()
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(number)
@@ -144,12 +146,3 @@ def close_logging() -> None:
 def log_path(directory: Path | str, name: str, seed: int) -> Path:
     """Return where the log of the run called ``name`` with ``seed`` lies."""
     return Path(directory) / f"{name}_run-{seed}.log"
-
-
-def _level_number(level: int | str) -> int:
-    if isinstance(level, int):
-        return level
-    number = logging.getLevelName(level.upper())
-    if not isinstance(number, int):
-        raise UserError(f"There is no log level '{level}'. Choose --log_level from DEBUG, INFO, WARNING, ERROR.")
-    return number

@@ -31,6 +31,8 @@ _BAR_INTERVAL = 0.5
 _RATE_MEMORY = 60.0
 """Seconds after which a batch counts for a third (1/e) in the number of atoms per second."""
 
+_SIZES = ((1.0e9, " G"), (1.0e6, " M"), (1.0e3, " k"))
+
 
 class TrainingProgress:
     """Show epoch, batch, loss, last validation errors, atoms per second and remaining time of a training run.
@@ -81,7 +83,7 @@ class TrainingProgress:
         self._first_step: float | None = None
         self._steps = 0
         self._atoms, self._seconds = 0.0, 0.0
-        self._other_work: RenderableType | None = None
+        self._other_work: _Counter | None = None
         self._previous_step = self._last_shown = self._clock()
         self._unshown = False
         self._started = True
@@ -138,20 +140,13 @@ class TrainingProgress:
         if self._live is None:
             yield from track(items, description, total, console=self._console, mode=self.mode, clock=self._clock)
             return
-        counter = _Counter(description, _length(items, total), self._clock)
-        last_drawn = -math.inf
+        self._other_work = _Counter(description, _length(items, total), self._clock)
+        self._draw()
         try:
-            for item in items:
-                if self._clock() - last_drawn >= _BAR_INTERVAL:
-                    self._other_work = counter.row()
-                    self._draw()
-                    last_drawn = self._clock()
-                yield item
-                counter.done += 1
+            yield from _counted(items, self._other_work, self._draw, _BAR_INTERVAL)
         finally:
             self._other_work = None
-            if self._live is not None:
-                self._draw()
+            self._draw()
 
     def finish(self) -> None:
         """Take the bar away, or write the last line; calling it twice does no harm."""
@@ -204,7 +199,7 @@ class TrainingProgress:
         if facts:
             rows.append(Text(", ".join(facts), no_wrap=True, overflow="ellipsis"))
         if self._other_work is not None:
-            rows.append(self._other_work)
+            rows.append(self._other_work.row())
         self._live.update(Group(*rows), refresh=True)
 
     def _epoch_text(self) -> str:
@@ -217,7 +212,9 @@ class TrainingProgress:
     def _rate_text(self) -> str:
         if self._seconds <= 0.0:
             return "? atoms/s"
-        return f"{_with_three_digits(self._atoms / self._seconds)} atoms/s"
+        rate = self._atoms / self._seconds
+        size, letter = next((pair for pair in _SIZES if rate >= pair[0]), (1.0, ""))
+        return f"{rate / size:.3g}{letter} atoms/s"
 
     def _remaining_text(self) -> str:
         """Remaining time if no epoch is spared; validation is in it, as far as it has been seen."""
@@ -283,12 +280,12 @@ def track(
         UserError: If the mode has no meaning.
     """
     shown_as = resolve_mode(mode, console) if console is not None else "off"
+    if shown_as == "off":
+        return iter(items)
     counter = _Counter(description, _length(items, total), clock, rate)
     if shown_as == "bar":
-        return _track_with_bar(items, counter, console)
-    if shown_as == "lines":
-        return _track_with_lines(items, counter, interval)
-    return iter(items)
+        return _with_bar(items, counter, console)
+    return _counted(items, counter, lambda: _LOGGER.info("%s", counter.line()), interval)
 
 
 def resolve_mode(mode: str, console: Console) -> str:
@@ -322,9 +319,7 @@ class _Counter:
         self.done, self.began = 0, clock()
 
     def text(self) -> str:
-        if self.total is None:
-            return f"{self.done} done"
-        return f"{self.done}/{self.total}"
+        return f"{self.done} done" if self.total is None else f"{self.done}/{self.total}"
 
     def remaining_text(self) -> str:
         if self.total is None or self.done == 0:
@@ -349,25 +344,20 @@ class _Counter:
         )
 
 
-def _track_with_bar(items: Iterable[_Item], counter: _Counter, console: Console | None) -> Iterator[_Item]:
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        last_drawn = -math.inf
-        for item in items:
-            if counter.clock() - last_drawn >= _BAR_INTERVAL:
-                live.update(counter.row(), refresh=True)
-                last_drawn = counter.clock()
-            yield item
-            counter.done += 1
-
-
-def _track_with_lines(items: Iterable[_Item], counter: _Counter, interval: float) -> Iterator[_Item]:
-    last_written = counter.began
+def _counted(items: Iterable[_Item], counter: _Counter, show: Callable[[], None], interval: float) -> Iterator[_Item]:
+    """Yield the items and count them; what is done is shown after every so many seconds."""
+    last_shown = counter.clock()
     for item in items:
         yield item
         counter.done += 1
-        if counter.clock() - last_written >= interval:
-            _LOGGER.info("%s", counter.line())
-            last_written = counter.clock()
+        if counter.clock() - last_shown >= interval:
+            show()
+            last_shown = counter.clock()
+
+
+def _with_bar(items: Iterable[_Item], counter: _Counter, console: Console | None) -> Iterator[_Item]:
+    with Live(counter.row(), console=console, auto_refresh=False, transient=True) as live:
+        yield from _counted(items, counter, lambda: live.update(counter.row(), refresh=True), _BAR_INTERVAL)
 
 
 def _row(*cells: RenderableType) -> Table:
@@ -391,11 +381,3 @@ def _duration(seconds: float) -> str:
     days, hour = divmod(hours, 24)
     clock = f"{hour:02d}:{minute:02d}:{second:02d}"
     return f"{days} d {clock}" if days else clock
-
-
-def _with_three_digits(value: float) -> str:
-    """Write a rate such as 1234567 as ``1.23 M``."""
-    for size, letter in ((1.0e9, " G"), (1.0e6, " M"), (1.0e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"

@@ -26,8 +26,16 @@ def histogram(numbers: Distribution, unit: str) -> str:
                 f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{max(right - x - 0.8, 0.8):.1f}" '
                 f'height="{_BASE - y:.1f}"><title>{escape(tip)}</title></rect>'
             )
-    ticks = "".join(_vertical_tick(value, most) for value in _count_ticks(most))
-    places = "".join(_tick(value, low, high) for value in round_ticks(low, high))
+    ticks, places = "", ""
+    for value in round_ticks(0.0, float(most), 3):
+        y = _up(value, most)
+        if value > 0 and value == int(value):
+            ticks += f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            ticks += f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>'
+    for value in round_ticks(low, high):
+        x = _across(value, low, high)
+        places += f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{_BASE}" y2="{_BASE + 4}"/>'
+        places += f'<text x="{x:.1f}" y="{_BASE + 15}" text-anchor="middle">{value:.6g}</text>'
     baseline = f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_BASE}" y2="{_BASE}"/>'
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     label = f"Histogram of {numbers.count} numbers from {numbers.smallest:.4g} to {numbers.largest:.4g} {unit}"
@@ -74,23 +82,3 @@ def _across(value: float, low: float, high: float) -> float:
 
 def _up(count: float, most: int) -> float:
     return _BASE - count / most * (_BASE - _TOP)
-
-
-def _count_ticks(most: int) -> list[float]:
-    return [value for value in round_ticks(0.0, float(most), 3) if value > 0 and value == int(value)]
-
-
-def _vertical_tick(value: float, most: int) -> str:
-    y = _up(value, most)
-    return (
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>'
-    )
-
-
-def _tick(value: float, low: float, high: float) -> str:
-    x = _across(value, low, high)
-    return (
-        f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{_BASE}" y2="{_BASE + 4}"/>'
-        f'<text x="{x:.1f}" y="{_BASE + 15}" text-anchor="middle">{value:.6g}</text>'
-    )

@@ -64,14 +64,40 @@ def compare_runs(paths: Sequence[str], wanted: Drawing) -> list[Path]:
         UserError: If there are no records, or files cannot be read or written.
     """
     files = find_records(paths)
-    names = _names(files)
+    # named by their files, with as much of the folders as tells them apart
+    names = [str(file) for file in files]
+    for depth in range(max(len(file.resolve().parts) for file in files), 0, -1):
+        shorter = ["/".join(file.resolve().parts[-depth:]).removesuffix(_ENDING) for file in files]
+        names = shorter if len(set(shorter)) == len(shorter) else names
     runs = [_run(file, name if len(files) > 1 else "", wanted) for file, name in zip(files, names, strict=True)]
     output = wanted.output or (files[0].with_suffix("") if len(files) == 1 else Path("comparison"))
     written = [output.with_name(f"{output.name}.html")]
-    _write(written[0], _page(names, files, runs).encode())
+    sections = {
+        "runs": ("Runs", _summary(names, runs)),
+        "learning": ("Learning", curves_section(runs)),
+        "speed": ("Speed", speed_section([(run.name, run.history) for run in runs])),
+    }
+    title, subtitle = names[0] if len(runs) == 1 else f"{len(runs)} runs", "Drawn from " + ", ".join(map(str, files))
+    when = f'<p class="soft">Written {datetime.now():%Y-%m-%d %H:%M:%S}.</p>'
+    try:
+        write_durably(written[0], assemble(title, subtitle, when, sections).encode())
+    except OSError as error:
+        raise UserError(
+            f"{written[0]}: the page cannot be written ({error.strerror}); choose another --output."
+        ) from error
     if wanted.picture is not None:
         written.append(output.with_name(f"{output.name}.{wanted.picture}"))
-        _draw(written[1], runs, wanted)
+        keys = wanted.keys or [*_OTHER_KEYS, *(key for key in KEYS if key.startswith("rmse"))]
+        panels = [panel for panel in draw_panels(runs) if panel.key in keys]
+        if not panels:
+            raise UserError(
+                f"--keys: the records have none of {', '.join(keys)}; {', '.join(MEASURES)} exist of what is measured."
+            )
+        try:
+            plot_panels(panels, written[1], linear=wanted.linear)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{written[1]}: the picture cannot be written ({reason}).") from error
     return written
 
 
@@ -96,61 +122,28 @@ def find_records(paths: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """Name runs by their files, with as much of the folders as tells them apart."""
-    for depth in range(1, 1 + max(len(file.resolve().parts) for file in files)):
-        names = ["/".join(file.resolve().parts[-depth:]).removesuffix(_ENDING) for file in files]
-        if len(set(names)) == len(names):
-            return names
-    return [str(file) for file in files]
-
-
 def _run(file: Path, name: str, wanted: Drawing) -> NamedRun:
+    """Read a run as far as it is wanted."""
+
+    def is_wanted(record: dict[str, object]) -> bool:
+        epoch = record.get("epoch")
+        if wanted.heads is not None and record.get("mode") == "eval" and record.get("head") not in wanted.heads:
+            return False
+        return (isinstance(epoch, int) and epoch >= wanted.min_epoch) or (epoch is None and not wanted.min_epoch)
+
     try:
-        history = RunHistory.of(record for record in read_records(file) if _is_wanted(record, wanted))
+        history = RunHistory.of(record for record in read_records(file) if is_wanted(record))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"{file}: the records cannot be read ({reason}).") from error
     if not history.numbers():
         limit = f" from epoch {wanted.min_epoch} on" if wanted.min_epoch else ""
         raise UserError(f"{file}: it has no record of an epoch{limit}, so there is nothing to draw.")
-    return NamedRun(name, history, history.stage_two_start or wanted.stage_two_start, _best(history))
-
-
-def _is_wanted(record: dict[str, object], wanted: Drawing) -> bool:
-    epoch = record.get("epoch")
-    if wanted.heads is not None and record.get("mode") == "eval" and record.get("head") not in wanted.heads:
-        return False
-    return (isinstance(epoch, int) and epoch >= wanted.min_epoch) or (epoch is None and not wanted.min_epoch)
-
-
-def _losses(history: RunHistory) -> dict[int, float]:
-    """Return the validation loss of all heads together by epoch, where it is a number."""
-    losses: dict[int, float] = {}
-    for of_head in history.valid.values():
-        for epoch, record in of_head.items():
-            loss = record.get("loss")
-            losses[epoch] = losses.get(epoch, 0.0) + (math.nan if loss is None else loss)
-    return {epoch: loss for epoch, loss in losses.items() if math.isfinite(loss)}
-
-
-def _best(history: RunHistory) -> list[tuple[int, str]]:
-    losses = _losses(history)
+    losses = {epoch: loss for epoch, loss in history.validation_losses().items() if math.isfinite(loss)}
     start = history.stage_two_start
-    late = {epoch: loss for epoch, loss in losses.items() if start is not None and epoch >= start}
-    chosen = late or losses
-    return [(min(chosen, key=chosen.__getitem__), "best")] if chosen else []
-
-
-def _page(names: Sequence[str], files: Sequence[Path], runs: Sequence[NamedRun]) -> str:
-    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
-    sections = {
-        "runs": ("Runs", _summary(names, runs)),
-        "learning": ("Learning", curves_section(runs)),
-        "speed": ("Speed", speed_section([(run.name, run.history) for run in runs])),
-    }
-    subtitle = "Drawn from " + ", ".join(map(str, files))
-    return assemble(title, subtitle, f'<p class="soft">Written {datetime.now():%Y-%m-%d %H:%M:%S}.</p>', sections)
+    chosen = {epoch: loss for epoch, loss in losses.items() if start is not None and epoch >= start} or losses
+    best = [(min(chosen, key=chosen.__getitem__), "best")] if chosen else []
+    return NamedRun(name, history, start or wanted.stage_two_start, best)
 
 
 def _summary(names: Sequence[str], runs: Sequence[NamedRun]) -> str:
@@ -160,7 +153,7 @@ def _summary(names: Sequence[str], runs: Sequence[NamedRun]) -> str:
     header += [f"RMSE {m.title} / {m.unit}" for _, m in metrics] + ["time of steps"]
     rows = []
     for name, run in zip(names, runs, strict=True):
-        history, losses = run.history, _losses(run.history)
+        history, losses = run.history, run.history.validation_losses()
         best = run.best[0][0] if run.best else None
         records = [of_head[best] for of_head in history.valid.values() if best in of_head]
         row = [name, str(len(history.numbers())), f"{sum(s.steps for s in history.epochs.values()):,}"]
@@ -171,23 +164,3 @@ def _summary(names: Sequence[str], runs: Sequence[NamedRun]) -> str:
         seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
         rows.append([*row, duration(seconds)])
     return table(header, rows, "runs")
-
-
-def _draw(path: Path, runs: Sequence[NamedRun], wanted: Drawing) -> None:
-    keys = wanted.keys or [*_OTHER_KEYS, *(key for key in KEYS if key.startswith("rmse"))]
-    panels = [panel for panel in draw_panels(runs) if panel.key in keys]
-    if not panels:
-        raise UserError(
-            f"--keys: the records have none of {', '.join(keys)}; {', '.join(MEASURES)} exist of what is measured."
-        )
-    try:
-        plot_panels(panels, path, linear=wanted.linear)
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error}).") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_durably(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: the page cannot be written ({error.strerror}); choose another --output.") from error

@@ -138,70 +138,58 @@ class NamedRun:
 
 def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     """Make the panels of one or several runs: loss, errors, learning rate, gradient."""
-    marks = _marks(runs)
-    losses = [s for place, run in enumerate(runs) for s in _losses(run, place)]
-    panels = [Panel("Loss", "", losses, marks, key="loss")]
-    for measured in MEASURED:
-        for measure in measured.measures:
-            series = [s for place, run in enumerate(runs) for s in _errors(run, place, measured, measure)]
-            if series:
-                title = f"{MEASURES[measure]} of {measured.title}, validation"
-                panels.append(Panel(title, measured.unit, series, marks, measure, f"{measure}_{measured.suffix}"))
-    panels.append(Panel("Learning rate", "", list(_rates(runs)), marks, key="lr"))
-    panels.append(Panel("Norm of the gradient, largest", "", list(_norms(runs)), marks, key="grad_norm"))
-    return [panel for panel in panels if any(len(series.x) for series in panel.series)]
-
-
-def _marks(runs: Sequence[NamedRun]) -> list[tuple[float, str]]:
     marks = []
     for run in runs:
-        prefix = f"{run.name}: " if run.name else ""
-        numbers = run.history.numbers()
-        start = run.stage_two_start
+        prefix, numbers, start = f"{run.name}: " if run.name else "", run.history.numbers(), run.stage_two_start
         if start is not None and numbers and numbers[0] < start <= numbers[-1]:
             marks.append((float(start), f"{prefix}stage two"))
         if len(runs) == 1:
             marks += [(epoch + 1.0, f"{prefix}{word}") for epoch, word in run.best]
-    return marks
+    losses = []
+    for place, run in enumerate(runs):
+        of_epochs, color = run.history.epochs, place if run.name else TRAINING_COLOR
+        if of_epochs and len(of_epochs) < _FINE_EPOCHS:
+            times, of_steps, _ = run.history.steps(MOST_POINTS)
+            losses.append(_series(run, "training, as it went", color, times, of_steps, dashed=True))
+        elif of_epochs:
+            epochs = _thinned(sorted(of_epochs))
+            x, means = [e + 1.0 for e in epochs], [of_epochs[epoch].mean_loss for epoch in epochs]
+            losses.append(_series(run, "training, mean of the epoch", color, x, means, dashed=True))
+        losses += _validation(run, place, "loss")
+    panels = [Panel("Loss", "", losses, marks, key="loss")]
+    for measured in MEASURED:
+        for measure in measured.measures:
+            key, title = f"{measure}_{measured.suffix}", f"{MEASURES[measure]} of {measured.title}, validation"
+            found = [s for place, run in enumerate(runs) for s in _validation(run, place, key, measured.factor)]
+            shown = [series for series in found if not all(map(math.isnan, series.y))]
+            panels.append(Panel(title, measured.unit, shown, marks, measure, key))
+    # learning rates as they were from the beginning of an epoch to its end
+    rates = [
+        replace(series, x=[series.x[0] - 1.0, *series.x], y=[series.y[0], *series.y], steps=True)
+        for series in _of_epochs(runs, lambda sums: sums.rate)
+    ]
+    panels.append(Panel("Learning rate", "", rates, marks, key="lr"))
+    norms = []
+    for place, run in enumerate(runs):
+        if len(run.history.epochs) < _FINE_EPOCHS:
+            times, _, of_steps = run.history.steps(MOST_POINTS)
+            norms += [_series(run, "", place, times, of_steps)] if np.isfinite(of_steps).any() else []
+        else:
+            norms += _of_epochs([run], lambda sums: sums.largest_norm or None)
+    panels.append(Panel("Norm of the gradient, largest", "", norms, marks, key="grad_norm"))
+    return [panel for panel in panels if any(len(series.x) for series in panel.series)]
 
 
-def _losses(run: NamedRun, place: int) -> Iterable[Series]:
-    history, heads = run.history, len(run.history.valid)
-    if history.epochs and len(history.epochs) < _FINE_EPOCHS:
-        times, losses_of_steps, _ = history.steps(MOST_POINTS)
-        color = _training_color(run, place)
-        yield _series(run, "training, as it went", color, times, losses_of_steps, dashed=True)
-    elif history.epochs:
-        epochs = _thinned(sorted(history.epochs))
-        color = _training_color(run, place)
-        means = [history.epochs[epoch].mean_loss for epoch in epochs]
-        yield _series(run, "training, mean of the epoch", color, [e + 1.0 for e in epochs], means, dashed=True)
-    for number, (head, x, records) in enumerate(_evaluations(history)):
-        losses = [_number(record.get("loss")) for record in records]
-        yield _series(run, f"validation {head}" if heads > 1 else "validation", place + number, x, losses)
-
-
-def _training_color(run: NamedRun, place: int) -> int:
-    return place if run.name else TRAINING_COLOR
-
-
-def _errors(run: NamedRun, place: int, measured: Measured, measure: str) -> Iterable[Series]:
-    metric = f"{measure}_{measured.suffix}"
-    for number, (head, x, records) in enumerate(_evaluations(run.history)):
-        values = [_number(record.get(metric)) * measured.factor for record in records]
-        if not all(map(math.isnan, values)):
-            label = f"validation {head}" if len(run.history.valid) > 1 else "validation"
-            yield _series(run, label, place + number, x, values)
-
-
-def _evaluations(history: RunHistory) -> Iterable[tuple[str, list[float], list[dict[str, Any]]]]:
-    """Yield head, times and records; an evaluation after epoch n, counted from zero, is at the time n + 1."""
-    heads = list(dict.fromkeys([*history.initial, *history.valid]))
-    for head in heads:
+def _validation(run: NamedRun, place: int, key: str, factor: float = 1.0) -> Iterable[Series]:
+    """Draw what every evaluation found, by head; one after epoch n, counted from zero, is at the time n + 1."""
+    history = run.history
+    for number, head in enumerate(dict.fromkeys([*history.initial, *history.valid])):
         records = history.valid.get(head, {})
         epochs = _thinned(sorted(records))
         first = [history.initial[head]] if head in history.initial else []
-        yield head, [0.0] * len(first) + [e + 1.0 for e in epochs], first + [records[e] for e in epochs]
+        values = [_number(record.get(key)) * factor for record in [*first, *(records[e] for e in epochs)]]
+        label = f"validation {head}" if len(history.valid) > 1 else "validation"
+        yield _series(run, label, place + number, [0.0] * len(first) + [e + 1.0 for e in epochs], values)
 
 
 def _of_epochs(runs: Sequence[NamedRun], value: Callable[[EpochSums], float | None]) -> Iterable[Series]:
@@ -210,22 +198,6 @@ def _of_epochs(runs: Sequence[NamedRun], value: Callable[[EpochSums], float | No
         values = [_number(value(run.history.epochs[epoch])) for epoch in epochs]
         if not all(map(math.isnan, values)):
             yield _series(run, "", place, [e + 1.0 for e in epochs], values)
-
-
-def _rates(runs: Sequence[NamedRun]) -> Iterable[Series]:
-    """Draw learning rates as they were from the beginning of an epoch to its end."""
-    for series in _of_epochs(runs, lambda sums: sums.rate):
-        yield replace(series, x=[series.x[0] - 1.0, *series.x], y=[series.y[0], *series.y], steps=True)
-
-
-def _norms(runs: Sequence[NamedRun]) -> Iterable[Series]:
-    for place, run in enumerate(runs):
-        if len(run.history.epochs) < _FINE_EPOCHS:
-            x, _, norms = run.history.steps(MOST_POINTS)
-            if np.isfinite(norms).any():
-                yield _series(run, "", place, x, norms)
-        else:
-            yield from _of_epochs([run], lambda sums: sums.largest_norm or None)
 
 
 def _series(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import mace
 from mace.elements import atomic_number, chemical_symbol
 from mace.inspection.findings import KINDS, LEVELS, Finding
-from mace.inspection.groups import Distribution, Group
+from mace.inspection.groups import Distribution
 from mace.inspection.inspection import DataReport, FileReport
 from mace.pages.charts import histogram, sparkline
 from mace.pages.html import Drawing, row_of_tiles, table, whole_page
@@ -26,10 +26,11 @@ _CHARTS = (
 )
 
 _GROUP_COLUMNS = {
-    "energies": ["E min", "E mean", "E max", "E"],
-    "forces": ["|F| rms", "|F| max", "|F|"],
-    "stresses": ["stress min", "stress max"],
+    "energies": {"E min": "smallest", "E mean": "mean", "E max": "largest", "E": ""},
+    "forces": {"|F| rms": "rms", "|F| max": "largest", "|F|": ""},
+    "stresses": {"stress min": "smallest", "stress max": "largest"},
 }
+"""Titles of columns and what of a distribution they show; where nothing is named, it is drawn."""
 
 _GROUP_LEGENDS = {
     "energies": "E: energy per atom in eV, E0s subtracted",
@@ -53,7 +54,10 @@ def write_page(report: DataReport, title: str) -> str:
         f'<p class="soft">Written by mace {escape(mace.__version__)}. Energies in eV, lengths in \u00c5; '
         "structures are counted from zero.</p>"
     )
-    return whole_page(title, [_head(report, title), _findings_section(report), *sections, foot])
+    findings = ""
+    if report.findings:
+        findings = f"<section><h2>Findings</h2>{findings_list(report.findings, _MOST_FINDINGS)}</section>"
+    return whole_page(title, [_head(report, title), findings, *sections, foot])
 
 
 def _head(report: DataReport, title: str) -> str:
@@ -80,27 +84,19 @@ def _head(report: DataReport, title: str) -> str:
     return "".join(text)
 
 
-def _findings_section(report: DataReport) -> str:
-    if not report.findings:
-        return ""
-    return f"<section><h2>Findings</h2>{findings_list(report.findings, _MOST_FINDINGS)}</section>"
-
-
 def findings_list(findings: Sequence[Finding], most: int) -> str:
     """Write findings as a list; beyond ``most`` they are only counted."""
-    items = "".join(_finding_item(finding) for finding in findings[:most])
+    items = ""
+    for finding in findings[:most]:
+        badge = f'<span class="badge">{finding.level}{", allowed" if finding.allowed else ""}</span>'
+        meaning = escape(KINDS[finding.name].meaning.replace("`", ""))
+        items += (
+            f'<li class="{finding.level}">{badge}<code>{finding.name}</code>'
+            f'<p>{escape(finding.sentence)}</p><p class="soft">{meaning}</p></li>'
+        )
     hidden = len(findings) - most
     more = f'<p class="soft">and {hidden} more findings</p>' if hidden > 0 else ""
     return f'<ul class="findings">{items}</ul>{more}'
-
-
-def _finding_item(finding: Finding) -> str:
-    badge = f'<span class="badge">{finding.level}{", allowed" if finding.allowed else ""}</span>'
-    meaning = escape(KINDS[finding.name].meaning.replace("`", ""))
-    return (
-        f'<li class="{finding.level}">{badge}<code>{finding.name}</code>'
-        f'<p>{escape(finding.sentence)}</p><p class="soft">{meaning}</p></li>'
-    )
 
 
 def _file_section(file: FileReport, plotted: bool) -> str:
@@ -113,38 +109,17 @@ def _file_section(file: FileReport, plotted: bool) -> str:
             ("periodic", f"{whole.periodic:,}"),
             ("elements", " ".join(whole.elements)),
         ]
-    charts = [_figure(getattr(whole, name), *words) for name, *words in _CHARTS] if plotted else []
-    grouping = "head and config_type" if _has_heads(file) else "config_type"
-    return (
-        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{row_of_tiles(tiles)}'
-        f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{_labels_table(file)}'
-        f"<h3>By {grouping}</h3>{_groups_table(file)}{_legend(file)}</section>"
-    )
-
-
-def _has_heads(file: FileReport) -> bool:
-    return len({group.head for group in file.groups}) > 1
-
-
-def _legend(file: FileReport) -> str:
-    legends = [text for name, text in _GROUP_LEGENDS.items() if getattr(file.whole, name) is not None]
-    return f'<p class="soft">{escape("; ".join(legends))}</p>' if legends else ""
-
-
-def _figure(numbers: Distribution | None, title: str, counted: str, unit: str) -> str:
-    if numbers is None:
-        return ""
-    is_zero = abs(numbers.mean) < 1.0e-3 * numbers.rms  # digits of rounding, such as least squares leaves
-    mean = "0" if is_zero else f"{numbers.mean:.4g}"
-    spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {mean}, rms {numbers.rms:.4g} {unit}"
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption><p>{numbers.count:,} {counted}: {escape(spread)}</p>"
-        f"{histogram(numbers, unit)}</figure>"
-    )
-
-
-def _labels_table(file: FileReport) -> str:
-    rows = [
+    charts = []
+    for name, title, counted, unit in _CHARTS if plotted else ():
+        numbers: Distribution | None = getattr(whole, name)
+        if numbers is None:
+            continue
+        is_zero = abs(numbers.mean) < 1.0e-3 * numbers.rms  # digits of rounding, such as least squares leaves
+        mean = "0" if is_zero else f"{numbers.mean:.4g}"
+        spread = f"{numbers.smallest:.4g} to {numbers.largest:.4g}, mean {mean}, rms {numbers.rms:.4g} {unit}"
+        said = f"<p>{numbers.count:,} {counted}: {escape(spread)}</p>"
+        charts.append(f"<figure><figcaption>{escape(title)}</figcaption>{said}{histogram(numbers, unit)}</figure>")
+    label_rows = [
         (
             entry.name,
             f"{entry.labeled + entry.converted} of {entry.frames}",
@@ -156,44 +131,43 @@ def _labels_table(file: FileReport) -> str:
         for entry in file.labels.coverage
         if entry.labeled + entry.converted + entry.isolated or (entry.frames and entry.name in ("energy", "forces"))
     ]
-    return table(("label", "structures", "key", "found in", "converted", "isolated atoms"), rows)
+    labels = table(("label", "structures", "key", "found in", "converted", "isolated atoms"), label_rows)
+    legends = [text for name, text in _GROUP_LEGENDS.items() if getattr(whole, name) is not None]
+    legend = f'<p class="soft">{escape("; ".join(legends))}</p>' if legends else ""
+    grouping = "head and config_type" if _has_heads(file) else "config_type"
+    return (
+        f'<section><h2>{escape(file.file)}</h2><p class="soft">{escape(file.role)}</p>{row_of_tiles(tiles)}'
+        f'<div class="charts">{"".join(charts)}</div><h3>Labels</h3>{labels}'
+        f"<h3>By {grouping}</h3>{_groups_table(file)}{legend}</section>"
+    )
+
+
+def _has_heads(file: FileReport) -> bool:
+    return len({group.head for group in file.groups}) > 1
 
 
 def _groups_table(file: FileReport) -> str:
     labels = [name for name in PROPERTIES if is_partial(file, name)]
-    columns = {
-        "head": _has_heads(file),
-        "elements": len({group.elements for group in file.groups}) > 1 or not file.whole.frames,
-        "energies": file.whole.energies is not None,
-        "forces": file.whole.forces is not None,
-        "stresses": file.whole.stresses is not None,
-    }
-    header = ["config_type", *(["head"] if columns["head"] else []), "structures", "atoms each"]
-    header += ["elements"] if columns["elements"] else []
+    with_heads = _has_heads(file)
+    with_elements = len({group.elements for group in file.groups}) > 1 or not file.whole.frames
+    measured = [name for name in _GROUP_COLUMNS if getattr(file.whole, name) is not None]
+    header = ["config_type", *(["head"] if with_heads else []), "structures", "atoms each"]
+    header += ["elements"] if with_elements else []
     header += [f"with {name}" for name in labels]
-    for name, titles in _GROUP_COLUMNS.items():
-        header += titles if columns[name] else []
-    rows = [_group_row(group, labels, columns) for group in file.groups[:_MOST_GROUPS]]
+    header += [title for name in measured for title in _GROUP_COLUMNS[name]]
+    rows = []
+    for group in file.groups[:_MOST_GROUPS]:
+        row = [group.config_type, *([group.head] if with_heads else [])]
+        row += [f"{group.frames:,}", atoms_each(group), *([" ".join(group.elements)] if with_elements else [])]
+        row += [f"{group.labeled[name]:,}" for name in labels]
+        for name in measured:
+            numbers: Distribution | None = getattr(group, name)
+            for column in _GROUP_COLUMNS[name].values():
+                found = None if numbers is None or not column else getattr(numbers, column)
+                shown = "\u2013" if found is None else f"{found:.3g}"
+                row.append(shown if column else Drawing(sparkline(numbers)))
+        rows.append(row)
     hidden = len(file.groups) - _MOST_GROUPS
     if hidden > 0:
         rows.append([f"and {hidden} more types", *[""] * (len(header) - 1)])
     return table(header, rows)
-
-
-def _group_row(group: Group, labels: Sequence[str], columns: Mapping[str, bool]) -> list[str]:
-    row = [group.config_type, *([group.head] if columns["head"] else [])]
-    row += [f"{group.frames:,}", atoms_each(group), *([" ".join(group.elements)] if columns["elements"] else [])]
-    row += [f"{group.labeled[name]:,}" for name in labels]
-    if columns["energies"]:
-        row += [_number(group.energies, name) for name in ("smallest", "mean", "largest")]
-        row.append(Drawing(sparkline(group.energies)))
-    if columns["forces"]:
-        row += [_number(group.forces, name) for name in ("rms", "largest")]
-        row.append(Drawing(sparkline(group.forces)))
-    if columns["stresses"]:
-        row += [_number(group.stresses, name) for name in ("smallest", "largest")]
-    return row
-
-
-def _number(numbers: Distribution | None, name: str) -> str:
-    return "\u2013" if numbers is None else f"{getattr(numbers, name):.3g}"

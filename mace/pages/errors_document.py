@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from mace.elements import chemical_symbol, covalent_radii
 from mace.pages.run_facts import MeasuredStage
 from mace.properties import PROPERTIES
-from mace.reporting.predictions import BINS, Cell, Points, PropertyErrors
+from mace.reporting.predictions import BINS, PropertyErrors
 from mace.reporting.worst import Suspect
 
 _POINT_TYPES = {"reference": "f4", "error": "f4", "set": "u1", "type": "u1", "part": "u1", "file": "u2", "index": "u4"}
@@ -27,36 +27,49 @@ def short_names(files: Sequence[str]) -> list[str]:
 
 def errors_document(stages: Sequence[MeasuredStage]) -> dict[str, Any]:
     """Write what was measured as numbers a browser can draw; binary arrays in base64, little-endian."""
+    from ase.data.colors import jmol_colors
+
     suspects = [suspect for stage in stages for found in stage.worst.values() for suspect in found if suspect.drawn]
-    return {
-        "bins": BINS,
-        "elements": _elements(suspect.configuration.atomic_numbers for suspect in suspects),
-        "stages": [_stage(stage) for stage in stages],
+    numbers = sorted({z for suspect in suspects for z in suspect.configuration.atomic_numbers.tolist()})
+    elements = {
+        str(z): {
+            "symbol": chemical_symbol(z),
+            "radius": round(float(covalent_radii([z])[0]), 2),
+            "color": "#" + "".join(f"{round(255 * part):02x}" for part in jmol_colors[z]),
+        }
+        for z in numbers
     }
-
-
-def _stage(stage: MeasuredStage) -> dict[str, Any]:
-    predictions = stage.predictions
-    suspects: dict[int, Suspect] = {id(s): s for found in stage.worst.values() for s in found}
-    names = dict(zip(predictions.files, short_names(predictions.files), strict=True))
-    order = {key: place for place, key in enumerate(suspects)}
-    elements = {symbol for p in predictions.properties for part in p.parts for symbol in part.split()}
-    return {
-        "stage": stage.stage,
-        "epoch": stage.epoch,
-        "sets": [list(entry) for entry in predictions.sets],
-        "types": list(predictions.types),
-        "files": short_names(predictions.files),
-        "elements": sorted(elements),
-        "properties": [_property(errors) for errors in predictions.properties],
-        "worst": {name: [order[id(s)] for s in found] for name, found in stage.worst.items()},
-        "suspects": [_suspect(suspect, names) for suspect in suspects.values()],
-    }
+    documents = []
+    for stage in stages:
+        predictions = stage.predictions
+        found_worst: dict[int, Suspect] = {id(s): s for found in stage.worst.values() for s in found}
+        names = dict(zip(predictions.files, short_names(predictions.files), strict=True))
+        order = {key: place for place, key in enumerate(found_worst)}
+        present = {symbol for p in predictions.properties for part in p.parts for symbol in part.split()}
+        documents.append(
+            {
+                "stage": stage.stage,
+                "epoch": stage.epoch,
+                "sets": [list(entry) for entry in predictions.sets],
+                "types": list(predictions.types),
+                "files": short_names(predictions.files),
+                "elements": sorted(present),
+                "properties": [_property(errors) for errors in predictions.properties],
+                "worst": {name: [order[id(s)] for s in found] for name, found in stage.worst.items()},
+                "suspects": [_suspect(suspect, names) for suspect in found_worst.values()],
+            }
+        )
+    return {"bins": BINS, "elements": elements, "stages": documents}
 
 
 def _property(errors: PropertyErrors) -> dict[str, Any]:
     row = PROPERTIES[errors.name]
-    title = f"{row.title} per atom" if row.extensive else row.title
+    title, cells = f"{row.title} per atom" if row.extensive else row.title, []
+    for cell in errors.cells:
+        filled = np.flatnonzero(cell.histogram)
+        found = {name: getattr(cell, name) for name in ("set", "type", "part", "count")}
+        found |= {name: _rounded(getattr(cell, name)) for name in ("absolute", "squared", "largest")}
+        cells.append({**found, "bins": np.stack([filled, cell.histogram[filled]], axis=1).ravel().tolist()})
     return {
         "name": errors.name,
         "short": row.symbol,
@@ -65,67 +78,31 @@ def _property(errors: PropertyErrors) -> dict[str, Any]:
         "errorUnit": f"m{row.shown_unit}",
         "parts": list(errors.parts),
         "limit": _rounded(errors.limit),
-        "cells": [_cell(cell) for cell in errors.cells],
-        "points": _points(errors.points),
+        "cells": cells,
+        "points": {name: packed(getattr(errors.points, name), kind) for name, kind in _POINT_TYPES.items()},
     }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    filled = np.flatnonzero(cell.histogram)
-    return {
-        "set": cell.set,
-        "type": cell.type,
-        "part": cell.part,
-        "count": cell.count,
-        "absolute": _rounded(cell.absolute),
-        "squared": _rounded(cell.squared),
-        "largest": _rounded(cell.largest),
-        "bins": np.stack([filled, cell.histogram[filled]], axis=1).ravel().tolist(),
-    }
-
-
-def _points(points: Points) -> dict[str, str]:
-    return {name: packed(getattr(points, name), kind) for name, kind in _POINT_TYPES.items()}
 
 
 def _suspect(suspect: Suspect, names: Mapping[str, str]) -> dict[str, Any]:
-    configuration = suspect.configuration
+    configuration, numbers = suspect.configuration, suspect.configuration.atomic_numbers
+    counts: Mapping[int, int] = Counter(numbers.tolist())
     found: dict[str, Any] = {
         "where": replace(configuration, file=names[configuration.file]).where(),
         "set": suspect.set,
         "role": suspect.role,
         "type": configuration.config_type,
-        "formula": _formula(configuration.atomic_numbers),
+        "formula": "".join(f"{chemical_symbol(z)}{counts[z] if counts[z] > 1 else ''}" for z in sorted(counts)),
         "atoms": configuration.n_atoms,
         "errors": {name: _rounded(error) for name, error in suspect.errors.items()},
     }
     if suspect.drawn:
-        found["numbers"] = packed(configuration.atomic_numbers, "u1")
+        found["numbers"] = packed(numbers, "u1")
         found["positions"] = packed(configuration.positions, "f4")
         has_cell = bool(np.any(configuration.cell)) and any(configuration.pbc)
         found["cell"] = [round(x, 4) for x in configuration.cell.ravel().tolist()] if has_cell else None
         if suspect.force_errors is not None:
             found["forces"] = packed(suspect.force_errors, "f4")
     return found
-
-
-def _elements(arrays: Iterable[np.ndarray]) -> dict[str, dict[str, Any]]:
-    from ase.data.colors import jmol_colors
-
-    numbers = sorted({z for array in arrays for z in array.tolist()})
-    return {
-        str(z): {
-            "symbol": chemical_symbol(z),
-            "radius": round(float(covalent_radii([z])[0]), 2),
-            "color": "#" + "".join(f"{round(255 * part):02x}" for part in jmol_colors[z]),
-        }
-        for z in numbers
-    }
-
-
-def _formula(numbers: np.ndarray) -> str:
-    counts: Mapping[int, int] = Counter(numbers.tolist())
-    return "".join(f"{chemical_symbol(z)}{counts[z] if counts[z] > 1 else ''}" for z in sorted(counts))
 
 
 def packed(values: np.ndarray, kind: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.pages.curves import MEASURED, Measured, Panel
+from mace.pages.curves import MEASURED, Panel
 from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.history import RunHistory
 from mace.reporting.records import read_records
@@ -64,13 +64,28 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
     history = RunHistory.of(read_records(results_path))
     if not history.numbers():
         raise UserError(f"{results_path} has no record of an epoch, so there are no learning curves to draw.")
-    present = [measured for measured in MEASURED if history.has_metric(f"rmse_{measured.suffix}")]
+    # the loss first, then what was measured: name in the records, title of the axis, factor
+    drawn = [("loss", "loss", 1.0)]
+    for m in MEASURED:
+        if history.has_metric(f"rmse_{m.suffix}"):
+            drawn.append((f"rmse_{m.suffix}", f"RMSE {m.title} ({m.unit.translate(_MATHTEXT)})", m.factor))
     rates = {epoch: sums.rate for epoch, sums in sorted(history.epochs.items()) if sums.rate is not None}
-    n_panels = 1 + len(present) + bool(rates)
-    figure, axes = _panels(n_panels)
-    _draw_loss(axes[0], history)
-    for axis, measured in zip(axes[1:], present, strict=False):
-        _draw_metric(axis, measured, history)
+    figure, axes = _panels(len(drawn) + bool(rates))
+    if history.epochs:
+        means = {epoch: history.epochs[epoch].mean_loss for epoch in sorted(history.epochs)}
+        _line(axes[0], means, "train (mean of epoch)", "black")
+    for axis, (key, title, factor) in zip(axes, drawn, strict=False):
+        for place, (head, records) in enumerate(history.valid.items()):
+            label = "valid" if len(history.valid) == 1 else f"valid {head}"
+            values = {e: records[e][key] * factor for e in sorted(records) if records[e].get(key) is not None}
+            if key == "loss":
+                values = {epoch: values.get(epoch, math.nan) for epoch in sorted(records)}
+            elif values:
+                label += f": best {min(values.values()):.3g}, last {list(values.values())[-1]:.3g}"
+            if values:
+                _line(axis, values, label, _COLORS[place % len(_COLORS)])
+        axis.set_ylabel(title)
+        axis.legend(frameon=False, fontsize=8)
     if rates:
         axes[-1].plot(list(rates), list(rates.values()), color="black", linewidth=1.4, drawstyle="steps-mid")
         axes[-1].set_ylabel("learning rate")
@@ -130,46 +145,27 @@ def plot_parity(
         ValueError: If a property is unknown, shapes differ, or there is nothing to draw.
     """
     _load_matplotlib()
-    _check_parity_data(data)
-    properties = [name for name in _AXES if any(_has_values(sets, name) for sets in data.values())]
+    for set_name, sets in data.items():
+        for name, (reference, prediction) in sets.items():
+            if name not in _AXES:
+                raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_AXES)}.")
+            if np.shape(reference) != np.shape(prediction):
+                shapes = f"{np.shape(reference)} and {np.shape(prediction)}"
+                raise ValueError(f"{set_name}: labels and predictions of {name} have shapes {shapes}.")
+    pairs = {
+        name: {s: (np.ravel(sets[name][0]), np.ravel(sets[name][1])) for s, sets in data.items() if name in sets}
+        for name in _AXES
+    }
+    pairs = {name: {s: pair for s, pair in of_sets.items() if pair[0].size} for name, of_sets in pairs.items()}
+    properties = [name for name in pairs if pairs[name]]
     if not properties:
         raise ValueError("There are no labels and predictions to draw.")
     figure = _figure(4.4 * len(properties) + 0.2, 6.6)
     grid = figure.subplots(2, len(properties), squeeze=False, sharex="col", gridspec_kw={"height_ratios": (2.4, 1.0)})
     for column, name in enumerate(properties):
-        pairs = {
-            set_name: (np.ravel(sets[name][0]), np.ravel(sets[name][1]))
-            for set_name, sets in data.items()
-            if _has_values(sets, name)
-        }
-        _draw_parity(grid[0, column], grid[1, column], *_AXES[name], pairs)
+        _draw_parity(grid[0, column], grid[1, column], *_AXES[name], pairs[name])
     figure.suptitle(title)
     _save(figure, output_path)
-
-
-def _draw_loss(axis: Axes, history: RunHistory) -> None:
-    epochs = sorted(history.epochs)
-    if epochs:
-        _line(axis, epochs, [history.epochs[epoch].mean_loss for epoch in epochs], "train (mean of epoch)", "black")
-    for color, (head, records) in _colored_heads(history):
-        epochs = sorted(records)
-        losses = [_number(records[epoch].get("loss")) for epoch in epochs]
-        _line(axis, epochs, losses, _valid_label(head, history), color)
-    axis.set_ylabel("loss")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def _draw_metric(axis: Axes, measured: Measured, history: RunHistory) -> None:
-    metric = f"rmse_{measured.suffix}"
-    for color, (head, records) in _colored_heads(history):
-        epochs = [epoch for epoch in sorted(records) if records[epoch].get(metric) is not None]
-        if not epochs:
-            continue
-        values = [records[epoch][metric] * measured.factor for epoch in epochs]
-        label = f"{_valid_label(head, history)}: best {min(values):.3g}, last {values[-1]:.3g}"
-        _line(axis, epochs, values, label, color)
-    axis.set_ylabel(f"RMSE {measured.title} ({measured.unit.translate(_MATHTEXT)})")
-    axis.legend(frameon=False, fontsize=8)
 
 
 def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | None) -> None:
@@ -200,17 +196,23 @@ def _draw_parity(
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     origin, low, high = _frame_of([values for pair in pairs.values() for values in pair])
+    others = [set_name for set_name in pairs if set_name.split("_")[0] not in _SET_COLORS]
+    palette = [color for color in _COLORS if color not in _SET_COLORS.values()]
     for place, (set_name, (reference, prediction)) in enumerate(pairs.items()):
         error = (prediction - reference) * (1.0 / MILLI)
         rmse = float(np.sqrt(np.mean(np.square(error))))
         shown = _points_to_draw(np.abs(error))
         count = f"{len(error)}" if len(shown) == len(error) else f"{len(shown)} of {len(error)} drawn"
-        color = _SET_COLORS.get(set_name.split("_")[0], _other_set_color(set_name, list(pairs)))
+        kind = set_name.split("_")[0]
+        color = _SET_COLORS[kind] if kind in _SET_COLORS else palette[others.index(set_name) % len(palette)]
         # Small sets lie above large ones, which would hide them.
         order = 2.0 + 1.0 / len(error)
-        size = _point_size(len(shown))
+        # large enough to be seen alone, small enough for thousands
+        size = float(np.clip(400.0 / math.sqrt(len(shown)), 3.0, 18.0))
         style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0.0, "zorder": order}
-        label = f"{_shortened(set_name)}: RMSE {rmse:.3g} m{unit} ({count})"
+        fits = len(set_name) <= _LONGEST_NAME
+        name_of_set = set_name if fits else f"{set_name[: _LONGEST_NAME - 3]}..."
+        label = f"{name_of_set}: RMSE {rmse:.3g} m{unit} ({count})"
         if place == _MOST_NAMED and len(pairs) > _MOST_NAMED + 1:
             label = f"and {len(pairs) - _MOST_NAMED} more"
         parity.scatter(
@@ -255,10 +257,6 @@ def _frame_of(values: list[np.ndarray]) -> tuple[float, float, float]:
     return origin, low - origin - 0.05 * span, high - origin + 0.05 * span
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
-
-
 def _points_to_draw(absolute_error: np.ndarray) -> np.ndarray:
     """Choose the values to draw: all, or the worst and a reproducible random choice of the others."""
     if len(absolute_error) <= _MOST_POINTS:
@@ -268,46 +266,10 @@ def _points_to_draw(absolute_error: np.ndarray) -> np.ndarray:
     return np.concatenate([others, by_error[-_WORST_POINTS:]])
 
 
-def _point_size(count: int) -> float:
-    """Area of a point: large enough to be seen alone, small enough for thousands."""
-    return float(np.clip(400.0 / math.sqrt(max(count, 1)), 3.0, 18.0))
-
-
-def _other_set_color(set_name: str, names: list[str]) -> str:
-    others = [name for name in names if name.split("_")[0] not in _SET_COLORS]
-    palette = [color for color in _COLORS if color not in _SET_COLORS.values()]
-    return palette[others.index(set_name) % len(palette)] if set_name in others else palette[0]
-
-
-def _check_parity_data(data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-    for set_name, properties in data.items():
-        for name, (reference, prediction) in properties.items():
-            if name not in _AXES:
-                raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_AXES)}.")
-            if np.shape(reference) != np.shape(prediction):
-                shapes = f"{np.shape(reference)} and {np.shape(prediction)}"
-                raise ValueError(f"{set_name}: labels and predictions of {name} have shapes {shapes}.")
-
-
-def _has_values(properties: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> bool:
-    return name in properties and np.size(properties[name][0]) > 0
-
-
-def _colored_heads(history: RunHistory) -> list[tuple[str, tuple[str, dict[int, dict[str, Any]]]]]:
-    return [(_COLORS[place % len(_COLORS)], item) for place, item in enumerate(history.valid.items())]
-
-
-def _valid_label(head: str, history: RunHistory) -> str:
-    return "valid" if len(history.valid) == 1 else f"valid {head}"
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _line(axis: Axes, epochs: list[int], values: list[Any], label: str, color: str) -> None:
-    marker = "o" if len(epochs) <= 40 else ""
-    axis.plot(epochs, values, label=label, color=color, linewidth=1.4, marker=marker, markersize=3.0)
+def _line(axis: Axes, values: Mapping[int, float], label: str, color: str) -> None:
+    """Draw values by epoch, with points where there are not too many."""
+    style: dict[str, Any] = {"linewidth": 1.4, "marker": "o" if len(values) <= 40 else "", "markersize": 3.0}
+    axis.plot(list(values), list(values.values()), label=label, color=color, **style)
 
 
 def _tidy(axis: Axes) -> None:

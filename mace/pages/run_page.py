@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
-from mace.inspection.inspection import DataReport
 from mace.pages.charts import histogram
 from mace.pages.curves import MEASURES, NamedRun, draw_panels
 from mace.pages.data_page import findings_list
@@ -22,6 +21,11 @@ STYLES = ("run.css",)
 _MOST_FINDINGS = 30
 _MOST_WARNINGS = 200
 _MOST_SETS = 60
+
+_COMMAND = (
+    '<div class="command"><header><h3>{}</h3><button type="button" class="copy" hidden>Copy</button></header>'
+    "<pre>{}</pre></div>"
+)
 
 PHASE_WORDS = {
     "data": "gathering batches",
@@ -41,22 +45,36 @@ def write_run_page(facts: RunFacts, state: RunState) -> str:
         facts: What was known before the first step.
         state: How it goes.
     """
-    run = NamedRun("", state.history, state.stage_two_start, _best_words(state))
+    both = len(state.best_epochs) > 1
+    best = [(epoch, f"best of stage {stage}" if both else "best") for stage, epoch in state.best_epochs.items()]
+    run = NamedRun("", state.history, state.stage_two_start, best)
+    items = "".join(
+        f'<li class="{said.level}">{escape(said.sentence)}</li>' for said in verdicts(facts, state) if said.sentence
+    )
+    # the finished models, or the last validation as long as there are none
+    stages = state.stages or ([] if state.latest is None else [state.latest])
     sections = {
-        "health": ("Health", _health(facts, state)),
+        "health": ("Health", f'{tiles_html(tiles(facts, state))}<ul class="findings">{items}</ul>'),
         "learning": ("Learning", curves_section([run])),
-        "accuracy": ("Accuracy", _errors(state)),
-        "worst-structures": ("Worst structures", _worst(state)),
+        "accuracy": ("Accuracy", _errors(stages, is_final=bool(state.stages))),
+        "worst-structures": ("Worst structures", '<div id="worst"></div>' if stages else ""),
         "speed": ("Speed", speed_section([("", state.history)])),
         "data": ("Data", _data(facts)),
         "elements": ("E0s and neighbors", _elements(facts)),
         "settings": ("Settings", _settings(facts)),
-        "use": ("Commands", _commands(facts)),
+        "use": ("Commands", "".join(_COMMAND.format(escape(c.purpose), escape(c.text)) for c in facts.commands)),
         "warnings": ("Warnings", _warnings(state.warnings)),
-        "versions": ("Versions", _versions(facts)),
+        "versions": ("Versions", _texts(("program", "version"), facts.versions, "versions")),
     }
+    refreshed = ""
+    if state.condition == "running":
+        epochs = len(state.history.epochs)
+        seconds = sum(s.working_seconds for s in state.history.epochs.values()) + state.history.evaluation_seconds()
+        every = facts.interval * seconds / 60.0 / epochs if epochs else 1.0
+        refreshed = f' data-written="{int(1000 * state.written.timestamp())}" data-every="{every:.2f}"'
+    written = f'<p class="soft"{refreshed}>Written {state.written:%Y-%m-%d %H:%M:%S}.</p>'
     subtitle = f"Run {facts.identity}, {facts.machine}. Started {facts.started:%Y-%m-%d %H:%M}"
-    return assemble(f"{facts.tag}", subtitle, _written(state, facts), sections)
+    return assemble(f"{facts.tag}", subtitle, written, sections)
 
 
 def assemble(title: str, subtitle: str, written: str, sections: Mapping[str, tuple[str, str]]) -> str:
@@ -110,8 +128,7 @@ def curves_section(runs: Sequence[NamedRun]) -> str:
 
 def speed_section(runs: Sequence[tuple[str, RunHistory]]) -> str:
     """Show how much is computed in a second, and where the time goes."""
-    parts = [text for name, history in runs if (text := _speed_of(name, history))]
-    return "".join(parts)
+    return "".join(_speed_of(name, history) for name, history in runs)
 
 
 def _speed_of(name: str, history: RunHistory) -> str:
@@ -145,100 +162,50 @@ def _speed_of(name: str, history: RunHistory) -> str:
     return f"{heading}<p>{escape(said)}</p>{bar}{shares}"
 
 
-def _best_words(state: RunState) -> list[tuple[int, str]]:
-    both = len(state.best_epochs) > 1
-    return [(epoch, f"best of stage {stage}" if both else "best") for stage, epoch in state.best_epochs.items()]
-
-
-def _written(state: RunState, facts: RunFacts) -> str:
-    when = f"Written {state.written:%Y-%m-%d %H:%M:%S}."
-    if state.condition != "running":
-        return f'<p class="soft">{when}</p>'
-    epochs = len(state.history.epochs)
-    seconds = sum(s.working_seconds for s in state.history.epochs.values()) + state.history.evaluation_seconds()
-    every = facts.interval * seconds / 60.0 / epochs if epochs else 1.0
-    milliseconds = int(1000 * state.written.timestamp())
-    return f'<p class="soft" data-written="{milliseconds}" data-every="{every:.2f}">{when}</p>'
-
-
-def _health(facts: RunFacts, state: RunState) -> str:
-    items = "".join(
-        f'<li class="{said.level}">{escape(said.sentence)}</li>' for said in verdicts(facts, state) if said.sentence
-    )
-    return f'{tiles_html(tiles(facts, state))}<ul class="findings">{items}</ul>'
-
-
-def _errors(state: RunState) -> str:
-    if not (stages := _shown_stages(state)):
+def _errors(stages: Sequence[MeasuredStage], is_final: bool) -> str:
+    if not stages:
         return '<p class="soft">Predictions are drawn after the first epoch that is evaluated.</p>'
     latest = (
         f"Predictions for the validation set after epoch {stages[0].epoch}; those for all sets are made when training "
         "is complete. "
     )
     return (
-        f'<p class="soft">{"" if state.stages else latest}RMSE, MAE and histograms are over all values that are '
+        f'<p class="soft">{"" if is_final else latest}RMSE, MAE and histograms are over all values that are '
         "chosen, as in the error tables; of many points the worst and a random choice of the others are drawn.</p>"
         f'<div id="errors"></div>{embedded("errors-data", errors_document(stages))}'
     )
 
 
-def _worst(state: RunState) -> str:
-    return '<div id="worst"></div>' if _shown_stages(state) else ""
-
-
-def _shown_stages(state: RunState) -> Sequence[MeasuredStage]:
-    """Return the finished models, or the last validation as long as there are none."""
-    return state.stages or ([] if state.latest is None else [state.latest])
-
-
 def _data(facts: RunFacts) -> str:
+    """List the sets; say what the files hold and what was found in them, and where to read more."""
     rows = [(s.role, s.name, f"{s.structures:,}", f"{s.atoms:,}", f"{s.edges:,}") for s in facts.sets[:_MOST_SETS]]
     if len(facts.sets) > _MOST_SETS:
         rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
     sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
-    return f"<h3>Sets</h3>{sets}{_files(facts.data, facts.data_page) if facts.data is not None else ''}"
-
-
-def _files(data: DataReport, page: str) -> str:
-    """Say what the files hold and what was found in them, and where to read more."""
-    rows = [
-        (
-            file.file,
-            file.role,
-            f"{file.whole.frames:,}",
-            " ".join(file.whole.elements),
-            ", ".join(
-                f"{entry.name} {entry.labeled + entry.converted}"
-                for entry in file.labels.coverage
-                if entry.labeled + entry.converted
-            ),
-            atoms_each(file.whole),
-        )
-        for file in data.files[:_MOST_SETS]
-    ]
-    files = table(("file", "role", "structures", "elements", "labels", "atoms each"), rows, "files", left=2)
-    link = f'<p>More, with histograms of labels: <a href="{escape(page)}">{escape(page)}</a></p>'
+    data, page = facts.data, escape(facts.data_page)
+    if data is None:
+        return f"<h3>Sets</h3>{sets}"
+    of_files = []
+    for file in data.files[:_MOST_SETS]:
+        found = {entry.name: entry.labeled + entry.converted for entry in file.labels.coverage}
+        labels = ", ".join(f"{name} {count}" for name, count in found.items() if count)
+        frames, elements = f"{file.whole.frames:,}", " ".join(file.whole.elements)
+        of_files.append((file.file, file.role, frames, elements, labels, atoms_each(file.whole)))
+    files = table(("file", "role", "structures", "elements", "labels", "atoms each"), of_files, "files", left=2)
+    link = f'<p>More, with histograms of labels: <a href="{page}">{page}</a></p>'
     findings = findings_list(data.findings, _MOST_FINDINGS) if data.findings else ""
-    return f"<h3>Files</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
+    return f"<h3>Sets</h3>{sets}<h3>Files</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
 
 
 def _elements(facts: RunFacts) -> str:
     with_energies = any(element.energy is not None for element in facts.elements)
-    header = [
-        "element",
-        *(["E0 / eV"] if with_energies else []),
-        "atoms in training",
-        "neighbors, mean",
-        "fewest",
-        "most",
-    ]
+    header = ["element", *(["E0 / eV"] if with_energies else []), "atoms in training"]
+    header += ["neighbors, mean", "fewest", "most"]
     rows = []
     for element in facts.elements:
-        row = [element.symbol, *([f"{element.energy:.8g}"] if element.energy is not None else [])]
-        numbers = (
-            [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)] if element.atoms else ["\u2013"] * 3
-        )
-        rows.append([*row, f"{element.atoms:,}", *numbers])
+        energy = [f"{element.energy:.8g}"] if element.energy is not None else []
+        numbers = [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)]
+        rows.append([element.symbol, *energy, f"{element.atoms:,}", *(numbers if element.atoms else ["\u2013"] * 3)])
     source = f"E0s from: {facts.energies_source}. " if with_energies else ""
     said = (
         f"{source}Neighbors are those within {facts.r_max:g} \u00c5; the model divides by their average, "
@@ -255,9 +222,7 @@ def _elements(facts: RunFacts) -> str:
 
 def _settings(facts: RunFacts) -> str:
     given = [fact for fact in facts.settings if fact.given]
-    decided = table(
-        ("decision", "value"), [(k, _text(v)) for k, v in facts.decisions.items()], "decisions", kind="texts"
-    )
+    decided = _texts(("decision", "value"), facts.decisions, "decisions")
     all_groups = "".join(
         f"<h3>{escape(group)}</h3>{_settings_table(list(members), with_help=True)}"
         for group, members in groupby(facts.settings, key=lambda fact: fact.group)
@@ -278,16 +243,13 @@ def _settings_table(settings: Sequence[SettingFact], with_help: bool) -> str:
     return table(("setting", "value", "meaning" if with_help else ""), rows, "settings", kind="texts")
 
 
+def _texts(header: Sequence[str], entries: Mapping[str, str], caption: str) -> str:
+    """Write a table of names and texts."""
+    return table(header, [(name, _text(words)) for name, words in entries.items()], caption, kind="texts")
+
+
 def _text(words: str) -> Drawing:
     return Drawing(f'<div class="words">{escape(words)}</div>')
-
-
-def _commands(facts: RunFacts) -> str:
-    return "".join(
-        f'<div class="command"><header><h3>{escape(command.purpose)}</h3>'
-        f'<button type="button" class="copy" hidden>Copy</button></header><pre>{escape(command.text)}</pre></div>'
-        for command in facts.commands
-    )
 
 
 def _warnings(warnings: Sequence[Warned]) -> str:
@@ -300,7 +262,3 @@ def _warnings(warnings: Sequence[Warned]) -> str:
         for warned in warnings[-_MOST_WARNINGS:]
     )
     return f'<ul class="findings">{items}</ul>'
-
-
-def _versions(facts: RunFacts) -> str:
-    return table(("program", "version"), [(k, _text(v)) for k, v in facts.versions.items()], "versions", kind="texts")

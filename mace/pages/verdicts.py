@@ -11,7 +11,6 @@ import numpy as np
 
 from mace.pages.run_facts import MeasuredStage, RunFacts, RunState
 from mace.properties import COMPARED, PROPERTIES, Property
-from mace.reporting.history import RunHistory
 from mace.units import MILLI
 
 Level = Literal["good", "note", "warning", "error", ""]
@@ -34,6 +33,9 @@ STILL_FALLING = 0.9
 _ERRORS = {f"rmse_{PROPERTIES[name].shown_suffix}": PROPERTIES[name] for name in COMPARED}
 
 
+_LEVELS: dict[str, Level] = {"running": "note", "finished": "good", "stopped": "warning", "failed": "error"}
+
+
 @dataclass(frozen=True)
 class Tile:
     """A number to be seen first: its name, its value, a word more, and whether it is good."""
@@ -54,24 +56,38 @@ class Verdict:
 
 def tiles(facts: RunFacts, state: RunState) -> list[Tile]:
     """Choose the numbers to be seen first."""
-    history, level = state.history, _condition_level(state)
-    done = len(history.epochs)
-    found = [
-        Tile("state", state.condition, f"{done} of {facts.epochs} epochs", level),
-        _best_tile(state),
-        *_error_tiles(state),
-        _gap_tile(state),
-        _speed_tile(history),
-    ]
+    history, best = state.history, state.best_epochs
+    done = f"{len(history.epochs)} of {facts.epochs} epochs"
+    found = [Tile("state", state.condition, done, _LEVELS[state.condition])]
+    if best:
+        detail = f"stage one: {best['one']}" if {"one", "two"} <= best.keys() else ""
+        found.append(Tile("best epoch", str(best["two" if "two" in best else "one"]), detail))
+    found += _error_tiles(state)
+    if ratios := list(overfit_ratios(state.stages)):
+        row, _, _, ratio = max(ratios, key=lambda entry: entry[3])
+        level: Level = "warning" if ratio > OVERFIT else "good"
+        found.append(Tile("validation / training error", f"{ratio:.2f}", f"RMSE {row.symbol}", level))
+    seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
+    atoms = sum(sums.atoms for sums in history.epochs.values())
+    if seconds and atoms:
+        found.append(Tile("atoms per second", f"{atoms / seconds:,.0f}", f"{duration(seconds)} in steps"))
+    elif seconds:
+        found.append(Tile("time of steps", duration(seconds)))
     count = sum(warned.times for warned in state.warnings)
     found.append(Tile("warnings", str(count), "of the run, listed below" if count else "", "warning" if count else ""))
-    return [tile for tile in found if tile.value]
+    return found
 
 
 def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
     """Judge a run; the first sentence says how it stands, the others what to look at."""
-    first = Verdict(_condition_level(state), state.sentence)
-    return [first, *_of_history(facts, state), *_of_errors(state.stages), *_of_data(facts)]
+    found = [Verdict(_LEVELS[state.condition], state.sentence), *_of_history(facts, state), *_of_errors(state.stages)]
+    count = 0 if facts.data is None else len(facts.data.of_level("warning"))
+    if count:
+        plural = "" if count == 1 else "s"
+        found.append(
+            Verdict("note", f"The check of the data found {count} warning{plural}; they are listed under Data.")
+        )
+    return found
 
 
 def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, float, float, float]]:
@@ -85,27 +101,18 @@ def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, 
                     yield row, train[metric], valid[metric], valid[metric] / train[metric]
 
 
-def _condition_level(state: RunState) -> Level:
-    levels: dict[str, Level] = {"running": "note", "finished": "good", "stopped": "warning", "failed": "error"}
-    return levels[state.condition]
-
-
-def _best_tile(state: RunState) -> Tile:
-    if not state.best_epochs:
-        return Tile("best epoch", "")
-    last = "two" if "two" in state.best_epochs else "one"
-    detail = f"stage one: {state.best_epochs['one']}" if last == "two" and "one" in state.best_epochs else ""
-    return Tile("best epoch", str(state.best_epochs[last]), detail)
-
-
 def _error_tiles(state: RunState) -> Iterator[Tile]:
     """Show errors of the test sets if there are some, else of the validation set."""
+    shown: Mapping[str, Any]
     if state.stages:
         tests = state.stages[-1].test_metrics()
-        shown: Mapping[str, Any] = _largest(tests or state.stages[-1].metrics_of("valid"))
+        shown = _largest(tests or state.stages[-1].metrics_of("valid"))
         name = f"worst of {len(tests)} test sets" if len(tests) > 1 else "test" if tests else "validation"
     else:
-        name, shown = "validation, lowest loss", _best_record(state)
+        records = [r for of_head in state.history.valid.values() for r in of_head.values() if r.get("loss") is not None]
+        first = [r for r in state.history.initial.values() if r.get("loss") is not None]
+        name = "validation, lowest loss"
+        shown = min(records or first, key=lambda record: float(record["loss"]), default={})
     for metric, row in _ERRORS.items():
         if shown.get(metric) is not None:
             yield Tile(f"RMSE {row.symbol}, {name}", f"{shown[metric] / MILLI:.3g}", f"m{row.shown_unit}")
@@ -113,42 +120,16 @@ def _error_tiles(state: RunState) -> Iterator[Tile]:
 
 def _largest(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Take the largest of each error over several sets."""
-    found: dict[str, float] = {}
-    for values in sets.values():
-        for metric in _ERRORS:
-            if values.get(metric) is not None:
-                found[metric] = max(found.get(metric, values[metric]), values[metric])
-    return found
-
-
-def _best_record(state: RunState) -> Mapping[str, Any]:
-    records = [r for of_head in state.history.valid.values() for r in of_head.values() if r.get("loss") is not None]
-    first = [r for r in state.history.initial.values() if r.get("loss") is not None]
-    return min(records or first, key=lambda record: float(record["loss"]), default={})
-
-
-def _gap_tile(state: RunState) -> Tile:
-    ratios = list(overfit_ratios(state.stages))
-    if not ratios:
-        return Tile("overfit", "")
-    row, _, _, ratio = max(ratios, key=lambda entry: entry[3])
-    level: Level = "warning" if ratio > OVERFIT else "good"
-    return Tile("validation / training error", f"{ratio:.2f}", f"RMSE {row.symbol}", level)
-
-
-def _speed_tile(history: RunHistory) -> Tile:
-    seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
-    atoms = sum(sums.atoms for sums in history.epochs.values())
-    if not seconds:
-        return Tile("speed", "")
-    if not atoms:
-        return Tile("time of steps", duration(seconds))
-    return Tile("atoms per second", f"{atoms / seconds:,.0f}", f"{duration(seconds)} in steps")
+    values_of = {m: [values[m] for values in sets.values() if values.get(m) is not None] for m in _ERRORS}
+    return {m: max(values) for m, values in values_of.items() if values}
 
 
 def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
     history = state.history
-    losses = _stage_losses(state)
+    # of the present stage, of all heads together
+    start = 0 if history.stage_two_start is None else state.stage_two_start or 0
+    of_epochs = history.validation_losses()
+    losses = [of_epochs[epoch] for epoch in sorted(of_epochs) if epoch >= start]
     if any(not math.isfinite(value) for value in losses):
         yield Verdict("error", "A validation loss was not a number: lower --lr, and look at the warnings.")
     losses = [value for value in losses if math.isfinite(value)]
@@ -163,40 +144,22 @@ def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
             yield Verdict(
                 "note", "The validation loss was still falling at the end: more epochs would lower the errors further."
             )
-    yield from _of_gradients(history)
+    norms = [sums.largest_norm for sums in history.epochs.values() if sums.norms]
+    means = [sums.mean_norm for sums in history.epochs.values() if sums.norms]
+    late_norms = slice(len(norms) // 5, None)  # the first epochs are steep in every run
+    typical = float(np.median(means[late_norms])) if len(norms) >= 5 else 0.0
+    if typical > 0.0 and max(norms[late_norms]) > SPIKE * typical:
+        yield Verdict(
+            "warning",
+            f"The gradient has spikes up to {max(norms[late_norms]) / typical:.0f} times its usual length: look for "
+            "wrong labels among the worst structures, or lower --clip_grad.",
+        )
     if state.times_back:
         yield Verdict(
             "warning", f"The run went back {state.times_back} times because something was not a finite number."
         )
     if state.stage_two_start is not None and state.stage_two_start >= facts.epochs:
         yield Verdict("warning", f"Stage two was to begin at epoch {state.stage_two_start}, which is not reached.")
-
-
-def _stage_losses(state: RunState) -> list[float]:
-    """Return the validation losses of the present stage, of all heads together."""
-    start = state.stage_two_start if state.history.stage_two_start is not None else None
-    losses: dict[int, float] = {}
-    for of_head in state.history.valid.values():
-        for epoch, record in of_head.items():
-            if start is None or epoch >= start:
-                value = record.get("loss")
-                losses[epoch] = losses.get(epoch, 0.0) + (math.nan if value is None else value)
-    return [losses[epoch] for epoch in sorted(losses)]
-
-
-def _of_gradients(history: RunHistory) -> Iterator[Verdict]:
-    norms = [sums.largest_norm for sums in history.epochs.values() if sums.norms]
-    means = [sums.mean_norm for sums in history.epochs.values() if sums.norms]
-    if len(norms) < 5:
-        return
-    late = slice(len(norms) // 5, None)  # the first epochs are steep in every run
-    typical = float(np.median(means[late]))
-    if typical > 0.0 and max(norms[late]) > SPIKE * typical:
-        yield Verdict(
-            "warning",
-            f"The gradient has spikes up to {max(norms[late]) / typical:.0f} times its usual length: look for wrong "
-            "labels among the worst structures, or lower --clip_grad.",
-        )
 
 
 def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
@@ -210,7 +173,17 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
             )
     if not stages:
         return
-    yield from _of_shift(stages[-1])
+    for errors in stages[-1].predictions.properties:
+        count = sum(cell.count for cell in errors.cells)
+        shift = sum(cell.signed for cell in errors.cells) / count
+        rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
+        if errors.name == "energy" and count > 1 and abs(shift) > SHIFTED * rmse:
+            side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
+            yield Verdict(
+                "warning",
+                f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
+                "Stage two (--swa), a larger --energy_weight or more epochs would help.",
+            )
     valid_metrics = _largest(stages[-1].metrics_of("valid"))
     for name, values in stages[-1].test_metrics().items():
         for metric, row in _ERRORS.items():
@@ -221,30 +194,6 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
                 )
-
-
-def _of_shift(stage: MeasuredStage) -> Iterator[Verdict]:
-    """Notice predictions that are all too high or all too low."""
-    for errors in stage.predictions.properties:
-        if errors.name != "energy":
-            continue
-        count = sum(cell.count for cell in errors.cells)
-        shift = sum(cell.signed for cell in errors.cells) / count
-        rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
-        if count > 1 and abs(shift) > SHIFTED * rmse:
-            side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
-            yield Verdict(
-                "warning",
-                f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
-                "Stage two (--swa), a larger --energy_weight or more epochs would help.",
-            )
-
-
-def _of_data(facts: RunFacts) -> Iterator[Verdict]:
-    count = 0 if facts.data is None else len(facts.data.of_level("warning"))
-    if count:
-        plural = "" if count == 1 else "s"
-        yield Verdict("note", f"The check of the data found {count} warning{plural}; they are listed under Data.")
 
 
 def duration(seconds: float) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 
 import mace
 from mace.errors import UserError
-from mace.inspection.groups import Group
-from mace.inspection.inspection import DataReport, FileReport
+from mace.inspection.inspection import DataReport
 
 FORMAT = 1
 """Raised when a key changes its meaning."""
@@ -24,36 +23,26 @@ def as_document(report: DataReport) -> dict[str, Any]:
         "r_max": report.r_max,
         "reference_energies": {str(number): energy for number, energy in report.reference_energies.items()},
         "reference_source": report.reference_source,
-        "files": [_file(file) for file in report.files],
+        "files": [
+            {
+                "file": file.file,
+                "role": file.role,
+                "isolated_atoms": file.labels.isolated_atoms,
+                "labels": [
+                    {
+                        "label": entry.name,
+                        **{name: getattr(entry, name) for name in ("key", "places", "labeled", "converted", "frames")},
+                    }
+                    for entry in file.labels.coverage
+                ],
+                "whole": asdict(file.whole),
+                "groups": [asdict(group) for group in file.groups],
+            }
+            for file in report.files
+        ],
         "findings": [{"level": finding.level, **asdict(finding)} for finding in report.findings],
         "errors": len(report.errors),
     }
-
-
-def _file(file: FileReport) -> dict[str, Any]:
-    coverage = [
-        {
-            "label": entry.name,
-            "key": entry.key,
-            "places": entry.places,
-            "labeled": entry.labeled,
-            "converted": entry.converted,
-            "frames": entry.frames,
-        }
-        for entry in file.labels.coverage
-    ]
-    return {
-        "file": file.file,
-        "role": file.role,
-        "isolated_atoms": file.labels.isolated_atoms,
-        "labels": coverage,
-        "whole": _group(file.whole),
-        "groups": [_group(group) for group in file.groups],
-    }
-
-
-def _group(group: Group) -> dict[str, Any]:
-    return asdict(group)
 
 
 def write_text(path: str | Path, text: str, flag: str) -> Path:

@@ -113,24 +113,20 @@ class RunHistory:
             else:
                 self.valid.setdefault(head, {})[epoch] = dict(record)
         elif mode == "opt" and epoch is not None:
-            if epoch < self._latest:
-                self._forget_from(epoch)
+            if epoch < self._latest:  # a run that went back is about to repeat what follows
+                by_epoch: list[dict[int, Any]] = [self.epochs, *self.valid.values()]
+                for records in by_epoch:
+                    for repeated in [known for known in records if known >= epoch]:
+                        del records[repeated]
+                kept = np.asarray(self._step_epochs) < epoch
+                for name in ("_step_epochs", "_step_losses", "_step_norms"):
+                    values = getattr(self, name)
+                    setattr(self, name, array(values.typecode, np.asarray(values)[kept].tobytes()))
             self._latest = epoch
             self.epochs.setdefault(epoch, EpochSums()).add(record)
             self._step_epochs.append(epoch)
             self._step_losses.append(_number(record.get("loss")))
             self._step_norms.append(_number(record.get("grad_norm")))
-
-    def _forget_from(self, epoch: int) -> None:
-        """Drop what a run that went back to ``epoch`` is about to repeat."""
-        by_epoch: list[dict[int, Any]] = [self.epochs, *self.valid.values()]
-        for records in by_epoch:
-            for repeated in [known for known in records if known >= epoch]:
-                del records[repeated]
-        kept = np.asarray(self._step_epochs) < epoch
-        for name in ("_step_epochs", "_step_losses", "_step_norms"):
-            values = getattr(self, name)
-            setattr(self, name, array(values.typecode, np.asarray(values)[kept].tobytes()))
 
     def numbers(self) -> list[int]:
         """Return the epochs that have a record, rising."""
@@ -139,6 +135,14 @@ class RunHistory:
     def has_metric(self, metric: str) -> bool:
         """Tell whether an evaluation after a step measured an error."""
         return any(record.get(metric) is not None for of_head in self.valid.values() for record in of_head.values())
+
+    def validation_losses(self) -> dict[int, float]:
+        """Return the validation loss of all heads together by epoch; NaN where one is none."""
+        losses: dict[int, float] = {}
+        for of_head in self.valid.values():
+            for epoch, record in of_head.items():
+                losses[epoch] = losses.get(epoch, 0.0) + _number(record.get("loss"))
+        return losses
 
     @property
     def stage_two_start(self) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 
-from mace.properties import PROPERTIES, Property
+from mace.properties import PROPERTIES
 
 _MEASURED = {name: row for name, row in PROPERTIES.items() if row.suffix}
 
@@ -29,14 +29,8 @@ class _Sums:
     absolute_errors: list[np.ndarray] = field(default_factory=list)
 
     def merge(self, other: _Sums) -> None:
-        self.count += other.count
-        self.absolute += other.absolute
-        self.squared += other.squared
-        self.absolute_per_atom += other.absolute_per_atom
-        self.squared_per_atom += other.squared_per_atom
-        self.absolute_reference += other.absolute_reference
-        self.squared_reference += other.squared_reference
-        self.absolute_errors.extend(other.absolute_errors)
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
 class ErrorAccumulator:
@@ -87,7 +81,16 @@ class ErrorAccumulator:
         error = guess.astype(np.float64) - label.astype(np.float64)
         absolute = np.abs(error)
         # Everything that can be refused comes before the first sum changes.
-        per_atom = error / _column_of_atoms(property, n_atoms, error) if row.extensive else None
+        per_atom = None
+        if row.extensive:
+            if n_atoms is None:
+                raise ValueError(f"{property}: the number of atoms is needed for errors per atom.")
+            atoms = _to_numpy(n_atoms)
+            if atoms.shape != error.shape[:1]:
+                raise ValueError(
+                    f"{property}: {atoms.shape} numbers of atoms do not fit errors of shape {error.shape}."
+                )
+            per_atom = error / atoms.astype(np.float64).reshape(-1, *([1] * (error.ndim - 1)))
         sums = self._sums.setdefault(property, _Sums())
         sums.count += error.size
         sums.absolute += float(absolute.sum())
@@ -116,36 +119,24 @@ class ErrorAccumulator:
         """
         metrics: dict[str, float] = {}
         for name, row in _MEASURED.items():
-            if name in self._sums:
-                metrics.update(_metrics_of(row, self._sums[name]))
+            if name not in self._sums:
+                continue
+            sums, suffix = self._sums[name], row.suffix
+            count = sums.count
+            mae, rmse = sums.absolute / count, float(np.sqrt(sums.squared / count))
+            metrics[f"mae_{suffix}"] = mae
+            if row.extensive:
+                metrics[f"mae_{suffix}_per_atom"] = sums.absolute_per_atom / count
+            if row.relative:
+                metrics[f"rel_mae_{suffix}"] = 100.0 * mae / (sums.absolute_reference / count + _TINY)
+            metrics[f"rmse_{suffix}"] = rmse
+            if row.extensive:
+                metrics[f"rmse_{suffix}_per_atom"] = float(np.sqrt(sums.squared_per_atom / count))
+            if row.relative:
+                size = float(np.sqrt(sums.squared_reference / count))
+                metrics[f"rel_rmse_{suffix}"] = 100.0 * rmse / (size + _TINY)
+            metrics[f"q95_{suffix}"] = float(np.percentile(np.concatenate(sums.absolute_errors), 95.0))
         return metrics
-
-
-def _metrics_of(row: Property, sums: _Sums) -> dict[str, float]:
-    suffix, count = row.suffix, sums.count
-    mae, rmse = sums.absolute / count, float(np.sqrt(sums.squared / count))
-    metrics = {f"mae_{suffix}": mae}
-    if row.extensive:
-        metrics[f"mae_{suffix}_per_atom"] = sums.absolute_per_atom / count
-    if row.relative:
-        metrics[f"rel_mae_{suffix}"] = 100.0 * mae / (sums.absolute_reference / count + _TINY)
-    metrics[f"rmse_{suffix}"] = rmse
-    if row.extensive:
-        metrics[f"rmse_{suffix}_per_atom"] = float(np.sqrt(sums.squared_per_atom / count))
-    if row.relative:
-        metrics[f"rel_rmse_{suffix}"] = 100.0 * rmse / (float(np.sqrt(sums.squared_reference / count)) + _TINY)
-    metrics[f"q95_{suffix}"] = float(np.percentile(np.concatenate(sums.absolute_errors), 95.0))
-    return metrics
-
-
-def _column_of_atoms(property: str, n_atoms: np.ndarray | torch.Tensor | None, error: np.ndarray) -> np.ndarray:
-    """Shape the numbers of atoms so that they divide ``error`` structure by structure."""
-    if n_atoms is None:
-        raise ValueError(f"{property}: the number of atoms is needed for errors per atom.")
-    atoms = _to_numpy(n_atoms)
-    if atoms.shape != error.shape[:1]:
-        raise ValueError(f"{property}: {atoms.shape} numbers of atoms do not fit errors of shape {error.shape}.")
-    return atoms.astype(np.float64).reshape(-1, *([1] * (error.ndim - 1)))
 
 
 def _to_numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:

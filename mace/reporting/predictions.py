@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -140,27 +140,6 @@ class Predictions:
     properties: tuple[PropertyErrors, ...]
 
 
-@dataclass(frozen=True)
-class _Values:
-    """Values of one property in one set, one entry per component."""
-
-    reference: np.ndarray
-    error: np.ndarray
-    set: int
-    type: np.ndarray
-    part: np.ndarray
-    file: np.ndarray
-    index: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Numbers of config_types and files by name, and how many types have one."""
-
-    types: Mapping[str, int]
-    files: Mapping[str, int]
-
-
 def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapping[int, float]) -> Predictions:
     """Add up the errors of predictions.
 
@@ -169,9 +148,9 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapp
         reference_energies: E0 in eV by atomic number, subtracted from energies.
     """
     counts = Counter(c.config_type for one in sets for c in one.configurations)
-    types = [name for name, _ in counts.most_common(MOST_TYPES)]
-    files = dict.fromkeys(c.file for one in sets for c in one.configurations)
-    numbered = _Names({name: place for place, name in enumerate(types)}, {name: n for n, name in enumerate(files)})
+    types = {name: place for place, (name, _) in enumerate(counts.most_common(MOST_TYPES))}
+    names_of_files = dict.fromkeys(c.file for one in sets for c in one.configurations)
+    files = {name: place for place, name in enumerate(names_of_files)}
     names = [(one.name, one.role) for one in sets[:MOST_SETS]]
     if len(sets) > MOST_SETS:
         names.append((OTHER, "test"))
@@ -180,8 +159,8 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapp
         if PROPERTIES[name].derived and any("stress" in one.compared for one in sets):
             continue
         if any(name in one.compared for one in sets):
-            found.append(_of_property(name, sets, numbered, reference_energies))
-    shown = types + ([OTHER] if len(counts) > len(types) else [])
+            found.append(_of_property(name, sets, types, files, reference_energies))
+    shown = [*types] + ([OTHER] if len(counts) > len(types) else [])
     return Predictions(tuple(names), tuple(files), tuple(shown), tuple(found))
 
 
@@ -205,73 +184,51 @@ def per_atom_values(
 
 
 def _of_property(
-    name: str, sets: Sequence[PredictedSet], names: _Names, reference_energies: Mapping[int, float]
+    name: str,
+    sets: Sequence[PredictedSet],
+    types: Mapping[str, int],
+    files: Mapping[str, int],
+    reference_energies: Mapping[int, float],
 ) -> PropertyErrors:
     present = [(place, one) for place, one in enumerate(sets) if name in one.compared]
-    parts = _parts(name, [one for _, one in present])
-    values = [_values(name, one, min(place, MOST_SETS), names, parts, reference_energies) for place, one in present]
-    joined = _join(values)
+    if present[0][1].compared[name].atom is not None:
+        numbers = {z for _, one in present for c in one.configurations for z in c.atomic_numbers.tolist()}
+        parts = [chemical_symbol(z) for z in sorted(numbers)]
+    else:
+        parts = list(dict.fromkeys(_composition(c) for _, one in present for c in one.configurations))
+        parts = parts if len(parts) <= MOST_COMPOSITIONS else [""]
+    order = {part: place for place, part in enumerate(parts)}
+    values = []
+    for place, one in present:
+        compared, (reference, error) = one.compared[name], per_atom_values(name, one, reference_energies)
+        structures = np.array(
+            [
+                (
+                    types.get(c.config_type, len(types)),
+                    files[c.file],
+                    c.index,
+                    order.get(_composition(c), 0) if compared.atom is None else 0,
+                )
+                for c in one.configurations
+            ]
+        )
+        type_of, file_of, index_of, part_of = structures[compared.structure].T
+        if compared.atom is not None:
+            first = np.cumsum([0, *(c.n_atoms for c in one.configurations)])
+            numbers_of = np.concatenate([c.atomic_numbers for c in one.configurations])
+            unique, inverse = np.unique(numbers_of[first[compared.structure] + compared.atom], return_inverse=True)
+            part_of = np.array([order[chemical_symbol(z)] for z in unique.tolist()])[inverse]
+        rows = [np.repeat(row, reference[:1].size) for row in (type_of, part_of, file_of, index_of)]
+        set_of = np.full(reference.size, min(place, MOST_SETS))
+        values.append(Points(reference.ravel(), error.ravel(), set_of, *rows))
+    joined = Points(*(np.concatenate([getattr(v, field.name) for v in values]) for field in fields(Points)))
     absolute = np.abs(joined.error)
     limit = float(np.percentile(absolute, 99.0)) * 1.5 or float(absolute.max()) or MILLI
     return PropertyErrors(name, tuple(parts), limit, tuple(_cells(joined, limit)), _thin(joined))
 
 
-def _parts(name: str, sets: Sequence[PredictedSet]) -> list[str]:
-    """List elements, or compositions where these are few."""
-    if sets[0].compared[name].atom is not None:
-        numbers = {z for one in sets for c in one.configurations for z in c.atomic_numbers.tolist()}
-        return [chemical_symbol(z) for z in sorted(numbers)]
-    compositions = list(dict.fromkeys(_composition(c) for one in sets for c in one.configurations))
-    return compositions if len(compositions) <= MOST_COMPOSITIONS else [""]
-
-
 def _composition(configuration: Configuration) -> str:
     return " ".join(chemical_symbol(z) for z in np.unique(configuration.atomic_numbers).tolist())
-
-
-def _values(
-    name: str,
-    one: PredictedSet,
-    place: int,
-    names: _Names,
-    parts: Sequence[str],
-    reference_energies: Mapping[int, float],
-) -> _Values:
-    compared = one.compared[name]
-    reference, error = per_atom_values(name, one, reference_energies)
-    order = {part: n for n, part in enumerate(parts)}
-    type_of = np.array([names.types.get(c.config_type, len(names.types)) for c in one.configurations])
-    file_of = np.array([names.files[c.file] for c in one.configurations])
-    index_of = np.array([c.index for c in one.configurations])
-    if compared.atom is not None:
-        first = np.cumsum([0, *(c.n_atoms for c in one.configurations)])
-        numbers = np.concatenate([c.atomic_numbers for c in one.configurations])[
-            first[compared.structure] + compared.atom
-        ]
-        unique, inverse = np.unique(numbers, return_inverse=True)
-        part_of = np.array([order[chemical_symbol(z)] for z in unique.tolist()])[inverse]
-    else:
-        part_of = np.array([order.get(_composition(c), 0) for c in one.configurations])[compared.structure]
-    components = reference[:1].size
-    return _Values(
-        reference.ravel(),
-        error.ravel(),
-        place,
-        np.repeat(type_of[compared.structure], components),
-        np.repeat(part_of, components),
-        np.repeat(file_of[compared.structure], components),
-        np.repeat(index_of[compared.structure], components),
-    )
-
-
-def _join(values: Sequence[_Values]) -> Points:
-    sets = np.concatenate([np.full(len(v.reference), v.set) for v in values])
-    return Points(
-        np.concatenate([v.reference for v in values]),
-        np.concatenate([v.error for v in values]),
-        sets,
-        *(np.concatenate([getattr(v, name) for v in values]) for name in ("type", "part", "file", "index")),
-    )
 
 
 def _cells(values: Points, limit: float) -> list[Cell]:
@@ -312,16 +269,12 @@ def _thin(values: Points) -> Points:
         members = np.flatnonzero(values.set == place)
         share = open_slots // (len(by_size) - done)
         if len(members) > share:
-            members = members[_worst_and_others(np.abs(values.error[members]), share)]
+            # the worst, and a reproducible random choice of the others
+            worst = max(int(share * _WORST_SHARE), 1)
+            by_error = np.argpartition(np.abs(values.error[members]), len(members) - worst)
+            others = np.random.default_rng(0).choice(by_error[:-worst], share - worst, replace=False)
+            members = members[np.concatenate([others, by_error[-worst:]])]
         chosen.append(members)
         open_slots -= len(members)
     order = np.concatenate(chosen)
-    return Points(*(getattr(values, name)[order] for name in Points.__dataclass_fields__))
-
-
-def _worst_and_others(absolute: np.ndarray, count: int) -> np.ndarray:
-    """Choose the worst and a reproducible random choice of the others."""
-    worst = max(int(count * _WORST_SHARE), 1)
-    by_error = np.argpartition(absolute, len(absolute) - worst)
-    others = np.random.default_rng(0).choice(by_error[:-worst], count - worst, replace=False)
-    return np.concatenate([others, by_error[-worst:]])
+    return Points(*(getattr(values, field.name)[order] for field in fields(Points)))

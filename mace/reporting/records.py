@@ -62,10 +62,10 @@ class RecordWriter:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            ends_cleanly = _ends_with_newline(self.path)
             # without a buffer: what a failing disk did not take must not linger in one
             self._file = self.path.open("a+b", buffering=0)
             self._size = self.path.stat().st_size
+            ends_cleanly = self._size == 0 or os.pread(self._file.fileno(), 1, self._size - 1) == b"\n"
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{self.path}: the history of the run cannot be opened ({reason}).") from error
@@ -320,11 +320,3 @@ def _plain(value: Any) -> str | int | float | None:
     detach = getattr(value, "detach", None)  # a loss may still carry its gradient
     number = float(value if detach is None else detach())
     return number if math.isfinite(number) else None
-
-
-def _ends_with_newline(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
-        return True
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

@@ -69,7 +69,7 @@ class Column:
 
     def render(self, metrics: Mapping[str, float]) -> str:
         """Return the text of a cell, ``-`` if there is no such error."""
-        name = _first_present(self.metrics, metrics)
+        name = next((name for name in self.metrics if metrics.get(name) is not None), None)
         return MISSING_IN_TABLE if name is None else f"{metrics[name] * self.factor:.{self.digits}f}"
 
     def phrase(self, metrics: Mapping[str, float]) -> Phrase | None:
@@ -284,7 +284,8 @@ def error_table(kind: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     table.add_column("config_type", no_wrap=True)
     for column in columns:
         table.add_column(Text(column.title), justify="right", no_wrap=True)
-    for name in sorted(rows, key=_training_first):
+    first = {"train": 0, "valid": 1}
+    for name in sorted(rows, key=lambda name: (first.get(re.split("[_/]", name)[0], 2), name)):
         table.add_row(Text(name), *(column.render(rows[name]) for column in columns))
     return _drawn(table)
 
@@ -312,12 +313,3 @@ def _drawn(table: Table) -> str:
     # Wider than any table, so that rich has no reason to shorten a cell.
     PlainConsole(file=output, width=100_000, color_system=None, force_terminal=False).print(table, soft_wrap=True)
     return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").splitlines())
-
-
-def _training_first(name: str) -> tuple[int, str]:
-    first_word = re.split("[_/]", name)[0]
-    return {"train": 0, "valid": 1}.get(first_word, 2), name
-
-
-def _first_present(names: tuple[str, ...], metrics: Mapping[str, float]) -> str | None:
-    return next((name for name in names if metrics.get(name) is not None), None)

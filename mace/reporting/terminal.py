@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mace.console.terminal import PlainConsole
 from mace.elements import chemical_symbol
-from mace.inspection.findings import LEVELS, Finding, Level
+from mace.inspection.findings import LEVELS, Level
 from mace.inspection.groups import Distribution, Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.properties import PROPERTIES
@@ -28,12 +28,23 @@ def print_report(report: DataReport, console: Console) -> None:
         shown = ", ".join(f"{chemical_symbol(z)} {energy:.6g}" for z, energy in report.reference_energies.items())
         console.print(Text(f"E0s / eV: {shown} ({report.reference_source})"), soft_wrap=True)
     for file in report.files:
-        console.print(Text(f"\n{_heading(file)}", style="bold"), soft_wrap=True)
+        whole, parts = file.whole, list[str]()
+        if whole.frames:
+            special = {0: "none periodic", whole.frames: "all periodic"}
+            atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
+            parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements)]
+            parts.append(special.get(whole.periodic, f"{whole.periodic} periodic"))
+        heading = f"{file.file} ({file.role}): {', '.join([*parts, *_isolated_atoms(file)])}"
+        console.print(Text(f"\n{heading}", style="bold"), soft_wrap=True)
         labels = [entry.text for entry in file.labels.coverage if entry.labeled + entry.converted]
         if labels:
             console.print(Text(", ".join(labels)), soft_wrap=True)
         if file.groups:
-            console.print(Text(_at_its_own_width(_groups_table(file))), soft_wrap=True)
+            # at its own width: numbers cut off on a narrow terminal would be worse than long lines
+            output = io.StringIO()
+            PlainConsole(file=output, width=_WIDEST).print(_groups_table(file))
+            lines = "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+            console.print(Text(lines), soft_wrap=True)
     console.print()
     print_findings(report, console)
     console.print(Text(verdict(report), style="bold"), soft_wrap=True)
@@ -43,7 +54,8 @@ def print_findings(report: DataReport, console: Console, levels: Sequence[Level]
     """Show the findings of some levels."""
     for finding in report.findings:
         if finding.level in levels:
-            console.print(_line(finding), soft_wrap=True)
+            label = (f"{finding.level}{' (allowed)' if finding.allowed else ''}", _STYLES[finding.level])
+            console.print(Text.assemble(label, f" [{finding.name}] {finding.sentence}"), soft_wrap=True)
 
 
 def summary_lines(report: DataReport) -> Iterator[str]:
@@ -75,29 +87,6 @@ def verdict(report: DataReport) -> str:
             words.append(f"{len(of_level)} {level}{plural}" + (f" ({allowed} allowed)" if allowed else ""))
     text = ", ".join(words)
     return f"Found {text}; training refuses these data." if report.errors else f"Found {text}."
-
-
-def _line(finding: Finding) -> Text:
-    label = f"{finding.level}{' (allowed)' if finding.allowed else ''}"
-    return Text.assemble((label, _STYLES[finding.level]), f" [{finding.name}] {finding.sentence}")
-
-
-def _at_its_own_width(table: Table) -> str:
-    """Write a table as text; numbers cut off on a narrow terminal would be worse than long lines."""
-    output = io.StringIO()
-    PlainConsole(file=output, width=_WIDEST).print(table)
-    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
-
-
-def _heading(file: FileReport) -> str:
-    whole = file.whole
-    parts = []
-    if whole.frames:
-        periodic = {0: "none periodic", whole.frames: "all periodic"}.get(whole.periodic, f"{whole.periodic} periodic")
-        atoms = f"{whole.atoms} atoms ({atoms_each(whole)} each)"
-        parts = [f"{whole.frames} structures", atoms, " ".join(whole.elements), periodic]
-    parts += _isolated_atoms(file)
-    return f"{file.file} ({file.role}): {', '.join(parts)}"
 
 
 def _isolated_atoms(file: FileReport) -> list[str]:

@@ -6,25 +6,18 @@ It stands outside of the training: what fails in it costs one warning and the tr
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from mace.errors import RunInterrupted, UserError
-from mace.settings import TrainingSettings
 from mace.structures.configuration import DEFAULT_HEAD
 
 _LOGGER = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 """A line of the history: texts, numbers, and None for what is not finite."""
-
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""Setting of each tracker that needs a package, and the package."""
 
 _NOT_SCALARS = ("mode", "head", "epoch")
 
@@ -87,17 +80,13 @@ class Trackers:
             except Exception as error:  # libraries of others may raise whatever they like
                 if isinstance(error, RunInterrupted) or (isinstance(error, UserError) and not self._begun):
                     raise  # at the beginning something can still be done
-                self._give_up(tracker, error)
-
-    def _give_up(self, tracker: Tracker, error: Exception) -> None:
-        """Go on without a tracker that failed."""
-        self._trackers.remove(tracker)
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        _LOGGER.warning(
-            "%s failed (%s); training goes on without it, and the JSON lines still have everything",
-            tracker.name,
-            reason,
-        )
+                self._trackers.remove(tracker)
+                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                _LOGGER.warning(
+                    "%s failed (%s); training goes on without it, and the JSON lines still have everything",
+                    tracker.name,
+                    reason,
+                )
 
     def __enter__(self) -> Trackers:
         """Return the trackers themselves."""
@@ -126,47 +115,3 @@ def scalars(record: Record) -> dict[str, float]:
 def is_number(value: Any) -> bool:
     """Tell whether a value of a record is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def require_trackers(settings: TrainingSettings) -> None:
-    """Make sure that trackers can run before anything is read.
-
-    Raises:
-        UserError: If a package is missing, or a flag names what there is not.
-    """
-    for name, package in _PACKAGES.items():
-        if getattr(settings, name) and find_spec(package) is None:
-            raise UserError(
-                f"--{name} needs the package {package}; install it with pip install 'mace-train[{name}]', or remove "
-                "the flag."
-            )
-    for name in settings.wandb_log_hypers if settings.wandb else ():
-        if name not in TrainingSettings.model_fields:
-            near = difflib.get_close_matches(name, TrainingSettings.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists all settings."
-            raise UserError(f"--wandb_log_hypers: {name} is not a setting; {hint}")
-
-
-def make_trackers(settings: TrainingSettings, results: Path, tag: str, run: str, writes: bool = True) -> Trackers:
-    """Build the trackers that the settings ask for.
-
-    Args:
-        settings: The settings.
-        results: Folder of the results.
-        tag: ``<name>_run-<seed>``.
-        run: Id of the run; one that is resumed has the same.
-        writes: Whether this process writes files; only the first one does.
-    """
-    if not writes:
-        return Trackers([])
-    # here, so that nobody loads what is not wanted
-    from mace.reporting.tracking_services import CsvTables, TensorBoardFiles, WeightsAndBiases
-
-    trackers: list[Tracker] = []
-    if settings.csv:
-        trackers.append(CsvTables(results / f"{tag}_steps.csv", results / f"{tag}_evaluations.csv"))
-    if settings.tensorboard:
-        trackers.append(TensorBoardFiles(results / f"{tag}_tensorboard" / run))
-    if settings.wandb:
-        trackers.append(WeightsAndBiases(settings, tag, run))
-    return Trackers(trackers)

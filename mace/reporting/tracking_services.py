@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mace.errors import UserError
 from mace.files.durable import write_durably
-from mace.reporting.trackers import Record, scalars
+from mace.reporting.trackers import Record, Tracker, Trackers, scalars
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""Setting of each tracker that needs a package, and the package."""
 
 
 class CsvTables:
@@ -187,3 +192,44 @@ class WeightsAndBiases:
         """End the run at the service."""
         if self._run is not None:
             self._run.finish(exit_code=0 if completed else 1)
+
+
+def require_trackers(settings: TrainingSettings) -> None:
+    """Make sure that trackers can run before anything is read.
+
+    Raises:
+        UserError: If a package is missing, or a flag names what there is not.
+    """
+    for name, package in _PACKAGES.items():
+        if getattr(settings, name) and find_spec(package) is None:
+            raise UserError(
+                f"--{name} needs the package {package}; install it with pip install 'mace-train[{name}]', or remove "
+                "the flag."
+            )
+    for name in settings.wandb_log_hypers if settings.wandb else ():
+        if name not in TrainingSettings.model_fields:
+            near = difflib.get_close_matches(name, TrainingSettings.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists all settings."
+            raise UserError(f"--wandb_log_hypers: {name} is not a setting; {hint}")
+
+
+def make_trackers(settings: TrainingSettings, results: Path, tag: str, run: str, writes: bool = True) -> Trackers:
+    """Build the trackers that the settings ask for.
+
+    Args:
+        settings: The settings.
+        results: Folder of the results.
+        tag: ``<name>_run-<seed>``.
+        run: Id of the run; one that is resumed has the same.
+        writes: Whether this process writes files; only the first one does.
+    """
+    if not writes:
+        return Trackers([])
+    trackers: list[Tracker] = []
+    if settings.csv:
+        trackers.append(CsvTables(results / f"{tag}_steps.csv", results / f"{tag}_evaluations.csv"))
+    if settings.tensorboard:
+        trackers.append(TensorBoardFiles(results / f"{tag}_tensorboard" / run))
+    if settings.wandb:
+        trackers.append(WeightsAndBiases(settings, tag, run))
+    return Trackers(trackers)

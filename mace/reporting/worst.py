@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mace.properties import PROPERTIES
-from mace.reporting.predictions import Compared, PredictedSet, per_atom_values
+from mace.reporting.predictions import PredictedSet, per_atom_values
 from mace.structures.configuration import Configuration
 
 COUNT = 20
@@ -56,21 +56,25 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[i
     for name in dict.fromkeys(name for found in scores for name in found if not PROPERTIES[name].derived):
         for role in dict.fromkeys(one.role for one in sets):
             places = [place for place, one in enumerate(sets) if one.role == role and name in scores[place]]
-            for place, structure in _worst([scores[place][name] for place in places], places):
-                key = place, structure
-                if key not in known:
-                    known[key] = _suspect(sets[place], structure, scores[place])
-                lists.setdefault(name, []).append(known[key])
+            entries = [(abs(score), place, s) for place in places for s, score in scores[place][name].items()]
+            for _, place, structure in sorted(entries, reverse=True)[:COUNT]:
+                if (place, structure) not in known:
+                    known[place, structure] = _suspect(sets[place], structure, scores[place])
+                lists.setdefault(name, []).append(known[place, structure])
         lists[name] = sorted(lists.get(name, []), key=lambda suspect: -abs(suspect.errors[name]))
-    _draw_what_fits(lists)
-    return lists
-
-
-def _worst(scores: Sequence[dict[int, float]], places: Sequence[int]) -> list[tuple[int, int]]:
-    entries = [
-        (abs(score), place, s) for found, place in zip(scores, places, strict=True) for s, score in found.items()
+    # the worst of every list are drawn first, until there is no room
+    room = MOST_ATOMS
+    by_rank = [
+        found[rank]
+        for rank in range(max(map(len, lists.values()), default=0))
+        for found in lists.values()
+        if rank < len(found)
     ]
-    return [(place, structure) for _, place, structure in sorted(entries, reverse=True)[:COUNT]]
+    for suspect in by_rank:
+        if not suspect.drawn and suspect.configuration.n_atoms <= room:
+            suspect.drawn = True
+            room -= suspect.configuration.n_atoms
+    return lists
 
 
 def _scores(name: str, one: PredictedSet, reference_energies: Mapping[int, float]) -> dict[int, float]:
@@ -91,34 +95,10 @@ def _scores(name: str, one: PredictedSet, reference_energies: Mapping[int, float
 
 
 def _suspect(one: PredictedSet, structure: int, scores: Mapping[str, dict[int, float]]) -> Suspect:
-    configuration = one.configurations[structure]
+    configuration, forces, force_errors = one.configurations[structure], one.compared.get("forces"), None
     errors = {name: found[structure] for name, found in scores.items() if structure in found}
-    forces = one.compared.get("forces")
-    return Suspect(configuration, one.name, one.role, errors, _force_errors(configuration, structure, forces))
-
-
-def _force_errors(configuration: Configuration, structure: int, forces: Compared | None) -> np.ndarray | None:
-    if forces is None or forces.atom is None:
-        return None
-    rows = np.flatnonzero(forces.structure == structure)
-    if not len(rows):
-        return None
-    errors = np.full((configuration.n_atoms, 3), np.nan)
-    errors[forces.atom[rows]] = forces.prediction[rows] - forces.reference[rows]
-    return errors
-
-
-def _draw_what_fits(lists: Mapping[str, Sequence[Suspect]]) -> None:
-    """Let the worst of every list be drawn first, until there is no room."""
-    room = MOST_ATOMS
-    for suspect in _by_rank(lists):
-        if not suspect.drawn and suspect.configuration.n_atoms <= room:
-            suspect.drawn = True
-            room -= suspect.configuration.n_atoms
-
-
-def _by_rank(lists: Mapping[str, Sequence[Suspect]]) -> Iterator[Suspect]:
-    for rank in range(max(map(len, lists.values()), default=0)):
-        for found in lists.values():
-            if rank < len(found):
-                yield found[rank]
+    rows = np.flatnonzero(forces.structure == structure) if forces is not None else np.zeros(0)
+    if forces is not None and forces.atom is not None and len(rows):
+        force_errors = np.full((configuration.n_atoms, 3), np.nan)
+        force_errors[forces.atom[rows]] = forces.prediction[rows] - forces.reference[rows]
+    return Suspect(configuration, one.name, one.role, errors, force_errors)

@@ -21,7 +21,7 @@ from mace.preparation.reading import InputData, read_and_check
 from mace.processes.devices import choose_device, keep_freed_memory
 from mace.processes.launch import find_launch
 from mace.processes.team import own_device
-from mace.reporting.trackers import require_trackers
+from mace.reporting.tracking_services import require_trackers
 from mace.runs.context import Choices, RunContext, run_context
 from mace.runs.dry_run import show_plan
 from mace.runs.finishing import measure_models, plot_curves, show_epoch, write_models

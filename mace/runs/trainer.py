@@ -10,7 +10,7 @@ from mace.model.mace import MACE
 from mace.planning.objectives import Losses
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import RecordWriter, results_path
-from mace.reporting.trackers import make_trackers
+from mace.reporting.tracking_services import make_trackers
 from mace.runs.context import RunContext
 from mace.runs.facts import gather_facts
 from mace.runs.resuming import make_way, resume

@@ -67,13 +67,14 @@ def evaluate(
         Loss and errors.
     """
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
-    total, sums = ErrorAccumulator(), {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
-    details = _Details(dataset.config_types)
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)
+    sums = {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
+    found = _Found()
 
-    own = own_part(np.arange(len(dataset)), team)
+    own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
+    types = dataset.config_types
     for start in progress(range(0, len(own), batch_size)):
         for part in limit.parts(dataset, own[start : start + batch_size]):
             with part:
@@ -81,106 +82,60 @@ def evaluate(
                 moved = batch.to(device)
                 prediction = predict(model, moved.graph, forces, stress)
                 with torch.no_grad():
-                    found = loss.sums_and_counts(prediction, moved.targets)
+                    of_batch = loss.sums_and_counts(prediction, moved.targets)
                 rows = _labeled_rows(prediction, batch)
             if not part.fits:
                 continue
-            for name, pair in found.items():
+            for name, pair in of_batch.items():
                 sums[name].append(pair)
-            _accumulate(total, rows, np.ones(len(batch.structures), dtype=bool))
-            if keep_details:
-                details.add(batch, rows)
-    value, metrics = _combined(loss, sums, total, team)
-    if keep_details:
-        details.gather(team)
-    return Evaluation(value, metrics, details.errors_by_type(), details.compared())
-
-
-class _Details:
-    """Errors by config_type, and all predictions beside their references.
-
-    Args:
-        types: Of every structure of the dataset.
-    """
-
-    def __init__(self, types: np.ndarray) -> None:
-        self._types = types
-        self._by_type: dict[str, ErrorAccumulator] = {}
-        self._compared: dict[str, list[Compared]] = {}
-
-    def add(self, batch: Batch, labeled: dict[str, _Rows]) -> None:
-        """Take in a batch."""
-        of_structure = self._types[batch.structures]
-        for kind in np.unique(of_structure):
-            _accumulate(self._by_type.setdefault(str(kind), ErrorAccumulator()), labeled, of_structure == kind)
-        for name, rows in labeled.items():
-            self._compared.setdefault(name, []).append(rows.compared(batch.structures))
-
-    def gather(self, team: Team) -> None:
-        """Take in what the other processes have."""
-        own = team.rank
-        for rank, (by_type, compared) in enumerate(team.gather((self._by_type, self._compared))):
-            if rank == own:
-                continue
-            for kind, accumulator in by_type.items():
-                self._by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
-            for name, parts in compared.items():
-                self._compared.setdefault(name, []).extend(parts)
-
-    def errors_by_type(self) -> dict[str, dict[str, float]]:
-        """Return the errors of each config_type."""
-        return {kind: accumulator.result() for kind, accumulator in self._by_type.items()}
-
-    def compared(self) -> dict[str, Compared]:
-        """Return references and predictions by property."""
-        joined = {}
-        for name, parts in self._compared.items():
-            reference, prediction, structure = (
-                np.concatenate([getattr(part, what) for part in parts])
-                for what in ("reference", "prediction", "structure")
-            )
-            atoms = [part.atom for part in parts if part.atom is not None]
-            joined[name] = Compared(reference, prediction, structure, np.concatenate(atoms) if atoms else None)
-        return joined
-
-
-def _combined(
-    loss: Loss, sums: dict[str, list[tuple[Tensor, Tensor]]], total: ErrorAccumulator, team: Team
-) -> tuple[float, dict[str, float]]:
-    """Add up what all processes have found, and divide by their common counts."""
+            present = np.unique(types[part.structures]).tolist() if keep_details else []
+            kinds = {kind: found.by_type.setdefault(kind, ErrorAccumulator()) for kind in present}
+            for name, row in rows.items():
+                atoms_of, kind_of = n_atoms[row.structure], types[row.structure]
+                found.total.add(name, row.reference, row.prediction, atoms_of)
+                for kind, accumulator in kinds.items():
+                    mask = kind_of == kind
+                    accumulator.add(name, row.reference[mask], row.prediction[mask], atoms_of[mask])
+                if keep_details:
+                    found.compared.setdefault(name, []).append(row)
     combined = {
         name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
         for name, parts in sums.items()
     }
-    if team.size == 1:
-        return float(loss.combine(combined)), total.result()  # type: ignore[arg-type]  # sums of tensors
-    own = {name: (float(s), float(c)) for name, (s, c) in combined.items()}
-    everything, errors = ErrorAccumulator(), dict[str, tuple[Tensor, Tensor]]()
-    gathered = team.gather((own, total))
-    for name in own:
-        numbers = torch.tensor([found[name] for found, _ in gathered], dtype=torch.float64).sum(0)
-        errors[name] = (numbers[0], numbers[1])
-    for _, accumulator in gathered:
-        everything.merge(accumulator)
-    return float(loss.combine(errors)), everything.result()
+    if team.size > 1:  # all get everything, divided by their common counts
+        gathered = team.gather(({name: (float(s), float(c)) for name, (s, c) in combined.items()}, found))
+        for name in combined:
+            numbers = torch.tensor([of_one[name] for of_one, _ in gathered], dtype=torch.float64).sum(0)
+            combined[name] = (numbers[0], numbers[1])
+        found = _Found()
+        for _, other in gathered:
+            found.merge(other)
+    return Evaluation(
+        float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
+        found.total.result(),
+        {kind: accumulator.result() for kind, accumulator in found.by_type.items()},
+        {name: _joined(parts) for name, parts in found.compared.items()},
+    )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Labeled rows of one property: reference, prediction, number of atoms, structure and atom of each row."""
+@dataclass
+class _Found:
+    """Errors in all, errors by config_type, and all predictions beside their references, of one or all processes."""
 
-    reference: np.ndarray
-    prediction: np.ndarray
-    n_atoms: np.ndarray
-    structure: np.ndarray
-    atom: np.ndarray | None
+    total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
+    by_type: dict[str, ErrorAccumulator] = field(default_factory=dict)
+    compared: dict[str, list[Compared]] = field(default_factory=dict)
 
-    def compared(self, structures: np.ndarray) -> Compared:
-        """Return reference and prediction; ``structures`` are the places of those of the batch in their set."""
-        return Compared(self.reference, self.prediction, structures[self.structure], self.atom)
+    def merge(self, other: _Found) -> None:
+        """Take in what another process has."""
+        self.total.merge(other.total)
+        for kind, accumulator in other.by_type.items():
+            self.by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
+        for name, parts in other.compared.items():
+            self.compared.setdefault(name, []).extend(parts)
 
 
-def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
+def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
     """Select, property by property, what is labeled, has weight and was predicted."""
     rows = {}
     targets = batch.targets
@@ -204,14 +159,16 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, _Rows]:
         reference = targets.values[name].numpy()[mask]
         structure = structure[mask][usable]
         atom = None if atom is None else atom[mask][usable]
-        rows[name] = _Rows(reference[usable], values[usable], n_atoms[structure], structure, atom)
+        rows[name] = Compared(reference[usable], values[usable], batch.structures[structure], atom)
     return rows
 
 
-def _accumulate(accumulator: ErrorAccumulator, rows: dict[str, _Rows], chosen: np.ndarray) -> None:
-    """Add the rows of the chosen structures."""
-    for name, row in rows.items():
-        mask = chosen[row.structure]
-        if mask.any():
-            n_atoms = None if PROPERTIES[name].of_atoms else row.n_atoms[mask]
-            accumulator.add(name, row.reference[mask], row.prediction[mask], n_atoms)
+def _joined(parts: list[Compared]) -> Compared:
+    """Concatenate several parts."""
+    atoms = [part.atom for part in parts if part.atom is not None]
+    return Compared(
+        np.concatenate([part.reference for part in parts]),
+        np.concatenate([part.prediction for part in parts]),
+        np.concatenate([part.structure for part in parts]),
+        np.concatenate(atoms) if atoms else None,
+    )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mace.errors import UserError
-from mace.reporting import trackers
+from mace.reporting import tracking_services
 from mace.reporting.records import RecordWriter, read_records
-from mace.reporting.trackers import Trackers, require_trackers, scalars
-from mace.reporting.tracking_services import CsvTables
+from mace.reporting.trackers import Trackers, scalars
+from mace.reporting.tracking_services import CsvTables, require_trackers
 from mace.settings import parse_training_settings
 
 REQUIRED = ["--name=run", "--train_file=train.xyz"]
@@ -121,7 +121,7 @@ def test_csv_columns_grow_and_rows_are_taken_back(tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_missing_package_is_one_sentence_with_the_way_out(name, monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    monkeypatch.setattr(tracking_services, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=rf"--{name} needs the package {name}; .*pip install 'mace-train\[{name}\]'"):
         require_trackers(parse_training_settings([*REQUIRED, f"--{name}"]))
 
