@@ -51,8 +51,7 @@ def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
 def our_polynomials(l_max: int, l_out: int, order: int) -> np.ndarray:
     """Return our coefficients on all monomials, ``[paths, 2 l + 1, monomials]``."""
     basis = symmetric_basis(l_max, l_out, order)
-    n_components = (l_max + 1) ** 2
-    place = {m: i for i, m in enumerate(combinations_with_replacement(range(n_components), order))}
+    place = {m: i for i, m in enumerate(combinations_with_replacement(range((l_max + 1) ** 2), order))}
     result = np.zeros((basis.n_paths, 2 * l_out + 1, len(place)))
     result[:, :, [place[tuple(m)] for m in basis.monomials.tolist()]] = basis.coefficients
     return result

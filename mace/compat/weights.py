@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from scipy.linalg import block_diag
@@ -43,11 +44,29 @@ def weights_from_original(
         CouplingError: If the coupling coefficients are those of another kind of model.
     """
     n, elements = plan.n_channels, plan.n_elements
-    weights = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
+    weights: dict[str, np.ndarray] = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
     for layer in range(plan.n_layers):
         sent = plan.l_of_messages(layer) if degrees is None else degrees[layer]
         weights |= interaction_from_original(state, plan, layer, sent, 0 in _original_l_out(plan, layer))
-        weights |= _product(state, plan, layer)
+        theirs = _original_l_out(plan, layer)
+        linear = state[f"products.{layer}.linear.weight"].reshape(-1, n, n)
+        weights[f"products.{layer}.linear"] = np.stack(
+            [
+                linear[theirs.index(degree)] if degree in theirs else np.zeros_like(linear[0])
+                for degree in plan.l_out(layer)
+            ]
+        )
+        for degree, order in product(plan.l_out(layer), range(1, plan.correlation[layer] + 1)):
+            n_paths = number_of_paths(plan.l_max, degree, order)
+            stored: np.ndarray = np.zeros((elements, n_paths, n), dtype=linear.dtype)
+            if n_paths and degree in theirs:
+                place = theirs.index(degree)
+                stored = state[weight_name(plan, layer, place, order)]
+                coupling = f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}"
+                if coupling in state:
+                    stored = map_to_ours(state[coupling], stored, plan.l_max, degree, order)
+            if n_paths:
+                weights[f"products.{layer}.weights.l{degree}_order{order}"] = stored
     for readout in range(1 if plan.last_readout_only else plan.n_layers):
         weights |= _readout(state, plan, readout)
     return weights | conditions_from_original(state, plan)
@@ -66,33 +85,6 @@ def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     if plan.predicts_dipole and plan.n_layers == 1:
         return plan.hidden_l
     return (1,) if layer == plan.n_layers - 1 and not plan.predicts_energy else plan.l_out(layer)
-
-
-def _product(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
-    n, theirs = plan.n_channels, _original_l_out(plan, layer)
-    linear = state[f"products.{layer}.linear.weight"].reshape(-1, n, n)
-    nothing = np.zeros_like(linear[0])
-    weights = {
-        f"products.{layer}.linear": np.stack(
-            [linear[theirs.index(degree)] if degree in theirs else nothing for degree in plan.l_out(layer)]
-        )
-    }
-    for degree in plan.l_out(layer):
-        for order in range(1, plan.correlation[layer] + 1):
-            n_paths = number_of_paths(plan.l_max, degree, order)
-            ours = f"products.{layer}.weights.l{degree}_order{order}"
-            if degree in theirs and n_paths:
-                weights[ours] = _contraction(state, plan, layer, theirs.index(degree), degree, order)
-            elif n_paths:
-                weights[ours] = np.zeros((plan.n_elements, n_paths, n), dtype=linear.dtype)
-    return weights
-
-
-def _contraction(state: State, plan: ModelPlan, layer: int, place: int, degree: int, order: int) -> np.ndarray:
-    """Take the weights of one order of a symmetric contraction over to our basis of polynomials."""
-    stored = state[weight_name(plan, layer, place, order)]
-    coupling = state.get(f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}")
-    return stored if coupling is None else map_to_ours(coupling, stored, plan.l_max, degree, order)
 
 
 def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
