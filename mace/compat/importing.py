@@ -58,7 +58,7 @@ class ImportedModel:
         plan = self.model.plan
         elements = ", ".join(chemical_symbol(z) for z in plan.atomic_numbers[:12])
         more = f" and {plan.n_elements - 12} more" if plan.n_elements > 12 else ""
-        head = _told_of_heads(self.heads, self.head)
+        head = _describe_heads(self.heads, self.head)
         return (
             f"{self.kind} of mace-torch converted ({plan.n_layers} layers, {plan.n_channels} channels, r_max "
             f"{plan.r_max:.6g} A, {elements}{more}{head}); {self.n_checks} constants and normalizations agree"
@@ -106,7 +106,10 @@ def import_original(path: str | Path, head: str | None = None, known: Known | No
         head = find_head(heads, head, str(original.path))
         model = with_one_head(model, head)
     head = heads[0] if len(heads) == 1 else head
-    metadata = ModelMetadata(name=original.path.stem, comment=_origin(original, kind, heads, head))
+    article, sha256 = "an" if kind[0] in "AEIOU" else "a", sha256_of(original.path)
+    whole = f"{article} {kind} of mace-torch{_describe_heads(heads, head)}"
+    comment = f"converted from {original.path.name}, {whole}, SHA-256 {sha256}"
+    metadata = ModelMetadata(name=original.path.stem, comment=comment)
     return ImportedModel(model, metadata, kind, heads, head, n_checks)
 
 
@@ -133,20 +136,11 @@ def _explained(original: Original, reason: str) -> str:
     return f"{original.path}: this model of mace-torch cannot be converted: {reason}; {way_out}."
 
 
-def _told_of_heads(heads: tuple[str, ...], head: str | None) -> str:
+def _describe_heads(heads: tuple[str, ...], head: str | None) -> str:
     """Say which heads a file has, and which was taken."""
     if len(heads) == 1:
         return ""
     return f", head {head} of {', '.join(heads)}" if head is not None else f", heads {', '.join(heads)}"
-
-
-def _origin(original: Original, kind: str, heads: tuple[str, ...], head: str | None) -> str:
-    whole = f"{_with_article(kind)} of mace-torch{_told_of_heads(heads, head)}"
-    return f"converted from {original.path.name}, {whole}, SHA-256 {sha256_of(original.path)}"
-
-
-def _with_article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def heads_in(path: str | Path) -> tuple[str, ...]:

@@ -170,7 +170,19 @@ def interaction_to_original(weights: State, plan: ModelPlan, layer: int, written
     state = {name + "linear_up.weight": weights[name + "linear_up"].reshape(-1)}
     kind = plan.interactions[layer]
     if kind.messages == "nonlinear":
-        return state | _nonlinear_to_original(weights, plan, layer, kept)
+        n_own = sum(degree <= plan.l_max for degree in plan.l_of_messages(layer))
+        return state | {
+            name + "source_embedding.weight": weights[name + "source_embedding"].reshape(-1),
+            name + "target_embedding.weight": weights[name + "target_embedding"].reshape(-1),
+            # torch stores the matrices of networks as [outputs, inputs]
+            **{theirs: np.ascontiguousarray(weights[ours].T) for theirs, ours in _networks(plan, layer)},
+            name + "linear_1.weight": _flat(weights, name + "mixing.linear_1.", plan.l_max + 1),
+            name + "linear_res.weight": _flat(weights, name + "mixing.linear_own.", n_own),
+            name + "linear_2.weight": weights[name + "mixing.linear_2"].reshape(-1),
+            name + "skip_tp.weight": weights[name + "mixing.residual"][kept].reshape(-1),
+            name + "alpha": weights[name + "mixing.alpha"],
+            name + "beta": weights[name + "mixing.beta"],
+        }
     for i in range(_n_hidden(plan, layer) + 1):
         state[f"{name}conv_tp_weights.layer{i}.weight"] = weights[f"{name}radial.weights.{i}"]
     state[name + "linear.weight"] = _flat(weights, name + "linear.", plan.l_max + 1)
@@ -189,21 +201,3 @@ def interaction_to_original(weights: State, plan: ModelPlan, layer: int, written
 def _flat(weights: State, prefix: str, count: int) -> np.ndarray:
     """Put the maps of all degrees one after the other; paths are ordered by the degree they lead to."""
     return np.concatenate([weights[f"{prefix}{place}"].reshape(-1) for place in range(count)])
-
-
-def _nonlinear_to_original(weights: State, plan: ModelPlan, layer: int, kept: Sequence[bool]) -> Weights:
-    """Rename the weights of a non-linear interaction, the first map excepted."""
-    name, mixing = f"interactions.{layer}.", f"interactions.{layer}.mixing."
-    n_own = sum(degree <= plan.l_max for degree in plan.l_of_messages(layer))
-    return {
-        name + "source_embedding.weight": weights[name + "source_embedding"].reshape(-1),
-        name + "target_embedding.weight": weights[name + "target_embedding"].reshape(-1),
-        # torch stores the matrices of networks as [outputs, inputs]
-        **{theirs: np.ascontiguousarray(weights[ours].T) for theirs, ours in _networks(plan, layer)},
-        name + "linear_1.weight": _flat(weights, mixing + "linear_1.", plan.l_max + 1),
-        name + "linear_res.weight": _flat(weights, mixing + "linear_own.", n_own),
-        name + "linear_2.weight": weights[mixing + "linear_2"].reshape(-1),
-        name + "skip_tp.weight": weights[mixing + "residual"][kept].reshape(-1),
-        name + "alpha": weights[mixing + "alpha"],
-        name + "beta": weights[mixing + "beta"],
-    }

@@ -89,7 +89,7 @@ def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
 
 def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
-    if plan.n_readout_heads > 1 or plan.readout_biases:
+    if not plan.predicts_dipole:
         return _readout_of_heads(state, plan, number)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
     theirs, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
@@ -98,9 +98,7 @@ def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray
         rows = state[f"{theirs}linear.weight"].reshape(-1, 1)
         if plan.predicts_energy:
             weights[energy + "weight"] = rows[:n]
-        if plan.predicts_dipole:
-            weights[dipole + "weight"] = rows[-n:]
-        return weights
+        return weights | {dipole + "weight": rows[-n:]}
     first, second = state[f"{theirs}linear_1.weight"], state[f"{theirs}linear_2.weight"].reshape(-1, 1)
     gates = np.zeros((n, vectors), dtype=first.dtype)
     if plan.predicts_energy:
@@ -177,9 +175,23 @@ def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
 
 def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
-    if plan.n_readout_heads > 1 or plan.readout_biases:
-        return _readout_of_heads_to_original(weights, plan, number)
     name, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
+    if not plan.predicts_dipole:  # what leads from one head to another is zero, and never used
+        ours = _names_of_heads(plan, number)
+        last = [weights[head + "weight"] for head in ours]
+        if ours[0] + "hidden" not in weights:
+            return {name + "linear.weight": np.concatenate(last, axis=1).reshape(-1)}
+        joined = {
+            name + "linear_1.weight": np.concatenate([weights[head + "hidden"] for head in ours], axis=1).reshape(-1),
+            name + "linear_2.weight": block_diag(*last).reshape(-1),
+        }
+        if plan.readout_biases:
+            joined |= {
+                name + "linear_mid.weight": block_diag(*(weights[head + "middle"] for head in ours)).reshape(-1),
+                name + "linear_mid.bias": np.concatenate([weights[head + "middle_bias"] for head in ours]),
+                name + "linear_2.bias": np.concatenate([weights[head + "bias"] for head in ours]),
+            }
+        return joined
     last = [weights[key] for key in (energy + "weight", dipole + "weight") if key in weights]
     if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
@@ -191,22 +203,3 @@ def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[s
         name + "linear_1.weight": np.concatenate([part.reshape(-1) for part in first]),
         name + "linear_2.weight": np.concatenate(last).reshape(-1),
     }
-
-
-def _readout_of_heads_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
-    """Join the readouts of all heads; what leads from one to another is zero, and never used."""
-    name, ours = f"readouts.{number}.", _names_of_heads(plan, number)
-    last = [weights[head + "weight"] for head in ours]
-    if ours[0] + "hidden" not in weights:
-        return {name + "linear.weight": np.concatenate(last, axis=1).reshape(-1)}
-    joined = {
-        name + "linear_1.weight": np.concatenate([weights[head + "hidden"] for head in ours], axis=1).reshape(-1),
-        name + "linear_2.weight": block_diag(*last).reshape(-1),
-    }
-    if plan.readout_biases:
-        joined |= {
-            name + "linear_mid.weight": block_diag(*(weights[head + "middle"] for head in ours)).reshape(-1),
-            name + "linear_mid.bias": np.concatenate([weights[head + "middle_bias"] for head in ours]),
-            name + "linear_2.bias": np.concatenate([weights[head + "bias"] for head in ours]),
-        }
-    return joined
