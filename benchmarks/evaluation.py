@@ -21,12 +21,11 @@ from rich.table import Table
 
 from mace.elements import ElementTable
 from mace.evaluation.evaluation import Wanted, evaluate_files
-from mace.graphs.dataset import GraphDataset
-from mace.model.kernel_choice import choose_kernels
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
-from mace.model.model_file import load_model
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.model.prediction import predict
+from mace.potential.potential import Potential, open_potential
 from mace.structures.reading import read_configurations
 
 STRUCTURES = Path(__file__).resolve().parents[1] / "examples" / "methanol" / "methanol_test.xyz"
@@ -89,9 +88,10 @@ def write_structures(path: Path, count: int) -> None:
     ase.io.write(path, frames, format="extxyz")
 
 
-def measure(model: MACE, path: Path, batch_size: int) -> Throughput:
+def measure(potential: Potential, path: Path, batch_size: int) -> Throughput:
     """Measure the three in turn."""
-    dataset = GraphDataset(
+    model = potential.models[0]
+    dataset = InMemoryDataset(
         read_configurations(path).configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max
     )
     graphs = [batch.graph for batch in dataset.batches(batch_size)]
@@ -101,7 +101,7 @@ def measure(model: MACE, path: Path, batch_size: int) -> Throughput:
         predict(model, graph)
     bare = time.perf_counter() - began
     began = time.perf_counter()
-    summary = evaluate_files(model, path, path.with_suffix(".out.xyz"), Wanted(), batch_size)
+    summary = evaluate_files(potential, path, path.with_suffix(".out.xyz"), Wanted(), batch_size)
     command = time.perf_counter() - began
     count = summary.n_structures
     return Throughput(count / bare, count / summary.seconds, count / command)
@@ -111,13 +111,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return the exit status."""
     options = make_options().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    dtype = torch.float32 if options.dtype == "float32" else torch.float64
-    model = load_model(options.model, dtype=dtype).model if options.model else usual_model().to_precision(dtype)
-    choose_kernels(model.requires_grad_(False))
+    potential = open_potential(options.model or usual_model(), precision=options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "methanol.xyz"
         write_structures(path, options.frames)
-        rounds = [measure(model, path, options.batch_size) for _ in range(options.rounds)]
+        rounds = [measure(potential, path, options.batch_size) for _ in range(options.rounds)]
     table = Table("round", "bare model /s", "evaluation /s", "ratio", "with reading /s", "ratio")
     for place, found in enumerate(rounds):
         numbers = (found.bare, found.evaluation, found.command)

@@ -28,8 +28,8 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.equivariant.coupling import coupling_coefficients
 from mace.equivariant.irreps import parse_irreps
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.compiler import CompilationError, find_compiler
 from mace.kernels.convolution import ConvolutionPath, convolution_paths, coupling_matrix
 from mace.kernels.emit import lanes
@@ -120,7 +120,7 @@ def make_graph(n_atoms: int, neighbors: float) -> Graph:
     edge = (n_atoms * 4.0 / 3.0 * np.pi * R_MAX**3 / neighbors) ** (1.0 / 3.0)
     numbers = generator.choice(ELEMENTS.atomic_numbers, n_atoms)
     box = Configuration(numbers, generator.uniform(0.0, edge, (n_atoms, 3)), np.eye(3) * edge, (True,) * 3)
-    return GraphDataset([box], ELEMENTS, R_MAX).batch([0]).graph
+    return InMemoryDataset([box], ELEMENTS, R_MAX).batch([0]).graph
 
 
 def convolution_calls(

@@ -17,7 +17,9 @@ import mace
 from mace.compat.weights import weights_from_original
 from mace.elements import ElementTable
 from mace.equivariant.irreps import parse_irreps
-from mace.graphs.dataset import Batch, GraphDataset, build_graph
+from mace.graphs.assembly import build_graph
+from mace.graphs.dataset import Batch
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import VARIABLE, choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -83,7 +85,7 @@ def _configuration(atoms: Atoms, labeled: bool) -> Configuration:
     )
 
 
-def _shuffled(dataset: GraphDataset, size: int, seed: int) -> Iterator[Batch]:
+def _shuffled(dataset: InMemoryDataset, size: int, seed: int) -> Iterator[Batch]:
     """Yield full batches for ever, in a new random order in every round."""
     generator = np.random.default_rng(seed)
     while True:
@@ -94,7 +96,7 @@ def _shuffled(dataset: GraphDataset, size: int, seed: int) -> Iterator[Batch]:
 def _batched(settings: Settings, model: MACE) -> tuple[Iterator[Batch], dict[str, float]]:
     """Return an endless iterator of shuffled batches, and facts about them; write the results on the first batch."""
     structures = [_configuration(atoms, labeled=True) for atoms in read_molecules(Path(settings["data"]))]
-    dataset = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    dataset = InMemoryDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     size, n = settings["batch_size"], len(dataset)
     _write_results(settings, predict(model, dataset.batch(range(size)).graph))
     facts = {"atoms": size * dataset.n_atoms / n, "edges": size * dataset.n_edges / n}
@@ -128,7 +130,7 @@ def _training(settings: Settings, model: MACE) -> Task:
         value, _ = train_step(model, next(batches), loss, optimizer, settings["clip_grad"], average)
         value.item()
 
-    return Task(step, facts | {"what": "train_step and GraphDataset.batch"})
+    return Task(step, facts | {"what": "train_step and InMemoryDataset.batch"})
 
 
 def _evaluation(settings: Settings, model: MACE) -> Task:
@@ -141,7 +143,7 @@ def _evaluation(settings: Settings, model: MACE) -> Task:
         assert prediction.forces is not None
         prediction.forces.numpy()
 
-    return Task(step, facts | {"what": "predict and GraphDataset.batch"})
+    return Task(step, facts | {"what": "predict and InMemoryDataset.batch"})
 
 
 def _box(settings: Settings, model: MACE) -> Task:

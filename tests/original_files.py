@@ -111,10 +111,10 @@ def state_of(original: MACE, heads: int = 1) -> dict[str, torch.Tensor]:
     arrays = {name: value.detach().numpy() for name, value in original.named_parameters()}
     weights = weights_to_original(arrays, plan)
     state: dict[str, torch.Tensor] = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in weights.items()}
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         energies = torch.tensor([head.reference_energies for head in plan.every_head] * heads, dtype=dtype)
         state["atomic_energies_fn.atomic_energies"] = energies
-    if not plan.predicts_dipole:
+    if "dipole" not in plan.outputs:
         for name in ("scale", "shift"):
             values = torch.tensor([getattr(head, name) for head in plan.every_head], dtype=dtype)
             state[f"scale_shift.{name}"] = values if plan.heads else values[0]
@@ -148,7 +148,7 @@ _PACKAGES = {
 def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: str | None = None, **more: Any) -> Any:
     """Return a whole model as an object of modules, with the attributes that shapes do not tell."""
     plan = original.plan
-    kind = kind or (plan.model if plan.predicts_dipole else "ScaleShiftMACE")
+    kind = kind or (plan.model if "dipole" in plan.outputs else "ScaleShiftMACE")
     state = state_of(original) if state is None else state
     words = original_arguments(plan)
 
@@ -175,7 +175,7 @@ def tree_of(original: MACE, state: dict[str, torch.Tensor] | None = None, kind: 
             )
             acts = module("torch.nn.modules.container.ModuleList", {"0": act})
             activation = module("e3nn.nn._activation.Activation", {"acts": acts})
-            if plan.predicts_dipole:
+            if "dipole" in plan.outputs:
                 parts["equivariant_nonlin"] = module("e3nn.nn._gate.Gate", {"act_gates": activation})
             else:
                 parts["non_linearity"] = activation

@@ -67,7 +67,7 @@ def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
     Raises:
         UserError: If it has another than its default value for a model without dipoles.
     """
-    if charges_key != DEFAULT_CHARGES_KEY and not plan.predicts_dipole:
+    if charges_key != DEFAULT_CHARGES_KEY and "dipole" not in plan.outputs:
         raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_NO_CHARGES}.")
 
 
@@ -91,7 +91,7 @@ def condition_keys(
     return given
 
 
-def tell_inert(arguments: Mapping[str, Any]) -> None:
+def warn_of_inert(arguments: Mapping[str, Any]) -> None:
     """Warn about arguments that change nothing, with what is done instead."""
     for name, value in arguments.items():
         default, instead = _INERT[name]
@@ -135,15 +135,4 @@ def check_positive(value: float, name: str) -> float:
     """
     if not (math.isfinite(value) and value > 0.0):
         raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")
-    return float(value)
-
-
-def check_skin(value: float) -> float:
-    """Return a length of at least zero.
-
-    Raises:
-        UserError: If it is none.
-    """
-    if not (math.isfinite(value) and value >= 0.0):
-        raise UserError(f"MACECalculator: skin is {value}; it must be zero or a positive length in Angstrom.")
     return float(value)

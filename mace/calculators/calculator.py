@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,63 +19,32 @@ from mace.calculators.arguments import (
     check_charges_key,
     check_model_type,
     check_positive,
-    check_skin,
     condition_keys,
     refuse_unknown,
     take_other_names,
-    tell_inert,
+    warn_of_inert,
 )
 from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
-from mace.calculators.heads import HeadChoice
-from mace.calculators.members import implemented_results, open_members
-from mace.calculators.results import ATOMIC_STRESSES, OF_ENERGY_MODELS, Units, collect_results
-from mace.calculators.structures import refuse_unknown_elements, to_configuration, volume_of
+from mace.calculators.results import ATOMIC_STRESSES, collect_results, result_names
+from mace.calculators.structures import to_configuration, volume_of
 from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
-from mace.conditions import joined
-from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.evaluation.descriptors import descriptors
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import JoinedNeighbors, find_all_neighbors, join_neighbors
-from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.graphs.skin import DEFAULT_SKIN
 from mace.installation import require_own_files
-from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
-from mace.model.prediction import hessian, nonsense, predict
-from mace.potential.loading import find_device, find_dtype
-from mace.potential.radial_tables import choose_radial_tables
+from mace.model.plan import OUTPUTS
+from mace.model.prediction import hessian, nonsense
+from mace.potential.potential import open_potential
 from mace.structures.condition_values import FoundConditions, find_conditions
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import HEAD_KEY, Configuration
 
 require_own_files()
 _LOGGER = logging.getLogger(__name__)
 _OF_ASE = ("atoms", "label", "directory")
-Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
-"""Finds the neighbors of some structures within a cutoff."""
-
-_ARGUMENTS = (
-    "model_paths",
-    "model_path",
-    "model",
-    "models",
-    "device",
-    "energy_units_to_eV",
-    "length_units_to_A",
-    "default_dtype",
-    "charges_key",
-    "info_keys",
-    "arrays_keys",
-    "model_type",
-    "head",
-    "skin",
-    "radial_tables",
-    "compute_atomic_stresses",
-    "committee_threshold",
-    "committee_action",
-)
 
 
 class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
@@ -143,7 +113,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         TypeError: If an argument is not known.
     """
 
-    implemented_properties = [*OF_ENERGY_MODELS, *ATOMIC_STRESSES]
+    implemented_properties = result_names(OUTPUTS["MACE"], committee=False)
 
     def __init__(
         self,
@@ -168,42 +138,44 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         """Load the models; see the class."""
         model_paths = take_other_names(model_paths, kwargs)
         of_ase = {name: kwargs.pop(name) for name in _OF_ASE if name in kwargs}
-        refuse_unknown(kwargs, [*_ARGUMENTS, *_OF_ASE])
-        tell_inert(kwargs)
+        named = inspect.signature(MACECalculator).parameters.keys() - {"kwargs"}
+        refuse_unknown(kwargs, [*named, "model_path", "model", *_OF_ASE])
+        warn_of_inert(kwargs)
         super().__init__(**of_ase)
         if (model_paths is None) == (models is None):
             raise UserError("MACECalculator: name either model_paths or models, and not both.")
+        given: Any = models if model_paths is None else model_paths
+        if models is None and not isinstance(given, (str, Path)) and not list(given):
+            raise UserError("MACECalculator: the list of model_paths is empty; name at least one.")
         self.energy_units_to_eV = check_positive(energy_units_to_eV, "energy_units_to_eV")
         self.length_units_to_A = check_positive(length_units_to_A, "length_units_to_A")
-        self.device, dtype = find_device(device), find_dtype(default_dtype)
-        members = open_members(model_paths, models, self.device, dtype)
-        self.models = [member.model for member in members]
-        self._heads = HeadChoice([(member.heads, member.place) for member in members], head)
+        self.potential = open_potential(
+            given,
+            device,
+            default_dtype,
+            radial_tables=radial_tables,
+            skin=skin,
+            caller="MACECalculator",
+        )
+        self.models, self.device = list(self.potential.models), self.potential.device
+        self.conditions = self.potential.conditions
+        self._head, self._warned_of_head = self.potential.find_head(head), False
+        if len(self.available_heads) > 1:
+            _LOGGER.info("Using the head %s of %s", self.head, ", ".join(self.available_heads))
         self.charges_key = charges_key
-        self.conditions = joined(model.plan.conditions for model in self.models)
         self._condition_keys = condition_keys(info_keys, arrays_keys, self.conditions)
         self._told_of_defaults = False
         for model in self.models:
             check_model_type(model_type, model.plan)
             check_charges_key(charges_key, model.plan)
-            model.requires_grad_(False)
-            choose_kernels(model)
-            choose_radial_tables(model, radial_tables)
-        self.implemented_properties = implemented_results(self.models)
-        self.compute_atomic_stresses = self._atomic_stresses(compute_atomic_stresses)
-        self._distance_watches = [
-            DistanceWatch(member.model, member.shortest_distances, self.length_units_to_A) for member in members
-        ]
-        self._warned_of_distances = False
-        self._committee_watch = CommitteeWatch(committee_threshold, committee_action, self.num_models)
-        self.skin = check_skin(skin)
-        self._neighbors: dict[float, SkinNeighbors] = {}
-        self.default_dtype = str(self.models[0].dtype).removeprefix("torch.")
-
-    def _atomic_stresses(self, wanted: bool) -> bool:
-        if wanted and not self.models[0].plan.predicts_energy:
+        self.implemented_properties = result_names(self.potential.outputs, committee=len(self.models) > 1)
+        if compute_atomic_stresses and "energy" not in self.potential.outputs:
             raise UserError("MACECalculator: compute_atomic_stresses=True cannot be used with models of dipoles only.")
-        return wanted
+        self.compute_atomic_stresses = compute_atomic_stresses
+        self._distance_watch = DistanceWatch(self.potential, self.length_units_to_A)
+        self._committee_watch = CommitteeWatch(committee_threshold, committee_action, self.num_models)
+        self.skin = skin
+        self.default_dtype = str(self.potential.dtype).removeprefix("torch.")
 
     @property
     def num_models(self) -> int:
@@ -213,23 +185,23 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     @property
     def available_heads(self) -> list[str]:
         """Names of the heads of the models."""
-        return list(self._heads.available)
+        return list(self.potential.heads)
 
     @property
     def head(self) -> str:
         """The head in use; setting another one makes results be computed anew."""
-        return self._heads.chosen
+        return self._head
 
     @head.setter
     def head(self, name: str) -> None:
         """Use another head."""
-        self._heads.chosen = self._heads.find(name)
+        self._head = self.potential.find_head(name)
         self.results = {}
 
     @property
     def r_max(self) -> float:
         """The largest cutoff of the models, in Angstrom."""
-        return max(model.plan.r_max for model in self.models) * self.length_units_to_A
+        return self.potential.cutoff * self.length_units_to_A
 
     @property
     def z_table(self) -> AtomicNumberTable:
@@ -243,7 +215,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
             return changes
         if self.results and self.head_of_results != self.head:
             return ["head"]
-        if self.models[0].plan.predicts_dipole:
+        if "dipole" in self.potential.outputs:
             before, now = (a.arrays.get(self.charges_key) for a in (self.atoms or Atoms(), atoms))
             if (before is None) != (now is None) or (before is not None and not np.array_equal(before, now)):
                 return ["charges"]
@@ -282,10 +254,16 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
                 "This structure has no stress, because its cell has no volume; give it a cell of three independent "
                 "vectors, or do not ask for stress."
             )
-        self._heads.warn_of_other(structure)
+        head, own = self.head, structure.info.get(HEAD_KEY)
+        if own is not None and str(own) != head and len(self.available_heads) > 1 and not self._warned_of_head:
+            self._warned_of_head = True
+            warnings.warn(
+                f"info['{HEAD_KEY}'] of the structure is '{own}', but the calculator uses the head '{head}'; set "
+                "calculator.head, or use calculator.evaluate, which obeys the structure. This is said once.",
+                stacklevel=2,
+            )
         atomic = self.compute_atomic_stresses or not wanted.isdisjoint(ATOMIC_STRESSES)
-        head = self.head
-        (results,) = self._evaluate([structure], self._search, atomic, [head])
+        (results,) = self._evaluate([structure], atomic, head)
         self.keep(results, head)
 
     def evaluate(
@@ -309,33 +287,43 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         if batch_size < 1:
             raise UserError(f"evaluate: batch_size is {batch_size}; it must be at least 1.")
         results: list[dict[str, Any]] = []
+        atomic = atomic_stresses or self.compute_atomic_stresses
         for start in range(0, len(structures), batch_size):
-            batch = structures[start : start + batch_size]
-            try:
-                heads = [self._head_of(atoms, place) for place, atoms in enumerate(batch)]
-                atomic = atomic_stresses or self.compute_atomic_stresses
-                results += self._evaluate(batch, find_all_neighbors, atomic, heads)
-            except _StructureError as error:
-                raise UserError(f"Structure {start + error.place} of the list: {error}") from error
+            results += self._evaluate(structures[start : start + batch_size], atomic, first=start)
         return results
 
     @in_turn
     def _evaluate(
-        self, structures: Sequence[Atoms], search: Search, atomic: bool, heads: Sequence[str] | None = None
+        self, structures: Sequence[Atoms], atomic: bool, head: str | None = None, first: int | None = None
     ) -> list[dict[str, Any]]:
-        """Predict some structures with all models, for the head in use or one of each, and collect the results."""
-        graphs = self._graphs(structures, search, heads)
+        """Predict some structures with all models and collect the results.
+
+        Args:
+            structures: The structures.
+            atomic: Whether the virials of single atoms are wanted.
+            head: The head; None for the one that each structure names, or the one in use.
+            first: Place of the first of them in a list, for messages; None for the structure that moves.
+        """
+
+        def where(place: int) -> str:
+            return "" if first is None else f"Structure {first + place} of the list: "
+
+        configurations: list[Configuration] = []
+        try:
+            for atoms in structures:
+                configurations.append(self._configuration(atoms, head))
+        except UserError as error:
+            raise UserError(f"{where(len(configurations))}{error}") from error
+        graphs = self._graphs(configurations, follow=first is None)
         volumes = [volume_of(atoms) for atoms in structures]
-        stress = any(volume is not None for volume in volumes)
-        predictions = [
-            predict(model, graph, forces=True, stress=stress, atomic_virials=atomic)
-            for model, graph in zip(self.models, graphs, strict=True)
-        ]
-        units = Units(self.energy_units_to_eV, self.length_units_to_A)
-        results = collect_results(self.models, predictions, graphs, volumes, units)
+        with_volume = any(volume is not None for volume in volumes)
+        predictions = self.potential.predict(graphs, stress=with_volume, atomic_virials=atomic)
+        units = (self.energy_units_to_eV, self.length_units_to_A)
+        counts = [configuration.n_atoms for configuration in configurations]
+        results = collect_results(predictions, counts, volumes, units, self.potential.dtype)
         for place, result in enumerate(results):
             if said := nonsense(result):
-                raise _StructureError(said, place)
+                raise UserError(f"{where(place)}{said}")
         self._committee_watch.check(results)
         return results
 
@@ -359,7 +347,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         volume = volume_of(structure)
         if volume is None:
             raise UserError("get_atomic_stresses: the cell has no volume; give it three independent vectors.")
-        (results,) = self._evaluate([structure], self._search, atomic=True)
+        (results,) = self._evaluate([structure], atomic=True, head=self.head)
         stresses: np.ndarray = -results["virials"] / volume
         return stresses
 
@@ -381,11 +369,10 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         Raises:
             UserError: If there is no structure or the arguments cannot be used.
         """
-        graphs = self._graphs([self._structure(atoms, "get_descriptors")], self._search)
-        found = [
-            descriptors(predict(model, graph, forces=False, features=True), num_layers, invariants_only).cpu().numpy()
-            for model, graph in zip(self.models, graphs, strict=True)
-        ]
+        structure = self._structure(atoms, "get_descriptors")
+        graphs = self._graphs([self._configuration(structure, self.head)], follow=True)
+        predictions = self.potential.predict(graphs, forces=False, features=True)
+        found = [descriptors(each, num_layers, invariants_only).cpu().numpy() for each in predictions]
         return found if self.num_models > 1 else found[0]
 
     def get_dielectric_derivatives(self, atoms: Atoms | None = None) -> NoReturn:
@@ -411,7 +398,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         structure = self._structure(atoms, "get_hessian")
         self._require_energy("get_hessian")
         unit = self.energy_units_to_eV / self.length_units_to_A**2
-        graphs = self._graphs([structure], self._search)
+        graphs = self._graphs([self._configuration(structure, self.head)], follow=True)
         found = [
             hessian(model, graph).detach().cpu().double().numpy() * unit
             for model, graph in zip(self.models, graphs, strict=True)
@@ -426,48 +413,27 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return atoms
 
     def _require_energy(self, caller: str) -> None:
-        if not self.models[0].plan.predicts_energy:
+        if "energy" not in self.potential.outputs:
             raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
 
-    def _search(self, configurations: Sequence[Configuration], r_max: float) -> JoinedNeighbors:
-        """Find the neighbors of a structure that moves a little at a time."""
-        search = self._neighbors.setdefault(r_max, SkinNeighbors(self.skin))
-        return join_neighbors([search(configuration, r_max) for configuration in configurations])
-
-    def _graphs(self, structures: Sequence[Atoms], search: Search, heads: Sequence[str] | None = None) -> list[Graph]:
-        """Build the batch for every model; models with the same elements, cutoff and heads share one."""
-        heads = heads or [self.head] * len(structures)
-        configurations = [self._configuration(*of_one) for of_one in zip(structures, heads, count())]
-        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
-        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
-        for key in dict.fromkeys(keys):
-            elements, r_max, names = key
-            dataset = GraphDataset(configurations, ElementTable(elements), r_max, search=search, heads=names)
-            made[key] = dataset.graph(range(len(dataset))).to(self.device)
-        graphs = [made[key] for key in keys]
-        if not self._warned_of_distances:
-            pairs = zip(self._distance_watches, graphs, strict=True)
-            self._warned_of_distances = any(watch.check(graph) for watch, graph in pairs)
+    def _graphs(self, configurations: Sequence[Configuration], follow: bool) -> list[Graph]:
+        """Build the graph of every model, and look for distances that are new to it."""
+        graphs = self.potential.graphs(configurations, follow)
+        self._distance_watch.check(graphs)
         return graphs
 
-    def _head_of(self, atoms: Atoms, place: int) -> str:
-        """Return the head that a structure is for."""
-        try:
-            return self._heads.of_structure(atoms)
-        except UserError as error:
-            raise _StructureError(str(error), place) from error
-
-    def _configuration(self, atoms: Atoms, head: str, place: int) -> Configuration:
-        """Check a structure; see `to_configuration`."""
-        charges = atoms.arrays.get(self.charges_key) if self.models[0].plan.predicts_dipole else None
-        try:
-            conditions = self.find_conditions(atoms)
-            configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values, head)
-            for model in self.models:
-                refuse_unknown_elements(configuration, model.plan.atomic_numbers)
-        except UserError as error:
-            raise _StructureError(str(error), place) from error
-        self._tell_of_defaults(conditions)
+    def _configuration(self, atoms: Atoms, head: str | None) -> Configuration:
+        """Check a structure and carry it to the model's unit; without a head it is for its own, or the one in use."""
+        own = atoms.info.get(HEAD_KEY) if head is None and len(self.available_heads) > 1 else None
+        head = self.potential.find_head(str(own)) if own is not None else head or self.head
+        charges = atoms.arrays.get(self.charges_key) if "dipole" in self.potential.outputs else None
+        conditions = self.find_conditions(atoms)
+        configuration = to_configuration(atoms, self.length_units_to_A, charges, conditions.values, head)
+        self.potential.check_elements(configuration)
+        assumed = [f"{name} {conditions.values[name].item():g}" for name, key in conditions.keys.items() if key is None]
+        if assumed and not self._told_of_defaults:
+            _LOGGER.info("The structure does not say all it could; taken are %s", " and ".join(assumed))
+            self._told_of_defaults = True
         return configuration
 
     def find_conditions(self, atoms: Atoms) -> FoundConditions:
@@ -479,18 +445,3 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return find_conditions(
             self.conditions, self._condition_keys, atoms.info, atoms.arrays, len(atoms), "The structure"
         )
-
-    def _tell_of_defaults(self, found: FoundConditions) -> None:
-        """Say once what was assumed of a structure that does not say its conditions."""
-        assumed = [f"{name} {found.values[name].item():g}" for name, key in found.keys.items() if key is None]
-        if assumed and not self._told_of_defaults:
-            _LOGGER.info("The structure does not say all it could; taken are %s", " and ".join(assumed))
-            self._told_of_defaults = True
-
-
-class _StructureError(UserError):
-    """What is wrong with a structure, and its place among those evaluated together."""
-
-    def __init__(self, text: str, place: int = 0) -> None:
-        super().__init__(text)
-        self.place = place

@@ -11,7 +11,7 @@ from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.graphs.distances import distance_limits, pair_lengths
 from mace.graphs.graph import Graph
-from mace.model.mace import MACE
+from mace.potential.potential import Potential
 
 _ROUNDING = 1.0e-5
 """Angstrom; by how much a distance may fall below the shortest of the training data unnoticed."""
@@ -34,43 +34,47 @@ def _warn(sentence: str) -> None:
 
 
 class DistanceWatch:
-    """Warn once when atoms come closer than any of their elements in the training data.
+    """Warn once when atoms come closer than any of their elements in the training data of a model.
+
+    Models are not watched whose files do not say how close that is.
 
     Args:
-        model: The model.
-        shortest: Shortest distance of every pair of elements in the training data, Angstrom in the model's unit, by
-            symbols such as ``H-O``; empty if it is not known, and then nothing is watched.
-        length_unit: The model's unit of length in Angstrom, for the message.
+        potential: The models.
+        length_unit: Their unit of length in Angstrom, for the message.
     """
 
-    def __init__(self, model: MACE, shortest: dict[str, float], length_unit: float) -> None:
-        self._plan, self._length_unit = model.plan, length_unit
-        self._limits = (
-            distance_limits(shortest, ElementTable(model.plan.atomic_numbers), model.plan.r_max) if shortest else None
-        )
+    def __init__(self, potential: Potential, length_unit: float) -> None:
+        self._length_unit, self._warned = length_unit, False
+        self._limits = []
+        for member in potential.members:
+            plan, shortest = member.model.plan, member.metadata.shortest_distances
+            limits = distance_limits(shortest, ElementTable(plan.atomic_numbers), plan.r_max) if shortest else None
+            self._limits.append((plan, limits))
 
-    def check(self, graph: Graph) -> bool:
-        """Look at a graph, and warn if it has such atoms; tell whether it has."""
-        if self._limits is None:
-            return False
-        lengths, pair = pair_lengths(graph, self._plan.n_elements, self._plan.r_max)
-        missing = self._limits.to(lengths)[pair] - _ROUNDING - lengths
-        if not len(missing) or float(missing.max()) <= 0.0:
-            return False
-        worst = int(missing.argmax())
-        first, second = divmod(int(pair[worst]), self._plan.n_elements)
-        names = "-".join(chemical_symbol(self._plan.atomic_numbers[place]) for place in (first, second))
-        limit = float(self._limits[pair[worst]])
-        seen = (
-            f"the shortest of the training data is {limit * self._length_unit:.3f} Angstrom"
-            if limit < self._plan.r_max
-            else "the training data have none within the cutoff"
-        )
-        _warn(
-            f"A distance {names} is {float(lengths[worst]) * self._length_unit:.3f} Angstrom, but {seen}: the model "
-            "extrapolates, so look at the structure before trusting the results. This is said once."
-        )
-        return True
+    def check(self, graphs: Sequence[Graph]) -> None:
+        """Look at the graphs of all models, and warn if one has such atoms."""
+        for (plan, limits), graph in zip(self._limits, graphs, strict=True):
+            if limits is None or self._warned:
+                continue
+            lengths, pair = pair_lengths(graph, plan.n_elements, plan.r_max)
+            missing = limits.to(lengths)[pair] - _ROUNDING - lengths
+            if not len(missing) or float(missing.max()) <= 0.0:
+                continue
+            self._warned = True
+            worst = int(missing.argmax())
+            names = "-".join(
+                chemical_symbol(plan.atomic_numbers[place]) for place in divmod(int(pair[worst]), plan.n_elements)
+            )
+            limit = float(limits[pair[worst]])
+            seen = (
+                f"the shortest of the training data is {limit * self._length_unit:.3f} Angstrom"
+                if limit < plan.r_max
+                else "the training data have none within the cutoff"
+            )
+            _warn(
+                f"A distance {names} is {float(lengths[worst]) * self._length_unit:.3f} Angstrom, but {seen}: the "
+                "model extrapolates, so look at the structure before trusting the results. This is said once."
+            )
 
 
 class CommitteeWatch:
@@ -107,15 +111,14 @@ class CommitteeWatch:
             return
         for result in results:
             spread = np.sqrt(result["forces_var"].sum(-1)) if "forces_var" in result else np.zeros(1)
-            if (atom := int(spread.argmax())) >= 0 and spread[atom] > self._threshold:
-                self._tell(
-                    f"The models of the committee disagree about the force on atom {atom} by {spread[atom]:.3g} "
-                    f"eV/Angstrom, more than committee_threshold={self._threshold:g}: they extrapolate"
-                )
-                return
-
-    def _tell(self, text: str) -> None:
-        if self._action == "error":
-            raise ExtrapolationError(f"{text}; train them with structures like this one.")
-        self._warned = True
-        _warn(f"{text}. This is said once.")
+            if not spread[atom := int(spread.argmax())] > self._threshold:
+                continue
+            text = (
+                f"The models of the committee disagree about the force on atom {atom} by {spread[atom]:.3g} "
+                f"eV/Angstrom, more than committee_threshold={self._threshold:g}: they extrapolate"
+            )
+            if self._action == "error":
+                raise ExtrapolationError(f"{text}; train them with structures like this one.")
+            self._warned = True
+            _warn(f"{text}. This is said once.")
+            return

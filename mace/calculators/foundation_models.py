@@ -10,7 +10,7 @@ import torch
 from ase.calculators.mixing import SumCalculator
 from ase.units import Bohr
 
-from mace.calculators.arguments import refuse_unknown, tell_inert
+from mace.calculators.arguments import refuse_unknown, warn_of_inert
 from mace.calculators.calculator import MACECalculator
 from mace.calculators.dispersion import check_dispersion, with_dispersion
 from mace.compat.importing import heads_in, open_model
@@ -142,6 +142,6 @@ def _open(
     if raw:
         head = kwargs.pop("head", None)
         refuse_unknown(kwargs, ["head"])
-        tell_inert(kwargs)
+        warn_of_inert(kwargs)
         return open_model(path, find_device(device), find_dtype(default_dtype), head).model
     return MACECalculator(model_paths=[path], device=device, default_dtype=default_dtype, **kwargs)

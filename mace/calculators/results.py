@@ -3,129 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from ase.stress import full_3x3_to_voigt_6_stress
-from torch import Tensor
 
-from mace.graphs.graph import Graph
-from mace.model.mace import MACE
 from mace.model.prediction import Prediction
-
-OF_ENERGY_MODELS = ("energy", "free_energy", "energies", "node_energy", "forces", "stress")
-"""Results that come with every calculation of a model with energies; the stress where there is a volume."""
+from mace.potential.potential import divide_by_structure, stack_members
+from mace.properties import COMPARED, PROPERTIES
 
 ATOMIC_STRESSES = ("stresses", "virials")
 """Results of single atoms that are computed only if one of them is asked for."""
 
+_WITH = {"energy": ("free_energy", "energies", "node_energy"), "stress": ATOMIC_STRESSES}
+"""Results that come with another one."""
+
+_SOURCES = {
+    **{name: (name, name) for name in COMPARED},
+    "energies": ("atomic_energies", "energy"),
+    "node_energy": ("reference_energies", "energy"),  # which are taken off the energies
+    "virials": ("atomic_virials", "virials"),
+}
+"""Of results before statistics: attribute of the prediction, and property of the same dimension."""
+
 _STATISTICS = ("comm", "var", "std")
-_OF_MEMBERS = ("energy", "energies", "forces", "stress")
-_PER_ATOM = ("energies", "node_energy", "forces", "virials")
+_OF_MEMBERS = ("energy", "energies", *COMPARED[1:])
+_PER_ATOM = ("energies", "node_energy", "virials", *(name for name in COMPARED if PROPERTIES[name].of_atoms))
 
 
-@dataclass(frozen=True)
-class Units:
-    """The model's units in eV and Angstrom."""
-
-    energy: float
-    length: float
-
-
-def result_names(energy: bool, dipole: bool, committee: bool) -> list[str]:
-    """List the results of models that predict energies, dipoles or both."""
-    members = [*(_OF_MEMBERS if energy else ()), *(("dipole",) if dipole else ())]
-    names = [*((*OF_ENERGY_MODELS, *ATOMIC_STRESSES) if energy else ()), *(("dipole",) if dipole else ())]
+def result_names(outputs: Sequence[str], committee: bool) -> list[str]:
+    """List the results of models that predict some of `mace.properties.PROPERTIES`."""
+    names = [result for name in COMPARED if name in outputs for result in (name, *_WITH.get(name, ()))]
+    members = [name for name in _OF_MEMBERS if name in names]
     return [*names, *(f"{name}_{what}" for name in members for what in _STATISTICS if committee)]
 
 
 def collect_results(
-    models: Sequence[MACE],
     predictions: Sequence[Prediction],
-    graphs: Sequence[Graph],
+    n_atoms: Sequence[int],
     volumes: Sequence[float | None],
-    units: Units,
+    units: tuple[float, float],
+    dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
     """Turn predictions into ASE's results, means over the models.
 
     Args:
-        models: The models.
         predictions: Of every model, for the same structures.
-        graphs: What each model has seen of them.
+        n_atoms: Atoms of each structure.
         volumes: Of the cell of each structure in Angstrom^3; None where there is none.
-        units: What energies and lengths are multiplied by.
+        units: The models' units of energy and length, in eV and Angstrom.
+        dtype: Precision of results other than energies.
 
     Returns:
-        The results of each structure by name: energies in float64, because they hold reference energies of many keV,
-        everything else in the precision of the (first) model.
+        The results of each structure by name. Energies are float64, because they hold reference energies of many keV.
     """
-    values = _members(models, predictions, graphs, units)
-    counts = graphs[0].atoms_per_structure().tolist()
-    ends = np.cumsum(counts)
-    results = []
-    for index, (count, volume) in enumerate(zip(counts, volumes, strict=True)):
-        atoms = slice(ends[index] - count, ends[index])
-        picked = {name: rows[:, atoms] if name in _PER_ATOM else rows[:, index] for name, rows in values.items()}
-        if volume is None:
-            picked.pop("stress", None)
-        results.append(_in_precision(_results(picked, volume, len(models) > 1), models[0].dtype))
-    return results
-
-
-def _members(
-    models: Sequence[MACE], predictions: Sequence[Prediction], graphs: Sequence[Graph], units: Units
-) -> dict[str, np.ndarray]:
-    """Collect what each model says, in eV and Angstrom, ``[models, ...]``."""
-    scales = {
-        "energy": units.energy,
-        "atomic_energies": units.energy,
-        "forces": units.energy / units.length,
-        "stress": units.energy / units.length**3,
-        "atomic_virials": units.energy,
-        "dipole": units.length,
-    }
-    ours = {"atomic_energies": "energies", "atomic_virials": "virials"}
-    values = {}
-    for name, scale in scales.items():
-        tensors = [getattr(prediction, name) for prediction in predictions]
-        if tensors[0] is not None:
-            values[ours.get(name, name)] = _stack(tensors) * scale
+    found = {name: [getattr(each, attribute) for each in predictions] for name, (attribute, _) in _SOURCES.items()}
+    values = stack_members({name: tensors for name, tensors in found.items() if tensors[0] is not None})
+    values = {name: rows * PROPERTIES[_SOURCES[name][1]].factor(*units) for name, rows in values.items()}
     if "energies" in values:
-        references = [model.reference_of_atoms(graph) for model, graph in zip(models, graphs, strict=True)]
-        values["node_energy"] = values["energies"] - _stack(references) * units.energy
-    return values
-
-
-def _results(members: dict[str, np.ndarray], volume: float | None, committee: bool) -> dict[str, Any]:
-    """Take means and statistics of one structure, with ASE's names and shapes."""
-    results: dict[str, Any] = {name: rows.mean(0) for name, rows in members.items()}
-    if "energy" in results:
-        results["energy"] = results["free_energy"] = float(results["energy"])
-    if "stress" in results:
-        results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
-    if "virials" in results and volume is not None:
-        results["stresses"] = full_3x3_to_voigt_6_stress(-results["virials"] / volume)
-    for name in (*_OF_MEMBERS, "dipole") if committee else ():
-        if name in members:
-            variance = members[name].var(0)
-            results[f"{name}_comm"] = members[name].copy()
-            results[f"{name}_var"] = variance if variance.ndim else float(variance)
-            results[f"{name}_std"] = np.sqrt(variance) if variance.ndim else float(np.sqrt(variance))
-    return results
-
-
-def _in_precision(results: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Give arrays the precision they were computed in, but for energies."""
+        values["node_energy"] = values["energies"] - values["node_energy"]
     precision = np.float32 if dtype == torch.float32 else np.float64
-    return {
-        name: value if "energ" in name or not isinstance(value, np.ndarray) else value.astype(precision, copy=False)
-        for name, value in results.items()
-    }
-
-
-def _stack(tensors: Sequence[Tensor]) -> np.ndarray:
-    """Collect what each model says, ``[models, ...]``, float64."""
-    rows: np.ndarray = torch.stack([tensor.detach().cpu().double() for tensor in tensors]).numpy()
-    return rows
+    results = []
+    for members, volume in zip(divide_by_structure(values, _PER_ATOM, n_atoms), volumes, strict=True):
+        if volume is None:
+            members.pop("stress", None)
+        result: dict[str, Any] = {name: rows.mean(0) for name, rows in members.items()}
+        for name in _OF_MEMBERS if len(predictions) > 1 else ():
+            if name in members:
+                variance = members[name].var(0)
+                result |= {f"{name}_comm": members[name].copy(), f"{name}_var": variance}
+                result[f"{name}_std"] = np.sqrt(variance)
+        result = {name: value if np.ndim(value) else float(value) for name, value in result.items()}
+        if "energy" in result:
+            result["free_energy"] = result["energy"]
+        if "stress" in result:
+            result["stress"] = full_3x3_to_voigt_6_stress(result["stress"])
+        if "virials" in result and volume is not None:
+            result["stresses"] = full_3x3_to_voigt_6_stress(-result["virials"] / volume)
+        narrowed = {name for name, value in result.items() if isinstance(value, np.ndarray) and "energ" not in name}
+        results.append(result | {name: result[name].astype(precision, copy=False) for name in narrowed})
+    return results

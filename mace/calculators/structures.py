@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from ase import Atoms
 
-from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
@@ -23,7 +22,6 @@ def to_configuration(
         length_unit: The model's unit of length in Angstrom.
         charges: Charges that are part of dipoles.
         conditions: What the models want to know besides; see `mace.structures.condition_values.find_conditions`.
-        head: The head it is for.
         head: The head it is for.
 
     Raises:
@@ -52,21 +50,6 @@ def to_configuration(
         conditions=dict(conditions),
         head=head,
     )
-
-
-def refuse_unknown_elements(configuration: Configuration, known: tuple[int, ...]) -> None:
-    """Make sure that a model knows the elements of a structure.
-
-    Raises:
-        UserError: If it does not; the message names what is missing.
-    """
-    unknown = sorted(set(configuration.atomic_numbers.tolist()) - set(known))
-    if unknown:
-        names = " and ".join(chemical_symbol(number) for number in unknown)
-        raise UserError(
-            f"The structure contains {names}, which the model was not trained on; it knows "
-            f"{', '.join(chemical_symbol(number) for number in known)}."
-        )
 
 
 def volume_of(atoms: Atoms) -> float | None:

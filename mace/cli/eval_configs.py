@@ -22,7 +22,6 @@ from mace.settings.declaration import read_literal
 
 if TYPE_CHECKING:
     from mace.evaluation.evaluation import EvaluationSummary, Wanted
-    from mace.model.plan import ModelPlan
 
 _LOGGER = logging.getLogger("mace.cli.eval_configs")  # by name: as a program this module is called __main__
 _Item = TypeVar("_Item")
@@ -155,15 +154,13 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_arguments(arguments)
     _check_outputs(options)
     # torch is loaded only once the arguments are known to be good
-    from mace.compat.importing import open_model
-    from mace.conditions import joined
     from mace.console.interruption import Interruption
     from mace.console.logs import close_logging, setup_logging
     from mace.console.progress import track
     from mace.console.terminal import PlainConsole
     from mace.evaluation.evaluation import evaluate_files
-    from mace.model.kernel_choice import choose_kernels
-    from mace.potential.loading import expand_models, find_device, find_dtype
+    from mace.potential.potential import open_potential
+    from mace.reporting.tables import tables_in_brief
     from mace.structures.condition_values import check_condition_keys
 
     console = PlainConsole()
@@ -171,24 +168,19 @@ def run(arguments: Sequence[str]) -> None:
     for sentence in _idle_flags(options):
         _LOGGER.warning("%s", sentence)
     try:
-        device, dtype = find_device(options.device), find_dtype(options.default_dtype)
-        files = expand_models(options.model)
-        models = [open_model(file, device, dtype, options.head).model.requires_grad_(False) for file in files]
+        potential = open_potential(options.model, options.device, options.default_dtype, options.head, caller="--model")
 
         def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
             mode = "off" if options.quiet else "auto"
             return track(batches, f"Evaluating {options.configs}", total, console=console, mode=mode)
 
-        for model in models:
-            choose_kernels(model)
-        plan = models[0].plan
-        if options.charges_key is not None and not plan.predicts_dipole:
-            raise UserError(f"--charges_key has no effect on a {plan.model} model; remove the flag.")
-        conditions = joined(model.plan.conditions for model in models)
-        check_condition_keys("--condition_keys", options.condition_keys, conditions)
+        if options.charges_key is not None and "dipole" not in potential.outputs:
+            kind = potential.models[0].plan.model
+            raise UserError(f"--charges_key has no effect on a {kind} model; remove the flag.")
+        check_condition_keys("--condition_keys", options.condition_keys, potential.conditions)
         with Interruption() as interruption, interruption.patient():
             summary = evaluate_files(
-                models,
+                potential,
                 options.configs,
                 options.output,
                 _wanted(options),
@@ -200,19 +192,9 @@ def run(arguments: Sequence[str]) -> None:
                 interruption=interruption,
                 resume=options.resume,
             )
-        _report(summary, options, _tables(plan, options.compute_stress))
+        _report(summary, options, tables_in_brief(potential.outputs, options.compute_stress))
     finally:
         close_logging()
-
-
-def _tables(plan: ModelPlan, stress: bool) -> list[str]:
-    """Choose the error tables of what a model predicts."""
-    if not plan.predicts_energy:
-        return ["DipoleRMSE"]
-    of_energies = ["PerAtomRMSEstressvirials"] if stress else ["PerAtomRMSE"]
-    if plan.predicts_dipole:
-        return ["EnergyDipoleRMSE", *(of_energies if stress else [])]
-    return of_energies
 
 
 def _report(summary: EvaluationSummary, options: argparse.Namespace, tables: Sequence[str]) -> None:

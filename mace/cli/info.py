@@ -56,13 +56,13 @@ def run(arguments: Sequence[str]) -> int:
 def _describe(options: argparse.Namespace) -> int:
     """Open the model, say what it is, and return the exit status."""
     # torch is loaded only once the arguments are known to be good
-    import torch
-
-    from mace.compat.importing import open_model
     from mace.evaluation.description import describe_model
+    from mace.potential.potential import open_potential
 
-    loaded = open_model(options.file, dtype=torch.float64, head=options.head)
-    told = describe_model(options.file, loaded, checks=not options.no_checks)
+    potential = open_potential(
+        options.file, precision="float64", head=options.head, kernels="torch", committee=False, caller="mace_info"
+    )
+    told = describe_model(options.file, potential, checks=not options.no_checks)
     failed = [name.replace("_", " ") for name, good in told["checks"].items() if not good]
     if options.quiet and failed:
         print(plain(f"{options.file}: failed checks: {', '.join(failed)}"), file=sys.stderr)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import JoinedNeighbors, Neighbors, join_neighbors, select_near
 from mace.graphs.pairs import in_agreed_order
@@ -144,8 +144,8 @@ def evaluate(
             atomic_virials=compute_atomic_stresses,
         )
     interaction = None
-    if found.atomic_energies is not None:
-        interaction = sum_over_structures(found.atomic_energies - model.reference_of_atoms(graph), graph)
+    if found.atomic_energies is not None and found.reference_energies is not None:
+        interaction = sum_over_structures(found.atomic_energies - found.reference_energies, graph)
     return {
         "energy": found.energy,
         "interaction_energy": interaction,
@@ -192,9 +192,10 @@ def graph_of(model: MACE, data: Mapping[str, Any]) -> Graph:
         """Hand over the neighbors of the next structures."""
         return join_neighbors([neighbors.pop(0) for _ in wanted])
 
-    elements, device = ElementTable(model.plan.atomic_numbers), model.embedding.device
-    dataset = GraphDataset(configurations, elements, model.plan.r_max, search=given, heads=model.plan.head_names)
-    graph = dataset.graph(range(len(dataset))).to(device)
+    plan, device = model.plan, model.embedding.device
+    graph = graph_of_structures(
+        configurations, ElementTable(plan.atomic_numbers), plan.r_max, plan.head_names, search=given
+    ).to(device)
     of_caller = data["positions"]
     if isinstance(of_caller, Tensor) and of_caller.requires_grad:
         graph = replace(graph, positions=of_caller.to(device, graph.positions.dtype))

@@ -27,12 +27,12 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     Raises:
         UserError: If the model has something that mace-torch's does not have.
     """
-    if not plan.predicts_dipole:
+    if "dipole" not in plan.outputs:
         return plan, dict(weights)
     lacking = {
         "a distance transform": plan.distance_transform != "None",
         "nuclear repulsion": plan.pair_repulsion,
-        f"the {plan.radial_type} basis": plan.predicts_energy and plan.radial_type != "bessel",
+        f"the {plan.radial_type} basis": "energy" in plan.outputs and plan.radial_type != "bessel",
         "different correlation orders": len(set(plan.correlation)) > 1,
         "a cutoff after the radial network": plan.cutoff_after_network,
         "products of all elements": plan.product_of_all_elements,
@@ -42,7 +42,7 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     if found := [name for name, has in lacking.items() if has]:
         raise UserError(f"mace-torch's {plan.model} does not have {found[0]}, which this model has.")
     last = f"dipole_readouts.{plan.n_layers - 1}."
-    last_is_lost = plan.n_layers > 1 and not plan.predicts_energy
+    last_is_lost = plan.n_layers > 1 and "energy" not in plan.outputs
     parts = [weights[last + name] for name in ("gates", "hidden", "weight") if last + name in weights]
     # every activation is zero where its gates are
     if last_is_lost and parts and all(part.any() for part in parts):

@@ -22,7 +22,7 @@ from mace.compat.weights import weights_to_original
 from mace.conditions import spec_of_condition
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict
@@ -115,9 +115,9 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
         raise UserError("mace-torch has one kind of interaction for all layers but the first; this model has several.")
     kinds = [word_of_interaction(kind) for kind in plan.interactions]
     edge_irreps, narrow_first = _edge_irreps(plan)
-    degrees = plan.l_out(0) if plan.n_layers == 1 and plan.predicts_dipole else plan.hidden_l
+    degrees = plan.l_out(0) if plan.n_layers == 1 and "dipole" in plan.outputs else plan.hidden_l
     widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
-    kind = plan.model if plan.predicts_dipole else "ScaleShiftMACE"
+    kind = plan.model if "dipole" in plan.outputs else "ScaleShiftMACE"
     constants = ("reference_energies", "scale", "shift")
     excluded = {"interactions", "model", "hidden_l", "radial_mlp", "conditions", "heads"}
     return plan.model_dump(mode="json", exclude=excluded) | {

@@ -65,12 +65,12 @@ class ImportedModel:
         )
 
 
-def import_original(path: str | Path, head: str | None = None, known: Known | None = None) -> ImportedModel:
+def import_original(path: str | Path, head: str | int | None = None, known: Known | None = None) -> ImportedModel:
     """Convert a model or training checkpoint of mace-torch 0.2 to 0.3.16; nothing in the file is run.
 
     Args:
         path: The file.
-        head: Name of the head to take; None for all.
+        head: Name or number of the head to take; None for all.
         known: What a checkpoint does not tell.
 
     Returns:
@@ -172,7 +172,7 @@ def open_model(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    head: str | None = None,
+    head: str | int | None = None,
 ) -> LoadedModel:
     """Open a model file of this program or of mace-torch.
 
@@ -180,7 +180,7 @@ def open_model(
         path: The file.
         device: Where the model is to live.
         dtype: Precision; without it, that of the file.
-        head: Head to take of a model that has several; None for all.
+        head: Head to take of a model that has several, by name or number; None for all.
 
     Returns:
         The model, which can be called with mace-torch's dictionaries too, and where it comes from.

@@ -19,13 +19,13 @@ from mace.compat.layers import (
 )
 from mace.compat.reader import CannotConvert, Reader, exact
 from mace.files.pickles import Name, Record
-from mace.model.plan import MAX_L, MOST_HEADS, WITH_DIPOLE, WITH_ENERGY, HeadPlan, ModelPlan
+from mace.model.plan import MAX_L, MOST_HEADS, OUTPUTS, HeadPlan, ModelPlan
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.units import DEBYE_OF_MACE_TORCH
 
 _LOGGER = logging.getLogger(__name__)
 
-KINDS = ("MACE", "ScaleShiftMACE", *WITH_DIPOLE)
+KINDS = tuple(OUTPUTS)
 _OTHER_KINDS = {
     "AtomicDielectricMACE": "models of polarizabilities do not exist here",
     "BOTNet": "BOTNet models do not exist here",
@@ -149,7 +149,7 @@ def dipole_kind(reader: Reader) -> str | None:
     """
     last = reader.count("products.") - 1
     if reader.tree is not None and reader.tree.kind in KINDS:
-        kind = reader.tree.kind if reader.tree.kind in WITH_DIPOLE else None
+        kind = reader.tree.kind if "dipole" in OUTPUTS[reader.tree.kind] else None
     elif _ENERGIES not in reader.state:
         kind = "AtomicDipolesMACE"
     elif last > 0:
@@ -168,7 +168,7 @@ def dipole_kind(reader: Reader) -> str | None:
 def _heads(reader: Reader, kind: str | None, n_elements: int) -> tuple[HeadPlan, ...]:
     """Return the heads; one without reference energies where no energy is predicted."""
     energies = np.zeros((1, 0))
-    if kind is None or kind in WITH_ENERGY:
+    if kind is None or "energy" in OUTPUTS[kind]:
         energies = np.atleast_2d(reader.array(_ENERGIES))
         if energies.shape[1] != n_elements:
             raise CannotConvert(f"it has {energies.shape[1]} reference energies for {n_elements} elements")

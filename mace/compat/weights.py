@@ -82,26 +82,26 @@ def weight_name(plan: ModelPlan, layer: int, place: int, order: int) -> str:
 
 def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     """Return the degrees that leave a layer of the original."""
-    if plan.predicts_dipole and plan.n_layers == 1:
+    if "dipole" in plan.outputs and plan.n_layers == 1:
         return plan.hidden_l
-    return (1,) if layer == plan.n_layers - 1 and not plan.predicts_energy else plan.l_out(layer)
+    return (1,) if layer == plan.n_layers - 1 and "energy" not in plan.outputs else plan.l_out(layer)
 
 
 def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
-    if not plan.predicts_dipole:
+    if "dipole" not in plan.outputs:
         return _readout_of_heads(state, plan, number)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
     theirs, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
     weights = {}
     if f"{theirs}linear.weight" in state:
         rows = state[f"{theirs}linear.weight"].reshape(-1, 1)
-        if plan.predicts_energy:
+        if "energy" in plan.outputs:
             weights[energy + "weight"] = rows[:n]
         return weights | {dipole + "weight": rows[-n:]}
     first, second = state[f"{theirs}linear_1.weight"], state[f"{theirs}linear_2.weight"].reshape(-1, 1)
     gates = np.zeros((n, vectors), dtype=first.dtype)
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         of_scalars = first[: n * (scalars + vectors)].reshape(n, scalars + vectors)
         weights |= {energy + "hidden": of_scalars[:, :scalars], energy + "weight": second[:scalars]}
         gates = of_scalars[:, scalars:]
@@ -176,7 +176,7 @@ def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
 def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
     name, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
-    if not plan.predicts_dipole:  # what leads from one head to another is zero, and never used
+    if "dipole" not in plan.outputs:  # what leads from one head to another is zero, and never used
         ours = _names_of_heads(plan, number)
         last = [weights[head + "weight"] for head in ours]
         if ours[0] + "hidden" not in weights:
@@ -196,7 +196,9 @@ def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[s
     if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
     # an AtomicDipolesMACE has no scalars in its last layer, and no weights for gates
-    scalars = [weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and plan.predicts_energy]
+    scalars = [
+        weights[key] for key in (energy + "hidden", dipole + "gates") if key in weights and "energy" in plan.outputs
+    ]
     first = [np.concatenate(scalars, axis=1)] if scalars else []
     first += [weights[dipole + "hidden"]] if dipole + "hidden" in weights else []
     return {

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mace.properties import PREDICTED, PROPERTIES
+from mace.properties import COMPARED, PROPERTIES
 from mace.reporting.metrics import ErrorAccumulator
 from mace.structures.configuration import Configuration
-
-_COMPARED = tuple(name for name in PREDICTED if not PROPERTIES[name].derived)
 
 _Pair = tuple[np.ndarray, np.ndarray]
 
@@ -32,7 +30,7 @@ class Comparison:
         """Compare the structures of a batch."""
         rows: dict[tuple[str, str], list[tuple[Any, Any, int]]] = defaultdict(list)
         for configuration, prediction in zip(configurations, predictions, strict=True):
-            for name in _COMPARED:
+            for name in COMPARED:
                 label = getattr(configuration, name)
                 if label is not None and name in prediction:
                     rows[configuration.config_type, name].append((label, prediction[name], configuration.n_atoms))

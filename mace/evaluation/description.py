@@ -11,27 +11,25 @@ import torch
 
 from mace.compat.exporting import check_structures
 from mace.compat.layers import word_of_interaction
-from mace.elements import ElementTable, chemical_symbol
-from mace.graphs.dataset import build_graph
-from mace.graphs.graph import Graph
-from mace.model.mace import MACE
-from mace.model.model_file import LoadedModel
+from mace.elements import chemical_symbol
 from mace.model.plan import ModelPlan
-from mace.model.prediction import predict
+from mace.potential.potential import Potential
+from mace.properties import PROPERTIES
 from mace.structures.configuration import Configuration
 
 _DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
 _STEP = 1e-4
 
 
-def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -> dict[str, Any]:
+def describe_model(path: str | Path, potential: Potential, checks: bool = True) -> dict[str, Any]:
     """Collect everything worth knowing of a model, as numbers, texts, lists and dictionaries.
 
     Args:
         path: Its file.
-        loaded: The model in float64, on the CPU.
+        potential: The model in float64, on the CPU.
         checks: Whether to compute the checks of `check_model`.
     """
+    (loaded,) = potential.members
     plan, metadata = loaded.model.plan, loaded.metadata
     symbols = [chemical_symbol(z) for z in plan.atomic_numbers]
     return {
@@ -68,7 +66,7 @@ def describe_model(path: str | Path, loaded: LoadedModel, checks: bool = True) -
         "training": {key: metadata.settings[key] for key in _DATA_SETTINGS if metadata.settings.get(key) is not None},
         "metrics": metadata.metrics,
         "versions": metadata.versions,
-        "checks": check_model(loaded.model) if checks else {},
+        "checks": check_model(potential) if checks else {},
     }
 
 
@@ -87,25 +85,33 @@ def variants(plan: ModelPlan) -> list[str]:
     return [name for name, has in found.items() if has]
 
 
-def check_model(model: MACE) -> dict[str, bool]:
+def check_model(potential: Potential) -> dict[str, bool]:
     """Find out whether all heads of a model compute finite numbers, and forces that are the gradient of their energy.
 
     Args:
-        model: The model in float64, on the CPU.
+        potential: The model in float64, on the CPU.
     """
-    every = [_check_head(model, head) for head in model.plan.head_names]
+    every = [_check_head(potential, head) for head in potential.models[0].plan.head_names]
     return {name: all(checks[name] for checks in every) for name in every[0]}
 
 
-def _check_head(model: MACE, head: str) -> dict[str, bool]:
-    cluster, crystal = check_structures(model.plan, head)
-    if not model.plan.predicts_energy:
-        dipole = predict(model, _graph(model, cluster)).dipole
-        return {"dipoles_are_finite": dipole is not None and bool(torch.isfinite(dipole).all())}
-    results = [_evaluate(model, structure) for structure in (cluster, crystal)]
+def _check_head(potential: Potential, head: str) -> dict[str, bool]:
+    def evaluate(structure: Configuration) -> tuple[float, np.ndarray]:
+        (prediction,) = potential.evaluate([structure])
+        assert prediction.energy is not None and prediction.forces is not None
+        return float(prediction.energy[0]), prediction.forces.detach().numpy()
+
+    cluster, crystal = check_structures(potential.models[0].plan, head)
+    if "energy" not in potential.outputs:
+        (prediction,) = potential.evaluate([cluster])
+        found = {PROPERTIES[name].plural: getattr(prediction, name) for name in potential.outputs}
+        return {f"{words}_are_finite": bool(torch.isfinite(values).all()) for words, values in found.items()}
+    results = [evaluate(structure) for structure in (cluster, crystal)]
     forces = results[0][1]
     direction = np.random.default_rng(2).normal(size=forces.shape)
-    plus, minus = (_evaluate(model, _moved(cluster, step * direction)) for step in (_STEP, -_STEP))
+    plus, minus = (
+        evaluate(replace(cluster, positions=cluster.positions + step * direction)) for step in (_STEP, -_STEP)
+    )
     slope, expected = (plus[0] - minus[0]) / (2 * _STEP), -float((forces * direction).sum())
     largest = float(np.abs(forces).max())
     return {
@@ -113,17 +119,3 @@ def _check_head(model: MACE, head: str) -> dict[str, bool]:
         "forces_are_the_gradient": abs(slope - expected) <= 1e-4 * max(abs(expected), largest),
         "forces_add_up_to_zero": bool(np.abs(forces.sum(0)).max() <= 1e-8 * max(1.0, largest)),
     }
-
-
-def _moved(structure: Configuration, displacement: np.ndarray) -> Configuration:
-    return replace(structure, positions=structure.positions + displacement)
-
-
-def _graph(model: MACE, structure: Configuration) -> Graph:
-    return build_graph(structure, ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names)
-
-
-def _evaluate(model: MACE, structure: Configuration) -> tuple[float, np.ndarray]:
-    prediction = predict(model, _graph(model, structure))
-    assert prediction.energy is not None and prediction.forces is not None
-    return float(prediction.energy[0]), prediction.forces.detach().numpy()

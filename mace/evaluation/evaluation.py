@@ -12,25 +12,20 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from torch import Tensor
 
-from mace.conditions import joined
 from mace.console.interruption import Interruption
-from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.evaluation.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.evaluation.comparison import Comparison
 from mace.evaluation.descriptors import descriptors
 from mace.evaluation.resuming import check_continuation, check_same_model, complete_frames, written_predictions
 from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
-from mace.graphs.dataset import GraphDataset
 from mace.model.heads import default_head
-from mace.model.mace import MACE
-from mace.model.plan import ModelPlan
-from mace.model.prediction import nonsense, predict
+from mace.model.prediction import nonsense
 from mace.pages.plots import plot_parity
+from mace.potential.potential import Potential, divide_by_structure, stack_members
 from mace.processes.garbage_collection import objects_frozen
-from mace.properties import PROPERTIES
+from mace.properties import COMPARED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.frame import Frame
 from mace.structures.labels import LabelKeys, LabelReport
@@ -39,7 +34,10 @@ from mace.structures.sources import Source, expand_paths
 from mace.structures.splitting import check_elements, check_heads
 from mace.structures.stress import SMALLEST_VOLUME
 
-_PER_ATOM = ("forces", "node_energies", "descriptors", "forces_std", "node_energies_std")
+_PER_ATOM = (*(name for name in COMPARED if PROPERTIES[name].of_atoms), "node_energies", "descriptors")
+_IN_FILES = sorted(COMPARED, key="stress".__eq__)
+"""What is predicted in any case where the model has it, and in which order it stands in files."""
+_COLUMNS = (*_PER_ATOM, *(f"{name}_std" for name in _PER_ATOM))
 
 Batches = Iterable[list[Configuration]]
 
@@ -66,18 +64,13 @@ class Wanted:
     descriptor_aggregation: str | None = None
     prefix: str = "MACE_"
 
-    def keys(self, plan: ModelPlan, committee: bool = False) -> list[str]:
-        """Return the keys that will be written with what a model, or a committee of such, predicts."""
-        names = {
-            "energy": plan.predicts_energy,
-            "forces": plan.predicts_energy,
-            "dipole": plan.predicts_dipole,
-            "stress": self.stress,
-            "node_energies": self.node_energies,
-            "descriptors": self.descriptors,
-        }
-        chosen = [name for name, on in names.items() if on]
-        return [self.prefix + name for name in [*chosen, *(f"{name}_std" for name in chosen if committee)]]
+    def keys(self, potential: Potential) -> list[str]:
+        """Return the keys that will be written with what a model or a committee predicts."""
+        chosen = [name for name in COMPARED if name in potential.outputs and (name != "stress" or self.stress)]
+        chosen += ["node_energies"] * self.node_energies + ["descriptors"] * self.descriptors
+        return [
+            self.prefix + name for name in [*chosen, *(f"{name}_std" for name in chosen if len(potential.models) > 1)]
+        ]
 
 
 @dataclass
@@ -143,7 +136,7 @@ class Tally:
 
 
 def evaluate_files(
-    models: MACE | Sequence[MACE],
+    potential: Potential,
     paths: str | Path | Sequence[str | Path],
     output: str | Path,
     wanted: Wanted,
@@ -164,8 +157,7 @@ def evaluate_files(
     only once it is complete, so it may be the input itself; see `AnnotatedFile`.
 
     Args:
-        models: The model, on its device and in its precision; several form a committee, whose mean and standard
-            deviation (``_std``) are written.
+        potential: The model; of a committee, mean and standard deviation (``_std``) are written.
         paths: Files of any format ASE reads, and patterns.
         output: The file to write.
         wanted: What to predict.
@@ -185,21 +177,22 @@ def evaluate_files(
         UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
             prediction would take the place of a label, or the model does not predict what is wanted.
     """
-    members = [models] if isinstance(models, MACE) else list(models)
-    reading, configurations, frames = _read_checked(members, paths, charges_key, condition_keys or {}, wanted)
-    heads = Counter(c.head for c in configurations if any(model.plan.heads for model in members))
+    reading, configurations, frames = _read_checked(potential, paths, charges_key, condition_keys or {}, wanted)
+    heads = Counter(c.head for c in configurations if any(model.plan.heads for model in potential.models))
     tally = Tally(reading, heads, plot is not None, wanted)
-    done = _resume(members, output, configurations, wanted) if resume else []
+    done = _done_before(potential, output, configurations, wanted) if resume else []
     if done:
         tally.add(configurations[: len(done)], done)
     tally.summary.resumed = len(done)
     places = [slice(start, start + batch_size) for start in range(len(done), len(configurations), batch_size)]
 
     def evaluate(place: slice) -> tuple[str, list[dict[str, Any]]]:
-        predictions = predict_committee(members, configurations[place], wanted)
-        return _annotated(frames[place], configurations[place], predictions, wanted), predictions
+        predictions = predict_configurations(potential, configurations[place], wanted)
+        annotations = [_annotations(*pair, wanted) for pair in zip(predictions, frames[place], strict=True)]
+        where = [configuration.where() for configuration in configurations[place]]
+        return annotated_text(frames[place], annotations, where), predictions
 
-    results = work_in_lanes(evaluate, places, choose_lanes(members[0].embedding.device))
+    results = work_in_lanes(evaluate, places, choose_lanes(potential.device))
     batches = progress([configurations[place] for place in places], len(places))
     began = time.perf_counter()
     with AnnotatedFile(output, resume) as stream, objects_frozen(), closing(results):
@@ -216,23 +209,23 @@ def evaluate_files(
     return tally.finish(time.perf_counter() - began, plot)
 
 
-def _resume(
-    models: Sequence[MACE], output: str | Path, configurations: Sequence[Configuration], wanted: Wanted
+def _done_before(
+    potential: Potential, output: str | Path, configurations: Sequence[Configuration], wanted: Wanted
 ) -> list[dict[str, Any]]:
     """Return the predictions of an unfinished output, after making sure that it is one of the same evaluation."""
     partial = partial_path(output)
     done = complete_frames(partial)
     if not done:
         return []
-    check_continuation(partial, done, configurations, wanted.keys(models[0].plan, len(models) > 1))
+    check_continuation(partial, done, configurations, wanted.keys(potential))
     written = [written_predictions(frame, wanted.prefix) for frame in done]
-    (again,) = predict_committee(models, [configurations[len(done) - 1]], wanted)
+    (again,) = predict_configurations(potential, [configurations[len(done) - 1]], wanted)
     check_same_model(partial, written[-1], again, len(done[-1]))
     return written
 
 
 def _read_checked(
-    models: Sequence[MACE],
+    potential: Potential,
     paths: str | Path | Sequence[str | Path],
     charges_key: str | None,
     condition_keys: Mapping[str, str],
@@ -244,148 +237,94 @@ def _read_checked(
         What was read, and all structures in the order of the files, as configurations and as they stand there.
     """
     files = expand_paths(paths)
-    for model in models:
-        _check_model(model.plan, wanted)
-    if len({(model.plan.predicts_energy, model.plan.predicts_dipole) for model in models}) > 1:
-        kinds = ", ".join(sorted({model.plan.model for model in models}))
-        raise UserError(f"Models of a committee must predict the same, but these are {kinds}; evaluate them apart.")
-    if len(models) > 1 and wanted.descriptors:
+    for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
+        if on and "energy" not in potential.outputs:
+            kind = potential.models[0].plan.model
+            raise UserError(f"The model is of the kind {kind} and predicts dipoles only; do not ask for {name}.")
+    if len(potential.models) > 1 and wanted.descriptors:
         raise UserError("Features of several models have no mean; ask for descriptors with one model at a time.")
     frames: list[Frame] = []
     source = Source(
         files,
         LabelKeys(charges=charges_key),
-        conditions=joined(model.plan.conditions for model in models),
+        conditions=potential.conditions,
         condition_keys=condition_keys,
     )
-    names = [model.plan.head_names for model in models if model.plan.heads]
+    names = [model.plan.head_names for model in potential.models if model.plan.heads]
     reading = read_sources(
         [source],
         head=(names and default_head(names[0])) or DEFAULT_HEAD,
         observe=frames.append,
         head_key=HEAD_KEY if names else None,
     )
-    configurations = _in_order(files, [*reading.configurations, *reading.isolated_atoms])
+    place = {file: i for i, file in enumerate(files)}
+    together = [*reading.configurations, *reading.isolated_atoms]  # which reading puts apart
+    configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
     for known in dict.fromkeys(names):
         check_heads(known, configurations)
-    for elements in dict.fromkeys(model.plan.atomic_numbers for model in models):
+    for elements in dict.fromkeys(model.plan.atomic_numbers for model in potential.models):
         check_elements(elements, configurations, "the model's training data")
-    _check_keys(wanted.keys(models[0].plan, len(models) > 1), wanted.prefix, reading.report)
+    for file in reading.report.files:  # no prediction takes the place of a label
+        keys = {key for _, key in file.keys}
+        labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
+        for key in wanted.keys(potential):
+            if key in labels & keys:
+                raise UserError(
+                    f"{file.file}: with --info_prefix='{wanted.prefix}' predictions would take the place of the "
+                    f"label '{key}'; choose another prefix, such as MACE_."
+                )
     return reading, configurations, frames
 
 
 def predict_configurations(
-    model: MACE, configurations: Sequence[Configuration], wanted: Wanted
+    potential: Potential, configurations: Sequence[Configuration], wanted: Wanted
 ) -> list[dict[str, Any]]:
     """Predict some structures at once.
 
     Args:
-        model: The model.
+        potential: The model, or a committee.
         configurations: Structures of elements the model knows; as many as memory allows.
         wanted: What to predict.
 
     Returns:
         For each structure what the model predicts of ``energy``, ``forces`` ``[atoms, 3]`` and ``dipole`` ``[3]`` and,
         where wanted, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
-        ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom.
+        ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom. Of a committee these are means;
+        the standard deviations are called ``<name>_std``.
 
     Raises:
         UserError: If a number is NaN or infinite.
     """
-    elements, r_max, heads = ElementTable(model.plan.atomic_numbers), model.plan.r_max, model.plan.head_names
-    dataset = GraphDataset(configurations, elements, r_max, heads=heads)
-    graph = dataset.graph(range(len(dataset))).to(model.embedding.device)
-    prediction = predict(model, graph, forces=True, stress=wanted.stress, features=wanted.descriptors)
-    of_atoms: dict[str, Tensor | None] = {"forces": prediction.forces}
+    predictions = potential.evaluate(configurations, stress=wanted.stress, features=wanted.descriptors)
+    attributes = {name: name for name in _IN_FILES}
     if wanted.node_energies:
-        of_atoms["node_energies"] = prediction.atomic_energies
+        attributes["node_energies"] = "atomic_energies"
+    found = {name: [getattr(each, attribute) for each in predictions] for name, attribute in attributes.items()}
     if wanted.descriptors:
-        of_atoms["descriptors"] = descriptors(prediction, wanted.descriptor_layers, wanted.descriptor_invariants)
-    ends = np.cumsum([configuration.n_atoms for configuration in configurations])[:-1]
-    pieces = {name: np.split(_to_array(values), ends) for name, values in of_atoms.items() if values is not None}
-    results: list[dict[str, Any]] = [
-        {name: piece[i] for name, piece in pieces.items()} for i in range(len(configurations))
-    ]
-    if prediction.energy is not None:
-        for result, energy in zip(results, _to_array(prediction.energy), strict=True):
-            result["energy"] = float(energy)
-    if prediction.dipole is not None:
-        for result, dipole in zip(results, _to_array(prediction.dipole), strict=True):
-            result["dipole"] = dipole
-    if prediction.stress is not None:
-        for result, configuration, stress in zip(results, configurations, _to_array(prediction.stress), strict=True):
-            if abs(np.linalg.det(configuration.cell)) > SMALLEST_VOLUME:
-                result["stress"] = stress
-    for result, configuration in zip(results, configurations, strict=True):
-        if said := nonsense(result):
+        layers, invariants = wanted.descriptor_layers, wanted.descriptor_invariants
+        found["descriptors"] = [descriptors(each, layers, invariants) for each in predictions]
+    values = stack_members({name: tensors for name, tensors in found.items() if tensors[0] is not None})
+    counts = [configuration.n_atoms for configuration in configurations]
+    results = []
+    for configuration, members in zip(configurations, divide_by_structure(values, _PER_ATOM, counts), strict=True):
+        if abs(np.linalg.det(configuration.cell)) <= SMALLEST_VOLUME:
+            members.pop("stress", None)
+        if said := nonsense(members):
             raise UserError(f"{configuration.where()}: {said}")
+        result: dict[str, Any] = {name: rows[0] for name, rows in members.items()}
+        if len(predictions) > 1:
+            result = {name: rows.mean(0) for name, rows in members.items()}
+            result |= {f"{name}_std": rows.std(0) for name, rows in members.items()}
+        results.append({name: value if np.ndim(value) else float(value) for name, value in result.items()})
     return results
-
-
-def predict_committee(
-    models: Sequence[MACE], configurations: Sequence[Configuration], wanted: Wanted
-) -> list[dict[str, Any]]:
-    """Predict some structures with one model, or with several: then their means and, as ``<name>_std``, deviations."""
-    members = [predict_configurations(model, configurations, wanted) for model in models]
-    if len(members) == 1:
-        return members[0]
-    return [_mean_and_deviation(of_structure) for of_structure in zip(*members, strict=True)]
-
-
-def _mean_and_deviation(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = {name: np.array([member[name] for member in members]) for name in members[0]}
-    means = {name: rows.mean(0) for name, rows in values.items()}
-    return {**means, **{f"{name}_std": rows.std(0) for name, rows in values.items()}}
-
-
-def _to_array(values: Tensor) -> np.ndarray:
-    array: np.ndarray = values.detach().cpu().double().numpy()
-    return array
-
-
-def _in_order(files: Sequence[str], configurations: Iterable[Configuration]) -> list[Configuration]:
-    """Sort structures as they stand in the files: reading puts isolated atoms apart."""
-    place = {file: i for i, file in enumerate(files)}
-    return sorted(configurations, key=lambda configuration: (place[configuration.file], configuration.index))
-
-
-def _check_model(plan: ModelPlan, wanted: Wanted) -> None:
-    """Refuse to predict what a model without energies does not."""
-    for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
-        if on and not plan.predicts_energy:
-            raise UserError(f"The model is of the kind {plan.model} and predicts dipoles only; do not ask for {name}.")
-
-
-def _check_keys(predicted: Sequence[str], prefix: str, report: LabelReport) -> None:
-    """Refuse a prefix that makes a prediction take the place of a label."""
-    for file in report.files:
-        keys = {key for _, key in file.keys}
-        labels = {file.of(name).key for name in PROPERTIES} | (keys if not prefix else set())
-        for key in predicted:
-            if key in labels & keys:
-                raise UserError(
-                    f"{file.file}: with --info_prefix='{prefix}' predictions would take the place of the "
-                    f"label '{key}'; choose another prefix, such as MACE_."
-                )
-
-
-def _annotated(
-    frames: Sequence[Frame],
-    configurations: Sequence[Configuration],
-    predictions: Sequence[dict[str, Any]],
-    wanted: Wanted,
-) -> str:
-    """Write down structures with what is predicted of them."""
-    annotations = [_annotations(*pair, wanted) for pair in zip(predictions, frames, strict=True)]
-    return annotated_text(frames, annotations, [configuration.where() for configuration in configurations])
 
 
 def _annotations(
     prediction: dict[str, Any], frame: Frame, wanted: Wanted
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Divide a prediction into columns and entries of the comment line, with descriptors put together as wanted."""
-    columns = {name: prediction[name] for name in _PER_ATOM if name in prediction}
-    entries = {name: value for name, value in prediction.items() if name not in _PER_ATOM}
+    columns = {name: prediction[name] for name in _COLUMNS if name in prediction}
+    entries = {name: value for name, value in prediction.items() if name not in _COLUMNS}
     if wanted.descriptor_aggregation:
         rows = columns.pop("descriptors")
         symbols = np.array(chemical_symbols)[frame.numbers]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
+from mace.properties import COMPARED
 from mace.structures.configuration import Configuration
 from mace.structures.extended_xyz import iterate_extended_xyz
 from mace.structures.frame import Frame
@@ -78,7 +79,7 @@ def check_continuation(
 
 def written_predictions(frame: Frame, prefix: str) -> dict[str, Any]:
     """Return what was predicted for a structure in an unfinished file and can be compared with labels."""
-    found = {name: _find(frame, prefix + name) for name in ("energy", "forces", "stress", "dipole")}
+    found = {name: _find(frame, prefix + name) for name in COMPARED}
     if found["stress"] is not None:
         found["stress"] = full_tensor(found["stress"])
     return {name: value for name, value in found.items() if value is not None}

@@ -10,7 +10,7 @@ import numpy as np
 
 from mace.elements import ElementTable
 from mace.finetuning.foundation import Foundation
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.structures.reference_energies import fit_reference_energies, require_foundation
@@ -63,8 +63,8 @@ def _predictions(foundation: Foundation, configurations: Sequence[Configuration]
     """Predict total energies in eV, a batch at a time, so that memory does not grow with the data."""
     table, found = ElementTable(foundation.plan.atomic_numbers), list[float]()
     for start in range(0, len(configurations), batch_size):
-        part = GraphDataset(configurations[start : start + batch_size], table, foundation.plan.r_max)
-        energy = predict(foundation.model, part.batch(range(len(part))).graph, forces=False).energy
+        graph = graph_of_structures(configurations[start : start + batch_size], table, foundation.plan.r_max)
+        energy = predict(foundation.model, graph, forces=False).energy
         assert energy is not None, "asked of models with energies only"
         found += energy.detach().double().tolist()
     return found

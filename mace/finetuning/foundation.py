@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from mace.compat.layers import word_of_interaction
 from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.files.published import foundation_file
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict
@@ -123,7 +124,7 @@ def foundation_plan(
     settings: TrainingSettings,
     foundation: Foundation,
     wanted: ModelPlan,
-    train: GraphDataset,
+    train: Dataset,
 ) -> ModelPlan:
     """Take the plan of the foundation model, with new elements and reference energies.
 
@@ -148,7 +149,7 @@ def foundation_plan(
     plan = plan.model_copy(update=elements)
     if settings.mean is not None:
         return plan.model_copy(update={"shift": settings.mean})
-    if plan.model == "MACE" or not plan.predicts_energy:
+    if plan.model == "MACE" or "energy" not in plan.outputs:
         return plan  # isolated atoms keep exactly their reference energies
     model = MACE(plan, foundation.model.dtype)
     start_from(foundation, model, keep_readouts=True)
@@ -163,7 +164,7 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
         UserError: If one contradicts it: nothing that was typed is overridden.
     """
     plan = foundation.plan
-    if (plan.predicts_energy, plan.predicts_dipole) != (wanted.predicts_energy, wanted.predicts_dipole):
+    if plan.outputs != wanted.outputs:
         raise UserError(
             f"--model={settings.model} does not fit the foundation model {foundation.source}, which is of the kind "
             f"{plan.model}; add --model={plan.model}."
@@ -232,7 +233,7 @@ def nearest_element(number: int, known: Sequence[int]) -> int:
     return min(known, key=lambda other: (abs(other - number), other))
 
 
-def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float | None:
+def measured_shift(model: MACE, train: Dataset, batch_size: int) -> float | None:
     """Return what has to be added to every atom's energy so that the energies are right on average.
 
     Args:
@@ -244,8 +245,8 @@ def measured_shift(model: MACE, train: GraphDataset, batch_size: int) -> float |
         The mean error in eV per atom, None if no structure has an energy.
     """
     errors: list[float] = []
-    for start in range(0, min(len(train), SHIFT_SAMPLE), batch_size):
-        batch = train.batch(range(start, min(start + batch_size, len(train), SHIFT_SAMPLE))).to(model.embedding.device)
+    for each in train.batches(batch_size, np.arange(min(len(train), SHIFT_SAMPLE))):
+        batch = each.to(model.embedding.device)
         energy = predict(model, batch.graph, forces=False).energy
         assert energy is not None, "asked of models with energies only"
         counts = torch.bincount(batch.graph.structure_of_atom, minlength=batch.graph.n_structures).cpu()

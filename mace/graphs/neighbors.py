@@ -140,6 +140,17 @@ class JoinedNeighbors:
             for start, stop in zip([0, *ends], ends, strict=False)
         ]
 
+    def take(self, pairs: np.ndarray, edges: np.ndarray, n_pairs: np.ndarray) -> JoinedNeighbors:
+        """Gather the rows of some structures.
+
+        Args:
+            pairs: Indices of their pairs, structure by structure.
+            edges: Indices of their edges, in the same order of structures.
+            n_pairs: How many pairs each has, ``[chosen]``.
+        """
+        rows = {name: array[edges if name.startswith("edge") else pairs] for name, array in vars(self.rows).items()}
+        return JoinedNeighbors(Neighbors(**rows), n_pairs)
+
     def largest_counts(self) -> np.ndarray:
         """Return how many neighbors the atom of each structure has that has most, ``[structures]``."""
         counts = np.zeros(len(self.n_pairs), dtype=np.int64)

@@ -50,10 +50,20 @@ def find_pairs(
         sender, receiver = np.triu_indices(len(positions), 1)  # nobody is farther than that
         return sender, receiver, np.zeros((len(sender), 3), dtype=np.int64)
     # vesin is exact for atoms near the origin cell; far-away copies are brought home and their translations kept
-    home, translation = _wrap(positions, box, pbc) if any(pbc) else (positions, np.zeros((len(positions), 3), int))
+    translation = np.zeros((len(positions), 3), dtype=np.int64)
+    home = positions
+    if any(pbc):
+        translation = np.floor(np.linalg.solve(box.T, positions.T).T).astype(np.int64)
+        translation[:, [not repeats for repeats in pbc]] = 0
+        home = positions - translation @ box
     if any(pbc) and np.prod(np.maximum(heights / r_max, 1.0)) > _MOST_BINS:
         home, box, heights = _shorten_cell(home, box, heights, pbc, r_max)
-    reach = _searchable_reach(heights, r_max)
+    reach, bins = r_max, np.maximum(heights / r_max, 1.0)
+    # a long or flat space would be divided into no bins at all; rounding down makes vesin's number in a direction up to
+    # four times smaller than this share
+    if bins.prod() > _MOST_BINS and bins.min() * np.cbrt(_MOST_BINS / bins.prod()) < 4.0:
+        while np.prod(np.maximum(heights / reach, 1.0)) > _MOST_BINS:
+            reach *= 1.1
     calculator = vesin.NeighborList(cutoff=reach, full_list=False)
     i, j, s = calculator.compute(points=home, box=box, periodic=any(pbc), quantities="ijS")
     sender, receiver, shift = i.astype(np.int64), j.astype(np.int64), s.astype(np.int64)
@@ -82,13 +92,6 @@ def in_agreed_order(
     shift = np.where(turned[:, None], -shift, shift)
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], sender, receiver))
     return sender[order], receiver[order], shift[order]
-
-
-def _wrap(positions: np.ndarray, box: np.ndarray, pbc: tuple[bool, bool, bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Move atoms into the cell along directions that repeat; also return by how many lattice vectors they came."""
-    translation = np.floor(np.linalg.solve(box.T, positions.T).T).astype(np.int64)
-    translation[:, [not p for p in pbc]] = 0
-    return positions - translation @ box, translation
 
 
 def _upright_vectors(cell: np.ndarray, pbc: tuple[bool, bool, bool]) -> np.ndarray:
@@ -175,14 +178,3 @@ def _refuse_endless_search(
             f"{where} has about {per_atom:.1e} neighbors of each of its {n_atoms} atoms within {r_max:g} Angstrom, "
             f"{n_atoms * per_atom:.1e} in all, where {MOST_EDGES:.0e} can be searched; choose a smaller --r_max{flat}."
         )
-
-
-def _searchable_reach(heights: np.ndarray, r_max: float) -> float:
-    """Return the cutoff, or a larger one where vesin would divide a long or flat space into no bins at all."""
-    reach = r_max
-    bins = np.maximum(heights / reach, 1.0)
-    # rounding down makes vesin's number in a direction up to four times smaller than this share
-    if bins.prod() > _MOST_BINS and bins.min() * np.cbrt(_MOST_BINS / bins.prod()) < 4.0:
-        while np.prod(np.maximum(heights / reach, 1.0)) > _MOST_BINS:
-            reach *= 1.1
-    return reach

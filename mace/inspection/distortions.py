@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from mace.inspection.flat import FlatFile
+from mace.inspection.flat import FlatFile, grouped, spread
 from mace.inspection.unit_guesses import OVERWHELMING_PAIRS, Comparison, compare
 
 LARGEST_STRAIN = 0.08
@@ -40,7 +40,9 @@ def compare_distorted(file: FlatFile) -> tuple[Comparison, Comparison]:
     Returns:
         What forces and what stress say; nothing is clear if there are too few pairs or both works go in step.
     """
-    parts = [_works(file, group) for group in _groups(file)]
+    usable = file.has_forces & file.has_stress & np.isfinite(file.energies) & (file.n_atoms <= MOST_ATOMS)
+    groups = grouped(np.flatnonzero(usable).tolist(), file.identity_of_atoms)[:_MOST_GROUPS]
+    parts = [_works(file, spread(group, _SAMPLE)) for group in groups if len(group) >= _FEWEST_STRUCTURES]
     if sum(len(table) for table, _ in parts) < OVERWHELMING_PAIRS:
         return NOTHING, NOTHING
     table, sizes = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -49,33 +51,14 @@ def compare_distorted(file: FlatFile) -> tuple[Comparison, Comparison]:
     lengths = np.linalg.norm(by_forces), np.linalg.norm(by_stress)
     if not all(lengths) or abs(by_forces @ by_stress) > _INDEPENDENT * lengths[0] * lengths[1]:
         return NOTHING, NOTHING
-    of_forces, of_stress = _factors(measured, by_forces / lengths[0], by_stress / lengths[1]) / lengths
-    return compare(measured - of_stress * by_stress, by_forces), compare(measured - of_forces * by_forces, by_stress)
-
-
-def _factors(measured: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Fit two factors, the pairs that fit worst left out."""
-    columns, kept = np.column_stack([one, other]), np.arange(len(measured))
+    # both factors are fitted, the pairs that fit worst left out
+    columns, near = np.column_stack([by_forces / lengths[0], by_stress / lengths[1]]), np.arange(len(measured))
     factors = np.zeros(2)
     for _ in range(_ROUNDS):
-        factors = np.linalg.lstsq(columns[kept], measured[kept], rcond=None)[0]
-        kept = np.argsort(np.abs(measured - columns @ factors))[: math.ceil(_KEPT * len(measured))]
-    return factors
-
-
-def _groups(file: FlatFile) -> list[np.ndarray]:
-    """Collect labeled structures that repeat in all directions, by their atoms, large groups first."""
-    if not len(file):
-        return []
-    has_forces = np.isfinite(np.add.reduceat(file.forces.sum(axis=1), file.first))
-    has_stress = np.isfinite(file.stresses).all(axis=(1, 2)) & np.isfinite(file.volumes)
-    usable = has_forces & has_stress & np.isfinite(file.energies) & (file.n_atoms <= MOST_ATOMS)
-    members: dict[bytes, list[int]] = {}
-    for place in np.flatnonzero(usable).tolist():
-        members.setdefault(file.identity_of_atoms(place), []).append(place)
-    groups = sorted((group for group in members.values() if len(group) >= _FEWEST_STRUCTURES), key=len, reverse=True)
-    spread = [np.linspace(0, len(group) - 1, min(len(group), _SAMPLE)).astype(int) for group in groups[:_MOST_GROUPS]]
-    return [np.array(group)[np.unique(chosen)] for group, chosen in zip(groups, spread, strict=False)]
+        factors = np.linalg.lstsq(columns[near], measured[near], rcond=None)[0]
+        near = np.argsort(np.abs(measured - columns @ factors))[: math.ceil(_KEPT * len(measured))]
+    of_forces, of_stress = factors / lengths
+    return compare(measured - of_stress * by_stress, by_forces), compare(measured - of_forces * by_forces, by_stress)
 
 
 def _works(file: FlatFile, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

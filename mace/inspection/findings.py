@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -277,15 +278,18 @@ def found(
     Args:
         name: Its kind.
         file: The file.
-        text: The rest of the sentence after file and structures, without the way out; it may begin with a colon.
+        text: The rest of the sentence after file and structures, without the way out; it may begin with a colon. If it
+            begins with "have", that becomes "has" for a single structure.
         structures: Places of the structures concerned.
-        of: Structures in the file, to be told with their number.
+        of: Structures in the file, to be named with their number.
 
-    >>> found("close-atoms", "a.xyz", "has atoms 0.1 Angstrom apart", [4]).sentence.partition(";")[0]
+    >>> found("close-atoms", "a.xyz", "have atoms 0.1 Angstrom apart", [4]).sentence.partition(";")[0]
     'a.xyz: structure 4 has atoms 0.1 Angstrom apart'
     """
     kind = KINDS[name]
     places = tuple(int(place) for place in structures)
+    if len(places) == 1:
+        text = re.sub("^have ", "has ", text)
     subject = f"{describe_structures(places, of)}{'' if text.startswith(':') else ' '}" if places else ""
     allow = f", or let it pass with --allow {name}" if kind.level == "error" and kind.allowable else ""
     way_out = kind.way_out.replace("`", "")

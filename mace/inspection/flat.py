@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mace.graphs.pairs import find_pairs
+from mace.inspection.findings import Finding, found
 from mace.structures.condition_values import conditions_of_atoms
 from mace.structures.configuration import Configuration
 from mace.structures.stress import SMALLEST_VOLUME
@@ -76,9 +78,53 @@ class FlatFile:
             numbers, conditions = np.sort(numbers), np.sort(conditions, axis=0)
         return numbers.tobytes() + conditions.tobytes()
 
-    def places(self, chosen: np.ndarray) -> np.ndarray:
-        """Places in the file of structures given by a mask or by indices."""
-        return self.index[chosen]
+    @property
+    def has_forces(self) -> np.ndarray:
+        """Which structures have a force on every atom, ``[structures]``."""
+        return np.bincount(self.structure_of_atom, ~np.isfinite(self.forces.sum(axis=1)), len(self)) == 0
+
+    @property
+    def has_stress(self) -> np.ndarray:
+        """Which structures have a stress and a volume, ``[structures]``."""
+        return np.isfinite(self.stresses).all(axis=(1, 2)) & np.isfinite(self.volumes)
+
+    def pairs(self, structure: int, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find all pairs of atoms of one structure within a cutoff.
+
+        Returns:
+            Both atoms, counted within the structure, and the vector from the first to the second in Angstrom:
+            ``[pairs]``, ``[pairs]``, ``[pairs, 3]``.
+        """
+        positions, cell = self.positions[self.atoms_of(structure)], self.cells[structure]
+        a, b, c = self.pbc[structure].tolist()
+        where = self.configurations[structure].where()
+        first, second, shift = find_pairs(positions, cell, (a, b, c), cutoff, where)
+        return first, second, positions[second] - positions[first] + shift @ cell
+
+    def found(self, name: str, text: str, chosen: np.ndarray | None = None) -> Finding:
+        """Write a finding, see `mace.inspection.findings.found`.
+
+        Args:
+            name: Its kind.
+            text: The rest of the sentence.
+            chosen: The structures concerned, by a mask or by indices; None for the whole file.
+        """
+        return found(name, self.file, text, () if chosen is None else self.index[chosen], len(self))
+
+
+def grouped(places: Iterable[int], key: Callable[[int], Hashable]) -> list[np.ndarray]:
+    """Collect places with the same key, the largest groups first."""
+    members: dict[Hashable, list[int]] = {}
+    for place in places:
+        members.setdefault(key(place), []).append(place)
+    return sorted(map(np.array, members.values()), key=len, reverse=True)
+
+
+def spread(places: np.ndarray, most: int) -> np.ndarray:
+    """Choose some places evenly from all, if there are more than wanted."""
+    if len(places) <= most:
+        return places
+    return places[np.unique(np.linspace(0, len(places) - 1, most).astype(int))]
 
 
 def flatten(file: str, role: str, configurations: Sequence[Configuration]) -> FlatFile:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from mace.inspection.findings import Finding, found
+from mace.inspection.findings import Finding
 from mace.inspection.flat import FlatFile
 
 RESOLUTION = 1.0e-5
@@ -59,47 +59,30 @@ def check_duplicates(file: FlatFile, is_split: bool = False) -> Iterator[Finding
         file: The structures.
         is_split: Whether validation structures will be set aside from it.
     """
-    groups = _equal_places(fingerprints(file))
+    marks = fingerprints(file)
+    by_mark = np.argsort(marks, kind="stable")
+    borders = np.flatnonzero(np.diff(marks[by_mark])) + 1
+    groups = [group for group in np.split(by_mark, borders) if len(group) > 1]
+    groups.sort(key=lambda group: int(group[0]))
     if not groups:
         return
     extra = np.concatenate([group[1:] for group in groups])
-    same_order = sum(_same_order(file, group) for group in groups)
-    shown = ", ".join(" = ".join(str(i) for i in file.places(group)[:4]) for group in groups[:_SHOWN_PAIRS])
-    order = "" if same_order == len(groups) else f"; in {len(groups) - same_order} groups atoms are in another order"
-    verb = "repeats" if len(extra) == 1 else "repeat"
-    yield found(
-        "duplicates",
-        file.file,
-        f"{verb} an earlier structure of the file ({shown}{', ...' if len(groups) > _SHOWN_PAIRS else ''}{order})"
-        f"{_SPLIT if is_split else ''}",
-        np.sort(file.places(extra)),
-        len(file),
+    positions = [[file.positions[file.atoms_of(place)] for place in group.tolist()] for group in groups]
+    same_order = sum(
+        all(np.allclose(one, first, rtol=0.0, atol=2 * RESOLUTION) for one in others) for first, *others in positions
     )
+    shown = ", ".join(" = ".join(str(i) for i in file.index[group][:4]) for group in groups[:_SHOWN_PAIRS])
+    order = "" if same_order == len(groups) else f"; in {len(groups) - same_order} groups atoms are in another order"
+    text = (
+        f"repeat{'s' if len(extra) == 1 else ''} an earlier structure of the file ({shown}"
+        f"{', ...' if len(groups) > _SHOWN_PAIRS else ''}{order}){_SPLIT if is_split else ''}"
+    )
+    yield file.found("duplicates", text, np.sort(extra))
     spread = [np.ptp(file.energies[group]) if np.isfinite(file.energies[group]).all() else 0.0 for group in groups]
     different = [group for group, size in zip(groups, spread, strict=True) if size > _SAME_ENERGY]
     if different:
-        yield found(
-            "contradicting-duplicates",
-            file.file,
-            f"are identical in groups, but their energies differ by up to {max(spread):.4g} eV",
-            np.concatenate([file.places(group) for group in different]),
-            len(file),
-        )
-
-
-def _equal_places(marks: np.ndarray) -> list[np.ndarray]:
-    """Collect the places of equal numbers, in groups of two and more."""
-    order = np.argsort(marks, kind="stable")
-    borders = np.flatnonzero(np.diff(marks[order])) + 1
-    return sorted((group for group in np.split(order, borders) if len(group) > 1), key=lambda group: int(group[0]))
-
-
-def _same_order(file: FlatFile, group: np.ndarray) -> bool:
-    one = file.positions[file.atoms_of(int(group[0]))]
-    return all(
-        np.allclose(one, file.positions[file.atoms_of(int(other))], rtol=0.0, atol=2 * RESOLUTION)
-        for other in group[1:]
-    )
+        text = f"are identical in groups, but their energies differ by up to {max(spread):.4g} eV"
+        yield file.found("contradicting-duplicates", text, np.concatenate(different))
 
 
 def check_leakage(files: Sequence[FlatFile], is_split: bool = False) -> Iterator[Finding]:
@@ -120,12 +103,9 @@ def check_leakage(files: Sequence[FlatFile], is_split: bool = False) -> Iterator
         place = int(np.flatnonzero(shared)[0])
         twin = int(np.flatnonzero(marks[one] == marks[other][place])[0])
         name = "duplicates" if first.role == second.role else "leakage"
-        yield found(
-            name,
-            second.file,
+        text = (
             f"of the {second.role} set {'is' if shared.sum() == 1 else 'are'} in the {first.role} file {first.file} "
             f"too (structure {second.index[place]} is structure {first.index[twin]} there)"
-            f"{_SPLIT if is_split and name == 'duplicates' else ''}",
-            second.places(shared),
-            len(second),
+            f"{_SPLIT if is_split and name == 'duplicates' else ''}"
         )
+        yield second.found(name, text, shared)

@@ -153,29 +153,38 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
     """
     training = sets[0].result
     references, findings = _reference_energies(training, demands)
-    files = [flat for part in sets for flat in _flat_files(part)]
-    findings += _missing_labels(training, demands) + _unknown_elements(sets, demands)
-    labels = [file for part in sets for file in part.result.report.files]
     energies = references.energies if references is not None else None
+    findings += _unmet_demands(sets, demands)
     is_split = all(part.role != "validation" for part in sets)
+    files: list[tuple[FlatFile, FileLabels, Group | None]] = []
+    for part in sets:
+        members: dict[str, list[Configuration]] = {labels.file: [] for labels in part.result.report.files}
+        isolated: dict[str, list[Configuration]] = {file: [] for file in members}
+        for found, of_file in ((part.result.configurations, members), (part.result.isolated_atoms, isolated)):
+            for configuration in found:
+                of_file[configuration.file].append(configuration)
+        for labels in part.result.report.files:
+            flat = flatten(labels.file, part.role, members[labels.file])
+            files.append((flat, labels, group_isolated(isolated[labels.file])))
     work = [
         (flat, check)
-        for flat, of_file in zip(files, labels, strict=True)
-        for check in _checks(of_file, demands, is_split and flat.role == "training")
+        for flat, labels, _ in files
+        for check in _checks(labels, demands, is_split and flat.role == "training")
     ]
     for flat, check in track(work, "Checking the data") if track else work:
         findings += check(flat)
-    findings += check_leakage(files, is_split)
+    findings += check_leakage([flat for flat, _, _ in files], is_split)
     reports = []
-    for flat, of_file, isolated in zip(files, labels, _isolated_by_file(sets), strict=True):
+    for flat, labels, single in files:
         interaction = interaction_energies(flat, energies)
         findings += check_energy_outliers(flat, interaction)
         whole, groups = group_file(flat, interaction)
-        single = group_isolated(isolated)
-        reports.append(FileReport(flat.file, flat.role, of_file, whole, (*groups, *([single] if single else []))))
+        reports.append(FileReport(flat.file, flat.role, labels, whole, (*groups, *([single] if single else []))))
+    names = list(KINDS)
+    marked = [replace(finding, allowed=finding.name in demands.allow) for finding in findings]
     return DataReport(
         files=tuple(reports),
-        findings=_in_order(findings, demands.allow),
+        findings=tuple(sorted(marked, key=lambda each: (LEVELS.index(each.level), names.index(each.name)))),
         r_max=demands.r_max,
         reference_energies=energies or {},
         reference_source=references.source if references is not None else "",
@@ -184,10 +193,18 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
 
 def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callable[[FlatFile], Iterator[Finding]]]:
     """Every check of a single file, from which validation structures may be set aside."""
+
+    def check_consistency(file: FlatFile) -> Iterator[Finding]:
+        """Compare energies, forces and stress with each other."""
+        distorted_forces, distorted_stress = compare_distorted(file)
+        of_forces = list(check_forces_against_energies(file, distorted_forces))
+        yield from of_forces
+        yield from check_stress(file, distorted_stress, trust_forces=not of_forces)
+
     return [
         lambda flat: check_file_labels(labels),
         check_close_atoms,
-        _check_consistency,
+        check_consistency,
         check_virials,
         check_large_stress,
         check_large_forces,
@@ -203,35 +220,14 @@ def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callab
     ]
 
 
-def _check_consistency(file: FlatFile) -> Iterator[Finding]:
-    """Compare energies, forces and stress with each other."""
-    distorted_forces, distorted_stress = compare_distorted(file)
-    of_forces = list(check_forces_against_energies(file, distorted_forces))
-    yield from of_forces
-    yield from check_stress(file, distorted_stress, trust_forces=not of_forces)
-
-
-def _flat_files(part: StructureSet) -> list[FlatFile]:
-    by_file: dict[str, list[Configuration]] = {file.file: [] for file in part.result.report.files}
-    for configuration in part.result.configurations:
-        by_file[configuration.file].append(configuration)
-    return [flatten(file, part.role, configurations) for file, configurations in by_file.items()]
-
-
-def _isolated_by_file(sets: Sequence[StructureSet]) -> list[list[Configuration]]:
-    return [
-        [atom for atom in part.result.isolated_atoms if atom.file == file.file]
-        for part in sets
-        for file in part.result.report.files
-    ]
-
-
 def _reference_energies(training: ReadResult, demands: Demands) -> tuple[ReferenceEnergies | None, list[Finding]]:
     """Find the reference energies; without them, least squares shows the energies all the same."""
     configurations, file = training.configurations, training.report.files[0].file
     if not configurations:
         return None, []
-    elements = _elements(training, demands)
+    elements = ElementTable.from_arrays(c.atomic_numbers for c in configurations)
+    if demands.atomic_numbers is not None:
+        elements = ElementTable((*elements, *demands.atomic_numbers))
     findings = []
     try:
         references = resolve_reference_energies(
@@ -240,8 +236,12 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     except UserError as error:
         if not any(c.energy is not None for c in configurations):
             return None, []  # the finding is that labels are missing
-        is_told = demands.E0s in (None, "isolated") and _isolated_faults(training, demands)
-        if demands.needs_E0s and not is_told:
+        # where isolated atoms have an energy that is not finite, that is an error already
+        isolated = {(atom.file, atom.index) for atom in training.isolated_atoms}
+        faults = [(f.file, fault) for f in training.report.files for fault in f.faults]
+        places = {(file, fault.index) for file, fault in faults if fault.name == "energy"}
+        is_known = "non-finite-label" not in demands.allow and not isolated.isdisjoint(places)
+        if demands.needs_E0s and not (demands.E0s in (None, "isolated") and is_known):
             findings.append(Finding("missing-reference-energies", file, str(error)))
         references = resolve_reference_energies("average", (), configurations, elements)
         return replace(references, source="least squares, for this report only"), findings
@@ -250,50 +250,25 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     return references, findings
 
 
-def _isolated_faults(training: ReadResult, demands: Demands) -> bool:
-    """Whether isolated atoms have an energy that is not finite, which is an error already."""
-    isolated = {(atom.file, atom.index) for atom in training.isolated_atoms}
-    faults = [(file.file, fault) for file in training.report.files for fault in file.faults]
-    places = {(file, fault.index) for file, fault in faults if fault.name == "energy"}
-    return "non-finite-label" not in demands.allow and not isolated.isdisjoint(places)
-
-
-def _elements(training: ReadResult, demands: Demands) -> ElementTable:
-    found = ElementTable.from_arrays(c.atomic_numbers for c in training.configurations)
-    return ElementTable((*found, *demands.atomic_numbers)) if demands.atomic_numbers is not None else found
-
-
-def _missing_labels(training: ReadResult, demands: Demands) -> list[Finding]:
-    faulty = {fault.name for file in training.report.files for fault in file.faults}
-    if "non-finite-label" in demands.allow:
-        faulty = set()  # else that they are not finite is an error already
+def _unmet_demands(sets: Sequence[StructureSet], demands: Demands) -> Iterator[Finding]:
+    """Look for labels that the training set lacks, and in the other sets for elements that it lacks."""
+    training = sets[0].result
+    files = training.report.files
+    faulty: set[str] = set()
+    if "non-finite-label" not in demands.allow:  # that they are not finite is an error already
+        faulty |= {fault.name for file in files for fault in file.faults}
     if "misspelled-key" not in demands.allow:  # so is this
-        faulty |= {fault.name for file in training.report.files for fault in file.misspelled}
+        faulty |= {fault.name for file in files for fault in file.misspelled}
     try:
         require_labels(training.report, [name for name in demands.labels if name not in faulty], demands.ways_out)
     except UserError as error:
-        return [Finding("missing-label", training.report.files[0].file, str(error))]
-    return []
-
-
-def _unknown_elements(sets: Sequence[StructureSet], demands: Demands) -> list[Finding]:
-    """Compare the elements of every set with those of the training set, or with those given."""
-    training = sets[0].result.configurations
-    known = {number for c in training for number in np.unique(c.atomic_numbers).tolist()}
+        yield Finding("missing-label", files[0].file, str(error))
+    known = {number for c in training.configurations for number in np.unique(c.atomic_numbers).tolist()}
     purpose, others = "the training data", sets[1:]
     if demands.atomic_numbers is not None:
         known, purpose, others = set(demands.atomic_numbers), "--atomic_numbers", sets
-    findings = []
     for part in others:
         try:
             check_elements(known, part.result.configurations, purpose)
         except UserError as error:
-            findings.append(Finding("unknown-elements", part.result.report.files[0].file, str(error)))
-    return findings
-
-
-def _in_order(findings: Iterable[Finding], allow: frozenset[str]) -> tuple[Finding, ...]:
-    """Sort by level, then by kind, and mark those that are let pass."""
-    names = list(KINDS)
-    marked = [replace(finding, allowed=finding.name in allow) for finding in findings]
-    return tuple(sorted(marked, key=lambda finding: (LEVELS.index(finding.level), names.index(finding.name))))
+            yield Finding("unknown-elements", part.result.report.files[0].file, str(error))

@@ -39,14 +39,13 @@ def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
         misspelled[fault.name, fault.key].append(fault.index)
     for (name, key), places in misspelled.items():
         right = next(word for word in labels.of(name).candidates if is_near(key, (word,)))
-        verb = "has" if len(places) == 1 else "have"
-        text = f"{verb} no '{right}' but '{key}', which is not read without --{name}_key={key}"
+        text = f"have no '{right}' but '{key}', which is not read without --{name}_key={key}"
         yield found("misspelled-key", labels.file, text, places, labels.frames + labels.isolated_atoms)
     for note in labels.notes:
         yield Finding("label-remarks", labels.file, note)
     if labels.constrained:
-        verb = "has constraints" if len(labels.constrained) == 1 else "have constraints"
-        yield found("constraints", labels.file, verb, labels.constrained, labels.frames + labels.isolated_atoms)
+        frames = labels.frames + labels.isolated_atoms
+        yield found("constraints", labels.file, "have constraints", labels.constrained, frames)
 
 
 def check_coverage(file: FlatFile) -> Iterator[Finding]:
@@ -57,14 +56,7 @@ def check_coverage(file: FlatFile) -> Iterator[Finding]:
     for name, has in labeled.items():
         is_converted = name == "virials" and np.array_equal(has, labeled["stress"])
         if has.any() and not has.all() and not is_converted:
-            verb = "has" if (~has).sum() == 1 else "have"
-            yield found(
-                "partly-labeled",
-                file.file,
-                f"{verb} no label '{name}', which others have",
-                file.places(~has),
-                len(file),
-            )
+            yield file.found("partly-labeled", f"have no label '{name}', which others have", ~has)
 
 
 def check_large_forces(file: FlatFile) -> Iterator[Finding]:
@@ -72,15 +64,8 @@ def check_large_forces(file: FlatFile) -> Iterator[Finding]:
     norms = np.linalg.norm(file.forces, axis=1)
     large = norms > LARGEST_FORCE  # false for NaN
     if large.any():
-        structures = np.unique(file.structure_of_atom[large])
-        verb = "has" if len(structures) == 1 else "have"
-        yield found(
-            "large-forces",
-            file.file,
-            f"{verb} forces above {LARGEST_FORCE:g} eV/Angstrom (largest: {np.nanmax(norms):.4g})",
-            file.places(structures),
-            len(file),
-        )
+        text = f"have forces above {LARGEST_FORCE:g} eV/Angstrom (largest: {np.nanmax(norms):.4g})"
+        yield file.found("large-forces", text, np.unique(file.structure_of_atom[large]))
 
 
 def check_large_stress(file: FlatFile) -> Iterator[Finding]:
@@ -89,14 +74,9 @@ def check_large_stress(file: FlatFile) -> Iterator[Finding]:
     labeled = np.isfinite(largest)
     if labeled.any() and np.median(largest[labeled]) > LARGEST_STRESS:
         large = labeled & (largest > LARGEST_STRESS)
-        yield found(
-            "large-stress",
-            file.file,
-            f"{'has' if large.sum() == 1 else 'have'} a stress above {LARGEST_STRESS:g} eV/Angstrom^3 (median of "
-            f"the largest component: {np.median(largest[labeled]):.4g})",
-            file.places(large),
-            len(file),
-        )
+        median = np.median(largest[labeled])
+        text = f"have a stress above {LARGEST_STRESS:g} eV/Angstrom^3 (median of the largest component: {median:.4g})"
+        yield file.found("large-stress", text, large)
 
 
 def check_net_forces(file: FlatFile) -> Iterator[Finding]:
@@ -109,7 +89,7 @@ def check_net_forces(file: FlatFile) -> Iterator[Finding]:
     pushed = molecules & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
     if pushed.sum() >= _FEWEST_PUSHED and pushed.sum() > _MOST * molecules.sum():
         text = f"have forces that add up to {np.median(rest[pushed]):.3g} eV/Angstrom (median), not zero"
-        yield found("net-forces", file.file, text, file.places(pushed), len(file))
+        yield file.found("net-forces", text, pushed)
 
 
 def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
@@ -128,12 +108,10 @@ def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]
     unbalanced = some & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
     for chosen, what in ((constrained, "constraints and atoms"), (unbalanced & ~constrained, "atoms")):
         if chosen.any():
-            sums = (
-                "" if what != "atoms" else f", and forces that add up to {rest[chosen].max():.3g} eV/Angstrom, not zero"
-            )
-            verb = "has" if chosen.sum() == 1 else "have"
-            text = f"{verb} {what} whose forces are exactly zero{sums}"
-            yield found("zeroed-forces", file.file, text, file.places(chosen), len(file))
+            text = f"have {what} whose forces are exactly zero"
+            if what == "atoms":
+                text += f", and forces that add up to {rest[chosen].max():.3g} eV/Angstrom, not zero"
+            yield file.found("zeroed-forces", text, chosen)
 
 
 def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Finding]:
@@ -151,11 +129,8 @@ def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Find
     width = 1.4826 * np.median(distance[labeled])
     far = distance > max(_OUTLIER_WIDTHS * width, _OUTLIER_ENERGY)
     if far.any():
-        verb = "has an energy" if far.sum() == 1 else "have energies"
-        yield found(
-            "energy-outliers",
-            file.file,
-            f"{verb} per atom (E0s subtracted) up to {np.nanmax(distance):.4g} eV from the median of {middle:.4g}",
-            file.places(far),
-            len(file),
+        text = (
+            f"{'has an energy' if far.sum() == 1 else 'have energies'} per atom (E0s subtracted) up to "
+            f"{np.nanmax(distance):.4g} eV from the median of {middle:.4g}"
         )
+        yield file.found("energy-outliers", text, far)

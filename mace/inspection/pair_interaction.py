@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mace.graphs.pairs import find_pairs
 from mace.inspection.flat import FlatFile
 
 CUTOFF = 5.5
@@ -35,31 +33,7 @@ _FUNCTIONS = 10
 _SMALL = 1.0e-6
 
 
-@dataclass(frozen=True)
-class PairFit:
-    """What a fitted pair interaction says of structures.
-
-    Attributes:
-        stresses: +dE/dstrain/V in eV/Angstrom^3, NaN without a volume, ``[structures, 3, 3]``.
-        energies: eV, zero for atoms far apart, ``[structures]``.
-        explained: Share of the squared forces the fit explains, at most one.
-    """
-
-    stresses: np.ndarray
-    energies: np.ndarray
-    explained: float
-
-
-@dataclass(frozen=True)
-class _Design:
-    """What each basis function adds to forces ``[atoms * 3, functions]``, stress ``[9, functions]`` and energy."""
-
-    forces: np.ndarray
-    stress: np.ndarray
-    energy: np.ndarray
-
-
-def fit_pair_interaction(file: FlatFile, structures: Sequence[int]) -> PairFit | None:
+def fit_pair_interaction(file: FlatFile, structures: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
     """Fit a pair interaction to the forces of some structures and say what stresses and energies it gives them.
 
     Args:
@@ -67,11 +41,15 @@ def fit_pair_interaction(file: FlatFile, structures: Sequence[int]) -> PairFit |
         structures: Those to fit, which have forces.
 
     Returns:
-        The fit, or None if there are no pairs or no forces.
+        Stresses, +dE/dstrain/V in eV/Angstrom^3, NaN without a volume, ``[structures, 3, 3]``, and energies in eV, zero
+        for atoms far apart, ``[structures]``; None if there are too few structures or no forces, or these do not follow
+        a pair interaction.
     """
+    if len(structures) < FEWEST_FITTED:
+        return None
     species = np.unique(np.concatenate([file.numbers[file.atoms_of(s)] for s in structures]))
-    designs = [_design(file, s, species) for s in structures]
-    matrix = np.concatenate([design.forces for design in designs])
+    of_forces, of_stress, of_energy = zip(*(_design(file, s, species) for s in structures), strict=True)
+    matrix = np.concatenate(of_forces)
     forces = np.concatenate([file.forces[file.atoms_of(s)].ravel() for s in structures])
     total = float(forces @ forces)
     if total < _SMALL or not matrix.any():
@@ -80,28 +58,26 @@ def fit_pair_interaction(file: FlatFile, structures: Sequence[int]) -> PairFit |
     normal += 1.0e-6 * np.trace(normal) / len(normal) * np.eye(len(normal))
     coefficients = np.linalg.solve(normal, matrix.T @ forces)
     residual = forces - matrix @ coefficients
-    stresses = np.array([(design.stress @ coefficients).reshape(3, 3) for design in designs])
-    energies = np.array([design.energy @ coefficients for design in designs])
-    return PairFit(stresses, energies, 1.0 - float(residual @ residual) / total)
+    if 1.0 - float(residual @ residual) / total < LEAST_EXPLAINED:
+        return None
+    stresses = np.array([(columns @ coefficients).reshape(3, 3) for columns in of_stress])
+    return stresses, np.array([columns @ coefficients for columns in of_energy])
 
 
-def _design(file: FlatFile, structure: int, species: np.ndarray) -> _Design:
-    atoms = file.atoms_of(structure)
-    positions, cell = file.positions[atoms], file.cells[structure]
-    kinds = np.searchsorted(species, file.numbers[atoms])
-    repeats = [bool(repeat) for repeat in file.pbc[structure]]
-    where = file.configurations[structure].where()
-    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), CUTOFF, where)
-    vectors = positions[receiver] - positions[sender] + shift @ cell
+def _design(file: FlatFile, structure: int, species: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what each function adds to forces ``[atoms * 3, functions]``, stress ``[9, functions]`` and energy."""
+    kinds = np.searchsorted(species, file.numbers[file.atoms_of(structure)])
+    sender, receiver, vectors = file.pairs(structure, CUTOFF)
     lengths = np.linalg.norm(vectors, axis=1)
     units = vectors / np.maximum(lengths, _SMALL)[:, None]
-    n_atoms, n_pairs = len(positions), len(species) * (len(species) + 1) // 2
+    n_atoms, n_pairs = len(kinds), len(species) * (len(species) + 1) // 2
     low, high = np.minimum(kinds[sender], kinds[receiver]), np.maximum(kinds[sender], kinds[receiver])
     pair_kind = high * (high + 1) // 2 + low
     values = _radial_functions(lengths)
     forces = np.zeros((n_atoms, 3, n_pairs * _FUNCTIONS))
     stress, energy = np.zeros((9, n_pairs * _FUNCTIONS)), np.zeros(n_pairs * _FUNCTIONS)
-    integrals = _integrals(lengths)
+    grid, table = _integrals()
+    integrals = np.stack([np.interp(lengths, grid, column) for column in table.T], axis=1)
     for kind in np.unique(pair_kind):
         here = pair_kind == kind
         columns = slice(kind * _FUNCTIONS, (kind + 1) * _FUNCTIONS)
@@ -111,7 +87,7 @@ def _design(file: FlatFile, structure: int, species: np.ndarray) -> _Design:
         outer = np.einsum("pa,pbk->abk", vectors[here], pushed)
         stress[:, columns] = -outer.reshape(9, -1) / file.volumes[structure]
         energy[columns] = integrals[here].sum(axis=0)
-    return _Design(forces.reshape(n_atoms * 3, -1), stress, energy)
+    return forces.reshape(n_atoms * 3, -1), stress, energy
 
 
 def _radial_functions(lengths: np.ndarray) -> np.ndarray:
@@ -122,14 +98,9 @@ def _radial_functions(lengths: np.ndarray) -> np.ndarray:
     return np.exp(-(((lengths[:, None] - centers) / width) ** 2)) * envelope[:, None]
 
 
-def _integrals(lengths: np.ndarray) -> np.ndarray:
-    """Energies whose negative derivatives are the functions: integrals from a distance to the cutoff."""
-    grid, table = _table_of_integrals()
-    return np.stack([np.interp(lengths, grid, column) for column in table.T], axis=1)
-
-
 @functools.cache
-def _table_of_integrals() -> tuple[np.ndarray, np.ndarray]:
+def _integrals() -> tuple[np.ndarray, np.ndarray]:
+    """Tabulate energies whose negative derivatives are the functions: integrals from a distance to the cutoff."""
     grid = np.linspace(0.0, CUTOFF, 2001)
     values = _radial_functions(grid)
     steps = 0.5 * (values[1:] + values[:-1]) * (grid[1] - grid[0])

@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from mace.graphs.pairs import find_pairs
-from mace.inspection.findings import Finding, found
+from mace.inspection.findings import Finding
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
 from mace.structures.labels import FileLabels
@@ -46,34 +44,27 @@ def check_placeholders(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
         groups: dict[float | bytes, list[int]] = defaultdict(list)
         for place, configuration in enumerate(file.configurations):
             if configuration.n_atoms > 1 and configuration.has_weight(name):
-                groups[_content(getattr(configuration, name))].append(place)
+                label = np.asarray(getattr(configuration, name), dtype=np.float64) + 0.0  # makes zero of minus zero
+                first = float(label.flat[0])
+                is_one = (label == first).all()  # else a hash stands for all the numbers
+                content = first if is_one else hashlib.blake2b(label.tobytes(), digest_size=16).digest()
+                groups[content].append(place)
         n_labeled = sum(map(len, groups.values()))
         for value, places in groups.items():
             fewest = FEWEST_ZEROS if value == 0.0 else max(FEWEST_EQUAL, int(LEAST_SHARE * n_labeled))
             if len(places) < fewest:
                 continue
-            doubtful = _lopsided(file, name, places) if value == 0.0 and PROPERTIES[name].parity < 0 else places
+            doubtful = places
+            if value == 0.0 and PROPERTIES[name].parity < 0:  # a vector may be zero by symmetry
+                sample = _spread(places)
+                lopsided = [place for place in sample if _is_lopsided(file, place, PROPERTIES[name].of_atoms)]
+                doubtful = lopsided if len(lopsided) < len(sample) else places
             if _count_different(file, doubtful) < fewest:
                 continue
             kind = "zero-energies" if name == "energy" and value == 0.0 else "placeholder-labels"
             number = "the same" if isinstance(value, bytes) else f"{value:.10g}" if value else "zero"
             text = f"have labels '{name}' that are exactly {number}"
-            yield found(kind, file.file, text, file.places(np.array(doubtful)), len(file))
-
-
-def _content(value: Any) -> float | bytes:
-    """The number that all components of a label are, otherwise a hash of them."""
-    array = np.asarray(value, dtype=np.float64) + 0.0  # makes zero of minus zero
-    first = float(array.flat[0])
-    return first if (array == first).all() else hashlib.blake2b(array.tobytes(), digest_size=16).digest()
-
-
-def _lopsided(file: FlatFile, name: str, places: Sequence[int]) -> list[int]:
-    """Leave out structures in which a vector is zero by symmetry."""
-    is_lopsided = _has_lopsided_atom if PROPERTIES[name].of_atoms else _is_lopsided
-    sample = _spread(places)
-    lopsided = [place for place in sample if is_lopsided(file, place)]
-    return list(places) if len(lopsided) == len(sample) else lopsided
+            yield file.found(kind, text, np.array(doubtful))
 
 
 def _spread(places: Sequence[int]) -> list[int]:
@@ -82,19 +73,15 @@ def _spread(places: Sequence[int]) -> list[int]:
     return [places[place] for place in chosen.tolist()] if places else []
 
 
-def _has_lopsided_atom(file: FlatFile, place: int) -> bool:
-    """Tell whether an atom has more on one side than on the other, so that nothing forbids a force on it."""
-    ends, weights, directions = _neighbors(file, place)
-    sums = [np.bincount(ends, component) for component in (weights[:, None] * directions).T]
-    return bool((np.linalg.norm(sums, axis=0) > _SYMMETRIC * np.bincount(ends, weights)).any())
-
-
-def _is_lopsided(file: FlatFile, place: int) -> bool:
-    """Tell whether a molecule has more on one side than on the other, so that nothing forbids a dipole."""
-    atoms = file.atoms_of(place)
-    positions, numbers = file.positions[atoms], file.numbers[atoms]
+def _is_lopsided(file: FlatFile, place: int, of_atoms: bool) -> bool:
+    """Tell whether an atom or a molecule has more on one side, so that nothing forbids a force or a dipole."""
+    if of_atoms:
+        ends, weights, directions = _neighbors(file, place)
+        sums = [np.bincount(ends, component) for component in (weights[:, None] * directions).T]
+        return bool((np.linalg.norm(sums, axis=0) > _SYMMETRIC * np.bincount(ends, weights)).any())
     if file.pbc[place].any():
         return False
+    positions, numbers = file.positions[file.atoms_of(place)], file.numbers[file.atoms_of(place)]
     from_middle = positions - positions.mean(axis=0)
     size = np.linalg.norm(from_middle, axis=1)
     moments = [from_middle[numbers == number].mean(axis=0) for number in np.unique(numbers)]
@@ -104,11 +91,8 @@ def _is_lopsided(file: FlatFile, place: int) -> bool:
 
 def _neighbors(file: FlatFile, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every atom of every pair: the atom, what the other one weighs for it, and in which direction it is."""
-    atoms = file.atoms_of(place)
-    positions, numbers, cell = file.positions[atoms], file.numbers[atoms], file.cells[place]
-    repeats = [bool(repeat) for repeat in file.pbc[place]]
-    sender, receiver, shift = find_pairs(positions, cell, (repeats[0], repeats[1], repeats[2]), CUTOFF)
-    vectors = positions[receiver] - positions[sender] + shift @ cell
+    numbers = file.numbers[file.atoms_of(place)]
+    sender, receiver, vectors = file.pairs(place, CUTOFF)
     lengths = np.linalg.norm(vectors, axis=1)
     directions = vectors / np.maximum(lengths, 1e-12)[:, None]
     weights = np.exp(-lengths) * (1.0 - lengths / CUTOFF) ** 2

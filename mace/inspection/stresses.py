@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 
 from mace.inspection.distortions import LARGEST_STRAIN, SMALLEST_STRAIN, strain_between
-from mace.inspection.findings import Finding, found
-from mace.inspection.flat import FlatFile
-from mace.inspection.pair_interaction import (
-    FEWEST_FITTED,
-    LEAST_EXPLAINED,
-    MOST_ATOMS,
-    SAMPLE,
-    fit_pair_interaction,
+from mace.inspection.findings import Finding
+from mace.inspection.flat import FlatFile, grouped, spread
+from mace.inspection.pair_interaction import MOST_ATOMS, SAMPLE, fit_pair_interaction
+from mace.inspection.unit_guesses import (
+    EXPLAINED_WITHIN,
+    STRESS_EXPLANATIONS,
+    Comparison,
+    compare,
+    contradiction,
+    explain,
 )
-from mace.inspection.unit_guesses import EXPLAINED_WITHIN, STRESS_EXPLANATIONS, Comparison, compare, explain
 from mace.structures.stress import disagree
 
 _FRACTIONAL = 1.0e-3
@@ -45,18 +46,37 @@ def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = Tru
     measured, expected = strain_energies(file, file.stresses)
     result = compare(measured, expected)
     as_virials = compare(measured, strain_energies(file, _from_virials(file))[1])
-    is_told = True
+    is_told = result.is_clear or as_virials.is_clear or distorted.is_rough
     if result.is_clear or as_virials.is_clear:
         if not (result.is_clear and result.is_alike):
             yield _strain_finding(file, result, as_virials)
-    elif distorted.is_rough:
-        if distorted.contradicts:
-            volume = float(np.nanmedian(file.volumes))
-            yield _strain_finding(file, distorted, replace(distorted, ratio=-volume * distorted.ratio))
-    else:
-        is_told = False
-    if trust_forces:
-        yield from _check_against_pairs(file, order_only=is_told)
+    elif distorted.contradicts:
+        volume = float(np.nanmedian(file.volumes))
+        yield _strain_finding(file, distorted, replace(distorted, ratio=-volume * distorted.ratio))
+    if not trust_forces:
+        return
+    forces = np.bincount(file.structure_of_atom, np.abs(file.forces).sum(axis=1), len(file))
+    usable = file.has_stress & np.isfinite(forces) & (forces > _SOME_FORCE) & (file.n_atoms <= MOST_ATOMS)
+    chosen = spread(np.flatnonzero(usable), SAMPLE)
+    fit = fit_pair_interaction(file, chosen.tolist())
+    if fit is None:
+        return
+    yield from _check_order(file, file.stresses[chosen], fit[0])
+    if is_told:
+        return
+    fitted = _without_trace(fit[0])
+    result = compare(fitted, _without_trace(file.stresses[chosen]))
+    as_virials = compare(fitted, _without_trace(_from_virials(file)[chosen]))
+    if (result.is_rough or as_virials.is_rough) and not result.is_plausible:
+        reasons = [explain(result.ratio, STRESS_EXPLANATIONS, EXPLAINED_WITHIN)]
+        if _is_one(as_virials):
+            reasons.append(_virials_reason(as_virials))
+        yield file.found(
+            "suspicious-stress",
+            f"a pair interaction fitted to the forces of {len(chosen)} structures gives {result.ratio:.3g} times the "
+            f"labeled stress without its trace (correlation {abs(result.correlation):.2f}); it looks as if "
+            f"{' or '.join(filter(None, reasons)) or 'the sign or the unit is another one'}",
+        )
 
 
 def _from_virials(file: FlatFile) -> np.ndarray:
@@ -69,14 +89,7 @@ def _strain_finding(file: FlatFile, result: Comparison, as_virials: Comparison) 
     is_better = abs(as_virials.correlation) > abs(result.correlation) or not reason
     if as_virials.is_rough and is_better and _is_one(as_virials):
         reason, result = _virials_reason(as_virials), replace(result, correlation=as_virials.correlation)
-    name = "contradicting-stress" if reason and result.is_overwhelming else "suspicious-stress"
-    guess = f"; it looks as if {reason}" if reason else ""
-    return found(
-        name,
-        file.file,
-        f"over {result.count} pairs of strained cells, energies change by {result.ratio:.4g} times what the stress "
-        f"says (correlation {abs(result.correlation):.3f}){guess}",
-    )
+    return contradiction(file, "stress", "strained cells", result, reason)
 
 
 def _is_one(result: Comparison) -> bool:
@@ -88,7 +101,7 @@ def _virials_reason(as_virials: Comparison) -> str:
 
 
 def strain_energies(file: FlatFile, stresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure pairs of strained copies of the same cell.
+    """Measure pairs of strained copies of the same cell: with the same atoms at the same fractional coordinates.
 
     Args:
         file: The structures.
@@ -97,73 +110,27 @@ def strain_energies(file: FlatFile, stresses: np.ndarray) -> tuple[np.ndarray, n
     Returns:
         Differences of the energies in eV, and what the stress says in eV, ``[pairs]``.
     """
-    usable = np.flatnonzero(
-        np.isfinite(file.energies) & np.isfinite(stresses).all(axis=(1, 2)) & np.isfinite(file.volumes)
-    )
-    one, other = _strained_pairs(file, usable)
-    if not len(one):
-        return np.zeros(0), np.zeros(0)
+    volumes = file.volumes
+
+    def atoms_in_cell(place: int) -> tuple[bytes, bytes]:
+        fractional = file.positions[file.atoms_of(place)] @ np.linalg.inv(file.cells[place])
+        relative = fractional - fractional[0]
+        steps = np.rint((relative - np.floor(relative + 0.5 * _FRACTIONAL)) / _FRACTIONAL).astype(np.int64)
+        return file.identity_of_atoms(place), steps.tobytes()
+
+    usable = np.isfinite(file.energies) & np.isfinite(stresses).all(axis=(1, 2)) & np.isfinite(volumes)
+    pairs: set[tuple[int, int]] = set()
+    for group in grouped(np.flatnonzero(usable).tolist(), atoms_in_cell):
+        for order in (group, group[np.argsort(volumes[group], kind="stable")]):  # neighbors in file, and in volume
+            pairs.update((min(pair), max(pair)) for pair in pairwise(order.tolist()))
+    one, other = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
     strain, _ = strain_between(file.cells[one], file.cells[other])
     size = np.abs(strain).max(axis=(1, 2))
     small = (size < LARGEST_STRAIN) & (size > SMALLEST_STRAIN)
     one, other, strain = one[small], other[small], strain[small]
-    work = file.volumes[:, None, None] * stresses
+    work = volumes[:, None, None] * stresses
     expected = 0.5 * ((work[one] + work[other]) * strain).sum(axis=(1, 2))
     return file.energies[other] - file.energies[one], expected
-
-
-def _strained_pairs(file: FlatFile, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair cells with the same atoms at the same fractional coordinates: neighbors in file, and in volume."""
-    boxes = np.linalg.inv(file.cells[usable]) if len(usable) else np.zeros((0, 3, 3))
-    members: dict[tuple[bytes, bytes], list[int]] = {}
-    for place, inverse in zip(usable.tolist(), boxes, strict=True):
-        atoms = file.atoms_of(place)
-        fractional = file.positions[atoms] @ inverse
-        relative = fractional - fractional[0]
-        steps = np.rint((relative - np.floor(relative + 0.5 * _FRACTIONAL)) / _FRACTIONAL).astype(np.int64)
-        members.setdefault((file.identity_of_atoms(place), steps.tobytes()), []).append(place)
-    volumes = file.volumes
-    pairs: set[tuple[int, int]] = set()
-    for group in members.values():
-        by_volume = sorted(group, key=lambda place: float(volumes[place]))
-        for order in (group, by_volume):
-            pairs.update((min(pair), max(pair)) for pair in zip(order[:-1], order[1:], strict=True))
-    chosen = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    return chosen[:, 0], chosen[:, 1]
-
-
-def _check_against_pairs(file: FlatFile, order_only: bool) -> Iterator[Finding]:
-    labeled = np.isfinite(file.stresses).all(axis=(1, 2)) & np.isfinite(file.volumes)
-    forces = np.add.reduceat(np.abs(file.forces).sum(axis=1), file.first) if len(file) else np.zeros(0)
-    usable = np.flatnonzero(labeled & np.isfinite(forces) & (forces > _SOME_FORCE) & (file.n_atoms <= MOST_ATOMS))
-    if len(usable) < FEWEST_FITTED:
-        return
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(len(usable), SAMPLE)).astype(int))]
-    fit = fit_pair_interaction(file, chosen.tolist())
-    if fit is None or fit.explained < LEAST_EXPLAINED:
-        return
-    labels = file.stresses[chosen]
-    fitted = _without_trace(fit.stresses)
-    yield from _check_order(file, labels, fit.stresses)
-    if order_only:
-        return
-    result = compare(fitted, _without_trace(labels))
-    as_virials = compare(fitted, _without_trace(_from_virials(file)[chosen]))
-    if (result.is_rough or as_virials.is_rough) and not result.is_plausible:
-        yield found(
-            "suspicious-stress",
-            file.file,
-            f"a pair interaction fitted to the forces of {len(chosen)} structures gives {result.ratio:.3g} times the "
-            f"labeled stress without its trace (correlation {abs(result.correlation):.2f}); it looks as if "
-            f"{_pair_reason(result, as_virials)}",
-        )
-
-
-def _pair_reason(result: Comparison, as_virials: Comparison) -> str:
-    reasons = [explain(result.ratio, STRESS_EXPLANATIONS, EXPLAINED_WITHIN)]
-    if _is_one(as_virials):
-        reasons.append(_virials_reason(as_virials))
-    return " or ".join(reason for reason in reasons if reason) or "the sign or the unit is another one"
 
 
 def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iterator[Finding]:
@@ -177,9 +144,8 @@ def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iter
     if correlation < _IN_ORDER or as_given > correlation - _BETTER_BY:
         return
     written = " ".join(_OFF_DIAGONAL_NAMES[best.index(place)] for place in range(3))
-    yield found(
+    yield file.found(
         "swapped-stress",
-        file.file,
         f"the stress goes with the forces if its last three components are taken as {written} (correlation "
         f"{correlation:.2f}) instead of yz xz xy ({as_given:.2f})",
     )
@@ -198,10 +164,4 @@ def check_virials(file: FlatFile) -> Iterator[Finding]:
     result = compare(virials, -file.volumes[bad, None, None] * file.stresses[bad])
     sign = "; the sign of one of them is opposite" if result.is_clear and -1.6 < result.ratio < -0.6 else ""
     times = f"they are {result.ratio:.4g} times that{sign}" if result.is_clear else "they are unrelated to it"
-    yield found(
-        "contradicting-virials",
-        file.file,
-        f"{'has' if len(bad) == 1 else 'have'} virials that are not -volume * stress ({times})",
-        file.places(bad),
-        len(file),
-    )
+    yield file.found("contradicting-virials", f"have virials that are not -volume * stress ({times})", bad)

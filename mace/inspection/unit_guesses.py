@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mace.inspection.findings import Finding
+from mace.inspection.flat import FlatFile
 from mace.units import BOHR, GIGAPASCAL, HARTREE, KCAL_PER_MOL, KILOBAR, KJ_PER_MOL
 
 FEWEST_PAIRS = 5
@@ -123,6 +125,26 @@ def _compare(measured: np.ndarray, expected: np.ndarray) -> Comparison:
         return Comparison(math.nan, 0.0, len(measured))
     correlation = float(measured @ expected) / (size * other)
     return Comparison(math.copysign(size / other, correlation), correlation, len(measured))
+
+
+def contradiction(file: FlatFile, label: str, pairs: str, result: Comparison, reason: str | None) -> Finding:
+    """Write that energies do not change by what a label says.
+
+    Args:
+        file: The structures.
+        label: ``forces`` or ``stress``.
+        pairs: What is compared, pairs of these.
+        result: How both compare.
+        reason: What would explain it.
+    """
+    name = f"{'contradicting' if reason and result.is_overwhelming else 'suspicious'}-{label}"
+    says = "the forces say" if label == "forces" else "the stress says"
+    guess = f"; it looks as if {reason}" if reason else ""
+    return file.found(
+        name,
+        f"over {result.count} pairs of {pairs}, energies change by {result.ratio:.4g} times what {says} (correlation "
+        f"{abs(result.correlation):.3f}){guess}",
+    )
 
 
 def explain(ratio: float, explanations: Mapping[str, float], within: float = _NAMED_WITHIN) -> str | None:

@@ -18,18 +18,22 @@ def default_head(names: Sequence[str]) -> str | None:
     return names[0] if len(names) == 1 else next((name for name in names if name.lower() == "default"), None)
 
 
-def find_head(names: Sequence[str], head: str | None, place: str) -> str:
+def find_head(names: Sequence[str], head: str | int | None, place: str) -> str:
     """Return the name of the head that is meant.
 
     Args:
         names: The heads there are; a single one is meant by ``default`` too.
-        head: What was asked for; None for `default_head`.
+        head: What was asked for, by name or number; None for `default_head`.
         place: What has the model, for messages.
 
     Raises:
         UserError: If there is no such head, or none is named and none is the default.
     """
     listed = ", ".join(names)
+    if isinstance(head, int):
+        if not 0 <= head < len(names):
+            raise UserError(f"{place}: there is no head {head}; the heads are 0 to {len(names) - 1} ({listed}).")
+        return names[head]
     if head is None and (head := default_head(names)) is None:
         raise UserError(
             f"{place}: the model has {len(names)} heads ({listed}), and none is called default; choose one with "

@@ -84,8 +84,8 @@ class MACE(nn.Module):
         self.repulsion = NuclearRepulsion(plan) if plan.pair_repulsion else None
         self.interactions = nn.ModuleList(Interaction(plan, layer) for layer in range(plan.n_layers))
         self.products = nn.ModuleList(Product(plan, layer) for layer in range(plan.n_layers))
-        self.readouts = nn.ModuleList(_energy_readouts(plan) if plan.predicts_energy else ())
-        self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if plan.predicts_dipole else ())
+        self.readouts = nn.ModuleList(_energy_readouts(plan) if "energy" in plan.outputs else ())
+        self.dipole_readouts = nn.ModuleList(_dipole_readouts(plan) if "dipole" in plan.outputs else ())
         self.conditions = ConditionChannels(plan) if plan.conditions else None
         self.condition_readout = _of_heads(plan, lambda: LinearReadout(n)) if plan.condition_readout else None
         self.every_head = plan.every_head
@@ -267,7 +267,7 @@ class MACE(nn.Module):
 
     def _energies(self, layers: list[dict[int, Tensor]], lengths: Tensor, graph: Graph) -> Tensor | None:
         """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
-        if not self.plan.predicts_energy:
+        if "energy" not in self.plan.outputs:
             return None
         energies = self._repulsion(lengths, graph)
         for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
@@ -285,7 +285,7 @@ class MACE(nn.Module):
 
     def _dipoles(self, layers: list[dict[int, Tensor]]) -> Tensor | None:
         """Read the dipoles out of all layers that have a readout, rows in order of element, ``[atoms, 3]``."""
-        if not self.plan.predicts_dipole:
+        if "dipole" not in self.plan.outputs:
             return None
         dipoles = layers[0][1].new_zeros(layers[0][1].shape[:2])
         for readout, features in zip(self.dipole_readouts, layers, strict=False):

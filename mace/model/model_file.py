@@ -33,6 +33,7 @@ from mace.errors import UserError
 from mace.files.durable import write_durably
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan, first_problem
+from mace.properties import ASCII, COMPARED, PROPERTIES
 
 FORMAT_VERSION = 1
 """Version of the files written; a change that older programs would misread raises it."""
@@ -40,13 +41,7 @@ FORMAT_VERSION = 1
 METADATA_KEY = "mace"
 """The entry of the safetensors metadata that holds the document."""
 
-UNITS = {
-    "energy": "eV",
-    "length": "Angstrom",
-    "forces": "eV/Angstrom",
-    "stress": "eV/Angstrom^3",
-    "dipole": "e*Angstrom",
-}
+UNITS = {"length": "Angstrom", **{name: PROPERTIES[name].unit.translate(ASCII) for name in COMPARED}}
 """What the numbers of every model file mean."""
 
 Document = dict[str, Any]

@@ -15,18 +15,26 @@ from pydantic import (
 )
 
 from mace.conditions import Condition
+from mace.properties import PROPERTIES, predicted_with
 from mace.structures.configuration import DEFAULT_HEAD
 
 MAX_L = 4
 """Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
 
 
-WITH_ENERGY = ("MACE", "ScaleShiftMACE", "EnergyDipolesMACE")
-"""Models that have energies, and with them forces, stress and virials."""
+OUTPUTS = {
+    "MACE": predicted_with("energy"),
+    "ScaleShiftMACE": predicted_with("energy"),
+    "AtomicDipolesMACE": predicted_with("dipole"),
+    "EnergyDipolesMACE": predicted_with("energy", "dipole"),
+}
+"""What each kind of model predicts of `mace.properties.PROPERTIES`, by the word of the command line."""
 
-WITH_DIPOLE = ("AtomicDipolesMACE", "EnergyDipolesMACE")
-"""Models that have dipoles."""
-
+DEGREES_READ = {
+    model: {len(PROPERTIES[name].shape) for name in outputs if not PROPERTIES[name].derivative_of}
+    for model, outputs in OUTPUTS.items()
+}
+"""Degrees of the features that its readouts read: 0 for numbers, 1 for vectors."""
 
 LARGEST_CUTOFF = 100.0
 """Beyond it, in any unit of length that models are trained in, every atom would be a neighbor of all others."""
@@ -183,15 +191,16 @@ class ModelPlan(BaseModel):
             raise ValueError("correlation orders lie between 1 and 4")
         if any(len(head.reference_energies) != self.n_reference_energies for head in self.every_head):
             raise ValueError("one reference energy per element is needed, none where no energy is predicted")
-        if self.predicts_dipole and 1 not in self.hidden_l:
+        reads_numbers, reads_vectors = 0 in DEGREES_READ[self.model], 1 in DEGREES_READ[self.model]
+        if reads_vectors and 1 not in self.hidden_l:
             raise ValueError("a dipole needs hidden features of degree 1")
-        if self.readout_vectors and not self.predicts_dipole or self.readout_channels and not self.predicts_energy:
+        if self.readout_vectors and not reads_vectors or self.readout_channels and not reads_numbers:
             raise ValueError("the last readout has widths for what the model does not predict")
-        if self.predicts_energy and not self.readout_channels:
+        if reads_numbers and not self.readout_channels:
             raise ValueError("the last readout of energies needs a width")
         if self.last_readout_only and self.n_layers == 1:
             raise ValueError("a last readout only needs several layers: in mace-torch one layer would have none")
-        if (self.last_readout_only or self.readout_biases) and self.predicts_dipole:
+        if (self.last_readout_only or self.readout_biases) and reads_vectors:
             raise ValueError("models of dipoles have a readout of every layer, without biases")
         if list(self.atomic_numbers) != sorted(set(self.atomic_numbers)):
             raise ValueError("atomic numbers must rise")
@@ -204,7 +213,7 @@ class ModelPlan(BaseModel):
         names = [head.name for head in self.heads]
         if len(names) == 1 or len(set(names)) < len(names):
             raise ValueError("several heads have different names, and one head is none of several")
-        if names and not self.predicts_energy:
+        if names and "energy" not in self.outputs:
             raise ValueError("heads are of energies")
         if names and (self.reference_energies, self.scale, self.shift) != ((), 1.0, 0.0):
             raise ValueError("reference energies, scale and shift are those of the heads where there are several")
@@ -222,20 +231,15 @@ class ModelPlan(BaseModel):
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError("every condition has a name of its own")
-        if names and self.predicts_dipole:
+        if names and "dipole" in self.outputs:
             raise ValueError("models of dipoles have no conditions")
         if self.condition_readout and not names:
             raise ValueError("there are no conditions whose energy could be read")
 
     @property
-    def predicts_energy(self) -> bool:
-        """Whether the model has energies, and with them forces, stress and virials."""
-        return self.model in WITH_ENERGY
-
-    @property
-    def predicts_dipole(self) -> bool:
-        """Whether the model has dipoles."""
-        return self.model in WITH_DIPOLE
+    def outputs(self) -> tuple[str, ...]:
+        """What the model predicts, of `mace.properties.PROPERTIES`."""
+        return OUTPUTS[self.model]
 
     @property
     def n_layers(self) -> int:
@@ -250,7 +254,7 @@ class ModelPlan(BaseModel):
     @property
     def n_reference_energies(self) -> int:
         """Number of reference energies of a head."""
-        return len(self.atomic_numbers) if self.predicts_energy else 0
+        return len(self.atomic_numbers) if "energy" in self.outputs else 0
 
     @property
     def every_head(self) -> tuple[HeadPlan, ...]:
@@ -268,7 +272,7 @@ class ModelPlan(BaseModel):
     @property
     def n_readout_heads(self) -> int:
         """How many readouts every layer has: heads of models of dipoles share theirs."""
-        return 1 if self.predicts_dipole else max(1, len(self.heads))
+        return 1 if "dipole" in self.outputs else max(1, len(self.heads))
 
     def of_head(self, head: int) -> ModelPlan:
         """Return the plan of a model of one head, a certain one of several."""
@@ -292,7 +296,7 @@ class ModelPlan(BaseModel):
 
     def l_out(self, layer: int) -> tuple[int, ...]:
         """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""
-        last = (0, 1) if self.predicts_dipole else (0,)
+        last = (0, 1) if 1 in DEGREES_READ[self.model] else (0,)
         return last if layer == self.n_layers - 1 else self.hidden_l
 
 

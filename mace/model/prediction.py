@@ -23,6 +23,7 @@ class Prediction:
     Attributes:
         energy: Total energy in eV, float64 where the device has it, ``[structures]``.
         atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
+        reference_energies: Reference energy of every atom in eV, ``[atoms]``.
         forces: eV/Angstrom, ``[atoms, 3]``.
         stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
@@ -32,15 +33,16 @@ class Prediction:
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
     """
 
-    energy: Tensor | None
-    atomic_energies: Tensor | None
-    forces: Tensor | None
-    stress: Tensor | None
-    virials: Tensor | None
+    energy: Tensor | None = None
+    atomic_energies: Tensor | None = None
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+    virials: Tensor | None = None
     dipole: Tensor | None = None
     atomic_dipoles: Tensor | None = None
     atomic_virials: Tensor | None = None
     features: list[dict[int, Tensor]] | None = None
+    reference_energies: Tensor | None = None
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
@@ -73,7 +75,7 @@ def predict(
         Energies, dipoles and the derivatives asked for.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
-    if not (forces or stress or atomic_virials) or not model.plan.predicts_energy:
+    if not (forces or stress or atomic_virials) or "energy" not in model.plan.outputs:
         with torch.set_grad_enabled(training):
             return _assemble(model, graph, vectors, None, features=features)
     vectors.requires_grad_(True)
@@ -119,32 +121,30 @@ def _assemble(
 ) -> Prediction:
     """Run the model, differentiate if ``keep_graph`` is not None, and collect."""
     output = model(graph, vectors)
-    dipole, atomic_dipoles = _dipoles(model, output, graph, keep_graph is not False)
-    layers = _features(output, graph) if features else None
+    found: dict[str, Any] = _dipoles(model, output, graph, keep_graph is not False)
+    if features:
+        found["features"] = _features(output, graph)
     if output.energies is None:
-        return Prediction(None, None, None, None, None, dipole, atomic_dipoles, features=layers)
+        return Prediction(**found)
     reference = model.reference_of_atoms(graph)
     atomic_energies = reference + output.energies.to(reference.dtype)
-    if keep_graph is None:
-        energy = sum_over_structures(atomic_energies, graph)
-        return Prediction(energy, atomic_energies, None, None, None, dipole, atomic_dipoles, features=layers)
-    with differentiating_by(Pass.GEOMETRY):
-        (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
-    if not keep_graph:
-        atomic_energies = atomic_energies.detach()
-        vectors = vectors.detach()
-    energy = sum_over_structures(atomic_energies, graph)
-    strain_gradient = _strain_gradient(gradient, vectors.detach(), graph) if stress else None
+    if keep_graph is not None:
+        with differentiating_by(Pass.GEOMETRY):
+            (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=keep_graph)
+        if not keep_graph:
+            atomic_energies = atomic_energies.detach()
+        if forces:
+            found["forces"] = _forces(gradient, graph)
+        if stress:
+            strain_gradient = _strain_gradient(gradient, vectors.detach(), graph)
+            found |= {"stress": _stress(strain_gradient, graph), "virials": -strain_gradient}
+        if atomic_virials:
+            found["atomic_virials"] = _atomic_virials(gradient, vectors.detach(), graph)
     return Prediction(
-        energy=energy,
+        energy=sum_over_structures(atomic_energies, graph),
         atomic_energies=atomic_energies,
-        forces=_forces(gradient, graph) if forces else None,
-        stress=None if strain_gradient is None else _stress(strain_gradient, graph),
-        virials=None if strain_gradient is None else -strain_gradient,
-        dipole=dipole,
-        atomic_dipoles=atomic_dipoles,
-        atomic_virials=_atomic_virials(gradient, vectors.detach(), graph) if atomic_virials else None,
-        features=layers,
+        reference_energies=reference,
+        **found,
     )
 
 
@@ -153,14 +153,14 @@ def _features(output: AtomicOutput, graph: Graph) -> list[dict[int, Tensor]]:
     return [{degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers]
 
 
-def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> tuple[Tensor | None, Tensor | None]:
+def _dipoles(model: MACE, output: AtomicOutput, graph: Graph, keep_graph: bool) -> dict[str, Tensor]:
     """Add up the dipoles of the atoms and the given charges times the positions; by structure and by atom."""
     if output.dipoles is None:
-        return None, None
+        return {}
     precision = model.reference_energies.dtype
     learned = output.dipoles.to(precision) if keep_graph else output.dipoles.detach().to(precision)
     of_charges = graph.charges.to(precision).unsqueeze(1) * graph.positions.to(precision)
-    return sum_over_structures(learned + of_charges, graph), learned
+    return {"dipole": sum_over_structures(learned + of_charges, graph), "atomic_dipoles": learned}
 
 
 def _forces(gradient: Tensor, graph: Graph) -> Tensor:

@@ -43,9 +43,12 @@ class Measured:
 
 
 MEASURED = tuple(
-    Measured(f"{row.suffix}_per_atom", row.name, f"m{row.shown_unit}", measures=("rmse", "mae"))
-    if row.extensive
-    else Measured(row.suffix, row.name, f"m{row.shown_unit}")
+    Measured(
+        row.shown_suffix,
+        row.name,
+        f"m{row.shown_unit}",
+        measures=("rmse", "mae") if row.extensive else ("rmse", "mae", "q95"),
+    )
     for row in map(PROPERTIES.__getitem__, PREDICTED)
 )
 """Errors that have a panel of their own."""

@@ -6,14 +6,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mace.errors import UserError
-from mace.pages.curves import Panel
+from mace.pages.curves import MEASURED, Measured, Panel
+from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.history import RunHistory
 from mace.reporting.records import read_records
 from mace.units import MILLI
@@ -33,42 +33,17 @@ _WORST_POINTS = 1_000
 _MOST_NAMED, _LONGEST_NAME = 6, 24
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """A metric that has a panel of its own: label and unit of its axis, and the factor to that unit."""
+_MATHTEXT = str.maketrans({"/": " / ", "\u00b7": " ", "\u00b2": "$^2$", "\u00b3": "$^3$"})
 
-    metric: str
-    label: str
-    factor: float = 1.0 / MILLI
-
-
-_CURVES = (
-    _Curve("rmse_e_per_atom", "RMSE energy (meV / atom)"),
-    _Curve("rmse_f", "RMSE forces (meV / Å)"),
-    _Curve("rmse_stress", "RMSE stress (meV / Å$^3$)"),
-    _Curve("rmse_virials_per_atom", "RMSE virials (meV / atom)"),
-    _Curve("rmse_mu_per_atom", "RMSE dipole (me Å / atom)"),
-)
-
-
-@dataclass(frozen=True)
-class _Quantity:
-    """Name, unit of the axes, unit of the errors and the factor between them for a parity plot."""
-
-    name: str
-    unit: str
-    error_unit: str
-    factor: float = 1.0 / MILLI
-
-
-_QUANTITIES = {
-    "energy": _Quantity("energy per atom", "eV / atom", "meV / atom"),
-    "interaction_energy": _Quantity("energy minus E0 per atom", "eV / atom", "meV / atom"),
-    "forces": _Quantity("force component", "eV / Å", "meV / Å"),
-    "stress": _Quantity("stress component", "eV / Å$^3$", "meV / Å$^3$"),
-    "virials": _Quantity("virial component", "eV", "meV"),
-    "dipole": _Quantity("dipole component", "e Å", "me Å"),
+_AXES = {
+    "energy": ("energy per atom", "eV / atom"),
+    "interaction_energy": ("energy minus E0 per atom", "eV / atom"),
+    **{
+        name: (PROPERTIES[name].title.lower().removesuffix("s"), PROPERTIES[name].unit.translate(_MATHTEXT))
+        for name in PREDICTED[1:]
+    },
 }
+"""Name and unit of the values in a parity plot; errors are in thousandths of the unit."""
 
 
 def plot_learning_curves(results_path: Path | str, output_path: Path | str, stage_two_epoch: int | None = None) -> None:
@@ -89,13 +64,13 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
     history = RunHistory.of(read_records(results_path))
     if not history.numbers():
         raise UserError(f"{results_path} has no record of an epoch, so there are no learning curves to draw.")
-    present = [curve for curve in _CURVES if history.has_metric(curve.metric)]
+    present = [measured for measured in MEASURED if history.has_metric(f"rmse_{measured.suffix}")]
     rates = {epoch: sums.rate for epoch, sums in sorted(history.epochs.items()) if sums.rate is not None}
     n_panels = 1 + len(present) + bool(rates)
     figure, axes = _panels(n_panels)
     _draw_loss(axes[0], history)
-    for axis, curve in zip(axes[1:], present, strict=False):
-        _draw_metric(axis, curve, history)
+    for axis, measured in zip(axes[1:], present, strict=False):
+        _draw_metric(axis, measured, history)
     if rates:
         axes[-1].plot(list(rates), list(rates.values()), color="black", linewidth=1.4, drawstyle="steps-mid")
         axes[-1].set_ylabel("learning rate")
@@ -156,7 +131,7 @@ def plot_parity(
     """
     _load_matplotlib()
     _check_parity_data(data)
-    properties = [name for name in _QUANTITIES if any(_has_values(sets, name) for sets in data.values())]
+    properties = [name for name in _AXES if any(_has_values(sets, name) for sets in data.values())]
     if not properties:
         raise ValueError("There are no labels and predictions to draw.")
     figure = _figure(4.4 * len(properties) + 0.2, 6.6)
@@ -167,7 +142,7 @@ def plot_parity(
             for set_name, sets in data.items()
             if _has_values(sets, name)
         }
-        _draw_parity(grid[0, column], grid[1, column], _QUANTITIES[name], pairs)
+        _draw_parity(grid[0, column], grid[1, column], *_AXES[name], pairs)
     figure.suptitle(title)
     _save(figure, output_path)
 
@@ -184,15 +159,16 @@ def _draw_loss(axis: Axes, history: RunHistory) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_metric(axis: Axes, curve: _Curve, history: RunHistory) -> None:
+def _draw_metric(axis: Axes, measured: Measured, history: RunHistory) -> None:
+    metric = f"rmse_{measured.suffix}"
     for color, (head, records) in _colored_heads(history):
-        epochs = [epoch for epoch in sorted(records) if records[epoch].get(curve.metric) is not None]
+        epochs = [epoch for epoch in sorted(records) if records[epoch].get(metric) is not None]
         if not epochs:
             continue
-        values = [records[epoch][curve.metric] * curve.factor for epoch in epochs]
+        values = [records[epoch][metric] * measured.factor for epoch in epochs]
         label = f"{_valid_label(head, history)}: best {min(values):.3g}, last {values[-1]:.3g}"
         _line(axis, epochs, values, label, color)
-    axis.set_ylabel(curve.label)
+    axis.set_ylabel(f"RMSE {measured.title} ({measured.unit.translate(_MATHTEXT)})")
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -219,13 +195,13 @@ def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | 
 
 
 def _draw_parity(
-    parity: Axes, errors: Axes, quantity: _Quantity, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    parity: Axes, errors: Axes, name: str, unit: str, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     origin, low, high = _frame_of([values for pair in pairs.values() for values in pair])
     for place, (set_name, (reference, prediction)) in enumerate(pairs.items()):
-        error = (prediction - reference) * quantity.factor
+        error = (prediction - reference) * (1.0 / MILLI)
         rmse = float(np.sqrt(np.mean(np.square(error))))
         shown = _points_to_draw(np.abs(error))
         count = f"{len(error)}" if len(shown) == len(error) else f"{len(shown)} of {len(error)} drawn"
@@ -234,7 +210,7 @@ def _draw_parity(
         order = 2.0 + 1.0 / len(error)
         size = _point_size(len(shown))
         style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0.0, "zorder": order}
-        label = f"{_shortened(set_name)}: RMSE {rmse:.3g} {quantity.error_unit} ({count})"
+        label = f"{_shortened(set_name)}: RMSE {rmse:.3g} m{unit} ({count})"
         if place == _MOST_NAMED and len(pairs) > _MOST_NAMED + 1:
             label = f"and {len(pairs) - _MOST_NAMED} more"
         parity.scatter(
@@ -248,10 +224,11 @@ def _draw_parity(
     parity.set_xlim(low, high)
     parity.set_ylim(low, high)
     errors.axhline(0.0, color="#444444", linewidth=0.8, zorder=1)
-    name = quantity.name if origin == 0.0 else f"{quantity.name} {'-' if origin > 0.0 else '+'} {abs(origin):.12g}"
-    parity.set_ylabel(f"predicted {name} ({quantity.unit})")
-    errors.set_ylabel(f"error ({quantity.error_unit})")
-    errors.set_xlabel(f"reference {name} ({quantity.unit})")
+    if origin != 0.0:
+        name = f"{name} {'-' if origin > 0.0 else '+'} {abs(origin):.12g}"
+    parity.set_ylabel(f"predicted {name} ({unit})")
+    errors.set_ylabel(f"error (m{unit})")
+    errors.set_xlabel(f"reference {name} ({unit})")
     for axis in (parity.xaxis, parity.yaxis, errors.xaxis):
         axis.set_major_locator(MaxNLocator(5))
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -305,8 +282,8 @@ def _other_set_color(set_name: str, names: list[str]) -> str:
 def _check_parity_data(data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> None:
     for set_name, properties in data.items():
         for name, (reference, prediction) in properties.items():
-            if name not in _QUANTITIES:
-                raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_QUANTITIES)}.")
+            if name not in _AXES:
+                raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_AXES)}.")
             if np.shape(reference) != np.shape(prediction):
                 shapes = f"{np.shape(reference)} and {np.shape(prediction)}"
                 raise ValueError(f"{set_name}: labels and predictions of {name} have shapes {shapes}.")

@@ -11,7 +11,9 @@ from mace.inspection.groups import Distribution
 from mace.inspection.inspection import DataReport
 from mace.reporting.history import RunHistory
 from mace.reporting.predictions import Predictions
+from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.worst import Suspect
+from mace.structures.configuration import DEFAULT_HEAD
 
 Condition = Literal["running", "finished", "stopped", "failed"]
 """``stopped`` is on request, ``failed`` with an error."""
@@ -138,6 +140,7 @@ class MeasuredStage:
         metrics: Errors by the name of the set, as in the error tables.
         predictions: Errors in every part of the data.
         worst: The structures with the largest errors, by property.
+        heads: Of the model.
     """
 
     stage: str
@@ -145,6 +148,17 @@ class MeasuredStage:
     metrics: Mapping[str, Mapping[str, float]]
     predictions: Predictions
     worst: Mapping[str, Sequence[Suspect]]
+    heads: Sequence[str] = (DEFAULT_HEAD,)
+
+    def metrics_of(self, group: str) -> dict[str, Mapping[str, float]]:
+        """Return the errors of the training or validation structures, ``train`` or ``valid``, by head."""
+        rows = {head: table_row(group, head) for head in self.heads}
+        return {head: self.metrics[row] for head, row in rows.items() if row in self.metrics}
+
+    def test_metrics(self) -> dict[str, Mapping[str, float]]:
+        """Return the errors of the test sets by their name."""
+        learned = {table_row(group, head) for group in ("train", "valid") for head in self.heads}
+        return {shown_name(row): values for row, values in self.metrics.items() if row not in learned}
 
 
 @dataclass

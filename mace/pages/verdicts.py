@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mace.pages.run_facts import MeasuredStage, RunFacts, RunState
+from mace.properties import COMPARED, PROPERTIES, Property
 from mace.reporting.history import RunHistory
 from mace.units import MILLI
 
@@ -30,12 +31,7 @@ SHIFTED = 0.8
 STILL_FALLING = 0.9
 """If the lowest loss of the last fifth of the evaluations is below this share of the lowest before, more would help."""
 
-_ERRORS = (
-    ("rmse_e_per_atom", "E", "meV/atom"),
-    ("rmse_f", "F", "meV/\u00c5"),
-    ("rmse_stress", "S", "meV/\u00c5\u00b3"),
-    ("rmse_mu_per_atom", "\u03bc", "me\u00b7\u00c5/atom"),
-)
+_ERRORS = {f"rmse_{PROPERTIES[name].shown_suffix}": PROPERTIES[name] for name in COMPARED}
 
 
 @dataclass(frozen=True)
@@ -78,14 +74,15 @@ def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
     return [first, *_of_history(facts, state), *_of_errors(state.stages), *_of_data(facts)]
 
 
-def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[str, float, float, float]]:
-    """Yield name of the error, its value in training and validation, and their ratio, for the last stage."""
-    if not stages:
-        return
-    train, valid = (stages[-1].metrics.get(f"{name}_Default", {}) for name in ("train", "valid"))
-    for metric, symbol, _ in _ERRORS:
-        if train.get(metric) and valid.get(metric):
-            yield symbol, train[metric], valid[metric], valid[metric] / train[metric]
+def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, float, float, float]]:
+    """Yield a property, its error in training and validation, and their ratio, for the last stage."""
+    for stage in stages[-1:]:
+        trained = stage.metrics_of("train")
+        for head, valid in stage.metrics_of("valid").items():
+            train = trained.get(head, {})
+            for metric, row in _ERRORS.items():
+                if train.get(metric) and valid.get(metric):
+                    yield row, train[metric], valid[metric], valid[metric] / train[metric]
 
 
 def _condition_level(state: RunState) -> Level:
@@ -104,28 +101,24 @@ def _best_tile(state: RunState) -> Tile:
 def _error_tiles(state: RunState) -> Iterator[Tile]:
     """Show errors of the test sets if there are some, else of the validation set."""
     if state.stages:
-        metrics = state.stages[-1].metrics
-        tests = {name: values for name, values in metrics.items() if name not in ("train_Default", "valid_Default")}
-        name, shown = _largest(tests) if tests else ("validation", metrics.get("valid_Default", {}))
-        if len(tests) > 1:
-            name = f"worst of {len(tests)} test sets"
-        elif tests:
-            name = "test"
+        tests = state.stages[-1].test_metrics()
+        shown: Mapping[str, Any] = _largest(tests or state.stages[-1].metrics_of("valid"))
+        name = f"worst of {len(tests)} test sets" if len(tests) > 1 else "test" if tests else "validation"
     else:
         name, shown = "validation, lowest loss", _best_record(state)
-    for metric, symbol, unit in _ERRORS:
+    for metric, row in _ERRORS.items():
         if shown.get(metric) is not None:
-            yield Tile(f"RMSE {symbol}, {name}", f"{shown[metric] / MILLI:.3g}", unit)
+            yield Tile(f"RMSE {row.symbol}, {name}", f"{shown[metric] / MILLI:.3g}", f"m{row.shown_unit}")
 
 
-def _largest(sets: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
+def _largest(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Take the largest of each error over several sets."""
     found: dict[str, float] = {}
     for values in sets.values():
-        for metric, _, _ in _ERRORS:
+        for metric in _ERRORS:
             if values.get(metric) is not None:
-                found[metric] = max(found.get(metric, 0.0), values[metric])
-    return "test", found
+                found[metric] = max(found.get(metric, values[metric]), values[metric])
+    return found
 
 
 def _best_record(state: RunState) -> Mapping[str, Any]:
@@ -138,9 +131,9 @@ def _gap_tile(state: RunState) -> Tile:
     ratios = list(overfit_ratios(state.stages))
     if not ratios:
         return Tile("overfit", "")
-    symbol, _, _, ratio = max(ratios, key=lambda entry: entry[3])
+    row, _, _, ratio = max(ratios, key=lambda entry: entry[3])
     level: Level = "warning" if ratio > OVERFIT else "good"
-    return Tile("validation / training error", f"{ratio:.2f}", f"RMSE {symbol}", level)
+    return Tile("validation / training error", f"{ratio:.2f}", f"RMSE {row.symbol}", level)
 
 
 def _speed_tile(history: RunHistory) -> Tile:
@@ -207,26 +200,24 @@ def _of_gradients(history: RunHistory) -> Iterator[Verdict]:
 
 
 def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
-    for symbol, train, valid, ratio in overfit_ratios(stages):
+    for row, train, valid, ratio in overfit_ratios(stages):
         if ratio > OVERFIT:
             numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
             yield Verdict(
                 "warning",
-                f"The error of {_words(symbol)} is {ratio:.1f} times larger in validation than in training, {numbers}: "
-                "more data, a smaller model or fewer epochs would narrow it.",
+                f"The error of {row.plural or row.name} is {ratio:.1f} times larger in validation than in training, "
+                f"{numbers}: more data, a smaller model or fewer epochs would narrow it.",
             )
     if not stages:
         return
     yield from _of_shift(stages[-1])
-    valid_metrics = stages[-1].metrics.get("valid_Default", {})
-    for name, values in stages[-1].metrics.items():
-        if name in ("train_Default", "valid_Default"):
-            continue
-        for metric, symbol, _ in _ERRORS:
+    valid_metrics = _largest(stages[-1].metrics_of("valid"))
+    for name, values in stages[-1].test_metrics().items():
+        for metric, row in _ERRORS.items():
             if values.get(metric) and valid_metrics.get(metric) and values[metric] > 3.0 * valid_metrics[metric]:
                 yield Verdict(
                     "note",
-                    f"Test set {name.removesuffix('_Default')}: the error of {_words(symbol)} is "
+                    f"Test set {name}: the error of {row.plural or row.name} is "
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
                 )
@@ -254,10 +245,6 @@ def _of_data(facts: RunFacts) -> Iterator[Verdict]:
     if count:
         plural = "" if count == 1 else "s"
         yield Verdict("note", f"The check of the data found {count} warning{plural}; they are listed under Data.")
-
-
-def _words(symbol: str) -> str:
-    return {"E": "energies", "F": "forces", "S": "stress"}.get(symbol, "dipoles")
 
 
 def duration(seconds: float) -> str:

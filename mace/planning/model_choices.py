@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mace.conditions import words_without_effect
 from mace.errors import UserError
-from mace.model.plan import WITH_ENERGY
+from mace.model.plan import DEGREES_READ
 from mace.planning.model_plan import overruled_features, read_irreps
+from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings, provided
 from mace.settings.unsupported import inert_notes
 
-LOSS_OF_DIPOLE_MODEL = {"AtomicDipolesMACE": "dipole", "EnergyDipolesMACE": "energy_forces_dipole"}
-"""The loss of each model of dipoles."""
 
-_TABLES = {
-    "AtomicDipolesMACE": ("DipoleRMSE", "DipoleMAE"),
-    "EnergyDipolesMACE": (
-        *("EnergyDipoleRMSE", "DipoleRMSE", "DipoleMAE", "PerAtomRMSE", "TotalRMSE", "PerAtomMAE", "TotalMAE"),
-        *("PerAtomRMSEstressvirials", "PerAtomMAEstressvirials"),
+@dataclass(frozen=True)
+class _Kind:
+    """What follows from a kind of model for its other settings.
+
+    Attributes:
+        reads: What it reads out that models of energies do not.
+        loss: Its loss.
+        tables: Its error tables, the one that is shown by itself first.
+        without_effect: Settings that mace-torch takes for it and does not look at.
+    """
+
+    reads: str
+    loss: str
+    tables: tuple[str, ...]
+    without_effect: tuple[str, ...]
+
+
+_OF_ENERGIES = (
+    *("PerAtomRMSE", "TotalRMSE", "PerAtomMAE", "TotalMAE"),
+    *("PerAtomRMSEstressvirials", "PerAtomMAEstressvirials"),
+)
+"""The error tables of models of energies."""
+
+_KINDS = {
+    "AtomicDipolesMACE": _Kind(
+        "dipole",
+        "dipole",
+        ("DipoleRMSE", "DipoleMAE"),
+        ("E0s", "scaling", "mean", "std", "compute_stress", "pair_repulsion"),
+    ),
+    "EnergyDipolesMACE": _Kind(
+        "dipole",
+        "energy_forces_dipole",
+        ("EnergyDipoleRMSE", "DipoleRMSE", "DipoleMAE", *_OF_ENERGIES),
+        ("scaling", "mean", "std"),
     ),
 }
-"""The error tables of each model of dipoles, the one that is shown by itself first."""
-
-_WITHOUT_EFFECT = {
-    "AtomicDipolesMACE": ("E0s", "scaling", "mean", "std", "compute_stress", "pair_repulsion"),
-    "EnergyDipolesMACE": ("scaling", "mean", "std"),
-}
-"""Settings that mace-torch takes for these models and does not look at."""
+"""The models that predict more or other things than energies and their derivatives."""
 
 
 def notes_on(settings: TrainingSettings) -> list[str]:
@@ -49,19 +74,19 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
         settings: What was typed.
 
     Returns:
-        The settings, completed for models of dipoles, and sentences for the log that say what was chosen.
+        The settings, completed for models of `_KINDS`, and sentences for the log that say what was chosen.
 
     Raises:
         UserError: If loss, error table or another setting do not fit the model.
     """
     if settings.use_last_readout_only:
         _check_last_readout(settings)
-    if settings.model not in LOSS_OF_DIPOLE_MODEL:
-        _refuse_dipoles(settings)
+    if settings.model not in _KINDS:
+        _refuse_other_kinds(settings)
         return settings, []
     given, notes, changes = provided(settings), list[str](), dict[str, str]()
-    loss, tables = LOSS_OF_DIPOLE_MODEL[settings.model], _TABLES[settings.model]
-    for name, allowed in (("loss", (loss,)), ("error_table", tables)):
+    kind = _KINDS[settings.model]
+    for name, allowed in (("loss", (kind.loss,)), ("error_table", kind.tables)):
         value = getattr(settings, name)
         if name not in given:
             changes[name] = allowed[0]
@@ -79,7 +104,7 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
                 f"--MLP_irreps='{settings.MLP_irreps}' leaves the last readout of --model={settings.model} without "
                 f"what it reads; it is taken as '{hidden}'"
             )
-    unused = [name for name in _WITHOUT_EFFECT[settings.model] if name in given]
+    unused = [name for name in kind.without_effect if name in given]
     notes += [f"--{name} has no effect on --model={settings.model}" for name in unused]
     completed = settings.model_copy(update=changes)
     # what was chosen here contradicts nobody: only what somebody gave counts as given
@@ -94,28 +119,31 @@ def _check_last_readout(settings: TrainingSettings) -> None:
             "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, which fails then; "
             "choose --num_interactions of at least 2, or remove the flag."
         )
-    if settings.model in LOSS_OF_DIPOLE_MODEL:
+    if 1 in DEGREES_READ[settings.model]:
         raise UserError(
             f"--use_last_readout_only: --model={settings.model} reads dipoles out of every layer; remove the flag."
         )
 
 
-def _refuse_dipoles(settings: TrainingSettings) -> None:
-    """Refuse losses and tables of dipoles with a model that has none."""
-    for model, loss in LOSS_OF_DIPOLE_MODEL.items():
-        if settings.loss == loss:
-            raise UserError(f"--loss={loss} needs a model of dipoles; add --model={model}, or choose another loss.")
-    if "Dipole" in settings.error_table:
-        raise UserError(
-            f"--error_table={settings.error_table} shows dipoles, which --model={settings.model} does not predict; "
-            "choose PerAtomRMSE, or a model of dipoles."
-        )
+def _refuse_other_kinds(settings: TrainingSettings) -> None:
+    """Refuse losses and tables of what a model of energies does not predict."""
+    for model, kind in _KINDS.items():
+        words = PROPERTIES[kind.reads].plural
+        if settings.loss == kind.loss:
+            raise UserError(
+                f"--loss={kind.loss} needs a model of {words}; add --model={model}, or choose another loss."
+            )
+        if settings.error_table in kind.tables and settings.error_table not in _OF_ENERGIES:
+            raise UserError(
+                f"--error_table={settings.error_table} shows {words}, which --model={settings.model} does not predict; "
+                f"choose PerAtomRMSE, or a model of {words}."
+            )
 
 
 def _complete_readout(settings: TrainingSettings) -> str:
-    """Give the hidden layer vectors, and scalars where there is an energy: as many as it has of the other."""
+    """Give the hidden layer the scalars and vectors that are read out: as many as it has of the other."""
     widths = {str(irrep): multiplicity for multiplicity, irrep in read_irreps("--MLP_irreps", settings.MLP_irreps)}
-    needed = ("0e", "1o") if settings.model in WITH_ENERGY else ("1o",)
+    needed = [("0e", "1o")[degree] for degree in sorted(DEGREES_READ[settings.model])]
     if not widths.keys() <= {"0e", "1o"} or all(widths.get(irrep, 0) for irrep in needed):
         return settings.MLP_irreps
     width = max(widths.values())

@@ -9,8 +9,8 @@ from mace.conditions import Condition
 from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
-from mace.model.plan import MAX_L, WITH_DIPOLE, WITH_ENERGY, InteractionPlan, ModelPlan
+from mace.graphs.dataset import Dataset
+from mace.model.plan import DEGREES_READ, MAX_L, OUTPUTS, InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling, Summary, choose_scaling
@@ -46,7 +46,7 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
             f"hidden features of degree {features.degrees[-1]} need --max_ell of at least {features.degrees[-1]}, "
             f"but it is {settings.max_ell}."
         )
-    if settings.model in WITH_DIPOLE and 1 not in features.degrees:
+    if 1 in DEGREES_READ[settings.model] and 1 not in features.degrees:
         raise UserError(
             f"--model={settings.model} needs vectors among the hidden features; choose --max_L of at least 1, or "
             "--hidden_irreps with 1o."
@@ -175,15 +175,15 @@ def readout_widths(settings: TrainingSettings) -> ReadoutWidths:
     Raises:
         UserError: If it asks for anything but scalars, or vectors where there are no dipoles.
     """
-    text, has_dipoles = settings.MLP_irreps, settings.model in WITH_DIPOLE
+    text, degrees = settings.MLP_irreps, DEGREES_READ[settings.model]
     terms = read_irreps("--MLP_irreps", text)
     widths = {str(irrep): multiplicity for multiplicity, irrep in terms}
-    allowed = ("0e", "1o") if has_dipoles else ("0e",)
+    allowed = ("0e", "1o") if 1 in degrees else ("0e",)
     if len(widths) != len(terms) or not widths.keys() <= set(allowed) or not all(widths.values()):
-        if has_dipoles:
+        if 1 in degrees:
             raise UserError(f"--MLP_irreps='{text}': write scalars and vectors, each once, as in '16x0e + 16x1o'.")
         raise UserError(f"--MLP_irreps='{text}': the readout has scalars only, write for example '16x0e'.")
-    return ReadoutWidths(widths.get("0e", 0) if settings.model in WITH_ENERGY else 0, widths.get("1o", 0))
+    return ReadoutWidths(widths.get("0e", 0) if 0 in degrees else 0, widths.get("1o", 0))
 
 
 def plan_model(
@@ -221,7 +221,7 @@ def plan_model(
         num_cutoff_basis=settings.num_cutoff_basis,
         distance_transform=settings.distance_transform,
         cutoff_after_network=not settings.apply_cutoff,
-        pair_repulsion=settings.pair_repulsion and settings.model in WITH_ENERGY,
+        pair_repulsion=settings.pair_repulsion and "energy" in OUTPUTS[settings.model],
         l_max=settings.max_ell,
         n_channels=features.n_channels,
         hidden_l=features.degrees,
@@ -247,7 +247,7 @@ def plan_model(
 
 def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
     """Measure scale and shift on the data, except where ``--std`` and ``--mean`` give them; dipoles have none."""
-    if settings.model in WITH_DIPOLE:
+    if "dipole" in OUTPUTS[settings.model]:
         return NO_SCALING
     measured = choose_scaling(summary, settings.scaling)
     return Scaling(
@@ -257,6 +257,6 @@ def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
     )
 
 
-def decide_neighbors(settings: TrainingSettings, train_set: GraphDataset) -> float:
+def decide_neighbors(settings: TrainingSettings, train_set: Dataset) -> float:
     """Measure the mean number of neighbors, unless it is given."""
     return train_set.average_neighbors() if settings.compute_avg_num_neighbors else settings.avg_num_neighbors

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mace.elements import ElementTable, covalent_radii
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
 from mace.kernels.compiler import CompilationError
 from mace.model.kernel_choice import compile_radial_tables
@@ -90,8 +90,7 @@ def largest_error(model: MACE, n_nodes: int) -> float:
         model.plan,
     )
     structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
-    dataset = GraphDataset(structures, ElementTable(plan.atomic_numbers), plan.r_max, heads=plan.head_names)
-    graph = dataset.graph(range(len(dataset)))
+    graph = graph_of_structures(structures, ElementTable(plan.atomic_numbers), plan.r_max, plan.head_names)
     from_networks = _of_atoms(exact, graph)
     return float((from_networks - _of_atoms(exact.use_radial_tables(n_nodes), graph)).abs().max())
 

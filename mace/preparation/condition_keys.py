@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mace.conditions import SETTABLE, Condition, read_specs
 from mace.errors import UserError
 from mace.finetuning.foundation import Foundation
-from mace.model.plan import WITH_DIPOLE
+from mace.model.plan import OUTPUTS
 from mace.settings import TrainingSettings, provided
 
 
@@ -44,7 +44,7 @@ def _described(settings: TrainingSettings) -> tuple[Condition, ...]:
     """Read what was typed."""
     if settings.embedding_specs is None:
         return ()
-    if settings.model in WITH_DIPOLE:
+    if "dipole" in OUTPUTS[settings.model]:
         raise UserError(
             f"--embedding_specs: models of dipoles have no conditions; remove it, or choose another --model than "
             f"{settings.model}."

@@ -12,7 +12,7 @@ from mace.console.progress import TrainingProgress
 from mace.finetuning.foundation import Foundation
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
-from mace.model.plan import WITH_ENERGY
+from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import ways_out
 from mace.reporting.document import write_text
@@ -63,7 +63,7 @@ def inspect_data(
         ways_out=ways_out(losses),
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
-        needs_E0s=settings.model in WITH_ENERGY,
+        needs_E0s="energy" in OUTPUTS[settings.model],
         atomic_numbers=settings.atomic_numbers,
         allow=check_allowed(settings.allow),
     )

@@ -17,16 +17,18 @@ from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import Foundation, foundation_plan
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.inspection.inspection import DataReport
-from mace.model.plan import WITH_DIPOLE, WITH_ENERGY, ModelPlan, first_problem
+from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import Losses, ways_out, with_labels
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
 from mace.preparation.data_report import DataSets, inspect_data, tell_report
+from mace.reporting.set_names import table_row
 from mace.reporting.tables import contents_line, residual_table
 from mace.settings import TrainingSettings
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.labels import LabelReport, require_labels
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
@@ -68,7 +70,7 @@ class Preparation:
         plan: The plan of the model.
         energies: Reference energies and where they come from; None for a model without energies.
         train: Graphs to learn from.
-        valid: Graphs to validate with.
+        valid: Graphs to validate with, by head.
         tests: Graphs to test on, by name.
         digests: SHA-256 of each training and validation file.
         losses: The losses of the stages, without terms that no structure has labels for.
@@ -77,12 +79,20 @@ class Preparation:
 
     plan: ModelPlan
     energies: ReferenceEnergies | None
-    train: GraphDataset
-    valid: GraphDataset
-    tests: dict[str, GraphDataset]
+    train: Dataset
+    valid: dict[str, Dataset]
+    tests: dict[str, Dataset]
     digests: dict[str, str]
     losses: Losses
     report: DataReport | None = None
+
+    def sets(self) -> dict[str, tuple[str, Dataset]]:
+        """Return the role of each set, ``train``, ``valid`` or ``test``, and its graphs, by its row in error tables."""
+        return {
+            table_row("train", DEFAULT_HEAD): ("train", self.train),
+            **{table_row("valid", head): ("valid", dataset) for head, dataset in self.valid.items()},
+            **{name: ("test", dataset) for name, dataset in self.tests.items()},
+        }
 
     @property
     def digest(self) -> str:
@@ -208,7 +218,7 @@ def _named_tests(results: Mapping[str, ReadResult]) -> dict[str, list[Configurat
     tests: dict[str, list[Configuration]] = {}
     for name, result in results.items():
         for configuration in result.configurations:
-            by_type = f"{configuration.config_type}_{configuration.head}"
+            by_type = table_row(configuration.config_type, configuration.head)
             tests.setdefault(name or by_type, []).append(configuration)
     return tests
 
@@ -281,11 +291,13 @@ def decide(
     energies, scaling = _decide_energies(settings, structures, elements, foundation)
     if energies is not None:
         elements = ElementTable(tuple(sorted(energies.energies)))
-    if settings.model in WITH_DIPOLE:
+    if "dipole" in OUTPUTS[settings.model]:
         _tell_charges([*structures.train, *structures.valid])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
     train = build_dataset(structures.train, elements, r_max, progress, "Neighbors of the training set")
-    valid = build_dataset(structures.valid, elements, r_max, progress, "Neighbors of the validation set")
+    valid = {
+        DEFAULT_HEAD: build_dataset(structures.valid, elements, r_max, progress, "Neighbors of the validation set")
+    }
     tests = {  # before training, so that nothing in them can spoil its end
         name: build_dataset(configurations, elements, r_max, progress, f"Neighbors of {name}")
         for name, configurations in structures.tests.items()
@@ -298,7 +310,7 @@ def decide(
     if foundation is not None:
         plan = foundation_plan(settings, foundation, plan, train)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
     return Preparation(plan, energies, train, valid, tests, structures.digests, losses)
 
@@ -307,7 +319,7 @@ def _decide_energies(
     settings: TrainingSettings, structures: Structures, elements: ElementTable, foundation: Foundation | None
 ) -> tuple[ReferenceEnergies | None, Scaling]:
     """Find reference energies, scale and shift, for a model that has energies."""
-    if settings.model not in WITH_ENERGY:
+    if "energy" not in OUTPUTS[settings.model]:
         return None, NO_SCALING
     energies = _reference_energies(settings, structures, elements, foundation)
     _tell_energies(energies)
@@ -342,13 +354,13 @@ def build_dataset(
     r_max: float,
     progress: TrainingProgress,
     description: str,
-) -> GraphDataset:
+) -> Dataset:
     """Search the neighbors of all structures, with progress."""
 
     def tracked(items: Sequence[Configuration]) -> Iterable[Configuration]:
         return progress.track(items, description)
 
-    return GraphDataset(configurations, elements, r_max, tracked)
+    return InMemoryDataset(configurations, elements, r_max, tracked)
 
 
 def _element_table(settings: TrainingSettings, structures: Structures) -> ElementTable:
@@ -390,7 +402,7 @@ def _tell_energies(energies: ReferenceEnergies) -> None:
     """Log the reference energies and what is worth noting; the report on the data has said what is wrong with them."""
     _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
     shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
-    _LOGGER.info("Atomic Energies used (z: eV) for head Default: {%s}", shown)
+    _LOGGER.info("Atomic Energies used (z: eV) for head %s: {%s}", DEFAULT_HEAD, shown)
     if energies.residuals:
         _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
     for note in energies.notes:

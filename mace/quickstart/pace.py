@@ -15,7 +15,8 @@ import torch
 
 from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.batch_plan import BatchPlan
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.preparation.data_report import DataSets
@@ -102,7 +103,10 @@ def measure_pace(
     step, n_steps = _time_steps(state, preparation, losses[0], settings)
     per_edge = _time_evaluation(state, preparation, losses[0], settings)
     scale = _Scale(sets, preparation, settings)
-    edges = scale.train * preparation.train.n_edges, scale.valid * preparation.valid.n_edges
+    edges = (
+        scale.train * preparation.train.n_edges,
+        scale.valid * sum(valid.n_edges for valid in preparation.valid.values()),
+    )
     tests = sum(dataset.n_edges for dataset in preparation.tests.values())
     return Pace(
         prepare=seconds * scale.train,
@@ -133,7 +137,7 @@ class _Scale:
         self.training_structures = total - valid
         self.train = max(1.0, self.training_structures / len(preparation.train))
         n_valid = valid if sets.validation is None else len(sets.validation.configurations)
-        self.valid = max(1.0, n_valid / len(preparation.valid))
+        self.valid = max(1.0, n_valid / sum(map(len, preparation.valid.values())))
         n_tests = sum(len(result.configurations) for result in sets.tests.values())
         self.tests = max(1.0, n_tests / max(1, sum(len(dataset) for dataset in preparation.tests.values())))
 
@@ -161,8 +165,9 @@ def _time_steps(
     limit = EdgeLimit(settings.max_edges_per_batch, "training")
     steps = BatchStep(state, dataset, limit, settings, Team())
     state.optimizer_mode("train")
-    order = np.random.default_rng([settings.seed, 0]).permutation(len(dataset))
-    size = min(settings.batch_size, len(dataset))
+    plan = BatchPlan(len(dataset), settings.seed, settings.batch_size)
+    epoch = list(plan.steps(0))
+    order, size = np.concatenate(epoch), len(epoch[0])
     spent, edges, done = 0.0, 0, 0
     steps.take(order[:size], loss, (False, False)).read()  # to warm up: the first one is slow
     while done < FEWEST_STEPS or (spent < ENOUGH_SECONDS and done < _MOST_STEPS):
@@ -172,17 +177,16 @@ def _time_steps(
         spent += time.perf_counter() - start
         edges += int(dataset.edges_of(structures).sum())
         done += 1
-    per_epoch = -(-len(dataset) // settings.batch_size)
-    return spent * max(dataset.n_edges, 1) / max(edges, 1) / per_epoch, done
+    return spent * max(dataset.n_edges, 1) / max(edges, 1) / plan.steps_per_epoch, done
 
 
 def _time_evaluation(state: TrainingState, preparation: Preparation, loss: Loss, settings: TrainingSettings) -> float:
     """Evaluate structures of the validation set; return seconds for each edge."""
-    dataset = preparation.valid
+    dataset = next(iter(preparation.valid.values()))
     most = _MOST_EVALUATED * settings.valid_batch_size
     if len(dataset) > most:
         elements = ElementTable(preparation.plan.atomic_numbers)
-        dataset = GraphDataset(dataset.configurations[:most], elements, dataset.r_max)
+        dataset = InMemoryDataset(dataset[:most], elements, dataset.r_max)
     state.optimizer_mode("eval")
     spent = []
     for _ in range(2):

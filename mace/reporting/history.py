@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-DEFAULT_HEAD = "Default"
+from mace.structures.configuration import DEFAULT_HEAD
+
 _PHASE = "time_"
 
 

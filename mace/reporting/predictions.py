@@ -177,7 +177,7 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapp
         names.append((OTHER, "test"))
     found = []
     for name in PREDICTED:
-        if name == "virials" and any("stress" in one.compared for one in sets):
+        if PROPERTIES[name].derived and any("stress" in one.compared for one in sets):
             continue
         if any(name in one.compared for one in sets):
             found.append(_of_property(name, sets, numbered, reference_energies))

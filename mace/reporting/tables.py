@@ -21,6 +21,7 @@ from mace.units import DEBYE, MILLI
 
 _PER_MILLI = 1.0 / MILLI
 _TO_MILLIDEBYE = 1.0 / (DEBYE * MILLI)
+_UNITS_OF_MACE_TORCH = str.maketrans({"/": " / ", "\u00b7": " ", "\u00c5": "A", "\u00b2": "^2", "\u00b3": "^3"})
 MISSING_IN_TABLE = "-"
 MISSING_IN_LINE = "n/a"
 
@@ -97,19 +98,13 @@ class ErrorTable:
         return [phrase for phrase in found if phrase is not None]
 
 
-def _energy(kind: str) -> Column:
-    metric = f"{kind.lower()}_e"
-    return Column(f"{kind} E / meV", (metric,), 1, phrases=(Phrase(f"{kind}_E", metric, "meV"),))
-
-
-def _energy_per_atom(kind: str) -> Column:
-    metric = f"{kind.lower()}_e_per_atom"
-    return Column(f"{kind} E / meV / atom", (metric,), 1, phrases=(Phrase(f"{kind}_E_per_atom", metric, "meV"),))
-
-
-def _forces(kind: str) -> Column:
-    metric = f"{kind.lower()}_f"
-    return Column(f"{kind} F / meV / A", (metric,), 1, phrases=(Phrase(f"{kind}_F", metric, "meV / A"),))
+def _error(kind: str, name: str, per_atom: bool = False) -> Column:
+    """Show an error of a property in thousandths of its unit."""
+    row = PROPERTIES[name]
+    symbol, unit = row.suffix.upper(), f"m{row.unit.translate(_UNITS_OF_MACE_TORCH)}"
+    metric = f"{kind.lower()}_{row.suffix}{'_per_atom' * per_atom}"
+    phrase = Phrase(f"{kind}_{symbol}{'_per_atom' * per_atom}", metric, unit)
+    return Column(f"{kind} {symbol} / {unit}{' / atom' * per_atom}", (metric,), 1, phrases=(phrase,))
 
 
 def _relative(kind: str, symbol: str, word: str = "relative", digits: int = 2) -> Column:
@@ -150,16 +145,16 @@ _POLARIZABILITY = Column(
 )
 _RMSE_VIRIALS = Phrase("RMSE_virials_per_atom", "rmse_virials_per_atom", "meV")
 _MAE_VIRIALS = Phrase("MAE_virials", "mae_virials", "meV")
-_PER_ATOM_RMSE = (_energy_per_atom("RMSE"), _forces("RMSE"), _relative("RMSE", "F"))
-_PER_ATOM_MAE = (_energy_per_atom("MAE"), _forces("MAE"), _relative("MAE", "F"))
+_PER_ATOM_RMSE = (_error("RMSE", "energy", per_atom=True), _error("RMSE", "forces"), _relative("RMSE", "F"))
+_PER_ATOM_MAE = (_error("MAE", "energy", per_atom=True), _error("MAE", "forces"), _relative("MAE", "F"))
 
 ERROR_TABLES: dict[str, ErrorTable] = {
     "PerAtomRMSE": ErrorTable(_PER_ATOM_RMSE),
-    "TotalRMSE": ErrorTable((_energy("RMSE"), _forces("RMSE"), _relative("RMSE", "F"))),
+    "TotalRMSE": ErrorTable((_error("RMSE", "energy"), _error("RMSE", "forces"), _relative("RMSE", "F"))),
     "PerAtomRMSEstressvirials": ErrorTable((*_PER_ATOM_RMSE, _stress("RMSE", _RMSE_VIRIALS))),
     "PerAtomMAEstressvirials": ErrorTable((*_PER_ATOM_MAE, _stress("MAE", _MAE_VIRIALS))),
     "PerAtomMAE": ErrorTable(_PER_ATOM_MAE),
-    "TotalMAE": ErrorTable((_energy("MAE"), _forces("MAE"), _relative("MAE", "F"))),
+    "TotalMAE": ErrorTable((_error("MAE", "energy"), _error("MAE", "forces"), _relative("MAE", "F"))),
     "DipoleRMSE": ErrorTable((_dipole("RMSE", "MU", 2), _relative("RMSE", "MU", digits=1))),
     "DipoleMAE": ErrorTable((_dipole("MAE", "MU", 2), _relative("MAE", "MU", digits=1))),
     "DipolePolarRMSE": ErrorTable(
@@ -167,8 +162,8 @@ ERROR_TABLES: dict[str, ErrorTable] = {
     ),
     "EnergyDipoleRMSE": ErrorTable(
         (
-            _energy_per_atom("RMSE"),
-            _forces("RMSE"),
+            _error("RMSE", "energy", per_atom=True),
+            _error("RMSE", "forces"),
             _relative("RMSE", "F", "rel", 1),
             _dipole("RMSE", "Mu", 1),
             _relative("RMSE", "MU", "rel", 1),
@@ -176,6 +171,29 @@ ERROR_TABLES: dict[str, ErrorTable] = {
     ),
 }
 """What every choice of ``--error_table`` shows; metrics are in eV, Angstrom and e*Angstrom."""
+
+
+_TABLES_OF = {"energy": "PerAtom", "dipole": "Dipole"}
+"""How the names of the tables begin that show what models read out; those of the measures follow."""
+
+
+def tables_of(outputs: Sequence[str], measure: str, stress: bool) -> list[str]:
+    """List the tables that show every error of what a model predicts.
+
+    Args:
+        outputs: What it predicts, of `mace.properties.PROPERTIES`.
+        measure: ``RMSE`` or ``MAE``.
+        stress: Whether to show that of the stress with those of energy and forces.
+    """
+    found = [f"{start}{measure}" for name, start in _TABLES_OF.items() if name in outputs]
+    return [f"{table}stressvirials" if stress and table.startswith("PerAtom") else table for table in found]
+
+
+def tables_in_brief(outputs: Sequence[str], stress: bool) -> list[str]:
+    """List the same for RMSE, with energies and dipoles in one table."""
+    if not {"energy", "dipole"} <= set(outputs):
+        return tables_of(outputs, "RMSE", stress)
+    return ["EnergyDipoleRMSE", *(["PerAtomRMSEstressvirials"] if stress else [])]
 
 
 def find_error_table(kind: str) -> ErrorTable:

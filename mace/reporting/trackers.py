@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mace.errors import RunInterrupted, UserError
 from mace.settings import TrainingSettings
+from mace.structures.configuration import DEFAULT_HEAD
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def scalars(record: Record) -> dict[str, float]:
     {'train/loss': 0.5, 'epoch': 3}
     """
     group = "train" if record.get("mode") == "opt" else "valid"
-    if record.get("head") not in (None, "Default"):
+    if record.get("head") not in (None, DEFAULT_HEAD):
         group += f"/{record['head']}"
     found = {f"{group}/{key}": value for key, value in record.items() if key not in _NOT_SCALARS and is_number(value)}
     return found | ({"epoch": record["epoch"]} if is_number(record.get("epoch")) else {})

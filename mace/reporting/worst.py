@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mace.properties import PROPERTIES
 from mace.reporting.predictions import Compared, PredictedSet, per_atom_values
 from mace.structures.configuration import Configuration
 
@@ -52,7 +53,7 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[i
     scores = [{name: _scores(name, one, reference_energies) for name in one.compared} for one in sets]
     lists: dict[str, list[Suspect]] = {}
     known: dict[tuple[int, int], Suspect] = {}
-    for name in dict.fromkeys(name for found in scores for name in found if name != "virials"):
+    for name in dict.fromkeys(name for found in scores for name in found if not PROPERTIES[name].derived):
         for role in dict.fromkeys(one.role for one in sets):
             places = [place for place, one in enumerate(sets) if one.role == role and name in scores[place]]
             for place, structure in _worst([scores[place][name] for place in places], places):

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from mace.elements import chemical_symbol
 from mace.model.mace import MACE
+from mace.preparation.preparation import Preparation
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.preparation.preparation import Preparation
 from mace.training.stages import stage_two_start
 from mace.training.step import loss_gradient
 
@@ -39,7 +39,7 @@ def describe_plan(
     epoch = seconds * train.n_edges
     table = Table(title=f"Plan of the run {settings.name}", box=box.ASCII, show_header=False, title_justify="left")
     rows = {
-        "structures": f"{len(train)} training, {len(preparation.valid)} validation, "
+        "structures": f"{len(train)} training, {sum(map(len, preparation.valid.values()))} validation, "
         f"{sum(len(c) for c in preparation.tests.values())} test",
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "E0s / eV": _energies(preparation),

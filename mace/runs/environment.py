@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 import mace
-from mace.settings import TrainingSettings, provided
-from mace.settings.run import TrackerSettings
 from mace.processes.devices import set_threads
 from mace.processes.team import Team
+from mace.settings import TrainingSettings, provided
+from mace.settings.run import TrackerSettings
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -16,18 +16,19 @@ import torch
 
 import mace
 from mace.elements import chemical_symbol
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
+from mace.preparation.preparation import Preparation
+from mace.reporting.records import results_path
+from mace.reporting.set_names import shown_name
+from mace.runs.environment import commit_of_checkout, settings_digest
+from mace.runs.session import Session
 from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import as_flags
 from mace.settings.help import default_words, supported_groups
-from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.training.loop import Trainer
-from mace.preparation.preparation import Preparation
-from mace.reporting.records import results_path
-from mace.runs.session import Session
 from mace.training.stages import has_stage_two
 
 _MOST_BARS = 80
@@ -93,9 +94,9 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
     }
-    if plan.predicts_energy:
+    if "energy" in plan.outputs:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
-    found["optimizer steps"] = f"{trainer.batches_per_epoch} in each of {settings.max_num_epochs} epochs"
+    found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
@@ -105,12 +106,14 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
 
 
 def _sets(preparation: Preparation) -> list[SetFact]:
-    sets = [("training", "train", preparation.train), ("validation", "valid", preparation.valid)]
-    sets += [("test", name.removesuffix("_Default"), dataset) for name, dataset in preparation.tests.items()]
-    return [SetFact(role, name, len(dataset), dataset.n_atoms, dataset.n_edges) for role, name, dataset in sets]
+    words = {"train": "training", "valid": "validation", "test": "test"}
+    return [
+        SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
+        for row, (role, dataset) in preparation.sets().items()
+    ]
 
 
-def _elements(plan: ModelPlan, train: GraphDataset, counts: np.ndarray) -> list[ElementFact]:
+def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:
     energies = plan.reference_energies or [None] * plan.n_elements
     facts = []
     for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):

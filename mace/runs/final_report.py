@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from mace.graphs.dataset import GraphDataset
+from mace.console.optional_outputs import OptionalOutput
+from mace.console.progress import TrainingProgress
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.reporting.predictions import PredictedSet, per_atom_values
-from mace.settings import TrainingSettings
-from mace.training.evaluation import Evaluation, evaluate
-from mace.runs.folders import RunFolders
-from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
-from mace.console.optional_outputs import OptionalOutput
 from mace.pages.plots import plot_parity
 from mace.preparation.preparation import Preparation
-from mace.console.progress import TrainingProgress
-from mace.reporting.tables import error_table
+from mace.properties import PROPERTIES
+from mace.reporting.predictions import PredictedSet, per_atom_values
+from mace.reporting.set_names import shown_name
+from mace.reporting.tables import error_table, tables_of
+from mace.runs.folders import RunFolders
+from mace.settings import TrainingSettings
+from mace.training.evaluation import Evaluation, evaluate
+from mace.training.loss import Loss
+from mace.training.memory import EdgeLimit
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -64,57 +65,43 @@ def write_final_report(
     Returns:
         What was measured.
     """
-    sets = {"train_Default": preparation.train, "valid_Default": preparation.valid, **preparation.tests}
-    results = {name: _evaluate(model, dataset, loss, settings, name, progress) for name, dataset in sets.items()}
-    learned = {name: result.metrics for name, result in results.items() if name in ("train_Default", "valid_Default")}
-    tested = {name: result.metrics for name, result in results.items() if name not in learned}
-    # these two come last, as in mace-torch: programs that read logs take the last table there is
-    _tell_types(results, table, model.plan)
-    _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, learned))
-    if tested:
-        _LOGGER.info("Error-table on TEST:\n%s", error_table(table, tested))
-    predicted = [_predicted(name, sets[name], result) for name, result in results.items()]
+    results: dict[str, Evaluation] = {}
+    predicted: list[PredictedSet] = []
+    errors: dict[str, dict[str, dict[str, float]]] = {"train": {}, "valid": {}, "test": {}}
+    for row, (role, dataset) in preparation.sets().items():
+        results[row] = evaluate(
+            model,
+            dataset,
+            loss,
+            settings.valid_batch_size,
+            stress=loss.needs_stress or settings.compute_stress,
+            forces=settings.compute_forces,
+            keep_details=True,
+            progress=lambda batches, total, row=row: progress.track(batches, f"Evaluating {row}", total),  # type: ignore[misc]
+            limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {row}"),
+        )
+        errors[role][row] = results[row].metrics
+        predicted.append(PredictedSet(shown_name(row), role, dataset, results[row].compared))
+    # the first two tables come last, as in mace-torch: programs that read logs take the last table there is
+    _log_types(results, table, model.plan, errors["test"].keys())
+    _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, errors["train"] | errors["valid"]))
+    if errors["test"]:
+        _LOGGER.info("Error-table on TEST:\n%s", error_table(table, errors["test"]))
     if settings.plot:
         _plot(predicted, model.plan, settings, folders, stage)
-    return FinalErrors({name: result.metrics for name, result in results.items()}, predicted)
+    return FinalErrors({row: result.metrics for row, result in results.items()}, predicted)
 
 
-def _predicted(name: str, dataset: GraphDataset, result: Evaluation) -> PredictedSet:
-    role = {"train_Default": "train", "valid_Default": "valid"}.get(name, "test")
-    return PredictedSet(name.removesuffix("_Default"), role, dataset.configurations, result.compared)
-
-
-def _evaluate(
-    model: MACE, dataset: GraphDataset, loss: Loss, settings: TrainingSettings, name: str, progress: TrainingProgress
-) -> Evaluation:
-    def tracked(batches: Iterable[int], total: int) -> Iterable[int]:
-        return progress.track(batches, f"Evaluating {name}", total)
-
-    return evaluate(
-        model,
-        dataset,
-        loss,
-        settings.valid_batch_size,
-        stress=loss.needs_stress or settings.compute_stress,
-        forces=settings.compute_forces,
-        keep_details=True,
-        progress=tracked,
-        limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {name}"),
-    )
-
-
-def _tell_types(results: dict[str, Evaluation], table: str, plan: ModelPlan) -> None:
+def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, tests: Collection[str]) -> None:
     """Log RMSE and MAE of every set, divided by config_type."""
     rows = {}
-    for name, result in results.items():
-        name = name.removesuffix("_Default") if name in ("train_Default", "valid_Default") else name
+    for row, result in results.items():
+        name = row if row in tests else shown_name(row)
         for kind, metrics in result.by_type.items():
             # the sets of a test file are its types already
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
-    suffix = "stressvirials" if "stressvirials" in table else ""
     for measure in ("RMSE", "MAE"):
-        kinds = [f"PerAtom{measure}{suffix}"] * plan.predicts_energy + [f"Dipole{measure}"] * plan.predicts_dipole
-        for kind in kinds:
+        for kind in tables_of(plan.outputs, measure, stress="stressvirials" in table):
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
@@ -122,29 +109,25 @@ def _plot(
     predicted: list[PredictedSet], plan: ModelPlan, settings: TrainingSettings, folders: RunFolders, stage: str
 ) -> None:
     """Draw predictions against labels, energies with or without those of the isolated atoms."""
-    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
-    joined: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
+    interaction = settings.plot_interaction_e
+    parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     for one in predicted:
-        group = joined.setdefault(one.role, {})
-        for name in one.compared:
-            if name == "energy" and settings.plot_interaction_e:
-                group.setdefault("interaction_energy", []).append(_pair(name, one, energies))
-            elif name == "energy":
-                group.setdefault(name, []).append(_pair(name, one, dict.fromkeys(energies, 0.0)))
-            elif name != "virials":
-                compared = one.compared[name]
-                group.setdefault(name, []).append((compared.reference, compared.prediction))
-    data = {role: {name: _join(parts) for name, parts in group.items()} for role, group in joined.items() if group}
+        for name, compared in one.compared.items():
+            reference, prediction = compared.reference, compared.prediction
+            if name == "energy":
+                reference, error = per_atom_values(name, one, energies if interaction else dict.fromkeys(energies, 0.0))
+                prediction = reference + error
+            if not PROPERTIES[name].derived:
+                shown = "interaction_energy" if name == "energy" and interaction else name
+                parts.setdefault(one.role, {}).setdefault(shown, []).append((reference, prediction))
+    data = {
+        role: {
+            name: (np.concatenate([r for r, _ in of]), np.concatenate([p for _, p in of])) for name, of in by.items()
+        }
+        for role, by in parts.items()
+    }
     path = folders.results / f"{folders.tag}_parity_{stage}.png"
     with OptionalOutput(path):
         plot_parity(data, path, title=f"{folders.tag}, {stage.replace('_', ' ')}")
         _LOGGER.info("Saved plot to %s", path)
-
-
-def _pair(name: str, one: PredictedSet, energies: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    reference, error = per_atom_values(name, one, energies)
-    return reference, reference + error
-
-
-def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])

@@ -8,23 +8,23 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from mace.console.optional_outputs import OptionalOutput
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.distances import shortest_distances
 from mace.files.durable import free_name
+from mace.graphs.distances import shortest_distances
 from mace.model.model_file import ModelMetadata, save_model
-from mace.settings import TrainingSettings
-from mace.runs.final_report import write_final_report
-from mace.runs.folders import RunFolders, model_files
-from mace.training.loop import EpochReport, Trainer
-from mace.console.optional_outputs import OptionalOutput
 from mace.pages.plots import plot_learning_curves
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import results_path
+from mace.runs.final_report import write_final_report
+from mace.runs.folders import RunFolders, model_files
 from mace.runs.resuming import seed_of_model
 from mace.runs.run_report import RunReport
-from mace.training.saving import insist
 from mace.runs.session import Session
+from mace.settings import TrainingSettings
+from mace.training.loop import EpochReport, Trainer
+from mace.training.saving import insist
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mace.errors import UserError
-from mace.settings import TrainingSettings
-from mace.processes.launch import Launch, started_together
 from mace.files.ownership import Ownership
+from mace.processes.launch import Launch, started_together
+from mace.settings import TrainingSettings
 
 LONGEST_NAME = 255
 """Bytes in the name of a file, on usual file systems."""

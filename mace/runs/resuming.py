@@ -19,10 +19,10 @@ from mace.errors import UserError
 from mace.files.durable import free_name
 from mace.model.model_file import check_finite, load_model, misfit
 from mace.model.plan import ModelPlan, first_problem
+from mace.reporting.records import results_path
+from mace.runs.folders import RunFolders, model_files
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, load_safely
-from mace.runs.folders import RunFolders, model_files
-from mace.reporting.records import results_path
 from mace.training.state import TrainingState
 
 _LOGGER = logging.getLogger(__name__)

@@ -14,42 +14,42 @@ import torch
 from rich.console import Console
 
 from mace import __version__
+from mace.console.interruption import Interruption
+from mace.console.logs import close_logging, log_path, setup_logging, setup_logging_of_others
+from mace.console.progress import TrainingProgress
+from mace.console.terminal import PlainConsole
 from mace.errors import RunInterrupted, UserError
+from mace.finetuning.foundation import Foundation, open_foundation, start_from, tell_foundation
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.console.terminal import PlainConsole
-from mace.settings import TrainingSettings
-from mace.training.checkpoints import CheckpointFolder, file_digests
+from mace.planning.model_choices import notes_on, settings_for_model
+from mace.planning.model_plan import hidden_features, readout_widths, sent_features
+from mace.planning.objectives import make_losses
+from mace.preparation.preparation import Preparation, prepare
 from mace.processes.devices import PRECISIONS, choose_device, keep_freed_memory
+from mace.processes.launch import find_launch
 from mace.processes.team import make_team, own_device
+from mace.reporting.records import RecordWriter, results_path
+from mace.reporting.tables import epoch_line, errors_in_words
+from mace.reporting.trackers import make_trackers, require_trackers
 from mace.runs.dry_run import describe_plan
 from mace.runs.environment import tell_environment
 from mace.runs.finishing import finish, plot_curves, plot_is_due, reported_table, write_models
-from mace.training.finiteness import Diverged
 from mace.runs.folders import make_folders, own_files
-from mace.finetuning.foundation import Foundation, open_foundation, start_from, tell_foundation
-from mace.console.interruption import Interruption
-from mace.processes.launch import find_launch
-from mace.console.logs import close_logging, log_path, setup_logging, setup_logging_of_others
-from mace.reporting.tables import epoch_line, errors_in_words
-from mace.training.loop import Trainer
-from mace.training.loss import Loss
-from mace.planning.model_choices import notes_on, settings_for_model
-from mace.planning.objectives import make_losses
-from mace.training.optimization import require_optimizer
-from mace.planning.model_plan import hidden_features, readout_widths, sent_features
-from mace.preparation.preparation import Preparation, prepare
-from mace.console.progress import TrainingProgress
-from mace.reporting.records import RecordWriter, results_path
 from mace.runs.resuming import StartingWeights, find_state, make_way, resume
 from mace.runs.run_report import RunReport
-from mace.training.saving import StateKeeper
 from mace.runs.session import Session
+from mace.settings import TrainingSettings
+from mace.training.checkpoints import CheckpointFolder, file_digests
+from mace.training.finiteness import Diverged
+from mace.training.loop import Trainer
+from mace.training.loss import Loss
+from mace.training.optimization import require_optimizer
+from mace.training.saving import StateKeeper
 from mace.training.stages import stage_two_start
 from mace.training.state import TrainingState
-from mace.reporting.trackers import make_trackers, require_trackers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -129,7 +129,9 @@ def _run(session: Session, report: RunReport, console: Console) -> None:
     _LOGGER.info("===========LOADING INPUT DATA===========")
     starting = StartingWeights(Path(settings.init_from)) if settings.init_from is not None else None
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-    preparation = prepare(settings, session.losses, folders.results / folders.tag, session.progress, team.is_first, foundation)
+    preparation = prepare(
+        settings, session.losses, folders.results / folders.tag, session.progress, team.is_first, foundation
+    )
     session = replace(session, losses=preparation.losses)
     team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
@@ -263,7 +265,7 @@ def _tell_model(model: MACE, settings: TrainingSettings) -> None:
             "atom crosses r_max, as in mace-torch; --apply_cutoff=False makes them smooth"
         )
     if not plan.interactions[0].residual and "Residual" in settings.interaction_first:
-        why = "so that an isolated atom has exactly its E0" if plan.predicts_energy else "as in all models but one"
+        why = "so that an isolated atom has exactly its E0" if "energy" in plan.outputs else "as in all models but one"
         _LOGGER.info("--model=%s: the first interaction has no residual, %s", plan.model, why)
 
 
@@ -274,7 +276,7 @@ def _tell_optimizer(trainer: Trainer, settings: TrainingSettings, losses: tuple[
     _LOGGER.info("Batch size: %d", settings.batch_size)
     if settings.ema:
         _LOGGER.info("Using Exponential Moving Average with decay: %s", settings.ema_decay)
-    _LOGGER.info("Number of gradient updates: %d", trainer.batches_per_epoch * settings.max_num_epochs)
+    _LOGGER.info("Number of gradient updates: %d", trainer.batch_plan.steps_per_epoch * settings.max_num_epochs)
     _LOGGER.info("Learning rate: %s, weight decay: %s", settings.lr, settings.weight_decay)
     _LOGGER.info("%s", losses[0])
     if losses[1] is not None:
@@ -300,12 +302,13 @@ def _train(trainer: Trainer, session: Session, page: RunReport) -> None:
     settings, progress = session.settings, session.progress
     _LOGGER.info("===========TRAINING===========")
     _LOGGER.info("Started training, reporting errors on validation set")
-    progress.start(settings.max_num_epochs, trainer.batches_per_epoch, trainer.progression.epoch)
+    progress.start(settings.max_num_epochs, trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)
     with session.interruption.patient():
         for report in trainer.train():
             if report.valid_loss is not None:
                 table = reported_table(settings)
-                _LOGGER.info(epoch_line(report.epoch, "Default", report.valid_loss, report.metrics, table))
+                for head, found in report.evaluations.items():
+                    _LOGGER.info(epoch_line(report.epoch, head, found.loss, found.metrics, table))
                 page.refresh(report)
             if settings.plot and plot_is_due(report, settings) and session.team.is_first:
                 plot_curves(settings, session.folders, trainer)

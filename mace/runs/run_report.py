@@ -9,19 +9,20 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+from mace.console.optional_outputs import OptionalOutput
 from mace.errors import RunInterrupted, UserError
 from mace.files.durable import write_durably
-from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.pages.run_facts import Condition, MeasuredStage, RunFacts, RunState, Warned
 from mace.pages.run_page import write_run_page
-from mace.reporting.worst import worst_structures
-from mace.runs.final_report import FinalErrors
-from mace.training.loop import EpochReport, Trainer
-from mace.console.optional_outputs import OptionalOutput
 from mace.preparation.preparation import Preparation
+from mace.reporting.predictions import PredictedSet, summarize_predictions
 from mace.reporting.records import RecordFollower, results_path
+from mace.reporting.set_names import shown_name, table_row
+from mace.reporting.worst import worst_structures
 from mace.runs.facts import gather_facts
+from mace.runs.final_report import FinalErrors
 from mace.runs.session import Session
+from mace.training.loop import EpochReport, Trainer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -79,14 +80,14 @@ class RunReport:
             results_path(session.folders.results, session.settings.name, session.settings.seed)
         )
         self._times_back = trainer.progression.times_back
-        self._valid_set = preparation.valid.configurations
+        self._valid_sets = preparation.valid
 
         if self.path is None:
             return
         with OptionalOutput(self.path):
             self._facts = gather_facts(session, preparation, trainer, self._started)
             plan = trainer.state.model.plan
-            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict=plan.predicts_energy))
+            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
@@ -140,17 +141,23 @@ class RunReport:
 
     def _measured(self, stage: str, epoch: int | None, errors: FinalErrors) -> MeasuredStage:
         predictions = summarize_predictions(errors.predicted, self._energies)
-        return MeasuredStage(
-            stage, epoch, errors.metrics, predictions, worst_structures(errors.predicted, self._energies)
-        )
+        worst = worst_structures(errors.predicted, self._energies)
+        return MeasuredStage(stage, epoch, errors.metrics, predictions, worst, tuple(self._valid_sets))
 
     def _latest(self) -> MeasuredStage | None:
         """Show the last validation as long as no finished model has been measured."""
         report = self._validated
-        if self._stages or report is None or report.epoch is None or not report.compared:
+        if self._stages or report is None or report.epoch is None:
             return None
-        valid = PredictedSet("valid", "valid", self._valid_set, report.compared)
-        errors = FinalErrors({"valid_Default": report.metrics}, [valid])
+        rows = {head: table_row("valid", head) for head in report.evaluations}
+        predicted = [
+            PredictedSet(shown_name(rows[head]), "valid", self._valid_sets[head], found.compared)
+            for head, found in report.evaluations.items()
+            if found.compared
+        ]
+        if not predicted:
+            return None
+        errors = FinalErrors({rows[head]: found.metrics for head, found in report.evaluations.items()}, predicted)
         return self._measured("two" if report.stage_two else "one", report.epoch, errors)
 
     def _last_words(self) -> str:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from mace.settings import TrainingSettings
+from mace.console.interruption import Interruption
+from mace.console.progress import TrainingProgress
+from mace.files.ownership import Ownership
 from mace.processes.team import Team
 from mace.runs.folders import RunFolders
-from mace.console.interruption import Interruption
+from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.files.ownership import Ownership
-from mace.console.progress import TrainingProgress
 
 
 @dataclass(frozen=True)

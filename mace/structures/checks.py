@@ -12,7 +12,7 @@ import numpy as np
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
 from mace.properties import PROPERTIES
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_TYPE, Configuration
 from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
@@ -104,7 +104,7 @@ def attach_weights(
     Raises:
         UserError: If a weight is no finite number of at least zero.
     """
-    type_weight = type_weights.get(configuration.config_type, type_weights.get("Default", 1.0))
+    type_weight = type_weights.get(configuration.config_type, type_weights.get(DEFAULT_TYPE, 1.0))
     given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS & info.keys()}
     if not given and type_weight == 1.0:
         return configuration
@@ -172,7 +172,9 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     Raises:
         UserError: If it is no array of finite numbers of the right shape.
     """
-    if name == "energy" and isinstance(value, float) and math.isfinite(value):
+    row = PROPERTIES[name]
+    is_number = not row.shape and not row.of_atoms
+    if is_number and isinstance(value, float) and math.isfinite(value):
         return factor * float(value)
     label = f"{configuration.where()}: the label '{name}' (key '{key}')"
     try:
@@ -186,23 +188,21 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
         raise UserError(f"{label} is NaN or infinite; correct it, or leave it out where it is unknown.")
     if factor != 1.0:
         array *= factor
-    n_atoms = configuration.n_atoms
-    row = PROPERTIES[name]
     if row.shape == (3, 3) and array.shape in ((6,), (9,), (3, 3)):
         return full_tensor(array)
-    if name == "energy" and array.size == 1:
+    if is_number and array.size == 1:
         return float(array.item())
-    if name == "forces" and (array.shape == (n_atoms, 3) or (n_atoms == 1 and array.shape == (3,))):
-        return array.reshape(n_atoms, 3)
-    if name == "dipole" and array.shape in ((3,), (1, 3)):
-        return array.reshape(3)
-    if name == "charges" and array.size == n_atoms and array.shape in ((), (n_atoms,), (n_atoms, 1)):
-        return array.reshape(n_atoms)
+    n_atoms = configuration.n_atoms
+    shape, accepted = row.shape, [row.shape, (1, *row.shape)]
+    if row.of_atoms:
+        shape = (n_atoms, *row.shape)
+        accepted = [shape] + [row.shape] * (n_atoms == 1) + [(n_atoms, 1)] * (not row.shape)
+    if row.shape != (3, 3) and array.shape in accepted:
+        return array.reshape(shape)
     if row.shape == (3, 3):
         expected = "[6], [9] or [3, 3]"
     else:
-        shape = [n_atoms, *row.shape] if row.of_atoms else list(row.shape)
-        expected = str(shape) if shape else "one number"
+        expected = str(list(shape)) if shape else "one number"
     raise UserError(
         f"{label} has the shape {list(array.shape)} where {expected} is expected; correct "
         f"it, or name the right key with --{name}_key."

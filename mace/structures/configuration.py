@@ -9,6 +9,9 @@ import numpy as np
 DEFAULT_HEAD = "Default"
 """Head of a structure of which nothing else is said, and of a model that has one."""
 
+DEFAULT_TYPE = "Default"
+"""The config_type of a structure that names none, and in weights what stands for all types that are not named."""
+
 HEAD_KEY = "head"
 """Entry of ``Atoms.info`` with the head that a structure is for, where a model has several."""
 
@@ -55,7 +58,7 @@ class Configuration:
     weight: float = 1.0
     property_weights: dict[str, float] = field(default_factory=dict)
     atom_weights: dict[str, np.ndarray] = field(default_factory=dict)
-    config_type: str = "Default"
+    config_type: str = DEFAULT_TYPE
     head: str = DEFAULT_HEAD
     file: str = ""
     index: int = 0

@@ -25,7 +25,7 @@ from mace.structures.checks import (
     parse_label,
 )
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
 from mace.structures.formats import iterate_frames
 from mace.structures.frame import Frame
 from mace.structures.labels import (
@@ -101,7 +101,7 @@ def read_configurations(
     keys: LabelKeys | None = None,
     config_type_weights: Mapping[str, float] | None = None,
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     skip_non_finite: bool = False,
     units: FileUnits | None = None,
 ) -> ReadResult:
@@ -126,7 +126,7 @@ def read_configurations(
 def read_sources(
     sources: Sequence[Source],
     progress: Progress | None = None,
-    head: str = "Default",
+    head: str = DEFAULT_HEAD,
     observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
     head_key: str | None = None,
@@ -169,7 +169,7 @@ def read_sources(
         present = set().union(
             *(types.get(file, ()) for file, other in expanded if other.config_type_weights == weights)
         )
-        if unused := [name for name in weights if name != "Default" and name not in present]:
+        if unused := [name for name in weights if name != DEFAULT_TYPE and name not in present]:
             names, known = (", ".join(f"'{name}'" for name in words) for words in (unused, sorted(present)))
             note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
             files[place] = replace(files[place], notes=(*files[place].notes, note))
@@ -201,7 +201,7 @@ def _read_structures(
             positions=frame.positions * source.units.of_length,
             cell=frame.cell * source.units.of_length,
             pbc=frame.pbc,
-            config_type=str(frame.info.get("config_type", "Default")),
+            config_type=str(frame.info.get("config_type", DEFAULT_TYPE)),
             head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
             file=file,
             index=index,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,7 @@ class FileUnits:
         """
         if name == "stress":
             return STRESS_UNITS[self.stress or "eV/Angstrom^3"]
-        row = PROPERTIES[name]
-        powers = ((ENERGY_UNITS[self.energy or "eV"], row.energy), (self.of_length, row.length))
-        above = prod(unit**power for unit, power in powers if power > 0)
-        return above / prod(unit**-power for unit, power in powers if power < 0)
+        return PROPERTIES[name].factor(ENERGY_UNITS[self.energy or "eV"], self.of_length)
 
     @property
     def leave_stress_open(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
@@ -83,7 +83,7 @@ class BatchStep:
     """
 
     def __init__(
-        self, state: TrainingState, dataset: GraphDataset, limit: EdgeLimit, settings: TrainingSettings, team: Team
+        self, state: TrainingState, dataset: Dataset, limit: EdgeLimit, settings: TrainingSettings, team: Team
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.model.parameters())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.dataset import Batch, GraphDataset
+from mace.graphs.dataset import Batch, Dataset
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -39,7 +39,7 @@ class Evaluation:
 
 def evaluate(
     model: MACE,
-    dataset: GraphDataset,
+    dataset: Dataset,
     loss: Loss,
     batch_size: int,
     stress: bool = False,
@@ -68,7 +68,7 @@ def evaluate(
     """
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
     total, sums = ErrorAccumulator(), {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
-    details = _Details(np.array([c.config_type for c in dataset.configurations]))
+    details = _Details(dataset.config_types)
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
 
 RATE_FACTOR = 0.5
 """What learning rates are multiplied by each time a run goes back."""
@@ -29,19 +28,6 @@ class NotFinite(Exception):
 
 class Diverged(UserError):
     """A run that became not a number and could not, or was not to, go back."""
-
-
-def name_structures(dataset: GraphDataset, structures: Iterable[int]) -> str:
-    """Name structures by file and place, as in ``train.xyz: structures 3, 17``."""
-    places: dict[str, list[int]] = {}
-    for index in structures:
-        configuration = dataset.configurations[int(index)]
-        places.setdefault(configuration.file, []).append(configuration.index)
-    named = []
-    for file, found in places.items():
-        numbers = ", ".join(str(number) for number in sorted(found))
-        named.append(f"{file or 'given'}: structure{'s' if len(found) > 1 else ''} {numbers}")
-    return "; ".join(named)
 
 
 def are_finite(tensors: Iterable[torch.Tensor]) -> bool:

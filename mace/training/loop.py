@@ -6,23 +6,23 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.batch_plan import BatchPlan
+from mace.graphs.dataset import Dataset
 from mace.processes.team import Team
-from mace.reporting.predictions import Compared
 from mace.reporting.records import RecordWriter
 from mace.settings import TrainingSettings
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
-from mace.training.evaluation import evaluate
-from mace.training.finiteness import Diverged, NotFinite, name_structures
+from mace.training.evaluation import Evaluation, evaluate
+from mace.training.finiteness import Diverged, NotFinite
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.saving import StateKeeper
@@ -38,18 +38,19 @@ class EpochReport:
     Attributes:
         epoch: Counted from zero; None for the evaluation before training.
         stage_two: Whether it belongs to stage two.
-        valid_loss: Validation loss; None if the epoch was not evaluated.
-        metrics: Validation errors.
+        evaluations: What was found on the validation sets, by head; nothing if the epoch was not evaluated.
         improved: Whether the validation loss is the lowest of its stage.
-        compared: Validation labels and predictions by property, if a page is written that shows them.
     """
 
     epoch: int | None
     stage_two: bool
-    valid_loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     improved: bool = False
-    compared: dict[str, Compared] = field(default_factory=dict)
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Validation loss of all heads together; None if the epoch was not evaluated."""
+        return sum(found.loss for found in self.evaluations.values()) if self.evaluations else None
 
 
 class _StopRequested(Exception):
@@ -64,13 +65,16 @@ class Trainer:
         losses: Loss of stage one and, if there is a stage two, of stage two.
         settings: The settings; read only.
         train_set: Structures to learn from.
-        valid_set: Structures to validate with.
+        valid_sets: Structures to validate with, by head.
         keeper: Where states are kept.
         records: Where to write the JSON lines.
         progress: What to show.
         team: The processes of the run.
         interruption: Whether a signal has come.
         facts: What else belongs to a saved state, for the day when it is taken up again.
+
+    Attributes:
+        batch_plan: Which structures each step takes.
     """
 
     def __init__(
@@ -78,8 +82,8 @@ class Trainer:
         state: TrainingState,
         losses: tuple[Loss, Loss | None],
         settings: TrainingSettings,
-        train_set: GraphDataset,
-        valid_set: GraphDataset,
+        train_set: Dataset,
+        valid_sets: Mapping[str, Dataset],
         keeper: StateKeeper,
         records: RecordWriter,
         progress: TrainingProgress,
@@ -89,13 +93,14 @@ class Trainer:
     ) -> None:
         self.state, self.settings = state, settings
         self._losses = losses
-        self._train_set, self._valid_set = train_set, valid_set
+        self._train_set, self._valid_sets = train_set, valid_sets
         self.keeper, self._records, self._progress = keeper, records, progress
         self._team, self._interruption, self._facts = team, interruption, facts
         limits = self.progression.edge_limits
         self._limits = {
             name: EdgeLimit(limits.get(name, settings.max_edges_per_batch), name) for name in ("training", "validation")
         }
+        self.batch_plan = BatchPlan(len(train_set), settings.seed, settings.batch_size * team.size)
         self._batch_step = BatchStep(state, train_set, self._limits["training"], settings, team)
 
     @property
@@ -111,16 +116,6 @@ class Trainer:
     def loss_of(self, stage: str) -> Loss:
         """Return the loss of stage ``one`` or ``two``."""
         return self._losses[1] if stage == "two" and self._losses[1] else self._losses[0]
-
-    @property
-    def structures_per_step(self) -> int:
-        """How many structures all processes together go through in a step."""
-        return self.settings.batch_size * self._team.size
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last one may be smaller."""
-        return -(-len(self._train_set) // self.structures_per_step)
 
     def train(self) -> Iterator[EpochReport]:
         """Run to the end, yielding a report after every epoch and one before the first.
@@ -174,9 +169,8 @@ class Trainer:
         _LOGGER.info("Stage Two: %s, learning rate %g", self.loss, self.state.learning_rate)
 
     def _run_epoch(self, epoch: int) -> None:
-        """Take the steps that are left of an epoch, in an order that depends on seed and epoch alone."""
-        state, size = self.progression, len(self._train_set)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(size)
+        """Take the steps that are left of an epoch."""
+        state, size = self.progression, self.batch_plan.n_structures
         if state.structures_done and state.structures != size:
             _LOGGER.warning(
                 "There were %d training structures, now %d: epoch %d begins anew", state.structures, size, epoch
@@ -186,12 +180,12 @@ class Trainer:
         if state.structures_done < size:
             self.state.optimizer_mode("train")
         late: deque[StepOutcome] = deque()
-        structures = order[:0]
-        for begin in range(state.structures_done, size, self.structures_per_step):
-            structures = order[begin : begin + self.structures_per_step]
+        structures = np.zeros(0, dtype=np.int64)
+        first = state.structures_done // self.batch_plan.structures_per_step
+        for step, structures in enumerate(self.batch_plan.steps(epoch, state.structures_done), start=first):
             outcome = self._batch_step.take(structures, self.loss, (self._interruption.requested, self.keeper.due))
-            state.structures_done = begin + len(structures)
-            self._progress.step(epoch, begin // self.structures_per_step, outcome.loss, outcome.n_atoms)
+            state.structures_done += len(structures)
+            self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
             late.append(outcome)
             # on an accelerator results are read one step late: reading one waits for the device
             stop, due = self._settle(late, epoch, left=outcome.latency)
@@ -231,34 +225,37 @@ class Trainer:
         return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
-        """Evaluate with averaged weights, write the record, and judge the progress."""
-        state = self.progression
-        start = time.perf_counter()
+        """Evaluate with averaged weights, write the records, and judge the progress."""
+        state, evaluations = self.progression, dict[str, Evaluation]()
         self.state.optimizer_mode("eval")
         try:
             with self.state.validated_weights():
-                result = evaluate(
-                    self.state.model,
-                    self._valid_set,
-                    self.loss,
-                    self.settings.valid_batch_size,
-                    stress=self.loss.needs_stress or self.settings.compute_stress,
-                    forces=self.settings.compute_forces,
-                    keep_details=self.settings.report,
-                    progress=self._watched,
-                    limit=self._limits["validation"],
-                    team=self._team,
-                )
+                for head, valid_set in self._valid_sets.items():
+                    start = time.perf_counter()
+                    found = evaluate(
+                        self.state.model,
+                        valid_set,
+                        self.loss,
+                        self.settings.valid_batch_size,
+                        stress=self.loss.needs_stress or self.settings.compute_stress,
+                        forces=self.settings.compute_forces,
+                        keep_details=self.settings.report,
+                        progress=self._watched,
+                        limit=self._limits["validation"],
+                        team=self._team,
+                    )
+                    seconds = time.perf_counter() - start
+                    self._records.evaluation(
+                        loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head
+                    )
+                    self._progress.evaluated(found.metrics)
+                    evaluations[head] = found
         except _StopRequested:
             self._stop()
-        self._records.evaluation(
-            loss=result.loss, metrics=result.metrics, seconds=time.perf_counter() - start, epoch=epoch, head="Default"
-        )
-        self._progress.evaluated(result.metrics)
-        if epoch is None:
-            return EpochReport(None, False, result.loss, result.metrics, compared=result.compared)
-        improved = self._judge(epoch, result.loss)
-        return EpochReport(epoch, state.stage_two, result.loss, result.metrics, improved, result.compared)
+        report = EpochReport(epoch, epoch is not None and state.stage_two, evaluations)
+        if epoch is not None and report.valid_loss is not None:
+            report = replace(report, improved=self._judge(epoch, report.valid_loss))
+        return report
 
     def _watched(self, batches: Iterable[int], total: int) -> Iterator[int]:
         """Show the progress of a validation, and end it at a signal; several processes end it together, later."""
@@ -319,7 +316,7 @@ class Trainer:
         state, settings = self.progression, self.settings
         where = f"epoch {state.epoch}: {event.what} is not a finite number"
         if len(event.structures):
-            where += f" with the batch of {name_structures(self._train_set, event.structures)}"
+            where += f" with the batch of {self._train_set.describe(event.structures)}"
         way_out = "lower --lr, or look for wrong labels and overlapping atoms among these"
         if settings.nan_policy == "stop":
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.dataset import Dataset
 from mace.processes.devices import is_out_of_memory
 
 _LOGGER = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class EdgeLimit:
     def __init__(self, edges: int | None, purpose: str) -> None:
         self.edges, self._purpose = edges, purpose
 
-    def parts(self, dataset: GraphDataset, structures: np.ndarray) -> list[np.ndarray]:
+    def parts(self, dataset: Dataset, structures: np.ndarray) -> list[np.ndarray]:
         """Divide a batch into consecutive parts within the limit; a structure above it is a part of its own.
 
         Args:
@@ -49,7 +49,7 @@ class EdgeLimit:
         return [*parts, structures[begin:]]
 
     def work(
-        self, dataset: GraphDataset, structures: np.ndarray, task: Callable[[np.ndarray], _Result]
+        self, dataset: Dataset, structures: np.ndarray, task: Callable[[np.ndarray], _Result]
     ) -> Iterator[_Result]:
         """Do a task for all parts of a batch; where memory runs out, divide the part and lower the limit.
 
@@ -74,29 +74,25 @@ class EdgeLimit:
                 continue
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._lower(dataset, part)
+            edges = dataset.edges_of(part)
+            if len(part) == 1:
+                alone = dataset[int(part[0])]
+                raise UserError(
+                    f"{alone.where()} ({alone.n_atoms} atoms, {int(edges[0])} edges) alone does not fit into memory in "
+                    f"{self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
+                    "--default_dtype=float32 or a machine with more memory."
+                )
+            self.edges = max(int(edges.sum()) // 2, int(edges.max()))
+            _LOGGER.warning(
+                "Out of memory in %s with %d structures of %d edges; from now on at most %d edges are computed at a "
+                "time, and the parts of a batch are added up to the same loss",
+                self._purpose,
+                len(part),
+                int(edges.sum()),
+                self.edges,
+            )
             middle = len(part) // 2
             waiting = [part[:middle], part[middle:], *waiting]
-
-    def _lower(self, dataset: GraphDataset, part: np.ndarray) -> None:
-        """Learn from a part that was too large."""
-        edges = dataset.edges_of(part)
-        if len(part) == 1:
-            configuration = dataset.configurations[int(part[0])]
-            raise UserError(
-                f"{configuration.where()} ({configuration.n_atoms} atoms, {int(edges[0])} edges) alone does not fit "
-                f"into memory in {self._purpose}; take it out, or choose a smaller model, a shorter --r_max, "
-                "--default_dtype=float32 or a machine with more memory."
-            )
-        self.edges = max(int(edges.sum()) // 2, int(edges.max()))
-        _LOGGER.warning(
-            "Out of memory in %s with %d structures of %d edges; from now on at most %d edges are computed at a time, "
-            "and the parts of a batch are added up to the same loss",
-            self._purpose,
-            len(part),
-            int(edges.sum()),
-            self.edges,
-        )
 
 
 def _attempt(task: Callable[[np.ndarray], _Result], part: np.ndarray) -> tuple[bool, _Result | None]:

@@ -17,7 +17,7 @@ from mace.compat.exporting import check_structures, export_to_original, original
 from mace.compat.weights import weights_from_original
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -145,7 +145,7 @@ def test_a_model_of_dipoles_is_rewritten_in_debye(tmp_path: Path) -> None:
     again = MACE(plan, torch.float64)
     again.load_state_dict({name: torch.tensor(value) for name, value in weights_from_original(state, plan).items()})
     structure = check_structures(plan)[0]
-    graph = GraphDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    graph = InMemoryDataset([structure], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
     ours, theirs = predict(model, graph), predict(again.requires_grad_(False), graph)
     for name in ("energy", "forces", "dipole"):
         assert torch.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-14), name

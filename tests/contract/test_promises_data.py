@@ -18,7 +18,7 @@ from training_runs import copper, isolated_atoms, labeled, rattled, train, water
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.model_file import load_model
 from mace.model.prediction import predict
@@ -77,8 +77,8 @@ def _read(frames: list[Atoms], keys: LabelKeys | None = None) -> list[Configurat
         return read_configurations(f"{folder}/data.xyz", keys).configurations
 
 
-def dataset(configurations: list[Configuration], model: MACE) -> GraphDataset:
-    return GraphDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+def dataset(configurations: list[Configuration], model: MACE) -> InMemoryDataset:
+    return InMemoryDataset(configurations, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
 
 
 @pytest.mark.parametrize("label", ["energy", "forces", "stress"])

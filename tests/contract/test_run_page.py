@@ -20,6 +20,7 @@ from mace.reporting.history import RunHistory
 from mace.runs import run_report
 from mace.runs.run_report import RunReport
 from mace.training.batch_step import BatchStep
+from mace.training.evaluation import Evaluation
 from mace.training.loop import EpochReport
 from mace.training.state import Progression
 
@@ -157,7 +158,7 @@ def test_the_page_is_written_within_its_share(tmp_path: Path, monkeypatch: pytes
     report._times_back = 0
     for epoch in range(1000):
         now[0] += 1.0
-        report.refresh(EpochReport(epoch, False, 1.0))
+        report.refresh(EpochReport(epoch, False, {"Default": Evaluation(1.0, {})}))
     assert 0.5 * len(written) <= run_report.SHARE * now[0] + 0.5
     assert len(written) > 10
 

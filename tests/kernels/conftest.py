@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.structures.configuration import Configuration
 
 ELEMENTS = ElementTable((1, 6, 8, 14))
@@ -35,7 +35,7 @@ def graph_of(name: str) -> Graph:
         "own image": [configuration([6], np.zeros((1, 3)), 2.2)],
         "batch": [chain, atom, crystal, far],
     }[name]
-    return GraphDataset(members, ELEMENTS, R_MAX).batch(range(len(members))).graph
+    return InMemoryDataset(members, ELEMENTS, R_MAX).batch(range(len(members))).graph
 
 
 @pytest.fixture(params=["one atom", "no edges", "one pair", "molecule", "own image", "batch"])

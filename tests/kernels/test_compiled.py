@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes
@@ -56,7 +56,7 @@ def make_graph(kind: str) -> Graph:
     cell = np.eye(3) * 4.0 + 0.3 * rng.normal(size=(3, 3))
     crystal = Configuration(np.array([6, 1, 6]), rng.uniform(0, 4, (3, 3)), cell, (True,) * 3)
     kinds = {"atom": [atom], "crystal": [crystal], "mixed": [atom, crystal, atom]}
-    return GraphDataset(kinds[kind], ElementTable((1, 6, 8)), 3.5).batch(range(len(kinds[kind]))).graph
+    return InMemoryDataset(kinds[kind], ElementTable((1, 6, 8)), 3.5).batch(range(len(kinds[kind]))).graph
 
 
 def gradients(values: Any, leaves: list[Tensor], cotangents: list[Tensor], create_graph: bool = False) -> Any:

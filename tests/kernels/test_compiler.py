@@ -211,7 +211,7 @@ def test_target(machine: Machine) -> None:
 EQUALITY = """\
 import numpy as np, torch
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes
@@ -220,7 +220,7 @@ from mace.structures.configuration import Configuration
 
 positions = np.random.default_rng(0).uniform(0, 2.5, (5, 3))
 molecule = Configuration(np.ones(5, dtype=int), positions, np.zeros((3, 3)), (False,) * 3)
-graph = GraphDataset([molecule], ElementTable((1,)), 2.5).batch([0]).graph
+graph = InMemoryDataset([molecule], ElementTable((1,)), 2.5).batch([0]).graph
 paths, generator = convolution_paths((0, 1), 1), torch.Generator().manual_seed(0)
 worst = 0.0
 for dtype in (torch.float32, torch.float64):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import convolution_paths, convolve, coupling_matrix
 from mace.kernels.emit import lanes
@@ -24,7 +24,7 @@ def make_graph(kind: str) -> Graph:
     cell = np.eye(3) * 3.0 + 0.2 * rng.normal(size=(3, 3))
     crystal = Configuration(np.array([6, 1]), rng.uniform(0, 3, (2, 3)), cell, (True,) * 3)
     kinds = {"atom": [atom], "crystal": [crystal], "mixed": [atom, crystal, atom]}
-    return GraphDataset(kinds[kind], ElementTable((1, 6)), 3.3).batch(range(len(kinds[kind]))).graph
+    return InMemoryDataset(kinds[kind], ElementTable((1, 6)), 3.3).batch(range(len(kinds[kind]))).graph
 
 
 @pytest.mark.parametrize("kind", ["atom", "crystal", "mixed"])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
@@ -81,7 +81,7 @@ def isolated(n_structures: int) -> list[Configuration]:
 
 @pytest.mark.parametrize("n_structures", [1, 4])
 def test_graphs_without_any_neighbor(case: Any, n_structures: int) -> None:
-    dataset = GraphDataset(isolated(n_structures), ElementTable(case.plan.atomic_numbers), case.plan.r_max)
+    dataset = InMemoryDataset(isolated(n_structures), ElementTable(case.plan.atomic_numbers), case.plan.r_max)
     graph = dataset.batch(range(n_structures)).graph
     assert graph.n_edges == 0 and graph.max_neighbors == 1 and len(graph.pair_sender) == 1
     model = case.model()
@@ -96,7 +96,7 @@ def test_graphs_without_any_neighbor(case: Any, n_structures: int) -> None:
 
 def test_what_fills_empty_slots_reaches_nothing(case: Any) -> None:
     """Neither value nor gradient changes when a lonely atom is given many more empty slots by its company."""
-    dataset = GraphDataset(
+    dataset = InMemoryDataset(
         [*case.configurations, *isolated(4)], ElementTable(case.plan.atomic_numbers), case.plan.r_max
     )
     model = case.model()

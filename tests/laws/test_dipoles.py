@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 from mace.testing import laws
@@ -29,7 +29,7 @@ def dipole_of(case: Any, charges: np.ndarray | None) -> DipoleMoment:
 
     def dipole(numbers: Any, positions: Any, cell: Any, pbc: Any) -> np.ndarray:
         configuration = Configuration(numbers, positions, cell, pbc, charges=charges)
-        batch = GraphDataset([configuration], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
+        batch = InMemoryDataset([configuration], ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
         return predict(model, batch.graph, forces=False).dipole[0].numpy()
 
     return dipole

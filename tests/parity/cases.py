@@ -17,7 +17,7 @@ from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.compat.weights import weights_from_original
 from mace.conditions import read_specs
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.plan import HeadPlan, ModelPlan
 from mace.model.prediction import predict
@@ -73,10 +73,10 @@ class Case:
         model.load_state_dict({name: torch.tensor(array) for name, array in self.weights.items()})
         return model.use_compiled_kernels(COMPILED)
 
-    def dataset(self) -> GraphDataset:
+    def dataset(self) -> InMemoryDataset:
         """Build the graphs of the three structures."""
         elements, heads = ElementTable(self.plan.atomic_numbers), self.plan.head_names
-        return GraphDataset(self.configurations, elements, self.plan.r_max, heads=heads)
+        return InMemoryDataset(self.configurations, elements, self.plan.r_max, heads=heads)
 
     def potential(self) -> Potential:
         """Return the model as a potential that laws can be asserted of."""
@@ -107,7 +107,7 @@ def batch_potential(model: MACE) -> BatchPotential:
 
     def evaluate(structures: Sequence[Structure]) -> list[Result]:
         configurations = [Configuration(*structure) for structure in structures]
-        batch = GraphDataset(configurations, elements, model.plan.r_max).batch(range(len(structures)))
+        batch = InMemoryDataset(configurations, elements, model.plan.r_max).batch(range(len(structures)))
         prediction = predict(model, batch.graph, stress=True)
         assert prediction.forces is not None and prediction.stress is not None
         counts = [len(structure.atomic_numbers) for structure in structures]

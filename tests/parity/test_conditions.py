@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import Prediction, predict
 from mace.training.loss import Loss, make_loss
 from mace.training.optimization import parameter_groups
@@ -72,7 +72,7 @@ def test_every_condition_matters(condition_case: Any, prediction: Prediction) ->
                 replace(c, conditions=c.conditions | {condition.name: c.conditions[condition.name] + 0.5})
                 for c in condition_case.configurations
             ]
-        dataset = GraphDataset(changed, ElementTable(condition_case.plan.atomic_numbers), condition_case.plan.r_max)
+        dataset = InMemoryDataset(changed, ElementTable(condition_case.plan.atomic_numbers), condition_case.plan.r_max)
         moved = predict(condition_case.model(), dataset.batch([0, 1, 2]).graph).energy
         assert float((moved - prediction.energy).abs().min()) > 1e-6, condition.name
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.model.heads import with_one_head
 from mace.model.prediction import predict
 from mace.training.loss import make_loss

@@ -151,11 +151,11 @@ def test_neighbors_are_not_searched_at_every_step(path: Path) -> None:
     for _ in range(4):  # all within half of the skin of the first
         atoms[1].positions[2, 2] += 0.07
         model(state_of(atoms))
-        assert [search.n_searches for search in model._searches] == [1, 1]
+        assert [search.n_searches for search in model.potential._searches[model.potential.cutoff]] == [1, 1]
     for _ in range(2):
         atoms[1].positions[2, 2] += 0.07
         model(state_of(atoms))
-    assert [search.n_searches for search in model._searches] == [1, 2]
+    assert [search.n_searches for search in model.potential._searches[model.potential.cutoff]] == [1, 2]
 
 
 def test_only_what_is_wanted_in_the_precision_wanted(path: Path) -> None:

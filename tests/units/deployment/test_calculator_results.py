@@ -17,7 +17,7 @@ from mace.calculators import MACECalculator
 from mace.calculators.extrapolation import ExtrapolationError, ExtrapolationWarning
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.graphs.distances import distance_limits, shortest_distances
 from mace.model.mace import MACE
 from mace.model.model_file import ModelMetadata, save_model

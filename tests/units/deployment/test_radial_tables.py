@@ -13,7 +13,7 @@ from ase import Atoms
 from mace.calculators import MACECalculator
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.compiler import CompilationError, find_compiler
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -106,7 +106,7 @@ def test_dipoles_are_looked_at_too(make_model: MakeModel, monkeypatch: pytest.Mo
     model = MACE(plan, torch.float32).initialize(torch.Generator().manual_seed(0))
     assert choose_kernels(model, "c") == "c"
     atoms = disordered_structure(model)
-    graph = GraphDataset([atoms], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
+    graph = InMemoryDataset([atoms], ElementTable(plan.atomic_numbers), plan.r_max).batch([0]).graph
     exact = MACE(plan, torch.float64)
     exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
     expected = predict(exact, graph).atomic_dipoles

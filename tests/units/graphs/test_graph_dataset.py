@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset, build_graph
+from mace.graphs.assembly import build_graph
 from mace.graphs.graph import Graph, pair_vectors
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import predict
 from mace.structures.configuration import Configuration
 
@@ -41,9 +42,9 @@ def members() -> list[Configuration]:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> GraphDataset:
+def dataset() -> InMemoryDataset:
     """The members as a dataset."""
-    return GraphDataset(members(), ELEMENTS, R_MAX)
+    return InMemoryDataset(members(), ELEMENTS, R_MAX)
 
 
 def assert_slots_are_consistent(graph: Graph) -> None:
@@ -102,7 +103,7 @@ def edges(graph: Graph) -> list[set[tuple[float, ...]]]:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=7))
 def test_any_batch_is_its_members_side_by_side(chosen: list[int]) -> None:
     configurations = members()
-    dataset = GraphDataset(configurations, ELEMENTS, R_MAX)
+    dataset = InMemoryDataset(configurations, ELEMENTS, R_MAX)
     batch = dataset.batch(chosen)
     graph = batch.graph
     assert_slots_are_consistent(graph)
@@ -121,7 +122,7 @@ def test_predictions_do_not_depend_on_the_batch(load_case: Any) -> None:
     case = load_case("vector_l2_c2_t3")
     model, configurations = case.model(), members()
     elements = ElementTable(case.plan.atomic_numbers)
-    dataset = GraphDataset(configurations, elements, case.plan.r_max)
+    dataset = InMemoryDataset(configurations, elements, case.plan.r_max)
     alone = [predict(model, build_graph(c, elements, case.plan.r_max)) for c in configurations]
     for chosen in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3], [2, 2, 1], [1, 3]):
         together = predict(model, dataset.batch(chosen).graph)
@@ -133,26 +134,26 @@ def test_predictions_do_not_depend_on_the_batch(load_case: Any) -> None:
         )
 
 
-def test_the_last_batch_is_as_large_as_what_is_left(dataset: GraphDataset) -> None:
+def test_the_last_batch_is_as_large_as_what_is_left(dataset: InMemoryDataset) -> None:
     assert [b.structures.tolist() for b in dataset.batches(2)] == [[0, 1], [2, 3], [4]]
     assert [b.structures.tolist() for b in dataset.batches(10)] == [[0, 1, 2, 3, 4]]
     order = np.array([3, 0, 4, 1, 2])
     assert [b.structures.tolist() for b in dataset.batches(3, order)] == [[3, 0, 4], [1, 2]]
 
 
-def test_average_neighbors_counts_atoms_that_have_any(dataset: GraphDataset) -> None:
+def test_average_neighbors_counts_atoms_that_have_any(dataset: InMemoryDataset) -> None:
     counts = np.array([len(s) for c in members() for s in edges(build_graph(c, ELEMENTS, R_MAX))])
     assert (counts == 0).sum() == 3
     assert dataset.average_neighbors() == pytest.approx(counts[counts > 0].mean(), rel=1e-14)
     assert dataset.n_edges == counts.sum() and dataset.n_atoms == len(counts)
 
 
-def test_average_neighbors_without_any(dataset: GraphDataset) -> None:
-    lonely = GraphDataset([members()[1], members()[3]], ELEMENTS, R_MAX)
+def test_average_neighbors_without_any(dataset: InMemoryDataset) -> None:
+    lonely = InMemoryDataset([members()[1], members()[3]], ELEMENTS, R_MAX)
     assert lonely.average_neighbors() == 1.0
 
 
-def test_labels_are_marked_and_stay_with_their_structures(dataset: GraphDataset) -> None:
+def test_labels_are_marked_and_stay_with_their_structures(dataset: InMemoryDataset) -> None:
     configurations, chosen = members(), [2, 0, 1]
     targets = dataset.batch(chosen).targets
     assert targets.labeled["energy"].tolist() == [False, True, True]
@@ -173,7 +174,7 @@ def test_labels_are_marked_and_stay_with_their_structures(dataset: GraphDataset)
     assert all(value.dtype == torch.float64 for value in targets.values.values())
 
 
-def test_volume_is_missing_without_a_cell(dataset: GraphDataset) -> None:
+def test_volume_is_missing_without_a_cell(dataset: InMemoryDataset) -> None:
     volume = dataset.batch([0, 2, 4]).graph.volume
     assert torch.isnan(volume[0])
     assert volume[1:].tolist() == pytest.approx([2.5 * 2.8 * 3.1, 343.0])
@@ -182,7 +183,7 @@ def test_volume_is_missing_without_a_cell(dataset: GraphDataset) -> None:
 def test_an_unknown_element_is_named() -> None:
     gold = Configuration(np.array([79]), np.zeros((1, 3)), np.zeros((3, 3)), FREE)
     with pytest.raises(UserError, match="Au"):
-        GraphDataset([members()[0], gold], ELEMENTS, R_MAX)
+        InMemoryDataset([members()[0], gold], ELEMENTS, R_MAX)
 
 
 def test_pair_vectors_of_far_atoms_lose_no_digits() -> None:
@@ -193,13 +194,13 @@ def test_pair_vectors_of_far_atoms_lose_no_digits() -> None:
     assert vector.abs().tolist() == [1.0, 0.25, 0.5]
 
 
-def test_the_padding_pair_is_as_long_as_the_cutoff(dataset: GraphDataset) -> None:
+def test_the_padding_pair_is_as_long_as_the_cutoff(dataset: InMemoryDataset) -> None:
     for dtype in (torch.float32, torch.float64):
         vectors = pair_vectors(dataset.batch([0, 1]).graph, R_MAX, dtype)
         assert vectors.dtype == dtype and vectors[-1].tolist() == [0.0, R_MAX, 0.0]
 
 
-def test_moving_to_the_device_it_is_on_changes_nothing(dataset: GraphDataset) -> None:
+def test_moving_to_the_device_it_is_on_changes_nothing(dataset: InMemoryDataset) -> None:
     batch = dataset.batch([0, 2])
     moved = batch.graph.to("cpu")
     for field in fields(Graph):

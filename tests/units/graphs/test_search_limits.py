@@ -10,7 +10,7 @@ import pytest
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import find_all_neighbors
 from mace.graphs.pairs import find_pairs
 from mace.graphs.skin import SkinNeighbors
@@ -108,7 +108,7 @@ def test_a_cutoff_beyond_a_molecule_finds_all_pairs(r_max):
 def test_many_neighbors_are_worth_a_warning(caplog):
     caplog.set_level(logging.WARNING, "mace")
     crystal = structure([[0, 0, 0]], 2.5, ALL)
-    GraphDataset([crystal], ElementTable((1,)), 15.0)
+    InMemoryDataset([crystal], ElementTable((1,)), 15.0)
     assert not caplog.records
-    GraphDataset([crystal] * 70, ElementTable((1,)), 22.0)
+    InMemoryDataset([crystal] * 70, ElementTable((1,)), 22.0)
     assert len(caplog.records) == 1 and "data.xyz: structure 4 has an atom with" in caplog.text

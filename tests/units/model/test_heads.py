@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs.dataset import GraphDataset
 from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.heads import find_head, with_one_head
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model
@@ -44,7 +44,7 @@ def graph(of: ModelPlan, heads: list[str]) -> Graph:
         Configuration(np.array([8, 1, 1]), rng.uniform(0, 1.8, (3, 3)), np.eye(3) * 5, (True,) * 3, head=head)
         for head in heads
     ]
-    return GraphDataset(structures, ElementTable(of.atomic_numbers), of.r_max, heads=of.head_names).graph(
+    return InMemoryDataset(structures, ElementTable(of.atomic_numbers), of.r_max, heads=of.head_names).graph(
         range(len(heads))
     )
 

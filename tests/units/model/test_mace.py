@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import build_graph
+from mace.graphs.assembly import build_graph
 from mace.graphs.graph import Graph
 from mace.model.mace import LARGEST_ELEMENT_EMBEDDING, MACE
 from mace.model.nonlinear import START_OF_ALPHA, START_OF_BETA

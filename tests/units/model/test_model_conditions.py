@@ -12,7 +12,7 @@ from ase.build import molecule
 from pydantic import ValidationError
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model
@@ -34,8 +34,8 @@ def structure(seed: int | None = 1) -> Configuration:
     return Configuration(METHANOL.numbers, METHANOL.positions, np.zeros((3, 3)), (False,) * 3, conditions=conditions)
 
 
-def dataset_of(*structures: Configuration) -> GraphDataset:
-    return GraphDataset(structures, ElementTable(files.PLAN.atomic_numbers), files.PLAN.r_max)
+def dataset_of(*structures: Configuration) -> InMemoryDataset:
+    return InMemoryDataset(structures, ElementTable(files.PLAN.atomic_numbers), files.PLAN.r_max)
 
 
 @pytest.fixture(scope="module")

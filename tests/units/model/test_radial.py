@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset, build_graph
+from mace.graphs.assembly import build_graph
 from mace.graphs.graph import pair_vectors
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.model.prediction import predict
@@ -160,7 +161,7 @@ def test_repulsion_does_not_reach_atoms_through_empty_slots() -> None:
     model = MACE(plan(pair_repulsion=True), torch.float64).initialize(torch.Generator().manual_seed(0))
     near = molecule([55, 6, 6], [[0.0, 0.0, 0.0], [2.5, 0.0, 0.0], [0.0, 2.5, 0.0]])
     alone = molecule([55], [[0.0, 0.0, 0.0]])
-    dataset = GraphDataset([near, alone], ElementTable((6, 55)), 3.0)
+    dataset = InMemoryDataset([near, alone], ElementTable((6, 55)), 3.0)
     with_slots, without = (predict(model, dataset.batch(chosen).graph).energy for chosen in ([0, 1], [1]))
     assert with_slots[1].item() == pytest.approx(without[0].item(), abs=1e-12)
     no_repulsion = MACE(plan(), torch.float64)

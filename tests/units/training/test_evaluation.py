@@ -13,12 +13,16 @@ import original_files as files
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.assembly import graph_of_structures
+from mace.graphs.dataset import Dataset, Targets
+from mace.graphs.graph import Graph
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team
 from mace.structures.configuration import Configuration
 from mace.training.evaluation import Evaluation, evaluate
 from mace.training.loss import make_loss
+from mace.training.memory import EdgeLimit
 
 MODEL = files.model()
 LOSS = make_loss("stress", {"energy": 1.0, "forces": 10.0, "stress": 3.0})
@@ -37,8 +41,8 @@ def structure(n_atoms: int, **changes: Any) -> Configuration:
     )
 
 
-def dataset(structures: Sequence[Configuration]) -> GraphDataset:
-    return GraphDataset(structures, ElementTable(MODEL.plan.atomic_numbers), MODEL.plan.r_max)
+def dataset(structures: Sequence[Configuration]) -> InMemoryDataset:
+    return InMemoryDataset(structures, ElementTable(MODEL.plan.atomic_numbers), MODEL.plan.r_max)
 
 
 def prediction(structures: Sequence[Configuration]) -> Prediction:
@@ -137,6 +141,60 @@ def test_what_is_compared_says_where_it_belongs() -> None:
     assert forces.atom.tolist() == [0, 1, 1, 2, 0, 1, 2, 3]
     reference = [items[s].forces[a] for s, a in zip(forces.structure, forces.atom, strict=True)]  # type: ignore[index]
     np.testing.assert_array_equal(forces.reference, reference)
+
+
+class OnDemand(Dataset):
+    """A data set that keeps no neighbors, as one on disk need not: it says only what the interface asks for."""
+
+    def __init__(self, kept: InMemoryDataset) -> None:
+        self.kept, self.r_max = kept, kept.r_max
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.kept[place]
+
+    def _some(self, structures: Sequence[int] | np.ndarray) -> InMemoryDataset:
+        return dataset([self.kept[int(place)] for place in structures])
+
+    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
+        return graph_of_structures(self._some(structures)[:], ElementTable(MODEL.plan.atomic_numbers), self.r_max)
+
+    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
+        return self._some(structures).targets(range(len(structures)))
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.array([self.kept[int(place)].n_atoms for place in structures])
+
+    def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.kept.edges_of(structures)
+
+    def labeled(self, name: str) -> np.ndarray:
+        return np.array([getattr(structure, name) is not None for structure in self.kept])
+
+    @property
+    def element(self) -> np.ndarray:
+        return self.kept.element
+
+    def neighbor_counts(self) -> np.ndarray:
+        return self.kept.neighbor_counts()
+
+
+def test_any_data_set_can_be_evaluated() -> None:
+    kept = dataset(SET)
+    other = OnDemand(kept)
+    assert_same(*(evaluate(MODEL, each, LOSS, 3, stress=True, keep_details=True) for each in (other, kept)))
+    assert (other.n_atoms, other.n_edges) == (kept.n_atoms, kept.n_edges)
+    assert other.average_neighbors() == kept.average_neighbors()
+    steps = [EdgeLimit(int(each.edges_of([5, 6]).sum()), "a test").parts(each, np.arange(7)) for each in (other, kept)]
+    assert [part.tolist() for part in steps[0]] == [part.tolist() for part in steps[1]]
+
+
+def test_structures_are_named_by_file_and_place() -> None:
+    named = dataset([replace(SET[0], file="a.xyz", index=17), replace(SET[1], file="a.xyz", index=3), SET[2]])
+    assert named.describe([0, 1]) == "a.xyz: structures 3, 17"
+    assert named.describe([2, 0]) == "given: structure 0; a.xyz: structure 17"
 
 
 def test_without_details_none_are_kept() -> None:

@@ -13,7 +13,7 @@ import torch
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.finetuning.foundation import Foundation, foundation_plan, measured_shift, open_foundation, start_from
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import ModelPlan
@@ -31,13 +31,13 @@ def foundation() -> Foundation:
     return Foundation("the foundation", files.model())
 
 
-def dataset(numbers: tuple[int, ...], plan: ModelPlan, energy: float | None = None) -> GraphDataset:
+def dataset(numbers: tuple[int, ...], plan: ModelPlan, energy: float | None = None) -> InMemoryDataset:
     rng = np.random.default_rng(1)
     positions = 1.1 * np.arange(len(numbers))[:, None] * np.array([1.0, 0.4, 0.2]) + rng.normal(
         0, 0.1, (len(numbers), 3)
     )
     configuration = Configuration(np.array(numbers), positions, np.zeros((3, 3)), (False,) * 3, energy=energy)
-    return GraphDataset([configuration], ElementTable(plan.atomic_numbers), plan.r_max)
+    return InMemoryDataset([configuration], ElementTable(plan.atomic_numbers), plan.r_max)
 
 
 def started(foundation: Foundation, elements: tuple[int, ...], keep_readouts: bool = True) -> MACE:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset, Targets
+from mace.graphs.dataset import Targets
+from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import Prediction
 from mace.structures.configuration import Configuration
 from mace.training.loss import Loss, huber, make_loss
@@ -39,7 +40,7 @@ def structure(n_atoms: int, seed: int = 0, **labels: Any) -> Configuration:
 
 
 def targets_of(*structures: Configuration) -> Targets:
-    dataset = GraphDataset(structures, ElementTable((1,)), 0.5)
+    dataset = InMemoryDataset(structures, ElementTable((1,)), 0.5)
     return dataset.batch(range(len(structures))).targets
 
 

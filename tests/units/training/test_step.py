@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import GraphDataset
+from mace.graphs.in_memory import InMemoryDataset
 from mace.settings import parse_training_settings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
@@ -42,7 +42,7 @@ def test_gradients_are_shortened_to_the_limit_and_never_without_one(length: floa
 def test_the_phases_of_a_step_are_told_in_their_order() -> None:
     structures = [Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0)]
     model, told = files.model(), list[str]()
-    batch = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
+    batch = InMemoryDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
     loss_gradient(model, batch, make_loss("weighted", {"energy": 1.0, "forces": 0.0}), mark=told.append)
     assert told == ["forward", "backward"]
 
@@ -50,7 +50,7 @@ def test_the_phases_of_a_step_are_told_in_their_order() -> None:
 def test_gradients_are_added_only_if_asked_for() -> None:
     structures = [Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0)]
     model, loss = files.model(), make_loss("weighted", {"energy": 1.0, "forces": 0.0})
-    batch = GraphDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
+    batch = InMemoryDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max).batch([0])
     lengths = []
     for add in (False, False, True, True):
         loss_gradient(model, batch, loss, add=add)

@@ -1,0 +1,219 @@
+"""From structures and their neighbors to a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.elements import ElementTable
+from mace.errors import UserError
+from mace.graphs.graph import Graph
+from mace.graphs.neighbors import JoinedNeighbors, chain_neighbors, find_all_neighbors
+from mace.structures.condition_values import conditions_of_atoms
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.splitting import check_heads
+
+_LOGGER = logging.getLogger(__name__)
+
+MANY_NEIGHBORS = 2000
+"""Neighbors of an atom beyond which a warning asks for a smaller cutoff."""
+
+_SEARCHED_TOGETHER = 64
+"""How many structures the neighbors are searched of at once."""
+
+Search = Callable[[Sequence[Configuration], float], JoinedNeighbors]
+"""Finds the neighbors of some structures within a cutoff."""
+
+
+@dataclass(frozen=True)
+class StructureArrays:
+    """What a graph holds of structures besides their neighbors, in arrays over all their atoms.
+
+    Attributes:
+        n_atoms: ``[structures]``.
+        element: Place of each atom's element in the model's table, ``[atoms]``.
+        positions: Angstrom, ``[atoms, 3]``.
+        charges: Elementary charges, zero where none are given, ``[atoms]``.
+        conditions: What each atom is under, by name, ``[atoms, values]``.
+        cell: Angstrom, ``[structures, 3, 3]``.
+        volume: Angstrom^3, NaN where stress has no meaning, ``[structures]``.
+        head: Index of the head of the model, ``[structures]``.
+    """
+
+    n_atoms: np.ndarray
+    element: np.ndarray
+    positions: np.ndarray
+    charges: np.ndarray
+    conditions: dict[str, np.ndarray]
+    cell: np.ndarray
+    volume: np.ndarray
+    head: np.ndarray
+
+    @classmethod
+    def of(
+        cls, configurations: Sequence[Configuration], elements: ElementTable, heads: Sequence[str]
+    ) -> StructureArrays:
+        """Collect the arrays of some structures; see `graph_of_structures`."""
+        element = elements.index(np.concatenate([c.atomic_numbers for c in configurations]))
+        check_heads(heads, configurations)
+        cell = np.stack([c.cell for c in configurations])
+        volume = np.abs(np.linalg.det(cell))
+        for configuration, size in zip(configurations, volume, strict=True):
+            if configuration.stress is not None and not size > 0.0:
+                raise UserError(
+                    f"{configuration.where()} has a stress but its cell has no volume, so the stress has no meaning; "
+                    "give it a cell of three independent vectors or remove the label."
+                )
+        place = {name: index for index, name in enumerate(heads)}
+        charges = [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
+        return cls(
+            n_atoms=np.array([c.n_atoms for c in configurations], dtype=np.int64),
+            element=element,
+            positions=np.concatenate([c.positions for c in configurations]),
+            charges=np.concatenate(charges),
+            conditions=conditions_of_atoms(configurations),
+            cell=cell,
+            volume=np.where(volume > 0.0, volume, np.nan),
+            # a single head is for all structures
+            head=np.array([place[c.head] if len(heads) > 1 else 0 for c in configurations], dtype=np.int64),
+        )
+
+    def take(self, structures: np.ndarray, atoms: np.ndarray) -> StructureArrays:
+        """Gather the arrays of some structures, and of their atoms."""
+        return StructureArrays(
+            n_atoms=self.n_atoms[structures],
+            element=self.element[atoms],
+            positions=self.positions[atoms],
+            charges=self.charges[atoms],
+            conditions={name: values[atoms] for name, values in self.conditions.items()},
+            cell=self.cell[structures],
+            volume=self.volume[structures],
+            head=self.head[structures],
+        )
+
+
+def search_neighbors(
+    configurations: Sequence[Configuration],
+    r_max: float,
+    search: Search = find_all_neighbors,
+    progress: Callable[[Sequence[Configuration]], Iterable[Configuration]] = iter,
+) -> JoinedNeighbors:
+    """Search the neighbors of all structures; warn where there are so many that a cutoff or a cell is probably wrong.
+
+    Args:
+        configurations: The structures, one at least.
+        r_max: Cutoff in Angstrom.
+        search: Finds the neighbors of some structures.
+        progress: Wraps the iteration over structures, for a progress bar.
+    """
+    found, waiting = list[JoinedNeighbors](), list[Configuration]()
+    for place, configuration in enumerate(progress(configurations), start=1):
+        waiting.append(configuration)
+        if len(waiting) == _SEARCHED_TOGETHER or place == len(configurations):
+            found.append(search(waiting, r_max))
+            waiting = []
+    neighbors = chain_neighbors(found)
+    counts = neighbors.largest_counts()
+    if counts.max(initial=0) > MANY_NEIGHBORS:
+        worst = int(counts.argmax())
+        _LOGGER.warning(
+            "%s has an atom with %d neighbors within %g Angstrom (most models have less than 200); a smaller --r_max "
+            "takes less memory and time, if the cell is right",
+            configurations[worst].where(),
+            counts[worst],
+            r_max,
+        )
+    return neighbors
+
+
+def build_graph(
+    configuration: Configuration,
+    elements: ElementTable,
+    r_max: float,
+    heads: Sequence[str] = (DEFAULT_HEAD,),
+    search: Search = find_all_neighbors,
+) -> Graph:
+    """Build the graph of one structure; see `graph_of_structures`."""
+    return graph_of_structures([configuration], elements, r_max, heads, search)
+
+
+def graph_of_structures(
+    configurations: Sequence[Configuration],
+    elements: ElementTable,
+    r_max: float,
+    heads: Sequence[str] = (DEFAULT_HEAD,),
+    search: Search = find_all_neighbors,
+) -> Graph:
+    """Build the common graph of some structures on the CPU.
+
+    Args:
+        configurations: The structures, one at least.
+        elements: The model's table of elements.
+        r_max: Cutoff in Angstrom.
+        heads: Names of the model's heads; a single one is for all structures.
+        search: Finds the neighbors of some structures within the cutoff.
+
+    Raises:
+        UserError: If a structure has an element that the table lacks, is for a head that the model lacks, or has a
+            stress without a volume.
+    """
+    arrays = StructureArrays.of(configurations, elements, heads)
+    return assemble_graph(arrays, search_neighbors(configurations, r_max, search))
+
+
+def assemble_graph(arrays: StructureArrays, neighbors: JoinedNeighbors) -> Graph:
+    """Arrange atoms by element and edges in slots; see `mace.graphs.graph.Graph`."""
+    rows, n_atoms, n_pairs = neighbors.rows, arrays.n_atoms, neighbors.n_pairs
+    first_atom, first_pair = np.cumsum(n_atoms) - n_atoms, np.cumsum(n_pairs) - n_pairs
+    k, total_pairs = int(rows.edge_rank.max(initial=0)) + 1, len(rows.pair_sender)
+    atom_offset = np.repeat(first_atom, n_pairs)
+    edge_atom_offset, edge_pair_offset = np.repeat(first_atom, 2 * n_pairs), np.repeat(first_pair, 2 * n_pairs)
+    by_element = np.argsort(arrays.element, kind="stable")
+    row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
+    slot = row[rows.edge_receiver + edge_atom_offset] * k + rows.edge_rank
+    n_slots = len(row) * k
+    present, counts = np.unique(arrays.element, return_counts=True)
+    slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
+    slots_of_pair[:-1] = slot[rows.pair_edges + 2 * np.repeat(first_pair, n_pairs)[:, None]]
+    return Graph(
+        element=torch.from_numpy(arrays.element),
+        structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(n_atoms)), n_atoms)),
+        positions=torch.from_numpy(arrays.positions),
+        cell=torch.from_numpy(arrays.cell),
+        head=torch.from_numpy(arrays.head),
+        charges=torch.from_numpy(arrays.charges),
+        volume=torch.from_numpy(arrays.volume),
+        pair_sender=_padded(rows.pair_sender + atom_offset),
+        pair_receiver=_padded(rows.pair_receiver + atom_offset),
+        pair_shift=_padded(rows.pair_shift),
+        pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, rows.edge_pair + edge_pair_offset),
+        sign_of_slot=_scattered(np.ones(n_slots), slot, rows.edge_sign),
+        sender_of_slot=_scattered(np.zeros(n_slots, dtype=np.int64), slot, row[rows.edge_sender + edge_atom_offset]),
+        reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[rows.edge_reverse + 2 * edge_pair_offset]),
+        neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(row))),
+        slots_of_pair=torch.from_numpy(slots_of_pair),
+        atoms_by_element=torch.from_numpy(by_element),
+        row_of_atom=torch.from_numpy(row),
+        elements_present=tuple(present.tolist()),
+        element_counts=tuple(counts.tolist()),
+        heads_present=tuple(np.unique(arrays.head).tolist()),
+        n_structures=len(n_atoms),
+        max_neighbors=k,
+        conditions={name: torch.from_numpy(values) for name, values in arrays.conditions.items()},
+    )
+
+
+def _padded(rows: np.ndarray) -> Tensor:
+    """Append one row of zeros, the padding pair."""
+    return torch.from_numpy(np.concatenate([rows, np.zeros((1, *rows.shape[1:]), dtype=rows.dtype)]))
+
+
+def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray) -> Tensor:
+    """Write values into their places of a prepared array."""
+    empty[places] = values
+    return torch.from_numpy(empty)

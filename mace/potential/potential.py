@@ -1,0 +1,298 @@
+"""A trained model or a committee of them, opened once and ready to evaluate structures.
+
+Everything that uses trained models stands on this: the calculator, the evaluation of files, torch-sim, `mace_info`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.compat.importing import open_model
+from mace.conditions import joined
+from mace.elements import ElementTable, chemical_symbol
+from mace.errors import UserError
+from mace.graphs.assembly import Search, graph_of_structures
+from mace.graphs.graph import Graph
+from mace.graphs.neighbors import find_all_neighbors, join_neighbors
+from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.model.heads import find_head, with_one_head
+from mace.model.kernel_choice import choose_kernels
+from mace.model.mace import MACE
+from mace.model.model_file import LoadedModel, ModelMetadata, carry_to
+from mace.model.prediction import Prediction, predict
+from mace.potential.loading import expand_models, find_device, find_dtype
+from mace.potential.radial_tables import choose_radial_tables
+from mace.structures.configuration import Configuration
+
+
+@dataclass(frozen=True)
+class Member(LoadedModel):
+    """A model of a potential, on its device and in its precision; its parameters do not change any more.
+
+    Attributes:
+        place: What has it, for messages: the file, or who was given a model in memory.
+        kernels: ``torch`` or ``c``.
+        radial_tables: Whether its radial functions are read from tables.
+    """
+
+    place: str
+    kernels: str
+    radial_tables: bool
+
+
+class Potential:
+    """One model, or a committee of models that predict the same; made by `open_potential`.
+
+    Args:
+        members: The models, one at least.
+        skin: How far beyond the cutoff neighbors of structures that move are searched, in Angstrom.
+
+    Attributes:
+        members: The models, with what is known of them.
+        models: The models alone.
+        conditions: What they want to know of structures besides the atoms.
+        skin: As given.
+    """
+
+    def __init__(self, members: Sequence[Member], skin: float = DEFAULT_SKIN) -> None:
+        self.members, self.skin = tuple(members), skin
+        self.models = tuple(member.model for member in members)
+        self.conditions = joined(model.plan.conditions for model in self.models)
+        self._searches: dict[float, list[SkinNeighbors]] = {}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the models predict, of `mace.properties.PROPERTIES`."""
+        return self.models[0].plan.outputs
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """The atomic numbers that all models know, in rising order."""
+        return tuple(sorted(set.intersection(*(set(model.plan.atomic_numbers) for model in self.models))))
+
+    @property
+    def cutoff(self) -> float:
+        """The largest cutoff of the models, in their unit of length."""
+        return max(model.plan.r_max for model in self.models)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the first model."""
+        return self.models[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.models[0].embedding.device
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of the first model that has several, or of the only one."""
+        names = [member.heads for member in self.members]
+        return next((of_model for of_model in names if len(of_model) > 1), names[0])
+
+    def find_head(self, head: str | None) -> str:
+        """Return the name of the head that is meant.
+
+        Args:
+            head: The head that is asked for; None for the only one, or one called default.
+
+        Raises:
+            UserError: If a model has no such head, or several and none of them is the default.
+        """
+        found = [(find_head(m.heads, head, m.place), len(m.heads) > 1) for m in self.members]
+        meant = list(dict.fromkeys(name for name, one_of_several in found if one_of_several))
+        if len(meant) > 1:
+            raise UserError(
+                f"{self.members[0].place}: where no head is named, the models use {' and '.join(meant)}; name one with "
+                "head=."
+            )
+        return meant[0] if meant else found[0][0]
+
+    def check_elements(self, structure: Configuration, where: str = "The structure") -> None:
+        """Make sure that every model knows the elements of a structure.
+
+        Raises:
+            UserError: If one does not; the message names what is missing.
+        """
+        for model in self.models:
+            known = model.plan.atomic_numbers
+            if unknown := sorted(set(structure.atomic_numbers.tolist()).difference(known)):
+                raise UserError(
+                    f"{where} contains {' and '.join(map(chemical_symbol, unknown))}, which the model was not trained "
+                    f"on; it knows {', '.join(map(chemical_symbol, known))}."
+                )
+
+    def graphs(self, structures: Sequence[Configuration], follow: bool = False) -> list[Graph]:
+        """Build the common graph of some structures for every model; models that see the same share one.
+
+        Args:
+            structures: Structures of elements the models know.
+            follow: Whether they are those of the last call that said so, a little moved: their neighbors are searched
+                anew only when atoms have moved far enough. The graphs do not depend on it. One thread at a time.
+        """
+        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
+        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
+        for key in dict.fromkeys(keys):
+            elements, r_max, heads = key
+            search = self._search(structures, r_max) if follow else find_all_neighbors
+            made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads, search).to(self.device)
+        return [made[key] for key in keys]
+
+    def _search(self, structures: Sequence[Configuration], r_max: float) -> Search:
+        """Return the search of neighbors of structures that move; it is asked for all of them in their order."""
+        if self.skin == 0.0 or (len(structures) > 1 and not any(any(c.pbc) for c in structures)):
+            return find_all_neighbors
+        searches = self._searches.setdefault(r_max, [])
+        del searches[len(structures) :]  # of more structures before
+        searches += [SkinNeighbors(self.skin) for _ in range(len(structures) - len(searches))]
+        each = iter(searches)
+        return lambda group, r_max: join_neighbors([next(each)(structure, r_max) for structure in group])
+
+    def predict(
+        self,
+        graphs: Sequence[Graph],
+        forces: bool = True,
+        stress: bool = False,
+        atomic_virials: bool = False,
+        features: bool = False,
+    ) -> list[Prediction]:
+        """Evaluate every model on its graph; see `mace.model.prediction.predict`."""
+        return [
+            predict(model, graph, forces=forces, stress=stress, atomic_virials=atomic_virials, features=features)
+            for model, graph in zip(self.models, graphs, strict=True)
+        ]
+
+    def evaluate(
+        self,
+        structures: Sequence[Configuration],
+        follow: bool = False,
+        forces: bool = True,
+        stress: bool = False,
+        atomic_virials: bool = False,
+        features: bool = False,
+    ) -> list[Prediction]:
+        """Predict some structures at once.
+
+        Args:
+            structures: Structures of elements the models know, in their unit of length; as many as memory allows.
+            follow: Whether they are those of the last call, a little moved; see `graphs`.
+            forces: Whether forces are wanted.
+            stress: Whether stress and virials are wanted.
+            atomic_virials: Whether the virials of single atoms are wanted.
+            features: Whether the output of the layers is wanted.
+
+        Returns:
+            What each model predicts of all structures.
+
+        Raises:
+            UserError: If a structure is for a head that a model does not have, or cannot be searched for neighbors.
+        """
+        return self.predict(self.graphs(structures, follow), forces, stress, atomic_virials, features)
+
+
+def open_potential(
+    source: str | Path | MACE | Sequence[str | Path | MACE],
+    device: str | torch.device = "cpu",
+    precision: str | torch.dtype | None = None,
+    head: str | int | None = None,
+    kernels: str = "auto",
+    radial_tables: bool | None = False,
+    skin: float = DEFAULT_SKIN,
+    one_head: bool = False,
+    committee: bool = True,
+    caller: str = "open_potential",
+) -> Potential:
+    """Open model files of this program or of mace-torch, or copy models in memory, and make them ready.
+
+    Args:
+        source: A file, a pattern of files, a model, or several of these, which form a committee. What happens to a
+            given model later changes nothing.
+        device: Where to compute.
+        precision: Of the models; None or an empty word for the one each was trained in.
+        head: Head to take of models that have several; None for all, and then every structure says for which it is.
+        kernels: See `mace.model.kernel_choice.choose_kernels`.
+        radial_tables: See `mace.potential.radial_tables.choose_radial_tables`.
+        skin: How far beyond the cutoff neighbors of structures that move are searched, in Angstrom.
+        one_head: Take one head in any case; if none is named, the one called default. ``head`` may be its number then.
+        committee: Whether there may be several models.
+        caller: Who opens them, for messages.
+
+    Raises:
+        UserError: If a model cannot be opened or has no such head, models of a committee do not predict the same, or a
+            device, precision or length makes no sense.
+    """
+    if not (math.isfinite(skin) and skin >= 0.0):
+        raise UserError(f"{caller}: skin is {skin}; it must be zero or a positive length in Angstrom.")
+    device, dtype = find_device(device), find_dtype(precision)
+    sources = [source] if isinstance(source, (str, Path, torch.nn.Module)) else source
+    every = [given for each in sources for given in (expand_models(each) if isinstance(each, (str, Path)) else [each])]
+    if not every:
+        raise UserError(f"{caller}: the list of models is empty; name at least one.")
+    if len(every) > 1 and not committee:
+        raise UserError(f"{caller}: {source} names {len(every)} models; name one of them.")
+    members: list[Member] = []
+    for given in every:
+        place = str(given) if isinstance(given, Path) else caller
+        if isinstance(given, Path):
+            loaded = open_model(given, device, dtype, None if one_head else head)
+        elif isinstance(given, MACE):
+            model, nowhere = (
+                carry_to(deepcopy(given), device, dtype or given.dtype),
+                ModelMetadata(created="", versions={}),
+            )
+            loaded = LoadedModel(model, nowhere, given.dtype, given.plan.head_names)
+        else:
+            kind = type(given)
+            raise UserError(
+                f"{caller}: the model is a {kind.__name__}; name a model file, or give a model of mace-train, not "
+                f"{kind.__module__}.{kind.__name__}."
+            )
+        model, heads = loaded.model, loaded.heads
+        if one_head or not (head is None or isinstance(given, Path)):  # otherwise it has been taken from the file
+            heads = (find_head(heads, head, place),)
+            model = with_one_head(model, heads[0])
+        model.requires_grad_(False)
+        chosen = choose_kernels(model, kernels)
+        tables = choose_radial_tables(model, radial_tables)
+        members.append(Member(model, loaded.metadata, loaded.stored_dtype, heads, place, chosen, tables))
+    if len({member.model.plan.outputs for member in members}) > 1:
+        words = " and ".join(sorted({member.model.plan.model for member in members}))
+        raise UserError(f"{caller}: a committee of {words} models cannot be formed; they predict different things.")
+    return Potential(members, skin)
+
+
+def stack_members(values: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
+    """Collect what each model says in arrays, ``[models, ...]``, float64."""
+    return {
+        name: torch.stack([tensor.detach().cpu().double() for tensor in of_models]).numpy()
+        for name, of_models in values.items()
+    }
+
+
+def divide_by_structure(
+    values: Mapping[str, np.ndarray], of_atoms: Collection[str], n_atoms: Sequence[int]
+) -> list[dict[str, np.ndarray]]:
+    """Divide what models say of a batch among its structures.
+
+    Args:
+        values: By name, ``[models, structures, ...]`` or ``[models, atoms, ...]``.
+        of_atoms: Names of those with a row for each atom.
+        n_atoms: Atoms of each structure.
+
+    Returns:
+        For each structure by name, ``[models, ...]`` or ``[models, atoms, ...]``.
+    """
+    ends = np.cumsum(n_atoms)
+    return [
+        {name: rows[:, end - n : end] if name in of_atoms else rows[:, place] for name, rows in values.items()}
+        for place, (end, n) in enumerate(zip(ends, n_atoms, strict=True))
+    ]
