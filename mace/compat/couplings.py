@@ -15,12 +15,9 @@ class CouplingError(Exception):
 
 
 @cache
-def _monomial_of_product(n_components: int, order: int) -> tuple[np.ndarray, int]:
-    """Return which monomial every product of components is, ``[n_components ** order]``, and how many there are."""
-    place = {m: i for i, m in enumerate(combinations_with_replacement(range(n_components), order))}
-    products = np.indices((n_components,) * order).reshape(order, -1)
-    products.sort(axis=0)
-    return np.array([place[tuple(column)] for column in products.T.tolist()]), len(place)
+def _monomials(n_components: int, order: int) -> dict[tuple[int, ...], int]:
+    """Number the monomials of an order, each given by its sorted factors."""
+    return {m: i for i, m in enumerate(combinations_with_replacement(range(n_components), order))}
 
 
 def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
@@ -40,9 +37,11 @@ def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
     n_components = coupling.shape[-2]
     if coupling.size != (2 * l_out + 1) * n_components**order * coupling.shape[-1]:
         raise CouplingError(f"coupling coefficients of degree {l_out} and order {order} have another shape")
-    monomial, n_monomials = _monomial_of_product(n_components, order)
+    place = _monomials(n_components, order)
+    products = np.sort(np.indices((n_components,) * order).reshape(order, -1), axis=0)
+    monomial = np.array([place[tuple(column)] for column in products.T.tolist()])
     flat = coupling.reshape(2 * l_out + 1, -1, coupling.shape[-1]).astype(np.float64)
-    result = np.zeros((2 * l_out + 1, n_monomials, coupling.shape[-1]))
+    result = np.zeros((2 * l_out + 1, len(place), coupling.shape[-1]))
     for row, values in zip(result, flat, strict=True):
         np.add.at(row, monomial, values)
     return result.transpose(2, 0, 1)
@@ -51,8 +50,7 @@ def polynomials(coupling: np.ndarray, l_out: int, order: int) -> np.ndarray:
 def our_polynomials(l_max: int, l_out: int, order: int) -> np.ndarray:
     """Return our coefficients on all monomials, ``[paths, 2 l + 1, monomials]``."""
     basis = symmetric_basis(l_max, l_out, order)
-    n_components = (l_max + 1) ** 2
-    place = {m: i for i, m in enumerate(combinations_with_replacement(range(n_components), order))}
+    place = _monomials((l_max + 1) ** 2, order)
     result = np.zeros((basis.n_paths, 2 * l_out + 1, len(place)))
     result[:, :, [place[tuple(m)] for m in basis.monomials.tolist()]] = basis.coefficients
     return result

@@ -29,8 +29,23 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
     """
     if "dipole" not in plan.outputs:
         return plan, dict(weights)
-    _refuse(plan)
-    if _last_layer_is_lost(plan) and not _last_layer_is_silent(plan, weights):
+    lacking = {
+        "a distance transform": plan.distance_transform != "None",
+        "nuclear repulsion": plan.pair_repulsion,
+        f"the {plan.radial_type} basis": "energy" in plan.outputs and plan.radial_type != "bessel",
+        "different correlation orders": len(set(plan.correlation)) > 1,
+        "a cutoff after the radial network": plan.cutoff_after_network,
+        "products of all elements": plan.product_of_all_elements,
+        "a scale of its own for each head": len({head.scale for head in plan.every_head}) > 1,
+        "fewer channels or degrees of messages": (plan.message_channels, plan.message_l) != (None, None),
+    }
+    if found := [name for name, has in lacking.items() if has]:
+        raise UserError(f"mace-torch's {plan.model} does not have {found[0]}, which this model has.")
+    last = f"dipole_readouts.{plan.n_layers - 1}."
+    last_is_lost = plan.n_layers > 1 and "energy" not in plan.outputs
+    parts = [weights[last + name] for name in ("gates", "hidden", "weight") if last + name in weights]
+    # every activation is zero where its gates are
+    if last_is_lost and parts and all(part.any() for part in parts):
         raise UserError(
             "mace-torch's AtomicDipolesMACE does not use its last layer of several, which this model does; train it "
             "for mace-torch with --num_interactions=1 or --model=EnergyDipolesMACE."
@@ -46,9 +61,9 @@ def for_original(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> tuple[Mo
         part, _, rest = name.partition(".")
         if part in factors and rest.endswith(".weight"):
             written[name] = (values * factors[part]).astype(values.dtype)
-    if _last_layer_is_lost(plan) and not plan.readout_vectors:
+    if last_is_lost and not plan.readout_vectors:
         # mace-torch cannot be without a hidden layer: one vector that counts nothing
-        dtype, last = weights["embedding"].dtype, f"dipole_readouts.{plan.n_layers - 1}."
+        dtype = weights["embedding"].dtype
         written |= {last + name: np.zeros((plan.n_channels, 1), dtype) for name in ("gates", "hidden")}
         written[last + "weight"] = np.zeros((1, 1), dtype)
         constants["readout_vectors"] = 1
@@ -59,34 +74,3 @@ def _folded(head: HeadPlan | ModelPlan) -> dict[str, Any]:
     """Make the shift a part of the reference energies; the scale becomes a part of weights."""
     energies = tuple(energy + head.shift for energy in head.reference_energies)
     return {"reference_energies": energies, "scale": 1.0, "shift": 0.0}
-
-
-def _refuse(plan: ModelPlan) -> None:
-    """Refuse what mace-torch ignores in its models of dipoles.
-
-    Raises:
-        UserError: If the plan has any of it.
-    """
-    lacking = {
-        "a distance transform": plan.distance_transform != "None",
-        "nuclear repulsion": plan.pair_repulsion,
-        f"the {plan.radial_type} basis": "energy" in plan.outputs and plan.radial_type != "bessel",
-        "different correlation orders": len(set(plan.correlation)) > 1,
-        "a cutoff after the radial network": plan.cutoff_after_network,
-        "products of all elements": plan.product_of_all_elements,
-        "a scale of its own for each head": len({head.scale for head in plan.every_head}) > 1,
-        "fewer channels or degrees of messages": (plan.message_channels, plan.message_l) != (None, None),
-    }
-    if found := [name for name, has in lacking.items() if has]:
-        raise UserError(f"mace-torch's {plan.model} does not have {found[0]}, which this model has.")
-
-
-def _last_layer_is_lost(plan: ModelPlan) -> bool:
-    return plan.n_layers > 1 and "energy" not in plan.outputs
-
-
-def _last_layer_is_silent(plan: ModelPlan, weights: Mapping[str, np.ndarray]) -> bool:
-    """Tell whether the last readout is zero; every activation is zero where its gates are."""
-    prefix = f"dipole_readouts.{plan.n_layers - 1}."
-    parts = [weights[prefix + name] for name in ("gates", "hidden", "weight") if prefix + name in weights]
-    return not parts or any(not part.any() for part in parts)

@@ -118,9 +118,11 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
     degrees = plan.l_out(0) if plan.n_layers == 1 and "dipole" in plan.outputs else plan.hidden_l
     widths = {"0e": plan.readout_channels, "1o": plan.readout_vectors}
     kind = plan.model if "dipole" in plan.outputs else "ScaleShiftMACE"
+    constants = ("reference_energies", "scale", "shift")
     excluded = {"interactions", "model", "hidden_l", "radial_mlp", "conditions", "heads"}
     return plan.model_dump(mode="json", exclude=excluded) | {
-        **_of_heads(plan),
+        "head_names": plan.head_names if plan.heads else [],
+        **{name: [getattr(head, name) for head in plan.heads] for name in constants if plan.heads},
         "kind": kind,
         "model_type": _MODEL_TYPES[kind],
         "n_layers": plan.n_layers,
@@ -147,14 +149,6 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
             "heads": (list(plan.head_names) if plan.n_readout_heads > 1 else None, None),
         },
     }
-
-
-def _of_heads(plan: ModelPlan) -> dict[str, Any]:
-    """Put together the constants of several heads."""
-    if not plan.heads:
-        return {"head_names": []}
-    names = ("reference_energies", "scale", "shift")
-    return {"head_names": plan.head_names} | {n: [getattr(head, n) for head in plan.heads] for n in names}
 
 
 def _edge_irreps(plan: ModelPlan) -> tuple[str | None, bool]:
@@ -184,19 +178,14 @@ def check_structures(plan: ModelPlan, head: str = DEFAULT_HEAD) -> list[Configur
     numbers = np.array([plan.atomic_numbers[i % plan.n_elements] for i in range(n)], dtype=np.int64)
     positions = spacing * (grid + rng.uniform(-0.1, 0.1, (n, 3)))
     skew = np.eye(3) + 0.1 * np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
-    cell = spacing * side * skew
     return [
         Configuration(
-            numbers, positions, np.zeros((3, 3)), (False,) * 3, conditions=example_values(plan.conditions, n), head=head
-        ),
-        Configuration(
-            numbers,
-            positions @ skew,
-            cell,
-            (True,) * 3,
-            conditions=example_values(plan.conditions, n, seed=1),
-            head=head,
-        ),
+            numbers, places, lattice, (is_periodic,) * 3, conditions=example_values(plan.conditions, n, seed), head=head
+        )
+        for places, lattice, is_periodic, seed in (
+            (positions, np.zeros((3, 3)), False, None),
+            (positions @ skew, spacing * side * skew, True, 1),
+        )
     ]
 
 

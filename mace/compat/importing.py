@@ -58,7 +58,7 @@ class ImportedModel:
         plan = self.model.plan
         elements = ", ".join(chemical_symbol(z) for z in plan.atomic_numbers[:12])
         more = f" and {plan.n_elements - 12} more" if plan.n_elements > 12 else ""
-        head = _words_on_heads(self.heads, self.head)
+        head = _describe_heads(self.heads, self.head)
         return (
             f"{self.kind} of mace-torch converted ({plan.n_layers} layers, {plan.n_channels} channels, r_max "
             f"{plan.r_max:.6g} A, {elements}{more}{head}); {self.n_checks} constants and normalizations agree"
@@ -106,9 +106,10 @@ def import_original(path: str | Path, head: str | int | None = None, known: Know
         head = find_head(heads, head, str(original.path))
         model = with_one_head(model, head)
     head = heads[0] if len(heads) == 1 else head
-    article = "an" if kind[0] in "AEIOU" else "a"
-    whole = f"{article} {kind} of mace-torch{_words_on_heads(heads, head)}, SHA-256 {sha256_of(original.path)}"
-    metadata = ModelMetadata(name=original.path.stem, comment=f"converted from {original.path.name}, {whole}")
+    article, sha256 = "an" if kind[0] in "AEIOU" else "a", sha256_of(original.path)
+    whole = f"{article} {kind} of mace-torch{_describe_heads(heads, head)}"
+    comment = f"converted from {original.path.name}, {whole}, SHA-256 {sha256}"
+    metadata = ModelMetadata(name=original.path.stem, comment=comment)
     return ImportedModel(model, metadata, kind, heads, head, n_checks)
 
 
@@ -135,7 +136,7 @@ def _explained(original: Original, reason: str) -> str:
     return f"{original.path}: this model of mace-torch cannot be converted: {reason}; {way_out}."
 
 
-def _words_on_heads(heads: tuple[str, ...], head: str | None) -> str:
+def _describe_heads(heads: tuple[str, ...], head: str | None) -> str:
     """Say which heads a file has, and which was taken."""
     if len(heads) == 1:
         return ""

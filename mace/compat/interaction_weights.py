@@ -6,7 +6,7 @@ are divided by the root of the number of their inputs, so that what is left is r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -114,11 +114,10 @@ def _nonlinear_from_original(
         for name in ("source_embedding", "target_embedding")
     }
     paths, last = convolution_paths(degrees, plan.l_max), len(plan.radial_mlp)
-    weights |= _network_from_original(state, f"{theirs}conv_tp_weights.net.", f"{ours}radial.", last)
+    weights |= {name: state[original].T for original, name in _networks(plan, layer)}
     for kind in ("weights", "biases"):
         name = f"{ours}radial.{kind}.{last}"
         weights[name] = _paths_of(weights[name], used, len(paths))
-    weights |= _network_from_original(state, f"{theirs}density_fn.net.", f"{ours}mixing.density.", 1)
     widths = [n * (plan.l_max + 1), *[n] * plan.l_max]
     mixing = _mixing(state[theirs + "linear_1.weight"], paths, used, n_sent, widths)
     weights |= {f"{ours}mixing.linear_1.{degree}": values for degree, values in mixing.items()}
@@ -138,17 +137,20 @@ def _nonlinear_from_original(
     }
 
 
-def _network_from_original(state: State, theirs: str, ours: str, n_hidden: int) -> Weights:
-    """Rename the weights of a network with biases; torch stores ``[outputs, inputs]``."""
-    weights = {}
-    for i in range(n_hidden + 1):
-        place = _PARTS_OF_LAYER * i
-        weights[f"{ours}weights.{i}"] = state[f"{theirs}{place}.weight"].T
-        weights[f"{ours}biases.{i}"] = state[f"{theirs}{place}.bias"]
-        if i < n_hidden:
-            weights[f"{ours}factors.{i}"] = state[f"{theirs}{place + 1}.weight"]
-            weights[f"{ours}offsets.{i}"] = state[f"{theirs}{place + 1}.bias"]
-    return weights
+def _networks(plan: ModelPlan, layer: int) -> Iterator[tuple[str, str]]:
+    """List what the weights of the networks of a non-linear interaction are called there and here."""
+    name = f"interactions.{layer}."
+    for theirs, ours, n_hidden in (
+        (f"{name}conv_tp_weights.net.", f"{name}radial.", len(plan.radial_mlp)),
+        (f"{name}density_fn.net.", f"{name}mixing.density.", 1),
+    ):
+        for i in range(n_hidden + 1):
+            place = _PARTS_OF_LAYER * i
+            yield f"{theirs}{place}.weight", f"{ours}weights.{i}"
+            yield f"{theirs}{place}.bias", f"{ours}biases.{i}"
+            if i < n_hidden:
+                yield f"{theirs}{place + 1}.weight", f"{ours}factors.{i}"
+                yield f"{theirs}{place + 1}.bias", f"{ours}offsets.{i}"
 
 
 def interaction_to_original(weights: State, plan: ModelPlan, layer: int, written: tuple[int, ...]) -> Weights:
@@ -168,7 +170,19 @@ def interaction_to_original(weights: State, plan: ModelPlan, layer: int, written
     state = {name + "linear_up.weight": weights[name + "linear_up"].reshape(-1)}
     kind = plan.interactions[layer]
     if kind.messages == "nonlinear":
-        return state | _nonlinear_to_original(weights, plan, layer, kept)
+        n_own = sum(degree <= plan.l_max for degree in plan.l_of_messages(layer))
+        return state | {
+            name + "source_embedding.weight": weights[name + "source_embedding"].reshape(-1),
+            name + "target_embedding.weight": weights[name + "target_embedding"].reshape(-1),
+            # torch stores the matrices of networks as [outputs, inputs]
+            **{theirs: np.ascontiguousarray(weights[ours].T) for theirs, ours in _networks(plan, layer)},
+            name + "linear_1.weight": _flat(weights, name + "mixing.linear_1.", plan.l_max + 1),
+            name + "linear_res.weight": _flat(weights, name + "mixing.linear_own.", n_own),
+            name + "linear_2.weight": weights[name + "mixing.linear_2"].reshape(-1),
+            name + "skip_tp.weight": weights[name + "mixing.residual"][kept].reshape(-1),
+            name + "alpha": weights[name + "mixing.alpha"],
+            name + "beta": weights[name + "mixing.beta"],
+        }
     for i in range(_n_hidden(plan, layer) + 1):
         state[f"{name}conv_tp_weights.layer{i}.weight"] = weights[f"{name}radial.weights.{i}"]
     state[name + "linear.weight"] = _flat(weights, name + "linear.", plan.l_max + 1)
@@ -187,34 +201,3 @@ def interaction_to_original(weights: State, plan: ModelPlan, layer: int, written
 def _flat(weights: State, prefix: str, count: int) -> np.ndarray:
     """Put the maps of all degrees one after the other; paths are ordered by the degree they lead to."""
     return np.concatenate([weights[f"{prefix}{place}"].reshape(-1) for place in range(count)])
-
-
-def _nonlinear_to_original(weights: State, plan: ModelPlan, layer: int, kept: Sequence[bool]) -> Weights:
-    """Rename the weights of a non-linear interaction, the first map excepted."""
-    name, mixing = f"interactions.{layer}.", f"interactions.{layer}.mixing."
-    n_own = sum(degree <= plan.l_max for degree in plan.l_of_messages(layer))
-    return {
-        name + "source_embedding.weight": weights[name + "source_embedding"].reshape(-1),
-        name + "target_embedding.weight": weights[name + "target_embedding"].reshape(-1),
-        **_network_to_original(weights, f"{name}radial.", f"{name}conv_tp_weights.net.", len(plan.radial_mlp)),
-        **_network_to_original(weights, f"{mixing}density.", f"{name}density_fn.net.", 1),
-        name + "linear_1.weight": _flat(weights, mixing + "linear_1.", plan.l_max + 1),
-        name + "linear_res.weight": _flat(weights, mixing + "linear_own.", n_own),
-        name + "linear_2.weight": weights[mixing + "linear_2"].reshape(-1),
-        name + "skip_tp.weight": weights[mixing + "residual"][kept].reshape(-1),
-        name + "alpha": weights[mixing + "alpha"],
-        name + "beta": weights[mixing + "beta"],
-    }
-
-
-def _network_to_original(weights: State, ours: str, theirs: str, n_hidden: int) -> Weights:
-    """Do the reverse of `_network_from_original`."""
-    state = {}
-    for i in range(n_hidden + 1):
-        place = _PARTS_OF_LAYER * i
-        state[f"{theirs}{place}.weight"] = np.ascontiguousarray(weights[f"{ours}weights.{i}"].T)
-        state[f"{theirs}{place}.bias"] = weights[f"{ours}biases.{i}"]
-        if i < n_hidden:
-            state[f"{theirs}{place + 1}.weight"] = weights[f"{ours}factors.{i}"]
-            state[f"{theirs}{place + 1}.bias"] = weights[f"{ours}offsets.{i}"]
-    return state

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mace.compat.reader import CannotConvert, Reader
-from mace.conditions import Condition, condition_of_spec
+from mace.conditions import condition_of_spec
 from mace.model.plan import ModelPlan
 
 State = Mapping[str, np.ndarray]
@@ -26,15 +26,12 @@ def recover_conditions(reader: Reader) -> dict[str, Any]:
     """
     if not any(name.startswith("joint_embedding.") for name in reader.state):
         return {}
-    return {"conditions": _conditions(reader), "condition_readout": _READOUT in reader.state}
-
-
-def _conditions(reader: Reader) -> tuple[Condition, ...]:
+    has_readout = {"condition_readout": _READOUT in reader.state}
     if reader.tree is None:
         known = reader.known.plan.conditions if reader.known.plan is not None else ()
         if not known:
             raise CannotConvert("a checkpoint does not tell embedding_specs")
-        return known
+        return {"conditions": known, **has_readout}
     specs = reader.attribute("", "embedding_specs")
     if not isinstance(specs, dict) or not specs:
         raise CannotConvert("it has a joint_embedding, but no embedding_specs that describe it")
@@ -46,7 +43,7 @@ def _conditions(reader: Reader) -> tuple[Condition, ...]:
             raise CannotConvert(f"its embedding_specs have a '{name}': {error.errors()[0]['msg']}") from error
         except (KeyError, TypeError) as error:
             raise CannotConvert(f"its embedding_specs describe '{name}' in an unknown way") from error
-    return tuple(found)
+    return {"conditions": tuple(found), **has_readout}
 
 
 def _pairs(plan: ModelPlan) -> list[tuple[str, str]]:

@@ -52,34 +52,31 @@ def recover_interactions(
         CannotConvert: If it is another one, or weights do not tell.
     """
     if reader.tree is not None:
-        plans = []
-        for layer in range(n_layers):
-            module = reader.module(f"interactions.{layer}")
-            kind = module.kind if module is not None else "nothing"
+        modules = [reader.module(f"interactions.{layer}") for layer in range(n_layers)]
+        kinds = ["nothing" if module is None else module.kind for module in modules]
+        for layer, kind in enumerate(kinds):
             if kind not in KINDS_OF_INTERACTIONS:
                 raise CannotConvert(f"its layer {layer} is a {kind}, which does not exist here")
-            plans.append(KINDS_OF_INTERACTIONS[kind])
-        return tuple(plans)
+        return tuple(KINDS_OF_INTERACTIONS[kind] for kind in kinds)
     if reader.known.interactions is not None:
         return reader.known.interactions
-    return tuple(_kind_of_weights(reader, i, n_channels, n_elements, l_max, hidden) for i in range(n_layers))
-
-
-def _kind_of_weights(
-    reader: Reader, layer: int, n_channels: int, n_elements: int, l_max: int, hidden: tuple[int, ...]
-) -> InteractionPlan:
-    prefix = f"interactions.{layer}."
-    if prefix + "alpha" in reader.state:
-        return InteractionPlan(residual=True, normalization="density", messages="nonlinear")
-    if prefix + "linear_down.weight" in reader.state:
-        return InteractionPlan(residual=True, messages="attention")
-    n_maps = exact(reader.array(prefix + "skip_tp.weight").size, n_elements * n_channels**2, f"layer {layer}")
-    l_in, l_out = hidden if layer else (0,), reader.degrees(layer)
-    n_residual, n_plain = len(set(l_in) & set(l_out)), l_max + 1
-    if n_residual == n_plain:
-        raise CannotConvert(f"a checkpoint does not tell the kind of its layer {layer}")
-    density = any(name.startswith(prefix + "density_fn.") for name in reader.state)
-    return InteractionPlan(residual=n_maps == n_residual, normalization="density" if density else "count")
+    plans = []
+    for layer in range(n_layers):
+        prefix = f"interactions.{layer}."
+        if prefix + "alpha" in reader.state:
+            plans.append(KINDS_OF_INTERACTIONS["RealAgnosticResidualNonLinearInteractionBlock"])
+            continue
+        if prefix + "linear_down.weight" in reader.state:
+            plans.append(KINDS_OF_INTERACTIONS["RealAgnosticAttResidualInteractionBlock"])
+            continue
+        n_maps = exact(reader.array(prefix + "skip_tp.weight").size, n_elements * n_channels**2, f"layer {layer}")
+        l_in, l_out = hidden if layer else (0,), reader.degrees(layer)
+        n_residual, n_plain = len(set(l_in) & set(l_out)), l_max + 1
+        if n_residual == n_plain:
+            raise CannotConvert(f"a checkpoint does not tell the kind of its layer {layer}")
+        density = any(name.startswith(prefix + "density_fn.") for name in reader.state)
+        plans.append(InteractionPlan(residual=n_maps == n_residual, normalization="density" if density else "count"))
+    return tuple(plans)
 
 
 def recover_messages(reader: Reader, n_layers: int, n_channels: int, hidden: tuple[int, ...]) -> tuple[Messages, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.files.archives import StoredTensor, TorchFile, read_torch_file
+from mace.files.archives import StoredTensor, read_torch_file
 from mace.files.pickles import Record
 
 MAX_DEPTH = 24
@@ -90,7 +90,15 @@ def read_original(path: str | Path) -> Original:
     if isinstance(root, dict) and isinstance(root.get("model"), (dict, Record)):
         root = root["model"]
     if isinstance(root, dict):
-        return Original(file.path, None, _read_state(file, root))
+        tensors = {n: value for n, value in root.items() if isinstance(n, str) and isinstance(value, StoredTensor)}
+        if not any("interactions." in name for name in tensors):
+            raise UserError(
+                f"{file.path}: this file holds no weights of a MACE model; name a .model file or a checkpoint."
+            )
+        for wrapper in _WEIGHT_PREFIXES:
+            if all(name.startswith(wrapper) for name in tensors):
+                tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+        return Original(file.path, None, file.arrays(tensors))
     tree = _module(root, MAX_DEPTH, [MAX_MODULES], file.path)
     if tree is None:
         what = f"a {root.name}" if isinstance(root, Record) and root.name else "something else"
@@ -102,55 +110,31 @@ def read_original(path: str | Path) -> Original:
                     f"{file.path}: the model was converted for {name}; convert it back with mace_cueq_to_e3nn of "
                     "mace-torch, or name the model it was made from."
                 )
-    tensors = {
-        f"{prefix}.{name}" if prefix else name: tensor
-        for prefix, module in tree.walk()
-        for name, tensor in module.tensors.items()
-    }
-    return Original(file.path, tree, _plain_numbers(tree) | file.arrays(tensors))
-
-
-def _plain_numbers(tree: Module) -> dict[str, np.ndarray]:
-    """Collect the attributes that are buffers in other versions."""
-    found = {}
-    for prefix, module in tree.walk():
-        for name in _BUFFERS & module.attributes.keys():
+    tensors, numbers = {}, {}
+    for path_of, module in tree.walk():
+        start = f"{path_of}." if path_of else ""
+        tensors |= {start + name: tensor for name, tensor in module.tensors.items()}
+        for name in _BUFFERS & module.attributes.keys():  # buffers in other versions
             if (values := _numbers(module.attributes[name])) is not None:
-                found[f"{prefix}.{name}" if prefix else name] = values
-    return found
+                numbers[start + name] = values
+    return Original(file.path, tree, numbers | file.arrays(tensors))
 
 
 def _numbers(value: Any) -> np.ndarray | None:
     """Read a number, a row of numbers or an array of NumPy; None if it is something else."""
     try:
         if isinstance(value, Record) and value.states:
-            return _array_of_numpy(*value.states[-1])
+            _, shape, kind, by_columns, data = value.states[-1]  # as NumPy pickles an array
+            word = kind.arguments[0] if isinstance(kind, Record) and kind.arguments else None
+            if word not in ("f8", "f4", "i8", "i4") or not isinstance(data, bytes):
+                return None
+            return np.frombuffer(data, f"<{word}").reshape(shape, order="F" if by_columns else "C")
         row = value if isinstance(value, (list, tuple)) else [value]
         if not row or not all(type(one) in (int, float) for one in row):
             return None
         return np.array(value, dtype=np.float64 if float in map(type, row) else np.int64)
     except (TypeError, ValueError, OverflowError):  # a shape that does not fit, an integer beyond all sizes
         return None
-
-
-def _array_of_numpy(_: Any, shape: Any, kind: Any, by_columns: Any, data: Any) -> np.ndarray | None:
-    """Make an array from the state in which it is pickled: version, shape, type, order and bytes."""
-    word = kind.arguments[0] if isinstance(kind, Record) and kind.arguments else None
-    if word not in ("f8", "f4", "i8", "i4") or not isinstance(data, bytes):
-        return None
-    return np.frombuffer(data, f"<{word}").reshape(shape, order="F" if by_columns else "C")
-
-
-def _read_state(file: TorchFile, state: dict[Any, Any]) -> dict[str, np.ndarray]:
-    """Read the weights of a checkpoint."""
-    tensors = {name: value for name, value in state.items() if isinstance(name, str)}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, StoredTensor)}
-    if not any("interactions." in name for name in tensors):
-        raise UserError(f"{file.path}: this file holds no weights of a MACE model; name a .model file or a checkpoint.")
-    for prefix in _WEIGHT_PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return file.arrays(tensors)
 
 
 def _module(record: Any, depth: int, left: list[int], path: Path) -> Module | None:

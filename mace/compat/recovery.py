@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -96,11 +96,20 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
     if n_layers < 1:
         raise CannotConvert("it has no interactions")
     n_channels = exact(reader.array("node_embedding.linear.weight").size, len(numbers), "node_embedding")
-    hidden, l_max = reader.degrees(0), _l_max(reader)
+    n_harmonics = reader.array(reader.contraction(0, 0) + "U_matrix_1").shape[-2]
+    hidden, l_max = reader.degrees(0), math.isqrt(n_harmonics) - 1
+    if (l_max + 1) ** 2 != n_harmonics or not 0 <= l_max <= MAX_L:
+        raise CannotConvert(
+            f"its {n_harmonics} spherical harmonics are no complete set up to a degree of at most {MAX_L}"
+        )
     if n_layers == 1:
         hidden = (0,) if kind is None else (0, 1)
     interactions = recover_interactions(reader, n_layers, n_channels, len(numbers), l_max, hidden)
     messages = recover_messages(reader, n_layers, n_channels, hidden)
+    contractions = [name for name in reader.state if name.startswith("products.") and name.endswith("weights_max")]
+    shared = {reader.state[name].shape[0] == 1 for name in contractions if reader.state[name].ndim == 3}
+    if len(numbers) == 1:
+        shared = {reader.attribute("products.0", "use_agnostic_product") is True}
     readout = _last_readout(reader, n_layers, n_channels, len(heads), kind)
     unshifted = all(head.shift == 0.0 for head in heads)
     word = kind or ("MACE" if not interactions[0].residual and unshifted else "ScaleShiftMACE")
@@ -113,11 +122,13 @@ def recover_plan(reader: Reader) -> tuple[ModelPlan, list[tuple[int, ...]]]:
             "hidden_l": hidden,
             "interactions": interactions,
             "correlation": tuple(_correlation(reader, layer, l_max) for layer in range(n_layers)),
-            "product_of_all_elements": _product_of_all_elements(reader, len(numbers)),
+            "product_of_all_elements": shared == {True},
             "radial_mlp": recover_radial_mlp(reader, interactions),
             "avg_num_neighbors": recover_avg_num_neighbors(reader, n_layers, interactions),
             "atomic_numbers": tuple(numbers),
-            **_constants(heads),
+            **(
+                heads[0].model_dump(exclude={"name"}) if len(heads) == 1 else {"reference_energies": (), "heads": heads}
+            ),
             "dipole_scale": 1.0 if kind is None else DEBYE_OF_MACE_TORCH,
             **messages_of_plan(messages, n_channels, hidden),
             **readout,
@@ -163,14 +174,14 @@ def _heads(reader: Reader, kind: str | None, n_elements: int) -> tuple[HeadPlan,
             raise CannotConvert(f"it has {energies.shape[1]} reference energies for {n_elements} elements")
     heads = []
     for place, (name, row) in enumerate(zip(heads_of(reader), energies, strict=True)):
-        scale, shift = _scale_shift(reader, place)
-        heads.append(HeadPlan(name=name, reference_energies=tuple(map(float, row)), scale=scale, shift=shift))
+        constants = {}
+        for constant, neutral in (("scale", 1.0), ("shift", 0.0)):
+            buffer, stored = f"scale_shift.{constant}", np.array([neutral])
+            if buffer in reader.state or reader.module("scale_shift") is not None:
+                stored = reader.array(buffer).reshape(-1)
+            constants[constant] = float(stored[place if len(stored) > 1 else 0])
+        heads.append(HeadPlan(name=name, reference_energies=tuple(map(float, row)), **constants))
     return tuple(heads)
-
-
-def _constants(heads: Sequence[HeadPlan]) -> dict[str, Any]:
-    """Say in the terms of a plan what belongs to the heads, or to the only one."""
-    return heads[0].model_dump(exclude={"name"}) if len(heads) == 1 else {"reference_energies": (), "heads": heads}
 
 
 def check_kind(reader: Reader) -> None:
@@ -199,42 +210,6 @@ def check_kind(reader: Reader) -> None:
         raise CannotConvert("it has a les, which does not exist here")
 
 
-def _cutoff_after_network(reader: Reader) -> bool:
-    """Tell whether radial weights are multiplied by the envelope; files older than the choice multiply the basis.
-
-    Raises:
-        CannotConvert: If a file contradicts itself, or the choice is usual with the interactions of a checkpoint, which
-            does not tell.
-    """
-    if reader.known.plan is not None and reader.tree is None:
-        return reader.known.plan.cutoff_after_network
-    if reader.tree is None:
-        if any(name.endswith((".alpha", ".linear_down.weight")) for name in reader.state):
-            raise CannotConvert("a checkpoint does not tell apply_cutoff")
-        return False
-    said = {reader.attribute(path, "apply_cutoff") for path in ("", "radial_embedding")} & {True, False}
-    if len(said) > 1:
-        raise CannotConvert("it says of itself that apply_cutoff is both True and False")
-    return said == {False}
-
-
-def _product_of_all_elements(reader: Reader, n_elements: int) -> bool:
-    """Tell whether contractions have weights for all elements in one."""
-    names = [name for name in reader.state if name.startswith("products.") and name.endswith("weights_max")]
-    shared = {reader.state[name].shape[0] == 1 for name in names if reader.state[name].ndim == 3}
-    if n_elements > 1:
-        return shared == {True}
-    return reader.attribute("products.0", "use_agnostic_product") is True
-
-
-def _l_max(reader: Reader) -> int:
-    n = reader.array(reader.contraction(0, 0) + "U_matrix_1").shape[-2]
-    l_max = math.isqrt(n) - 1
-    if (l_max + 1) ** 2 != n or not 0 <= l_max <= MAX_L:
-        raise CannotConvert(f"its {n} spherical harmonics are no complete set up to a degree of at most {MAX_L}")
-    return l_max
-
-
 def _correlation(reader: Reader, layer: int, l_max: int) -> int:
     """Return the factors of a layer's contraction, after making sure that all coefficients have the shape for it.
 
@@ -250,17 +225,6 @@ def _correlation(reader: Reader, layer: int, l_max: int) -> int:
             if order > MAX_L or shape[:-1] != (*start, *([(l_max + 1) ** 2] * order)):
                 raise CannotConvert(f"'{name}' has the shape {list(shape)}")
     return correlation
-
-
-def _scale_shift(reader: Reader, head: int) -> tuple[float, float]:
-    """Return scale and shift of a head."""
-    values = []
-    for name, neutral in (("scale", 1.0), ("shift", 0.0)):
-        buffer, stored = f"scale_shift.{name}", np.array([neutral])
-        if buffer in reader.state or reader.module("scale_shift") is not None:
-            stored = reader.array(buffer).reshape(-1)
-        values.append(float(stored[head if len(stored) > 1 else 0]))
-    return values[0], values[1]
 
 
 def _last_readout(
@@ -321,7 +285,13 @@ def _gate(reader: Reader, path: str) -> str:
     for place in ("non_linearity", "equivariant_nonlin.act_scalars", "equivariant_nonlin.act_gates"):
         functions += [reader.attribute(f"{path}.{place}.acts.0", "f"), reader.attribute(f"{path}.{place}", "f")]
     functions += [reader.attribute(f"{path}.equivariant_nonlin", name) for name in ("_act_scalar", "_act_gate")]
-    names = {_function_name(function) for function in functions if function is not None}
+    names: set[str] = set()
+    for function in functions:
+        if isinstance(function, Record) and function.name is not None and function.name.name == "getattr":
+            # those of torch's compiled part are written as an attribute of something
+            names.add(str(function.arguments[-1]) if function.arguments else "getattr")
+        elif function is not None:
+            names.add(function.name if isinstance(function, Name) else "of an unknown kind")
     for name in sorted(names):
         if name not in _GATES:
             raise CannotConvert(f"the activation {name} of its last readout does not exist here")
@@ -330,15 +300,12 @@ def _gate(reader: Reader, path: str) -> str:
     return _GATES[names.pop()] if names else "None"
 
 
-def _function_name(function: Any) -> str:
-    """Name a function; those of torch's compiled part are written as an attribute of something."""
-    if isinstance(function, Record) and function.name is not None and function.name.name == "getattr":
-        return str(function.arguments[-1]) if function.arguments else "getattr"
-    return function.name if isinstance(function, Name) else "of an unknown kind"
-
-
 def _radial(reader: Reader) -> dict[str, Any]:
-    """Return what decides the functions of the distance."""
+    """Return what decides the functions of the distance.
+
+    Raises:
+        CannotConvert: If it does not exist here, a file contradicts itself, or a checkpoint does not tell.
+    """
     prefix = "radial_embedding.bessel_fn."
     kinds = [word for name, word in _RADIAL_TYPES.items() if prefix + name in reader.state]
     if len(kinds) != 1:
@@ -354,11 +321,23 @@ def _radial(reader: Reader) -> dict[str, Any]:
         raise CannotConvert("its Soft transform is the one mace-torch had before 0.3.10, which had another formula")
     if transform == "unknown":
         raise CannotConvert("its distance transform is of an unknown kind")
+    # whether radial weights are multiplied by the envelope; files older than the choice multiply the basis
+    if reader.tree is not None:
+        said = {reader.attribute(path, "apply_cutoff") for path in ("", "radial_embedding")} & {True, False}
+        if len(said) > 1:
+            raise CannotConvert("it says of itself that apply_cutoff is both True and False")
+        after_network = said == {False}
+    elif reader.known.plan is not None:
+        after_network = reader.known.plan.cutoff_after_network
+    elif any(name.endswith((".alpha", ".linear_down.weight")) for name in reader.state):
+        raise CannotConvert("a checkpoint does not tell apply_cutoff")  # both are usual with such interactions
+    else:
+        after_network = False
     return {
         "radial_type": kinds[0],
         "num_radial_basis": stored.size,
         "num_cutoff_basis": int(reader.scalar("radial_embedding.cutoff_fn.p")),
-        "cutoff_after_network": _cutoff_after_network(reader),
+        "cutoff_after_network": after_network,
         "distance_transform": transform,
         "pair_repulsion": any(name.startswith("pair_repulsion_fn.") for name in reader.state),
     }

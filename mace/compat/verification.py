@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from mace.compat.modules import Module, instructions, irreps, number
+from mace.compat.modules import instructions, irreps, number
 from mace.compat.reader import CannotConvert, Reader
 from mace.elements import covalent_radii
 from mace.kernels.convolution import convolution_paths
@@ -124,56 +124,39 @@ def _inside(index: object, terms: list[tuple[int, int, int]]) -> bool:
 
 def _linear_maps(reader: Reader) -> Iterator[Check]:
     """Compare the factor of every linear map of e3nn: one over the root of the number of its inputs."""
-    if reader.tree is None:
-        return
-    for path, module in reader.tree.walk():
+    for path, module in reader.tree.walk() if reader.tree is not None else ():
         if module.kind == "Linear":
-            yield f"the scale of '{path}'", _is_normalized(module)
-        if module.kind == "FullyConnectedTensorProduct":
-            yield f"the scale of '{path}'", _is_normalized_product(module)
+            inputs = irreps(module.attributes.get("irreps_in"))
+            paths = [p for p in instructions(module) if len(p) == 4 and _inside(p[0], inputs)]
+            fan_in: dict[object, int] = {}
+            for source, target, *_ in paths:
+                fan_in[target] = fan_in.get(target, 0) + inputs[source][0]
+            right = all(abs((number(p[3]) or 0.0) - fan_in[p[1]] ** -0.5) < EXACT for p in paths)
+            yield f"the scale of '{path}'", right
+        if module.kind == "FullyConnectedTensorProduct":  # a matrix for each element
+            first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
+            products = [p for p in instructions(module) if len(p) > 5]
+            right = all(_inside(i, first) and _inside(j, second) for i, j, *_ in products)
+            for i, j, _, _, _, factor, *_ in products if right else ():
+                expected = ((2 * first[i][1] + 1) / (first[i][0] * second[j][0])) ** 0.5
+                right = right and abs((number(factor) or 0.0) - expected) < EXACT
+            yield f"the scale of '{path}'", right
         if module.kind == "LayerNorm":
             yield f"the smallest variance of '{path}'", module.attributes.get("eps") == LAYER_NORM_EPSILON
 
 
-def _is_normalized(module: Module) -> bool:
-    inputs = irreps(module.attributes.get("irreps_in"))
-    fan_in: dict[object, int] = {}
-    paths = [path for path in instructions(module) if len(path) == 4 and _inside(path[0], inputs)]
-    for source, target, *_ in paths:
-        fan_in[target] = fan_in.get(target, 0) + inputs[source][0]
-    return all(abs((number(path[3]) or 0.0) - fan_in[path[1]] ** -0.5) < EXACT for path in paths)
-
-
-def _is_normalized_product(module: Module) -> bool:
-    """Tell whether a map with a matrix for each element is divided by the root of channels times elements."""
-    first, second = (irreps(module.attributes.get(name)) for name in ("irreps_in1", "irreps_in2"))
-    paths = [path for path in instructions(module) if len(path) > 5]
-    if not all(_inside(path[0], first) and _inside(path[1], second) for path in paths):
-        return False
-    expected = [((2 * first[i][1] + 1) / (first[i][0] * second[j][0])) ** 0.5 for i, j, *_ in paths]
-    return all(abs((number(path[5]) or 0.0) - e) < EXACT for path, e in zip(paths, expected, strict=True))
-
-
 def _activations(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
     """Compare the factors of the activations, in the radial networks and in the last readout."""
-    if reader.tree is None:
-        return
-    for path, module in reader.tree.walk():
-        for word, factor in _factors(module):
-            in_readout = path.startswith("readouts.")
-            is_gate = word == "gate" or ".act_gates" in path
-            expected = activation(plan.gate)[1] if in_readout else SIGMOID_SCALE if is_gate else SILU_SCALE
-            yield f"the scale of the activation '{path}'", abs(factor - expected) < 1e-6
-
-
-def _factors(module: Module) -> list[tuple[str, float]]:
-    """Return the factors of the activations that a module holds itself, of scalars or of gates."""
-    attributes = module.attributes
-    if module.kind == "normalize2mom":
-        found = {"scalar": attributes.get("cst")}
-    elif module.kind == "GatedEquivariantBlock":
-        words = [word for word in ("scalar", "gate") if attributes.get(f"_act_{word}") is not None]
-        found = {word: attributes.get(f"_{word}_cst") for word in words}
-    else:
-        found = {}
-    return [(word, factor) for word, value in found.items() if (factor := number(value)) is not None]
+    for path, module in reader.tree.walk() if reader.tree is not None else ():
+        attributes, found = module.attributes, {}
+        if module.kind == "normalize2mom":
+            found["scalar"] = attributes.get("cst")
+        elif module.kind == "GatedEquivariantBlock":
+            words = [word for word in ("scalar", "gate") if attributes.get(f"_act_{word}") is not None]
+            found = {word: attributes.get(f"_{word}_cst") for word in words}
+        for word, value in found.items():
+            if (factor := number(value)) is not None:
+                in_readout = path.startswith("readouts.")
+                is_gate = word == "gate" or ".act_gates" in path
+                expected = activation(plan.gate)[1] if in_readout else SIGMOID_SCALE if is_gate else SILU_SCALE
+                yield f"the scale of the activation '{path}'", abs(factor - expected) < 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from scipy.linalg import block_diag
@@ -43,11 +44,29 @@ def weights_from_original(
         CouplingError: If the coupling coefficients are those of another kind of model.
     """
     n, elements = plan.n_channels, plan.n_elements
-    weights = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
+    weights: dict[str, np.ndarray] = {"embedding": state["node_embedding.linear.weight"].reshape(elements, n)}
     for layer in range(plan.n_layers):
         sent = plan.l_of_messages(layer) if degrees is None else degrees[layer]
         weights |= interaction_from_original(state, plan, layer, sent, 0 in _original_l_out(plan, layer))
-        weights |= _product(state, plan, layer)
+        theirs = _original_l_out(plan, layer)
+        linear = state[f"products.{layer}.linear.weight"].reshape(-1, n, n)
+        weights[f"products.{layer}.linear"] = np.stack(
+            [
+                linear[theirs.index(degree)] if degree in theirs else np.zeros_like(linear[0])
+                for degree in plan.l_out(layer)
+            ]
+        )
+        for degree, order in product(plan.l_out(layer), range(1, plan.correlation[layer] + 1)):
+            n_paths = number_of_paths(plan.l_max, degree, order)
+            stored: np.ndarray = np.zeros((elements, n_paths, n), dtype=linear.dtype)
+            if n_paths and degree in theirs:
+                place = theirs.index(degree)
+                stored = state[weight_name(plan, layer, place, order)]
+                coupling = f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}"
+                if coupling in state:
+                    stored = map_to_ours(state[coupling], stored, plan.l_max, degree, order)
+            if n_paths:
+                weights[f"products.{layer}.weights.l{degree}_order{order}"] = stored
     for readout in range(1 if plan.last_readout_only else plan.n_layers):
         weights |= _readout(state, plan, readout)
     return weights | conditions_from_original(state, plan)
@@ -68,36 +87,9 @@ def _original_l_out(plan: ModelPlan, layer: int) -> tuple[int, ...]:
     return (1,) if layer == plan.n_layers - 1 and "energy" not in plan.outputs else plan.l_out(layer)
 
 
-def _product(state: State, plan: ModelPlan, layer: int) -> dict[str, np.ndarray]:
-    n, theirs = plan.n_channels, _original_l_out(plan, layer)
-    linear = state[f"products.{layer}.linear.weight"].reshape(-1, n, n)
-    nothing = np.zeros_like(linear[0])
-    weights = {
-        f"products.{layer}.linear": np.stack(
-            [linear[theirs.index(degree)] if degree in theirs else nothing for degree in plan.l_out(layer)]
-        )
-    }
-    for degree in plan.l_out(layer):
-        for order in range(1, plan.correlation[layer] + 1):
-            n_paths = number_of_paths(plan.l_max, degree, order)
-            ours = f"products.{layer}.weights.l{degree}_order{order}"
-            if degree in theirs and n_paths:
-                weights[ours] = _contraction(state, plan, layer, theirs.index(degree), degree, order)
-            elif n_paths:
-                weights[ours] = np.zeros((plan.n_elements, n_paths, n), dtype=linear.dtype)
-    return weights
-
-
-def _contraction(state: State, plan: ModelPlan, layer: int, place: int, degree: int, order: int) -> np.ndarray:
-    """Take the weights of one order of a symmetric contraction over to our basis of polynomials."""
-    stored = state[weight_name(plan, layer, place, order)]
-    coupling = state.get(f"products.{layer}.symmetric_contractions.contractions.{place}.U_matrix_{order}")
-    return stored if coupling is None else map_to_ours(coupling, stored, plan.l_max, degree, order)
-
-
 def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Take a readout apart: in the original one map yields energy and dipole, its weights for scalars come first."""
-    if plan.n_readout_heads > 1 or plan.readout_biases:
+    if "dipole" not in plan.outputs:
         return _readout_of_heads(state, plan, number)
     n, scalars, vectors = plan.n_channels, plan.readout_channels, plan.readout_vectors
     theirs, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
@@ -106,9 +98,7 @@ def _readout(state: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray
         rows = state[f"{theirs}linear.weight"].reshape(-1, 1)
         if "energy" in plan.outputs:
             weights[energy + "weight"] = rows[:n]
-        if "dipole" in plan.outputs:
-            weights[dipole + "weight"] = rows[-n:]
-        return weights
+        return weights | {dipole + "weight": rows[-n:]}
     first, second = state[f"{theirs}linear_1.weight"], state[f"{theirs}linear_2.weight"].reshape(-1, 1)
     gates = np.zeros((n, vectors), dtype=first.dtype)
     if "energy" in plan.outputs:
@@ -185,9 +175,23 @@ def written_degrees(plan: ModelPlan, layer: int) -> tuple[int, ...]:
 
 def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
     """Join the readouts of energy and dipole, the weights for scalars first: those of energies, then those of gates."""
-    if plan.n_readout_heads > 1 or plan.readout_biases:
-        return _readout_of_heads_to_original(weights, plan, number)
     name, energy, dipole = f"readouts.{number}.", f"readouts.{number}.", f"dipole_readouts.{number}."
+    if "dipole" not in plan.outputs:  # what leads from one head to another is zero, and never used
+        ours = _names_of_heads(plan, number)
+        last = [weights[head + "weight"] for head in ours]
+        if ours[0] + "hidden" not in weights:
+            return {name + "linear.weight": np.concatenate(last, axis=1).reshape(-1)}
+        joined = {
+            name + "linear_1.weight": np.concatenate([weights[head + "hidden"] for head in ours], axis=1).reshape(-1),
+            name + "linear_2.weight": block_diag(*last).reshape(-1),
+        }
+        if plan.readout_biases:
+            joined |= {
+                name + "linear_mid.weight": block_diag(*(weights[head + "middle"] for head in ours)).reshape(-1),
+                name + "linear_mid.bias": np.concatenate([weights[head + "middle_bias"] for head in ours]),
+                name + "linear_2.bias": np.concatenate([weights[head + "bias"] for head in ours]),
+            }
+        return joined
     last = [weights[key] for key in (energy + "weight", dipole + "weight") if key in weights]
     if f"{energy}hidden" not in weights and f"{dipole}hidden" not in weights:
         return {name + "linear.weight": np.concatenate(last).reshape(-1)}
@@ -201,22 +205,3 @@ def _readout_to_original(weights: State, plan: ModelPlan, number: int) -> dict[s
         name + "linear_1.weight": np.concatenate([part.reshape(-1) for part in first]),
         name + "linear_2.weight": np.concatenate(last).reshape(-1),
     }
-
-
-def _readout_of_heads_to_original(weights: State, plan: ModelPlan, number: int) -> dict[str, np.ndarray]:
-    """Join the readouts of all heads; what leads from one to another is zero, and never used."""
-    name, ours = f"readouts.{number}.", _names_of_heads(plan, number)
-    last = [weights[head + "weight"] for head in ours]
-    if ours[0] + "hidden" not in weights:
-        return {name + "linear.weight": np.concatenate(last, axis=1).reshape(-1)}
-    joined = {
-        name + "linear_1.weight": np.concatenate([weights[head + "hidden"] for head in ours], axis=1).reshape(-1),
-        name + "linear_2.weight": block_diag(*last).reshape(-1),
-    }
-    if plan.readout_biases:
-        joined |= {
-            name + "linear_mid.weight": block_diag(*(weights[head + "middle"] for head in ours)).reshape(-1),
-            name + "linear_mid.bias": np.concatenate([weights[head + "middle_bias"] for head in ours]),
-            name + "linear_2.bias": np.concatenate([weights[head + "bias"] for head in ours]),
-        }
-    return joined

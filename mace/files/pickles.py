@@ -148,7 +148,16 @@ class Machine:
             if instruction is None:
                 raise PickleError(f"the instruction {code!r} at byte {self.place - 1} is not known")
             argument = self._argument(instruction.arg) if instruction.arg is not None else None
-            taken = self._take(instruction)
+            # what the instruction works on, the lowest first
+            wanted, mark = instruction.stack_before, pickletools.markobject
+            if mark in wanted or (instruction.name == "POP" and not self._stack):
+                if not self._below:
+                    raise PickleError(f"a mark is missing at byte {self.place}")
+                taken, self._stack = self._stack, self._below.pop()
+                if mark in wanted[1:]:
+                    taken.insert(0, self._pop())
+            else:
+                taken = [self._pop() for _ in wanted][::-1]
             if instruction.name == "STOP":
                 return taken[0]
             made = self._execute(instruction.name, argument, taken)
@@ -204,17 +213,6 @@ class Machine:
         return self._bytes(end + 1 - self.place)[:-1].decode("utf-8", "replace")
 
     # what is on the stack
-
-    def _take(self, instruction: pickletools.OpcodeInfo) -> list[Any]:
-        """Take off the stack what an instruction works on, the lowest first."""
-        wanted = instruction.stack_before
-        if pickletools.markobject not in wanted and not (instruction.name == "POP" and not self._stack):
-            return [self._pop() for _ in wanted][::-1]
-        if not self._below:
-            raise PickleError(f"a mark is missing at byte {self.place}")
-        values, self._stack = self._stack, self._below.pop()
-        has_target = pickletools.markobject in wanted[1:]  # below the mark
-        return [self._pop(), *values] if has_target else values
 
     def _pop(self) -> Any:
         if not self._stack:

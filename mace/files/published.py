@@ -218,8 +218,8 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(address: str) -> Any:
-    """Open an address."""
+def open_address(address: str) -> Any:
+    """Open an address; redirects have to be as secure as it."""
     return urllib.request.build_opener(_SecureRedirects).open(address, timeout=TIMEOUT)
 
 
@@ -236,7 +236,7 @@ def _download(model: PublishedModel, target: Path) -> str:
     part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     digest, size = hashlib.sha256(), 0
     try:
-        with _open(model.address) as response, part.open("wb") as stream:
+        with open_address(model.address) as response, part.open("wb") as stream:
             expected = response.headers.get("Content-Length")
             while block := response.read(_CHUNK):
                 stream.write(block)

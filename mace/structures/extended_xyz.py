@@ -137,9 +137,12 @@ def _check_columns(text: str) -> tuple[str, np.ndarray | None]:
     column = sum(widths[: names.index("species")])
     symbols = [row.split()[column].capitalize() for row in rows if row.split()[column:] and not row.startswith("VEC")]
     for place, symbol in enumerate(symbols):
+        if symbol.isdecimal():
+            raise UserError(
+                f"its atom {place} has the symbol '{symbol}', which is none; call a column of atomic numbers Z:I:1"
+            )
         if symbol not in atomic_numbers and symbol not in ISOTOPES:
-            why = "none; call a column of atomic numbers Z:I:1" if symbol.isdecimal() else "no chemical element"
-            raise UserError(f"its atom {place} has the symbol '{symbol}', which is {why}")
+            raise UserError(f"its atom {place} has the symbol '{symbol}', which is no chemical element")
     if not set(symbols) & ISOTOPES.keys():
         return text, None
     for place, symbol in enumerate(symbols):

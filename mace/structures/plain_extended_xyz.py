@@ -189,8 +189,19 @@ def _columns(properties: str) -> tuple[_Column, ...]:
 
 def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list[Frame]:
     """Turn the words of frames with the same columns into numbers, all at once, and divide them among the frames."""
+    from ase.data import atomic_numbers
+
     words = list(zip(*(row for plain in plains for row in plain.rows), strict=True))
-    arrays = {column.name: _parse_column(column, words) for column in columns}
+    arrays: dict[str, np.ndarray] = {}
+    for column in columns:
+        chosen = words[column.first : column.first + column.width]
+        if column.name == "species":
+            number_of = {symbol: atomic_numbers[symbol.capitalize()] for symbol in set(chosen[0])}
+            arrays["species"] = np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
+            continue
+        parse, dtype = _PARSERS[column.kind]
+        parsed = np.array([list(map(parse, of_column)) for of_column in chosen], dtype=dtype)
+        arrays[column.name] = parsed[0] if column.width == 1 else np.ascontiguousarray(parsed.T)
     numbers, positions = arrays.pop("species"), arrays.pop("pos")
     known = _known_to_calculators()[1]
     frames = []
@@ -209,20 +220,6 @@ def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list
         frames.append(Frame(numbers[place], positions[place], header.cell, header.pbc, header.info, others, results))
         start = stop
     return frames
-
-
-def _parse_column(column: _Column, words: list[tuple[str, ...]]) -> np.ndarray:
-    chosen = words[column.first : column.first + column.width]
-    if column.name == "species":
-        from ase.data import atomic_numbers
-
-        number_of = {symbol: atomic_numbers[symbol.capitalize()] for symbol in set(chosen[0])}
-        return np.array([number_of[symbol] for symbol in chosen[0]], dtype=int)
-    parse, dtype = _PARSERS[column.kind]
-    parsed = [list(map(parse, column_words)) for column_words in chosen]
-    if column.width == 1:
-        return np.array(parsed[0], dtype=dtype)
-    return np.ascontiguousarray(np.array(parsed, dtype=dtype).T)
 
 
 _PARSERS: dict[str, tuple[Callable[[str], Any], Any]] = {

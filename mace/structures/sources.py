@@ -197,6 +197,7 @@ def sources_of(
             own = getattr(item, name, None)
             return getattr(settings, name) if own is None else own
 
+        weights = item.config_type_weights if isinstance(item, FileSettings) else None
         keys = {name: described.get(name, {}).get("key") for name in names}
         keys |= {name: key for name in SETTABLE if name in names and (key := said(f"{name}_key"))}
         sources.append(
@@ -204,7 +205,7 @@ def sources_of(
                 paths=item if isinstance(item, str) else item.file,
                 keys=LabelKeys(**{name: said(f"{name}_key") for name in PROPERTIES}),
                 units=FileUnits(**{name: said(f"{name}_unit") for name in ("energy", "length", "stress")}),
-                config_type_weights=said("config_type_weights"),
+                config_type_weights=settings.config_type_weights if weights is None else weights,
                 conditions=conditions,
                 condition_keys={name: key for name, key in keys.items() if key is not None},
             )

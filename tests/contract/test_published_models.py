@@ -130,13 +130,13 @@ def server() -> Iterator[Server]:
 def _serve_instead(server: Server, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """Answer all addresses from the server."""
     server.at("/model", whole(content))
-    real, here = published._open, f"http://127.0.0.1:{server.server_port}/model"
+    real, here = published.open_address, f"http://127.0.0.1:{server.server_port}/model"
 
     def open_here(address: str) -> Any:
         server.asked.append(address)
         return real(here)
 
-    monkeypatch.setattr(published, "_open", open_here)
+    monkeypatch.setattr(published, "open_address", open_here)
 
 
 def test_every_loader_has_a_default() -> None:
