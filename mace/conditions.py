@@ -139,7 +139,8 @@ def _read_spec(name: str, spec: Any) -> Condition:
     for word in spec:
         if word not in _WORDS:
             near = difflib.get_close_matches(str(word), _WORDS, n=1)
-            raise ValueError(f"has the unknown word '{word}' for '{name}'; {_hint(near)}")
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_WORDS)}."
+            raise ValueError(f"has the unknown word '{word}' for '{name}'; {hint}")
     missing = [word for word in ("type", "per", "emb_dim") if word not in spec]
     if missing:
         raise ValueError(f"does not say the {' and '.join(missing)} of '{name}'; add what is missing.")
@@ -160,10 +161,6 @@ def words_without_effect(specs: Mapping[str, Any]) -> list[str]:
     return [
         f"{word} of '{name}'" for name, spec in specs.items() for word in _NO_EFFECT[str(spec["type"])] if word in spec
     ]
-
-
-def _hint(near: list[str]) -> str:
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(_WORDS)}."
 
 
 def condition_of_spec(name: str, spec: Mapping[str, Any]) -> Condition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -35,9 +36,11 @@ def require_own_files(package: Path = PACKAGE) -> None:
     Raises:
         UserError: If mace-torch is installed, or was removed from the same folder.
     """
-    found = _original()
-    if found is None and (package / _ONLY_IN_ORIGINAL).exists():
-        found = ORIGINAL
+    found = ORIGINAL if (package / _ONLY_IN_ORIGINAL).exists() else None
+    with suppress(PackageNotFoundError):
+        other = distribution(ORIGINAL)
+        if OURS not in (other.requires or ()):  # its stand-in requires this one, and has no files
+            found = f"{ORIGINAL} {other.version}"
     if found is not None:
         raise UserError(
             f"{found} is installed in this environment ({sys.prefix}) and has the same package 'mace' as {OURS}, so "
@@ -45,12 +48,3 @@ def require_own_files(package: Path = PACKAGE) -> None:
         )
     if not (package / "__init__.py").exists():
         raise UserError(f"Files of {OURS} are missing in {package}, as after the removal of {ORIGINAL}; {_WAY_OUT}")
-
-
-def _original() -> str | None:
-    """Return name and version of mace-torch, None if it is not there or only its stand-in is, which has no files."""
-    try:
-        found = distribution(ORIGINAL)
-    except PackageNotFoundError:
-        return None
-    return None if OURS in (found.requires or ()) else f"{ORIGINAL} {found.version}"
