@@ -76,7 +76,8 @@ def predict(
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
-    vectors.requires_grad_(differentiated)
+    if differentiated:
+        vectors.requires_grad_(True)
     found: dict[str, Any] = {}
     with torch.set_grad_enabled(training or differentiated):
         output = model(graph, vectors)

@@ -281,6 +281,8 @@ def test_write_errors_say_what_they_are(number, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_signals_that_end_are_heeded(number):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(number, signal.SIG_DFL)
     with pytest.raises(RunInterrupted, match=signal.Signals(number).name) as caught, Interruption():
         os.kill(os.getpid(), number)
     assert caught.value.status == 128 + number

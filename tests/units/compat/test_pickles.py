@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mace.files import archives
 from mace.files.archives import CONSTRUCTORS
 from mace.files.pickles import MAX_TEXT, OMITTED, HostileError, Machine, Name, PickleError, Record
 
@@ -125,3 +126,13 @@ def test_of_attributes_and_slots_the_attributes_are_the_state() -> None:
 @pytest.mark.parametrize("key", [float("nan"), (1, 2)])
 def test_entries_under_other_keys_than_text_and_numbers_are_left_out(key: Any) -> None:
     assert read(pickle.dumps({key: 1, "a": 2})) == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"), [(-1, (2,), (1,)), (0, (2, -3), (3, 1)), (0, (2,), (True,)), (0, (2,), (1 << 60,))]
+)
+def test_one_senseless_number_of_a_tensor_is_enough(
+    offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    with pytest.raises(PickleError, match="no sensible shape"):
+        archives._tensor(archives.Storage("FloatStorage", "0", 6), offset, shape, strides)

@@ -62,6 +62,13 @@ def test_numpy_and_torch_scalars_become_plain_numbers(tmp_path):
     assert _lines(path) == ['{"loss": 0.5, "time": 0.25, "mode": "opt", "epoch": 7}']
 
 
+def test_a_step_has_its_atoms_and_the_seconds_of_its_phases(tmp_path):
+    path = tmp_path / "run.txt"
+    with RecordWriter(path) as writer:
+        writer.step(loss=0.5, seconds=0.25, epoch=7, n_atoms=45, phases={"forward": 0.125})
+    assert json.loads(_lines(path)[0]) | {"atoms": 45, "time_forward": 0.125} == json.loads(_lines(path)[0])
+
+
 def test_a_line_cut_short_is_closed_and_skipped_with_a_warning(tmp_path, caplog):
     path = tmp_path / "run.txt"
     path.write_text('{"loss": 1.0, "epoch": 0}\n{"loss": 0.9, "ep', encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 
 from mace.errors import UserError
 from mace.files import durable as durable_file
-from mace.files.durable import write_durably
+from mace.files.durable import temporary_beside, write_durably
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.training.checkpoints import (
     FORMAT,
@@ -247,3 +247,17 @@ def test_each_file_has_its_digest(tmp_path: Path) -> None:
     digests = file_digests([tmp_path / "a", str(tmp_path / "b")])
     assert digests[str(tmp_path / "a")] == hashlib.sha256(b"first").hexdigest()
     assert digests[str(tmp_path / "b")] == hashlib.sha256(b"second").hexdigest()
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, "name_run-1")
+    left = [folder.last, folder.previous, tmp_path / "name_run-1_epoch-3.pt"]
+    unfinished = [
+        temporary_beside(folder.last),
+        temporary_beside(folder.previous),
+        tmp_path / ".name_run-1_epoch-4.tmp",
+    ]
+    for file in (*left, *unfinished):
+        file.write_bytes(b"x")
+    folder.remove_unfinished()
+    assert sorted(tmp_path.iterdir()) == sorted(left)
