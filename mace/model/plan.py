@@ -301,7 +301,7 @@ class ModelPlan(BaseModel):
         return self.n_channels if self.message_channels is None else self.message_channels[layer]
 
     def l_out(self, layer: int) -> tuple[int, ...]:
-        """Return the output degrees of a layer; the last one gives only scalars, and vectors if dipoles are predicted."""
+        """Return the output degrees of a layer; for the last, only scalars, and vectors if dipoles are predicted."""
         last = (0, 1) if 1 in DEGREES_READ[self.model] else (0,)
         return last if layer == self.n_layers - 1 else self.hidden_l
 
