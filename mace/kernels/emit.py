@@ -17,8 +17,8 @@ def lanes(dtype: torch.dtype) -> int:
 def prelude(dtype: torch.dtype) -> str:
     """Return type definitions, and a loop over blocks of channels that is divided among threads.
 
-    Every kernel has the signature of ``kernel``; share ``t`` of ``n`` is a contiguous range of blocks, so no threads
-    write the same data and the result does not depend on their order. The runtime may grant fewer threads than
+    Every kernel has the signature of ``kernel``; share ``t`` of ``n`` is a contiguous range of blocks, so no two
+    threads write the same data, and the result does not depend on their order. The runtime may grant fewer threads than
     requested, so each thread continues with further shares until all are done.
     """
     return f"""\
