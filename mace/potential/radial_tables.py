@@ -84,7 +84,11 @@ def _obstacle(model: MACE) -> str | None:
 
 
 def largest_error(model: MACE, n_nodes: int) -> float:
-    """Return the largest change of a test force or dipole by tables, in float64, in eV/Angstrom or e*Angstrom."""
+    """Return the largest change that tables cause in forces or dipoles of a test structure, computed in float64.
+
+    Returns:
+        The change in eV/Angstrom or e*Angstrom.
+    """
     exact = deepcopy(model).requires_grad_(False).use_backend(TORCH).to_precision(torch.float64)
     plan = model.plan
     structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
