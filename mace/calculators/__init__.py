@@ -1,4 +1,4 @@
-"""The import path users know: ``from mace.calculators import MACECalculator``; torch is loaded on first use only."""
+"""The usual import path: ``from mace.calculators import MACECalculator``; torch is only loaded on first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MACECalculator", "mace_anicc", "mace_mp", "mace_off", "mace_omol", "
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first accessed."""
     if name == "LAMMPS_MACE":
         raise missing("mace.calculators.LAMMPS_MACE")
     if name not in __all__:
@@ -25,5 +25,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names, those not yet imported too."""
+    """List the public names, including those not yet imported."""
     return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Arguments of the calculator that exist for compatibility: accepted where they change nothing, refused otherwise."""
+"""Arguments of the calculator kept for compatibility: accepted if they have no effect, rejected otherwise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _INERT: dict[str, tuple[Any, str]] = {
     "pad_num_edges": (0, _COMPILED),
     "warmup": (False, _COMPILED),
 }
-"""Arguments that change nothing here, most of them the speed of mace-torch: the default of each, and what is done."""
+"""Arguments without effect here, mostly on the speed of mace-torch: the default of each, and what is done instead."""
 
 DEFAULT_CHARGES_KEY = "Qs"
 
@@ -38,14 +38,14 @@ _MODEL_TYPES = {
     "DipoleMACE": ("AtomicDipolesMACE",),
     "EnergyDipoleMACE": ("EnergyDipolesMACE",),
 }
-"""Words of mace-torch's calculator for models that a model here says of itself."""
+"""The kinds of model meant by each ``model_type`` of mace-torch's calculator."""
 
 
 def check_model_type(model_type: str | None, plan: ModelPlan) -> None:
-    """Refuse a word for the kind of model that contradicts the model.
+    """Check that ``model_type`` agrees with the model.
 
     Raises:
-        UserError: If it does, or there are no such models.
+        UserError: If it contradicts the model, or there is no such type here.
     """
     if model_type is None or model_type == plan.model:
         return
@@ -62,10 +62,10 @@ def check_model_type(model_type: str | None, plan: ModelPlan) -> None:
 
 
 def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
-    """Refuse the name of charges for a model that does not look at charges.
+    """Raise an error if a charges key is set for a model that does not use charges.
 
     Raises:
-        UserError: If it has another than its default value for a model without dipoles.
+        UserError: If the key is not the default and the model has no dipoles.
     """
     if charges_key != DEFAULT_CHARGES_KEY and "dipole" not in plan.outputs:
         raise UserError(f"MACECalculator: charges_key={charges_key!r} cannot be used: {_NO_CHARGES}.")
@@ -74,15 +74,15 @@ def check_charges_key(charges_key: str, plan: ModelPlan) -> None:
 def condition_keys(
     info_keys: Mapping[str, str] | None, arrays_keys: Mapping[str, str] | None, conditions: Sequence[Condition]
 ) -> dict[str, str]:
-    """Understand under which keys structures have the conditions of the models.
+    """Combine the keys under which structures hold the conditions of the models.
 
     Args:
-        info_keys: Keys of what belongs to the structure, by name of the condition; None for the usual ones.
-        arrays_keys: Keys of what belongs to its atoms.
-        conditions: Those of all models.
+        info_keys: Keys of conditions of the structure, by name of the condition; None for the usual ones.
+        arrays_keys: Keys of conditions of atoms, likewise.
+        conditions: Conditions of all models.
 
     Raises:
-        UserError: If one is named that no model has.
+        UserError: If a condition is named that no model has.
     """
     given: dict[str, str] = {}
     for argument, keys, place in (("info_keys", info_keys, "structure"), ("arrays_keys", arrays_keys, "atom")):
@@ -92,18 +92,18 @@ def condition_keys(
 
 
 def warn_of_inert(arguments: Mapping[str, Any]) -> None:
-    """Warn about arguments that change nothing, with what is done instead."""
+    """Warn about arguments that have no effect, and say what is done instead."""
     for name, value in arguments.items():
         default, instead = _INERT[name]
-        if value is not None and repr(value) != repr(default):  # values of any type can be handed over
+        if value is not None and repr(value) != repr(default):  # values may be of any type
             warnings.warn(f"MACECalculator: {name}={value!r} changes nothing: {instead}.", stacklevel=3)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse misspelled arguments.
+    """Raise an error for unknown arguments.
 
     Raises:
-        TypeError: If one is not known; the message names the nearest that is.
+        TypeError: If one is unknown; the message suggests the closest known argument.
     """
     known = sorted({*known, *_INERT})
     for name in given:
@@ -114,7 +114,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def take_other_names(model_paths: Any, kwargs: dict[str, Any]) -> Any:
-    """Read ``model_path`` and ``model`` where scripts use them for ``model_paths``.
+    """Accept ``model_path`` and ``model`` as other names of ``model_paths``, as scripts use them.
 
     Raises:
         UserError: If two of them name different models.
@@ -128,10 +128,10 @@ def take_other_names(model_paths: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def check_positive(value: float, name: str) -> float:
-    """Return a number above zero.
+    """Return a number, after checking that it is positive and finite.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is not.
     """
     if not (math.isfinite(value) and value > 0.0):
         raise UserError(f"MACECalculator: {name} is {value}; it must be a finite number larger than zero.")

@@ -1,4 +1,4 @@
-"""All results of a calculator where ASE asks for properties by name, those it has no name for too."""
+"""All results of a calculator as ASE properties, including those that ASE has no name for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ase.calculators.calculator import Calculator, PropertyNotPresent
 from ase.outputs import Properties, all_outputs
 
 
-class AllProperties(Properties):  # type: ignore[misc]  # the types of ASE are not looked at
-    """ASE's table of properties, with those it does not know: energies of atoms, committees and so on."""
+class AllProperties(Properties):  # type: ignore[misc]  # types of ASE are not checked
+    """ASE's table of properties, extended by those it does not know: atomic energies, committee results and so on."""
 
     def _setvalue(self, name: str, value: Any) -> None:
         if name in all_outputs:
@@ -21,17 +21,17 @@ class AllProperties(Properties):  # type: ignore[misc]  # the types of ASE are n
 
 
 class CalculatorOfAllProperties(Calculator):  # type: ignore[misc]
-    """A calculator whose ``atoms.get_properties(names)`` does not stumble over results that ASE has no name for."""
+    """A calculator whose ``atoms.get_properties(names)`` accepts results that ASE has no name for."""
 
     def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> AllProperties:
         """Compute all results of a structure.
 
         Args:
             atoms: The structure.
-            properties: Names of results that must be among them.
+            properties: Names of results that must be present.
 
         Raises:
-            PropertyNotPresent: If there is no result of such a name.
+            PropertyNotPresent: If a result is missing.
         """
         self.calculate(atoms, properties)
         if missing := [name for name in properties if name not in self.results]:

@@ -48,28 +48,28 @@ _OF_ASE = ("atoms", "label", "directory")
 
 
 class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
-    """Energies, forces, stress and dipole of a trained model, for ASE.
+    """ASE calculator for energies, forces, stress and dipole of a trained model.
 
     Results, in eV and Angstrom: ``energy`` and ``free_energy`` (the same number), ``energies`` (of each atom, with its
     reference energy), ``node_energy`` (of each atom, without it), ``forces``, and ``stress``. All of them are computed
-    at once, so that any is at hand after asking for one. ``stresses`` ``[atoms, 6]`` and ``virials`` ``[atoms, 3, 3]``
-    are computed when asked for: the share of each atom, half of what every pair it belongs to adds, in the stress, and
-    with the opposite sign in the derivative by the strain, eV. Both sum to those of the whole structure.
+    at once, so after requesting one, all are available. ``stresses`` ``[atoms, 6]`` and ``virials`` ``[atoms, 3, 3]``
+    are computed on request only: the contribution of each atom, half of that of each of its pairs, to the stress and to
+    the negative derivative of the energy by strain (eV), respectively. Both sum to those of the whole structure.
 
-    The stress is the derivative of the energy by a strain, divided by the volume of the cell, with six components in
-    ASE's order and sign (positive under tension). It exists for every cell of three independent vectors, as in ASE's
-    own calculators; of a slab it is thus per volume with the vacuum. Without such a cell, asking for it raises
-    ``PropertyNotImplementedError``.
+    The stress is the derivative of the energy by strain, divided by the volume of the cell, with six components in
+    ASE's order and sign (positive under tension). It is defined for every cell of three independent vectors, as in
+    ASE's own calculators; for a slab, the volume thus includes the vacuum. Without such a cell, requesting the stress
+    raises ``PropertyNotImplementedError``.
 
-    A model of dipoles has ``dipole`` in e*Angstrom (``atoms.get_dipole_moment()``): with the results above if it is an
-    EnergyDipolesMACE, and nothing else if it is an AtomicDipolesMACE. Charges of the atoms, if the structure has them,
-    are part of it as charge times position. Of a periodic structure it is the sum over the atoms as they are given;
-    without charges it does not depend on which images these are.
+    Dipole models give ``dipole`` in e*Angstrom (``atoms.get_dipole_moment()``): an EnergyDipolesMACE in addition to the
+    results above, an AtomicDipolesMACE nothing else. Charges of the atoms, if the structure has them, contribute charge
+    times position. For a periodic structure the dipole is the sum over the atoms as they are given; without charges it
+    does not depend on which periodic images these are.
 
-    A model may know of conditions: a total charge, a spin, a temperature (``mace_info`` lists them). They are taken
-    from ``atoms.info``, those of atoms from ``atoms.arrays``, and a change of them is a change of the structure. A
-    structure without a charge counts as neutral, without a spin as a singlet (``spin`` 1), without an electronic
-    temperature as at zero; the log says so once. Others must be given.
+    A model may depend on conditions: a total charge, a spin, a temperature (``mace_info`` lists them). They are taken
+    from ``atoms.info``, or from ``atoms.arrays`` for those of atoms, and results are recomputed when they change. A
+    structure without a charge is taken as neutral, without a spin as a singlet (``spin`` 1), without an electronic
+    temperature as at zero; the log says so once. Other conditions must be given.
 
     Several models form a committee: energy, energies, forces, stress and dipole are means, and there are
     ``energy_comm`` ``[models]``, ``energies_comm`` ``[models, atoms]``, ``forces_comm`` ``[models, atoms, 3]``,
@@ -77,40 +77,40 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     ``forces_var`` ``[atoms, 3]``, ``stress_var`` ``[3, 3]`` and ``dipole_var`` ``[3]``, the variances over the models
     (divided by their number), and their square roots ``energy_std`` and so on.
 
-    An element the model does not know is an error. An `ExtrapolationWarning` is given once if atoms come closer than
-    any two of their elements in the training data; model files of earlier versions do not say how close that is.
+    An element that the model does not know is an error. An `ExtrapolationWarning` is given once if two atoms come
+    closer than any two of their elements in the training data; model files of earlier versions lack this information.
 
     Args:
         model_paths: A model file of this program or of mace-torch, a glob pattern, or a list of either.
         models: Models in memory instead of files, one or a list; they are copied.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        energy_units_to_eV: The model's unit of energy in eV, for models trained on other units.
+        energy_units_to_eV: The model's unit of energy in eV, for models trained in other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
-        default_dtype: ``float32`` or ``float64``, also as ``torch.float32``; empty for the precision each model was
-            trained in. Results have it, but for energies, which are float64.
+        default_dtype: ``float32`` or ``float64``, or the torch dtype; empty for the precision each model was trained
+            in. Results have this precision, except energies, which are float64.
         charges_key: Array of the structure with the charges of the atoms, for models of dipoles.
-        info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; those that are
-            not named have the usual ones.
+        info_keys: Keys in ``atoms.info`` by name of the condition, such as ``{"total_charge": "q"}``; conditions not
+            named have their usual keys.
         arrays_keys: The same for conditions of atoms, in ``atoms.arrays``.
-        model_type: May be left out: a model knows what it is. ``MACE``, ``DipoleMACE`` and ``EnergyDipoleMACE`` are
-            compared with that.
-        head: Which head to use of models that have several; may be changed later (``calculator.head = name``). None
-            for the one called default. In `evaluate` a structure may name its own in ``info["head"]``.
-        skin: How far beyond the cutoff neighbors are searched, in Angstrom, so that the search need not be repeated
-            while atoms move less than half of it; results do not depend on it.
+        model_type: Optional, as a model knows its kind; ``MACE``, ``DipoleMACE`` or ``EnergyDipoleMACE`` is compared
+            with it.
+        head: The head to use if models have several; may be changed later (``calculator.head = name``). None for the
+            one called default. In `evaluate`, a structure may name its own head in ``info["head"]``.
+        skin: Distance beyond the cutoff, in Angstrom, up to which neighbors are searched, so that the neighbor list can
+            be reused while atoms move less than half of it; results do not depend on it.
         radial_tables: Whether to read the radial functions from tables, which makes compiled kernels about twice as
             fast; None for tables in float32 if they change no force of a test structure by more than 1e-5 eV/Angstrom.
-        compute_atomic_stresses: Compute ``stresses`` and ``virials`` in every calculation, not only when asked for.
+        compute_atomic_stresses: Compute ``stresses`` and ``virials`` in every calculation, not only on request.
         committee_threshold: Largest standard deviation of the force on an atom over the models of a committee, as the
-            length of the vector in eV/Angstrom; beyond it they are taken to extrapolate.
-        committee_action: What happens then: ``warn`` once, or ``error``.
-        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, which adds nothing here;
+            norm of the vector in eV/Angstrom; beyond it, the models are considered to extrapolate.
+        committee_action: What to do then: ``warn`` once, or ``error``.
+        **kwargs: ``model_path`` and ``model``, other names of ``model_paths``; ``dispersion``, without effect here;
             ``atoms``, ``label`` and ``directory`` of ASE's calculators; and the other arguments of
             mace-torch's calculator, at their defaults only.
 
     Raises:
         UserError: If a model, a device or an argument cannot be used.
-        TypeError: If an argument is not known.
+        TypeError: If an argument is unknown.
     """
 
     implemented_properties = result_names(OUTPUTS["MACE"], committee=False)
@@ -186,7 +186,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     @property
     def head(self) -> str:
-        """The head in use; setting another one makes results be computed anew."""
+        """The head in use; setting another one discards the results."""
         return self._head
 
     @head.setter
@@ -202,11 +202,11 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     @property
     def z_table(self) -> AtomicNumberTable:
-        """The elements of the (first) model; ``z_table.zs`` are their atomic numbers."""
+        """The elements of the first model; ``z_table.zs`` are their atomic numbers."""
         return AtomicNumberTable(self.models[0].plan.atomic_numbers)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what has changed since the last calculation, with charges and conditions, which ASE does not look at."""
+        """Return what has changed since the last calculation, including charges and conditions, which ASE ignores."""
         changes: list[str] = super().check_state(atoms, tol)
         if changes:
             return changes
@@ -219,7 +219,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         if self.conditions:
             try:
                 old, new = (self.find_conditions(a).values for a in (self.atoms, atoms))
-            except UserError:  # of a structure that could not be calculated, or cannot be now
+            except UserError:  # the conditions of the old or the new structure are not valid
                 return ["conditions"]
             changes += [name for name in new if not np.array_equal(old[name], new[name])]
         return changes
@@ -233,14 +233,14 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         """Compute all results of a structure; see the class.
 
         Args:
-            atoms: The structure; that of the last call if there is none.
-            properties: What is wanted. Only stresses matter: without a volume they cannot be given, and those of single
-                atoms are computed only if wanted.
-            system_changes: What has changed, as ASE tells; not used, because nothing is kept between calls.
+            atoms: The structure; None for that of the last call.
+            properties: The requested properties. Only stresses matter: without a volume they are an error, and atomic
+                stresses are computed only on request.
+            system_changes: What has changed, as reported by ASE; not used, as nothing is kept between calls.
 
         Raises:
-            UserError: If the structure has elements the model does not know, or is no sensible structure.
-            PropertyNotImplementedError: If the stress of a structure without volume is wanted.
+            UserError: If the structure has elements that the model does not know, or is invalid.
+            PropertyNotImplementedError: If the stress of a structure without volume is requested.
         """
         super().calculate(atoms, properties, system_changes)
         self.results = {}
@@ -266,20 +266,20 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     def evaluate(
         self, structures: Sequence[Atoms], batch_size: int = 64, atomic_stresses: bool = False
     ) -> list[dict[str, Any]]:
-        """Compute the results of many structures, several at a time, which is much faster than one after the other.
+        """Compute the results of many structures in batches, which is much faster than one at a time.
 
         Args:
             structures: Any structures; they are not changed. If models have several heads, ``info["head"]`` of a
-                structure says for which of them it is; others are for that of the calculator.
-            batch_size: How many at a time; lower it if memory runs out.
-            atomic_stresses: Whether ``stresses`` and ``virials`` of single atoms are wanted too.
+                structure selects one of them; structures without it use the head of the calculator.
+            batch_size: Number of structures at a time; lower it if memory runs out.
+            atomic_stresses: Whether to compute ``stresses`` and ``virials`` of atoms too.
 
         Returns:
-            For each structure, in the given order, what `calculate` would put into ``results``.
+            For each structure, in the given order, what `calculate` would store in ``results``.
 
         Raises:
-            UserError: If a structure has elements the model does not know, or is no sensible structure; the message
-                names its place, counted from zero.
+            UserError: If a structure has elements that the model does not know, or is invalid; the message names its
+                place in the list, counted from zero.
         """
         if batch_size < 1:
             raise UserError(f"evaluate: batch_size is {batch_size}; it must be at least 1.")
@@ -297,9 +297,9 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
         Args:
             structures: The structures.
-            atomic: Whether the virials of single atoms are wanted.
-            head: The head; None for the one that each structure names, or the one in use.
-            first: Place of the first of them in a list, for messages; None for the structure that moves.
+            atomic: Whether to compute the virials of atoms.
+            head: The head; None for the one named by each structure, or else the one in use.
+            first: Index of the first of them in the user's list, for messages; None for a single moving structure.
         """
 
         def where(place: int) -> str:
@@ -325,13 +325,13 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return results
 
     def get_atomic_stresses(self, atoms: Atoms | None = None) -> np.ndarray:
-        """Return the share of every atom in the stress: half of what each pair it belongs to adds.
+        """Return the contribution of every atom to the stress: half of that of each of its pairs.
 
-        They are divided by the volume of the whole cell, so that they sum to the stress, as ``stresses`` of ASE's own
-        calculators do; multiplied by the number of atoms, they refer to the volume of an average atom.
+        They are divided by the volume of the whole cell, so they sum to the stress, as ``stresses`` of ASE's own
+        calculators do; multiplied by the number of atoms, they refer to the average volume per atom.
 
         Args:
-            atoms: The structure; that of the last calculation if there is none.
+            atoms: The structure; None for that of the last calculation.
 
         Returns:
             eV/Angstrom^3, ``[atoms, 3, 3]``, symmetric; the mean for a committee.
@@ -352,13 +352,13 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     def get_descriptors(
         self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
     ) -> np.ndarray | list[np.ndarray]:
-        """Return the features of every atom, those of all layers side by side.
+        """Return the features of every atom, concatenated over the layers.
 
         Args:
-            atoms: The structure; that of the last calculation if there is none.
-            invariants_only: Leave out those that turn with the structure. See `mace.evaluation.descriptors` for the
-                order of all of them, which is that of mace-torch.
-            num_layers: Only the first so many layers; -1 for all.
+            atoms: The structure; None for that of the last calculation.
+            invariants_only: Whether to leave out features that rotate. See `mace.evaluation.descriptors` for the
+                order of all features, which is that of mace-torch.
+            num_layers: Number of layers to use, from the first; -1 for all.
 
         Returns:
             ``[atoms, layers * channels]``, or more columns with all features; a list of them for a committee.
@@ -381,10 +381,10 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     @in_turn
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray | list[np.ndarray]:
-        """Return the second derivatives of the energy by the positions.
+        """Return the second derivatives of the energy with respect to positions.
 
         Args:
-            atoms: The structure; that of the last calculation if there is none.
+            atoms: The structure; None for that of the last calculation.
 
         Returns:
             eV/Angstrom^2, ``[3 atoms, atoms, 3]``; a list of them for a committee.
@@ -403,7 +403,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return found if self.num_models > 1 else found[0]
 
     def _structure(self, atoms: Atoms | None, caller: str) -> Atoms:
-        """Return the given structure, or that of the last calculation."""
+        """Return the given structure, or that of the last calculation if None."""
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise UserError(f"{caller} needs a structure; pass atoms.")
@@ -414,13 +414,13 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
             raise UserError(f"{caller}: a {self.models[0].plan.model} model predicts no energy to differentiate.")
 
     def _graphs(self, configurations: Sequence[Configuration], follow: bool) -> list[Graph]:
-        """Build the graph of every model, and look for distances that are new to it."""
+        """Build the graph of every model, and check for distances shorter than in its training data."""
         graphs = self.potential.graphs(configurations, follow)
         self._distance_watch.check(graphs)
         return graphs
 
     def _configuration(self, atoms: Atoms, head: str | None) -> Configuration:
-        """Check a structure and carry it to the model's unit; without a head it is for its own, or the one in use."""
+        """Check a structure and convert it to the model's units; `head` None selects its own head or the one in use."""
         own = atoms.info.get(HEAD_KEY) if head is None and len(self.available_heads) > 1 else None
         head = self.potential.find_head(str(own)) if own is not None else head or self.head
         charges = atoms.arrays.get(self.charges_key) if "dipole" in self.potential.outputs else None
@@ -434,10 +434,10 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         return configuration
 
     def find_conditions(self, atoms: Atoms) -> FoundConditions:
-        """Return the conditions of a structure that the models know of, by name, and under which keys it has them.
+        """Return the conditions of a structure that the models depend on, by name, and the keys they were found under.
 
         Raises:
-            UserError: If one is missing or not possible.
+            UserError: If a condition is missing or invalid.
         """
         return find_conditions(
             self.conditions, self._condition_keys, atoms.info, atoms.arrays, len(atoms), "The structure"

@@ -1,4 +1,4 @@
-"""The D3 correction for dispersion, which the package torch-dftd computes, added to a model."""
+"""The D3 dispersion correction, computed by the package torch-dftd, added to a model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ DAMPINGS = ("zero", "bj", "zerom", "bjm")
 
 
 def check_dispersion(damping: str, cutoff: float) -> None:
-    """Refuse what cannot be computed, before anything is opened.
+    """Check that the correction can be computed, before any model is opened.
 
     Args:
         damping: One of `DAMPINGS`.
-        cutoff: Largest distance between atoms that counts, in Angstrom.
+        cutoff: Largest distance between interacting atoms, in Angstrom.
 
     Raises:
-        UserError: If torch-dftd is missing, or an argument makes no sense.
+        UserError: If torch-dftd is missing, or an argument is invalid.
     """
     if damping not in DAMPINGS:
         raise UserError(f"mace_mp: damping={damping!r} is unknown; choose {', '.join(DAMPINGS)}.")
@@ -36,10 +36,10 @@ def with_dispersion(calculator: MACECalculator, damping: str, functional: str, c
     """Add the D3 correction to a calculator, on its device and in its precision.
 
     Args:
-        calculator: Of the model.
+        calculator: Calculator of the model.
         damping: One of `DAMPINGS`.
-        functional: Name of the exchange-correlation functional whose parameters are taken, such as ``pbe``.
-        cutoff: Largest distance between atoms that counts, in Angstrom.
+        functional: Name of the exchange-correlation functional whose parameters are used, such as ``pbe``.
+        cutoff: Largest distance between interacting atoms, in Angstrom.
 
     Returns:
         ASE's sum of both, with energy, forces and stress.

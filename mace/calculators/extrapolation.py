@@ -1,4 +1,4 @@
-"""Signs that a model is used far from what it was trained on."""
+"""Checks for signs that a model is used far from its training data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mace.graphs.graph import Graph
 from mace.potential.potential import Potential
 
 _ROUNDING = 1.0e-5
-"""Angstrom; by how much a distance may fall below the shortest of the training data unnoticed."""
+"""Tolerance in Angstrom below the shortest distance in the training data."""
 
 COMMITTEE_ACTIONS = ("warn", "error")
-"""What may happen when a committee disagrees."""
+"""Possible reactions when a committee disagrees."""
 
 
 class ExtrapolationWarning(UserWarning):
-    """A model is used where its training data say little."""
+    """A model is used where it has little training data."""
 
 
 class ExtrapolationError(UserError):
@@ -29,18 +29,18 @@ class ExtrapolationError(UserError):
 
 
 def _warn(sentence: str) -> None:
-    """Warn in one line: the place in this program that noticed it, or its source, would tell nobody anything."""
+    """Give a warning in one line, without a place in the source code, which would not help the user."""
     warnings.warn_explicit(sentence, ExtrapolationWarning, filename="mace", lineno=1, module=__name__)
 
 
 class DistanceWatch:
-    """Warn once when atoms come closer than any of their elements in the training data of a model.
+    """Warns once when atoms come closer than any atoms of these elements in a model's training data.
 
-    Models are not watched whose files do not say how close that is.
+    Models whose files do not hold the shortest distances are not watched.
 
     Args:
         potential: The models.
-        length_unit: Their unit of length in Angstrom, for the message.
+        length_unit: The models' unit of length in Angstrom, for the message.
     """
 
     def __init__(self, potential: Potential, length_unit: float) -> None:
@@ -52,7 +52,7 @@ class DistanceWatch:
             self._limits.append((plan, limits))
 
     def check(self, graphs: Sequence[Graph]) -> None:
-        """Look at the graphs of all models, and warn if one has such atoms."""
+        """Check the graphs of all models, and warn if one has such atoms."""
         for (plan, limits), graph in zip(self._limits, graphs, strict=True):
             if limits is None or self._warned:
                 continue
@@ -78,16 +78,16 @@ class DistanceWatch:
 
 
 class CommitteeWatch:
-    """Warn once, or stop, when the models of a committee disagree about a force.
+    """Warns once, or raises an error, when the models of a committee disagree about a force.
 
     Args:
-        threshold: Largest standard deviation of the force on an atom, as the length of the vector, eV/Angstrom; None
-            for any.
+        threshold: Largest standard deviation of the force on an atom, as the norm of the vector, in eV/Angstrom; None
+            for no limit.
         action: One of `COMMITTEE_ACTIONS`.
-        num_models: How many models there are.
+        num_models: Number of models.
 
     Raises:
-        UserError: If these make no sense.
+        UserError: If these arguments are invalid.
     """
 
     def __init__(self, threshold: float | None, action: str, num_models: int) -> None:
@@ -102,10 +102,10 @@ class CommitteeWatch:
         self._threshold, self._action, self._warned = threshold, action, False
 
     def check(self, results: Sequence[dict[str, np.ndarray]]) -> None:
-        """Look at the results of some structures.
+        """Check the results of some structures.
 
         Raises:
-            ExtrapolationError: If the models disagree and that is to be an error.
+            ExtrapolationError: If the models disagree and `action` is ``error``.
         """
         if self._threshold is None or self._warned:
             return

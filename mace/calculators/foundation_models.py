@@ -1,4 +1,4 @@
-"""Loaders of published models under the names scripts already call."""
+"""Loaders of published models, with the names and arguments that existing scripts use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mace.potential.loading import find_device, find_dtype
 _LOGGER = logging.getLogger(__name__)
 
 OMOL_HEAD = "omol"
-"""Head of the model for molecules."""
+"""Head of MACE-OMOL used by default."""
 
 
 def mace_mp(
@@ -36,26 +36,26 @@ def mace_mp(
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE | SumCalculator:
-    """Open a model for materials of the MACE-MP family, downloading it on first use.
+    """Open a model of the MACE-MP family for materials, downloading it on first use.
 
     Args:
-        model: ``small``, ``medium``, ``large``, ``medium-mpa-0`` and so on, a file, or an address; None for
+        model: ``small``, ``medium``, ``large``, ``medium-mpa-0`` and so on, a file, or a URL; None for
             ``medium-mpa-0``.
-        device: Where to compute; empty for a GPU if there is one.
+        device: The device to compute on; empty for a GPU if there is one.
         default_dtype: ``float32`` or ``float64``.
-        dispersion: Add the D3 correction for dispersion, which the package torch-dftd computes; not for models whose
-            training data have it already.
-        damping: ``zero``, ``bj``, ``zerom`` or ``bjm``, for the correction only.
-        dispersion_xc: Functional whose parameters the correction takes.
-        dispersion_cutoff: Largest distance in Angstrom at which it counts.
-        return_raw_model: Give the model instead of a calculator.
-        **kwargs: Further arguments of `mace.calculators.MACECalculator`; ``head`` for models with several.
+        dispersion: Add the D3 dispersion correction, computed by the package torch-dftd; not for models whose training
+            data already include dispersion.
+        damping: Damping of the correction: ``zero``, ``bj``, ``zerom`` or ``bjm``.
+        dispersion_xc: Functional whose parameters the correction uses.
+        dispersion_cutoff: Cutoff of the correction in Angstrom.
+        return_raw_model: Return the model instead of a calculator.
+        **kwargs: Further arguments of `mace.calculators.MACECalculator`, such as ``head`` for models with several.
 
     Returns:
-        A calculator; with dispersion ASE's sum of it and the correction.
+        A calculator; with dispersion, ASE's sum of it and the correction.
 
     Raises:
-        UserError: If the model cannot be found, downloaded or opened, or an argument cannot be obeyed.
+        UserError: If the model cannot be found, downloaded or opened, or an argument cannot be used.
     """
     if dispersion and return_raw_model:
         raise UserError("mace_mp: return_raw_model=True gives a model, to which dispersion=True cannot be added.")
@@ -74,7 +74,7 @@ def mace_off(
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE:
-    """Open a model for organic molecules of the MACE-OFF23 family (``small``, ``medium``, ``large``); see `mace_mp`."""
+    """Open a model of the MACE-OFF23 family for organic molecules (``small``, ``medium``, ``large``); see `mace_mp`."""
     return _open("mace_off", model, device, default_dtype, return_raw_model, kwargs)
 
 
@@ -85,9 +85,9 @@ def mace_omol(
     return_raw_model: bool = False,
     **kwargs: Any,
 ) -> MACECalculator | MACE:
-    """Open the model for molecules MACE-OMOL (``extra_large``); see `mace_mp`.
+    """Open the MACE-OMOL model for molecules (``extra_large``); see `mace_mp`.
 
-    If it has several heads and none is named, that called ``omol`` is meant.
+    If it has several heads and none is named, the one called ``omol`` is used.
     """
     model = find_model("mace_omol", model)
     if "head" not in kwargs and not return_raw_model and OMOL_HEAD in heads_in(model):
@@ -98,12 +98,12 @@ def mace_omol(
 def mace_anicc(
     device: str = "", model_path: str | Path | None = None, return_raw_model: bool = False
 ) -> MACECalculator | MACE:
-    """Open the model of the ANI-1ccx data (H, C, N, O), in float64; see `mace_mp`."""
+    """Open the model trained on the ANI-1ccx data (H, C, N, O), in float64; see `mace_mp`."""
     return _open("mace_anicc", model_path, device, "float64", return_raw_model, {})
 
 
 def mace_polar(*arguments: Any, **settings: Any) -> NoReturn:
-    """Refuse to load a model with long-range electrostatics.
+    """Raise an error: models with long-range electrostatics are not available.
 
     Raises:
         UserError: Always; this architecture does not exist here.
@@ -112,16 +112,16 @@ def mace_polar(*arguments: Any, **settings: Any) -> NoReturn:
 
 
 def find_model(loader: str, model: str | Path | None) -> Path:
-    """Return the file that a loader means, downloading it on first use.
+    """Return the file of a published model, downloading it on first use.
 
     Args:
-        loader: Its name.
-        model: Name, address or file; None for the default.
+        loader: Name of the loader, such as ``mace_mp``.
+        model: Name, URL or file; None for the default.
 
     Raises:
-        UserError: If there is none, or it cannot be downloaded.
+        UserError: If there is no such model, or it cannot be downloaded.
     """
-    # a name wins over a file of the same name, as scripts that give names expect
+    # a published name takes precedence over a file of the same name, as scripts expect
     if model is not None and str(model) not in ADDRESSES[loader] and Path(model).is_file():
         return Path(model)
     return locate(published_model(loader, None if model is None else str(model)))
@@ -135,7 +135,7 @@ def _open(
     raw: bool,
     kwargs: dict[str, Any],
 ) -> MACECalculator | MACE:
-    """Find the file, and open it."""
+    """Find the file of a model, and open it as a calculator or as a raw model."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     path = find_model(loader, model)
     _LOGGER.info("%s: using %s in %s", loader, path, default_dtype or "the precision of the file")

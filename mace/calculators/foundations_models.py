@@ -1,4 +1,4 @@
-"""The import path of the loaders in scripts that name the file of mace-torch they are in, and the download alone."""
+"""The loaders and the download function under the module name that they have in mace-torch, for scripts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 mace_mp_urls = dict(ADDRESSES["mace_mp"])
-"""Where the models of `mace_mp` are published, by name."""
+"""URLs of the models of `mace_mp`, by name."""
 
 mace_mp_names = [None, *mace_mp_urls]
-"""Their names; None stands for the default."""
+"""Names of the models of `mace_mp`; None stands for the default."""
 
 mace_off_urls = dict(ADDRESSES["mace_off"])
-"""Where the models of `mace_off` are published, by name."""
+"""URLs of the models of `mace_off`, by name."""
 
 
 def download_mace_mp_checkpoint(model: str | Path | None = None) -> str:
-    """Return the path of the file that `mace_mp` opens for this name, downloading it on first use.
+    """Return the path of the model file that `mace_mp` opens for a name, downloading it on first use.
 
     Raises:
         UserError: If there is no such model, or it cannot be downloaded.

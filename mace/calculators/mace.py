@@ -1,4 +1,4 @@
-"""The import path of `MACECalculator` in scripts that name the file of mace-torch it is in."""
+"""`MACECalculator` under the module name that it has in mace-torch, for scripts."""
 
 from mace.calculators.calculator import MACECalculator
 

@@ -1,4 +1,4 @@
-"""The import path by which torch-sim finds the model, ``torch_sim.models.mace.MaceModel`` included."""
+"""The module from which torch-sim imports the model, also for ``torch_sim.models.mace.MaceModel``."""
 
 from mace.calculators.torch_sim import MaceTorchSimModel
 

@@ -1,4 +1,4 @@
-"""What models predict becomes the results ASE knows, for one structure or many, one model or a committee."""
+"""Conversion of predictions to ASE's results, for one or many structures and one model or a committee."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mace.potential.potential import divide_by_structure, stack_members
 from mace.properties import COMPARED, PROPERTIES
 
 ATOMIC_STRESSES = ("stresses", "virials")
-"""Results of single atoms that are computed only if one of them is asked for."""
+"""Results of atoms that are computed only if one of them is requested."""
 
 _WITH = {"energy": ("free_energy", "energies", "node_energy"), "stress": ATOMIC_STRESSES}
-"""Results that come with another one."""
+"""Results that are given along with another one."""
 
 _SOURCES = {
     **{name: (name, name) for name in COMPARED},
     "energies": ("atomic_energies", "energy"),
-    "node_energy": ("reference_energies", "energy"),  # which are taken off the energies
+    "node_energy": ("reference_energies", "energy"),  # to be subtracted from the energies
     "virials": ("atomic_virials", "virials"),
 }
-"""Of results before statistics: attribute of the prediction, and property of the same dimension."""
+"""For each result: the attribute of the prediction it comes from, and a property of the same dimension."""
 
 _STATISTICS = ("comm", "var", "std")
 _OF_MEMBERS = ("energy", "energies", *COMPARED[1:])
@@ -33,7 +33,7 @@ _PER_ATOM = ("energies", "node_energy", "virials", *(name for name in COMPARED i
 
 
 def result_names(outputs: Sequence[str], committee: bool) -> list[str]:
-    """List the results of models that predict some of `mace.properties.PROPERTIES`."""
+    """List the names of results of models with the given outputs, from `mace.properties.PROPERTIES`."""
     names = [result for name in COMPARED if name in outputs for result in (name, *_WITH.get(name, ()))]
     members = [name for name in _OF_MEMBERS if name in names]
     return [*names, *(f"{name}_{what}" for name in members for what in _STATISTICS if committee)]
@@ -46,17 +46,17 @@ def collect_results(
     units: tuple[float, float],
     dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
-    """Turn predictions into ASE's results, means over the models.
+    """Convert predictions to ASE's results, averaged over the models.
 
     Args:
-        predictions: Of every model, for the same structures.
-        n_atoms: Atoms of each structure.
-        volumes: Of the cell of each structure in Angstrom^3; None where there is none.
+        predictions: Predictions of every model for the same structures.
+        n_atoms: Number of atoms of each structure.
+        volumes: Volume of the cell of each structure in Angstrom^3; None if it has no volume.
         units: The models' units of energy and length, in eV and Angstrom.
         dtype: Precision of results other than energies.
 
     Returns:
-        The results of each structure by name. Energies are float64, because they hold reference energies of many keV.
+        Results by name for each structure. Energies are float64, as they include reference energies of many keV.
     """
     found = {name: [getattr(each, attribute) for each in predictions] for name, (attribute, _) in _SOURCES.items()}
     values = stack_members({name: tensors for name, tensors in found.items() if tensors[0] is not None})

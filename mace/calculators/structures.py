@@ -1,4 +1,4 @@
-"""ASE's structures, checked and carried to the model's unit of length."""
+"""Conversion of ASE structures: checked, and in the model's unit of length."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mace.structures.stress import SMALLEST_VOLUME
 def to_configuration(
     atoms: Atoms, length_unit: float, charges: np.ndarray | None, conditions: Mapping[str, np.ndarray], head: str
 ) -> Configuration:
-    """Check a structure and carry it to the model's unit of length.
+    """Check a structure and convert it to the model's unit of length.
 
     Args:
         atoms: The structure.
         length_unit: The model's unit of length in Angstrom.
-        charges: Charges that are part of dipoles.
-        conditions: What the models want to know besides; see `mace.structures.condition_values.find_conditions`.
-        head: The head it is for.
+        charges: Charges that contribute to dipoles.
+        conditions: Conditions the models depend on; see `mace.structures.condition_values.find_conditions`.
+        head: The head to use for it.
 
     Raises:
-        UserError: If it has no atoms, numbers that are NaN or infinite, no cell where it repeats, or charges that are
-            not one number per atom.
+        UserError: If it has no atoms, NaN or infinite numbers, no cell vector along a periodic direction, or charges
+            that are not one number per atom.
     """
     if len(atoms) == 0:
         raise UserError("The structure has no atoms, so there is nothing to calculate.")
@@ -34,7 +34,7 @@ def to_configuration(
     if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
         raise UserError("A position or the cell is NaN or infinite; did the simulation break down before this step?")
     pbc = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    if any(pbc) and np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):  # older NumPy knows no rank of an empty matrix
+    if any(pbc) and np.linalg.matrix_rank(cell[list(pbc)]) < sum(pbc):  # older NumPy gives no rank of empty matrices
         raise UserError(
             f"The structure repeats along pbc={list(pbc)}, but its lattice vectors there are zero or linearly "
             "dependent; give it a cell, or set pbc to False."
@@ -53,6 +53,6 @@ def to_configuration(
 
 
 def volume_of(atoms: Atoms) -> float | None:
-    """Return the volume of the cell in Angstrom^3, or None if it has none that a stress could refer to."""
+    """Return the volume of the cell in Angstrom^3, or None if it is too small to define a stress."""
     volume = float(abs(np.linalg.det(atoms.cell.array)))
     return volume if volume > SMALLEST_VOLUME else None

@@ -1,4 +1,4 @@
-"""A calculator that several threads may use: each sees the results of its own structure."""
+"""A thread-safe calculator: each thread sees the results of its own structure."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Calculated = tuple["Atoms | None", dict[str, Any], str]
 
 
 class _OfThread(threading.local):
-    """The structure and the results that one thread sees: those of its own last calculation.
+    """The structure and results visible to a thread: those of its own last calculation.
 
-    A thread that has not calculated anything begins with those of the last calculation of any.
+    A thread that has not calculated anything starts with those of the last calculation in any thread.
     """
 
     def __init__(self, latest: list[Calculated]) -> None:
-        self.atoms, results, self.head = latest[0]  # together, so that they belong to each other
+        self.atoms, results, self.head = latest[0]  # read together, so that they are consistent
         self.results = dict(results)
 
 
 class UsedByThreads:
-    """Keeps ``atoms`` and ``results`` of an ASE calculator apart for each thread, and computes for one at a time.
+    """Keeps ``atoms`` and ``results`` of an ASE calculator separate per thread, and computes for one at a time.
 
-    ASE asks whether a structure has changed, has it calculated, and takes the results, in separate steps; with one
-    place for all threads another one could come between them.
+    ASE checks whether a structure has changed, calculates, and reads the results in separate steps; with common
+    attributes, another thread could interfere between these steps.
     """
 
     def __init__(self, **of_ase: Any) -> None:
-        """Begin without results."""
+        """Start without results."""
         self._prepare((None, {}, ""))
         super().__init__(**of_ase)
 
@@ -49,7 +49,7 @@ class UsedByThreads:
 
     @atoms.setter
     def atoms(self, atoms: Atoms | None) -> None:
-        """Take another structure for this thread."""
+        """Set the structure of this thread."""
         self._of_thread.atoms = atoms
 
     @property
@@ -59,18 +59,18 @@ class UsedByThreads:
 
     @results.setter
     def results(self, results: dict[str, Any]) -> None:
-        """Keep other results for this thread."""
+        """Set the results of this thread."""
         self.keep(results, self._of_thread.head)
 
     def keep(self, results: dict[str, Any], head: str) -> None:
-        """Keep the results of `atoms`, and tell of which head they are."""
+        """Store the results of `atoms` and the head they are for."""
         own = self._of_thread
         own.results, own.head = results, head
         self._latest[0] = (own.atoms, results, head)
 
     @property
     def head_of_results(self) -> str:
-        """The head that `results` are for; that of the calculator may have been changed since, by any thread."""
+        """The head that `results` are for; any thread may have changed the calculator's head since."""
         return self._of_thread.head
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class UsedByThreads:
 
 
 def in_turn(method: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Let one thread at a time into a method of a calculator."""
+    """Decorate a method of a calculator so that only one thread at a time runs it."""
 
     @functools.wraps(method)
     def alone(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:

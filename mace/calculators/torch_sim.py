@@ -1,4 +1,4 @@
-"""A model for torch-sim, which moves many structures at a time."""
+"""A model for torch-sim, which simulates many structures at a time."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _LOGGER = logging.getLogger(__name__)
 _MISSING: ImportError | None = None
 try:
     from torch_sim.models.interface import ModelInterface
-except ImportError as _error:  # this module can be imported without it, for its documentation
+except ImportError as _error:  # the module can be imported without torch-sim, for its documentation
     ModelInterface, _MISSING = torch.nn.Module, _error
 
 _PLACE = "torch-sim state"
-"""What stands for the name of a file in messages."""
+"""Stands in for the file name in messages."""
 
 
-class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need not be there when types are checked
+class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim may be missing when types are checked
     """Energies, forces and stress of many structures at once, as torch-sim's ``ModelInterface``.
 
-    Conditions a model knows of, such as a total charge, are taken from attributes of the state, which torch-sim calls
-    extras: one value for each system, or a row for each atom, under the keys that ``mace_info`` shows.
+    Conditions that a model depends on, such as a total charge, are taken from attributes of the state, which torch-sim
+    calls extras: one value for each system, or a row for each atom, under the keys that ``mace_info`` shows.
 
-    Results have the precision of the model, as torch-sim expects; in float32 that rounds large total energies.
+    Results have the precision of the model, as torch-sim expects; float32 rounds large total energies.
 
     Args:
         model: A model file of this program or of mace-torch, or a model in memory, which is copied.
-        device: Where to compute; None for a GPU if there is one. States must live there.
+        device: The device to compute on; None for a GPU if there is one. States must be on it.
         dtype: ``torch.float64`` or ``torch.float32``.
         compute_forces: Whether results have forces; can be changed later.
         compute_stress: Whether results have a stress; can be changed later.
-        head: Name or number of the head to use of a model that has several; None for the one called default.
-        skin: How far beyond the cutoff neighbors of periodic structures are searched, in Angstrom, so that the search
-            need not be repeated while atoms move less than half of it; results do not depend on it.
+        head: Name or number of the head to use if the model has several; None for the one called default.
+        skin: Distance beyond the cutoff, in Angstrom, up to which neighbors of periodic structures are searched, so
+            that neighbor lists can be reused while atoms move less than half of it; results do not depend on it.
 
     Raises:
         UserError: If torch-sim is missing, or the model, device or precision cannot be used.
     """
 
-    # in place of properties of the interface that cannot be changed
+    # replace read-only properties of the interface
     compute_forces: bool = True
     """Whether results have forces."""
     compute_stress: bool = True
@@ -98,24 +98,24 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         if "energy" not in self.potential.outputs:
             kind = self.model.plan.model
             raise UserError(f"MaceTorchSimModel: a {kind} model predicts no energy, so it moves no atoms.")
-        self._device, self._dtype = device, dtype  # which the interface shows without the underscore
+        self._device, self._dtype = device, dtype  # exposed by the interface without the underscore
         self.compute_forces, self.compute_stress = compute_forces, compute_stress
         self._warned_of_spins = False
 
     def forward(self, state: Any) -> dict[str, Tensor]:
-        """Compute what is wanted of all structures of a state, which is not changed.
+        """Compute the requested results of all structures of a state, which is not changed.
 
         Args:
             state: A ``SimState``, or a dictionary with its ``positions`` ``[atoms, 3]``, ``cell`` ``[systems, 3, 3]``
                 whose columns are lattice vectors, ``pbc``, ``atomic_numbers`` ``[atoms]`` and ``system_idx``
-                ``[atoms]``, without which there is one structure.
+                ``[atoms]``; without the latter, there is one structure.
 
         Returns:
             ``energy`` in eV, ``[systems]``; ``forces`` in eV/Angstrom, ``[atoms, 3]``; ``stress``, +dE/dstrain/V in
-            eV/Angstrom^3, ``[systems, 3, 3]``, NaN for a structure whose cell has no volume. None has a gradient.
+            eV/Angstrom^3, ``[systems, 3, 3]``, NaN for a structure whose cell has no volume. All are detached.
 
         Raises:
-            UserError: If a structure is no sensible one or has elements the model does not know.
+            UserError: If a structure is invalid or has elements that the model does not know.
         """
         configurations = _configurations(state, self.potential.conditions)
         self._warn_of_spins(configurations)
@@ -128,7 +128,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
         return {name: value.detach().to(self._dtype) for name, value in found.items() if value is not None}
 
     def _warn_of_spins(self, configurations: Sequence[Configuration]) -> None:
-        """Warn once where all spins are zero: some versions of torch-sim say so of structures without a spin."""
+        """Warn once if all spins are zero: some versions of torch-sim set this for structures without a spin."""
         spins = [c.conditions["total_spin"] for c in configurations if "total_spin" in c.conditions]
         if spins and not np.any(spins) and not self._warned_of_spins:
             _LOGGER.warning(
@@ -139,7 +139,7 @@ class MaceTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim need
 
 
 def _configurations(state: Any, conditions: Sequence[Condition]) -> list[Configuration]:
-    """Take the structures of a state apart."""
+    """Split a state into its structures, and check them."""
     state = SimpleNamespace(**state) if isinstance(state, Mapping) else state
     positions = _array(state.positions, np.float64)
     numbers = _array(state.atomic_numbers, np.int64)
@@ -175,5 +175,5 @@ def _configurations(state: Any, conditions: Sequence[Condition]) -> list[Configu
 
 
 def _array(values: Any, dtype: type[np.generic]) -> np.ndarray:
-    """Copy a tensor, or what can become one, to the CPU."""
+    """Return a tensor, or anything that can become one, as a NumPy array on the CPU."""
     return torch.as_tensor(values).detach().cpu().numpy().astype(dtype)

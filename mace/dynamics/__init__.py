@@ -1,1 +1,1 @@
-"""Molecular dynamics with a trained model: a structure goes in, a trajectory and a log come out."""
+"""Molecular dynamics with a trained model: from a structure to a trajectory and a log."""

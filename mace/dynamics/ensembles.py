@@ -1,4 +1,4 @@
-"""ASE's integrators for the ensembles, and the velocities they start from."""
+"""ASE's integrators for the ensembles, and initial velocities."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mace.errors import UserError
 
 
 def make_dynamics(atoms: Atoms, plan: SimulationPlan, random: np.random.Generator) -> Any:
-    """Make the integrator of a plan.
+    """Create the integrator for a plan.
 
     Args:
-        atoms: What moves, with its calculator.
-        plan: What to do.
-        random: Source of the kicks of ``nvt``.
+        atoms: The structure, with its calculator.
+        plan: The simulation plan.
+        random: Generator of the random forces of ``nvt``.
 
     Returns:
-        One of ASE's classes of molecular dynamics.
+        One of ASE's molecular dynamics objects.
 
     Raises:
         UserError: If the installed ASE has no such integrator.
@@ -52,12 +52,12 @@ def make_dynamics(atoms: Atoms, plan: SimulationPlan, random: np.random.Generato
 
 
 def draw_velocities(atoms: Atoms, temperature_K: float, random: np.random.Generator) -> None:
-    """Draw velocities of exactly a temperature, without motion of the whole or, of a molecule, rotation.
+    """Draw velocities of exactly the given temperature, without total momentum or, for a molecule, rotation.
 
     Args:
-        atoms: Whose velocities are replaced; fixed atoms stay at rest.
-        temperature_K: The temperature.
-        random: Source of the velocities.
+        atoms: The structure whose velocities are replaced; fixed atoms stay at rest.
+        temperature_K: The temperature in K.
+        random: Generator of the velocities.
     """
     spread = np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature_K)
     atoms.set_momenta(spread * random.standard_normal((len(atoms), 3)))

@@ -1,35 +1,35 @@
-"""What a simulation is to do, in the units of the command line."""
+"""The plan of a simulation, in the units of the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 ENSEMBLES = ("nve", "nvt", "npt")
-"""Constant energy; constant temperature by random kicks and friction; constant temperature and pressure."""
+"""Constant energy; constant temperature by random forces and friction; constant temperature and pressure."""
 
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What a simulation is to do.
+    """Parameters of a simulation.
 
     Attributes:
         ensemble: One of `ENSEMBLES`.
-        steps: Number of time steps, those before a restart included.
-        timestep_fs: Length of a step.
-        temperature_K: Of the thermostat and of the first velocities; None where velocities are given and no
-            thermostat is there.
-        pressure_GPa: Of the barostat.
-        friction: Of the thermostat of ``nvt``, 1/ps.
-        thermostat_fs: Time in which the thermostat of ``npt`` acts.
-        barostat_fs: Time in which the barostat acts.
+        steps: Number of time steps, including those before a restart.
+        timestep_fs: Length of a time step in fs.
+        temperature_K: Temperature of the thermostat and of the initial velocities; None if velocities are given and
+            there is no thermostat.
+        pressure_GPa: Pressure of the barostat.
+        friction: Friction of the thermostat of ``nvt``, in 1/ps.
+        thermostat_fs: Time constant of the thermostat of ``npt``.
+        barostat_fs: Time constant of the barostat.
         cell_changes: ``isotropic`` or ``full``.
-        seed: Of velocities and random kicks.
-        log_interval: Steps between two lines of the log.
-        trajectory_interval: Steps between two frames of the trajectory.
-        state_interval: Steps between two savings of the state.
-        max_temperature_K: Beyond it the simulation is taken to have exploded.
-        max_force: Likewise, eV/Angstrom.
-        min_distance: Likewise, if two atoms come closer, Angstrom.
+        seed: Seed of initial velocities and random forces.
+        log_interval: Number of steps between two lines of the log.
+        trajectory_interval: Number of steps between two frames of the trajectory.
+        state_interval: Number of steps between two saves of the state.
+        max_temperature_K: Temperature beyond which the simulation is considered to have exploded.
+        max_force: Likewise, the force on an atom, in eV/Angstrom.
+        min_distance: Likewise, the distance of two atoms below which this holds, in Angstrom.
     """
 
     ensemble: str

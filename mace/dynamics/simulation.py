@@ -1,4 +1,4 @@
-"""A whole simulation: move, log, record, and stop in time."""
+"""A whole simulation: run the dynamics, log, record frames, and stop if it explodes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Progress = Callable[[range], Iterable[int]]
 
 @dataclass(frozen=True)
 class SimulationSummary:
-    """What a simulation did.
+    """Summary of a simulation.
 
     Attributes:
-        steps: Steps of this program run.
-        seconds: They took.
-        mean_temperature_K: Over the logged steps, those before a restart included.
-        drift: Slope of the total energy over them, eV per atom and ps.
+        steps: Number of steps taken by this run of the program.
+        seconds: Time that these steps took.
+        mean_temperature_K: Mean temperature over the logged steps, including those before a restart.
+        drift: Slope of the total energy over these steps, in eV per atom and ps.
     """
 
     steps: int
@@ -47,13 +47,13 @@ class Simulation:
     """Molecular dynamics of one structure.
 
     Args:
-        atoms: Where to start, with its calculator; it moves.
-        plan: What to do.
-        trajectory: The file of the frames; that of the state stands beside it.
-        restart: Whether to go on from that state.
+        atoms: The initial structure, with its calculator; it is moved.
+        plan: The simulation plan.
+        trajectory: The trajectory file; the state file is placed beside it.
+        restart: Whether to continue from the saved state.
 
     Raises:
-        UserError: If there is no state to go on from, velocities are missing, or a file cannot be written.
+        UserError: If there is no state to continue from, velocities are missing, or a file cannot be written.
     """
 
     def __init__(self, atoms: Atoms, plan: SimulationPlan, trajectory: Path, restart: bool) -> None:
@@ -70,15 +70,15 @@ class Simulation:
             _LOGGER.warning("Thermostat and barostat start from rest; positions, velocities and cell go on")
 
     def run(self, progress: Progress, interruption: Interruption) -> SimulationSummary:
-        """Take the steps that are left.
+        """Run the remaining steps.
 
         Args:
             progress: Wraps the iteration over steps.
-            interruption: Signals that ask the simulation to end.
+            interruption: Records signals to stop the simulation.
 
         Raises:
-            UserError: If it explodes; what was recorded until then is kept.
-            RunInterrupted: If a signal asks for it; the state has been saved.
+            UserError: If the simulation explodes; what was recorded until then is kept.
+            RunInterrupted: If a signal to stop arrived; the state has been saved.
         """
         began, first = time.perf_counter(), self.state.step
         cell = f"{'P/GPa':>10} {'V/A^3':>12}" if self._has_volume else ""
@@ -105,7 +105,7 @@ class Simulation:
         return SimulationSummary(self.state.step - first, seconds, temperatures / n, slope)
 
     def _check(self, when: str) -> None:
-        """Stop if the simulation has exploded."""
+        """Raise an error if the simulation has exploded."""
         step, atoms = self.state.step, self.state.atoms
         if (reason := sign_of_explosion(atoms, self.plan, step % self.plan.log_interval == 0)) is not None:
             if self._trajectory is not None:
@@ -117,7 +117,7 @@ class Simulation:
             )
 
     def _record(self, step: int) -> None:
-        """Write what is due at a step."""
+        """Write the log line, frame and state that are due at a step."""
         plan, atoms = self.plan, self.state.atoms
         if step % plan.log_interval == 0:
             energy, temperature = atoms.get_total_energy() / len(atoms), atoms.get_temperature()
@@ -150,7 +150,7 @@ class Simulation:
 
 
 def _begin(atoms: Atoms, plan: SimulationPlan) -> SimulationState:
-    """Give a structure its first velocities, unless it has some and keeps them."""
+    """Return the initial state, with velocities drawn unless the structure keeps its own."""
     random: Any = np.random.default_rng(plan.seed)
     if plan.ensemble == "nve" and plan.temperature_K is None:
         if not atoms.has("momenta") or not atoms.get_momenta().any():

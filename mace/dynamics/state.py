@@ -1,4 +1,4 @@
-"""The state of a simulation on the disk, from which it goes on as if it had not stopped."""
+"""The saved state of a simulation, from which it continues as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from mace.errors import UserError
 from mace.files.durable import write_durably
 
 _KEPT = ("ensemble", "timestep_fs", "trajectory_interval")
-"""What must not change when a simulation goes on: time and frames would no longer be evenly spaced."""
+"""Plan fields that must not change on restart: time steps and frames would no longer be evenly spaced."""
 
 
 @dataclass
 class SimulationState:
-    """Where a simulation is.
+    """The current state of a simulation.
 
     Attributes:
-        step: Steps done.
-        atoms: Positions, momenta and cell.
-        random: The random numbers to come.
-        length: Of the trajectory, in its own unit.
-        sums: Of the logged steps: their number, times, energies per atom, squares of times, products, temperatures.
+        step: Number of steps done.
+        atoms: The structure with positions, momenta and cell.
+        random: The random number generator in its current state.
+        length: Length of the trajectory, in the unit of its writer.
+        sums: Number of logged steps, and sums over them of time, energy per atom, time squared, time x energy per atom,
+            and temperature.
     """
 
     step: int
@@ -41,7 +42,7 @@ class SimulationState:
 
 
 def _conditions(atoms: Atoms) -> dict[str, list[float]]:
-    """Return what the model knows of a structure besides its atoms, as numbers that JSON can hold."""
+    """Return the conditions of a structure that the model depends on, as numbers that JSON can hold."""
     if not isinstance(atoms.calc, MACECalculator):
         return {}
     return {name: values.tolist() for name, values in atoms.calc.find_conditions(atoms).values.items()}
@@ -53,7 +54,7 @@ def state_path(trajectory: Path) -> Path:
 
 
 def save_state(path: Path, state: SimulationState, plan: SimulationPlan) -> None:
-    """Write the state; a reader sees the old one or the new one.
+    """Write the state atomically: a reader sees either the old or the new one.
 
     Raises:
         UserError: If it cannot be written.
@@ -82,12 +83,12 @@ def save_state(path: Path, state: SimulationState, plan: SimulationPlan) -> None
 
 
 def load_state(path: Path, atoms: Atoms, plan: SimulationPlan) -> SimulationState:
-    """Read a state into a structure.
+    """Read a saved state and set the structure to it.
 
     Args:
         path: The file.
-        atoms: The structure the simulation began with, which is changed.
-        plan: What is to be done now.
+        atoms: The structure the simulation began with; it is changed.
+        plan: The current simulation plan.
 
     Raises:
         UserError: If there is no such file, it is damaged, or it belongs to another structure or plan.

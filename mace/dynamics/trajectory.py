@@ -1,4 +1,4 @@
-"""Trajectories that grow frame by frame, and can go on from an earlier length."""
+"""Trajectory files that grow frame by frame, and can be continued from an earlier length."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ from ase.io.trajectory import Trajectory
 from mace.errors import UserError
 
 FORMATS = (".xyz", ".extxyz", ".traj")
-"""Endings of the files that can be written."""
+"""File name endings of the formats that can be written."""
 
 _TOO_SHORT = "the trajectory is missing or shorter than when the state was saved; put it back."
 
 
 class TrajectoryWriter(Protocol):
-    """What writes frames to a file."""
+    """A writer of frames to a trajectory file."""
 
     def write(self, frame: Atoms) -> None:
-        """Append a frame; it is on its way to the disk when this returns."""
+        """Append a frame; when this returns, it has been handed to the operating system."""
 
     def length(self) -> int:
-        """Return how long the file is, in a unit of its own, to go on from later."""
+        """Return the length of the file, in bytes or frames, from which to continue later."""
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
 
 
 def open_trajectory(path: Path, length: int | None) -> TrajectoryWriter:
-    """Begin a trajectory, or go on with one.
+    """Start a new trajectory, or continue an existing one.
 
     Args:
         path: The file, with one of the endings of `FORMATS`.
-        length: What `TrajectoryWriter.length` said when the state was saved; what came later is cut off. None for a new
-            file.
+        length: The `TrajectoryWriter.length` when the state was saved; later frames are cut off. None for a new file.
 
     Raises:
-        UserError: If the file cannot be written, or is shorter than that.
+        UserError: If the file cannot be written, or is shorter than `length`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def open_trajectory(path: Path, length: int | None) -> TrajectoryWriter:
 
 
 def make_frame(atoms: Atoms, step: int, time_fs: float) -> Atoms:
-    """Copy a state with its energy, forces and, where there is one, stress."""
+    """Return a copy of the structure with its energy, forces and, if available, stress."""
     frame = atoms.copy()
     frame.info.update(step=step, time_fs=time_fs)
     found = atoms.calc.results
@@ -90,7 +89,7 @@ class _AseTrajectory:
 
     def __init__(self, path: Path, length: int | None) -> None:
         self._count = length or 0
-        if length:  # frames that the state does not know are cut off by writing the file anew
+        if length:  # later frames are cut off by rewriting the file
             found: list[Atoms] = read(path, ":", format="traj") if path.exists() else []
             if len(found) < length:
                 raise UserError(f"{path}: {_TOO_SHORT}")

@@ -1,4 +1,4 @@
-"""Is a simulation still one of matter?"""
+"""Detection of simulations that have exploded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mace.graphs.pairs import find_pairs
 
 
 def sign_of_explosion(atoms: Atoms, plan: SimulationPlan, distances: bool) -> str | None:
-    """Look for numbers that no sensible simulation has.
+    """Check a simulation for unphysical numbers.
 
     Args:
-        atoms: The present state; its calculator has just computed the forces.
-        plan: With the limits.
-        distances: Whether to look at distances too, which takes a little longer.
+        atoms: The current structure; its calculator has just computed the forces.
+        plan: The simulation plan, with the limits.
+        distances: Whether to check distances too, which takes slightly longer.
 
     Returns:
-        What is wrong in a few words, or None.
+        A short description of what is wrong, or None.
     """
     forces, momenta = atoms.get_forces(apply_constraint=False), atoms.get_momenta()
     energy = atoms.get_potential_energy()

@@ -1,1 +1,1 @@
-"""From trained weights to programs that use them: the model file and evaluation."""
+"""Evaluation of trained models on files of structures, descriptors, and descriptions of models."""

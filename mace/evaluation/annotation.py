@@ -1,4 +1,4 @@
-"""A file of structures with predictions, in which nothing that was known before is lost."""
+"""Output files with structures and predictions, which keep everything that the input holds."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from mace.evaluation.output_formats import check_output_format, write_as
 from mace.structures.frame import Frame
 
 Predicted = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
-"""New columns and entries of the comment line of a structure."""
+"""New columns, and new entries of the comment line, for a structure."""
 
 
 def partial_path(path: str | Path) -> Path:
-    """Return the name of a file until it is complete."""
+    """Return the name that a file has until it is complete."""
     return Path(path).with_name(f"{Path(path).name}.partial")
 
 
 class AnnotatedFile:
-    """Write structures batch by batch; the file appears under its name once the block is left without an error.
+    """Writes structures batch by batch; the file gets its name once the ``with`` block is left without an error.
 
-    Until then it is called ``<name>.partial``, and is extended XYZ whatever the output is going to be. After a
-    `UserError` that is removed; after anything else, such as a signal or the end of the power, it stays, and holds all
-    structures that were written.
+    Until then it is called ``<name>.partial`` and is extended XYZ regardless of the output format. After a `UserError`
+    it is removed; after anything else, such as a signal or a power failure, it stays and holds all structures written
+    so far.
 
     Args:
         path: The file; its folder is created.
-        resume: Go on where an unfinished file ends.
+        resume: Whether to append to an unfinished file.
 
     Raises:
-        UserError: If the file cannot be written, or not in the format of its ending.
+        UserError: If the file cannot be written, or its ending is not a supported format.
     """
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
-        """Open the file under its first name."""
+        """Open the file under its temporary name."""
         self.path = Path(path)
         self.partial = partial_path(path)
         check_output_format(path)
@@ -55,7 +55,7 @@ class AnnotatedFile:
             raise self._failure(error) from error
 
     def write(self, text: str) -> None:
-        """Write structures as `annotated_text` puts them down, so that they stay even if this program is killed."""
+        """Write structures formatted by `annotated_text`; they are kept even if this program is killed."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -69,7 +69,7 @@ class AnnotatedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put the complete file in its place, or take one away that is of no use."""
+        """Move the complete file to its place, or remove it after a `UserError`."""
         try:
             self._stream.close()
             if kind is None:
@@ -85,12 +85,12 @@ class AnnotatedFile:
 
 
 def annotated_text(frames: Sequence[Frame], predicted: Sequence[Predicted], where: Sequence[str]) -> str:
-    """Put down structures with what they have already and what is new; what has the key of a new value is replaced.
+    """Format structures with their existing and new values; existing values with the same key are replaced.
 
     Args:
         frames: The structures as read; they are changed.
-        predicted: For each new arrays by key, one row per atom, and new values by key for the comment line.
-        where: File and place of each, for messages.
+        predicted: For each, new arrays by key, one row per atom, and new values by key for the comment line.
+        where: File and position of each, for messages.
 
     Raises:
         UserError: If a structure cannot be written.
@@ -106,10 +106,10 @@ def annotated_text(frames: Sequence[Frame], predicted: Sequence[Predicted], wher
 
 
 def _texts(frames: Sequence[Frame], where: Sequence[str]) -> list[str]:
-    """Write structures, and name the one that cannot be written."""
+    """Format structures; raise an error that names the structure that cannot be written."""
     try:
         return frame_texts(frames)
-    except (ValueError, TypeError, KeyError) as error:  # what ASE says to data the format cannot hold
+    except (ValueError, TypeError, KeyError) as error:  # raised by ASE for data the format cannot hold
         if len(frames) > 1:
             return [text for frame, place in zip(frames, where, strict=True) for text in _texts([frame], [place])]
         raise UserError(
@@ -118,9 +118,9 @@ def _texts(frames: Sequence[Frame], where: Sequence[str]) -> list[str]:
 
 
 def keep_results(frame: Frame) -> None:
-    """Move what ASE's readers give to a calculator into the structure, under the names it has in files.
+    """Move results that ASE's readers put into a calculator back into the structure, under their names in files.
 
-    Where the name is taken by something else, the value goes under ``calculator_<name>``.
+    If the name is already taken, the value is stored as ``calculator_<name>``.
 
     Args:
         frame: The structure; it has no results afterwards.

@@ -1,4 +1,4 @@
-"""Predictions against labels, gathered over batches."""
+"""Comparison of predictions with labels, accumulated over batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Comparison:
-    """Compare what is both labeled and predicted, by ``config_type``.
+    """Compares labels with predictions, by ``config_type``.
 
     Args:
-        keep: Whether to keep all values too, for pictures.
+        keep: Whether to keep all values too, for plots.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -27,7 +27,7 @@ class Comparison:
         self._kept: dict[str, dict[str, list[_Pair]]] | None = {} if keep else None
 
     def add(self, configurations: Iterable[Configuration], predictions: Iterable[dict[str, Any]]) -> None:
-        """Compare the structures of a batch."""
+        """Add the structures of a batch to the comparison."""
         rows: dict[tuple[str, str], list[tuple[Any, Any, int]]] = defaultdict(list)
         for configuration, prediction in zip(configurations, predictions, strict=True):
             for name in COMPARED:
@@ -45,7 +45,7 @@ class Comparison:
                 self._kept.setdefault(kind, {}).setdefault(name, []).append(pair)
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """Return the metrics of every type, and of all structures under ``all``; only what is labeled."""
+        """Return the metrics of every config_type, and of all structures as ``all``, for labeled properties only."""
         total = ErrorAccumulator()
         for accumulator in self._errors.values():
             total.merge(accumulator)
@@ -54,7 +54,7 @@ class Comparison:
         return {**rows, "all": total.result()} if rows else {}
 
     def parity(self) -> dict[str, dict[str, _Pair]]:
-        """Return labels and predictions that were kept, energies per atom, by type and property."""
+        """Return the kept labels and predictions by config_type and property; energies are per atom."""
         return {
             kind: {
                 name: (np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))

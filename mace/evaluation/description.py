@@ -1,4 +1,4 @@
-"""What a model file is: its plan, size, origin, metrics, and whether it behaves."""
+"""Description of a model file: plan, size, origin, metrics and consistency checks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STEP = 1e-4
 
 
 def describe_model(path: str | Path, potential: Potential, checks: bool = True) -> dict[str, Any]:
-    """Collect everything worth knowing of a model, as numbers, texts, lists and dictionaries.
+    """Collect all useful information about a model, as numbers, strings, lists and dictionaries.
 
     Args:
-        path: Its file.
+        path: The model file.
         potential: The model in float64, on the CPU.
-        checks: Whether to compute the checks of `check_model`.
+        checks: Whether to run the checks of `check_model`.
     """
     (loaded,) = potential.members
     plan, metadata = loaded.model.plan, loaded.metadata
@@ -71,7 +71,7 @@ def describe_model(path: str | Path, potential: Potential, checks: bool = True) 
 
 
 def variants(plan: ModelPlan) -> list[str]:
-    """Say in which respects a model is not the usual one."""
+    """List the respects in which a model differs from the standard one."""
     sent = [f"{plan.channels_of_messages(i)} of degrees {list(plan.l_of_messages(i))}" for i in range(plan.n_layers)]
     found = {
         "cutoff after the radial networks": plan.cutoff_after_network,
@@ -86,7 +86,7 @@ def variants(plan: ModelPlan) -> list[str]:
 
 
 def check_model(potential: Potential) -> dict[str, bool]:
-    """Find out whether all heads of a model compute finite numbers, and forces that are the gradient of their energy.
+    """Check that all heads of a model give finite numbers, and forces that are the negative gradient of the energy.
 
     Args:
         potential: The model in float64, on the CPU.

@@ -1,4 +1,4 @@
-"""Features of atoms, for programs that compare or classify atomic environments."""
+"""Atomic features as descriptors, for programs that compare or classify atomic environments."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from mace.model.prediction import Prediction
 
 
 def descriptors(prediction: Prediction, num_layers: int = -1, invariants_only: bool = True) -> Tensor:
-    """Put the features of the layers side by side.
+    """Concatenate the features of the layers.
 
-    All features of a layer stand in the order of degrees; within a degree in the order of channels; the ``2 l + 1``
-    components of a channel, in the order of `mace.equivariant.spherical_harmonics`, follow each other. They turn with
-    the structure, those of degree zero, the invariants, excepted. The last layer of a model without dipoles has
-    invariants only.
+    The features of a layer are ordered by degree, then by channel, then by the ``2 l + 1`` components in the order of
+    `mace.equivariant.spherical_harmonics`. All of them rotate with the structure, except those of degree zero, the
+    invariants. The last layer of a model without dipoles has invariants only.
 
     Args:
-        prediction: What the model predicts, features included, of any number of structures.
-        num_layers: Only the first so many layers; -1 for all.
-        invariants_only: Leave out all degrees but zero.
+        prediction: Prediction for any number of structures, including features.
+        num_layers: Number of layers to use, from the first; -1 for all.
+        invariants_only: Whether to leave out all degrees but zero.
 
     Returns:
-        ``[atoms, layers * channels]`` for invariants; with the other degrees, a layer up to degree ``L`` in which all
-        occur takes ``(L + 1)^2 * channels`` columns.
+        ``[atoms, layers * channels]`` for invariants; with the other degrees, a layer with all degrees up to ``L``
+        takes ``(L + 1)^2 * channels`` columns.
 
     Raises:
         UserError: If the model has fewer layers.

@@ -1,4 +1,4 @@
-"""Predictions for all structures of some files, written beside what the files already say."""
+"""Predictions for all structures in some files, written along with everything the files already hold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mace.structures.stress import SMALLEST_VOLUME
 
 _PER_ATOM = (*(name for name in COMPARED if PROPERTIES[name].of_atoms), "node_energies", "descriptors")
 _IN_FILES = sorted(COMPARED, key="stress".__eq__)
-"""What is predicted in any case where the model has it, and in which order it stands in files."""
+"""Properties that are predicted if the model has them, in their order in files."""
 _COLUMNS = (*_PER_ATOM, *(f"{name}_std" for name in _PER_ATOM))
 
 Batches = Iterable[list[Configuration]]
@@ -44,16 +44,16 @@ Batches = Iterable[list[Configuration]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to predict besides energy, forces and dipole, and how to call it.
+    """What to predict besides energy, forces and dipole, and how to name it.
 
     Attributes:
-        stress: Stress of every structure whose cell has a volume.
-        node_energies: Energy of every atom, with its reference energy.
-        descriptors: Features of every atom.
-        descriptor_layers: Of the first so many layers; -1 for all.
-        descriptor_invariants: Only those that do not turn with the structure.
+        stress: Whether to predict the stress of every structure whose cell has a volume.
+        node_energies: Whether to predict the energy of every atom, including its reference energy.
+        descriptors: Whether to write the features of every atom.
+        descriptor_layers: Number of layers for descriptors, from the first; -1 for all.
+        descriptor_invariants: Whether to write only features that are invariant under rotation.
         descriptor_aggregation: ``mean`` or ``per_element_mean``; None for one row per atom.
-        prefix: Start of the key of everything that is predicted.
+        prefix: Prefix of the keys of all predictions.
     """
 
     stress: bool = False
@@ -65,7 +65,7 @@ class Wanted:
     prefix: str = "MACE_"
 
     def keys(self, potential: Potential) -> list[str]:
-        """Return the keys that will be written with what a model or a committee predicts."""
+        """Return the keys under which predictions of a model or a committee will be written."""
         chosen = [name for name in COMPARED if name in potential.outputs and (name != "stress" or self.stress)]
         chosen += ["node_energies"] * self.node_energies + ["descriptors"] * self.descriptors
         return [
@@ -75,19 +75,19 @@ class Wanted:
 
 @dataclass
 class EvaluationSummary:
-    """What an evaluation went through and found.
+    """Summary of an evaluation.
 
     Attributes:
         report: Where labels were found.
-        n_structures: Structures.
-        n_atoms: Atoms in all of them.
+        n_structures: Number of structures.
+        n_atoms: Total number of atoms.
         seconds: Time for neighbors, predictions and writing, without reading.
-        without_stress: Structures that have no stress because their cell has no volume.
-        errors: Metrics by config_type, isolated atoms left out, and of all structures under ``"all"``; only what is
-            labeled.
-        plot: The picture, if one was drawn.
-        resumed: Structures that were in the unfinished output already.
-        heads: How many structures are for each head, if a model has several.
+        without_stress: Number of structures without stress because their cell has no volume.
+        errors: Metrics by config_type without isolated atoms, and of all structures as ``"all"``, for labeled
+            properties only.
+        plot: Path of the plot, if one was drawn.
+        resumed: Number of structures already present in the unfinished output.
+        heads: Number of structures for each head, if a model has several.
     """
 
     report: LabelReport
@@ -102,12 +102,12 @@ class EvaluationSummary:
 
 
 class Tally:
-    """What an evaluation has gone through so far.
+    """Counts and errors accumulated during an evaluation.
 
     Args:
-        reading: What was read.
-        heads: Structures for each head.
-        keep: Whether to keep all values, for a picture.
+        reading: The structures that were read.
+        heads: Number of structures for each head.
+        keep: Whether to keep all values, for a plot.
         wanted: What is predicted.
     """
 
@@ -126,7 +126,7 @@ class Tally:
         summary.without_stress += sum(self._wanted.stress and "stress" not in prediction for prediction in predictions)
 
     def finish(self, seconds: float, plot: str | Path | None) -> EvaluationSummary:
-        """Return the summary with the errors, and draw the picture if one is wanted and there is something to draw."""
+        """Return the summary with the errors, and draw the plot if one is requested and there are labels."""
         summary = self.summary
         summary.seconds, summary.errors = seconds, self._comparison.errors()
         if plot is not None and summary.errors:
@@ -148,34 +148,34 @@ def evaluate_files(
     interruption: Interruption | None = None,
     resume: bool = False,
 ) -> EvaluationSummary:
-    """Predict all structures of some files and write them, in their order, as one file in the format of its ending.
+    """Predict all structures in some files and write them, in order, to one file in the format of its ending.
 
-    Of models that have several heads, ``info["head"]`` of a structure names the one it is for; others are for the one
-    called default.
+    If models have several heads, ``info["head"]`` of a structure selects one; structures without it use the one called
+    default.
 
-    Everything the files say of a structure is kept: labels, other keys, constraints. The output appears under its name
-    only once it is complete, so it may be the input itself; see `AnnotatedFile`.
+    Everything in the files is kept: labels, other keys, constraints. The output gets its name only once it is complete,
+    so it may overwrite the input; see `AnnotatedFile`.
 
     Args:
-        potential: The model; of a committee, mean and standard deviation (``_std``) are written.
-        paths: Files of any format ASE reads, and patterns.
+        potential: The model; for a committee, mean and standard deviation (``_std``) are written.
+        paths: Files in any format that ASE reads, and patterns.
         output: The file to write.
         wanted: What to predict.
-        batch_size: Structures in a batch; on a CPU two are worked on side by side, see `mace.evaluation.side_by_side`.
-        charges_key: Key of the charges that are part of dipoles; see `mace.structures.labels.LabelKeys`.
-        condition_keys: Keys of conditions, by name; those that are not named have the usual ones.
-        progress: Wraps the iteration over batches; gets their number.
-        plot: A PNG of predictions against labels, if there are any.
-        interruption: Signals that ask for an end after the present batch.
-        resume: Go on where an earlier evaluation was interrupted, if it was.
+        batch_size: Structures per batch; on a CPU two batches run in parallel, see `mace.evaluation.side_by_side`.
+        charges_key: Key of the charges that contribute to dipoles; see `mace.structures.labels.LabelKeys`.
+        condition_keys: Keys of conditions, by name; conditions not named have their usual keys.
+        progress: Wraps the iteration over batches, given their number.
+        plot: PNG file for a plot of predictions against labels, drawn if there are labels.
+        interruption: Records signals to stop after the current batch.
+        resume: Whether to continue an earlier evaluation that was interrupted, if there is one.
 
     Returns:
         Counts and errors.
 
     Raises:
-        RunInterrupted: If a signal asks for an end; it says what is done.
-        UserError: If a file cannot be read or written, a structure has an element the model does not know, or a
-            prediction would take the place of a label, or the model does not predict what is wanted.
+        RunInterrupted: If a signal to stop arrived; the message says how much is done.
+        UserError: If a file cannot be read or written, a structure has an element that the model does not know, a
+            prediction would replace a label, or the model does not predict what is requested.
     """
     reading, configurations, frames = _read_checked(potential, paths, charges_key, condition_keys or {}, wanted)
     heads = Counter(c.head for c in configurations if any(model.plan.heads for model in potential.models))
@@ -223,10 +223,10 @@ def _read_checked(
     condition_keys: Mapping[str, str],
     wanted: Wanted,
 ) -> tuple[ReadResult, list[Configuration], list[Frame]]:
-    """Read files and make sure, before anything is written, that the models can predict what is wanted of them.
+    """Read files and check, before anything is written, that the models can predict what is requested.
 
     Returns:
-        What was read, and all structures in the order of the files, as configurations and as they stand there.
+        What was read, and all structures in the order of the files, as configurations and as frames of the files.
     """
     files = expand_paths(paths)
     for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
@@ -250,12 +250,12 @@ def _read_checked(
         head_key=HEAD_KEY if names else None,
     )
     place = {file: i for i, file in enumerate(files)}
-    together = [*reading.configurations, *reading.isolated_atoms]  # which reading puts apart
+    together = [*reading.configurations, *reading.isolated_atoms]  # reading separates them
     configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
     for known in dict.fromkeys(names):
         check_heads(known, configurations)
     check_elements(potential.elements, configurations, "the model's training data")
-    for file in reading.report.files:  # no prediction takes the place of a label
+    for file in reading.report.files:  # predictions must not replace labels
         keys = {key for _, key in file.keys}
         labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
         for key in wanted.keys(potential):
@@ -270,18 +270,18 @@ def _read_checked(
 def predict_configurations(
     potential: Potential, configurations: Sequence[Configuration], wanted: Wanted
 ) -> list[dict[str, Any]]:
-    """Predict some structures at once.
+    """Predict the properties of some structures at once.
 
     Args:
         potential: The model, or a committee.
-        configurations: Structures of elements the model knows; as many as memory allows.
+        configurations: Structures of elements that the model knows; as many as fit in memory.
         wanted: What to predict.
 
     Returns:
-        For each structure what the model predicts of ``energy``, ``forces`` ``[atoms, 3]`` and ``dipole`` ``[3]`` and,
-        where wanted, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
-        ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom. Of a committee these are means;
-        the standard deviations are called ``<name>_std``.
+        For each structure, what the model predicts of ``energy``, ``forces`` ``[atoms, 3]`` and ``dipole`` ``[3]`` and,
+        if requested, ``stress`` ``[3, 3]`` (left out without a volume), ``node_energies`` ``[atoms]`` and
+        ``descriptors`` ``[atoms, features]``; float64, in eV, Angstrom and e*Angstrom. For a committee these are means,
+        and the standard deviations are called ``<name>_std``.
 
     Raises:
         UserError: If a number is NaN or infinite.
@@ -313,7 +313,7 @@ def predict_configurations(
 def _annotations(
     prediction: dict[str, Any], frame: Frame, wanted: Wanted
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Divide a prediction into columns and entries of the comment line, with descriptors put together as wanted."""
+    """Split a prediction into columns and entries of the comment line, with descriptors aggregated as requested."""
     columns = {name: prediction[name] for name in _COLUMNS if name in prediction}
     entries = {name: value for name, value in prediction.items() if name not in _COLUMNS}
     if wanted.descriptor_aggregation:

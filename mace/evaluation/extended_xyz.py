@@ -1,4 +1,4 @@
-"""The text of structures in extended XYZ: that of ASE to the last character, made in a fraction of its time."""
+"""Fast formatting of structures as extended XYZ, identical to the output of ASE to the last character."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ase.io.extxyz import PROPERTY_NAME_MAP, SPECIAL_3_3_KEYS, escape, key_val_d
 from mace.structures.frame import Frame
 
 _FORMATS = {"f": ("R", "%16.8f"), "i": ("I", "%8d"), "U": ("S", "%-2s"), "b": ("L", " %.1s")}
-"""Word of the comment line and format by the kind of NumPy's types, as ASE has them."""
+"""Type letter in the comment line and format of each kind of NumPy type, as in ASE."""
 
 _SPECIAL = frozenset({"symbols", "species", "pos", "move_mask"})
-"""Names of arrays that ASE treats in ways of its own."""
+"""Names of arrays that ASE treats specially."""
 
 
 def frame_texts(frames: Sequence[Frame]) -> list[str]:
-    """Write structures without their calculators' results; those with the same columns together, which is faster.
+    """Format structures without calculator results; those with the same columns together, which is faster.
 
     Args:
         frames: The structures.
 
     Returns:
-        For each what ``ase.io.extxyz.write_xyz`` would write.
+        For each, the text that ``ase.io.extxyz.write_xyz`` would write.
 
     Raises:
-        ValueError: As ASE does to data the format cannot hold; TypeError and KeyError too.
+        ValueError: As raised by ASE for data that the format cannot hold; also TypeError and KeyError.
     """
     texts: list[str] = []
     for layout, group in groupby(frames, key=_layout):
@@ -45,8 +45,8 @@ def frame_texts(frames: Sequence[Frame]) -> list[str]:
 
 
 def _layout(frame: Frame) -> tuple[tuple[str, str, int], ...] | None:
-    """Return name, kind and width of the columns after symbols and positions; None if something is left to ASE."""
-    are_plain = (  # one number, word or truth value, or several, for each atom
+    """Return name, kind and width of the columns after symbols and positions; None if ASE must write the frame."""
+    are_plain = (  # one or several numbers, strings or booleans for each atom
         name not in _SPECIAL
         and array.dtype.kind in _FORMATS
         and (array.ndim == 1 or array.ndim == 2 and array.size > 0)
@@ -60,7 +60,7 @@ def _layout(frame: Frame) -> tuple[tuple[str, str, int], ...] | None:
 
 
 def _plain_texts(frames: Sequence[Frame], layout: tuple[tuple[str, str, int], ...]) -> list[str]:
-    """Write structures that have the same columns."""
+    """Format structures that have the same columns."""
     properties, formats = ["species:S:1:pos:R:3"], ["%-2s", "%16.8f", "%16.8f", "%16.8f"]
     symbols = [chemical_symbols[number] for frame in frames for number in frame.numbers.tolist()]
     components = [symbols, *np.concatenate([frame.positions for frame in frames]).T.tolist()]
@@ -82,7 +82,7 @@ def _plain_texts(frames: Sequence[Frame], layout: tuple[tuple[str, str, int], ..
 
 
 def _entry(key: str, value: Any) -> str:
-    """Write an entry of the comment line: numbers and text here, what is rare with ASE."""
+    """Format an entry of the comment line: numbers and text here, rare types by ASE."""
     if isinstance(value, str):
         return f"{escape(key)}={escape(value)}"
     if isinstance(value, float | int) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Structures with predictions in the format that the ending of the file's name says."""
+"""Writing structures with predictions in the format given by the file name's ending."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 _OPEN: dict[str, Callable[[Path, str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _KEPT_BY_ASE = ("tags", "momenta", "masses", "initial_magmoms", "initial_charges")
-"""Columns that formats without columns of one's own have all the same."""
+"""Columns that are kept even by formats without user-defined columns."""
 
 
 def check_output_format(path: str | Path) -> str:
     """Return the format of an output: ``extxyz`` if its name has no ending.
 
     Raises:
-        UserError: If structures are not written in the format of the ending.
+        UserError: If structures cannot be written in the format of the ending.
     """
     path, ending = Path(path), ending_of(path)
     found = "extxyz" if not ending else ENDINGS.get(ending, "")
@@ -46,8 +46,8 @@ def write_as(text: Path, path: Path) -> Path:
     """Write the structures of an extended XYZ file in the format of an output, beside it.
 
     Args:
-        text: The file.
-        path: What the output is going to be called.
+        text: The extended XYZ file.
+        path: Final path of the output.
 
     Returns:
         The written file, for `os.replace`; ``text`` itself if the output is extended XYZ.
@@ -86,20 +86,20 @@ def write_as(text: Path, path: Path) -> Path:
 
 
 def _take_columns(atoms: Atoms) -> Mapping[str, np.ndarray]:
-    """Take the columns away that a format has no room for."""
+    """Remove and return the columns that a format cannot hold."""
     names = [name for name in atoms.arrays if name not in ("numbers", "positions", *_KEPT_BY_ASE)]
     return {name: atoms.arrays.pop(name) for name in names}
 
 
 def _is_pair(key: str, value: Any) -> bool:
-    """Whether a database takes something for a key-value pair, which can be searched for."""
+    """Return whether a database accepts an entry as a searchable key-value pair."""
     from ase.db.core import check
 
     if not isinstance(value, (str, int, float)):
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # about keys that are formulas of substances
+            warnings.simplefilter("error")  # given for keys that are chemical formulas
             check({key: value})
     except (ValueError, UserWarning):
         return False

@@ -1,4 +1,4 @@
-"""An evaluation that was interrupted goes on: what is in the unfinished file, and whether it belongs to this one."""
+"""Resuming an interrupted evaluation: reading the unfinished file, and checking that it belongs to this one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mace.structures.extended_xyz import iterate_extended_xyz
 from mace.structures.stress import full_tensor
 
 _WRITTEN_DIGITS = 1.0e-7
-"""Angstrom; positions are written with eight digits."""
+"""Tolerance of positions in Angstrom; they are written with eight digits."""
 
 _LARGEST_DIFFERENCE = 1.0e-3
-"""eV/atom, eV/Angstrom, e*Angstrom; by what predictions of the same model differ at most, in any precision."""
+"""Largest difference of predictions of the same model, in any precision (eV/atom, eV/Angstrom, e*Angstrom)."""
 
 
 def predicted_before(
@@ -30,22 +30,22 @@ def predicted_before(
     prefix: str,
     predict: Callable[[Configuration], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return the predictions in an unfinished file, after making sure that they are of the same evaluation.
+    """Return the predictions in an unfinished file, after checking that they belong to the same evaluation.
 
-    A last structure that is not complete is cut off.
+    An incomplete last structure is cut off.
 
     Args:
         partial: The file; if there is none, there are no predictions.
         configurations: The structures of the input.
-        keys: What is to be predicted, as it is called in the file.
-        prefix: Start of these keys.
-        predict: Predicts one structure, to see whether the model is the same.
+        keys: Keys of the requested predictions in the file.
+        prefix: Prefix of these keys.
+        predict: Predicts one structure, to check that the model is the same.
 
     Returns:
-        What can be compared with labels, by name, for each structure of the file.
+        For each structure in the file, the predictions that can be compared with labels, by name.
 
     Raises:
-        UserError: If the file cannot be read or written, or is of other structures, another model or other keys.
+        UserError: If the file cannot be read or written, or has other structures, another model or other keys.
     """
     if not partial.exists():
         return []
@@ -72,7 +72,7 @@ def predicted_before(
             or np.abs(frame.positions - configuration.positions).max(initial=0.0) > _WRITTEN_DIGITS
         ):
             raise UserError(f"{partial}: structure {place} is not that of {configuration.where()}; {same}")
-        values = {**frame.results, **frame.arrays, **frame.info}  # ASE puts some in one place, some in another
+        values = {**frame.results, **frame.arrays, **frame.info}  # ASE stores them in different places
         missing = [key for key in keys if values.get(key) is None and not key.endswith(("stress", "stress_std"))]
         if missing:
             raise UserError(f"{partial}: structure {place} has no '{missing[0]}'; {same}")

@@ -1,4 +1,4 @@
-"""Batches side by side on the CPU: while one is in Python, where one core works, the other computes on the rest."""
+"""Parallel batches on the CPU: while one runs Python code on one core, the other computes on the rest."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LANES = 2
-"""More would hide little more, and each holds the memory of a batch."""
+"""Number of parallel batches; more would gain little, and each needs the memory of a batch."""
 
 
 def choose_lanes(device: torch.device) -> int:
-    """Return how many batches to work on at a time: one where the threads cannot be shared out evenly.
+    """Return how many batches to process in parallel: one if threads cannot be divided evenly.
 
-    Every lane gets the same number of threads, so that no result depends on the lane that made it.
+    Every lane gets the same number of threads, so that results do not depend on the lane.
     """
     return LANES if device.type == "cpu" and torch.get_num_threads() % LANES == 0 else 1
 
 
 def work_in_lanes(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Generator[Result, None, None]:
-    """Work on some items at a time and yield the results in the order of the items.
+    """Process several items in parallel and yield the results in the order of the items.
 
-    Each lane is a thread with its share of torch's threads. Items are taken as lanes become free, two ahead of the
-    results at most, and what is under way when the iteration ends early is finished, not begun anew.
+    Each lane is a thread with its share of torch's threads. Items are taken as lanes become free, at most two ahead of
+    the results. If the iteration ends early, items in progress are finished, but no new ones are started.
 
     Args:
-        work: Called in the lanes; what it raises is raised here, in the item's turn.
-        items: What to work on.
-        lanes: How many at a time; with one, all is done in the caller's thread.
+        work: Called in the lanes; its exceptions are raised here when the item's result is due.
+        items: The items to process.
+        lanes: Number of lanes; with one, everything runs in the caller's thread.
     """
     if lanes == 1:
         yield from map(work, items)
@@ -50,4 +50,4 @@ def work_in_lanes(work: Callable[[Item], Result], items: Iterable[Item], lanes: 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads that start later take the number that was set last anywhere
+        torch.set_num_threads(threads)  # later threads inherit the last number set anywhere

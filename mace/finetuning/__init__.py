@@ -1,1 +1,1 @@
-"""Trainings that start from the weights of another model."""
+"""Training that starts from the weights of another model."""

@@ -1,4 +1,4 @@
-"""Reference energies under which a foundation model explains the labeled energies best (``--E0s=estimated``)."""
+"""Reference energies with which a foundation model fits the labeled energies best (``--E0s=estimated``)."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ def estimate_energies(
     batch_size: int,
     known: Mapping[int, float] | None = None,
 ) -> tuple[dict[int, float], list[str]]:
-    """Correct the foundation model's reference energies by what its predictions miss.
+    """Correct the foundation model's reference energies by a fit to its prediction errors.
 
-    The differences between labeled and predicted energies are fitted by the numbers of atoms of each element, as
-    ``--E0s=average`` fits the labels themselves, with the same weights; of several solutions the smallest change. Thus
-    differences of the level of theory go into the reference energies, and training begins with small errors.
+    The differences between labeled and predicted energies are fitted by the numbers of atoms of each element, with the
+    same weights as ``--E0s=average`` uses to fit the labels themselves; of several solutions, the smallest change is
+    taken. Differences in the level of theory thus go into the reference energies, and training starts with small
+    errors.
 
     Args:
-        foundation: What is started from; it knows all elements.
+        foundation: The foundation model; it must know all elements.
         configurations: Training structures.
-        elements: The elements that need an energy.
-        batch_size: How many structures to evaluate at a time.
-        known: Energies that are kept as they are, eV by atomic number; the others are corrected.
+        elements: The elements that need a reference energy.
+        batch_size: Number of structures to evaluate at a time.
+        known: Reference energies to keep, in eV by atomic number; the others are corrected.
 
     Returns:
-        The energies in eV by atomic number, and warnings.
+        The reference energies in eV by atomic number, and warnings.
 
     Raises:
         UserError: If no structure has an energy with weight, or the foundation model does not know an element.

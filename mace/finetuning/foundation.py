@@ -1,4 +1,4 @@
-"""Fine-tuning: a training that starts from the weights of another model."""
+"""Fine-tuning: training that starts from the weights of a foundation model."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ _DECIDED = {
     "use_embedding_readout": ("condition_readout",),
     "avg_num_neighbors": ("avg_num_neighbors",),
 }
-"""Settings that a foundation model decides, with the fields of its plan that they mean."""
+"""Settings that a foundation model determines, with the corresponding fields of its plan."""
 
 _NO_EFFECT = ("scaling", "std", "compute_avg_num_neighbors")
-"""Settings that would change constants the weights were trained with, unless they have their default values."""
+"""Settings that would change constants with which the weights were trained, unless they have their default values."""
 
 FROM_FOUNDATION = ("foundation", "estimated")
-"""Words of ``--E0s`` that need a foundation model."""
+"""Values of ``--E0s`` that need a foundation model."""
 
 SHIFT_SAMPLE = 256
-"""Structures on which the mean error of the energy is measured at the start."""
+"""Number of structures for computing the mean error of the energy at the start."""
 
 
 @dataclass(frozen=True)
 class Foundation:
-    """What a training starts from.
+    """The foundation model from which training starts.
 
     Attributes:
-        source: How the user named it.
+        source: Its name as given by the user.
         model: The model, in the precision of the run.
     """
 
@@ -80,15 +80,15 @@ class Foundation:
 
     @property
     def energies(self) -> dict[int, float]:
-        """Reference energies by atomic number, eV; none where no energy is predicted."""
+        """Reference energies in eV by atomic number; empty if no energy is predicted."""
         return dict(zip(self.plan.atomic_numbers, self.plan.reference_energies, strict=False))
 
 
 def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundation | None:
-    """Open what ``--foundation_model`` names, if anything.
+    """Open the model given by ``--foundation_model``, if any.
 
     Raises:
-        UserError: If it cannot be opened, or settings were typed that have no meaning with or without it.
+        UserError: If it cannot be opened, or given settings are incompatible with its presence or absence.
     """
     typed = provided(settings)
     name = settings.foundation_model
@@ -125,22 +125,22 @@ def foundation_plan(
     wanted: ModelPlan,
     train: Dataset,
 ) -> ModelPlan:
-    """Take the plan of the foundation model, with new elements and reference energies.
+    """Return the plan of the foundation model with new elements, reference energies and conditions.
 
-    The shift is moved so that energies are right on average at the start: new reference energies, of another level of
-    theory or from a least-squares fit, move all energies at once.
+    The shift is adjusted so that energies are right on average at the start: new reference energies, from another level
+    of theory or a least-squares fit, shift all energies.
 
     Args:
-        settings: What was typed.
-        foundation: What is started from.
-        wanted: The plan that the settings alone would give; its elements and reference energies are taken.
+        settings: The given settings.
+        foundation: The foundation model.
+        wanted: The plan that the settings alone would give; its elements, reference energies and conditions are used.
         train: Training structures.
 
     Returns:
         The plan of the model to be trained.
 
     Raises:
-        UserError: If a typed setting contradicts the foundation model: nothing that was typed is overridden.
+        UserError: If a given setting contradicts the foundation model: given settings are never overridden.
     """
     refuse_contradictions(settings, foundation, wanted)
     plan = foundation.plan
@@ -157,10 +157,10 @@ def foundation_plan(
 
 
 def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wanted: ModelPlan) -> None:
-    """Compare typed settings with the foundation model.
+    """Check that no given setting contradicts the foundation model.
 
     Raises:
-        UserError: If one contradicts it: nothing that was typed is overridden.
+        UserError: If one contradicts it: given settings are never overridden.
     """
     plan = foundation.plan
     if plan.outputs != wanted.outputs:
@@ -168,7 +168,7 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
             f"--model={settings.model} does not fit the foundation model {foundation.source}, which is of the kind "
             f"{plan.model}; add --model={plan.model}."
         )
-    # which layers a word means depends on the kind of model, which is the foundation's
+    # which interactions a name means depends on the kind of model, here that of the foundation model
     words = interaction_plans(settings.model_copy(update={"model": plan.model}))
     wanted = wanted.model_copy(update={"interactions": words})
     for name in sorted(provided(settings) & _DECIDED.keys()):
@@ -179,7 +179,7 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
             shown = str(has)
             if isinstance(asked, float) and isinstance(has, float):
                 if abs(asked - has) <= 1e-6 * abs(has):
-                    continue  # models in single precision have a rounded cutoff
+                    continue  # the cutoff of single-precision models is rounded
                 shown = f"{has:.6g}"
             elif field == "interactions":
                 shown = ", ".join(word_of_interaction(kind) for kind in has)
@@ -191,14 +191,14 @@ def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wa
 
 @torch.no_grad()
 def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None:
-    """Give a model the weights of the foundation model, those of its own elements.
+    """Copy the weights of the foundation model to a model, for the elements of the latter.
 
-    An element the foundation model does not know starts as the one of the nearest atomic number.
+    An element that the foundation model does not know starts from the element of nearest atomic number.
 
     Args:
-        foundation: What is started from.
-        model: The model; its plan differs from the foundation's in elements and reference energies only.
-        keep_readouts: Whether to take the readouts too; otherwise they keep the weights they have.
+        foundation: The foundation model.
+        model: The model; its plan differs from that of the foundation model in elements and reference energies only.
+        keep_readouts: Whether to copy the readouts too; otherwise they keep their current weights.
     """
     old, new = foundation.plan.atomic_numbers, model.plan.atomic_numbers
     rows = torch.tensor([old.index(nearest_element(z, old)) for z in new])
@@ -208,14 +208,14 @@ def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None
         if role.group == "readouts" and not keep_readouts:
             continue
         if role.element_axis is not None:
-            # some maps are divided by the root of the number of elements
+            # some maps are divided by the square root of the number of elements
             factor = (role.fan_in / foundation.model.roles[name].fan_in) ** 0.5
             weight = weight.index_select(role.element_axis, rows) * factor
         parameter.copy_(weight)
 
 
 def nearest_element(number: int, known: Sequence[int]) -> int:
-    """Return an element itself or, if it is not known, the known one of the nearest atomic number.
+    """Return an element itself or, if it is not known, the known element of nearest atomic number.
 
     >>> nearest_element(9, (1, 6, 8))
     8
@@ -224,15 +224,15 @@ def nearest_element(number: int, known: Sequence[int]) -> int:
 
 
 def measured_shift(model: MACE, train: Dataset, batch_size: int) -> float | None:
-    """Return what has to be added to every atom's energy so that the energies are right on average.
+    """Return the shift of every atom's energy that makes the energies right on average.
 
     Args:
         model: The model at the start.
         train: Training structures.
-        batch_size: How many to evaluate at a time.
+        batch_size: Number of structures to evaluate at a time.
 
     Returns:
-        The mean error in eV per atom, None if no structure has an energy.
+        The mean error in eV per atom; None if no structure has an energy.
     """
     errors: list[float] = []
     for each in train.batches(batch_size, np.arange(min(len(train), SHIFT_SAMPLE))):
@@ -246,7 +246,7 @@ def measured_shift(model: MACE, train: Dataset, batch_size: int) -> float | None
 
 
 def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MACE) -> None:
-    """Log what will be trained from what."""
+    """Log the foundation model and how the model to be trained differs from it."""
     old_energies = foundation.energies
     old, new = set(foundation.plan.atomic_numbers), set(model.plan.atomic_numbers)
     _LOGGER.info("===========FINE-TUNING===========")

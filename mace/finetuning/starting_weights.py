@@ -1,4 +1,4 @@
-"""The weights of another run as a beginning (``--init_from``)."""
+"""Starting weights from another run (``--init_from``)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mace.training.checkpoints import differing_fields, load_safely
 _LOGGER = logging.getLogger(__name__)
 
 CONSTANTS = ("avg_num_neighbors", "scale", "shift")
-"""Constants of a model that weights were trained with, and without which they mean something else."""
+"""Constants of a model with which its weights were trained, and which must be kept with them."""
 
 
 class StartingWeights:
-    """The weights of another run, from a model file or a checkpoint.
+    """The weights of another run, read from a model file or a checkpoint.
 
     Args:
         path: A ``.model`` file, ``<tag>_last.pt`` or ``<tag>_epoch-<n>.pt``.
 
     Raises:
-        UserError: If it is neither, or cannot be read.
+        UserError: If the file is neither, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,13 +53,13 @@ class StartingWeights:
         """Return a plan with the constants that belong to the weights.
 
         Args:
-            plan: Of the new run.
+            plan: Plan of the new run.
 
         Returns:
-            The same with scale, shift and number of neighbors of the weights; its reference energies stay.
+            The plan with scale, shift and number of neighbors from the other run; its reference energies stay.
 
         Raises:
-            UserError: If the weights are of a model of another shape.
+            UserError: If the weights belong to a model of a different structure.
         """
         if fields := differing_fields(self.plan, plan):
             hint = " (name all elements with --atomic_numbers)" if any("atomic_numbers" in f for f in fields) else ""
@@ -75,9 +75,9 @@ class StartingWeights:
 
 
 def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
-    """Read plan and weights, those that would have been validated, out of a checkpoint.
+    """Read the plan and the weights used for validation from a checkpoint.
 
-    A right checksum says that the bytes are those that were written, not what wrote them.
+    The content is checked too, as a correct checksum does not say which program wrote it.
 
     Raises:
         UserError: If it cannot be read, or its content is not that of a run.

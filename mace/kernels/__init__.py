@@ -1,1 +1,1 @@
-"""The costly sums of the model, written so that no wide per-edge message and no one-hot product is ever made."""
+"""The costly sums of the model, computed without wide per-edge messages or one-hot products in memory."""

@@ -1,4 +1,4 @@
-"""What a model asks of the inner loops; the methods here, in torch, define what faster implementations must equal."""
+"""The interface of the inner loops; its methods in torch define the results of all faster implementations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mace.kernels.symmetric_contraction import SymmetricContraction
 
 
 class TabulatedRadial(NamedTuple):
-    """Radial weights that are read from a table where they are used.
+    """Radial weights that are interpolated from a table when they are used.
 
     Attributes:
-        table: The table, as `Backend.prepare_table` returned it.
-        lengths: Where it is read, Angstrom, ``[pairs]``.
+        table: The table, as returned by `Backend.prepare_table`.
+        lengths: Lengths at which it is evaluated, in Angstrom, ``[pairs]``.
     """
 
     table: RadialTable
@@ -28,15 +28,14 @@ class TabulatedRadial(NamedTuple):
 
 
 class Backend:
-    """An implementation of the inner loops; this one is in torch, another one overrides what it does faster.
+    """An implementation of the inner loops; this one uses torch, and others override what they do faster.
 
-    Seen from the model, features are ``[atoms, 2 l + 1, channels]``, atoms in the order of their elements. Padding,
-    blocks of channels and other orders in memory are an implementation's own affair, as is what it has to read from
-    the tensors of a graph.
+    To the model, features are ``[atoms, 2 l + 1, channels]``, with atoms sorted by element. Padding, blocks of channels
+    and other memory layouts are internal to an implementation, as is what it reads from the tensors of a graph.
 
     Attributes:
-        name: Its word on the command line.
-        reads_tables_fast: Whether radial weights from a table cost less than those of a network.
+        name: Its name on the command line.
+        reads_tables_fast: Whether radial weights from a table are faster than those from a network.
     """
 
     name = "torch"
@@ -45,10 +44,10 @@ class Backend:
     def prepare(
         self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
     ) -> None:
-        """Do now what would otherwise take time at the first use.
+        """Do in advance what would otherwise take time at first use.
 
         Args:
-            kernels: What will be evaluated.
+            kernels: The convolutions and contractions that will be evaluated.
             dtype: The precision of the model.
             tables: Whether convolutions will read radial weights from tables.
 
@@ -57,19 +56,19 @@ class Backend:
         """
 
     def prepare_table(self, table: RadialTable) -> RadialTable:
-        """Return a table as `convolve` reads it best."""
+        """Return a table in the layout that `convolve` reads fastest."""
         return table
 
     def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
-        """Evaluate the last layer of a radial network, as `convolve` wants it.
+        """Evaluate the last layer of a radial network, in the layout that `convolve` needs.
 
         Args:
             hidden: The hidden layer before it, ``[rows, inputs]``.
-            weight: ``[inputs, paths * channels]``.
+            weight: Weights of the layer, ``[inputs, paths * channels]``.
             n_paths: Number of paths.
 
         Returns:
-            The radial weights; what their axes mean is known to the implementation alone.
+            The radial weights; their layout is internal to the implementation.
         """
         return (hidden @ weight).view(len(hidden), n_paths, -1)
 
@@ -85,12 +84,12 @@ class Backend:
         """Sum over neighbors; see `mace.kernels.convolution` for the equation.
 
         Args:
-            convolution: Which paths there are.
+            convolution: The convolution, with its paths.
             features: By degree, ``[atoms, 2 l + 1, channels]``.
-            radial: What `radial` returned, or a table.
+            radial: Radial weights as returned by `radial`, or a table.
             harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
             graph: The graph.
-            edges: The directed edges, if radial weights are theirs and not those of pairs.
+            edges: The directed edges, if radial weights belong to these and not to pairs.
 
         Returns:
             By resulting degree, ``[atoms, 2 l + 1, paths of the degree * channels]``.
@@ -106,19 +105,19 @@ class Backend:
         element_weights: Sequence[Tensor] | None = None,
         divisor: Tensor | None = None,
     ) -> Tensor:
-        """Mix the channels of every degree into the atomic basis, which `contract` takes.
+        """Mix the channels of every degree into the atomic basis, the input of `contract`.
 
         Args:
-            rows: For each degree in rising order, ``[atoms, 2 l + 1, inputs]``.
-            weights: For each, ``[inputs, channels]``.
+            rows: Features for each degree in increasing order, ``[atoms, 2 l + 1, inputs]``.
+            weights: Matrix for each degree, ``[inputs, channels]``.
             graph: The graph.
-            element_weights: For each, matrices that follow for each element, ``[elements, channels, channels]``.
-            divisor: What all is divided by, ``[atoms]``.
+            element_weights: For each degree, element matrices to apply next, ``[elements, channels, channels]``.
+            divisor: Divisor of the result for each atom, ``[atoms]``; None for none.
 
         Returns:
             ``[atoms, (l_max + 1)^2, channels]``.
         """
-        # in memory [channels, (l_max + 1)^2, atoms]: so the products leave it, and so the contraction reads it
+        # in memory [channels, (l_max + 1)^2, atoms], as the products write it and the contraction reads it
         mixed = []
         for pieces, matrices in blocks_of_rows(rows, weights, element_weights, graph):
             products = []
@@ -153,9 +152,9 @@ class Backend:
         """Evaluate a symmetric contraction; see `mace.kernels.symmetric_contraction` for the equation.
 
         Args:
-            contraction: Which one.
-            atomic_basis: ``[atoms, (l_max + 1)^2, channels]``.
-            weights: By degree and order, ``[elements, paths, channels]``; or ``[1, paths, channels]`` for all elements.
+            contraction: The contraction.
+            atomic_basis: The atomic basis, ``[atoms, (l_max + 1)^2, channels]``.
+            weights: By degree and order, ``[elements, paths, channels]``, or ``[1, paths, channels]`` if shared by all.
             graph: The graph.
 
         Returns:
@@ -168,26 +167,26 @@ class Backend:
 def blocks_of_rows(
     rows: Sequence[Tensor], weights: Sequence[Tensor], element_weights: Sequence[Tensor] | None, graph: Graph
 ) -> Iterator[tuple[Sequence[Tensor], list[Tensor]]]:
-    """Yield, for each degree, blocks of rows and the matrix of each: one of all atoms, or one of each element."""
+    """Yield, for each degree, blocks of rows and their matrices: a single block, or one block per element."""
     none: Sequence[Tensor | None] = [None] * len(rows)
     for values, weight, of_elements in zip(rows, weights, element_weights or none, strict=True):
         if of_elements is None:
             yield (values,), [weight]
-        else:  # matrices of each element, not views into the parameter, whose derivative fills zeros
+        else:  # unbind instead of indexing the parameter, whose derivative would fill zeros for each element
             chosen = of_elements.unbind(0)
             yield values.split(graph.element_counts), [weight @ chosen[element] for element in graph.elements_present]
 
 
 def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> tuple[Sequence[int], Sequence[int]]:
-    """Return which elements of the weights of a contraction occur, and how many atoms there are of each."""
+    """Return which entries of a contraction's weights are used, and the number of atoms of each."""
     of_all = len(next(iter(weights.values()))) == 1
     return ((0,), (graph.n_atoms,)) if of_all else (graph.elements_present, graph.element_counts)
 
 
 def joined(pieces: list[Tensor], dim: int) -> Tensor:
-    """Concatenate, without a copy if there is but one piece."""
+    """Concatenate, without a copy if there is only one piece."""
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
 
 TORCH = Backend()
-"""The implementation that defines the others, on every device and differentiable as often as wanted."""
+"""The reference implementation, for every device, differentiable any number of times."""

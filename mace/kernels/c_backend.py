@@ -1,4 +1,4 @@
-"""The inner loops in C, as functions that autograd can differentiate twice."""
+"""The inner loops in C, as autograd functions that can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mace.kernels.symmetric_contraction import SymmetricContraction
 
 @cache
 def _library(source: Callable[[Any, torch.dtype], str], kernel: Any, dtype: torch.dtype) -> ctypes.CDLL:
-    """Compile and load what a function writes for a certain kernel."""
+    """Compile and load the source that a function generates for a kernel."""
     return compile_and_load(source(kernel, dtype))
 
 
@@ -51,13 +51,13 @@ def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: 
 
 
 def _padded(values: Tensor) -> Tensor:
-    """Append zero channels up to whole vectors, ``[..., channels]``."""
+    """Pad the channels with zeros to a multiple of the vector length, ``[..., channels]``."""
     missing = -values.shape[-1] % lanes(values.dtype)
     return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
 def _unpadded(values: Tensor, n_channels: int) -> Tensor:
-    """Leave out what `_padded` appended."""
+    """Remove the padding added by `_padded`."""
     return values if values.shape[-1] == n_channels else values[..., :n_channels]
 
 
@@ -87,7 +87,7 @@ class _Convolution:
         self.blocks = n_channels // lanes(coupling.dtype)
         n_rows, row_of_slot, reverse_of_slot = len(graph.pair_sender), graph.pair_of_slot, graph.reverse_of_slot
         if edges is not None:
-            # each slot has radial weights of its own: none finds that its reverse has been there before
+            # each slot has its own radial weights, so no gradient is added to that of the reverse slot
             n_rows, row_of_slot = len(edges.slots), edges.of_slot
             reverse_of_slot = torch.full_like(row_of_slot, len(row_of_slot))
         self.dimensions = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks, n_nodes)
@@ -107,16 +107,16 @@ class _Convolution:
         ]
 
     def zero_features(self) -> list[Tensor]:
-        """Allocate gradients of the features."""
+        """Allocate zero gradients of the features."""
         return [self.coupling.new_zeros(self.graph.n_atoms, 2 * l + 1, self.n_channels) for l in self.layout.l_in]
 
     def zero_harmonics(self, harmonics: Tensor) -> Tensor:
-        """Allocate gradients of the harmonics, one array for each share of the work, rows rounded up to vectors."""
+        """Allocate zero gradients of the harmonics, one array per thread, with rows rounded up to whole vectors."""
         shares, width = min(torch.get_num_threads(), self.blocks), lanes(harmonics.dtype)
         return harmonics.new_zeros(shares, len(harmonics), -(-harmonics.shape[1] // width) * width)
 
     def empty_radial(self) -> Tensor:
-        """Allocate a gradient of the radial weights; every pair but the padding is written by the kernels."""
+        """Allocate the gradient of the radial weights; kernels write every pair except the padding."""
         radial = self.coupling.new_empty(self.radial_shape)
         radial[-1] = 0.0
         return radial
@@ -197,7 +197,7 @@ class _ConvolveTabulated(torch.autograd.Function):
         inputs = (harmonics @ work.coupling, factors, *features, *contiguous)
         work.run("conv_backward_tabulated", (*inputs, *gradients, parts, *ctx.tail))
         of_harmonics = parts.sum(0)[:, : harmonics.shape[1]]
-        # the first harmonic is constant; in its place stands the gradient by the length
+        # the first harmonic is constant; its place holds the gradient with respect to the length
         of_lengths = sum_to_pairs(of_harmonics[:, 0], work.graph)
         return (None, None, of_harmonics, of_lengths, *gradients)
 
@@ -261,7 +261,7 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
 
 @cache
 def _tables(terms: ContractionTerms, dtype: torch.dtype) -> dict[tuple[int, int], Tensor]:
-    """Return, by degree and order, what carries weights of paths onto terms, ``[terms, paths]``."""
+    """Return, by degree and order, the matrix that maps weights of paths to weights of terms, ``[terms, paths]``."""
     return {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
 
 
@@ -279,19 +279,19 @@ def _compile(shape: ConvolutionLayout | ContractionTerms, dtype: torch.dtype, ta
 
 @dataclass(frozen=True)
 class _BlockedTable(RadialTable):
-    """A table in the layout of the kernels too.
+    """A radial table that is also stored in the layout of the kernels.
 
     Attributes:
-        rows: ``[blocks of channels, nodes, 3, paths, lanes]``.
+        rows: The values, ``[blocks of channels, nodes, 3, paths, lanes]``.
     """
 
     rows: Tensor
 
 
 class CBackend(Backend):
-    """Kernels in C, compiled on first use, on the CPU only.
+    """Kernels in C, compiled on first use, for the CPU only.
 
-    Channels are padded with zeros to whole vectors and stand in blocks of one vector.
+    Channels are padded with zeros to whole vectors and stored in blocks of one vector.
     """
 
     name = "c"
@@ -302,7 +302,7 @@ class CBackend(Backend):
     ) -> None:
         """See `Backend`."""
         shapes = dict.fromkeys(_layout(k) if isinstance(k, Convolution) else _terms(k) for k in kernels)
-        # compilers are programs of their own
+        # threads suffice, as compilers run as separate processes
         with ThreadPoolExecutor(max_workers=min(len(shapes), os.cpu_count() or 1)) as pool:
             for future in [pool.submit(_compile, shape, dtype, tables) for shape in shapes]:
                 future.result()
@@ -327,9 +327,9 @@ class CBackend(Backend):
         graph: Graph,
         edges: DirectedEdges | None = None,
     ) -> dict[int, Tensor]:
-        """See `Backend`; with a table, differentiable once, by the geometry."""
+        """See `Backend`; with a table, differentiable once, with respect to geometry."""
         n_channels = features[convolution.l_in[0]].shape[-1]
-        # what is saved for a second derivative must be what autograd knows, so copies are made out here
+        # tensors saved for second derivatives must be known to autograd, so copies are made out here
         given = [_padded(features[degree]).contiguous() for degree in convolution.l_in]
         width, harmonics = given[0].shape[-1], harmonics.contiguous()
         layout, coupling = _layout(convolution), convolution.coupling
@@ -368,13 +368,13 @@ class CBackend(Backend):
         """See `Backend`."""
         terms, (elements, counts), device = _terms(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
         present = torch.tensor(elements, device=device)
-        # of each atom's element among those that are present
+        # index of each atom's element among those present
         place = torch.arange(len(present), device=device).repeat_interleave(
             torch.tensor(counts, device=device), output_size=graph.n_atoms
         )
         tables = _tables(terms, atomic_basis.dtype)
         carried = [tables[key] @ weight.index_select(0, present) for key, weight in weights.items() if key in tables]
-        # blocks of channels first: a kernel walks through all terms of one block
+        # blocks of channels come first, as a kernel loops over all terms of one block
         blocked = _padded(torch.cat(carried, dim=1)).unflatten(2, (-1, lanes(atomic_basis.dtype))).transpose(1, 2)
         results = _Contract.apply(terms, place, _padded(atomic_basis).contiguous(), blocked.contiguous())
         n_channels = atomic_basis.shape[2]

@@ -1,7 +1,7 @@
 """Compile generated C on first use, keep the result, and load it.
 
-The source needs nothing but a C compiler: no headers of torch, so no binary interface to match. Threads are those of
-torch's own OpenMP runtime, reached through its entry point, so that there is one pool and not two.
+The source needs only a C compiler and no headers of torch, so there is no binary interface to match. Threads are those
+of torch's own OpenMP runtime, called through its entry point, so that there is only one thread pool.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from mace.kernels.target import TARGET_VARIABLE, target
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: processes then compile the same source each for itself
+except ImportError:  # not a POSIX system: each process then compiles the same source for itself
     fcntl = None  # type: ignore[assignment]  # a module otherwise
 
 _LOGGER = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MACE_KERNEL_CACHE"
-"""Environment variable naming another folder for compiled kernels."""
+"""Environment variable that sets another folder for compiled kernels."""
 
 LOCK_SECONDS = 600.0
-"""How long a process waits for another one that compiles the same source."""
+"""How long a process waits for another one that is compiling the same source."""
 
 COMPILER_SECONDS = 600.0
 """How long a compiler may take for one source."""
 
-# GCC 12.2 at -O3 packs straight-line code (-ftree-slp-vectorize) in a way that puts lanes of the convolution's backward
-# pass in wrong places. Results are right at -O1, at -O2, and at -O3 -fno-tree-slp-vectorize. Explicit vectors are all
-# that these sources need, so the compiler's own vectorization is off.
+# GCC 12.2 at -O3 vectorizes straight-line code (-ftree-slp-vectorize) incorrectly: lanes of the convolution's backward
+# pass end up in wrong places. Results are correct at -O1, at -O2, and at -O3 -fno-tree-slp-vectorize. These sources use
+# explicit vectors, so automatic vectorization is turned off.
 _FLAGS = (
     "-O2",
     "-g0",
@@ -67,7 +67,7 @@ _PROBE = """\
 typedef float V __attribute__((vector_size(64), aligned(4)));
 void probe(V *a, const V *b) { V c; memset(&c, 0, sizeof c); *a += *b * *b + c; }
 """
-"""What all sources rely on; a compiler that cannot make a library of it is of no use."""
+"""Features that all sources use; a compiler that cannot build a library from it is unusable."""
 
 
 class CompilationError(RuntimeError):
@@ -75,17 +75,17 @@ class CompilationError(RuntimeError):
 
 
 class NoCompilerError(CompilationError):
-    """There is no C compiler that works; installing one is the way out."""
+    """There is no working C compiler; installing one solves this."""
 
 
 @dataclass(frozen=True)
 class _Toolchain:
-    """A compiler that was tried.
+    """A compiler that was tested.
 
     Attributes:
-        command: How it is called.
-        flags: Options for the sources.
-        problem: Why it cannot be used, or an empty text.
+        command: The command that runs it.
+        flags: Compiler flags.
+        problem: Why it cannot be used; empty if it can.
     """
 
     command: tuple[str, ...]
@@ -94,22 +94,22 @@ class _Toolchain:
 
 
 _SETUP = threading.RLock()
-"""Held while the compiler and the folder are chosen: several threads may compile, but one of them finds out how."""
+"""Held while compiler and folder are chosen: several threads may compile, but only one tests compilers."""
 
 
 @cache
 def _warn(text: str) -> None:
-    """Log a warning, each only once in a process."""
+    """Log a warning, each only once per process."""
     _LOGGER.warning("%s", text)
 
 
 def find_compiler() -> tuple[str, ...] | None:
-    """Return the command of the first C compiler that works: ``$CC``, cc, gcc, clang, the wheel ziglang; or None."""
+    """Return the first working C compiler among ``$CC``, cc, gcc, clang and the ziglang wheel, or None."""
     return next((command for command in _candidates() if not _toolchain(command).problem), None)
 
 
 def _candidates() -> list[tuple[str, ...]]:
-    """List the commands of compilers that exist, the preferred first; whether they work is another question."""
+    """List the commands of the compilers found, by preference; they may not all work."""
     commands = []
     named = os.environ.get("CC", "").strip()
     if named:
@@ -132,7 +132,7 @@ def _candidates() -> list[tuple[str, ...]]:
 
 
 def _toolchain(command: tuple[str, ...]) -> _Toolchain:
-    """Find out once in a process how, and whether, a compiler can be used."""
+    """Test, once per process, whether and with which flags a compiler can be used."""
     with _SETUP:
         return _examined(command, target())
 
@@ -145,7 +145,7 @@ def _examined(command: tuple[str, ...], wanted: str) -> _Toolchain:
             try:
                 ctypes.CDLL(str(_run_compiler(command, (*_FLAGS, *chosen), _PROBE, Path(folder))))
             except CompilationError as error:
-                # what is wrong without a flag is wrong with it too, so the plainest attempt explains most
+                # problems without extra flags also occur with them, so the last, plainest attempt explains most
                 problem = str(error)
             except OSError as error:
                 problem = f"what {shlex.join(command)} makes cannot be loaded ({error}; does it lie where nothing may "
@@ -160,15 +160,15 @@ def _examined(command: tuple[str, ...], wanted: str) -> _Toolchain:
 
 
 def _target_choices(wanted: str) -> Iterator[tuple[str, ...]]:
-    """Yield flags for a CPU from the best to the plainest; compilers spell them in different ways."""
+    """Yield flags for a CPU, from the best to the plainest, as compilers spell them differently."""
     if wanted:
         x86 = platform.machine().lower() in ("x86_64", "amd64")
-        for spelling in dict.fromkeys((wanted, wanted.replace("-", "_"))):  # zig has underscores
+        for spelling in dict.fromkeys((wanted, wanted.replace("-", "_"))):  # zig uses underscores
             if x86:
-                # on some CPUs compilers would use half of the registers' width
+                # for some CPUs, compilers use only half the register width by default
                 yield f"-march={spelling}", "-mprefer-vector-width=512"
             yield (f"-march={spelling}",)
-        if not x86:  # where it means something else
+        if not x86:  # on x86, -mcpu means something else
             yield (f"-mcpu={wanted}",)
     if wanted in ("", "native"):
         yield ()
@@ -181,7 +181,7 @@ def _run_compiler(command: tuple[str, ...], flags: Sequence[str], source: str, f
         CompilationError: If that fails.
     """
     file, result = folder / "kernel.c", folder / "kernel.so"
-    # zig keeps what it needs for all sources, by default at home, where it may not be allowed to write
+    # zig keeps a global cache, by default in the home directory, which may be read-only
     zig = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder)}
     try:
         file.write_text(source, encoding="utf-8")
@@ -207,8 +207,8 @@ def _run_compiler(command: tuple[str, ...], flags: Sequence[str], source: str, f
 def cache_folder() -> Path:
     """Return a folder for compiled kernels that only this user can write to.
 
-    A folder others can write to is not trusted, for whoever puts a library there has it run. Where there is no such
-    folder at home, as with a read-only home, a private temporary one serves this process alone.
+    A folder that others can write to is not trusted, since libraries in it are executed. If there is no usable folder,
+    for example because the home directory is read-only, a private temporary one is used for this process alone.
     """
     with _SETUP:
         return _usable_folder(os.environ.get(CACHE_VARIABLE, ""), os.environ.get("XDG_CACHE_HOME", ""))
@@ -224,7 +224,7 @@ def _usable_folder(named: str, caches: str) -> Path:
         if not _is_private(folder.stat()):
             reason = "others can write to it"
         else:
-            with tempfile.TemporaryFile(dir=folder):  # permissions do not tell of read-only or full file systems
+            with tempfile.TemporaryFile(dir=folder):  # detects read-only and full file systems
                 return folder
     except OSError as error:
         reason = error.strerror or str(error)
@@ -232,7 +232,7 @@ def _usable_folder(named: str, caches: str) -> Path:
         reason = str(error)
     temporary = Path(tempfile.mkdtemp(prefix="mace-kernels-"))
     owner = os.getpid()
-    # not by a child of this process
+    # a forked child must not remove it
     atexit.register(lambda: shutil.rmtree(temporary, ignore_errors=True) if os.getpid() == owner else None)
     _warn(
         f"Compiled kernels cannot be kept in {folder or 'the home directory'} ({reason}), so every process compiles "
@@ -250,13 +250,13 @@ def _is_private(status: os.stat_result) -> bool:
 
 @cache
 def compile_and_load(source: str) -> ctypes.CDLL:
-    """Compile C source unless that was done before, and load it.
+    """Load compiled C source, compiling it first if necessary.
 
-    Of several processes that need the same library at the same time, one compiles and the others wait for it.
+    If several processes need the same library at the same time, one compiles it and the others wait.
 
     Raises:
-        NoCompilerError: If there is no compiler that works.
-        CompilationError: If all of them reject the source.
+        NoCompilerError: If there is no working compiler.
+        CompilationError: If all compilers reject the source.
     """
     errors: list[CompilationError] = []
     for command in _candidates():
@@ -278,7 +278,7 @@ def compile_and_load(source: str) -> ctypes.CDLL:
 
 
 def _load_or_compile(source: str, command: tuple[str, ...]) -> ctypes.CDLL:
-    """Load what this compiler made of a source before, or let it do so now."""
+    """Load the library that this compiler built from a source, building it first if necessary."""
     folder, key = cache_folder(), _key(source, command)
     library = _load_kept(folder, key, discard=False)
     if library is not None:
@@ -287,14 +287,14 @@ def _load_or_compile(source: str, command: tuple[str, ...]) -> ctypes.CDLL:
     if toolchain.problem:
         raise NoCompilerError(toolchain.problem)
     with _locked(folder / f"kernel-{key}.lock"):
-        # what another process has made meanwhile
+        # another process may have built it meanwhile
         library = _load_kept(folder, key, discard=True)
         if library is not None:
             return library
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             result = _run_compiler(toolchain.command, toolchain.flags, source, Path(aside))
-            result.chmod(0o700)  # whatever the user's mask, or it would not be trusted later
-            # moved when it is complete
+            result.chmod(0o700)  # regardless of the umask, or it would not be trusted later
+            # moved into place once it is complete
             file = result.replace(folder / f"kernel-{key}-{_digest(result)}.so")
         try:
             return ctypes.CDLL(str(file))
@@ -305,7 +305,7 @@ def _load_or_compile(source: str, command: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def _key(source: str, command: tuple[str, ...]) -> str:
-    """Return a name for all that decides about the result; to compute it, no compiler is run."""
+    """Return a hash of everything that determines the compiled result, without running the compiler."""
     try:
         compiler = os.stat(command[0])
         version = f"{os.path.realpath(command[0])} {compiler.st_size} {compiler.st_mtime_ns}"
@@ -317,7 +317,7 @@ def _key(source: str, command: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=1)
 def _cpu_facts() -> str:
-    """Return what compiled code depends on beside source and flags."""
+    """Return the properties of the machine that compiled code depends on."""
     facts = [platform.machine(), platform.system()]
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -331,15 +331,15 @@ def _cpu_facts() -> str:
 
 
 def _load_kept(folder: Path, key: str, discard: bool) -> ctypes.CDLL | None:
-    """Load a library that was kept; its name ends with a digest of its content.
+    """Load a library from the cache; its name ends with a digest of its content.
 
     Args:
-        folder: Where it is.
-        key: What it was made from.
-        discard: Delete a library that cannot be used; only for the holder of the lock.
+        folder: The cache folder.
+        key: Key of its source and compiler, see `_key`.
+        discard: Whether to delete unusable libraries; only allowed for the holder of the lock.
 
     Returns:
-        The library, or None if there is none that can be used.
+        The library, or None if there is no usable one.
     """
     for file in folder.glob(f"kernel-{key}-*.so"):
         try:
@@ -355,9 +355,9 @@ def _load_kept(folder: Path, key: str, discard: bool) -> ctypes.CDLL | None:
 
 
 def _reason_for_distrust(file: Path) -> str:
-    """Say why a library must not be loaded; an empty text if it may be.
+    """Return why a library must not be loaded; an empty string if it may be.
 
-    The digest is checked because the system's loader does not look whether a file is complete: it ends the process.
+    The digest is checked because the system's loader does not: an incomplete file would crash the process.
     """
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
@@ -375,9 +375,9 @@ def _digest(file: Path) -> str:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Let one process at a time into the ``with`` block, as far as the file system can tell them apart.
+    """Allow only one process at a time inside the ``with`` block, if the file system supports locks.
 
-    Without locks, and after `LOCK_SECONDS`, several may be in it; they do the same work and replace equal by equal.
+    Without locks, or after `LOCK_SECONDS`, several may enter; they do the same work and write equal files.
     """
     if fcntl is None:
         yield
@@ -405,10 +405,10 @@ def _locked(file: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ThreadPool:
-    """Torch's OpenMP runtime, or none.
+    """Entry points of torch's OpenMP runtime, if it has any.
 
     Attributes:
-        parallel: Address of ``GOMP_parallel``; zero runs everything in the calling thread.
+        parallel: Address of ``GOMP_parallel``; zero to run everything in the calling thread.
         thread_number: Address of ``omp_get_thread_num``.
         team_size: Address of ``omp_get_num_threads``.
     """
@@ -420,12 +420,12 @@ class ThreadPool:
 
 @lru_cache(maxsize=1)
 def thread_pool() -> ThreadPool:
-    """Find the runtime that torch, imported before, has loaded into this process."""
+    """Find the OpenMP runtime that torch has loaded into this process."""
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     try:
         process = ctypes.CDLL(None)
         addresses = [ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0 for name in names]
-    except (AttributeError, OSError, TypeError):  # no such function; no way to ask, which is what Windows says
+    except (AttributeError, OSError, TypeError):  # no such function, or no lookup on Windows
         addresses = [0]
     if not all(addresses):
         _warn("torch's OpenMP runtime has no GNU entry point here; the compiled kernels run in one thread")

@@ -1,9 +1,9 @@
-r"""The convolution: every atom's neighbors, coupled with the harmonics of the edges and summed.
+r"""The convolution: features of neighbors, coupled with the spherical harmonics of the edges and summed.
 
 .. math:: A_{i,p\,m_3,c} = \sum_j R_{p,c}(r_{ij}) \sum_{m_1 m_2} C^{(p)}_{m_3 m_1 m_2}\, x_{j,m_1,c}\, Y_{m_2}(r_{ij})
 
-The coefficients are contracted with the harmonics first, which involves no channel; what remains for an atom and a path
-is one product of a small matrix ``[m3, neighbors * m1]`` with ``[neighbors * m1, channels]``.
+The coefficients are first contracted with the harmonics, which involves no channels; for each atom and path, one
+product remains, of a small matrix ``[m3, neighbors * m1]`` with ``[neighbors * m1, channels]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mace.kernels.gather import DirectedEdges, gather_edges, gather_pairs, gathe
 
 @dataclass(frozen=True)
 class ConvolutionPath:
-    """One way to couple a feature degree ``l1`` with a harmonic degree ``l2`` to ``l3``."""
+    """A coupling of features of degree ``l1`` with harmonics of degree ``l2`` to degree ``l3``."""
 
     l1: int
     l2: int
@@ -37,7 +37,7 @@ def convolution_paths(l_in: tuple[int, ...], l_max: int) -> tuple[ConvolutionPat
         l_max: Highest degree of the harmonics and of the result.
 
     Returns:
-        Paths of natural parity, by rising ``l3``, then ``l1``, then ``l2``.
+        Paths of natural parity, sorted by ``l3``, then ``l1``, then ``l2``.
     """
     paths = [
         ConvolutionPath(l1, l2, l3)
@@ -50,9 +50,9 @@ def convolution_paths(l_in: tuple[int, ...], l_max: int) -> tuple[ConvolutionPat
 
 
 def coupling_matrix(paths: tuple[ConvolutionPath, ...], l_max: int) -> np.ndarray:
-    """Collect the coefficients of all paths, ``[(l_max + 1)^2, sum over paths of (2 l3 + 1) (2 l1 + 1)]``.
+    """Return the coefficients of all paths, ``[(l_max + 1)^2, sum over paths of (2 l3 + 1) (2 l1 + 1)]``.
 
-    Each path is scaled so that its result has unit variance per component when features and weights have.
+    Each path is scaled so that its result has unit variance per component if features and weights do.
     """
     columns = []
     for path in paths:
@@ -65,14 +65,14 @@ def coupling_matrix(paths: tuple[ConvolutionPath, ...], l_max: int) -> np.ndarra
 
 
 class Convolution(nn.Module):
-    """The constants of a convolution, and its definition in torch.
+    """The constants of a convolution, and its reference implementation in torch.
 
     Args:
-        l_in: Degrees of the features, rising.
+        l_in: Degrees of the features, in increasing order.
         l_max: Highest degree of the harmonics and of the result.
 
     Attributes:
-        paths: All ways to couple them, in the order of the radial weights.
+        paths: All coupling paths, in the order of the radial weights.
     """
 
     coupling: Tensor
@@ -97,7 +97,7 @@ class Convolution(nn.Module):
             radial: Radial weights of pairs, or of directed edges, zero for the padding, ``[rows, paths, channels]``.
             harmonics: Harmonics of the directed edge in each slot, ``[slots, (l_max + 1)^2]``.
             graph: The graph.
-            edges: The directed edges, if the weights are theirs.
+            edges: The directed edges, if the radial weights belong to these.
 
         Returns:
             By resulting degree, ``[atoms, 2 l + 1, paths of the degree * channels]``.

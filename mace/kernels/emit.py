@@ -1,4 +1,4 @@
-"""What every generated C file begins and ends with."""
+"""Parts common to all generated C files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def lanes(dtype: torch.dtype) -> int:
-    """Return how many channels one vector holds."""
+    """Return the number of channels in one vector."""
     return vector_bytes() // (4 if dtype == torch.float32 else 8)
 
 
 def prelude(dtype: torch.dtype) -> str:
-    """Return the types, and a loop over blocks of channels that is shared out among threads.
+    """Return type definitions, and a loop over blocks of channels that is divided among threads.
 
-    Every kernel has the signature of ``kernel``; share ``t`` of ``n`` is a contiguous range of blocks, so nothing is
-    written by two threads and the result does not depend on who comes first. The runtime may grant fewer threads than
-    asked for, so a thread goes on with further shares until all are done.
+    Every kernel has the signature of ``kernel``; share ``t`` of ``n`` is a contiguous range of blocks, so no two
+    threads write the same data, and the result does not depend on their order. The runtime may grant fewer threads than
+    requested, so each thread continues with further shares until all are done.
     """
     return f"""\
 #include <stdint.h>

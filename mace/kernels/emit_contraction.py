@@ -1,9 +1,9 @@
 r"""C source of the symmetric contraction, its derivative, and the derivative of that.
 
-For every component of the result the monomials form a tree: a node stands for a product of components, its children
-multiply one more. Horner's rule evaluates the tree from the leaves, :math:`s = W + \sum_c A_c\, s_c`. Reverse
-differentiation walks the same tree and carries the adjoint down, :math:`\sigma_c = \sigma A_c`, and so does the second
-derivative, with the tangent :math:`s' = \sum_c (u_c s_c + A_c s'_c)` beside the value.
+For every component of the result, the monomials form a tree: a node is a product of components, and its children have
+one more factor. Horner's rule evaluates the tree from the leaves, :math:`s = W + \sum_c A_c\, s_c`. Reverse
+differentiation traverses the same tree and passes the adjoint down, :math:`\sigma_c = \sigma A_c`; so does the second
+derivative, with the tangent :math:`s' = \sum_c (u_c s_c + A_c s'_c)` in addition to the value.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mace.equivariant.symmetric_basis import symmetric_basis
 from mace.kernels.emit import entry, prelude
 
 LARGEST_NUMBER_OF_TERMS = 6000
-"""Beyond this the source takes too long to compile; the torch implementation serves such models."""
+"""Beyond this number, the source takes too long to compile, and the torch implementation is used."""
 
 
 @dataclass
 class _Node:
-    """A product of components.
+    """A product of components of the atomic basis.
 
     Attributes:
-        weight: Number of its weight, or None if it is only passed through.
-        children: Longer products by the component they multiply with.
+        weight: Index of its weight, or None if it is only a factor of longer products.
+        children: Products with one more factor, by the component of that factor.
     """
 
     weight: int | None = None
@@ -36,11 +36,11 @@ class _Node:
 
 @dataclass(frozen=True)
 class ContractionTerms:
-    """The terms of a contraction: which monomial of which component of the result each weight multiplies.
+    """The terms of a contraction: each weight multiplies one monomial in one component of the result.
 
     Attributes:
         l_max: Highest degree of the atomic basis.
-        l_out: Degrees of the result; each is an array of its own.
+        l_out: Degrees of the result, each in a separate array.
         correlation: Highest number of factors.
     """
 
@@ -50,7 +50,7 @@ class ContractionTerms:
 
     @property
     def n_components(self) -> int:
-        """Components of the atomic basis."""
+        """Number of components of the atomic basis."""
         return (self.l_max + 1) ** 2
 
     def _parts(self) -> Iterator[tuple[int, int, list[tuple[int, tuple[int, ...]]], np.ndarray]]:
@@ -67,7 +67,7 @@ class ContractionTerms:
         return {(degree, order): table.T.copy() for degree, order, terms, table in self._parts() if terms}
 
     def n_terms(self) -> int:
-        """Count the terms."""
+        """Return the number of terms."""
         return sum(len(terms) for _, _, terms, _ in self._parts())
 
     def trees(self) -> dict[tuple[int, int], _Node]:
@@ -89,7 +89,7 @@ def _weight(node: _Node) -> str:
 
 
 def _value(node: _Node, depth: int) -> list[str]:
-    """Leave the value of a node in ``s<depth>``, which must be declared."""
+    """Return code that computes the value of a node in ``s<depth>``, which must be declared."""
     code = [f"s{depth} = {_weight(node)};"]
     for component, child in node.children.items():
         if not child.children:
@@ -104,7 +104,7 @@ def _value(node: _Node, depth: int) -> list[str]:
 
 
 def _reverse(node: _Node, depth: int, weights: bool) -> list[str]:
-    """Leave the value in ``s<depth>``, given the adjoint ``t<depth>``, and add to the gradients below the node."""
+    """Return code for the value ``s<depth>`` and the gradients below a node, given the adjoint ``t<depth>``."""
     code = [f"s{depth} = {_weight(node)};"]
     if weights and node.weight is not None:
         code.append(f"ADD(G + {node.weight} * L, t{depth});")
@@ -120,7 +120,7 @@ def _reverse(node: _Node, depth: int, weights: bool) -> list[str]:
 
 
 def _second(node: _Node, depth: int) -> list[str]:
-    """Leave value and tangent in ``s<depth>`` and ``d<depth>``, given their adjoints ``t<depth>`` and ``e<depth>``."""
+    """Return code for value ``s<depth>`` and tangent ``d<depth>``, given adjoints ``t<depth>`` and ``e<depth>``."""
     n = depth + 1
     code = [f"s{depth} = {_weight(node)}; d{depth} = (V){{0}};"]
     if node.weight is not None:
@@ -147,7 +147,7 @@ _SIGNATURES = {
 
 
 def _function(kind: str, name: str, tree: _Node) -> str:
-    """Return the function of one component of the result."""
+    """Return the C function for one component of the result."""
     if kind == "forward":
         lines = ["V s0;", *_value(tree, 0), "return s0;"]
         signature, result = _SIGNATURES["forward"], "V"

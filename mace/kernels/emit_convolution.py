@@ -27,19 +27,19 @@ from mace.kernels.emit import entry, lanes, prelude
 from mace.kernels.target import vector_bytes
 
 LARGEST_GROUP = 18
-"""Sums of the forward kernel that are kept in registers at a time."""
+"""Largest number of sums that the forward kernel keeps in registers at a time."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the numbers of a path are.
+    """Location of the numbers of a path in the arrays.
 
     Attributes:
         path: The path.
-        index: Its number, the row of its radial weight.
+        index: Index of the path, the row of its radial weight.
         coupling: First element of its matrix ``[m3, m1]`` in G.
-        degree_slot: Which of the path's degree it is.
-        sums: First of its sums in a flat list of all ``(path, m3)``.
+        degree_slot: Index of the path among those to the same degree.
+        sums: Index of its first sum in the flat list of all ``(path, m3)``.
     """
 
     path: ConvolutionPath
@@ -55,8 +55,8 @@ class ConvolutionLayout:
 
     Attributes:
         paths: The paths in order.
-        l_in: Degrees of the features; each is an array of its own.
-        l_max: Highest degree of harmonics and result; each resulting degree is an array of its own.
+        l_in: Degrees of the features, each in a separate array.
+        l_max: Highest degree of harmonics and result; each degree of the result is in a separate array.
     """
 
     paths: tuple[ConvolutionPath, ...]
@@ -64,7 +64,7 @@ class ConvolutionLayout:
     l_max: int
 
     def places(self) -> list[_Place]:
-        """Locate every path."""
+        """Return the location of every path."""
         places, coupling, sums = [], 0, 0
         slots: dict[int, int] = {}
         for index, path in enumerate(self.paths):
@@ -76,18 +76,18 @@ class ConvolutionLayout:
         return places
 
     def n_paths(self, l3: int) -> int:
-        """Count the paths to a degree."""
+        """Return the number of paths to a degree."""
         return sum(path.l3 == l3 for path in self.paths)
 
 
 def _result(layout: ConvolutionLayout, place: _Place, m3: int, base: int) -> str:
-    """Address of one sum of atom ``i``: ``[atoms, m3, paths of the degree, channels]``."""
+    """Return the address of a sum of atom ``i`` in ``[atoms, m3, paths of the degree, channels]``."""
     l3, n_paths = place.path.l3, layout.n_paths(place.path.l3)
     return f"p[{base + l3}] + ((i * {2 * l3 + 1} + {m3}) * {n_paths} + {place.degree_slot}) * C + b * L"
 
 
 def _features(layout: ConvolutionLayout, l1: int, base: int, atom: str) -> str:
-    """Address of the features of a degree: ``[atoms, m1, channels]``."""
+    """Return the address of an atom's features of a degree in ``[atoms, m1, channels]``."""
     return f"p[{base + layout.l_in.index(l1)}] + {atom} * {2 * l1 + 1} * C + b * L"
 
 
@@ -99,7 +99,7 @@ _INDICES = (
 
 
 def _loops(name: str, body: str, before_edges: str, after_edges: str) -> str:
-    """Wrap code for one edge into the loops over blocks, receivers and their edges."""
+    """Wrap code for one edge in loops over blocks, receivers and their edges."""
     return f"""\
 static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_DIMENSIONS}{_INDICES}
@@ -118,26 +118,26 @@ static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t 
 
 @dataclass(frozen=True)
 class _Radial:
-    """Where a kernel finds the radial weights of the pair ``q``.
+    """Location of the radial weights of the pair ``q`` in a kernel.
 
     Attributes:
         n_paths: Number of paths.
-        table: Pointer of the table and, following it, of the intervals; None where the weights are stored. The sixth
-            pointer is that of the weights or, with a table, of the coefficients of the interpolation.
+        table: Index of the pointer to the table, followed by that to the intervals; None if weights are stored. The
+            sixth pointer is that of the weights or, with a table, of the interpolation coefficients.
     """
 
     n_paths: int
     table: int | None = None
 
     def pointer(self) -> str:
-        """Return the code that finds the pair's weights."""
+        """Return the code that locates the pair's weights."""
         if self.table is None:
             return f"const T *r = p[5] + (q * B + b) * {self.n_paths} * L;"
         node = f"b * d[5] + ((const int64_t *)p[{self.table + 1}])[q]"
         return f"const T *w = p[5] + q * 12, *r = p[{self.table}] + ({node}) * {3 * self.n_paths} * L;"
 
     def value(self, index: int, derivative: bool = False) -> str:
-        """Return the expression of a path's weight or, with a table, of its derivative by the length."""
+        """Return the expression for a path's weight or, with a table, for its derivative by the length."""
         if self.table is None:
             return f"LOAD(r + {index} * L)"
         first = 6 if derivative else 0
@@ -147,7 +147,7 @@ class _Radial:
 def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     """Return the kernel of the convolution.
 
-    Pointers: 4 index arrays, G, R, then features by degree, then results by degree; where tabulated, coefficients
+    Pointers: 4 index arrays, G, R, then features by degree, then results by degree; if tabulated, coefficients
     instead of R, and table and intervals at the end.
     """
     n_in = len(layout.l_in)
@@ -206,11 +206,11 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     Pointers: 4 index arrays, G, R, features, cotangents of results, then gradients of R, features and harmonics.
 
-    The gradient of the harmonics has one array per thread, to be added up afterwards: ``[threads, slots, harmonics]``,
+    The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
     Gradients of features and harmonics must be zero on entry.
 
-    Where tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
+    If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
@@ -339,13 +339,13 @@ def _path_second(place: _Place) -> list[str]:
 
 
 def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
-    """Add the lanes of as many vectors as there are lanes; the sums become the lanes of one vector.
+    """Sum the lanes of each of `n_lanes` vectors; the sums become the lanes of one vector.
 
-    Two vectors at a time are folded into one, of which each half holds what is left of one of them; None stands for a
+    Two vectors at a time are folded into one, in which each half holds partial sums of one of them; None stands for a
     vector of zeros.
 
     Returns:
-        Code, and the expression of the result.
+        The code, and the expression for the result.
     """
     code: list[str] = []
     level, items = 0, list(names)
@@ -376,7 +376,7 @@ def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
 
 
 def _shuffle(dtype: torch.dtype) -> str:
-    """Return the macro that takes lanes out of two vectors, for compilers old and new."""
+    """Return the macro that selects lanes from two vectors, for old and new compilers."""
     integer = "int32_t" if dtype == torch.float32 else "int64_t"
     return f"""\
 #if defined(__clang__) || __GNUC__ >= 12

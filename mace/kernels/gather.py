@@ -1,7 +1,7 @@
-"""Moves between atoms, pairs and slots whose derivatives are as cheap: gathers, splits and concatenations.
+"""Maps between atoms, pairs and slots whose derivatives are equally cheap: gathers, splits and concatenations.
 
-Every directed edge has a reverse, so the adjoint of "take the sender's row" is "sum over my own slots the rows of the
-reversed edges": a gather and a dense sum, never a scatter. Results are deterministic on every device.
+Every directed edge has a reverse, so the adjoint of taking the sender's row is summing, over an atom's own slots, the
+rows of the reversed edges: a gather and a dense sum, never a scatter. Results are deterministic on every device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mace.graphs.graph import Graph
 def gather_senders(values: Tensor, graph: Graph) -> Tensor:
     """Copy each sender's row to its slots.
 
-    Rows of empty slots are arbitrary finite numbers: multiply them by a radial weight, which is zero there.
+    Rows of empty slots are arbitrary finite numbers; multiply them by radial weights, which are zero there.
 
     Args:
         values: Rows, ``[atoms, ...]``.
@@ -37,22 +37,22 @@ def gather_pairs(values: Tensor, graph: Graph) -> Tensor:
 
 
 def sum_to_pairs(values: Tensor, graph: Graph) -> Tensor:
-    """Add the two slots of every pair, zero for the padding; adjoint of `gather_pairs`."""
+    """Add the rows of the two slots of every pair, zero for padding; the adjoint of `gather_pairs`."""
     return _Move.apply(values, _slots_to_pairs, graph)
 
 
 def sum_slots(values: Tensor, graph: Graph) -> Tensor:
-    """Add the slots of every row, ``[slots, ...]`` to ``[atoms, ...]``."""
+    """Sum over the slots of every atom, ``[slots, ...]`` to ``[atoms, ...]``."""
     return values.view(graph.n_atoms, graph.max_neighbors, *values.shape[1:]).sum(1)
 
 
 @dataclass(frozen=True)
 class DirectedEdges:
-    """Numbers for directed edges: every pair as it is, every pair reversed, and one edge of padding at the end.
+    """Numbering of directed edges: all pairs, then all pairs reversed, and one padding edge at the end.
 
     Attributes:
-        of_slot: The edge of each slot; the last one for an empty slot, ``[slots]``.
-        slots: The slot of each edge; any for the padding, ``[edges]``.
+        of_slot: The edge of each slot; the last edge for empty slots, ``[slots]``.
+        slots: The slot of each edge; arbitrary for padding, ``[edges]``.
     """
 
     of_slot: Tensor
@@ -71,7 +71,7 @@ def directed_edges(graph: Graph) -> DirectedEdges:
 
 
 def to_both_directions(values: Tensor) -> Tensor:
-    """Repeat the rows of pairs for directed edges, that of the padding once, ``[pairs, ...]`` to ``[edges, ...]``."""
+    """Repeat rows of pairs for both directions, except the padding, ``[pairs, ...]`` to ``[edges, ...]``."""
     return torch.cat([values[:-1], values])
 
 
@@ -81,17 +81,17 @@ def gather_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
 
 
 def take_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
-    """Copy the row of each directed edge's slot, zeros for the padding; adjoint of `gather_edges`."""
+    """Copy the row of each directed edge's slot, zeros for padding; the adjoint of `gather_edges`."""
     return _Move.apply(values, _slots_to_edges, edges)
 
 
 def restore_order(rows: Tensor, graph: Graph) -> Tensor:
-    """Bring rows, which are in the order of elements, into the order of the atoms, ``[atoms, ...]``."""
+    """Reorder rows sorted by element to the original order of the atoms, ``[atoms, ...]``."""
     return _Move.apply(rows, _rows_to_atoms, graph)
 
 
 def join_components(pieces: Sequence[Tensor]) -> Tensor:
-    """Concatenate along the second dimension; each derivative is one split or one concatenation, nothing is filled."""
+    """Concatenate along the second dimension; derivatives are splits or concatenations, without zero filling."""
     return pieces[0] if len(pieces) == 1 else _Join.apply(*pieces)
 
 
@@ -107,7 +107,7 @@ class _Join(torch.autograd.Function):
 
 
 class _Move(torch.autograd.Function):
-    """A linear map of rows; its derivative is the map `_ADJOINT` names, which is such a map too."""
+    """A linear map of rows; its derivative is its adjoint from `_ADJOINT`, which is also such a map."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, move: _RowMap, indices: Graph | DirectedEdges) -> Tensor:
@@ -144,7 +144,7 @@ def _edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
 
 
 def _real_edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
-    # an empty slot has no edge; nothing that was in it may count
+    # an empty slot has no edge, so its content must not contribute
     padded = torch.cat([values[:-1], torch.zeros_like(values[-1:])])
     return padded.index_select(0, edges.of_slot)
 

@@ -1,8 +1,8 @@
-"""Which derivatives a backward pass is for, so that kernels leave out those that nobody will read.
+"""Declaring which derivatives a backward pass needs, so that kernels can leave out all others.
 
 Training differentiates twice: the energy by the geometry, which gives forces, and the loss by the parameters. Autograd
-cannot tell a custom function that, in the first pass, nobody asks for gradients of weights, nor that in the second
-nobody asks for gradients of the harmonics; the caller says so here.
+cannot tell a custom function that gradients of weights are not needed in the first pass, nor gradients of harmonics in
+the second, so the caller declares it here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum
 
 
 class Pass(Enum):
-    """What is differentiated by."""
+    """The variables of the derivatives that a backward pass needs."""
 
     EVERYTHING = "everything"
     GEOMETRY = "geometry"
@@ -26,7 +26,7 @@ _CURRENT: ContextVar[Pass] = ContextVar("pass", default=Pass.EVERYTHING)
 
 @contextmanager
 def differentiating_by(kind: Pass) -> Iterator[None]:
-    """Announce what the backward pass inside the ``with`` block is for."""
+    """Declare which derivatives the backward pass inside the ``with`` block needs."""
     token = _CURRENT.set(kind)
     try:
         yield
@@ -35,5 +35,5 @@ def differentiating_by(kind: Pass) -> Iterator[None]:
 
 
 def current_pass() -> Pass:
-    """Return what the running backward pass was announced to be for."""
+    """Return which derivatives the current backward pass was declared to need."""
     return _CURRENT.get()

@@ -1,7 +1,8 @@
-r"""Radial weights read from a table: where parameters are fixed, they are functions of one number, the length.
+r"""Radial weights read from a table: for fixed parameters, they are functions of the length alone.
 
-The table holds value, first and second derivative at equidistant lengths; in between, the quintic polynomial that has
-all three at both ends interpolates them, so that forces are continuous. Its error is :math:`f^{(6)} h^6 / 46080`.
+The table holds value, first and second derivative at equidistant lengths; in between, they are interpolated by the
+quintic polynomial that matches all three at both ends, so that forces are continuous. Its error is
+:math:`f^{(6)} h^6 / 46080`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _HERMITE = (
     (0.0, 0.0, 0.0, -4.0, 7.0, -3.0),
     (0.0, 0.0, 0.0, 0.5, -1.0, 0.5),
 )
-"""Polynomials on [0, 1] by rising power: those with value, slope or curvature one at 0, then the same at 1."""
+"""Coefficients, by increasing power, of polynomials on [0, 1] with unit value, slope or curvature at 0, then at 1."""
 
 SHORTEST = 0.01
-"""Angstrom; where tables begin, short of zero, at which a radial basis is 0/0. Shorter lengths are extrapolated."""
+"""First length of tables in Angstrom, as a radial basis is 0/0 at zero; shorter lengths are extrapolated."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RadialTable:
 
     Attributes:
         values: Value, slope times step and curvature times step squared at each node, ``[nodes, 3, paths, channels]``.
-        r_max: Length in Angstrom of the last node, from which on all weights are zero.
+        r_max: Length of the last node in Angstrom; all weights are zero from there on.
     """
 
     values: Tensor
@@ -42,14 +43,14 @@ class RadialTable:
 
     @property
     def step(self) -> float:
-        """Distance of two nodes in Angstrom."""
+        """Distance between nodes in Angstrom."""
         return (self.r_max - SHORTEST) / (len(self.values) - 1)
 
     def coefficients(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Prepare the interpolation of some lengths.
+        """Compute the intervals and interpolation coefficients of some lengths.
 
         Args:
-            lengths: Angstrom, ``[pairs]``.
+            lengths: Lengths in Angstrom, ``[pairs]``.
 
         Returns:
             The interval of each, int64, ``[pairs]``, and six factors for the rows of its two nodes that give the value,
@@ -66,7 +67,7 @@ class RadialTable:
         return interval.long(), torch.cat([powers @ hermite, slopes @ hermite], dim=1) * within
 
     def evaluate(self, lengths: Tensor) -> Tensor:
-        """Interpolate, ``[pairs]`` to ``[pairs, paths, channels]``; the definition of what the compiled kernels do."""
+        """Interpolate, ``[pairs]`` to ``[pairs, paths, channels]``; the reference for the compiled kernels."""
         return _Evaluate.apply(lengths, self)
 
 
@@ -89,7 +90,7 @@ class _Evaluate(torch.autograd.Function):
 
 
 def _combined(table: RadialTable, interval: Tensor, factors: Tensor) -> Tensor:
-    """Add up the rows of both nodes of every interval, ``[pairs, paths, channels]``."""
+    """Combine the rows of both nodes of every interval, ``[pairs, paths, channels]``."""
     rows = torch.cat([table.values[interval], table.values[interval + 1]], dim=1)
     return torch.einsum("pk,pkac->pac", factors, rows)
 
@@ -98,8 +99,8 @@ def tabulate(function: Callable[[Tensor], Tensor], n_paths: int, r_max: float, n
     """Tabulate a function of the length.
 
     Args:
-        function: From lengths in Angstrom, float64, ``[nodes]``, to weights ``[nodes, paths * channels]``, each row of
-            its own length only.
+        function: Maps lengths in Angstrom, float64, ``[nodes]``, to weights ``[nodes, paths * channels]``; each row may
+            depend on its own length only.
         n_paths: Number of paths.
         r_max: Cutoff in Angstrom.
         n_nodes: Number of nodes, at least two.
@@ -120,7 +121,7 @@ def tabulate(function: Callable[[Tensor], Tensor], n_paths: int, r_max: float, n
 def _slope(values: Tensor, lengths: Tensor) -> Tensor:
     """Differentiate all columns by the length of their row, ``[nodes, columns]``.
 
-    A gradient is linear in its cotangent, and its derivative by the cotangent is what is wanted.
+    A gradient is linear in its cotangent, and its derivative by the cotangent gives the slopes.
     """
     cotangent = torch.zeros_like(values, requires_grad=True)
     (gradient,) = torch.autograd.grad(values, lengths, cotangent, create_graph=True)

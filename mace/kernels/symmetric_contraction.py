@@ -3,9 +3,9 @@ r"""The symmetric contraction: an equivariant polynomial of each atom's features
 .. math:: B_{i,LM,c} = \sum_\nu \sum_\eta W^{(\nu L)}_{z_i,\eta,c}\, P^{(\nu)}_{\eta,LM}(A_{i,c})
 
 A monomial of order :math:`\nu` is split into a factor of order :math:`\nu - 1` and a single component :math:`A_k`. The
-distinct left factors of an atom form a vector :math:`Q`; for every element and channel the weights, carried onto
-monomials, form a matrix, and :math:`B = \sum_k A_k (W Q)_k` is a batch of dense products. Inversion forbids half of the
-entries, so even and odd monomials are treated apart.
+distinct left factors of an atom form a vector :math:`Q`; for every element and channel, the weights, mapped to
+monomials, form a matrix, and :math:`B = \sum_k A_k (W Q)_k` is a batch of dense products. Inversion symmetry forbids
+half of the entries, so even and odd monomials are treated separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mace.equivariant.symmetric_basis import symmetric_basis
 
 @dataclass(frozen=True)
 class _LeftFactors:
-    """Monomials that stand left of the last factor, by order and within an order even ones first.
+    """Monomials to the left of the last factor, by order; within an order, even ones come first.
 
     Attributes:
         monomials: For each order from zero, sorted tuples of component indices.
@@ -34,7 +34,7 @@ class _LeftFactors:
     n_even: tuple[int, ...]
 
     def rows(self, parity: int) -> dict[tuple[int, ...], int]:
-        """Number the factors of one parity through all orders."""
+        """Return the row of each factor of one parity, numbered through all orders."""
         chosen: list[tuple[int, ...]] = []
         for monomials, n_even in zip(self.monomials, self.n_even, strict=True):
             chosen.extend(monomials[n_even:] if parity else monomials[:n_even])
@@ -43,7 +43,7 @@ class _LeftFactors:
 
 @dataclass(frozen=True)
 class _Block:
-    """Left factors of one parity times single components of the fitting parity, towards degree ``l_out``."""
+    """Left factors of one parity times single components of the matching parity, giving degree ``l_out``."""
 
     l_out: int
     parity: int
@@ -79,7 +79,7 @@ def _blocks(l_max: int, l_out: tuple[int, ...]) -> list[_Block]:
 
 
 def _table(l_max: int, block: _Block, order: int, rows: dict[tuple[int, ...], int]) -> np.ndarray | None:
-    """Return how the paths of an order fill a block, ``[paths, components * (2 l + 1) * factors]``, or None."""
+    """Return coefficients of an order's paths in a block, ``[paths, components * (2 l + 1) * factors]``, or None."""
     basis = symmetric_basis(l_max, block.l_out, order)
     place = {component: i for i, component in enumerate(block.components)}
     table = np.zeros((basis.n_paths, len(block.components), 2 * block.l_out + 1, len(rows)))
@@ -91,7 +91,7 @@ def _table(l_max: int, block: _Block, order: int, rows: dict[tuple[int, ...], in
 
 
 class SymmetricContraction(nn.Module):
-    """The constants of a symmetric contraction; the weights come from outside.
+    """The constants of a symmetric contraction, and its reference implementation; weights are passed in.
 
     Args:
         l_max: Highest degree of the atomic basis.
@@ -131,7 +131,7 @@ class SymmetricContraction(nn.Module):
         """Evaluate the polynomials.
 
         Args:
-            features: Atoms in order of element, ``[channels, (l_max + 1)^2, atoms]``.
+            features: Features with atoms sorted by element, ``[channels, (l_max + 1)^2, atoms]``.
             weights: By degree and order, ``[elements, paths, channels]``.
             elements_present: Elements that occur, in order.
             element_counts: Number of atoms of each.
@@ -172,7 +172,7 @@ class SymmetricContraction(nn.Module):
     def _matrices(
         self, b: int, block: _Block, weights: Mapping[tuple[int, int], Tensor], present: Tensor
     ) -> Tensor | None:
-        """Carry weights onto monomials, ``[elements present, channels, components * (2 l + 1), factors]``."""
+        """Map weights to monomials, ``[elements present, channels, components * (2 l + 1), factors]``."""
         total: Tensor | None = None
         for order in range(1, self.correlation + 1):
             table = getattr(self, f"table_{b}_{order}", None)

@@ -1,4 +1,4 @@
-"""What compiled kernels are made for: the processor and the width of its vectors."""
+"""The target of compiled kernels: the processor and the width of its vectors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from functools import cache
 import torch
 
 TARGET_VARIABLE = "MACE_KERNEL_TARGET"
-"""Environment variable with the compiler's ``-march``; ``native`` if unset, the compiler's own choice if empty."""
+"""Environment variable for the compiler's ``-march``; ``native`` if unset, the compiler's default if empty."""
 
 _BYTES_BY_TARGET = {"x86-64": 16, "x86-64-v2": 16, "x86-64-v3": 32, "x86-64-v4": 64}
 _BYTES_BY_CAPABILITY = {"AVX512": 64, "AVX2": 32}
 
 
 def target() -> str:
-    """Return the processor to compile for, as compilers spell it."""
+    """Return the processor to compile for, as named by compilers."""
     return os.environ.get(TARGET_VARIABLE, "native").strip()
 
 
 def vector_bytes() -> int:
     """Return the width of the target's vectors: 64 bytes (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, unknown).
 
-    Only speed depends on it: compilers split vectors that are wider than registers, and take long for it.
+    It affects only speed: compilers split vectors wider than registers, which makes compilation slow.
     """
     return _width(target())
 

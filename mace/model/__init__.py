@@ -1,1 +1,1 @@
-"""The model: from a graph to atomic energies, and from energies to forces, stress and virials."""
+"""The MACE model: from a graph to atomic energies, and from energies to forces, stress and virials."""

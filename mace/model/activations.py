@@ -1,4 +1,4 @@
-"""Activations scaled so that a standard normal input leaves with unit second moment."""
+"""Activations scaled to unit second moment of the output for standard normal input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _SCALED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "tanh": (torch.tanh, 1.5937334472592695),
     "abs": (torch.abs, 1.001110600838467),
 }
-"""The factors are those of e3nn 0.4.4, which estimates them from a million samples; the exact ones differ by up to one
-part in a thousand (abs: 1), but weights trained with the original assume these."""
+"""The factors are those of e3nn 0.4.4, which estimates them from a million samples. The exact values differ by up to
+one part in a thousand (abs: 1), but weights trained with the original assume these."""
 
 
 def _identity(values: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def activation(name: str) -> tuple[Callable[[Tensor], Tensor], float]:
     """Return an activation and its factor; the name ``None`` means no activation.
 
     Raises:
-        KeyError: If the name is not known.
+        KeyError: If the name is unknown.
     """
     if name == "None":
         return _identity, 1.0

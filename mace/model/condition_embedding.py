@@ -1,7 +1,7 @@
-"""How conditions enter a model: as channels that are added to what it knows of each element.
+"""Embedding of conditions: channels that are added to the element embedding.
 
 Source:
-    The joint embedding of mace-torch 0.3.16, as in MACE-OMOL-0; there is no publication that defines it.
+    The joint embedding of mace-torch 0.3.16, as used in MACE-OMOL-0; no publication defines it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mace.model.roles import learned
 
 
 class ClassChannels(nn.Module):
-    """Channels of its own for each class.
+    """A learned embedding of the classes of a categorical condition.
 
     Args:
         condition: A categorical condition.
@@ -29,12 +29,12 @@ class ClassChannels(nn.Module):
         self.table = learned(condition.n_classes, condition.width, group="conditions")
 
     def forward(self, values: Tensor) -> Tensor:
-        """Evaluate, ``[atoms, 1]`` to ``[atoms, width]``."""
+        """Embed class numbers, ``[atoms, 1]`` to ``[atoms, width]``."""
         return self.table.index_select(0, values.squeeze(1).round().long() + self.offset)
 
 
 class ValueChannels(nn.Module):
-    """A network with one hidden layer.
+    """An embedding of a continuous condition by a network with one hidden layer.
 
     Args:
         condition: A continuous condition.
@@ -50,13 +50,13 @@ class ValueChannels(nn.Module):
         )
 
     def forward(self, values: Tensor) -> Tensor:
-        """Evaluate, ``[atoms, values]`` to ``[atoms, width]``."""
+        """Embed values, ``[atoms, values]`` to ``[atoms, width]``."""
         hidden = functional.silu(functional.linear(values.to(self.first.dtype), self.first.T, self.first_bias))
         return functional.linear(hidden, self.second.T, self.second_bias)
 
 
 class ConditionChannels(nn.Module):
-    """The channels of all conditions together, mixed by one layer.
+    """The embeddings of all conditions, concatenated and mixed by one layer.
 
     Args:
         plan: The model's plan.
@@ -74,7 +74,7 @@ class ConditionChannels(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw unit-normal channels of classes and, as torch begins, uniform weights and biases of networks."""
+        """Draw class embeddings from a unit normal, and network weights and biases uniformly, as torch does."""
         for part in self.parts:
             if isinstance(part, ClassChannels):
                 _draw(part.table, generator, None)
@@ -87,10 +87,10 @@ class ConditionChannels(nn.Module):
         _draw(self.mixing, generator, len(self.mixing))
 
     def forward(self, graph: Graph) -> Tensor:
-        """Evaluate, rows in order of element, ``[atoms, channels]``.
+        """Embed the conditions of every atom, rows sorted by element, ``[atoms, channels]``.
 
         Raises:
-            ValueError: If the structures do not say a condition.
+            ValueError: If the structures lack a condition.
         """
         missing = [name for name in self.names if name not in graph.conditions]
         if missing:
@@ -101,7 +101,7 @@ class ConditionChannels(nn.Module):
 
 
 def _draw(parameter: Tensor, generator: torch.Generator, fan_in: int | None) -> None:
-    """Draw from a normal distribution or, with the number of inputs, a uniform one within the inverse of its root."""
+    """Draw values from a unit normal or, given the number of inputs, uniformly within plus or minus fan_in**-0.5."""
     if fan_in is None:
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     else:

@@ -1,4 +1,4 @@
-"""Which head of a model is meant, and a model of one head made from one of several."""
+"""Selection of a head of a model, and extraction of a single-head model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mace.model.mace import MACE
 
 
 def default_head(names: Sequence[str]) -> str | None:
-    """Return the head that is meant where none is named: the only one, or one called default; None without such."""
+    """Return the head to use if none is named: the only one, or one called default; None if there is neither."""
     return names[0] if len(names) == 1 else next((name for name in names if name.lower() == "default"), None)
 
 
 def find_head(names: Sequence[str], head: str | int | None, place: str) -> str:
-    """Return the name of the head that is meant.
+    """Return the name of the requested head.
 
     Args:
-        names: The heads there are; a single one is meant by ``default`` too.
-        head: What was asked for, by name or number; None for `default_head`.
-        place: What has the model, for messages.
+        names: Names of the heads of the model; a single head is also found as ``default``.
+        head: The requested head, by name or number; None for `default_head`.
+        place: Where the model comes from, for messages.
 
     Raises:
-        UserError: If there is no such head, or none is named and none is the default.
+        UserError: If there is no such head, or if no head is named and there is no default.
     """
     listed = ", ".join(names)
     if isinstance(head, int):
@@ -47,21 +47,21 @@ def find_head(names: Sequence[str], head: str | int | None, place: str) -> str:
 
 @torch.no_grad()
 def with_one_head(model: MACE, head: str) -> MACE:
-    """Return a model of one head that predicts what a certain head of several does.
+    """Return a single-head model that predicts the same as a given head of a model with several.
 
     Args:
-        model: The model; it is not changed, and given back if it has one head only.
-        head: Name of the head; that of a single one may be any.
+        model: The model; it is not changed, and is returned itself if it has only one head.
+        head: Name of the head; ignored if the model has only one.
     """
     plan = model.plan
     if not plan.heads:
         return model
     place = plan.head_names.index(head)
     taken = MACE(plan.of_head(place), model.dtype).to(model.embedding.device)
-    # parameters come in the same order where those of other heads are left out
+    # without the parameters of the other heads, those of both models have the same order
     sources = [(value, model.roles[name]) for name, value in model.named_parameters()]
     kept = [(value, role) for value, role in sources if role.head in (None, place)]
     for (name, value), (source, role) in zip(taken.named_parameters(), kept, strict=True):
-        # a map from the hidden layer of a readout is divided as if it saw the hidden layers of all heads
+        # maps from the hidden layer of a readout are normalized as if their inputs were the hidden layers of all heads
         value.copy_(source.double() * (role.fan_in / taken.roles[name].fan_in) ** -0.5)
     return taken

@@ -1,4 +1,4 @@
-"""One interaction: messages from the neighbors, summed, mixed and divided by the number of neighbors."""
+"""Interactions: messages from neighbors, summed, mixed and divided by the number of neighbors or a density."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from mace.model.radial_network import EdgeInputs, RadialNetwork
 from mace.model.roles import Group, learned
 
 Features = dict[int, Tensor]
-"""By degree, one row per atom in the order of elements, ``[atoms, 2 l + 1, channels]``."""
+"""Features by degree, with atoms sorted by element, ``[atoms, 2 l + 1, channels]``."""
 
 ATTENTION_CHANNELS = 64
-"""Scalars of either atom that radial weights with attention depend on."""
+"""Number of scalars of each atom on which radial weights with attention depend."""
 
 ATTENTION_WIDTHS = (256, 256, 256)
-"""Hidden layers of the radial network with attention, whatever ``radial_mlp`` says, as in the original."""
+"""Hidden layers of the radial network with attention, regardless of ``radial_mlp``, as in the original."""
 
 
 @dataclass(frozen=True)
 class EdgeGeometry:
-    """What all layers need to know of the edges.
+    """Geometry of the edges, shared by all layers.
 
     Attributes:
-        lengths: Angstrom, ``[pairs]``.
-        basis: Radial basis, ``[pairs, num_radial_basis]``; anything where it is not needed.
-        envelope: What radial weights are multiplied by, zero from the cutoff on, ``[pairs]``; None where the basis has
-            been.
-        harmonics: ``[slots, (l_max + 1)^2]``.
-        directed: The directed edges, for layers that tell an edge from its reverse; None without such layers.
+        lengths: Distances in Angstrom, ``[pairs]``.
+        basis: Radial basis, ``[pairs, num_radial_basis]``; arbitrary if it is not needed.
+        envelope: Cutoff envelope to multiply radial weights by, zero from the cutoff on, ``[pairs]``; None if the basis
+            has already been multiplied by it.
+        harmonics: Spherical harmonics, ``[slots, (l_max + 1)^2]``.
+        directed: The directed edges, for layers that distinguish an edge from its reverse; None without such layers.
     """
 
     lengths: Tensor
@@ -51,11 +51,11 @@ class EdgeGeometry:
 
 
 class Interaction(nn.Module):
-    """Gather, couple, sum and mix the features of the neighbors; each kind of messages is a class of its own.
+    """Gathers, couples, sums and mixes the features of neighbors; there is one subclass for each kind of messages.
 
     Args:
         plan: The model's plan.
-        layer: Which layer, from zero.
+        layer: Index of the layer, from zero.
     """
 
     def __init__(self, plan: ModelPlan, layer: int) -> None:
@@ -73,10 +73,10 @@ class Interaction(nn.Module):
         return RadialNetwork((plan.num_radial_basis, *plan.radial_mlp, n_outputs))
 
     def tabulate(self, embedding: RadialEmbedding, n_nodes: int) -> RadialTable:
-        """Tabulate the radial weights, computed in float64 from the present parameters, in their precision.
+        """Tabulate the radial weights, computed in float64 and stored in the precision of the current parameters.
 
         Raises:
-            ValueError: If they depend on more than the length.
+            ValueError: If they depend on more than the distance.
         """
         if self.kind.is_directed:
             raise ValueError("the radial weights depend on the atoms too")
@@ -99,15 +99,15 @@ class Interaction(nn.Module):
         """Compute the atomic basis A and the skip connection.
 
         Args:
-            features: Rows by degree, ``[atoms, 2 l + 1, channels]``.
-            geometry: The edges.
+            features: Features by degree, ``[atoms, 2 l + 1, channels]``.
+            geometry: Geometry of the edges.
             graph: The graph.
-            backend: What evaluates the inner loops.
-            table: The radial weights, where they are read from a table.
+            backend: The back end that evaluates the inner loops.
+            table: Table of the radial weights; None to evaluate the radial network.
 
         Returns:
-            A, ``[atoms, (l_max + 1)^2, channels]``; and by degree the residual, ``[atoms, 2 l + 1, channels]``; empty
-            for a kind without one.
+            A, ``[atoms, (l_max + 1)^2, channels]``, and the residual by degree, ``[atoms, 2 l + 1, channels]``; the
+            latter is empty for kinds without one.
         """
         messages = mapped(features, self.l_messages, self.linear_up)
         inputs = self.edge_inputs(features, geometry, graph)
@@ -120,15 +120,15 @@ class Interaction(nn.Module):
         return self.mix(sums, messages, features, inputs, graph, backend)
 
     def edge_inputs(self, features: Features, geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
-        """Collect what the radial weights of this layer depend on."""
+        """Collect the inputs of the radial network of this layer."""
         return EdgeInputs(geometry.basis, geometry.envelope)
 
     def directed_inputs(self, senders: Tensor, receivers: Tensor, geometry: EdgeGeometry, graph: Graph) -> EdgeInputs:
-        """Collect the same for directed edges, with what radial weights depend on of senders and receivers."""
+        """Collect the inputs of the radial network for directed edges, including features of senders and receivers."""
         assert geometry.directed is not None
         envelope = geometry.envelope
         if envelope is None:
-            # such a network is not zero where the basis is
+            # such a network does not vanish where the basis does
             envelope = (geometry.lengths < self.r_max).to(geometry.basis.dtype)
         envelope = to_both_directions(envelope)
         return EdgeInputs(geometry.basis, envelope, senders, receivers, geometry.directed, graph)
@@ -137,15 +137,15 @@ class Interaction(nn.Module):
     def mix(
         self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
     ) -> tuple[Tensor, Features]:
-        """Make the atomic basis of the sums; compute the residual.
+        """Compute the atomic basis from the sums, and the residual.
 
         Args:
             sums: Sums over neighbors by degree, ``[atoms, 2 l + 1, paths * channels of messages]``.
-            messages: What each atom sends, by degree, ``[atoms, 2 l + 1, channels of messages]``.
-            features: What enters the layer.
-            inputs: What the radial weights depend on.
+            messages: Features sent by each atom, by degree, ``[atoms, 2 l + 1, channels of messages]``.
+            features: Input features of the layer.
+            inputs: Inputs of the radial network.
             graph: The graph.
-            backend: What evaluates the inner loops.
+            backend: The back end that evaluates the inner loops.
 
         Returns:
             See `forward`.
@@ -153,11 +153,11 @@ class Interaction(nn.Module):
 
 
 class LinearInteraction(Interaction):
-    """Messages whose sums are mixed linearly; the skip connection has a matrix for each element.
+    """An interaction that mixes the summed messages linearly and has a skip connection with one matrix per element.
 
     Args:
         plan: The model's plan.
-        layer: Which layer, from zero.
+        layer: Index of the layer, from zero.
     """
 
     def __init__(self, plan: ModelPlan, layer: int) -> None:
@@ -174,7 +174,7 @@ class LinearInteraction(Interaction):
     def mix(
         self, sums: Features, messages: Features, features: Features, inputs: EdgeInputs, graph: Graph, backend: Backend
     ) -> tuple[Tensor, Features]:
-        """See `Interaction`; without a residual the matrices of the elements act on the messages instead."""
+        """See `Interaction`; without a residual, the matrices of the elements act on the messages instead."""
         divisor, counted = None, self.avg_num_neighbors
         if self.kind.normalization == "density":
             density = torch.tanh((inputs.basis @ (self.density * self.density.shape[0] ** -0.5)) ** 2)
@@ -192,11 +192,11 @@ class LinearInteraction(Interaction):
 
 
 class AttentionInteraction(Interaction):
-    """Messages whose radial weights depend on the scalars of both atoms too; one skip connection for all elements.
+    """An interaction whose radial weights also depend on the scalars of both atoms; all elements share a skip matrix.
 
     Args:
         plan: The model's plan.
-        layer: Which layer, from zero.
+        layer: Index of the layer, from zero.
     """
 
     def __init__(self, plan: ModelPlan, layer: int) -> None:
@@ -225,7 +225,7 @@ class AttentionInteraction(Interaction):
 
 
 def linear_maps(convolution: Convolution, n_inputs: int, widths: Sequence[int], group: Group) -> nn.ParameterList:
-    """Make maps from the sums of a convolution, for each degree ``[paths, channels of messages, outputs]``."""
+    """Create linear maps of the sums of a convolution, by degree, each ``[paths, channels of messages, outputs]``."""
     counts = [sum(path.l3 == degree for path in convolution.paths) for degree in range(len(widths))]
     return nn.ParameterList(
         learned(count, n_inputs, width, group=group, fan_in=count * n_inputs)
@@ -234,13 +234,13 @@ def linear_maps(convolution: Convolution, n_inputs: int, widths: Sequence[int], 
 
 
 def scaled_maps(maps: nn.ParameterList, divisor: float = 1.0) -> list[Tensor]:
-    """Return `linear_maps` as matrices, scaled so that results have the variance of inputs, and divided."""
+    """Return `linear_maps` as matrices, scaled to preserve the variance of their inputs and divided by a divisor."""
     flat = [weight.flatten(0, 1) for weight in maps]
-    # where no path leads there are no inputs, and nothing comes out
+    # a degree that no path leads to has no inputs, and its output is zero
     return [matrix * (max(len(matrix), 1) ** -0.5 / divisor) for matrix in flat]
 
 
 def mapped(features: Mapping[int, Tensor], degrees: Sequence[int], weights: Tensor) -> Features:
-    """Map the channels of some degrees, each with its matrix, ``[degrees, inputs, outputs]``."""
+    """Map the channels of the given degrees, each by its own matrix in ``[degrees, inputs, outputs]``."""
     matrices = (weights * weights.shape[1] ** -0.5).unbind(0)
     return {degree: features[degree] @ matrix for degree, matrix in zip(degrees, matrices, strict=True)}

@@ -1,4 +1,4 @@
-"""Which implementation of the kernels a model uses; decided here, once, and told."""
+"""Choice of the kernel implementation for a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mace.model.mace import MACE
 _LOGGER = logging.getLogger(__name__)
 
 VARIABLE = "MACE_KERNELS"
-"""Environment variable that decides where nothing else does."""
+"""Environment variable that decides if the choice is ``auto``."""
 
 CHOICES = ("auto", "torch", "c")
 
@@ -23,18 +23,18 @@ _ADVICE = "a C compiler makes them fast: install gcc or clang, or pip install 'm
 
 
 def choose_kernels(model: MACE, wanted: str = "auto") -> str:
-    """Let a model use compiled kernels where that is possible.
+    """Set the kernels of a model: those requested, or compiled ones if possible.
 
     Args:
         model: The model, on its device and in its precision.
-        wanted: ``torch``; ``c``, which must be possible then; or ``auto`` for ``c`` where it is possible. ``auto`` is
-            overruled by the environment variable ``MACE_KERNELS``.
+        wanted: ``torch``; ``c``, an error if impossible; or ``auto`` for ``c`` if possible and ``torch`` otherwise.
+            The environment variable ``MACE_KERNELS`` takes the place of ``auto``.
 
     Returns:
-        ``torch`` or ``c``.
+        The kernels in use, ``torch`` or ``c``.
 
     Raises:
-        UserError: If ``c`` is wanted and not possible, or the word is none of these.
+        UserError: If ``c`` is requested but not possible, or the choice is none of these.
     """
     source = "--kernels"
     if wanted == "auto" and os.environ.get(VARIABLE):
@@ -65,5 +65,5 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
 
 @cache
 def _warn(text: str) -> None:
-    """Log a warning, each only once in a process: a committee has many models, but the machine is one."""
+    """Log a warning, but only once per process, as all models of a committee would give the same one."""
     _LOGGER.warning("%s", text)

@@ -31,24 +31,24 @@ from mace.model.readout import LinearReadout, dipole_readouts, energy_readouts, 
 from mace.model.roles import declared_roles, learned
 
 _OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
-"""Constants of heads, and the buffers that hold them."""
+"""Constants of heads, and the names of the buffers that hold them."""
 
 INTERACTIONS: dict[str, type[Interaction]] = {
     "linear": LinearInteraction,
     "attention": AttentionInteraction,
     "nonlinear": NonlinearInteraction,
 }
-"""Interactions by their kind of messages."""
+"""Interaction classes by their kind of messages."""
 
 
 @dataclass(frozen=True)
 class AtomicOutput:
-    """What the model says of every atom; ``None`` stands for what it does not predict.
+    """Output of the model for every atom; ``None`` for what it does not predict.
 
     Attributes:
-        energies: Energy of every atom without its reference energy in eV, ``[atoms]``.
-        dipoles: Learned dipole in e*Angstrom, without that of the charges, ``[atoms, 3]``.
-        layers: Output of every layer by degree, rows in the order of elements, ``[atoms, 2 l + 1, channels]``.
+        energies: Energy of every atom in eV, without its reference energy, ``[atoms]``.
+        dipoles: Learned atomic dipoles in e*Angstrom, without the contribution of the charges, ``[atoms, 3]``.
+        layers: Output of every layer by degree, rows sorted by element, ``[atoms, 2 l + 1, channels]``.
     """
 
     energies: Tensor | None
@@ -57,7 +57,7 @@ class AtomicOutput:
 
 
 class MACE(nn.Module):
-    """A model with uninitialized weights; call `initialize` or load weights.
+    """A MACE model with uninitialized weights; call `initialize` or load weights.
 
     Args:
         plan: The plan, kept as an attribute.
@@ -65,14 +65,14 @@ class MACE(nn.Module):
 
     Attributes:
         plan: The plan.
-        roles: What is known of the parameters, by name.
-        backend: What evaluates the inner loops; see `use_backend`.
-        radial_tables: The radial weights of every layer; None where networks are evaluated, see `use_radial_tables`.
-        every_head: Its heads, a single one for a model that does not have several.
-        reference_energies: eV, float64, ``[heads, elements]``.
-        scales: eV, ``[heads]``.
-        shifts: eV, ``[heads]``.
-        inversion: Sign of each harmonic of the opposite direction.
+        roles: Roles of the parameters, by name; see `mace.model.roles.Role`.
+        backend: The back end that evaluates the inner loops; see `use_backend`.
+        radial_tables: Radial tables of every layer; None if networks are evaluated; see `use_radial_tables`.
+        every_head: Plans of its heads; a single one for a model without several.
+        reference_energies: Energies of isolated atoms in eV, float64, ``[heads, elements]``.
+        scales: Factors on the learned energies in eV, ``[heads]``.
+        shifts: Constants added to the learned energies in eV, ``[heads]``.
+        inversion: Sign of each harmonic under inversion of the direction.
     """
 
     reference_energies: Tensor
@@ -109,9 +109,9 @@ class MACE(nn.Module):
         self._carry_to(dtype or torch.get_default_dtype())
 
     def to_precision(self, dtype: torch.dtype) -> MACE:
-        """Carry weights and constants to a precision; reference energies stay float64 where the device has it.
+        """Convert weights and constants to a precision; reference energies stay float64 if the device supports it.
 
-        Constants are computed anew for a higher precision, so that they are as exact as if it had been built in it.
+        For a higher precision, constants are recomputed, so that they are as exact as if built in that precision.
         """
         rounded = torch.finfo(self.dtype).eps > torch.finfo(dtype).eps
         self._carry_to(dtype)
@@ -134,12 +134,12 @@ class MACE(nn.Module):
 
     @property
     def r_max(self) -> Tensor:
-        """Cutoff in Angstrom, as a tensor as in mace-torch, of no dimension; `plan` has all numbers."""
+        """Cutoff in Angstrom, as a scalar tensor as in mace-torch; `plan` has all numbers."""
         return torch.tensor(self.plan.r_max, dtype=torch.float64)
 
     @property
     def atomic_numbers(self) -> Tensor:
-        """The elements in rising order, as a tensor as in mace-torch, ``[elements]``."""
+        """The elements in increasing order, as a tensor as in mace-torch, ``[elements]``."""
         return torch.tensor(self.plan.atomic_numbers)
 
     @property
@@ -149,7 +149,7 @@ class MACE(nn.Module):
 
     @property
     def num_interactions(self) -> Tensor:
-        """Number of layers, as a tensor as in mace-torch, of no dimension."""
+        """Number of layers, as a scalar tensor as in mace-torch."""
         return torch.tensor(self.plan.n_layers)
 
     def reference_of_atoms(self, graph: Graph) -> Tensor:
@@ -160,17 +160,17 @@ class MACE(nn.Module):
         return self.reference_energies.flatten().index_select(0, head * self.plan.n_elements + graph.element)
 
     def kernels(self) -> list[Convolution | SymmetricContraction]:
-        """List what a back end evaluates."""
+        """List the convolutions and contractions that a back end evaluates."""
         return [module for module in self.modules() if isinstance(module, (Convolution, SymmetricContraction))]
 
     def use_backend(self, backend: Backend) -> MACE:
-        """Choose what evaluates the inner loops; `mace.kernels.backend` defines them."""
+        """Choose the back end that evaluates the inner loops, as defined in `mace.kernels.backend`."""
         self.backend, self.radial_tables = backend, None
         return self
 
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:
-        """Use the kernels in torch and the radial networks inside a ``with`` block, whatever was chosen before."""
+        """Use torch kernels and radial networks inside a ``with`` block, regardless of earlier choices."""
         before = self.backend, self.radial_tables
         self.use_backend(TORCH)
         try:
@@ -179,16 +179,16 @@ class MACE(nn.Module):
             self.backend, self.radial_tables = before
 
     def use_radial_tables(self, n_nodes: int | None) -> MACE:
-        """Read radial weights from tables made of the present weights, for inference; None for the networks again.
+        """Read radial weights from tables made from the current parameters, for inference only.
 
-        Precision, device and kernels must have been chosen before. Energies can then be differentiated once, by the
-        geometry.
+        Precision, device and kernels must be chosen before. Energies can then be differentiated only once, with respect
+        to the geometry.
 
         Args:
-            n_nodes: Number of nodes of each table.
+            n_nodes: Number of nodes of each table; None to return to the radial networks.
 
         Raises:
-            ValueError: If the radial weights depend on more than the length.
+            ValueError: If the radial weights depend on more than the distance.
         """
         if n_nodes is not None and not self.has_radial_functions_of_length:
             raise ValueError("the radial weights depend on the atoms too")
@@ -201,14 +201,14 @@ class MACE(nn.Module):
 
     @property
     def has_radial_functions_of_length(self) -> bool:
-        """Whether the radial weights of a pair depend on its length alone."""
+        """Whether the radial weights of a pair depend on its distance alone."""
         return self.plan.distance_transform == "None" and not self.plan.is_directed
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> MACE:
-        """Draw unit-normal weights; those of a contraction are divided by their number of paths.
+        """Draw weights from a unit normal; those of a contraction are divided by their number of paths.
 
-        Where the original begins otherwise, in non-linear interactions and with biases, so does this.
+        Non-linear interactions, conditions and biases are initialized differently, as in the original.
 
         Args:
             generator: Source of the random numbers, on the CPU.
@@ -220,7 +220,7 @@ class MACE(nn.Module):
             )
             parameter.copy_(values if start is None else start(values))
         for module in self.modules():
-            if isinstance(module, (NormalizedRadialNetwork, ConditionChannels)):  # what draws once more
+            if isinstance(module, (NormalizedRadialNetwork, ConditionChannels)):  # these overwrite the values
                 module.initialize(generator)
         return self
 
@@ -228,11 +228,11 @@ class MACE(nn.Module):
         """Evaluate the interaction energy and the dipole of every atom.
 
         Args:
-            graph: Atoms and neighbors.
-            vectors: From sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
+            graph: The graph of atoms and neighbors.
+            vectors: Vector from sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
 
         Returns:
-            Energies, dipoles and features; only descriptors read these, so nothing is spent on their order.
+            Energies, dipoles and features; features stay sorted by element, as only descriptors need them.
         """
         geometry = self._geometry(graph, vectors)
         channels = self.channels(graph)
@@ -252,25 +252,25 @@ class MACE(nn.Module):
         )
 
     def channels(self, graph: Graph) -> Tensor:
-        """Return what enters the first layer, of elements and conditions, rows in order of element, ``[atoms, n]``."""
+        """Return the input of the first layer from elements and conditions, rows sorted by element, ``[atoms, n]``."""
         element = graph.element.index_select(0, graph.atoms_by_element)
         channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
         return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
-        """Compute what all layers need to know of the edges."""
+        """Compute the geometry of the edges that all layers share."""
         lengths = vectors.norm(dim=-1)
-        # tables go without, unless a density is learned from it
+        # radial tables do not need the basis, unless a learned density depends on it
         needed = self.radial_tables is None or any(kind.normalization == "density" for kind in self.plan.interactions)
         basis, envelope = self.radial_embedding(lengths, graph) if needed else (lengths, None)
         harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
-        # the reverse of an edge has the opposite direction: odd harmonics change sign
+        # the reverse of an edge has the opposite direction, so odd harmonics change sign
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
         directed = directed_edges(graph) if self.plan.is_directed else None
         return EdgeGeometry(lengths, basis, envelope, gather_pairs(harmonics, graph) * signs, directed)
 
     def _energies(self, layers: list[dict[int, Tensor]], lengths: Tensor, graph: Graph) -> Tensor | None:
-        """Read the energies out of all layers, rows in order of element, ``[atoms]``."""
+        """Sum the energy readouts of all layers, scaled and shifted, rows sorted by element, ``[atoms]``."""
         if "energy" not in self.plan.outputs:
             return None
         energies = lengths.new_zeros(graph.n_atoms)
@@ -284,13 +284,13 @@ class MACE(nn.Module):
         return energies * self.scales[head] + self.shifts[head]
 
     def _read(self, readout: nn.Module, scalars: Tensor, graph: Graph) -> Tensor:
-        """Read an energy for the head of each atom, rows in order of element, ``[atoms]``."""
+        """Apply a readout with the head of each atom, rows sorted by element, ``[atoms]``."""
         heads = (graph.head_of_atoms(graph.atoms_by_element),) if self.plan.n_readout_heads > 1 else ()
         energies: Tensor = readout(scalars, *heads)
         return energies
 
     def _dipoles(self, layers: list[dict[int, Tensor]]) -> Tensor | None:
-        """Read the dipoles out of all layers that have a readout, rows in order of element, ``[atoms, 3]``."""
+        """Sum the dipole readouts of all layers that have one, scaled, rows sorted by element, ``[atoms, 3]``."""
         if "dipole" not in self.plan.outputs:
             return None
         dipoles = layers[0][1].new_zeros(layers[0][1].shape[:2])

@@ -4,7 +4,7 @@ The only metadata entry, `METADATA_KEY`, is a JSON document::
 
     {"version": 1, "plan": {...}, "units": {...}, "metadata": {...}}
 
-It is a single entry because safetensors writes several ones in random order, and equal models are to give equal bytes.
+It is a single entry because safetensors writes several in random order, and equal models should give equal bytes.
 """
 
 from __future__ import annotations
@@ -36,63 +36,63 @@ from mace.model.plan import ModelPlan, first_problem
 from mace.properties import ASCII, COMPARED, PROPERTIES
 
 FORMAT_VERSION = 1
-"""Version of the files written; a change that older programs would misread raises it."""
+"""Version of the format written; increased by any change that older programs would misread."""
 
 METADATA_KEY = "mace"
 """The entry of the safetensors metadata that holds the document."""
 
 UNITS = {"length": "Angstrom", **{name: PROPERTIES[name].unit.translate(ASCII) for name in COMPARED}}
-"""What the numbers of every model file mean."""
+"""Units of the numbers in every model file."""
 
 Document = dict[str, Any]
 Upgrade = Callable[[Document, dict[str, Tensor]], tuple[Document, dict[str, Tensor]]]
 
 UPGRADES: dict[int, Upgrade] = {}
-"""From a version to the function that turns its document and weights into those of the next version."""
+"""Maps each version to the function that converts its document and weights to the next version."""
 
 PRECISIONS = (torch.float32, torch.float64)
-"""Precisions a model may be stored in."""
+"""Precisions in which a model may be stored."""
 
 LARGEST_HEADER = 1 << 22
-"""Bytes of plan, metadata and names of weights; those of a model are some ten thousand."""
+"""Limit on the bytes of plan, metadata and names of weights; real models have some ten thousand."""
 
 MOST_VALUES, MOST_LEVELS = 150_000, 50
-"""Values in a document, and lists and tables in each other; most values are reference energies of many heads."""
+"""Limits on the number of values and the nesting in a document; most values are reference energies of many heads."""
 
 _TYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-"""Types of safetensors by name; the others are all called integers in messages, which no weights are."""
+"""Types of safetensors by name; all others are reported as integers in messages, as no weights have them."""
 
 _TORCH_SAVE_MAGIC = (b"PK\x03\x04", b"\x80")
 _PROGRAMS = ("torch", "numpy", "ase", "vesin", "safetensors")
 
 
 def _versions() -> dict[str, str]:
-    """Collect the versions of everything that a result may depend on."""
+    """Collect the versions of all programs that a result may depend on."""
     found = {"mace": mace.__version__, "python": platform.python_version()}
     for program in _PROGRAMS:
         try:
             found[program] = version(program)
-        except PackageNotFoundError:  # a program put on the path without having been installed
+        except PackageNotFoundError:  # a program on the path that was not installed
             found[program] = "unknown"
     return found
 
 
 class ModelMetadata(BaseModel):
-    """Where a model comes from; nothing of it changes what the model predicts.
+    """Where a model comes from; none of this affects its predictions.
 
     Attributes:
         name: Name of the run.
-        created: When, ISO 8601 in UTC.
+        created: Time of creation, ISO 8601 in UTC.
         versions: Versions of this program, Python and the libraries that made the model.
         settings: The settings of the run.
         seed: Seed of the run.
         data_hash: Fingerprint of the training data.
-        epoch: Epoch the weights are from, counted from zero.
-        stage: ``"one"`` or ``"two"`` of the training.
-        metrics: Errors by the name of the set, in eV and Angstrom, for example ``{"valid": {"rmse_f": 0.02}}``.
+        epoch: Epoch of the weights, counted from zero.
+        stage: Stage of the training, ``"one"`` or ``"two"``.
+        metrics: Errors by name of the data set, in eV and Angstrom, for example ``{"valid": {"rmse_f": 0.02}}``.
         shortest_distances: Shortest distance in the training data in Angstrom, by pair of elements such as ``H-O``;
-            a pair that is missing was never within the cutoff. Empty where it is not known.
-        comment: Anything worth telling.
+            a pair that is missing was never within the cutoff. Empty if unknown.
+        comment: Any remark.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,13 +125,13 @@ def _without_nonfinite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a model file holds.
+    """Content of a model file.
 
     Attributes:
         model: The model, ready to predict or to be trained further.
         metadata: Where it comes from.
         stored_dtype: Precision of the file, in which the model was trained.
-        heads: Names of the heads of the model; a file of another program may call a single one something.
+        heads: Names of the heads of the model; a file of another program may name even a single head.
     """
 
     model: MACE
@@ -141,7 +141,7 @@ class LoadedModel:
 
 
 def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = None) -> Path:
-    """Write a model; a reader sees the old file or the complete new one, never a part.
+    """Write a model atomically: a reader sees either the old file or the complete new one.
 
     Equal models and metadata give equal bytes on every device.
 
@@ -161,7 +161,7 @@ def save_model(path: str | Path, model: MACE, metadata: ModelMetadata | None = N
     check_finite(weights, path, "the model is not saved; go back to weights from before training diverged")
     if model.dtype not in PRECISIONS:
         raise UserError(f"{path}: a model in {model.dtype} cannot be saved; carry it to float32 or float64 first.")
-    # once more, for `model_copy` lets anything in, NaN too
+    # validate again, because `model_copy` accepts anything, including NaN
     checked = ModelMetadata.model_validate((metadata or ModelMetadata()).model_dump())
     document = {
         "version": FORMAT_VERSION,
@@ -183,14 +183,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
 
     Args:
         path: A file written by `save_model`, of this or an older version of the format.
-        device: Where the model is to live; it must exist.
-        dtype: Precision of the model; without it, the one it was stored in.
+        device: Device to load the model to; it must exist.
+        dtype: Precision of the model; None for the one it was stored in.
 
     Returns:
         The model and its metadata.
 
     Raises:
-        UserError: If the file is missing, is something else, is damaged, or was written by a newer program.
+        UserError: If the file is missing, damaged, not a model file, or written by a newer program.
     """
     path = Path(path)
     _check_kind(path)
@@ -201,7 +201,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
             name: torch.empty(values.get_shape(), dtype=_TYPES.get(values.get_dtype(), torch.int64), device="meta")
             for name, values in stored.items()
         }
-        # nothing is allocated before plan and weights, of which there are no more than the file has bytes, agree
+        # nothing is allocated until the plan agrees with the weights, which cannot be larger than the file
         upgraded, described = _upgraded(deepcopy(document), shapes, path)
         plan, metadata = _parsed(ModelPlan, upgraded, "plan", path), _parsed(ModelMetadata, upgraded, "metadata", path)
         stored_dtype = _precision(described, path)
@@ -216,14 +216,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
 
 
 def misfit(plan: ModelPlan, found: Mapping[str, Sequence[int]]) -> str | None:
-    """Compare the shapes of weights with those that a plan says, without taking memory for any of them.
+    """Compare the shapes of weights with those required by a plan, without allocating them.
 
     Args:
         plan: The plan.
         found: Shapes by the names of `mace.model.mace.MACE` parameters.
 
     Returns:
-        What does not fit, in words; None if all do.
+        A description of what does not fit; None if everything does.
     """
     if max(plan.n_layers, plan.n_readout_heads, len(plan.radial_mlp), len(plan.conditions)) > len(found):
         return f"it has {len(found)} weights for {plan.n_layers} layers and {plan.n_readout_heads} heads"
@@ -241,10 +241,10 @@ def misfit(plan: ModelPlan, found: Mapping[str, Sequence[int]]) -> str | None:
 
 
 def carry_to(model: MACE, device: str | torch.device, dtype: torch.dtype) -> MACE:
-    """Carry a model to a device and a precision, in place.
+    """Move a model to a device and convert it to a precision, in place.
 
     Raises:
-        UserError: If the device has no such precision.
+        UserError: If the device does not support the precision.
     """
     device = torch.device(device)
     if device.type == "mps":
@@ -255,7 +255,7 @@ def carry_to(model: MACE, device: str | torch.device, dtype: torch.dtype) -> MAC
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse what is no file, and name the kinds of file that are mistaken for a model most often."""
+    """Raise an error unless a path is a readable file, with advice for files often mistaken for models."""
     if path.is_dir():
         raise UserError(f"{path}: this is a directory; name the model file in it.")
     try:
@@ -269,7 +269,7 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: the model file cannot be opened ({error.strerror}).") from error
     if not start:
         raise UserError(f"{path}: the model file is empty; copy or train it again.")
-    # a safetensors file begins with the length of its header, whose lowest byte may be that of a pickle
+    # a safetensors file begins with the length of its header, whose lowest byte may equal the first of a pickle
     if start.startswith(_TORCH_SAVE_MAGIC) and start[8:] != b"{":
         raise UserError(
             f"{path}: this file was written by torch.save, as mace-torch does; convert it with mace_import_model "
@@ -279,7 +279,7 @@ def _check_kind(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, after a look at the length of its header, all of which is read at once."""
+    """Open a safetensors file after checking the length of its header, which is read in one piece."""
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
@@ -295,7 +295,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _document(stream: Any, path: Path) -> Document:
-    """Read the document of an open file."""
+    """Read and check the JSON document of an open file."""
     text = (stream.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise UserError(f"{path}: this is a safetensors file, but no model written by mace_run_train.")
@@ -311,7 +311,7 @@ def _document(stream: Any, path: Path) -> Document:
 
 
 def _is_bounded(document: Any) -> bool:
-    """Tell whether nothing that looks at every value of a document, level by level, will run out of anything."""
+    """Return whether a document is small and shallow enough to be processed safely; checked level by level."""
     level, n_values = [document], 0
     for _ in range(MOST_LEVELS):
         n_values += len(level)
@@ -325,7 +325,7 @@ def _is_bounded(document: Any) -> bool:
 
 
 def _upgraded(document: Document, weights: dict[str, Tensor], path: Path) -> tuple[Document, dict[str, Tensor]]:
-    """Bring an older file step by step to the present version."""
+    """Convert an older file, version by version, to the current one."""
     while document["version"] != FORMAT_VERSION:
         found = document["version"]
         if found > FORMAT_VERSION:
@@ -360,10 +360,10 @@ def _listed(names: list[str]) -> str:
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path, way_out: str) -> None:
-    """Make sure that weights are numbers.
+    """Check that all weights are finite.
 
     Raises:
-        UserError: If some are not; the message ends with the way out.
+        UserError: If some are not; the message ends with `way_out`.
     """
     bad = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
     if bad:

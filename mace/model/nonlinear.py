@@ -1,4 +1,4 @@
-"""The non-linear interaction: radial weights know both elements, and what is summed passes through gates."""
+"""The non-linear interaction: radial weights depend on both elements, and the sums pass through gates."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, Radia
 from mace.model.roles import Group, learned
 
 DENSITY_WIDTH = 64
-"""Hidden layer of the network of the density, as in the original."""
+"""Width of the hidden layer of the density network, as in the original."""
 
 START_OF_ALPHA, START_OF_BETA = 20.0, 0.0
-"""What sums are divided by at the start of a training: ``alpha`` plus ``beta`` times the density."""
+"""Initial values of ``alpha`` and ``beta``; sums are divided by ``alpha`` plus ``beta`` times the density."""
 
 LARGEST_ELEMENT_EMBEDDING = 0.001
-"""Bound of what radial weights know of the elements at the start of a training."""
+"""Bound on the initial values of the element embeddings that enter the radial weights."""
 
 
 class NonlinearInteraction(Interaction):
-    """Mix the sums, divide them, add a map of the atom's own features, and let all pass through gates.
+    """Mixes the sums, divides them by a density, adds a map of the atom's own features and applies gates.
 
     Args:
         plan: The model's plan.
@@ -68,11 +68,11 @@ def _small_uniform(values: Tensor) -> Tensor:
 
 
 class GatedMixing(nn.Module):
-    """How sums become the atomic basis: scalars are activated, other features multiplied by a scalar of their own.
+    """Computes the atomic basis from sums: scalars are activated, other features multiplied by a gate scalar each.
 
     Args:
         plan: The model's plan.
-        interaction: What has the sums.
+        interaction: The interaction that computes the sums.
     """
 
     def __init__(self, plan: ModelPlan, interaction: Interaction) -> None:
@@ -100,7 +100,7 @@ class GatedMixing(nn.Module):
             mixed.append((sums[degree] @ weight) / divisor.view(-1, 1, 1))
             if degree in own:
                 mixed[degree] = mixed[degree] + messages[degree] @ (own[degree] * len(own[degree]) ** -0.5)
-        # the gates of the other degrees are scalars too
+        # the gates of the other degrees are also scalars
         scalars, *gates = mixed[0].chunk(len(mixed), dim=2)
         gated = [torch.nn.functional.silu(scalars) * SILU_SCALE]
         for values, gate in zip(mixed[1:], gates, strict=True):

@@ -1,4 +1,4 @@
-"""The plan of a model: every number that decides its shape and its constants, nothing that is learned."""
+"""The plan of a model: everything that determines its architecture and its constants, but nothing learned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mace.properties import PROPERTIES, predicted_with
 from mace.structures.configuration import DEFAULT_HEAD
 
 MAX_L = 4
-"""Highest degree of harmonics and features; the coupling coefficients are verified up to here."""
+"""Highest degree of harmonics and features; coupling coefficients are verified up to this degree."""
 
 
 OUTPUTS = {
@@ -28,41 +28,41 @@ OUTPUTS = {
     "AtomicDipolesMACE": predicted_with("dipole"),
     "EnergyDipolesMACE": predicted_with("energy", "dipole"),
 }
-"""What each kind of model predicts of `mace.properties.PROPERTIES`, by the word of the command line."""
+"""Properties from `mace.properties.PROPERTIES` that each kind of model predicts, by its command-line name."""
 
 DEGREES_READ = {
     model: {len(PROPERTIES[name].shape) for name in outputs if not PROPERTIES[name].derivative_of}
     for model, outputs in OUTPUTS.items()
 }
-"""Degrees of the features that its readouts read: 0 for numbers, 1 for vectors."""
+"""Degrees of the features that the readouts of each kind of model read: 0 for scalars, 1 for vectors."""
 
 LARGEST_CUTOFF = 100.0
-"""Beyond it, in any unit of length that models are trained in, every atom would be a neighbor of all others."""
+"""Largest cutoff, chosen to be generous in any unit of length: beyond it, all atoms would be neighbors."""
 
 MOST_LAYERS, MOST_HEADS, MOST_CONDITIONS = 100, 1000, 100
 LARGEST_WIDTH = 100_000
-"""Most channels, and the widest hidden layer."""
+"""Largest number of channels, and largest width of a hidden layer."""
 
 Width = Annotated[int, Field(ge=1, le=LARGEST_WIDTH)]
 Degree = Annotated[int, Field(ge=0, le=MAX_L)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
-"""An energy or a factor; bounds leave room for all electrons of the heaviest atoms and for any unit. NaN has none."""
+"""An energy or a factor; the bounds allow all-electron energies of the heaviest atoms in any unit, but not NaN."""
 
 
 LEFT_OUT_WHERE_ABSENT = ("conditions", "condition_readout", "heads")
-"""Fields that are left out where a model has nothing of the kind, so that its plan is written as before they came."""
+"""Fields that are left out of a plan if empty, so that it is written as it was before these fields existed."""
 
 
 class InteractionPlan(BaseModel):
-    """What kind of interaction a layer uses.
+    """The kind of interaction used by a layer.
 
     Attributes:
-        residual: Add a linear map of the layer's input to its output, one for each element where messages are
+        residual: Whether to add a linear map of the layer's input to its output, one per element if messages are
             ``linear``. Without it, that map acts on the messages instead, and an isolated atom has exactly its
             reference energy.
-        normalization: Divide messages by the mean number of neighbors, or by a learned density.
-        messages: ``linear``: sums over neighbors are mixed linearly. ``attention``: the same, but radial weights depend
-            on the features of both atoms too. ``nonlinear``: radial weights depend on both elements, and the sums,
+        normalization: Whether to divide messages by the mean number of neighbors or by a learned density.
+        messages: ``linear``: sums over neighbors are mixed linearly. ``attention``: the same, but radial weights also
+            depend on the features of both atoms. ``nonlinear``: radial weights depend on both elements, and the sums,
             added to a map of the atom's own features, pass through gates.
     """
 
@@ -86,13 +86,13 @@ class InteractionPlan(BaseModel):
 
 
 class HeadPlan(BaseModel):
-    """What is a head's own besides the weights of its readouts.
+    """Constants of a head; it also has its own readout weights.
 
     Attributes:
-        name: What it is called.
-        reference_energies: Energy of each isolated element in eV.
+        name: Name of the head.
+        reference_energies: Energy of the isolated atom of each element in eV.
         scale: Factor on the learned atomic energy, eV.
-        shift: Constant added to it for every atom, eV.
+        shift: Constant added to the scaled energy of every atom, eV.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,39 +106,40 @@ class ModelPlan(BaseModel):
     """Everything needed to build a model with random weights; stored in the model file.
 
     Attributes:
-        model: The word of the command line.
+        model: Kind of model, as named on the command line.
         r_max: Cutoff in Angstrom.
         radial_type: Kind of radial basis.
         num_radial_basis: Number of radial functions.
         num_cutoff_basis: Exponent of the cutoff polynomial.
         distance_transform: Transformation of distances before the radial basis.
-        cutoff_after_network: Multiply the radial weights by the cutoff polynomial, instead of the radial basis.
+        cutoff_after_network: Multiply the radial weights, instead of the radial basis, by the cutoff polynomial.
         pair_repulsion: Add the screened nuclear repulsion of Ziegler, Biersack and Littmark.
         l_max: Highest degree of the harmonics.
-        n_channels: Channels of every degree.
-        hidden_l: Degrees passed from layer to layer, rising from 0.
-        message_channels: Channels of what neighbors send, layer by layer; None for ``n_channels`` in all.
-        message_l: Degrees of what neighbors send in all layers but the first, some of ``hidden_l``; None for all.
-        interactions: Kind of each layer.
-        product_of_all_elements: Share the weights of the symmetric contraction between elements.
-        correlation: Factors of the symmetric contraction, layer by layer.
+        n_channels: Number of channels of every degree.
+        hidden_l: Degrees passed from layer to layer, increasing from 0.
+        message_channels: Channels of the features that neighbors send, per layer; None for ``n_channels`` in all.
+        message_l: Degrees of the features that neighbors send after the first layer, from ``hidden_l``; None for all.
+        interactions: Kind of interaction of each layer.
+        product_of_all_elements: Share the weights of the symmetric contraction among all elements.
+        correlation: Correlation order of the symmetric contraction in each layer, the number of its factors.
         radial_mlp: Widths of the hidden layers of the radial network.
-        readout_channels: Width of the hidden layer of the last readout of energies; 0 where no energy is predicted.
-        readout_biases: Give the last readout of energies a second hidden layer, and both biases.
-        last_readout_only: Read energies out of the last layer only.
-        readout_vectors: Width of the hidden layer of the last readout of dipoles; 0 for none, as where no dipole is
-            predicted.
+        readout_channels: Width of the hidden layer of the last energy readout; 0 if no energy is predicted.
+        readout_biases: Give the last energy readout a second hidden layer, with biases there and in its output.
+        last_readout_only: Read energies from the last layer only.
+        readout_vectors: Width of the hidden layer of the last dipole readout; 0 for no such readout, for example if no
+            dipole is predicted.
         gate: Activation of the last readout.
-        avg_num_neighbors: What messages are divided by.
-        atomic_numbers: The elements, in rising order.
-        reference_energies: Energy of each isolated element in eV; empty where no energy is predicted.
+        avg_num_neighbors: Mean number of neighbors, by which messages are divided.
+        atomic_numbers: The elements, in increasing order.
+        reference_energies: Energy of the isolated atom of each element in eV; empty if no energy is predicted.
         scale: Factor on the learned atomic energy, eV.
-        shift: Constant added to it for every atom, eV.
+        shift: Constant added to the scaled energy of every atom, eV.
         dipole_scale: Factor on the learned atomic dipoles, e*Angstrom.
         conditions: What energies depend on besides the atoms, such as a total charge.
-        condition_readout: Add an energy read from the channels of each atom's element and conditions.
-        heads: Heads of a model that has several, for levels of theory that share all but the readouts; empty for a
-            model of one. ``reference_energies`` is then empty, ``scale`` one and ``shift`` zero: these are theirs.
+        condition_readout: Add an energy read from the initial channels of each atom, of its element and conditions.
+        heads: Heads of a model that has several, for levels of theory that share everything but the readouts; empty for
+            a model with one. With several, each head has its own reference energies, scale and shift, and here
+            ``reference_energies`` is empty, ``scale`` one and ``shift`` zero.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -238,12 +239,12 @@ class ModelPlan(BaseModel):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the model predicts, of `mace.properties.PROPERTIES`."""
+        """Properties that the model predicts, from `mace.properties.PROPERTIES`."""
         return OUTPUTS[self.model]
 
     @property
     def is_directed(self) -> bool:
-        """Whether there are radial weights of an edge that differ from those of the reverse edge."""
+        """Whether in any layer the radial weights of an edge differ from those of the reverse edge."""
         return any(kind.is_directed for kind in self.interactions)
 
     @property
@@ -258,12 +259,12 @@ class ModelPlan(BaseModel):
 
     @property
     def n_reference_energies(self) -> int:
-        """Number of reference energies of a head."""
+        """Number of reference energies per head."""
         return len(self.atomic_numbers) if "energy" in self.outputs else 0
 
     @property
     def every_head(self) -> tuple[HeadPlan, ...]:
-        """The heads; a single one, called `DEFAULT_HEAD`, if the model does not have several."""
+        """The heads; a single one named `DEFAULT_HEAD` if the model does not have several."""
         one = HeadPlan(
             name=DEFAULT_HEAD, reference_energies=self.reference_energies, scale=self.scale, shift=self.shift
         )
@@ -276,11 +277,11 @@ class ModelPlan(BaseModel):
 
     @property
     def n_readout_heads(self) -> int:
-        """How many readouts every layer has: heads of models of dipoles share theirs."""
+        """Number of readouts per layer: one per head, except that the heads of dipole models share theirs."""
         return 1 if "dipole" in self.outputs else max(1, len(self.heads))
 
     def of_head(self, head: int) -> ModelPlan:
-        """Return the plan of a model of one head, a certain one of several."""
+        """Return the plan of a single-head model with the given head of several."""
         if not self.heads:
             return self
         taken = self.heads[head]
@@ -288,29 +289,29 @@ class ModelPlan(BaseModel):
         return self.model_copy(update={"heads": (), **own})
 
     def l_in(self, layer: int) -> tuple[int, ...]:
-        """Return the degrees that enter a layer: scalars of the element first, then the hidden degrees."""
+        """Return the input degrees of a layer: element scalars for the first layer, then the hidden degrees."""
         return (0,) if layer == 0 else self.hidden_l
 
     def l_of_messages(self, layer: int) -> tuple[int, ...]:
-        """Return the degrees of what neighbors send in a layer."""
+        """Return the degrees of the features that neighbors send in a layer."""
         return self.l_in(layer) if layer == 0 or self.message_l is None else self.message_l
 
     def channels_of_messages(self, layer: int) -> int:
-        """Return the number of channels of what neighbors send in a layer."""
+        """Return the number of channels of the features that neighbors send in a layer."""
         return self.n_channels if self.message_channels is None else self.message_channels[layer]
 
     def l_out(self, layer: int) -> tuple[int, ...]:
-        """Return the degrees that leave a layer: from the last scalars, and vectors where there are dipoles."""
+        """Return the output degrees of a layer; for the last, only scalars, and vectors if dipoles are predicted."""
         last = (0, 1) if 1 in DEGREES_READ[self.model] else (0,)
         return last if layer == self.n_layers - 1 else self.hidden_l
 
 
 def first_problem(error: ValidationError, start: str = "plan") -> str:
-    """Say what is wrong with a plan, the first thing only, as ``'plan.r_max' is not valid (...)``.
+    """Describe the first validation error of a plan, as ``'plan.r_max' is not valid (...)``.
 
     Args:
-        error: What checking it said.
-        start: What the plan is called.
+        error: The validation error.
+        start: What to call the plan.
     """
     first = error.errors(include_url=False)[0]
     place, value = ".".join(str(part)[:40] for part in (start, *first["loc"][:5])), first["input"]

@@ -1,4 +1,4 @@
-"""Energies and dipoles of a batch, with forces, stress and virials by differentiating with respect to pair vectors."""
+"""Energies and dipoles of a batch; forces, stress and virials as derivatives with respect to pair vectors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from mace.model.mace import MACE
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts for a batch; what was not asked for or is not predicted is ``None``.
+    """Predictions of a model for a batch; ``None`` for what was not requested or is not predicted.
 
     Attributes:
-        energy: Total energy in eV, float64 where the device has it, ``[structures]``.
+        energy: Total energy in eV, float64 if the device supports it, ``[structures]``.
         atomic_energies: Reference plus interaction energy of every atom in eV, ``[atoms]``.
         reference_energies: Reference energy of every atom in eV, ``[atoms]``.
-        forces: eV/Angstrom, ``[atoms, 3]``.
-        stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN where there is no volume.
+        forces: Forces in eV/Angstrom, ``[atoms, 3]``.
+        stress: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``; NaN for structures without a volume.
         virials: -dE/dstrain in eV, ``[structures, 3, 3]``.
-        atomic_virials: What each atom adds to them, half of every pair it belongs to, ``[atoms, 3, 3]``.
-        dipole: e*Angstrom, that of the given charges included, float64 where the device has it, ``[structures, 3]``.
-        atomic_dipoles: What each atom adds to it, without its charge times its position, ``[atoms, 3]``.
+        atomic_virials: Contribution of each atom to the virials, half of each of its pairs, in eV, ``[atoms, 3, 3]``.
+        dipole: Total dipole in e*Angstrom, including that of the given charges, float64 if the device supports it,
+            ``[structures, 3]``.
+        atomic_dipoles: Learned contribution of each atom, without its charge times its position, ``[atoms, 3]``.
         features: Output of every layer by degree, ``[atoms, 2 l + 1, channels]``.
     """
 
@@ -46,7 +47,7 @@ class Prediction:
 
 
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
-    """Add up rows of atoms by structure, ``[atoms, ...]`` to ``[structures, ...]``."""
+    """Sum values of atoms over each structure, ``[atoms, ...]`` to ``[structures, ...]``."""
     total = values.new_zeros(graph.n_structures, *values.shape[1:])
     return total.index_add(0, graph.structure_of_atom, values)
 
@@ -64,15 +65,15 @@ def predict(
 
     Args:
         model: The model.
-        graph: Atoms and neighbors, on the model's device.
-        forces: Whether forces are wanted; a model without energies has none.
-        stress: Whether stress and virials are wanted; likewise.
-        training: Keep the graph of operations, so that a loss of the result can be differentiated.
-        atomic_virials: Whether the virials of single atoms are wanted; likewise.
-        features: Whether the output of the layers is wanted.
+        graph: The graph of atoms and neighbors, on the model's device.
+        forces: Whether to compute forces; a model without energies has none.
+        stress: Whether to compute stress and virials; a model without energies has none.
+        training: Whether to keep the graph of operations, so that a loss of the result can be differentiated.
+        atomic_virials: Whether to compute the virials of individual atoms; a model without energies has none.
+        features: Whether to return the output of the layers.
 
     Returns:
-        Energies, dipoles and the derivatives asked for.
+        Energies, dipoles and the requested derivatives.
     """
     vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
@@ -100,7 +101,7 @@ def predict(
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:
-                # from each pair to its two atoms
+                # distribute the gradient of each pair to its two atoms
                 toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
                 found["forces"] = -restore_order(sum_slots(toward_receiver, graph), graph)
             if stress or atomic_virials:
@@ -114,10 +115,10 @@ def predict(
 
 
 def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atomic_virials: bool) -> dict[str, Tensor]:
-    """Differentiate the energy by a symmetric strain; return stress and virials, or those of the atoms, or both.
+    """Differentiate the energy by a symmetric strain; return stress and virials, atomic virials, or both.
 
-    A strain moves every vector ``v`` to ``(1 + strain) v``, so each pair adds the symmetric part of the product of its
-    vector and its gradient. Of the atomic virials, either atom of a pair has half.
+    A strain maps every vector ``v`` to ``(1 + strain) v``, so each pair contributes the symmetric part of the outer
+    product of its vector and its gradient. In the atomic virials, each atom of a pair gets half.
     """
     found: dict[str, Tensor] = {}
     product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)  # without the padding
@@ -127,7 +128,7 @@ def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atom
         by_strain = total.index_add(0, graph.structure_of_atom.index_select(0, graph.pair_sender)[:-1], of_pairs)
         volume = graph.volume.to(gradient.dtype).view(-1, 1, 1)
         missing = volume.isnan()
-        # NaN is put in afterwards, so that no derivative becomes NaN
+        # NaN is filled in last, so that no derivative becomes NaN
         per_volume = (by_strain / volume.masked_fill(missing, 1.0)).masked_fill(missing, float("nan"))
         found |= {"stress": per_volume, "virials": -by_strain}
     if atomic_virials:
@@ -138,16 +139,17 @@ def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atom
 
 
 def hessian(model: MACE, graph: Graph) -> Tensor:
-    """Differentiate the energy twice by the positions.
+    """Compute the second derivatives of the energy with respect to positions.
 
-    Compiled kernels and radial tables know first derivatives by the geometry only; those in torch are used meanwhile.
+    Compiled kernels and radial tables only provide first derivatives with respect to geometry, so torch kernels and
+    radial networks are used here.
 
     Args:
         model: The model.
         graph: One structure, on the model's device.
 
     Returns:
-        eV/Angstrom^2, ``[3 atoms, atoms, 3]``: row ``3 i + k`` differentiates by component ``k`` of atom ``i`` first.
+        eV/Angstrom^2, ``[3 atoms, atoms, 3]``; row ``3 i + k`` is the derivative by component ``k`` of atom ``i``.
     """
     positions = graph.positions.detach().clone().requires_grad_(True)
     moved = replace(graph, positions=positions)
@@ -164,7 +166,7 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
 
 
 def nonsense(results: Mapping[str, Any]) -> str | None:
-    """Say which results of a structure hold NaN or infinite numbers, and what to think of it; None if none does."""
+    """Describe which results of a structure are NaN or infinite, with possible causes; None if all are finite."""
     names = [name for name, values in results.items() if not np.isfinite(values).all()]
     if not names:
         return None

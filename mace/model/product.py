@@ -1,4 +1,4 @@
-"""The product of one layer: many-body features from the atomic basis, mixed, plus the residual."""
+"""The product of a layer: many-body features from the atomic basis, mixed, plus the residual."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mace.model.roles import learned
 
 
 class Product(nn.Module):
-    """Symmetric contraction, with weights of each element or of all, and a linear map of the channels.
+    """Symmetric contraction, with weights for each element or shared by all, and a linear map of the channels.
 
     Args:
         plan: The model's plan.
@@ -36,7 +36,7 @@ class Product(nn.Module):
                     weight = learned(n_matrices, n_paths, n, group="products", element_axis=axis, start=start)
                     self.weights[f"l{degree}_order{order}"] = weight
         self.linear = learned(len(self.l_out), n, n, group="products")
-        if not self.linear.is_meta:  # a model of shapes alone, for which no coefficients are computed
+        if not self.linear.is_meta:  # models on the meta device have only shapes and need no coefficients
             self.contraction = SymmetricContraction(plan.l_max, self.l_out, correlation)
 
     def forward(self, atomic_basis: Tensor, residual: Features, graph: Graph, backend: Backend) -> Features:
@@ -44,12 +44,12 @@ class Product(nn.Module):
 
         Args:
             atomic_basis: ``[atoms, (l_max + 1)^2, channels]``.
-            residual: By degree, ``[atoms, 2 l + 1, channels]``; may lack degrees.
+            residual: Residual by degree, ``[atoms, 2 l + 1, channels]``; degrees may be missing.
             graph: The graph.
             backend: What evaluates the inner loops.
 
         Returns:
-            By degree, ``[atoms, 2 l + 1, channels]``.
+            Features by degree, ``[atoms, 2 l + 1, channels]``.
         """
         weights = {(int(key[1]), int(key[-1])): weight for key, weight in self.weights.items()}
         mixed = mapped(backend.contract(self.contraction, atomic_basis, weights, graph), self.l_out, self.linear)

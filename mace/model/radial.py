@@ -1,4 +1,4 @@
-"""Functions of the distance: cutoff envelope, radial bases, distance transforms and the nuclear repulsion."""
+"""Functions of distance: cutoff envelope, radial bases, distance transforms and nuclear repulsion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ZBL_COEFFICIENTS = (0.1818, 0.5099, 0.2802, 0.02817)
 ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)
 ZBL_LENGTH, ZBL_POWER, ZBL_BOHR = 0.4543, 0.300, 0.529
 COULOMB = 14.3996
-"""Energy of two unit charges at one Angstrom, eV, as rounded in the original."""
+"""Energy of two unit charges at a distance of one Angstrom in eV, rounded as in the original."""
 
 
 def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Tensor:
@@ -27,7 +27,7 @@ def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Te
 
     Args:
         length: Edge lengths in Angstrom, any shape.
-        r_max: Cutoff in Angstrom, a number or one per length.
+        r_max: Cutoff in Angstrom, one number or one per length.
         p: Order of contact at the origin.
 
     Returns:
@@ -53,16 +53,16 @@ def bessel_basis(length: Tensor, r_max: float, n: int) -> Tensor:
 
 
 def gaussian_basis(length: Tensor, r_max: float, n: int) -> Tensor:
-    """Evaluate n Gaussians centered evenly from 0 to the cutoff, as wide as their distance, ``[edges, n]``."""
+    """Evaluate n Gaussians centered evenly from 0 to the cutoff, as wide as their spacing, ``[edges, n]``."""
     centers = torch.linspace(0.0, r_max, n, dtype=length.dtype, device=length.device)
     width = r_max / max(n - 1, 1)
     return torch.exp(-0.5 * ((length.unsqueeze(-1) - centers) / width) ** 2)
 
 
 def chebyshev_basis(length: Tensor, r_max: float, n: int) -> Tensor:
-    """Evaluate the Chebyshev polynomials of degree 1 to n of the length as it is, ``[edges, n]``.
+    """Evaluate the Chebyshev polynomials of degree 1 to n of the unscaled length, ``[edges, n]``.
 
-    The original does not scale the length to the interval from -1 to 1; neither is it scaled here, for equal results.
+    The original does not scale lengths to the interval from -1 to 1; for equal results, they are not scaled here.
     """
     polynomials = [torch.ones_like(length), length]
     while len(polynomials) <= n:
@@ -74,10 +74,10 @@ BASES = {"bessel": bessel_basis, "gaussian": gaussian_basis, "chebyshev": chebys
 
 
 def agnesi_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
-    """Map distances to (0, 1], finest near the bond length of the two elements.
+    """Map distances to (0, 1], with the highest resolution near the bond length of the two elements.
 
     Args:
-        length: Angstrom, ``[edges]``.
+        length: Edge lengths in Angstrom, ``[edges]``.
         sum_of_radii: Sum of the covalent radii of the two atoms in Angstrom, ``[edges]``.
 
     Source:
@@ -88,7 +88,7 @@ def agnesi_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
 
 
 def soft_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
-    """Hold distances shorter than three quarters of the bond length at that value, smoothly; Angstrom, ``[edges]``."""
+    """Smoothly replace distances below three quarters of the bond length by that value; Angstrom, ``[edges]``."""
     near, far = 0.75 * sum_of_radii, 4.0 / 3.0 * sum_of_radii
     switch = 0.5 * (1.0 + torch.tanh(SOFT_STEEPNESS / (far - near) * (length - 0.5 * (near + far))))
     return near + (length - near) * switch
@@ -97,7 +97,7 @@ def soft_transform(length: Tensor, sum_of_radii: Tensor) -> Tensor:
 class RadialEmbedding(nn.Module):
     """Radial basis and cutoff envelope of every pair, after an optional transform of the distance.
 
-    They are multiplied here, or else the envelope is left to the radial weights.
+    The basis is multiplied by the envelope here, unless the radial weights are to be multiplied by it.
 
     Args:
         plan: The model's plan.
@@ -112,15 +112,15 @@ class RadialEmbedding(nn.Module):
         self.register_buffer("covalent_radii", radii, persistent=False)
 
     def forward(self, lengths: Tensor, graph: Graph) -> tuple[Tensor, Tensor | None]:
-        """Evaluate.
+        """Evaluate the basis and the envelope.
 
         Args:
-            lengths: Angstrom, ``[pairs]``.
+            lengths: Distances in Angstrom, ``[pairs]``.
             graph: The graph.
 
         Returns:
-            The basis, ``[pairs, num_radial_basis]``, and None where it has been multiplied by the envelope, which makes
-            it exactly zero for the padding; otherwise the envelope, ``[pairs]``, which is zero there.
+            The basis, ``[pairs, num_radial_basis]``, and None if it has been multiplied by the envelope, which makes it
+            exactly zero for padding; otherwise the envelope, ``[pairs]``, which is zero for padding.
         """
         if self.plan.distance_transform == "None":
             return self.of_length(lengths, lengths)
@@ -128,7 +128,7 @@ class RadialEmbedding(nn.Module):
         return self.of_length(lengths, transform(lengths, sum_of_radii(self.covalent_radii, graph)))
 
     def of_length(self, lengths: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Do the same with the basis at transformed lengths and the envelope at the lengths themselves."""
+        """Evaluate the basis at transformed lengths and the envelope at the original ones; see `forward`."""
         plan = self.plan
         envelope = polynomial_envelope(lengths, plan.r_max, plan.num_cutoff_basis)
         basis = BASES[plan.radial_type](transformed, plan.r_max, plan.num_radial_basis)
@@ -136,13 +136,13 @@ class RadialEmbedding(nn.Module):
 
 
 def sum_of_radii(radii: Tensor, graph: Graph) -> Tensor:
-    """Add the radii of the two elements of every pair, ``[pairs]``."""
+    """Return the sum of the radii of the two atoms of every pair, ``[pairs]``."""
     element = graph.element
     return radii[element.index_select(0, graph.pair_sender)] + radii[element.index_select(0, graph.pair_receiver)]
 
 
 class NuclearRepulsion(nn.Module):
-    """Screened repulsion of the nuclei, switched off at the sum of the covalent radii.
+    """Screened nuclear repulsion, switched off at the sum of the covalent radii.
 
     Args:
         plan: The model's plan.
@@ -162,7 +162,7 @@ class NuclearRepulsion(nn.Module):
         self.register_buffer("charges", torch.tensor(plan.atomic_numbers, dtype=torch.float64), persistent=False)
 
     def forward(self, lengths: Tensor, graph: Graph) -> Tensor:
-        """Return half the repulsion of each pair in eV, the share of either atom, ``[pairs]``; zero past the cutoff."""
+        """Return half the repulsion of each pair in eV, the share of one atom, ``[pairs]``; zero from the cutoff on."""
         z_sender = self.charges[graph.element.index_select(0, graph.pair_sender)]
         z_receiver = self.charges[graph.element.index_select(0, graph.pair_receiver)]
         screening = ZBL_LENGTH * ZBL_BOHR / (z_sender**ZBL_POWER + z_receiver**ZBL_POWER)

@@ -1,4 +1,4 @@
-"""Networks from what is known of an edge, its length above all, to the weights of all paths and channels."""
+"""Radial networks: from inputs of an edge, mainly its length, to the weights of all paths and channels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mace.model.roles import Group, learned
 
 @dataclass(frozen=True)
 class EdgeInputs:
-    """What a network sees of every edge.
+    """Inputs of a radial network for every edge.
 
-    Without features of atoms an edge and its reverse are alike, and rows are pairs; with them rows are directed edges.
+    Without atom features, an edge equals its reverse, and rows are pairs; with them, rows are directed edges.
 
     Attributes:
         basis: Radial basis, ``[pairs, num_radial_basis]``.
-        envelope: What results are multiplied by, zero for the padding, ``[rows]``; None where the basis is zero beyond
-            the cutoff and the network maps zero to zero.
-        senders: Features of the atoms as senders, ``[atoms, features]``; None for none.
-        receivers: The same as receivers.
-        edges: The directed edges, where there are features of atoms.
+        envelope: Factor on the output, zero for padding, ``[rows]``; None if the basis is zero beyond the cutoff and
+            the network maps zero to zero.
+        senders: Features of atoms as senders, ``[atoms, features]``; None without atom features.
+        receivers: Features of atoms as receivers, ``[atoms, features]``; None without atom features.
+        edges: The directed edges, if there are atom features.
         graph: The graph.
     """
 
@@ -38,9 +38,9 @@ class EdgeInputs:
     graph: Graph | None = None
 
     def times(self, weight: Tensor) -> Tensor:
-        """Multiply basis, sender's and receiver's features, side by side, by a matrix, ``[rows, outputs]``.
+        """Multiply the concatenation of basis, sender and receiver features by a matrix, ``[rows, outputs]``.
 
-        Features are multiplied atom by atom, which are fewer than edges.
+        Features are multiplied per atom, as there are fewer atoms than edges.
         """
         if self.senders is None or self.receivers is None or self.edges is None or self.graph is None:
             return self.basis @ weight
@@ -53,12 +53,12 @@ class EdgeInputs:
 
 
 class RadialNetwork(nn.Module):
-    """A network without biases.
+    """A radial network without biases.
 
-    It maps zero to zero, so that beyond the cutoff, where the basis is zero, no message is left.
+    It maps zero to zero, so that messages vanish beyond the cutoff, where the basis is zero.
 
     Args:
-        widths: Number of inputs, of each hidden layer, and of outputs.
+        widths: Number of inputs, widths of the hidden layers, and number of outputs.
     """
 
     def __init__(self, widths: tuple[int, ...]) -> None:
@@ -67,12 +67,12 @@ class RadialNetwork(nn.Module):
         self.weights = nn.ParameterList(learned(a, b, group="interactions_no_decay") for a, b in pairs)
 
     def forward(self, inputs: EdgeInputs) -> Tensor:
-        """Evaluate, ``[rows, outputs]``."""
+        """Evaluate the network, ``[rows, outputs]``."""
         hidden, last = self.last_product(inputs)
         return hidden @ last
 
     def last_product(self, inputs: EdgeInputs) -> tuple[Tensor, Tensor]:
-        """Return the hidden layer, times the envelope, and the matrix that is multiplied; it is linear and wider.
+        """Return the last hidden layer times the envelope, and the matrix of the output layer, linear and wider.
 
         Returns:
             ``[rows, inputs of the last layer]`` and ``[inputs of the last layer, outputs]``.
@@ -94,12 +94,12 @@ class RadialNetwork(nn.Module):
 
 
 class NormalizedRadialNetwork(RadialNetwork):
-    """A network with biases, whose hidden layers are normalized to mean zero and variance one before the activation.
+    """A radial network with biases, its hidden layers normalized to zero mean and unit variance before activation.
 
-    It does not map zero to zero: only the envelope of its inputs takes the result to zero at the cutoff.
+    It does not map zero to zero: only the envelope makes the output vanish at the cutoff.
 
     Args:
-        widths: Number of inputs, of each hidden layer, and of outputs.
+        widths: Number of inputs, widths of the hidden layers, and number of outputs.
     """
 
     def __init__(self, widths: tuple[int, ...]) -> None:
@@ -111,7 +111,7 @@ class NormalizedRadialNetwork(RadialNetwork):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw weights and biases uniformly within one over the root of the number of inputs, as torch does."""
+        """Draw weights and biases uniformly within one over the square root of the number of inputs, as torch does."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
             for values in (weight, bias):
                 drawn = torch.rand(values.shape, generator=generator, dtype=torch.float64)
@@ -125,7 +125,7 @@ class NormalizedRadialNetwork(RadialNetwork):
         return self.hidden(inputs) @ self.weights[-1] + self.biases[-1]
 
     def last_product(self, inputs: EdgeInputs) -> tuple[Tensor, Tensor]:
-        """See `RadialNetwork`; a column of ones, times the envelope, is there for the biases of the last layer."""
+        """See `RadialNetwork`; a column of ones, times the envelope, is appended for the biases of the last layer."""
         hidden = self.hidden(inputs)
         ones = hidden.new_ones(len(hidden), 1)
         if inputs.envelope is not None:

@@ -1,4 +1,4 @@
-"""Readouts: from the scalars of a layer to an energy per atom, from its vectors to a dipole per atom."""
+"""Readouts: from the scalars of a layer to atomic energies, and from its vectors to atomic dipoles."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mace.model.roles import Group, assign_to_head, learned
 
 
 class LinearReadout(nn.Module):
-    """A weighted sum of the channels.
+    """A linear readout: a weighted sum of the channels.
 
     Args:
         n_channels: Number of channels.
-        group: Of the optimizer's groups, the one it belongs to.
+        group: The optimizer's parameter group it belongs to.
     """
 
     def __init__(self, n_channels: int, group: Group = "readouts") -> None:
@@ -30,14 +30,14 @@ class LinearReadout(nn.Module):
 
 
 class NonlinearReadout(nn.Module):
-    """One hidden layer.
+    """A readout with one hidden layer.
 
     Args:
         n_channels: Number of channels.
         n_hidden: Width of the hidden layer.
-        gate: Name of its activation.
-        n_heads: How many such readouts there are side by side; a map from the hidden layer is divided as if it saw
-            those of all.
+        gate: Name of the activation.
+        n_heads: Number of heads with such a readout; maps from the hidden layer are normalized as if their inputs were
+            the hidden layers of all heads.
     """
 
     def __init__(self, n_channels: int, n_hidden: int, gate: str, n_heads: int = 1) -> None:
@@ -54,12 +54,12 @@ class NonlinearReadout(nn.Module):
 
 
 class BiasedReadout(nn.Module):
-    """Two hidden layers, the second one and the result with biases.
+    """A readout with two hidden layers, with biases in the second one and in the output.
 
     Args:
         n_channels: Number of channels.
         n_hidden: Width of the hidden layers.
-        gate: Name of their activation.
+        gate: Name of the activation.
         n_heads: As in `NonlinearReadout`.
     """
 
@@ -83,7 +83,7 @@ class BiasedReadout(nn.Module):
 
 
 class ReadoutOfHeads(nn.Module):
-    """Readouts side by side, one for each head of a model.
+    """Parallel readouts, one for each head of a model.
 
     Args:
         heads: One readout per head.
@@ -100,7 +100,7 @@ class ReadoutOfHeads(nn.Module):
 
         Args:
             scalars: The scalars of a layer.
-            head: The head of all atoms, or that of each, ``[atoms]``.
+            head: The head of all atoms, or the head of each atom, ``[atoms]``.
         """
         if isinstance(head, int):
             energies: Tensor = self.heads[head](scalars)
@@ -110,7 +110,7 @@ class ReadoutOfHeads(nn.Module):
 
 
 class LinearDipoleReadout(nn.Module):
-    """A weighted sum of the channels of the vectors.
+    """A linear readout of vectors: a weighted sum of their channels.
 
     Args:
         n_channels: Number of channels.
@@ -121,12 +121,12 @@ class LinearDipoleReadout(nn.Module):
         self.weight = learned(n_channels, 1, group="readouts")
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        """Evaluate, ``[atoms, 3, channels]`` to ``[atoms, 3]``; the scalars are not looked at."""
+        """Evaluate, ``[atoms, 3, channels]`` to ``[atoms, 3]``; scalars are ignored."""
         return (vectors @ self.weight).squeeze(-1) * self.weight.shape[0] ** -0.5
 
 
 class GatedDipoleReadout(nn.Module):
-    """One hidden layer of vectors, each multiplied by an activated scalar, its gate.
+    """A readout of vectors with one hidden layer, whose vectors are each multiplied by an activated scalar, the gate.
 
     Args:
         n_channels: Number of channels.
@@ -150,9 +150,9 @@ class GatedDipoleReadout(nn.Module):
 
 
 def energy_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build a linear readout for every layer but the last of several, which has a hidden layer.
+    """Build a linear readout for every layer; the last of several layers gets one with a hidden layer instead.
 
-    The other layers may go without.
+    With ``last_readout_only``, only the last layer has a readout.
     """
     n, several = plan.n_channels, plan.n_layers > 1
     linear = [of_heads(plan, lambda: LinearReadout(n)) for _ in range(plan.n_layers - several)]
@@ -164,13 +164,13 @@ def energy_readouts(plan: ModelPlan) -> list[nn.Module]:
 
 
 def of_heads(plan: ModelPlan, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a readout for every head."""
+    """Build a readout for every head; a plain one if there is only one."""
     n_heads = plan.n_readout_heads
     return ReadoutOfHeads([build() for _ in range(n_heads)]) if n_heads > 1 else build()
 
 
 def dipole_readouts(plan: ModelPlan) -> list[nn.Module]:
-    """Build the same for dipoles; a hidden layer without vectors reads nothing and is left out."""
+    """Build the dipole readouts likewise; the last one is left out if its hidden layer has no vectors."""
     n, several = plan.n_channels, plan.n_layers > 1
     linear: list[nn.Module] = [LinearDipoleReadout(n) for _ in range(plan.n_layers - several)]
     gated = several and plan.readout_vectors > 0

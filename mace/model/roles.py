@@ -1,4 +1,4 @@
-"""What has to be known of a parameter besides its values, declared where it is made."""
+"""Roles of parameters: what must be known about them besides their values, declared where they are created."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Group = Literal["embedding", "conditions", "interactions_decay", "interactions_n
 
 @dataclass(frozen=True)
 class Role:
-    """What optimizers, fine-tuning and models of one head have to know of a parameter.
+    """What optimizers, fine-tuning and the extraction of a head need to know about a parameter.
 
     Attributes:
-        group: Which of the optimizer's groups it belongs to.
-        fan_in: Number of inputs; where results are divided by its root, weights are rescaled when it changes.
-        element_axis: The axis with one entry per element of the model; None for none.
-        head: Index of the head it belongs to; None for what all heads share.
-        start: Turns unit-normal numbers into the values at the start of a training; None where these are they.
+        group: The optimizer's parameter group it belongs to.
+        fan_in: Number of inputs; as results are divided by its square root, weights are rescaled when it changes.
+        element_axis: The axis with one entry per element of the model; None if there is no such axis.
+        head: Index of the head it belongs to; None if shared by all heads.
+        start: Maps unit-normal random numbers to initial values; None to use the random numbers themselves.
     """
 
     group: Group
@@ -38,14 +38,14 @@ def learned(
     element_axis: int | None = None,
     start: Callable[[Tensor], Tensor] | None = None,
 ) -> nn.Parameter:
-    """Make a parameter without values, of a certain role.
+    """Create an uninitialized parameter with a role.
 
     Args:
-        shape: Its shape.
+        shape: Shape of the parameter.
         group: See `Role`.
-        fan_in: See `Role`; the last axis but one if it is not given.
+        fan_in: See `Role`; by default the length of the last axis but one.
         element_axis: See `Role`.
-        start: See `Role`; something that can be pickled.
+        start: See `Role`; must be picklable.
     """
     parameter = nn.Parameter(torch.empty(shape))
     inputs = fan_in if fan_in is not None else shape[-2] if len(shape) > 1 else 1
@@ -60,5 +60,5 @@ def assign_to_head(module: nn.Module, head: int) -> None:
 
 
 def declared_roles(module: nn.Module) -> dict[str, Role]:
-    """Collect the roles of a module's parameters by name; copies of parameters no longer know them."""
+    """Collect the roles of a module's parameters by name; copies of parameters lose their roles."""
     return {name: parameter.role for name, parameter in module.named_parameters()}  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""From settings and data to the plan of a model and what is minimized."""
+"""From settings and data to the plan of a model and its losses."""

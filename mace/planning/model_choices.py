@@ -1,4 +1,4 @@
-"""What follows for other settings from the kind of model and its loss: the error table, the last readout."""
+"""Settings that depend on the kind of model and its loss: the error table and the last readout."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mace.settings.declaration import inert_notes
 
 @dataclass(frozen=True)
 class _Kind:
-    """What follows from a kind of model for its other settings.
+    """What a kind of model implies for other settings.
 
     Attributes:
-        reads: What it reads out that models of energies do not.
+        reads: The property it predicts that models of energies do not.
         loss: Its loss.
-        tables: Its error tables, the one that is shown by itself first.
-        without_effect: Settings that mace-torch takes for it and does not look at.
+        tables: Its error tables, with the default first.
+        without_effect: Settings that mace-torch accepts for it but ignores.
     """
 
     reads: str
@@ -50,17 +50,17 @@ _KINDS = {
         ("scaling", "mean", "std"),
     ),
 }
-"""The models that predict more or other things than energies and their derivatives."""
+"""The kinds of model that predict more than, or other things than, energies and their derivatives."""
 
 
 def notes_on(settings: TrainingSettings) -> list[str]:
-    """List what was typed and has no effect, or is overruled by something else that was typed.
+    """List settings given by the user that have no effect or are overruled by other given settings.
 
     Returns:
-        Sentences for the log, without their ends.
+        Sentences for the log, without final periods.
 
     Raises:
-        UserError: If the features of the model cannot be understood.
+        UserError: If the features of the model are invalid.
     """
     idle = words_without_effect(settings.embedding_specs or {})
     described = [f"--embedding_specs: {words} has no effect on its kind of values" for words in idle]
@@ -68,16 +68,16 @@ def notes_on(settings: TrainingSettings) -> list[str]:
 
 
 def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
-    """Choose what was left open and belongs to the kind of model, and refuse what contradicts it.
+    """Complete open settings according to the kind of model, and reject settings that contradict it.
 
     Args:
-        settings: What was typed.
+        settings: The given settings.
 
     Returns:
-        The settings, completed for models of `_KINDS`, and sentences for the log that say what was chosen.
+        The settings, completed for models in `_KINDS`, and sentences for the log about the choices made.
 
     Raises:
-        UserError: If loss, error table or another setting do not fit the model.
+        UserError: If loss, error table or another setting does not fit the model.
     """
     if settings.use_last_readout_only:
         _check_last_readout(settings)
@@ -107,13 +107,13 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
     unused = [name for name in kind.without_effect if name in given]
     notes += [f"--{name} has no effect on --model={settings.model}" for name in unused]
     completed = settings.model_copy(update=changes)
-    # what was chosen here contradicts nobody: only what somebody gave counts as given
+    # settings chosen here do not count as given by the user
     completed.model_fields_set.difference_update(changes.keys() - given)
     return completed, notes
 
 
 def reported_table(settings: TrainingSettings) -> str:
-    """Return the error table to show: a loss with stress or virials adds their errors, as in the original."""
+    """Return the error table to show; if the loss has stress or virials, it includes these, as in the original."""
     table = settings.error_table
     if settings.loss in ("stress", "virials", "huber", "universal") and "stressvirials" not in table:
         return "PerAtomRMSEstressvirials" if "RMSE" in table else "PerAtomMAEstressvirials"
@@ -121,7 +121,7 @@ def reported_table(settings: TrainingSettings) -> str:
 
 
 def _check_last_readout(settings: TrainingSettings) -> None:
-    """Refuse to leave out readouts where nothing, or no dipole, would be read."""
+    """Raise an error if a single readout would leave nothing to read, or no dipole."""
     if settings.num_interactions == 1:
         raise UserError(
             "--use_last_readout_only leaves a model of one layer without any readout in mace-torch, which fails then; "
@@ -134,7 +134,7 @@ def _check_last_readout(settings: TrainingSettings) -> None:
 
 
 def _refuse_other_kinds(settings: TrainingSettings) -> None:
-    """Refuse losses and tables of what a model of energies does not predict."""
+    """Raise an error for losses and tables of properties that a model of energies does not predict."""
     for model, kind in _KINDS.items():
         words = PROPERTIES[kind.reads].plural
         if settings.loss == kind.loss:
@@ -149,7 +149,7 @@ def _refuse_other_kinds(settings: TrainingSettings) -> None:
 
 
 def _complete_readout(settings: TrainingSettings) -> str:
-    """Give the hidden layer the scalars and vectors that are read out: as many as it has of the other."""
+    """Complete the hidden layer of the readout: missing scalars or vectors get the same width as the other kind."""
     widths = {str(irrep): multiplicity for multiplicity, irrep in read_irreps("--MLP_irreps", settings.MLP_irreps)}
     needed = [("0e", "1o")[degree] for degree in sorted(DEGREES_READ[settings.model])]
     if not widths.keys() <= {"0e", "1o"} or all(widths.get(irrep, 0) for irrep in needed):

@@ -18,7 +18,7 @@ from mace.structures.statistics import Scaling, Summary, choose_scaling
 DEFAULT_CHANNELS, DEFAULT_MAX_L = 128, 1
 
 NO_SCALING = Scaling(shift=0.0, scale=1.0)
-"""What models of dipoles have, as in the original."""
+"""Scaling of dipole models: none, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class HiddenFeatures:
 
 
 def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
-    """Understand ``--hidden_irreps``, ``--num_channels`` and ``--max_L``; the last two together win, as in mace-torch.
+    """Parse ``--hidden_irreps``, ``--num_channels`` and ``--max_L``; the latter two together win, as in mace-torch.
 
     Raises:
-        UserError: If they ask for features the model cannot have.
+        UserError: If they request features that the model cannot have.
     """
     channels, max_L = settings.num_channels, settings.max_L
     if settings.hidden_irreps is None or (channels is not None and max_L is not None):
@@ -55,7 +55,7 @@ def hidden_features(settings: TrainingSettings) -> HiddenFeatures:
 
 
 def overruled_features(settings: TrainingSettings) -> list[str]:
-    """List which of ``--hidden_irreps``, ``--num_channels`` and ``--max_L`` are overruled, in sentences for the log."""
+    """List which of ``--hidden_irreps``, ``--num_channels`` and ``--max_L`` are overruled, as sentences for the log."""
     if settings.hidden_irreps is None:
         return []
     features = hidden_features(settings)
@@ -65,7 +65,7 @@ def overruled_features(settings: TrainingSettings) -> list[str]:
             if _parse_hidden(settings.hidden_irreps) == features:
                 return []
         except UserError:
-            pass  # whatever it was meant to be, it is not what is built
+            pass  # if it cannot be parsed, it differs from what is built
         return [
             f"--hidden_irreps='{settings.hidden_irreps}' is overruled by --num_channels={settings.num_channels} and "
             f"--max_L={settings.max_L}, as in mace-torch: {means}"
@@ -81,7 +81,7 @@ def overruled_features(settings: TrainingSettings) -> list[str]:
 
 
 def read_irreps(flag: str, text: str) -> list[tuple[int, Irrep]]:
-    """Read irreps, or say which flag cannot be read."""
+    """Parse irreps, or raise an error that names the flag."""
     try:
         return parse_irreps(text)
     except ValueError as error:
@@ -96,7 +96,7 @@ def _parse_hidden(text: str) -> HiddenFeatures:
 
 
 def _parse_equal_channels(flag: str, text: str) -> HiddenFeatures:
-    """Read irreps that are harmonics, each with the same number of channels."""
+    """Parse irreps with the parity of spherical harmonics, all with the same number of channels."""
     terms = read_irreps(flag, text)
     channels = {multiplicity for multiplicity, _ in terms}
     if len(channels) != 1:
@@ -117,9 +117,9 @@ def _parse_equal_channels(flag: str, text: str) -> HiddenFeatures:
 
 
 def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]:
-    """Return the kind of each layer; all models but ScaleShiftMACE begin with a layer without residual.
+    """Return the kind of each interaction; in all models but ScaleShiftMACE, the first has no residual.
 
-    That is what the original does: with ``--model=MACE`` a residual first layer becomes the plain one.
+    This follows the original: with ``--model=MACE``, a residual first layer is replaced by the plain one.
     """
     first, others = settings.interaction_first, settings.interaction
     if settings.model != "ScaleShiftMACE" and "Residual" in first:
@@ -130,19 +130,19 @@ def interaction_plans(settings: TrainingSettings) -> tuple[InteractionPlan, ...]
 
 @dataclass(frozen=True)
 class SentFeatures:
-    """Channels and degrees of what neighbors send; None where they are those of the hidden features."""
+    """Channels and degrees of the features that neighbors send; None if the same as those of the hidden features."""
 
     channels: tuple[int, ...] | None = None
     degrees: tuple[int, ...] | None = None
 
 
 def sent_features(settings: TrainingSettings, hidden: HiddenFeatures) -> SentFeatures:
-    """Understand ``--edge_irreps`` and ``--use_edge_irreps_first``.
+    """Parse ``--edge_irreps`` and ``--use_edge_irreps_first``.
 
-    Degrees that the hidden features lack are left out: in the original what is sent of them is zero always.
+    Degrees that the hidden features lack are left out; in the original, their messages are always zero.
 
     Raises:
-        UserError: If nothing is left.
+        UserError: If no degree is left.
     """
     text = settings.edge_irreps
     if text is None:
@@ -163,17 +163,17 @@ def sent_features(settings: TrainingSettings, hidden: HiddenFeatures) -> SentFea
 
 @dataclass(frozen=True)
 class ReadoutWidths:
-    """Scalars and vectors in the hidden layer of the last readout; 0 for what the model does not read."""
+    """Numbers of scalars and vectors in the hidden layer of the last readout; 0 for those the model does not read."""
 
     scalars: int
     vectors: int
 
 
 def readout_widths(settings: TrainingSettings) -> ReadoutWidths:
-    """Understand ``--MLP_irreps``.
+    """Parse ``--MLP_irreps``.
 
     Raises:
-        UserError: If it asks for anything but scalars, or vectors where there are no dipoles.
+        UserError: If it has anything but scalars, and vectors for models of dipoles.
     """
     text, degrees = settings.MLP_irreps, DEGREES_READ[settings.model]
     terms = read_irreps("--MLP_irreps", text)
@@ -194,15 +194,15 @@ def plan_model(
     avg_num_neighbors: float,
     conditions: tuple[Condition, ...] = (),
 ) -> ModelPlan:
-    """Decide every number of the model.
+    """Make the plan of a model from settings and statistics of the data.
 
     Args:
-        settings: What was typed.
+        settings: The given settings.
         elements: The elements.
-        energies: Their reference energies; None where no energy is predicted.
+        energies: Their reference energies; None if no energy is predicted.
         scaling: Scale and shift of the interaction energy.
-        avg_num_neighbors: What messages are divided by.
-        conditions: What energies depend on besides the atoms; see `mace.preparation.condition_keys`.
+        avg_num_neighbors: Mean number of neighbors, by which messages are divided.
+        conditions: Conditions that energies depend on besides the atoms; see `mace.preparation.condition_keys`.
 
     Returns:
         The plan.
@@ -214,7 +214,7 @@ def plan_model(
     sent = sent_features(settings, features)
     correlation = settings.correlation
     return ModelPlan(
-        model=settings.model,  # type: ignore[arg-type]  # words that do not exist yet were refused with the settings
+        model=settings.model,  # type: ignore[arg-type]  # checked with the settings
         r_max=settings.r_max,
         radial_type=settings.radial_type,
         num_radial_basis=settings.num_radial_basis,
@@ -246,7 +246,7 @@ def plan_model(
 
 
 def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
-    """Measure scale and shift on the data, except where ``--std`` and ``--mean`` give them; dipoles have none."""
+    """Compute scale and shift from the data, unless ``--std`` and ``--mean`` set them; dipole models have none."""
     if "dipole" in OUTPUTS[settings.model]:
         return NO_SCALING
     measured = choose_scaling(summary, settings.scaling)
@@ -258,5 +258,5 @@ def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:
 
 
 def decide_neighbors(settings: TrainingSettings, train_set: Dataset) -> float:
-    """Measure the mean number of neighbors, unless it is given."""
+    """Return the mean number of neighbors in the training set, unless it is set by the user."""
     return train_set.average_neighbors() if settings.compute_avg_num_neighbors else settings.avg_num_neighbors

@@ -1,4 +1,4 @@
-"""What a run minimizes: the losses of its stages, made from the settings and fitted to the labels there are."""
+"""The losses of the stages of a run, made from the settings and adapted to the available labels."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mace.training.stages import has_stage_two
 _LOGGER = logging.getLogger(__name__)
 
 Losses = tuple[Loss, Loss | None]
-"""Of stage one and, if there is one, of stage two."""
+"""Losses of stage one and, if there is one, of stage two."""
 
 _PREFIXES = ("", "swa_")
-"""How the weights of each stage begin."""
+"""Prefix of the weight settings of each stage."""
 
 _ONLY_WHERE_LABELED = {"huber": ("stress",), "universal": ("stress",)}
-"""Terms that a loss has without having been chosen for them: where nobody typed their weight, no label is needed."""
+"""Terms that need no labels unless the user sets their weight, because a loss has them by default."""
 
 
 def make_losses(settings: TrainingSettings) -> Losses:
-    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, of stage two, which is of the same kind.
+    """Build the loss of stage one and, with ``--swa`` or ``--start_swa``, that of stage two, of the same kind.
 
     Raises:
         UserError: If nothing is left to minimize, or forces are needed but not computed.
     """
     weights: dict[str, float] = {p: getattr(settings, f"{p}_weight") for p in PREDICTED}
     if settings.loss == "ef":
-        # the original's word for equal weights; weights that are typed count
+        # the original's name for equal weights; weights given by the user take precedence
         typed = provided(settings)
         weights |= {p: 1.0 for p in ("energy", "forces") if f"{p}_weight" not in typed}
     one = make_loss(settings.loss, weights, settings.huber_delta)
@@ -50,15 +50,15 @@ def make_losses(settings: TrainingSettings) -> Losses:
 
 
 def with_labels(settings: TrainingSettings, losses: Losses, report: LabelReport) -> Losses:
-    """Leave out the terms without any label that nobody insists on, and say so.
+    """Drop terms that have no labels and that the user did not insist on, with a warning.
 
-    These are the ones of labels that a key says there are not, and of those in `_ONLY_WHERE_LABELED` that have their
+    These are terms whose key setting says that there are no such labels, and those in `_ONLY_WHERE_LABELED` with their
     default weight.
 
     Args:
-        settings: What was typed.
-        losses: All terms that the weights ask for.
-        report: Which labels the training files have.
+        settings: The given settings.
+        losses: Losses with all terms of nonzero weight.
+        report: The labels found in the training files.
 
     Raises:
         UserError: If nothing is left to minimize.
@@ -93,7 +93,7 @@ def with_labels(settings: TrainingSettings, losses: Losses, report: LabelReport)
 
 
 def ways_out(losses: Sequence[Loss | None]) -> Mapping[str, str]:
-    """Describe by label how to do without it: which weights ask for it now, in all stages."""
+    """Describe for each label how to do without it: which weights, in all stages, would have to be zero."""
     words: dict[str, list[str]] = {}
     for loss, prefix in zip(losses, _PREFIXES, strict=False):
         for term in loss.terms if loss is not None else ():

@@ -1,1 +1,1 @@
-"""A model file, ready to give energies and forces."""
+"""Model files opened to compute energies and forces."""

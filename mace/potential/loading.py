@@ -1,4 +1,4 @@
-"""What users name becomes objects: devices, precisions and model files."""
+"""Lookup of devices, precisions and model files by the names that users give."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """Return a device of this machine.
+    """Return the device of the given name, if this machine has it.
 
     Raises:
         UserError: If there is no such device.
     """
     try:
         kind = torch.device(name).type
-    except RuntimeError as error:  # torch's answer to a name it cannot parse
+    except RuntimeError as error:  # raised by torch for names it cannot parse
         raise UserError(f"There is no device '{name}'; choose cpu, cuda, cuda:1 or mps.") from error
     if kind not in _DEVICES:
         raise UserError(f"The device '{name}' is not supported; choose cpu, cuda, cuda:1 or mps.")
@@ -30,7 +30,7 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def find_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the precision of a name, or a precision itself; None for the empty one, which leaves a model as it is.
+    """Return a precision given by name or as a dtype; None if none is given, which leaves a model as it is.
 
     Raises:
         UserError: If there is no such precision.
@@ -42,7 +42,7 @@ def find_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def expand_models(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Turn names and patterns into model files; a name that exists is taken literally, matches are sorted.
+    """Expand names and patterns into model files; names of existing files are taken literally, and matches sorted.
 
     Raises:
         UserError: If a pattern matches nothing.

@@ -1,6 +1,6 @@
-"""A trained model or a committee of them, opened once and ready to evaluate structures.
+"""A trained model or a committee of models, opened once and ready to evaluate structures.
 
-Everything that uses trained models stands on this: the calculator, the evaluation of files, torch-sim, `mace_info`.
+Everything that uses trained models builds on this: the calculator, the evaluation of files, torch-sim, `mace_info`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from mace.structures.configuration import Configuration
 
 @dataclass(frozen=True)
 class Member(LoadedModel):
-    """A model of a potential, on its device and in its precision; its parameters do not change any more.
+    """A model of a potential, on its device and in its precision; its parameters no longer change.
 
     Attributes:
-        place: What has it, for messages: the file, or who was given a model in memory.
-        kernels: ``torch`` or ``c``.
+        place: Where it comes from, for messages: its file, or the caller that was given a model in memory.
+        kernels: The kernels it uses, ``torch`` or ``c``.
         radial_tables: Whether its radial functions are read from tables.
     """
 
@@ -49,16 +49,16 @@ class Member(LoadedModel):
 
 
 class Potential:
-    """One model, or a committee of models that predict the same; made by `open_potential`.
+    """One model, or a committee of models that predict the same properties; created by `open_potential`.
 
     Args:
-        members: The models, one at least.
-        skin: How far beyond the cutoff neighbors of structures that move are searched, in Angstrom.
+        members: The models, at least one.
+        skin: Distance beyond the cutoff, in Angstrom, up to which neighbors of moving structures are searched.
 
     Attributes:
-        members: The models, with what is known of them.
+        members: The models with their metadata.
         models: The models alone.
-        conditions: What they want to know of structures besides the atoms.
+        conditions: Conditions of structures that the models depend on besides the atoms.
         skin: As given.
     """
 
@@ -70,12 +70,12 @@ class Potential:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the models predict, of `mace.properties.PROPERTIES`."""
+        """Properties that the models predict, from `mace.properties.PROPERTIES`."""
         return self.models[0].plan.outputs
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """The atomic numbers that all models know, in rising order."""
+        """The atomic numbers that all models know, in increasing order."""
         return tuple(sorted(set.intersection(*(set(model.plan.atomic_numbers) for model in self.models))))
 
     @property
@@ -90,23 +90,23 @@ class Potential:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """The device of the models."""
         return self.models[0].embedding.device
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the heads of the first model that has several, or of the only one."""
+        """Names of the heads of the first model that has several; if none has, the head of the first model."""
         names = [member.heads for member in self.members]
         return next((of_model for of_model in names if len(of_model) > 1), names[0])
 
     def find_head(self, head: str | None) -> str:
-        """Return the name of the head that is meant.
+        """Return the name of the requested head, the same for all models.
 
         Args:
-            head: The head that is asked for; None for the only one, or one called default.
+            head: Name of the requested head; None for the only one, or one called default.
 
         Raises:
-            UserError: If a model has no such head, or several and none of them is the default.
+            UserError: If a model has no such head, or several heads without a default.
         """
         found = [(find_head(m.heads, head, m.place), len(m.heads) > 1) for m in self.members]
         meant = list(dict.fromkeys(name for name, one_of_several in found if one_of_several))
@@ -118,10 +118,10 @@ class Potential:
         return meant[0] if meant else found[0][0]
 
     def check_elements(self, structure: Configuration, where: str = "The structure") -> None:
-        """Make sure that every model knows the elements of a structure.
+        """Check that every model knows the elements of a structure.
 
         Raises:
-            UserError: If one does not; the message names what is missing.
+            UserError: If one does not; the message names the missing elements.
         """
         for model in self.models:
             known = model.plan.atomic_numbers
@@ -132,12 +132,13 @@ class Potential:
                 )
 
     def graphs(self, structures: Sequence[Configuration], follow: bool = False) -> list[Graph]:
-        """Build the common graph of some structures for every model; models that see the same share one.
+        """Build the joint graph of some structures for every model; models with equal graphs share one.
 
         Args:
-            structures: Structures of elements the models know.
-            follow: Whether they are those of the last call that said so, a little moved: their neighbors are searched
-                anew only when atoms have moved far enough. The graphs do not depend on it. One thread at a time.
+            structures: Structures of elements that the models know.
+            follow: Whether the structures are those of the last call with `follow`, moved slightly: neighbors are then
+                searched again only when atoms have moved far enough. The graphs are the same either way. Not
+                thread-safe.
         """
         made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
         keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
@@ -148,11 +149,11 @@ class Potential:
         return [made[key] for key in keys]
 
     def _search(self, structures: Sequence[Configuration], r_max: float) -> Search:
-        """Return the search of neighbors of structures that move; it is asked for all of them in their order."""
+        """Return a neighbor search for moving structures; it must be called for all of them, in order."""
         if self.skin == 0.0 or (len(structures) > 1 and not any(any(c.pbc) for c in structures)):
             return find_all_neighbors
         searches = self._searches.setdefault(r_max, [])
-        del searches[len(structures) :]  # of more structures before
+        del searches[len(structures) :]  # left from an earlier call with more structures
         searches += [SkinNeighbors(self.skin) for _ in range(len(structures) - len(searches))]
         each = iter(searches)
         return lambda group, r_max: join_neighbors([next(each)(structure, r_max) for structure in group])
@@ -162,19 +163,19 @@ class Potential:
         return [predict(model, graph, **wanted) for model, graph in zip(self.models, graphs, strict=True)]
 
     def evaluate(self, structures: Sequence[Configuration], follow: bool = False, **wanted: bool) -> list[Prediction]:
-        """Predict some structures at once.
+        """Predict the properties of some structures at once.
 
         Args:
-            structures: Structures of elements the models know, in their unit of length; as many as memory allows.
-            follow: Whether they are those of the last call that said so, a little moved; see `graphs`.
-            **wanted: What is wanted besides energies and forces, such as ``stress=True``; see
+            structures: Structures of elements that the models know, in their unit of length; as many as fit in memory.
+            follow: Whether the structures are those of the last call with ``follow``, moved slightly; see `graphs`.
+            **wanted: What to compute besides energies and forces, such as ``stress=True``; see
                 `mace.model.prediction.predict`.
 
         Returns:
-            What each model predicts of all structures.
+            The prediction of each model for all structures.
 
         Raises:
-            UserError: If a structure is for a head that a model does not have, or cannot be searched for neighbors.
+            UserError: If a structure names a head that a model does not have, or its neighbors cannot be searched.
         """
         return self.predict(self.graphs(structures, follow), **wanted)
 
@@ -191,24 +192,24 @@ def open_potential(
     committee: bool = True,
     caller: str = "open_potential",
 ) -> Potential:
-    """Open model files of this program or of mace-torch, or copy models in memory, and make them ready.
+    """Open model files of this program or of mace-torch, or copy models in memory, and prepare them for evaluation.
 
     Args:
-        source: A file, a pattern of files, a model, or several of these, which form a committee. What happens to a
-            given model later changes nothing.
-        device: Where to compute.
-        precision: Of the models; None or an empty word for the one each was trained in.
-        head: Head to take of models that have several; None for all, and then every structure says for which it is.
+        source: A file, a file name pattern, a model, or several of these, which form a committee. Later changes to a
+            given model have no effect.
+        device: The device to compute on.
+        precision: Precision of the models; None or an empty string for the one each was trained in.
+        head: Head to select from models with several; None to keep all, and every structure then names its head.
         kernels: See `mace.model.kernel_choice.choose_kernels`.
         radial_tables: See `mace.potential.radial_tables.choose_radial_tables`.
-        skin: How far beyond the cutoff neighbors of structures that move are searched, in Angstrom.
-        one_head: Take one head in any case; if none is named, the one called default. ``head`` may be its number then.
-        committee: Whether there may be several models.
-        caller: Who opens them, for messages.
+        skin: Distance beyond the cutoff, in Angstrom, up to which neighbors of moving structures are searched.
+        one_head: Whether to select one head in any case, by default the one called default; `head` may be a number.
+        committee: Whether several models are allowed.
+        caller: Name of the caller, for messages.
 
     Raises:
-        UserError: If a model cannot be opened or has no such head, models of a committee do not predict the same, or a
-            device, precision or length makes no sense.
+        UserError: If a model cannot be opened or has no such head, if models of a committee do not predict the same
+            properties, or if a device, precision or length is invalid.
     """
     if not (math.isfinite(skin) and skin >= 0.0):
         raise UserError(f"{caller}: skin is {skin}; it must be zero or a positive length in Angstrom.")
@@ -237,7 +238,7 @@ def open_potential(
                 f"{kind.__module__}.{kind.__name__}."
             )
         model, heads = loaded.model, loaded.heads
-        if one_head or not (head is None or isinstance(given, Path)):  # otherwise it has been taken from the file
+        if one_head or not (head is None or isinstance(given, Path)):  # for files, `open_model` has selected it
             heads = (find_head(heads, head, place),)
             model = with_one_head(model, heads[0])
         model.requires_grad_(False)
@@ -251,7 +252,7 @@ def open_potential(
 
 
 def stack_members(values: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
-    """Collect what each model says in arrays, ``[models, ...]``, float64."""
+    """Stack the values of all models into float64 arrays, ``[models, ...]``."""
     return {
         name: torch.stack([tensor.detach().cpu().double() for tensor in of_models]).numpy()
         for name, of_models in values.items()
@@ -261,15 +262,15 @@ def stack_members(values: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarra
 def divide_by_structure(
     values: Mapping[str, np.ndarray], of_atoms: Collection[str], n_atoms: Sequence[int]
 ) -> list[dict[str, np.ndarray]]:
-    """Divide what models say of a batch among its structures.
+    """Split the predictions for a batch by structure.
 
     Args:
-        values: By name, ``[models, structures, ...]`` or ``[models, atoms, ...]``.
-        of_atoms: Names of those with a row for each atom.
-        n_atoms: Atoms of each structure.
+        values: Values by name, ``[models, structures, ...]`` or ``[models, atoms, ...]``.
+        of_atoms: Names of values with one row per atom.
+        n_atoms: Number of atoms of each structure.
 
     Returns:
-        For each structure by name, ``[models, ...]`` or ``[models, atoms, ...]``.
+        For each structure, values by name, ``[models, ...]`` or ``[models, atoms, ...]``.
     """
     ends = np.cumsum(n_atoms)
     return [

@@ -1,4 +1,4 @@
-"""Radial tables for simulations: used where they have been seen to change no force by more than rounding does."""
+"""Radial tables for simulations, used if a test shows that they change forces no more than rounding does."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from mace.structures.configuration import Configuration
 _LOGGER = logging.getLogger(__name__)
 
 LARGEST_ERROR = 1.0e-5
-"""eV/Angstrom; by how much tables may change a force of the test structure."""
+"""Largest change of a force of the test structure allowed for tables, in eV/Angstrom."""
 
 NUMBERS_OF_NODES = (256, 512)
-"""What is tried; the smaller table fits the processor's cache better."""
+"""Table sizes to try, in this order; the smaller table fits better into the processor's cache."""
 
 
 def choose_radial_tables(model: MACE, wanted: bool | None = None) -> bool:
-    """Let a model that is only evaluated read its radial functions from tables, if that is accurate.
+    """Let a model that is only evaluated read its radial functions from tables, if these are accurate enough.
 
     Args:
         model: The model, on its device, in its precision and with its kernels chosen; its parameters must not change
-            any more.
-        wanted: True for tables, False for none; None for tables where precision is float32, whose rounding is of the
-            same size, and kernels are compiled, which read them fast.
+            afterwards.
+        wanted: True for tables, False for none; None for tables if the precision is float32, whose rounding errors are
+            of the same size, and the kernels are compiled, which read tables fast.
 
     Returns:
         Whether tables are used.
 
     Raises:
-        UserError: If tables are wanted and not possible.
+        UserError: If tables are requested but not possible.
     """
     if wanted is False or (wanted is None and model.dtype != torch.float32):
         return False
@@ -71,7 +71,7 @@ def choose_radial_tables(model: MACE, wanted: bool | None = None) -> bool:
 
 
 def _obstacle(model: MACE) -> str | None:
-    """Say why a model cannot use tables, or None if it can."""
+    """Return why a model cannot use tables, or None if it can."""
     if not model.has_radial_functions_of_length:
         return "the radial functions depend on the atoms, not on their distance alone"
     if not model.backend.reads_tables_fast:
@@ -84,7 +84,11 @@ def _obstacle(model: MACE) -> str | None:
 
 
 def largest_error(model: MACE, n_nodes: int) -> float:
-    """Measure in float64 by how much tables change a force or dipole of a test structure, eV/Angstrom or e*Angstrom."""
+    """Return the largest change that tables cause in forces or dipoles of a test structure, computed in float64.
+
+    Returns:
+        The change in eV/Angstrom or e*Angstrom.
+    """
     exact = deepcopy(model).requires_grad_(False).use_backend(TORCH).to_precision(torch.float64)
     plan = model.plan
     structures = [replace(disordered_structure(model), head=name) for name in plan.head_names]
@@ -94,13 +98,13 @@ def largest_error(model: MACE, n_nodes: int) -> float:
 
 
 def _of_atoms(model: MACE, graph: Graph) -> Tensor:
-    """Return what the model predicts of forces and dipoles, ``[properties, atoms, 3]``."""
+    """Return the forces and atomic dipoles that the model predicts, ``[properties, atoms, 3]``."""
     prediction = predict(model, graph)
     return torch.stack([p for p in (prediction.forces, prediction.atomic_dipoles) if p is not None])
 
 
 def disordered_structure(model: MACE) -> Configuration:
-    """Place the model's elements on a disordered lattice about as dense as matter, longer than the cutoff."""
+    """Return a disordered lattice of the model's elements, with a realistic density and longer than the cutoff."""
     known = model.plan.atomic_numbers
     spacing = 1.7 * covalent_radii(known).mean()
     shape = (2, 2, int(model.plan.r_max / spacing) + 3)

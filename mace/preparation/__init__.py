@@ -1,1 +1,1 @@
-"""Everything that is known before the first step: structures, reference energies, statistics, the plan."""
+"""Everything computed before the first step: structures, reference energies, statistics and the model plan."""

@@ -1,4 +1,4 @@
-"""A check of data as a whole: read, inspect, show, write."""
+"""A complete check of data: read, inspect, show and write a report."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def check_data(settings: CheckSettings, console: Console | None = None) -> DataReport:
-    """Do what ``mace_check_data`` does.
+    """Check data as ``mace_check_data`` does.
 
     Args:
         settings: The settings.
-        console: Where to show; standard output if None.
+        console: Where to show output; standard output if None.
 
     Returns:
         The report.
 
     Raises:
-        UserError: If settings or files do not allow it.
+        UserError: If settings or files are not usable.
     """
     console = console or PlainConsole()
     losses = make_losses(settings)
@@ -64,7 +64,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
 
 
 def name_of_files(files: Files) -> str:
-    """The name of the first file without folder and ending; of a pattern, without what is no letter."""
+    """Return the first file's name without folder and ending, keeping only letters, digits, hyphen and underscore."""
     while not isinstance(files, str):
         files = files[0] if isinstance(files, list) else files.file  # type: ignore[assignment]  # a list of lists
     stem = Path(files).name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Which conditions the model of a run knows of, and under which keys files have them."""
+"""The conditions that the model of a run depends on, and their keys in the files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mace.settings import TrainingSettings, provided
 
 
 def conditions_of(settings: TrainingSettings, foundation: Foundation | None = None) -> tuple[Condition, ...]:
-    """Decide what is read of every structure besides its atoms and labels.
+    """Return the conditions to read for every structure besides its atoms and labels.
 
     Args:
-        settings: What was typed.
-        foundation: The model that is fine-tuned, if any, which decides what its conditions are.
+        settings: The given settings.
+        foundation: The foundation model to fine-tune, if any; it determines the conditions.
 
     Returns:
         The conditions, each with its key in the files if one was given.
@@ -46,7 +46,7 @@ def conditions_of(settings: TrainingSettings, foundation: Foundation | None = No
 
 
 def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Condition]) -> list[str]:
-    """List keys that were typed for conditions the model does not have, in sentences for the log."""
+    """List given keys of conditions that the model does not have, as sentences for the log."""
     missing = sorted(set(SETTABLE) - {condition.name for condition in conditions})
     return [
         f"--{name}_key={key} has no effect: the model has no condition '{name}', which --embedding_specs would describe"
@@ -56,10 +56,10 @@ def keys_without_condition(settings: TrainingSettings, conditions: Sequence[Cond
 
 
 def _with_key(settings: TrainingSettings, condition: Condition) -> Condition:
-    """Give a condition the key of its setting.
+    """Return a condition with the key from its setting, if one was given.
 
     Raises:
-        UserError: If it has another one.
+        UserError: If its description names a different key.
     """
     name = f"{condition.name}_key"
     key = getattr(settings, name) if condition.name in SETTABLE and name in provided(settings) else None

@@ -1,4 +1,4 @@
-"""What training starts from: sets of graphs, elements, reference energies, statistics, the plan of the model."""
+"""Preparation of training: sets of graphs, elements, reference energies, statistics and the model plan."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ Divided = tuple[list[Configuration], list[Configuration], dict[str, list[Configu
 
 @dataclass(frozen=True)
 class Preparation:
-    """What training starts from.
+    """The data and the model plan from which training starts.
 
     Attributes:
-        data: What the run was given.
+        data: The input data of the run.
         plan: The plan of the model.
-        energies: Reference energies and where they come from; None for a model without energies.
-        train: Graphs to learn from.
-        valid: Graphs to validate with, by head.
-        tests: Graphs to test on, by name.
+        energies: Reference energies and their source; None for a model without energies.
+        train: The training graphs.
+        valid: The validation graphs, by head.
+        tests: The test graphs, by name of the set.
         digests: SHA-256 of each training and validation file.
-        saved: The saved state that the run goes on from; None if it begins anew.
+        saved: The saved state to resume from; None to start from the beginning.
     """
 
     data: InputData
@@ -65,7 +65,7 @@ class Preparation:
     saved: dict[str, Any] | None = None
 
     def sets(self) -> dict[str, tuple[str, Dataset]]:
-        """Return the role of each set, ``train``, ``valid`` or ``test``, and its graphs, by its row in error tables."""
+        """Return the role (``train``, ``valid`` or ``test``) and graphs of each set, by its row in error tables."""
         return {
             table_row("train", DEFAULT_HEAD): ("train", self.train),
             **{table_row("valid", head): ("valid", dataset) for head, dataset in self.valid.items()},
@@ -74,20 +74,20 @@ class Preparation:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all of them."""
+        """SHA-256 of all digests together."""
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
 def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> Divided:
-    """Set validation structures aside, and make sure the labels that are fitted exist.
+    """Split off the validation set, and check that the labels needed for training exist.
 
     Args:
-        settings: File names and split.
-        data: What was read; the labels of its losses are needed in the training files.
+        settings: Settings of files and split.
+        data: The input data; the training files need the labels of its losses.
         writes: Whether this process writes files.
 
     Returns:
-        The structures to learn from, to validate with and, by name of the set, to test on.
+        The training structures, the validation structures, and the test structures by name of the set.
 
     Raises:
         UserError: See `require_labels` and `split_validation`.
@@ -114,7 +114,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
             names = ", ".join(files_of(settings.valid_file))
             raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
-        # after the split: an isolated atom among the validation structures says nothing about what is learned
+        # added after the split, because isolated atoms are useless for validation
         train = [*train, *training.isolated_atoms]
     for loss in filter(None, data.losses):
         _require_weight(train, loss, "training")
@@ -122,7 +122,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
     tests = dict[str, list[Configuration]]()
     for name, result in sets.tests.items():
         for each in result.configurations:
-            # those of a test file are divided by config_type; those of a folder stay file by file
+            # structures of a test file are split by config_type; those of a folder form one set per file
             tests.setdefault(name or table_row(each.config_type, each.head), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
@@ -130,7 +130,7 @@ def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> 
 
 
 def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
-    """Make sure that a set says something about a loss: one without labels would make it zero, and so the best."""
+    """Check that a set has labels for a loss: without labels the loss would be zero, and so seem the lowest."""
     missing = [term.name for term in loss.terms if not any(c.has_weight(term.name) for c in configurations)]
     file = configurations[0].file
     if len(missing) == len(loss.terms):
@@ -147,16 +147,16 @@ def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose
 def prepare(
     settings: TrainingSettings, data: InputData, progress: TrainingProgress, writes: bool = True
 ) -> Preparation:
-    """Divide the structures, measure them, and decide the model.
+    """Split the structures, compute their statistics, and plan the model.
 
     Args:
-        settings: What was typed.
-        data: What was read and checked.
-        progress: What to show.
+        settings: The given settings.
+        data: The input data, read and checked.
+        progress: The progress display.
         writes: Whether this process writes files.
 
     Raises:
-        UserError: If data or settings do not allow a training.
+        UserError: If data or settings are not usable for training.
     """
     foundation, to_learn, to_validate, to_test = data.foundation, *divide(settings, data, writes)
     files = files_of(settings.train_file) + (files_of(settings.valid_file) if settings.valid_file else [])
@@ -185,7 +185,7 @@ def prepare(
 
     train = search(to_learn, "the training set")
     valid = {DEFAULT_HEAD: search(to_validate, "the validation set")}
-    # before training, so that nothing in them can spoil its end
+    # built before training, so that errors in test sets appear early and not at the end
     tests = {name: search(configurations, name) for name, configurations in to_test.items()}
     conditions = conditions_of(settings, foundation)
     try:
@@ -203,7 +203,7 @@ def prepare(
 def _reference_energies(
     settings: TrainingSettings, data: InputData, train: Sequence[Configuration], elements: ElementTable
 ) -> ReferenceEnergies:
-    """Find and log the reference energies, those of elements the data lack in the foundation model."""
+    """Determine and log the reference energies; a foundation model supplies those missing in the data."""
     known, fit, foundation = None, None, data.foundation
     if foundation is not None:
         known = foundation.energies
@@ -224,7 +224,7 @@ def _reference_energies(
 
 
 def _log_charges(configurations: Sequence[Configuration]) -> None:
-    """Log whether charges enter the dipoles: a model that learned without them is wrong with them."""
+    """Log whether charges contribute to dipoles: a model trained without charges is wrong with them."""
     count = sum(configuration.charges is not None for configuration in configurations)
     if count == 0:
         _LOGGER.info("The structures have no charges, so the whole dipole is learned")

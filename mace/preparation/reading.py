@@ -1,4 +1,4 @@
-"""The structures of a run as its files have them, checked, before any neighbor is searched."""
+"""Reading and checking the structures of a run, before any neighbor search."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataSets:
-    """All that was read, before anything is set aside.
+    """All data sets as read, before a validation set is split off.
 
     Attributes:
-        training: From the training files.
-        validation: From the validation files; None if structures of the training files are to be set aside.
-        tests: From the test files, and from each file of the test folder.
+        training: Structures from the training files.
+        validation: Structures from the validation files; None if they are to be split off the training set.
+        tests: Structures from the test file, and from each file of the test folder.
     """
 
     training: ReadResult
@@ -46,7 +46,7 @@ class DataSets:
     tests: Mapping[str, ReadResult]
 
     def with_roles(self) -> list[StructureSet]:
-        """The sets as the checks want them, the training set first."""
+        """Return the sets with their roles for the checks, the training set first."""
         validation = [StructureSet("validation", self.validation)] if self.validation is not None else []
         tests = [StructureSet("test", result) for result in self.tests.values()]
         return [StructureSet("training", self.training), *validation, *tests]
@@ -54,13 +54,13 @@ class DataSets:
 
 @dataclass(frozen=True)
 class InputData:
-    """What a run is given besides its settings.
+    """Input of a run besides its settings.
 
     Attributes:
         sets: The structures.
         losses: The losses of the stages, without terms that no structure has labels for.
-        report: What the checks found in all files.
-        foundation: The model that is fine-tuned, if any.
+        report: Results of the checks of all files.
+        foundation: The foundation model to fine-tune, if any.
         weights: Weights of another run to start from, if any.
     """
 
@@ -74,16 +74,16 @@ class InputData:
 def read_and_check(
     settings: TrainingSettings, losses: Losses, progress: TrainingProgress, page: Path | None
 ) -> InputData:
-    """Read the files of a run, check the structures, log what was found, and write the page about the data.
+    """Read the files of a run, check the structures, log the findings, and write the data page.
 
     Args:
-        settings: What was typed.
+        settings: The given settings.
         losses: The losses of the stages.
-        progress: What to show.
-        page: The page to write, ``<tag>_data.html``; None for none.
+        progress: The progress display.
+        page: Path of the data page, ``<tag>_data.html``; None to write no page.
 
     Raises:
-        UserError: If files cannot be read, or structures or labels do not allow a training.
+        UserError: If files cannot be read, or structures or labels are not usable for training.
     """
     weights = None if settings.init_from is None else StartingWeights(Path(settings.init_from))
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
@@ -113,12 +113,12 @@ def read_and_check(
 
 
 def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
-    """Read all files and log where their labels were found; labels that are NaN are left out and reported.
+    """Read all files and log where labels were found; NaN labels are left out and reported.
 
     Args:
-        settings: File names, keys, units and weights.
-        progress: What to show.
-        conditions: What the model wants to know besides; see `mace.preparation.condition_keys`.
+        settings: Settings of files, keys, units and weights.
+        progress: The progress display.
+        conditions: Conditions the model depends on; see `mace.preparation.condition_keys`.
 
     Raises:
         UserError: See `mace.structures.reading.read_sources`.
@@ -136,7 +136,7 @@ def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions
 
     training = read(settings.train_file, "Training set")
     validation = read(settings.valid_file, "Validation set") if settings.valid_file else None
-    # the test file has no name of its own
+    # the set of the test file has no name
     tests = {"": read(settings.test_file, "Test set")} if settings.test_file is not None else {}
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
@@ -154,7 +154,7 @@ def inspect_data(
     progress: TrainingProgress,
     foundation: Foundation | None = None,
 ) -> DataReport:
-    """Run all checks, with the cutoff and, if they are asked for, the E0s of the model that is fine-tuned.
+    """Run all checks of the data, with the cutoff and, if requested, the E0s of the foundation model.
 
     Raises:
         UserError: If ``--allow`` names a check that does not exist.

@@ -1,1 +1,1 @@
-"""A whole run: its stages, its files, how it is taken up again and what is written at its end."""
+"""A whole training run: its stages, its files, how it is resumed, and what is written at its end."""

@@ -1,4 +1,4 @@
-"""What a training run has around it from beginning to end: processes, signals, folders, log and page."""
+"""The context of a training run from beginning to end: processes, signals, folders, log and report page."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choices:
-    """What is settled before anything is read or written.
+    """Choices made before anything is read or written.
 
     Attributes:
         settings: The settings, completed.
         losses: The losses of the stages.
-        launch: The place of this process among those of the run; None if it is the only one.
-        device: Where it computes.
-        notes: What was chosen for the user, in sentences for the log.
-        warnings: What was typed and has no effect, likewise.
+        launch: How this process was launched among those of the run; None if it is the only one.
+        device: The device of this process.
+        notes: Choices made on behalf of the user, as sentences for the log.
+        warnings: Settings given by the user that have no effect, as sentences for the log.
     """
 
     settings: TrainingSettings
@@ -57,14 +57,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class RunContext(TrainingContext):
-    """What a training run has around it; see also `TrainingContext`.
+    """The context of a training run; extends `TrainingContext`.
 
     Attributes:
-        folders: Where files go.
-        checkpoints: The checkpoints among them.
-        ownership: Whether they are this run's own.
-        console: Where to show.
-        report: The page of the run.
+        folders: The folders for the files of the run.
+        checkpoints: The checkpoints of the run.
+        ownership: Checks that the files belong to this run.
+        console: Where output is shown.
+        report: The report page of the run.
     """
 
     folders: RunFolders
@@ -76,15 +76,15 @@ class RunContext(TrainingContext):
 
 @contextmanager
 def run_context(choices: Choices, console: Console | None = None) -> Iterator[RunContext]:
-    """Meet the other processes, make the files of the run this process's own, and log, inside a ``with`` block.
+    """Connect to the other processes, claim the files of the run and set up logging, inside a ``with`` block.
 
     Args:
-        choices: What was settled.
-        console: Where to show; standard output if None.
+        choices: The choices made beforehand.
+        console: Where to show output; standard output if None.
 
     Raises:
-        UserError: If processes do not agree, or files cannot be written or are those of another run that goes on.
-        RunInterrupted: If a signal asked for the end.
+        UserError: If processes do not agree, or files cannot be written or are in use by another run.
+        RunInterrupted: If a signal to stop arrived.
     """
     settings, device = choices.settings, choices.device
     with Interruption() as interruption, make_team(choices.launch, device) as team:
@@ -101,7 +101,7 @@ def run_context(choices: Choices, console: Console | None = None) -> Iterator[Ru
         with Ownership(
             folders.tag, places, new_run_id(), settings.take_over, advice if together > 1 else ""
         ) as ownership:
-            if team.is_first:  # which alone writes to terminal and log file
+            if team.is_first:  # the only process that writes to terminal and log file
                 file = log_path(folders.log, settings.name, settings.seed)
                 setup_logging(settings.log_level, file, console, settings.quiet)
             else:

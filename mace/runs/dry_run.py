@@ -1,4 +1,4 @@
-"""What a run would do: its plan, with time and memory measured on its first batch."""
+"""Dry run: the plan of a run, with time and memory measured on its first batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mace.training.step import loss_gradient
 
 
 def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
-    """Let the first process print the decisions of a run, and what an epoch takes.
+    """Print, on the first process, the decisions of a run and the time and memory it will take.
 
     Args:
-        run: What the run has around it.
-        preparation: What training would start from.
+        run: The context of the run.
+        preparation: The data and plan that training would start from.
         model: The model, on its device.
     """
     if not run.team.is_first:
@@ -29,7 +29,7 @@ def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
     settings, losses = run.settings, preparation.data.losses
     plan, train = model.plan, preparation.train
     batches = -(-len(train) // settings.batch_size)
-    # two gradients of the first batch, which change nothing
+    # compute the gradient of the first batch twice (once to warm up), without changing the model
     batch = train.batch(range(min(settings.batch_size, len(train)))).to(run.device)
     loss_gradient(model, batch, losses[0])
     start = time.perf_counter()

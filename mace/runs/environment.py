@@ -1,4 +1,4 @@
-"""What a result may depend on besides the settings, for the log."""
+"""The software environment that results may depend on, for the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _ABOUT_THE_RUN = {"restart_latest", "config", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir"}
 _ABOUT_THE_RUN |= {*TrackerSettings.model_fields, "quiet", "take_over"}
-"""Settings that do not change what is computed."""
+"""Settings that do not affect what is computed."""
 
 
 def log_environment(settings: TrainingSettings, device: torch.device, team: Team) -> None:
@@ -51,18 +51,18 @@ def log_environment(settings: TrainingSettings, device: torch.device, team: Team
 
 
 def settings_digest(settings: TrainingSettings) -> str:
-    """Hash the settings that decide what is computed, SHA-256 in hexadecimal."""
+    """Return the SHA-256, in hexadecimal, of the settings that affect what is computed."""
     return hashlib.sha256(settings.model_dump_json(exclude=_ABOUT_THE_RUN).encode()).hexdigest()
 
 
 def commit_of_checkout(folder: Path = Path(mace.__file__).parents[1]) -> str | None:
-    """Return the git commit of the checkout that the package is used from.
+    """Return the git commit of the checkout from which the package is used.
 
     Args:
         folder: The folder that holds the package.
 
     Returns:
-        The commit, with ``, changed`` behind it if files differ from it; None if it is no checkout or there is no git.
+        The commit, followed by ``, changed`` if files differ from it; None if it is not a checkout or git is missing.
     """
     if not (folder / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""The facts of a run that are known before its first step, for its page."""
+"""The facts known about a run before its first step, for its report page."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     """Gather the facts of a run.
 
     Args:
-        run: What the run has around it.
-        preparation: Its data.
-        trainer: What trains it.
-        started: When the program was started.
+        run: The context of the run.
+        preparation: The data and the plan of the model.
+        trainer: The trainer.
+        started: Time at which the program was started.
     """
     settings, folders, plan = run.settings, run.folders, trainer.state.model.plan
     counts = preparation.train.neighbor_counts()
@@ -122,7 +122,7 @@ def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[Eleme
 
 
 def _integers(counts: np.ndarray) -> Distribution | None:
-    """Describe whole numbers, with a bin for each where these are not too many."""
+    """Return the distribution of integers, with one bin per value unless there would be too many bins."""
     found = distribution(counts.astype(np.float64))
     if found is None or found.largest - found.smallest > _MOST_BARS:
         return found
@@ -132,7 +132,7 @@ def _integers(counts: np.ndarray) -> Distribution | None:
 
 
 def _commands(run: RunContext) -> list[CommandFact]:
-    """Write the commands to reproduce, resume, evaluate and use; for use in the folder where the run was started."""
+    """Write commands to reproduce or resume the run and to use its model, relative to the current folder."""
     settings, folders = run.settings, run.folders
     begin = f"cd {shlex.quote(os.getcwd())}\n"
     flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]

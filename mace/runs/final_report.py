@@ -1,4 +1,4 @@
-"""What is measured of a finished model: error tables of all sets and parity plots."""
+"""Final report on a trained model: error tables of all data sets and parity plots."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _LOGGER = logging.getLogger(__name__)
 def write_final_report(
     run: RunContext, preparation: Preparation, model: MACE, loss: Loss, stage: str
 ) -> tuple[dict[str, dict[str, float]], list[PredictedSet]]:
-    """Evaluate all sets, log the tables, draw the parity plots.
+    """Evaluate the model on all data sets, log the error tables and draw the parity plots.
 
     Args:
-        run: What the run has around it.
-        preparation: What training started from.
+        run: The context of the run.
+        preparation: The data and plan that training started from.
         model: The finished model.
-        loss: Its loss.
+        loss: The loss of its stage.
         stage: ``one`` or ``two``.
 
     Returns:
-        Errors by the name of the set, and all sets with their predictions, in the order in which they are shown.
+        Errors by name of the data set, and all sets with their predictions, in the order in which they are shown.
     """
     settings, table = run.settings, reported_table(run.settings)
     results: dict[str, Evaluation] = {}
@@ -59,7 +59,7 @@ def write_final_report(
         )
         errors[role][row] = results[row].metrics
         predicted.append(PredictedSet(shown_name(row), role, dataset, results[row].compared))
-    # the first two tables come last, as in mace-torch: programs that read logs take the last table there is
+    # the main error tables come last, as in mace-torch, because programs that read logs take the last table
     _log_types(results, table, model.plan, errors["test"].keys())
     _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, errors["train"] | errors["valid"]))
     if errors["test"]:
@@ -70,12 +70,12 @@ def write_final_report(
 
 
 def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, tests: Collection[str]) -> None:
-    """Log RMSE and MAE of every set, divided by config_type."""
+    """Log RMSE and MAE of every data set, by config_type."""
     rows = {}
     for row, result in results.items():
         name = row if row in tests else shown_name(row)
         for kind, metrics in result.by_type.items():
-            # the sets of a test file are its types already
+            # a test file is already split into sets by config_type
             rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
     for measure in ("RMSE", "MAE"):
         for kind in tables_of(plan.outputs, measure, stress="stressvirials" in table):
@@ -83,7 +83,7 @@ def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, test
 
 
 def _plot(predicted: list[PredictedSet], plan: ModelPlan, run: RunContext, stage: str) -> None:
-    """Draw predictions against labels, energies with or without those of the isolated atoms."""
+    """Plot predictions against labels; energies are total or interaction energies, depending on the settings."""
     energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
     folders, settings = run.folders, run.settings
     interaction = settings.plot_interaction_e

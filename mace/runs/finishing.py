@@ -1,4 +1,4 @@
-"""What a run shows of its epochs, and its end: model files, final errors, plots."""
+"""What a run shows after each epoch and writes at its end: model files, final errors and plots."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def show_epoch(run: RunContext, trainer: Trainer, report: EpochReport) -> None:
-    """Log what an epoch brought, refresh the page, and draw the learning curves where ``--plot_frequency`` asks for it.
+    """Log the results of an epoch, refresh the page, and draw learning curves every ``--plot_frequency`` epochs.
 
     Args:
-        run: What the run has around it.
-        trainer: What trains.
-        report: What the epoch brought.
+        run: The context of the run.
+        trainer: The trainer.
+        report: The results of the epoch.
     """
     settings = run.settings
     every = settings.plot_frequency
@@ -64,13 +64,13 @@ def plot_curves(settings: TrainingSettings, folders: RunFolders, trainer: Traine
 def measure_models(
     run: RunContext, preparation: Preparation, trainer: Trainer, best: Sequence[tuple[str, int | None]]
 ) -> None:
-    """Measure the models that were written, show their errors, and write these into their files.
+    """Evaluate the models that were written, report their errors, and add these to the model files.
 
     Args:
-        run: What the run has around it.
-        preparation: What training started from.
-        trainer: What was trained.
-        best: What `write_models` returned.
+        run: The context of the run.
+        preparation: The data and plan that training started from.
+        trainer: The trainer, after training.
+        best: Stages and epochs as returned by `write_models`.
     """
     for stage, epoch in best:
         _load_best(trainer, stage)
@@ -78,7 +78,7 @@ def measure_models(
         with OptionalOutput(f"Errors of the model of Stage {stage}"):
             model, loss = trainer.state.model, trainer.state.loss_of(stage)
             errors, predicted = write_final_report(run, preparation, model, loss, stage)
-            # with its errors in it; the one without them is good, should this fail
+            # write the file again, now with the errors; if this fails, the file without them is still valid
             _write_model(run, preparation, trainer, stage, epoch, errors)
             run.report.measured(stage, epoch, errors, predicted)
 
@@ -87,10 +87,10 @@ def write_models(run: RunContext, preparation: Preparation, trainer: Trainer) ->
     """Write the best model of each stage.
 
     Returns:
-        Each stage and the epoch its model is from; None for a model as it starts, if no epoch was asked for.
+        Each stage with the epoch of its model; the epoch is None for an initial model, if zero epochs were requested.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no model to write.
     """
     settings, progression = run.settings, trainer.progression
     best: list[tuple[str, int | None]] = [*sorted(progression.best_epochs.items())]
@@ -126,9 +126,9 @@ def _write_model(
     epoch: int | None,
     metrics: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    """Write the model as it is now, under the name for use and under that of the seed."""
+    """Write the current model, both under the run's name and under its name with the seed."""
     if not run.ownership.look():
-        trainer.save()  # which gives way
+        trainer.save()  # raises an error, as another process owns the files
     settings, plan = run.settings, preparation.plan
     graphs = (batch.graph for batch in preparation.train.batches(64))
     metadata = ModelMetadata(
@@ -142,7 +142,7 @@ def _write_model(
         shortest_distances=shortest_distances(graphs, ElementTable(plan.atomic_numbers), plan.r_max),
     )
     shared, own = model_files(settings, run.folders, stage)
-    # under a name of this run's own first: a run of another seed may be writing the shared one
+    # first under a name unique to this run: a run with another seed may be writing the shared file
     beside = shared.with_name(f".{own.name}.new")
     for path in (own, beside):
         insist(partial(save_model, path, trainer.state.model, metadata), str(path))
@@ -156,7 +156,7 @@ def _write_model(
 
 
 def _keep_other_model(path: Path, run: RunContext) -> None:
-    """Move the model of a run with the same name and another seed away before it is replaced."""
+    """Move away the model of a run with the same name and another seed before it is replaced."""
     seed = seed_of_model(path)
     if seed in (None, run.settings.seed):
         return
@@ -167,7 +167,7 @@ def _keep_other_model(path: Path, run: RunContext) -> None:
         if not same:
             target = free_name(folders.model, f"{path.stem}_run-{seed}_earlier-", ".model")
             os.replace(path, target)
-    except FileNotFoundError:  # that run is doing the same at this moment
+    except FileNotFoundError:  # the other run is doing the same at this moment
         return
     if same:
         _LOGGER.warning("%s held the model of seed %d, which is in %s too; it is replaced", path, seed, copy)
@@ -176,6 +176,6 @@ def _keep_other_model(path: Path, run: RunContext) -> None:
 
 
 def _load_best(trainer: Trainer, stage: str) -> None:
-    """Give the model the weights with the lowest validation loss of a stage; it has them where no epoch was trained."""
+    """Load the weights with the lowest validation loss of a stage; if no epoch was trained, keep the current ones."""
     if trainer.progression.best_epochs:
         trainer.state.model.load_state_dict(trainer.state.best[stage])

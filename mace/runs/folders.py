@@ -1,4 +1,4 @@
-"""Where the files of a run go."""
+"""Folders and names for the files of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mace.errors import UserError
 from mace.settings import TrainingSettings
 
 LONGEST_NAME = 255
-"""Bytes in the name of a file, on usual file systems."""
+"""Maximum length of a file name in bytes on common file systems."""
 
 LONGEST_ENDING = 60
-"""Bytes that the names of a run's files have besides its tag, while they are written."""
+"""Maximum number of bytes that file names of a run, including temporary ones, have in addition to its tag."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class RunFolders:
     """The folders of a run, existing and writable.
 
     Attributes:
-        work: For the indices of validation structures.
-        log: For log files.
-        model: For model files.
-        checkpoints: For checkpoints.
-        results: For JSON lines and plots.
-        tag: ``<name>_run-<seed>``, with which file names begin.
+        work: Folder for the indices of validation structures.
+        log: Folder for log files.
+        model: Folder for model files.
+        checkpoints: Folder for checkpoints.
+        results: Folder for JSON lines and plots.
+        tag: ``<name>_run-<seed>``, the beginning of file names.
     """
 
     work: Path
@@ -43,12 +43,12 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
     """Create the folders of a run.
 
     Args:
-        settings: Their names.
-        create: Whether this process writes files; if not, the folders are only named.
+        settings: Settings with the names of the folders.
+        create: Whether to create the folders, for the process that writes files; otherwise they are only named.
 
     Raises:
-        UserError: If files cannot be called after the run, or a folder cannot be created or written to; nothing has
-            been trained then.
+        UserError: If the name of the run is not usable in file names, or a folder cannot be created or written to.
+            Nothing has been trained at that point.
     """
     work, name = Path(settings.work_dir), settings.name
     folders = RunFolders(
@@ -88,16 +88,16 @@ def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:
 
 
 def new_run_id() -> str:
-    """Return a name for a run that no other one has: time and chance."""
+    """Return a unique id for a run, made of the time and random digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def model_files(settings: TrainingSettings, folders: RunFolders, stage: str) -> tuple[Path, Path]:
-    """Name the model files of a stage: the one for use, and that of the seed, which scripts take out of `checkpoints`.
+    """Return two model files of a stage: one for use, and one named by seed among the checkpoints, for scripts.
 
     Args:
-        settings: Of the run.
-        folders: Its folders.
+        settings: Settings of the run.
+        folders: Folders of the run.
         stage: ``one`` or ``two``.
     """
     ending = f"{'_stagetwo' if stage == 'two' else ''}.model"

@@ -1,4 +1,4 @@
-"""The model that a run begins with."""
+"""The initial model of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def model_inputs(settings: TrainingSettings) -> list[str]:
-    """Return the files that a model begins with, besides the data."""
+    """Return the files that the initial model depends on, besides the data."""
     named = (settings.foundation_model, settings.init_from, settings.E0s)
     return [name for name in named if isinstance(name, str) and os.path.isfile(name)]
 
@@ -25,7 +25,7 @@ def model_inputs(settings: TrainingSettings) -> list[str]:
 def initial_model(
     plan: ModelPlan, settings: TrainingSettings, device: torch.device, foundation: Foundation | None = None
 ) -> MACE:
-    """Build a model with weights drawn from the seed, or those of another model."""
+    """Build a model with weights drawn from the seed, or taken from a foundation model if one is given."""
     model = MACE(plan).to_precision(PRECISIONS[settings.default_dtype])
     model.initialize(torch.Generator().manual_seed(settings.seed))
     if foundation is not None:
@@ -34,7 +34,7 @@ def initial_model(
 
 
 def log_model(model: MACE, settings: TrainingSettings) -> None:
-    """Log the model in words."""
+    """Log a description of the model."""
     plan = model.plan
     _LOGGER.info("===========MODEL DETAILS===========")
     hidden = " + ".join(f"{plan.n_channels}x{degree}{'eo'[degree % 2]}" for degree in plan.hidden_l)

@@ -1,4 +1,4 @@
-"""The state that a run goes on from, and files of earlier runs that are in its way."""
+"""The state from which a run resumes, and files of earlier runs that are in its way."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from mace.training.state import TrainingState
 _LOGGER = logging.getLogger(__name__)
 
 FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
-"""Settings that became constants of the model when a run was started, and cannot change when it is resumed."""
+"""Settings that became constants of the model when the run started and cannot change when it is resumed."""
 
 UNTOLD = ("restart_latest", "take_over", "config", "distributed", "launcher", "quiet")
-"""Settings whose change changes nothing of the run."""
+"""Settings whose changes do not affect the run and are not reported when it is resumed."""
 
 
 def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: ModelPlan) -> dict[str, Any] | None:
-    """Read the state to go on from, if that is asked for and there is one.
+    """Read the state to resume from, if resuming is requested and there is a state.
 
     Args:
-        settings: The present settings.
-        checkpoints: Where states are.
-        plan: What the model would be without a state.
+        settings: The current settings.
+        checkpoints: The checkpoints of the run.
+        plan: Plan of the model that would be built without a saved state.
 
     Returns:
-        The state with ``file``, where it is from, and ``unusable``, the files beside it that are not what they should
-        be; None to begin anew.
+        The state, with its path as ``file`` and the list of checkpoints that could not be used as ``unusable``; None
+        to start from the beginning.
 
     Raises:
-        UserError: If no state can be read, files are of different runs or another program, or the state is of another
-            model; the differences are named.
+        UserError: If no state can be read, files belong to different runs or another program, or the state is that of
+            a different model; the message names the differences.
     """
     if not settings.restart_latest:
         return None
@@ -62,7 +62,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
     saved = _with_best(saved, path, checkpoints, unusable, settings)
     started_with = ModelPlan.model_validate_json(saved["plan"])
     before = settings_of(saved)
-    # the state of the schedule-free optimizer means something else than that of the others
+    # the state of the schedule-free optimizer has a different meaning from that of the others
     optimizer = ["optimizer"] if "schedulefree" in (before.optimizer, settings.optimizer) else []
     fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer])
     if fields := differing_fields(started_with, plan) + fixed:
@@ -93,7 +93,7 @@ def _is_original(path: Path) -> bool:
 
 
 def _read_state(checkpoints: CheckpointFolder) -> tuple[dict[str, Any], Path, dict[Path, str]]:
-    """Read the last complete state that can be used, and compare it with the one before.
+    """Read the last usable complete state, and compare it with the previous one.
 
     Returns:
         The state, its file, and why others cannot be used.
@@ -123,10 +123,10 @@ def _read_state(checkpoints: CheckpointFolder) -> tuple[dict[str, Any], Path, di
 
 
 def _require_same_run(saved: Mapping[str, Any], path: Path, other: Mapping[str, Any], other_path: Path) -> None:
-    """Make sure that two files are of the same run.
+    """Check that two files belong to the same run.
 
     Raises:
-        UserError: If they are not.
+        UserError: If they do not.
     """
     one, two = saved["run"], other["run"]
     if None not in (one, two) and one != two:
@@ -143,13 +143,13 @@ def _with_best(
     unusable: dict[Path, str],
     settings: TrainingSettings,
 ) -> dict[str, Any]:
-    """Complete the best weights of a state by their files, and check these.
+    """Complete the best weights of a state from their files, and check these files.
 
     Returns:
-        The state; best weights that are nowhere are lost, and the next ones of their stage are the best.
+        The state; best weights that are found nowhere are recorded as lost, and their stage has no best epoch.
 
     Raises:
-        UserError: If files are of another run, or no best weights are left of a finished run.
+        UserError: If files belong to another run, or no best weights are left of a finished run.
     """
     progression, best = {"lost": {}, **saved["progression"]}, dict(saved["best"])
     for stage, epoch in list(progression["best_epochs"].items()):
@@ -179,7 +179,7 @@ def _with_best(
 
 
 def settings_of(saved: Mapping[str, Any]) -> TrainingSettings:
-    """Read the settings of a saved state; those that do not exist any more are left out."""
+    """Read the settings of a saved state; settings that no longer exist are left out."""
     found = json.loads(saved["settings"])
     return TrainingSettings.model_validate({k: v for k, v in found.items() if k in TrainingSettings.model_fields})
 
@@ -193,13 +193,13 @@ def _changes(before: TrainingSettings, settings: TrainingSettings, names: list[s
 
 
 def resume(state: TrainingState, saved: dict[str, Any], digests: Mapping[str, str], processes: int) -> None:
-    """Take up a saved state and say what is different now.
+    """Resume from a saved state and log what is different now.
 
     Args:
-        state: What is trained.
+        state: The training state to restore.
         saved: The saved state.
-        digests: Hashes of the present data files.
-        processes: How many train now.
+        digests: Hashes of the current data files.
+        processes: Current number of processes.
     """
     before = settings_of(saved)
     names = [name for name in TrainingSettings.model_fields if name not in UNTOLD]
@@ -220,23 +220,23 @@ def resume(state: TrainingState, saved: dict[str, Any], digests: Mapping[str, st
 def make_way(
     settings: TrainingSettings, checkpoints: CheckpointFolder, folders: RunFolders, saved: Mapping[str, Any] | None
 ) -> None:
-    """Move files away that would be mistaken for those of this run.
+    """Move away files that would be mistaken for those of this run.
 
     Args:
-        settings: Of the run.
-        checkpoints: Where states are.
-        folders: Of the run.
-        saved: The state from which it goes on; None if it begins anew.
+        settings: Settings of the run.
+        checkpoints: The checkpoints of the run.
+        folders: Folders of the run.
+        saved: The state from which it resumes; None if it starts from the beginning.
 
     Raises:
-        UserError: If a file cannot be moved; nothing is lost then.
+        UserError: If a file cannot be moved; nothing is lost in that case.
     """
     try:
         checkpoints.remove_unfinished()
         if saved is not None:
             checkpoints.reject(saved["unusable"])
             return
-        # files of an earlier run of the same name and seed never mix with those of the new one
+        # keep files of an earlier run with the same name and seed apart from those of the new one
         models = [
             file
             for stage in ("one", "two")
@@ -262,7 +262,7 @@ def make_way(
 
 
 def seed_of_model(path: Path) -> int | None:
-    """Return the seed of the run that wrote a model file; None if there is no such file or it does not tell."""
+    """Return the seed of the run that wrote a model file; None if there is no such file or it does not say."""
     try:
         return load_model(path).metadata.seed
     except UserError:

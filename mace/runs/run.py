@@ -38,15 +38,15 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def run_training(settings: TrainingSettings, console: Console | None = None) -> None:
-    """Do what ``mace_run_train`` does.
+    """Train a model as ``mace_run_train`` does.
 
     Args:
         settings: The settings.
-        console: Where to show; standard output if None.
+        console: Where to show output; standard output if None.
 
     Raises:
-        UserError: If settings or data do not allow it.
-        RunInterrupted: If a signal asked for the end; the state is saved then.
+        UserError: If settings or data are not usable.
+        RunInterrupted: If a signal to stop arrived; during training, the state has then been saved.
     """
     choices = settle_choices(settings)
     with run_context(choices, console) as run:
@@ -63,7 +63,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
 
 
 def settle_choices(settings: TrainingSettings) -> Choices:
-    """Complete the settings, and refuse what makes no sense before anything is read."""
+    """Complete the settings, and reject those that make no sense before anything is read."""
     keep_freed_memory()
     warnings = notes_on(settings)
     settings, notes = settings_for_model(settings)
@@ -79,19 +79,19 @@ def settle_choices(settings: TrainingSettings) -> Choices:
 
 
 def read_data(run: RunContext, losses: Losses) -> InputData:
-    """Read the structures and the model to start from, if any, and check them."""
+    """Read and check the structures and the model to start from, if any."""
     _LOGGER.info("===========LOADING INPUT DATA===========")
     page = run.folders.results / f"{run.folders.tag}_data.html"
     return read_and_check(run.settings, losses, run.progress, page if run.team.is_first else None)
 
 
 def plan_model(run: RunContext, data: InputData) -> Preparation:
-    """Measure the data, decide every number of the model, and find the state to go on from."""
+    """Compute statistics of the data, plan the model, and find the state to resume from."""
     settings, team = run.settings, run.team
     preparation = prepare(settings, data, run.progress, team.is_first)
     team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
-    # the first process alone reads, so that all go on from the same state
+    # only the first process reads, so that all resume from the same state
     saved = team.broadcast(find_state(settings, run.checkpoints, preparation.plan) if team.is_first else None)
     if saved is not None:
         return replace(preparation, saved=saved, plan=ModelPlan.model_validate_json(saved["plan"]))
@@ -99,7 +99,7 @@ def plan_model(run: RunContext, data: InputData) -> Preparation:
 
 
 def build_model(run: RunContext, preparation: Preparation) -> MACE:
-    """Build the model, with the weights it begins with."""
+    """Build the model with its initial weights."""
     settings, data = run.settings, preparation.data
     model = initial_model(preparation.plan, settings, run.device, data.foundation)
     if preparation.saved is None and data.weights is not None:
@@ -113,7 +113,7 @@ def build_model(run: RunContext, preparation: Preparation) -> MACE:
 
 
 def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Trainer:
-    """Train to the end; if numbers give out, write the best models so far before giving up."""
+    """Train to the end; if training diverges, write the best models so far before giving up."""
     with open_trainer(run, preparation, model) as trainer:
         _LOGGER.info("===========TRAINING===========")
         _LOGGER.info("Started training, reporting errors on validation set")
@@ -136,7 +136,7 @@ def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Train
 
 
 def write_results(run: RunContext, preparation: Preparation, trainer: Trainer) -> None:
-    """Write the models of all stages first; then measure them, draw, and write the page of the run."""
+    """Write the models of all stages; then evaluate them, draw plots and finish the report page."""
     _LOGGER.info("===========RESULTS===========")
     settings = run.settings
     if settings.save_cpu:

@@ -1,4 +1,4 @@
-"""The page of a run, kept fresh while it goes on, and never in its way."""
+"""The report page of a run, updated while the run goes on; failing to write it never stops the run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from mace.training.loop import EpochReport, Trainer
 _LOGGER = logging.getLogger(__name__)
 
 SetErrors = dict[str, dict[str, float]]
-"""Errors by the name of a set."""
+"""Errors by name of the data set."""
 
 SHARE = 0.01
-"""Share of the time of a run that its page may take; it is written less often where it would take more."""
+"""Fraction of a run's time that its page may take; it is written less often if it would take more."""
 
 _MOST_WARNINGS = 1000
 
 
 class WarningCollector(logging.Handler):
-    """Keep what a run warns of; one that is repeated is counted."""
+    """Collects the warnings of a run, and counts those that are repeated."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._found: dict[tuple[str, str], Warned] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in a message."""
+        """Store or count a message."""
         key = record.levelname, record.getMessage()
         if key not in self._found and len(self._found) >= _MOST_WARNINGS:
             return
@@ -48,18 +48,18 @@ class WarningCollector(logging.Handler):
 
     @property
     def warnings(self) -> list[Warned]:
-        """What was warned of, in the order of the first time."""
+        """The warnings, in the order in which they first occurred."""
         return list(self._found.values())
 
 
 class RunReport:
-    """Write the page of a run: at its start, after evaluations, and at its end.
+    """Writes the report page of a run: at its start, after evaluations, and at its end.
 
-    Whatever goes wrong here is one warning until it succeeds again, and the run goes on.
+    If writing fails, one warning is given until it succeeds again, and the run goes on.
 
     Args:
-        path: The page; None to write none.
-        clock: Seconds since some fixed time.
+        path: Path of the page; None to write no page.
+        clock: Returns the seconds since some fixed time.
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,12 +73,12 @@ class RunReport:
         self._output = OptionalOutput(path)
 
     def begin(self, trainer: Trainer, records: Path, gather: Callable[[datetime], RunFacts]) -> None:
-        """Gather what is known before the first step, and write the page.
+        """Gather the facts known before the first step, and write the page.
 
         Args:
-            trainer: What trains.
+            trainer: The trainer.
             records: The JSON lines of the run.
-            gather: Returns the facts of the run; gets the time at which the program was started.
+            gather: Returns the facts of the run, given the time at which the program was started.
         """
         self._trainer, self._follower = trainer, RecordFollower(records)
         self._times_back = trainer.progression.times_back
@@ -91,7 +91,7 @@ class RunReport:
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
-        """Write the page again after an evaluation, unless that would take too much of the time of the run."""
+        """Write the page again after an evaluation, unless that would take too much of the run's time."""
         self._validated = report
         if self._clock() < self._due_at:
             return
@@ -103,7 +103,7 @@ class RunReport:
             )
 
     def measured(self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]) -> None:
-        """Show what was measured of the model of a stage."""
+        """Add the errors and predictions of the final model of a stage to the page."""
         if self._facts is not None:
             with OptionalOutput(self.path):
                 self._stages.append(self._measured(stage, epoch, metrics, predicted))
@@ -114,7 +114,7 @@ class RunReport:
 
         Args:
             condition: How the run ended.
-            sentence: Why; for a finished run it is made here.
+            sentence: Why it ended; for a finished run this is written here.
         """
         if not sentence and self._facts is not None:
             state = self._trainer.progression
@@ -129,7 +129,7 @@ class RunReport:
             _LOGGER.info("The report on the run is in %s", self.path)
 
     def __enter__(self) -> RunReport:
-        """Listen to warnings from now on."""
+        """Start collecting warnings."""
         if self.path is not None:
             logging.getLogger("mace").addHandler(self._collector)
         return self
@@ -137,7 +137,7 @@ class RunReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Say on the page why a run ended before its end, and listen no more."""
+        """Write the reason to the page if the run ended early, and stop collecting warnings."""
         if isinstance(error, RunInterrupted):
             self.ended("stopped", f"Stopped: {error}")
         elif isinstance(error, UserError):
@@ -155,7 +155,7 @@ class RunReport:
         return MeasuredStage(stage, epoch, metrics, summarize_predictions(predicted, self._energies), worst, heads)
 
     def _latest(self) -> MeasuredStage | None:
-        """Show the last validation as long as no finished model has been measured."""
+        """Return the last validation results, unless a finished model has been evaluated."""
         report = self._validated
         if self._stages or report is None or report.epoch is None:
             return None

@@ -1,4 +1,4 @@
-"""A trainer with all that belongs to it: its state, its files, its history, and those who follow that."""
+"""Setup of a trainer with its state, its files, its history and experiment trackers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _LOGGER = logging.getLogger(__name__)
 
 @contextmanager
 def open_trainer(run: RunContext, preparation: Preparation, model: MACE) -> Iterator[Trainer]:
-    """Build a trainer that goes on from the saved state, if there is one, and keep its history inside a ``with`` block.
+    """Build a trainer, resume it from a saved state if there is one, and record its history inside a ``with`` block.
 
     Args:
-        run: What the run has around it.
-        preparation: What training starts from.
-        model: On its device.
+        run: The context of the run.
+        preparation: The data, plan and saved state that training starts from.
+        model: The model, on its device.
     """
     settings, folders, team, saved = run.settings, run.folders, run.team, preparation.saved
     if team.is_first:

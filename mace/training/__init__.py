@@ -1,1 +1,1 @@
-"""From batches and a model to parameters: loss, optimizer, loop, checkpoints, reports."""
+"""Training: loss, optimizer, training loop and checkpoints."""

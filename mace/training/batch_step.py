@@ -1,4 +1,4 @@
-"""One optimizer step on a batch, whatever it takes: in parts that fit into memory, by several processes."""
+"""One optimizer step on a batch, computed in parts that fit into memory and shared among processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mace.training.step import loss_gradient, update_parameters
 
 
 class StepNumbers(NamedTuple):
-    """What is read of a step.
+    """Numbers read from a finished step.
 
     Attributes:
         loss: Loss before the step.
         norm: Norm of the gradient before clipping.
         phases: Seconds of each phase.
-        stop: Whether a process was asked to end.
-        due: Whether the state is to be saved.
+        stop: Whether any process was asked to stop.
+        due: Whether the state should be saved now.
     """
 
     loss: float
@@ -40,15 +40,15 @@ class StepNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """A step that was taken; its numbers may still be on their way.
+    """A step that was taken; its numbers may still be in transit from the device.
 
     Attributes:
-        structures: Indices of the structures of the batch, of all processes.
+        structures: Indices of the structures in the batch, over all processes.
         loss: Loss before the step, on the device.
-        n_atoms: Atoms of the batch.
-        seconds: Time it took to hand the work to the device; on a CPU, to do it.
-        learning_rate: Of the parts without a factor of their own.
-        latency: How many steps later the numbers are best read.
+        n_atoms: Number of atoms in the batch.
+        seconds: Time to submit the work to the device; on a CPU, to do it.
+        learning_rate: Learning rate of the parameter groups without a factor of their own.
+        latency: How many steps to wait before reading the numbers, so that reading does not stall the device.
     """
 
     structures: np.ndarray
@@ -63,7 +63,7 @@ class StepOutcome:
     _requests: tuple[bool, bool] | None
 
     def read(self) -> StepNumbers:
-        """Return the numbers, waiting for the device if need be."""
+        """Return the numbers, waiting for the device if necessary."""
         if self._arrived is not None:
             self._arrived.synchronize()
         loss, norm, *requests = self._numbers.tolist()
@@ -72,12 +72,12 @@ class StepOutcome:
 
 
 class BatchStep:
-    """Take steps.
+    """Takes optimizer steps.
 
     Args:
-        state: What is trained.
+        state: The model, optimizer and averages being trained.
         dataset: The training structures.
-        limit: How much is computed at a time.
+        limit: Limit on the number of edges computed at a time.
         settings: The settings; read only.
         team: The processes of the run.
     """
@@ -89,12 +89,12 @@ class BatchStep:
         self._parameters = list(state.model.parameters())
 
     def take(self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool]) -> StepOutcome:
-        """Take a step.
+        """Take one optimizer step on a batch.
 
         Args:
-            structures: Indices of those of the batch, of all processes.
+            structures: Indices of the structures in the batch, over all processes.
             loss: The loss.
-            requests: Whether this process was asked to end, and whether it finds that the state is to be saved.
+            requests: Whether this process was asked to stop, and whether it finds that a save is due.
 
         Returns:
             The outcome.

@@ -1,11 +1,12 @@
 """Checkpoints: complete states and best weights, written durably and read without running code.
 
-A run keeps three kinds of file in its folder. ``<tag>_last.pt`` is everything needed to go on: raw and averaged
-weights, optimizer, schedule, stage, place in the epoch, patience, and the best weights of each stage, those with the
-lowest validation loss, as they were validated. ``<tag>_last_previous.pt`` is the one before, for the day when the first
-cannot be read. ``<tag>_epoch-<n>.pt`` (``_swa`` added in stage two) is a copy of the best weights alone.
+A run keeps three kinds of file in its folder. ``<tag>_last.pt`` holds everything needed to resume: raw and averaged
+weights, optimizer, learning rate schedule, stage, position in the epoch, patience, and the best weights of each stage,
+i.e. those with the lowest validation loss, as they were validated. ``<tag>_last_previous.pt`` is the state saved before
+that, in case the first cannot be read. ``<tag>_epoch-<n>.pt`` (with ``_swa`` added in stage two) is a copy of the best
+weights alone.
 
-Each is an archive of ``torch.save`` followed by the SHA-256 of its bytes, which readers of such archives pass over.
+Each is an archive of ``torch.save`` followed by the SHA-256 of its bytes, which readers of such archives ignore.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from mace.model.plan import ModelPlan
 _LOGGER = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Version of the layout of all kinds of file."""
+"""Version of the layout, common to all kinds of file."""
 
 _MARK = b"\nmace-checkpoint sha256:"
 _TRAILER = len(_MARK) + 64 + 1
 
 
 class UnusableCheckpoint(UserError):
-    """A checkpoint that is missing or damaged, cannot be read, or holds something else than it should."""
+    """A checkpoint that is missing, damaged or unreadable, or does not hold what it should."""
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
-    """Write tensors, numbers, texts, lists and dictionaries of these as the bytes of a checkpoint."""
+    """Serialize tensors, numbers, strings, and lists and dictionaries of these as the bytes of a checkpoint."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     payload = buffer.getvalue()
@@ -51,19 +52,19 @@ def encode(content: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read the bytes of a checkpoint of this or an older format; nothing but data can be in it.
+    """Read the bytes of a checkpoint of this or an older format; only data are read, no code is run.
 
     Args:
         data: The bytes.
-        name: What to call them in messages.
-        device: Where tensors go.
+        name: Name of the checkpoint in messages.
+        device: Device to load the tensors to.
 
     Returns:
-        What was saved, in the present layout.
+        The saved content, in the current layout.
 
     Raises:
-        UnusableCheckpoint: If bytes are missing or changed, or it is a file of something else.
-        UserError: If it is of a later version.
+        UnusableCheckpoint: If bytes are missing or changed, or it is not a checkpoint.
+        UserError: If it was written by a later version.
     """
     payload, digest = data[:-_TRAILER], data[-_TRAILER:]
     marked = digest.startswith(_MARK)
@@ -73,7 +74,7 @@ def decode(data: bytes, name: str, device: torch.device | str = "cpu") -> dict[s
         raise UnusableCheckpoint(_damage(name, "it is no archive"))
     try:
         content = torch.load(io.BytesIO(payload if marked else data), map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:  # which advises to run what the file holds
+    except pickle.UnpicklingError as error:  # its message advises running the code in the file
         raise UnusableCheckpoint(_damage(name, "it holds something else than numbers, texts and tables")) from error
     except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise UnusableCheckpoint(_damage(name, str(error).splitlines()[0])) from error
@@ -91,11 +92,11 @@ def _damage(name: str, reason: str) -> str:
 
 
 def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file, see `decode`.
+    """Read a checkpoint file; see `decode`.
 
     Raises:
-        UnusableCheckpoint: If the file is missing, cannot be read, is damaged or no checkpoint of ours.
-        UserError: If it is of a later version.
+        UnusableCheckpoint: If the file is missing, unreadable, damaged, or not a checkpoint of this program.
+        UserError: If it was written by a later version.
     """
     try:
         data = path.read_bytes()
@@ -107,26 +108,26 @@ def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
 
 
 def _to_format_2(content: dict[str, Any]) -> dict[str, Any]:
-    """Add what format 1 lacked: the id of the run, the hashes of the data, the place in the epoch."""
+    """Add what format 1 lacked: the id of the run, the hashes of the data, and the position in the epoch."""
     content = {**content, "format": 2, "run": None}
     if "progression" in content:  # a complete state
         content |= {"data": {}, "records": None, "processes": 1}
-        # those states were written between epochs only
+        # format 1 states were only written between epochs
         content["progression"] = {**content["progression"], "evaluated_at_start": True}
     return content
 
 
 def _to_format_3(content: dict[str, Any]) -> dict[str, Any]:
-    """Add what format 2 lacked: the best weights in the state, and the stage beside weights; neither is known here."""
+    """Add what format 2 lacked: best weights in the state, and the stage of saved weights; neither is known here."""
     return {**content, "format": 3, **({"best": {}} if "progression" in content else {"stage": None})}
 
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_format_2, 2: _to_format_3}
-"""From a format to the function that turns its content into that of the next one."""
+"""Maps each format to the function that converts its content to the next format."""
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """Bring the content of an older file step by step to the present layout."""
+    """Convert the content of an older file, format by format, to the current layout."""
     while content["format"] < FORMAT:
         content = UPGRADES[content["format"]](content)
     return content
@@ -136,9 +137,9 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     Args:
-        folder: Where they are.
+        folder: The folder that holds them.
         tag: ``<name>_run-<seed>``.
-        keep_earlier: Keep the best weights of earlier epochs too.
+        keep_earlier: Whether to keep the best weights of earlier epochs too.
     """
 
     def __init__(self, folder: Path, tag: str, keep_earlier: bool = False) -> None:
@@ -147,20 +148,20 @@ class CheckpointFolder:
 
     @property
     def last(self) -> Path:
-        """The complete state."""
+        """Path of the latest complete state."""
         return self.folder / f"{self.tag}_last.pt"
 
     @property
     def previous(self) -> Path:
-        """The complete state before that."""
+        """Path of the complete state saved before the latest one."""
         return self.folder / f"{self.tag}_last_previous.pt"
 
     def states(self) -> list[Path]:
-        """List the files of complete states that are there, the oldest first."""
+        """List the existing files of complete states, oldest first."""
         return [path for path in (self.previous, self.last) if os.path.lexists(path)]
 
     def files(self) -> list[Path]:
-        """List every checkpoint of the run, states first: a run without them cannot be gone on with by mistake."""
+        """List every checkpoint of the run; states come first, as without them a run cannot be resumed by mistake."""
         return self.states() + self.of_epochs() + sorted(self.folder.glob(f"{glob.escape(self.tag)}_rejected-*.pt"))
 
     def of_epochs(self) -> list[Path]:
@@ -168,17 +169,17 @@ class CheckpointFolder:
         return sorted(self.folder.glob(f"{glob.escape(self.tag)}_epoch-*.pt"))
 
     def of_epoch(self, epoch: int, stage: str) -> Path:
-        """Return the place of the validated weights of an epoch of stage ``one`` or ``two``."""
+        """Return the path of the validated weights of an epoch in stage ``one`` or ``two``."""
         return self.folder / f"{self.tag}_epoch-{epoch}{'_swa' if stage == 'two' else ''}.pt"
 
     def save_last(self, state: Mapping[str, Any]) -> bytes:
-        """Write the complete state and keep the one before under another name.
+        """Write the complete state and keep the previous one under another name.
 
         Returns:
             The content of the file.
 
         Raises:
-            OSError: If it cannot be written; the old one is untouched then.
+            OSError: If it cannot be written; the old file is then left untouched.
         """
         content = encode(state)
         write_durably(self.last, content, previous=self.previous)
@@ -186,7 +187,7 @@ class CheckpointFolder:
         return content
 
     def load_state(self, path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Read one of the complete states.
+        """Read a complete state.
 
         Raises:
             UserError: See `load_safely`; also if it is a checkpoint of another kind.
@@ -198,13 +199,13 @@ class CheckpointFolder:
         return content
 
     def load_last(self, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Path, dict[Path, str]]:
-        """Read the complete state, or the one before if it cannot be used.
+        """Read the latest complete state, or the previous one if the latest cannot be used.
 
         Returns:
-            The state, the file it is from, and why others were passed over.
+            The state, its file, and the problem with each file that was passed over.
 
         Raises:
-            UserError: If there is none that can be used.
+            UserError: If neither can be used.
         """
         problems: dict[Path, str] = {}
         for path in (self.last, self.previous):
@@ -217,14 +218,14 @@ class CheckpointFolder:
     def save_weights(
         self, weights: Mapping[str, Any], plan: ModelPlan, epoch: int, stage: str, run: str | None = None
     ) -> Path:
-        """Write validated weights of an epoch.
+        """Write the validated weights of an epoch.
 
         Args:
-            weights: By name.
-            plan: Of the model.
+            weights: Weights by name.
+            plan: Plan of the model.
             epoch: Counted from zero.
             stage: ``one`` or ``two``.
-            run: Id of the run.
+            run: The run's id.
 
         Returns:
             The file.
@@ -240,13 +241,13 @@ class CheckpointFolder:
         return path
 
     def load_weights(self, epoch: int, stage: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Read validated weights of an epoch.
+        """Read the validated weights of an epoch.
 
         Returns:
-            ``weights`` by name, the ``run`` they are of, and what else is in the file.
+            The content of the file, with ``weights`` by name and the ``run`` they belong to.
 
         Raises:
-            UserError: See `load_safely`; also if they are of another epoch or stage.
+            UserError: See `load_safely`; also if they belong to another epoch or stage.
         """
         path = self.of_epoch(epoch, stage)
         content = load_safely(path, device)
@@ -260,9 +261,9 @@ class CheckpointFolder:
         return content
 
     def remove_others(self, named: Iterable[tuple[str, int]]) -> None:
-        """Remove the validated weights of all epochs but those named, unless earlier ones are to be kept.
+        """Remove the validated weights of all epochs but those named, unless earlier ones should be kept.
 
-        To be called once the complete state is written, with all stages and epochs that it names as the best. A file
+        Call this once the complete state has been written, with all stages and epochs that it names as best. A file
         that cannot be removed does no harm.
         """
         kept = {self.of_epoch(epoch, stage) for stage, epoch in named}
@@ -275,9 +276,9 @@ class CheckpointFolder:
                     _LOGGER.debug("%s cannot be removed (%s)", other, error)
 
     def changed(self) -> dict[Path, str]:
-        """Find the files that this object wrote and that are not as it wrote them, with what happened to each.
+        """Find files written by this object that are gone or changed since, with what happened to each.
 
-        The checksums at their ends are compared, so that looking takes no time.
+        Only the checksums at the ends of the files are compared, which takes no time.
         """
         found = {}
         for path, end in self._written.items():
@@ -295,7 +296,7 @@ class CheckpointFolder:
         return found
 
     def reject(self, paths: Iterable[Path]) -> None:
-        """Move files out of the way that are not what their names say, so that no good file gives way to them."""
+        """Rename files that are not what their names say, so that they do not displace good files when rotated."""
         for path in paths:
             self._written.pop(path, None)
             if os.path.lexists(path):
@@ -305,7 +306,7 @@ class CheckpointFolder:
                 _LOGGER.warning("%s was moved to %s", path, target)
 
     def remove_unfinished(self) -> None:
-        """Remove what writers that were killed left behind."""
+        """Remove temporary files left behind by a killed process."""
         for file in [*self.folder.glob(f".{glob.escape(self.tag)}_epoch-*.tmp"), temporary_beside(self.last)]:
             file.unlink(missing_ok=True)
         temporary_beside(self.previous).unlink(missing_ok=True)
@@ -314,7 +315,7 @@ class CheckpointFolder:
         """Move the checkpoints of an earlier run with the same tag into a folder of their own.
 
         Args:
-            others: Further files of that run to be moved along, where they exist.
+            others: Further files of that run to move along, if they exist.
 
         Returns:
             The folder, or None if there was nothing to move.
@@ -343,8 +344,8 @@ STRUCTURAL = (
     "readout_biases", "last_readout_only", "gate", "atomic_numbers", "conditions", "condition_readout",
     "heads",
 )  # fmt: skip
-"""Fields of a plan that a resumed run cannot change. The others are constants measured on the data: a resumed run keeps
-those it was started with, even if the data have changed."""
+"""Fields of a plan that must not differ when a run is resumed. The others are constants measured on the data: a resumed
+run keeps those it was started with, even if the data have changed."""
 
 
 def differing_fields(saved: ModelPlan, wanted: ModelPlan) -> list[str]:
@@ -357,5 +358,5 @@ def differing_fields(saved: ModelPlan, wanted: ModelPlan) -> list[str]:
 
 
 def file_digests(paths: Iterable[Path | str]) -> dict[str, str]:
-    """Hash the content of files, SHA-256 in hexadecimal, by the name they were given with."""
+    """Return the SHA-256 of each file in hexadecimal, by its path as given."""
     return {str(path): sha256_of(Path(path)) for path in paths}

@@ -1,4 +1,4 @@
-"""What a training has around it."""
+"""The context in which a model is trained."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mace.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """Who computes where, by which settings, who watches, and who may end it.
+    """Settings, device, processes, signals and progress display of a training run.
 
     Attributes:
         settings: The settings; read only.
         device: Where this process computes.
         team: The processes of the run.
-        interruption: Whether a signal has come.
-        progress: What is shown.
+        interruption: Records whether a signal to stop has arrived.
+        progress: The progress display.
     """
 
     settings: TrainingSettings

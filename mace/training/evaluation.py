@@ -22,13 +22,13 @@ from mace.training.memory import EdgeLimit
 
 @dataclass
 class Evaluation:
-    """What came out of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
         loss: The loss over all structures.
         metrics: Errors by name.
         by_type: Errors of each config_type.
-        compared: Reference and prediction of everything labeled by property.
+        compared: References and predictions of all labeled values, by property.
     """
 
     loss: float
@@ -49,19 +49,19 @@ def evaluate(
     limit: EdgeLimit | None = None,
     team: Team | None = None,
 ) -> Evaluation:
-    """Predict every structure and measure the errors of what is labeled and has weight.
+    """Predict every structure and measure the errors for labels with nonzero weight.
 
     Args:
         model: The model.
         dataset: The structures.
-        loss: Evaluated too; independent of the batch size.
-        batch_size: Structures at a time.
-        stress: Whether stress and virials are wanted beyond what the loss needs, where they are labeled.
-        forces: Whether forces are wanted beyond what the loss needs, where they are labeled.
-        keep_details: Whether to keep predictions and errors by config_type.
-        progress: Wraps the iteration over batches, counted by their first structure.
-        limit: How much is computed at a time, besides the batch size.
-        team: The processes that share the work; all get everything.
+        loss: The loss to evaluate; its value does not depend on the batch size.
+        batch_size: Number of structures per batch.
+        stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
+        forces: Whether to predict forces where they are labeled, even if the loss does not need them.
+        keep_details: Whether to keep all predictions, and the errors of each config_type.
+        progress: Wraps the iteration over batches, each given by the index of its first structure.
+        limit: Limit on the edges computed at a time, in addition to the batch size.
+        team: The processes that share the work; all of them get the full result.
 
     Returns:
         Loss and errors.
@@ -102,7 +102,7 @@ def evaluate(
         name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
         for name, parts in sums.items()
     }
-    if team.size > 1:  # all get everything, divided by their common counts
+    if team.size > 1:  # every process gets the full result, divided by the common counts
         gathered = team.gather(({name: (float(s), float(c)) for name, (s, c) in combined.items()}, found))
         for name in combined:
             numbers = torch.tensor([of_one[name] for of_one, _ in gathered], dtype=torch.float64).sum(0)
@@ -120,14 +120,14 @@ def evaluate(
 
 @dataclass
 class _Found:
-    """Errors in all, errors by config_type, and all predictions beside their references, of one or all processes."""
+    """Total errors, errors by config_type, and predictions with their references, of one or all processes."""
 
     total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
     by_type: dict[str, ErrorAccumulator] = field(default_factory=dict)
     compared: dict[str, list[Compared]] = field(default_factory=dict)
 
     def merge(self, other: _Found) -> None:
-        """Take in what another process has."""
+        """Add the results of another process."""
         self.total.merge(other.total)
         for kind, accumulator in other.by_type.items():
             self.by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
@@ -136,7 +136,7 @@ class _Found:
 
 
 def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
-    """Select, property by property, what is labeled, has weight and was predicted."""
+    """Select, for each property, the values that are labeled, have nonzero weight and were predicted."""
     rows = {}
     targets = batch.targets
     n_atoms = targets.atoms_per_structure.numpy()
@@ -164,7 +164,7 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
 
 
 def _joined(parts: list[Compared]) -> Compared:
-    """Concatenate several parts."""
+    """Concatenate the comparisons of several batches."""
     atoms = [part.atom for part in parts if part.atom is not None]
     return Compared(
         np.concatenate([part.reference for part in parts]),

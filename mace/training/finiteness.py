@@ -1,4 +1,4 @@
-"""What is told, and raised, when a training step gives something that is not a number."""
+"""Exceptions for training steps that give NaN or infinite numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import numpy as np
 from mace.errors import UserError
 
 RATE_FACTOR = 0.5
-"""What learning rates are multiplied by each time a run goes back."""
+"""Factor on the learning rates each time a run goes back to an earlier state."""
 
 
 class NotFinite(Exception):
-    """Loss, gradient or weights have become NaN or infinite.
+    """The loss, the gradient or a weight has become NaN or infinite.
 
     Args:
         what: Which of them.
-        structures: Indices of the structures of the batch.
+        structures: Indices of the structures in the batch.
     """
 
     def __init__(self, what: str, structures: np.ndarray) -> None:
@@ -24,4 +24,4 @@ class NotFinite(Exception):
 
 
 class Diverged(UserError):
-    """A run that became not a number and could not, or was not to, go back."""
+    """A run gave NaN or infinite numbers, and going back to an earlier state did not help or was not allowed."""

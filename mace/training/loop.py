@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluations, stages, patience, and what interrupts them."""
+"""The training loop: epochs, evaluations, stages, patience and interruptions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch brought.
+    """Results of an epoch.
 
     Attributes:
         epoch: Counted from zero; None for the evaluation before training.
         stage_two: Whether it belongs to stage two.
-        evaluations: What was found on the validation sets, by head; nothing if the epoch was not evaluated.
+        evaluations: Results on the validation sets, by head; empty if the epoch was not evaluated.
     """
 
     epoch: int | None
@@ -41,26 +41,26 @@ class EpochReport:
 
     @property
     def valid_loss(self) -> float | None:
-        """Validation loss of all heads together; None if the epoch was not evaluated."""
+        """Validation loss summed over all heads; None if the epoch was not evaluated."""
         return sum(found.loss for found in self.evaluations.values()) if self.evaluations else None
 
 
 class _StopRequested(Exception):
-    """A signal came during a validation."""
+    """A signal to stop arrived during validation."""
 
 
 class Trainer:
     """Train a model on a set of structures, epoch by epoch.
 
     Args:
-        context: The settings, the processes of the run, who watches, and whether a signal has come.
-        state: The model and all that changes with it.
-        train_set: Structures to learn from.
-        valid_sets: Structures to validate with, by head.
-        keeper: Where states are kept, and the history.
+        context: Settings, processes of the run, progress display and signals.
+        state: The model and everything that changes during training.
+        train_set: The training structures.
+        valid_sets: The validation structures, by head.
+        keeper: Saves states and holds the history.
 
     Attributes:
-        batch_plan: Which structures each step takes.
+        batch_plan: Which structures are used in each step.
     """
 
     def __init__(
@@ -81,20 +81,20 @@ class Trainer:
 
     @property
     def progression(self) -> Progression:
-        """Where the run is."""
+        """Progress of the run."""
         return self.state.progression
 
     def train(self) -> Iterator[EpochReport]:
-        """Run to the end, yielding a report after every epoch and one before the first.
+        """Train to the end, yielding a report before the first epoch and after every epoch.
 
-        To be gone through inside `Interruption.patient`: a signal is looked for after every step.
+        Iterate over it inside `Interruption.patient`: signals are checked for after every step.
 
         Raises:
-            RunInterrupted: If a signal came; the state is saved then.
-            Diverged: If loss, gradient or weights are not a number, and going back did not help or was not wanted.
+            RunInterrupted: If a signal arrived; the state has then been saved.
+            Diverged: If loss, gradient or weights are not finite, and going back did not help or was not allowed.
         """
         last = self.settings.max_num_epochs - 1
-        self.save()  # from the first moment on there is something to go on from
+        self.save()  # so that the run can be resumed from the very start
         while True:
             state = self.progression
             if not state.evaluated_at_start:
@@ -123,10 +123,10 @@ class Trainer:
             yield report
             if self._team.any(self._interruption.requested):
                 self._stop()
-        self.save()  # the state before is now the same, so that no weights but the best are needed any more
+        self.save()  # the previous state now equals the last one, so only the best weights are still needed
 
     def _run_epoch(self, epoch: int) -> None:
-        """Take the steps that are left of an epoch."""
+        """Take the remaining steps of an epoch."""
         state, size = self.progression, self.batch_plan.n_structures
         if state.structures_done and state.structures != size:
             _LOGGER.warning(
@@ -145,7 +145,7 @@ class Trainer:
             state.structures_done += len(structures)
             self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
             late.append(outcome)
-            # on an accelerator results are read one step late: reading one waits for the device
+            # on an accelerator, results are read one step late because reading one waits for the device
             stop, due = self._settle(late, epoch, left=outcome.latency)
             if (stop or due) and state.structures_done < size:
                 self._settle(late, epoch)
@@ -157,12 +157,12 @@ class Trainer:
         self._require_finite_weights(structures)
 
     def _require_finite_weights(self, structures: np.ndarray) -> None:
-        """Make sure that no state is kept to which nobody would want to go back."""
+        """Raise an error if a weight is not finite, so that no such state is ever saved."""
         if not self.state.is_finite():
             raise NotFinite("a weight", structures)
 
     def _settle(self, late: deque[StepOutcome], epoch: int, left: int = 0) -> tuple[bool, bool]:
-        """Read the results of steps, write them down, and tell what they ask for."""
+        """Read and record the results of all but the latest `left` steps; return whether to stop and to save."""
         stop = due = False
         while len(late) > left:
             outcome = late.popleft()
@@ -183,7 +183,7 @@ class Trainer:
         return stop, due
 
     def _validate(self, epoch: int | None) -> EpochReport:
-        """Evaluate with averaged weights, write the records, judge the progress, and keep the best weights."""
+        """Evaluate the averaged weights, record the errors, update the patience count and keep the best weights."""
         state, evaluations = self.progression, dict[str, Evaluation]()
         self.state.optimizer_mode("eval")
         for head, valid_set in self.valid_sets.items():
@@ -207,7 +207,7 @@ class Trainer:
         return report
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
-        """Evaluate the weights that are validated on a set of structures."""
+        """Evaluate the model on a set of structures, with the weights used for validation."""
         with self.state.validated_weights():
             return evaluate(
                 self.state.model,
@@ -223,14 +223,14 @@ class Trainer:
             )
 
     def _watched(self, batches: Iterable[int]) -> Iterator[int]:
-        """Show the progress of a validation, and end it at a signal; several processes end it together, later."""
+        """Show the progress of a validation; a single process stops at a signal, several stop together after it."""
         for batch in self._progress.track(batches, "Validating"):
             if self._interruption.requested and self._team.size == 1:
                 raise _StopRequested
             yield batch
 
     def _judge(self, epoch: int, valid_loss: float) -> bool:
-        """Count patience; a loss that is not a number never counts as a gain."""
+        """Return whether the loss is the lowest so far, and count patience; a NaN loss is never an improvement."""
         state = self.progression
         if valid_loss < state.lowest_loss:
             state.lowest_loss, state.evaluations_without_gain = valid_loss, 0
@@ -243,20 +243,20 @@ class Trainer:
             reachable = state.stage_two_start is not None and state.stage_two_start < self.settings.max_num_epochs
             if state.stage_two_start is not None and reachable and not state.stage_two:
                 _LOGGER.info("%s and starting Stage Two", without)
-                state.epoch = max(epoch, state.stage_two_start - 1)  # the epochs in between are left out
+                state.epoch = max(epoch, state.stage_two_start - 1)  # the epochs in between are skipped
             else:
                 _LOGGER.info(without)
                 state.finished = True
         return False
 
     def save(self) -> None:
-        """Save the complete state, and what is the best of each stage."""
+        """Save the complete state and the best weights of each stage."""
         state = self.progression
         state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
         self.keeper.save(self.state.state_dict())
 
     def _stop(self, saved: bool = False) -> None:
-        """End the program because of a signal."""
+        """Save the state unless already saved, and end the run because of a signal."""
         if not saved:
             self.save()
         state = self.progression

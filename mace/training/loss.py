@@ -1,10 +1,10 @@
-"""What is minimized: sums of errors over labels, each divided by how many labels there are.
+"""Loss functions: sums of errors over labels, each divided by the number of labels.
 
-The same definition serves training and validation. A term is a weighted sum over what is labeled and the number of
-entries it runs over; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be
-added before dividing, so a validation loss does not depend on the batch size. Where a label is missing, neither sum
-nor count grows; a label whose weight is zero counts with a zero. Every term obeys the weights of structures, properties
-and atoms. With every label present and weights that mace-torch looks at, the numbers equal its.
+The same definition serves training and validation. A term consists of a weighted sum over labeled entries and their
+number; a loss adds ``weight * sum / count`` over its terms. Sums and counts of several batches can be added before
+dividing, so a validation loss does not depend on the batch size. A missing label adds to neither sum nor count; a label
+with weight zero adds zero to the sum but is counted. Every term respects the weights of structures, properties and
+atoms. If all labels are present and only weights that mace-torch uses are set, the values equal those of mace-torch.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from mace.properties import PROPERTIES
 
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
-"""How the universal loss tightens its threshold with the size of the reference force, eV/Angstrom."""
+"""Factors on the threshold of the universal loss, by the size of the reference force in eV/Angstrom."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One property of a loss.
+    """The contribution of one property to a loss.
 
     Attributes:
         name: The property.
-        per_atom: Divide the error by the number of atoms first.
-        penalty: From weighted errors and weighted reference to the penalty of each entry; entries may be fewer than
-            components, as when the length of a vector counts.
-        scales_error: Whether the property's weight multiplies the error before the penalty instead of the penalty.
-        weight: Its weight in the loss.
+        per_atom: Whether to divide the error by the number of atoms first.
+        penalty: Maps errors and reference values to the penalty of each entry; there may be fewer entries than
+            components, for example if the length of a vector is penalized.
+        scales_error: Whether the property's weight multiplies error and reference before the penalty is computed,
+            instead of the penalty itself.
+        weight: Weight of the term in the loss.
     """
 
     name: str
@@ -44,14 +45,14 @@ class Term:
     weight: float = 1.0
 
     def sum_and_count(self, prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Sum the penalties over what is labeled and count the entries.
+        """Sum the penalties of labeled entries and count the entries.
 
         Args:
-            prediction: Must hold the property.
+            prediction: Prediction that holds the property.
             targets: Labels and weights of the same batch.
 
         Returns:
-            Two numbers without dimension.
+            Sum and count, both scalar tensors.
         """
         predicted = getattr(prediction, self.name)
         assert predicted is not None, f"{self.name} was not predicted"
@@ -78,7 +79,7 @@ class Term:
         return total, self.count(targets)
 
     def count(self, targets: Targets) -> Tensor:
-        """Count the labeled entries of a batch; it depends on the labels alone."""
+        """Count the labeled entries of a batch; this depends on the labels alone."""
         labeled, values = targets.labeled[self.name], targets.values[self.name]
         if PROPERTIES[self.name].of_atoms:
             labeled = labeled * targets.atoms_per_structure
@@ -91,8 +92,8 @@ class Loss:
     """A weighted sum of terms.
 
     Attributes:
-        name: The word of the command line.
-        terms: Its terms; those of weight zero are left out when it is made.
+        name: Name of the loss on the command line.
+        terms: Its terms; `make_loss` leaves out those of weight zero.
     """
 
     name: str
@@ -109,11 +110,11 @@ class Loss:
         return any(term.name in ("stress", "virials") for term in self.terms)
 
     def sums_and_counts(self, prediction: Prediction, targets: Targets) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return sum and count of every term, by property."""
+        """Return the sum and count of every term, by property."""
         return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
 
     def counts(self, targets: Targets) -> dict[str, Tensor]:
-        """Return the count of every term, by property; it depends on the labels alone."""
+        """Return the count of every term, by property; this depends on the labels alone."""
         return {term.name: term.count(targets) for term in self.terms}
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -128,16 +129,16 @@ class Loss:
         """Return the loss of one batch.
 
         Args:
-            prediction: Of the batch.
+            prediction: Prediction for the batch.
             targets: Labels of the batch.
-            counts: What to divide by if the batch is a part of a larger one; the losses of all parts, each divided by
+            counts: Counts to divide by if the batch is part of a larger one; the losses of all parts, each divided by
                 the counts of the whole, add up to the loss of the whole.
         """
         sums = self.sums_and_counts(prediction, targets)
         return self.combine(sums if counts is None else {name: (sums[name][0], counts[name]) for name in sums})
 
     def __str__(self) -> str:
-        """Write the loss as the log does."""
+        """Format the loss as shown in the log."""
         return f"{self.name}(" + ", ".join(f"{t.name}_weight={t.weight:.3f}" for t in self.terms) + ")"
 
 
@@ -146,13 +147,13 @@ def _square(error: Tensor, reference: Tensor) -> Tensor:
 
 
 def huber(error: Tensor, delta: float | Tensor) -> Tensor:
-    """Penalize small errors by half their square and large ones by their size times the threshold."""
+    """Return the Huber penalty: quadratic below the threshold `delta` and linear above it."""
     size = error.abs()
     return torch.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
 
 
 def _stepped_huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Use a smaller threshold the larger the reference force."""
+    """Return a Huber penalty whose threshold decreases as the reference force grows."""
 
     def penalty(error: Tensor, reference: Tensor) -> Tensor:
         norm = reference.norm(dim=-1, keepdim=True)
@@ -165,21 +166,21 @@ def _stepped_huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01) -> Loss:
-    """Build a loss by its word.
+    """Build a loss by name.
 
     Args:
         name: ``weighted``, ``ef``, ``forces_only``, ``stress``, ``virials``, ``huber``, ``universal``,
             ``l1l2energyforces``, ``dipole`` or ``energy_forces_dipole``.
-        weights: Weight of each property; what a loss does not use is not looked at.
-        huber_delta: Threshold of ``huber`` and ``universal``.
+        weights: Weight of each property; those that the loss does not use are ignored.
+        huber_delta: Threshold for ``huber`` and ``universal``.
 
     Returns:
         The loss, without the terms whose weight is zero.
 
     Raises:
-        KeyError: If the word or a weight is missing.
+        KeyError: If the name is unknown or a weight is missing.
     """
-    # dipoles count a hundred times, as in mace-torch: they are small numbers beside energies
+    # dipole errors are multiplied by a hundred, as in mace-torch: they are small compared to energies
     square = {
         "energy": Term("energy", True, _square),
         "forces": Term("forces", False, _square),
@@ -199,7 +200,7 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "virials": [square["energy"], square["forces"], square["virials"]],
         "huber": list(robust.values()),
         "universal": list(universal.values()),
-        # a force counts by its length, one entry instead of three
+        # the length of the force error is penalized: one entry per atom instead of three
         "l1l2energyforces": [
             Term("energy", True, lambda error, _: error.abs()),
             Term("forces", False, lambda error, _: torch.linalg.vector_norm(error, dim=-1, keepdim=True)),

@@ -1,4 +1,4 @@
-"""Work on a batch in parts that fit into memory."""
+"""Split batches into parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Part:
-    """Structures of a batch that are computed together, inside a ``with`` block, which ends where memory runs out.
+    """Structures of a batch that are computed together inside a ``with`` block, which ends if memory runs out.
 
     Attributes:
-        structures: Their indices.
-        fits: Whether memory sufficed; if it did not, what was done in the block must not have changed anything.
+        structures: Indices of the structures.
+        fits: Whether memory sufficed; if not, the block must have had no lasting effect.
     """
 
     def __init__(self, structures: np.ndarray) -> None:
@@ -34,30 +34,30 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Pass over an error that says that memory ran out."""
+        """Suppress out-of-memory errors and note them in `fits`."""
         self.fits = error is None
         return error is not None and is_out_of_memory(error)
 
 
 class EdgeLimit:
-    """How many directed edges are computed at a time: what the user allows, less where memory runs out.
+    """Limit on the number of directed edges computed at a time: as set by the user, lowered if memory runs out.
 
     Args:
         edges: Highest number allowed; None for no limit.
-        purpose: The work, for messages, for example ``training``.
+        purpose: Name of the work in messages, for example ``training``.
     """
 
     def __init__(self, edges: int | None, purpose: str) -> None:
         self.edges, self._purpose = edges, purpose
 
     def parts(self, dataset: Dataset, structures: np.ndarray) -> Iterator[Part]:
-        """Divide a batch into consecutive parts within the limit; a structure above it is a part of its own.
+        """Divide a batch into consecutive parts within the limit; a structure above the limit forms a part of its own.
 
-        A part that does not fit is divided, the limit lowered, and its halves come next.
+        If a part does not fit into memory, the limit is lowered and the two halves of the part come next.
 
         Args:
             dataset: The structures.
-            structures: Indices of those of the batch.
+            structures: Indices of the structures in the batch.
 
         Raises:
             UserError: If a single structure does not fit.
@@ -77,7 +77,7 @@ class EdgeLimit:
             if part.fits:
                 continue
             if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # the error is gone by now, whose traceback held all the tensors
+                torch.cuda.empty_cache()  # the error, whose traceback held all the tensors, is gone by now
             found, counts = part.structures, dataset.edges_of(part.structures)
             if len(found) == 1:
                 alone = dataset[int(found[0])]

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and averages of the parameters."""
+"""Optimizer, learning rate schedule and moving averages of the parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mace.model.mace import MACE
 from mace.settings import TrainingSettings
 
 DECAYED = ("interactions_decay", "products")
-"""Groups of parameters that weight decay acts on, as in the original."""
+"""Groups of parameters subject to weight decay, as in the original."""
 
 
 def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -24,12 +24,12 @@ def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mappi
     Args:
         model: The model.
         lr: Learning rate.
-        weight_decay: For the groups in `DECAYED`.
-        factors: Factor on the learning rate by ``embedding_lr_factor``, ``interactions_lr_factor``,
+        weight_decay: Weight decay of the groups in `DECAYED`.
+        factors: Factors on the learning rate, by the keys ``embedding_lr_factor``, ``interactions_lr_factor``,
             ``products_lr_factor`` and ``readouts_lr_factor``.
 
     Returns:
-        What torch's optimizers take, with the group's name and its factor.
+        Parameter groups for torch's optimizers, each with its name and its learning rate factor.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mappi
 
 
 def require_optimizer(settings: TrainingSettings) -> None:
-    """Make sure that the optimizer is there before anything is read.
+    """Check that the optimizer is installed before any data are read.
 
     Raises:
         UserError: If the package of the schedule-free optimizer is not installed.
@@ -55,24 +55,24 @@ def require_optimizer(settings: TrainingSettings) -> None:
 
 
 def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Build the optimizer the settings ask for."""
+    """Build the optimizer selected in the settings."""
     groups = parameter_groups(model, settings.lr, settings.weight_decay, settings.lr_params_factors)
     if settings.optimizer == "schedulefree":
-        from schedulefree import AdamWScheduleFree  # its import takes time that others need not spend
+        from schedulefree import AdamWScheduleFree  # imported here because it takes time
 
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    fused = model.embedding.device.type in ("cpu", "cuda")  # where torch has such an update
+    fused = model.embedding.device.type in ("cpu", "cuda")  # devices for which torch has a fused update
     return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=fused)
 
 
 class Schedule:
-    """The learning rate over the epochs: one rule in stage one, a constant in stage two.
+    """Learning rate schedule: a rule over the epochs of stage one, a constant in stage two.
 
     Args:
-        optimizer: Whose learning rates to set.
-        settings: ``scheduler`` and its numbers; with the schedule-free optimizer nothing is done in stage one.
+        optimizer: The optimizer whose learning rates are set.
+        settings: ``scheduler`` and its parameters; with the schedule-free optimizer, nothing is done in stage one.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainingSettings) -> None:
@@ -88,10 +88,10 @@ class Schedule:
             )
 
     def epoch_ended(self, valid_loss: float | None) -> None:
-        """Move on by one epoch of stage one.
+        """Advance the schedule by one epoch of stage one.
 
         Args:
-            valid_loss: The validation loss if the epoch was evaluated; a plateau is counted in evaluations.
+            valid_loss: The validation loss, or None if the epoch was not evaluated; plateaus count evaluations.
         """
         if isinstance(self._rule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if valid_loss is not None:
@@ -100,27 +100,27 @@ class Schedule:
             self._rule.step()
 
     def set_constant(self, lr: float) -> None:
-        """Give every group a learning rate times its own factor."""
+        """Set the learning rate of every group to `lr` times the group's factor."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Return the state to save in a checkpoint."""
         return {} if self._rule is None else self._rule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where a checkpoint left off; the numbers of the rule stay as set now, and so does its kind."""
+        """Restore the state from a checkpoint; the kind of schedule and its parameters stay as currently set."""
         own = self.state_dict()
         if self._rule is not None and state and ("gamma" in own) == ("gamma" in state):
             self._rule.load_state_dict(state | {key: own[key] for key in ("factor", "patience", "gamma") if key in own})
 
 
 class MovingAverage:
-    """Exponential moving average of the parameters, with the short memory at the start that the original uses.
+    """Exponential moving average of the parameters, with a smaller decay at the start as in the original.
 
     Args:
-        parameters: The parameters to follow.
-        decay: Share of the old average that is kept at each update, once many have been made.
+        parameters: The parameters to average.
+        decay: Fraction of the old average that is kept at each update, after many updates.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -138,7 +138,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the averages inside a ``with`` block."""
+        """Give the model the averaged parameters inside a ``with`` block."""
         own = [parameter.detach().clone() for parameter in self._parameters]
         self._copy(self.averages)
         try:
@@ -152,11 +152,11 @@ class MovingAverage:
             parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Return the state to save in a checkpoint."""
         return {"decay": self.decay, "n_updates": self.n_updates, "averages": self.averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where a checkpoint left off; the decay stays as set now."""
+        """Restore the state from a checkpoint; the decay stays as currently set."""
         self.n_updates = state["n_updates"]
         with torch.no_grad():
             for average, saved in zip(self.averages, state["averages"], strict=True):

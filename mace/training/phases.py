@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Timing of the phases of a step."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable
 import torch
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
-"""Gathering a batch, the model and its loss, the gradient, adding up those of several processes, moving the weights."""
+"""Assembling a batch; model and loss; gradient; summing gradients over processes; updating the weights."""
 
 Mark = Callable[[str], None]
-"""Called at the end of a phase with its name."""
+"""A function that is called with the name of a phase when it ends."""
 
 
 def unmarked(phase: str) -> None:
-    """Take no time."""
+    """Do nothing: timing is off."""
 
 
 class PhaseClock:
-    """Take the time of phases that follow each other, without waiting for an accelerator.
+    """Measures the time of consecutive phases without waiting for an accelerator.
 
-    On CUDA the times are those of the device: how long it was busy with a phase or waited for it to begin.
+    On CUDA, times are measured on the device: how long it was busy with a phase or waiting for it to begin.
 
     Args:
-        device: Where the work is done.
+        device: The device that does the work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,14 +32,14 @@ class PhaseClock:
         self._ends: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
 
     def mark(self, phase: str) -> None:
-        """Note the end of a phase, which began with the end of the one before."""
+        """Record the end of a phase, which began when the previous one ended."""
         self._ends.append((phase, self._now()))
 
     def read(self) -> dict[str, float]:
-        """Return the seconds of each phase in the order of `PHASES`; on an accelerator, the work must be done."""
+        """Return the seconds of each phase in the order of `PHASES`; an accelerator must have finished the work."""
         seconds: dict[str, float] = {}
         for (_, begin), (phase, end) in zip(self._ends, self._ends[1:], strict=False):
-            # of a device in milliseconds
+            # CUDA events measure milliseconds
             spent = end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000.0  # type: ignore
             seconds[phase] = seconds.get(phase, 0.0) + spent
         return {phase: seconds[phase] for phase in PHASES if phase in seconds}

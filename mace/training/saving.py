@@ -1,4 +1,4 @@
-"""When and how the state of a run is put on the disk, also when the disk does not want it."""
+"""When and how the state of a run is written to disk, and what happens if that fails."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _LOGGER = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 RETRY_SECONDS = 60.0
-"""After a state could not be written, how long training goes on before it is tried again."""
+"""How long training goes on before a failed write of the state is retried."""
 
 FINAL_ATTEMPTS, FINAL_PAUSE = 20, 30.0
-"""How often, and seconds after how long, the files at the end of a run are tried again when the disk is full."""
+"""Number of attempts, and seconds between them, to write the files at the end of a run while the disk is full."""
 
 _Weights = Mapping[str, Tensor]
 
 
 class StateKeeper:
-    """Keep the state of a run: on the disk, and in memory as what to go back to.
+    """Keeps the state of a run on disk, and in memory to go back to.
 
     Args:
-        checkpoints: The files.
-        records: The history, whose length belongs to the state.
-        plan: Of the model.
-        facts: What else belongs to a saved state: hashes of the data, processes, and ``run``, its id.
-        minutes: How often a state is due besides those at the ends of epochs.
-        writes: Whether this process writes files; the others keep their state in memory alone.
-        ownership: Whether the files are this run's own; None where nobody else can have them.
-        clock: Seconds since some fixed time.
+        checkpoints: The checkpoint files.
+        records: The history of the run; its current length is part of the state.
+        plan: Plan of the model.
+        facts: Further content of a saved state: hashes of the data, number of processes, and the id ``run``.
+        minutes: Interval between saves within an epoch, in addition to those at the ends of epochs.
+        writes: Whether this process writes files; otherwise it keeps the state in memory only.
+        ownership: Checks that the files belong to this run; None if no other run can use them.
+        clock: Returns the seconds since some fixed time.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class StateKeeper:
 
     @property
     def due(self) -> bool:
-        """Whether a state is to be written now, in the middle of an epoch."""
+        """Whether a state should be written now, in the middle of an epoch."""
         return self._writes and (self._clock() >= self._due_at or bool(self._ownership.usurper))
 
     def keep_weights(self, weights: _Weights, epoch: int, stage: str, best: bool) -> None:
-        """Take validated weights, to be written with the next state.
+        """Keep validated weights, to be written with the next state.
 
         Args:
-            weights: By name; not to be changed any more.
+            weights: Weights by name; they must not be changed afterwards.
             epoch: Counted from zero.
             stage: ``one`` or ``two``.
-            best: Whether they are the best of their stage, so that others still waiting are not.
+            best: Whether they are the best of their stage; weights of that stage still waiting are then dropped.
         """
         if not self._writes:
             return
@@ -88,15 +88,15 @@ class StateKeeper:
         self._waiting[stage, epoch] = weights
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write the state and the weights that wait; if the disk does not let it, warn and go on.
+        """Write the state and the waiting weights; if writing fails, warn and go on.
 
-        Files of the run that are gone or were replaced by others since the last time are told and written anew.
+        Files of the run that have been removed or replaced since the last save are reported and written again.
 
         Args:
-            state: All that is needed to go on, see `mace.training.state.TrainingState.state_dict`.
+            state: Everything needed to resume; see `mace.training.state.TrainingState.state_dict`.
 
         Raises:
-            UserError: If another process has taken the files of this run; the state is kept beside them.
+            UserError: If another process has taken over the files of this run; the state is saved in a separate folder.
         """
         state = {**state, **self._facts, "records": self.records.position}
         best = {(stage, epoch): state["best"][stage] for stage, epoch in state["progression"]["best_epochs"].items()}
@@ -104,7 +104,7 @@ class StateKeeper:
             self.last_good = encode(state)
             return
         if not self._ownership.look():
-            # give way to the process that has taken the files, without losing what was learned
+            # stop in favor of the process that took over the files, without losing the training so far
             own = self._checkpoints
             folder = free_name(own.folder, f"{own.tag}_displaced-")
             reason = f"{self._ownership.usurper}, and this process, which had them before, has stopped"
@@ -117,7 +117,7 @@ class StateKeeper:
                 "--restart_latest goes on from there."
             )
         try:
-            # files that somebody removed or replaced are written anew, and those that are not ours never rotated
+            # files that were removed or replaced are written again; foreign files are never rotated
             changed = self._checkpoints.changed()
             for path, what in changed.items():
                 _LOGGER.warning("%s %s while the run goes on; it is written anew", path, what)
@@ -152,12 +152,12 @@ def insist(write: Callable[[], _Result], what: str, pause: Callable[[float], Non
     """Write a file at the end of a run; while the disk is full, wait and try again.
 
     Args:
-        write: Writes it.
-        what: The file, for messages.
-        pause: Waits for some seconds.
+        write: Function that writes the file.
+        what: Name of the file in messages.
+        pause: Function that waits for the given number of seconds.
 
     Raises:
-        UserError: If it fails for another reason, or there is still no room after `FINAL_ATTEMPTS`.
+        UserError: If it fails for another reason, or the disk is still full after `FINAL_ATTEMPTS`.
     """
     for attempt in range(FINAL_ATTEMPTS):
         try:

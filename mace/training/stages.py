@@ -6,7 +6,7 @@ from mace.settings import TrainingSettings
 
 
 def has_stage_two(settings: TrainingSettings) -> bool:
-    """Return whether there is a stage two: it is asked for, or its beginning is given, as in the original."""
+    """Return whether there is a stage two: if it is requested or its start is set, as in the original."""
     return settings.swa or settings.start_swa is not None
 
 

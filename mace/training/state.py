@@ -1,4 +1,4 @@
-"""Everything that changes while a model is trained, and how it is saved and taken up again."""
+"""Everything that changes while a model is trained, and how it is saved and restored."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from mace.training.stages import stage_two_start
 _LOGGER = logging.getLogger(__name__)
 
 SET_BY_USER = ("weight_decay", "betas", "amsgrad", "decoupled_weight_decay", "lr_factor")
-"""What settings decide about a group of parameters; all else in it belongs to the state of the optimizer."""
+"""Entries of a parameter group that the settings determine; all others belong to the state of the optimizer."""
 
 
 @dataclass
 class Progression:
-    """Where a run is; saved with every checkpoint.
+    """Progress of a run; saved with every checkpoint.
 
     Attributes:
-        epoch: The present epoch, or between epochs the next one.
-        structures_done: How many structures of the epoch's order have been trained on.
-        structures: Number of training structures when the epoch was begun; another number has another order.
+        epoch: The current epoch, or the next one between epochs.
+        structures_done: Number of structures already used for training in this epoch.
+        structures: Number of training structures when the epoch began; their order depends on it.
         evaluated_at_start: Whether the evaluation before the first step has been made.
         stage_two: Whether stage two has begun.
         stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
-        lowest_loss: Lowest validation loss of the present stage.
-        lowest_loss_of_stage_one: The same of stage one, once stage two has begun.
-        evaluations_without_gain: Evaluations since then.
-        lost: Epoch of the best weights of a stage that could not be read when the run was resumed.
-        finished: Whether training has come to its end.
+        lowest_loss: Lowest validation loss in the current stage.
+        lowest_loss_of_stage_one: Lowest validation loss in stage one, once stage two has begun.
+        evaluations_without_gain: Number of evaluations since `lowest_loss` was reached.
+        lost: By stage, the epoch of best weights that could not be read when the run was resumed.
+        finished: Whether training has ended.
         best_epochs: Epoch with the lowest validation loss in each stage, ``one`` and ``two``.
-        times_back: How often the run went back because something was not a number.
-        rate_factor: What learning rates were multiplied by because of that.
-        edge_limits: How many edges fit into memory at a time, in training and in validation, where that was found out.
+        times_back: How often the run went back because a number was not finite.
+        rate_factor: Factor by which learning rates have been lowered because of that.
+        edge_limits: Limits on the edges computed at a time, in training and in validation; None for no limit.
     """
 
     epoch: int = 0
@@ -64,20 +64,20 @@ class Progression:
 
     @property
     def stage(self) -> str:
-        """The present stage, ``one`` or ``two``."""
+        """The current stage, ``one`` or ``two``."""
         return "two" if self.stage_two else "one"
 
 
 class TrainingState:
-    """The model and everything that changes with it.
+    """The model and everything else that changes during training.
 
     Args:
         model: The model on its device, initialized.
         settings: The settings; read only.
-        losses: Loss of stage one and, if there is a stage two, of stage two.
+        losses: Loss of stage one and, if there is one, of stage two.
 
     Attributes:
-        best: Validated weights with the lowest validation loss of each stage, on the CPU.
+        best: For each stage, the validated weights with the lowest validation loss, on the CPU.
     """
 
     def __init__(self, model: MACE, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:
@@ -90,7 +90,7 @@ class TrainingState:
 
     @property
     def loss(self) -> Loss:
-        """The loss of the present stage."""
+        """The loss of the current stage."""
         return self.loss_of(self.progression.stage)
 
     def loss_of(self, stage: str) -> Loss:
@@ -99,39 +99,39 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the parts without a factor of their own."""
+        """Learning rate of the parameter groups without a factor of their own."""
         groups = self.optimizer.param_groups
         rate: float = next((group["lr"] for group in groups if group["lr_factor"] == 1.0), groups[0]["lr"])
         return rate
 
     def optimizer_mode(self, mode: str) -> None:
-        """Switch a schedule-free optimizer between its iterate and its average; others have no modes."""
+        """Switch a schedule-free optimizer to mode ``train`` or ``eval``; other optimizers have no modes."""
         if self.settings.optimizer == "schedulefree":
             getattr(self.optimizer, mode)()
 
     def validated_weights(self) -> AbstractContextManager[None]:
-        """Let the model have the weights that are validated and kept, inside a ``with`` block."""
+        """Give the model the weights used for validation inside a ``with`` block: averages if there are any."""
         return self.average.applied() if self.average is not None else nullcontext()
 
     def copy_of_validated_weights(self) -> dict[str, Tensor]:
-        """Return them by name, on the CPU."""
+        """Return a copy of the weights used for validation, by name, on the CPU."""
         with self.validated_weights():
             return {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
 
     def is_finite(self) -> bool:
-        """Return whether all weights are finite, waiting for their device only once."""
+        """Return whether all weights are finite, waiting for the device only once."""
         with torch.no_grad():
             return bool(torch.stack([torch.isfinite(weight).all() for weight in self.model.parameters()]).all())
 
     def begin_stage_two(self) -> None:
-        """Change the stage and the learning rate."""
+        """Switch to stage two and its constant learning rate."""
         state = self.progression
         state.lowest_loss_of_stage_one = state.lowest_loss
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
         self.schedule.set_constant(self.settings.swa_lr * state.rate_factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that is needed to go on."""
+        """Return everything that is needed to resume."""
         return {
             "plan": self.model.plan.model_dump_json(),
             "settings": self.settings.model_dump_json(),
@@ -158,7 +158,7 @@ class TrainingState:
         }
 
     def go_back(self, state: dict[str, Any]) -> None:
-        """Return to a good state, with a lower learning rate each time."""
+        """Return to an earlier good state, with a lower learning rate each time."""
         times = self.progression.times_back + 1
         self.load_state_dict(state)
         factor = RATE_FACTOR ** (times - self.progression.times_back)
@@ -168,11 +168,11 @@ class TrainingState:
             group["lr"] *= factor
 
     def resume(self, state: dict[str, Any], before: TrainingSettings) -> None:
-        """Take up where `state` left off; settings that were changed since then take effect.
+        """Resume from a saved state; settings that have changed since then take effect.
 
         Args:
-            state: What `state_dict` returned.
-            before: The settings of that time.
+            state: The saved state, as returned by `state_dict`.
+            before: The settings when it was saved.
         """
         now, start = self.settings, self.progression.stage_two_start
         wanted = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
@@ -184,7 +184,7 @@ class TrainingState:
                 self._return_to_stage_one(wanted)
         rates = now.swa_lr != before.swa_lr if progression.stage_two else now.lr != before.lr
         if rates:
-            progression.rate_factor = 1.0  # a rate somebody chose is used as it is
+            progression.rate_factor = 1.0  # a newly chosen learning rate is used as it is
         for group, fresh in zip(self.optimizer.param_groups, wanted, strict=True):
             group |= {key: fresh[key] for key in SET_BY_USER if key in fresh}
             if not progression.stage_two and (now.lr, now.lr_params_factors) != (before.lr, before.lr_params_factors):
@@ -200,7 +200,7 @@ class TrainingState:
             progression.edge_limits = {}
 
     def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
-        """Take back what the beginning of stage two changed, for a run that now has a later one or none."""
+        """Undo the start of stage two, for a run whose stage two now begins later or not at all."""
         state = self.progression
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = False, state.lowest_loss_of_stage_one, 0
         for of_stage in (state.best_epochs, state.lost, self.best):

@@ -24,17 +24,17 @@ def loss_gradient(
     add: bool = False,
     mark: Mark = unmarked,
 ) -> Tensor:
-    """Evaluate the loss of a batch and leave its gradient in the parameters.
+    """Evaluate the loss of a batch and store its gradient in the parameters.
 
-    Only parameters that are trained are differentiated, so the adjoint of the geometry is never formed a second time.
+    The loss is differentiated only by trainable parameters, so the adjoint of the geometry is never computed twice.
 
     Args:
         model: The model.
         batch: A batch on its device.
         loss: The loss.
-        counts: If the batch is a part of a larger one, the counts of the whole, see `Loss`.
-        add: Add to the gradients that are there.
-        mark: Told when the phases ``forward`` and ``backward`` end.
+        counts: If the batch is part of a larger one, the counts of the whole; see `Loss`.
+        add: Whether to add to the existing gradients.
+        mark: Called when the phases ``forward`` and ``backward`` end.
 
     Returns:
         The loss, detached, still on the device.
@@ -61,16 +61,16 @@ def update_parameters(
     clip_grad: float | None = None,
     average: MovingAverage | None = None,
 ) -> Tensor:
-    """Move the parameters by their gradients.
+    """Update the parameters with their gradients.
 
     Args:
         model: The model.
         optimizer: The optimizer.
-        clip_grad: Longest gradient allowed; None for no limit.
-        average: Moving average to update.
+        clip_grad: Largest gradient norm allowed; None for no limit.
+        average: Moving average to update, if any.
 
     Returns:
-        Norm of the gradient before clipping, still on the device: reading it here would make the program wait.
+        Norm of the gradient before clipping, still on the device, as reading it here would wait for the device.
     """
     limit = float("inf") if clip_grad is None else clip_grad
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)
