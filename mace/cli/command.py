@@ -57,7 +57,7 @@ def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool
 
 
 def check_arguments(arguments: object, command: str) -> None:
-    """Refuse what is no list of arguments, as scripts for mace-torch hand over.
+    """Refuse anything but a list of arguments, such as the namespaces that scripts for mace-torch pass.
 
     Raises:
         UserError: If it is a parsed namespace, or one string.

@@ -1,4 +1,4 @@
-"""Files to be written are looked at before any work is done, so that none is done in vain and nothing is lost."""
+"""Checks of output files before any work is done, so that no work is wasted and no file is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mace.errors import UserError
 def check_output(
     path: str | Path, what: str, inputs: Mapping[str, Iterable[str | Path]], overwrite: bool | None = None
 ) -> Path:
-    """Make sure that a file can be written and takes the place of nothing that is needed.
+    """Check that a file can be written and does not replace a file that is needed.
 
     Args:
         path: The file.
@@ -24,7 +24,7 @@ def check_output(
         The file.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot be written or would replace such a file.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,1 +1,1 @@
-"""What a person at a terminal sees and does: messages, progress, signals."""
+"""Interaction with a person at a terminal: messages, progress, signals."""

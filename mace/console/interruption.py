@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the first one lets it finish the step and save, the second one ends it at once."""
+"""Signals that stop a run: after the first one it finishes the step and saves, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "
 
 
 class Interruption:
-    """Whether a signal has asked the run to end.
+    """Catches signals that ask the run to end.
 
-    Within a ``with`` block the signals are caught, in the main thread of a program only: Python delivers them nowhere
-    else. Outside of `patient` the first one raises `RunInterrupted` at once, inside it only sets `requested`.
+    Signals are caught within a ``with`` block, and only in the main thread of a program, the only one to which Python
+    delivers them. Outside of `patient`, the first signal raises `RunInterrupted` at once; inside, it only sets
+    `requested`.
     """
 
     def __init__(self) -> None:
@@ -31,12 +32,12 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has been received."""
         return self._signal is not None
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Let the work inside a ``with`` block look for `requested` by itself, and end at a place of its choice."""
+        """Let the work inside a ``with`` block check `requested` itself, and stop at a point of its choice."""
         self._patient = True
         try:
             yield
@@ -44,10 +45,10 @@ class Interruption:
             self._patient = False
 
     def error(self, advice: str) -> RunInterrupted:
-        """Return what to raise to end the program.
+        """Return the exception to raise to end the program.
 
         Args:
-            advice: Where the run is and how to go on.
+            advice: How far the run has come and how to continue it.
         """
         number = self._signal or signal.SIGTERM
         return RunInterrupted(f"Stopped by {signal.Signals(number).name}: {advice}.", 128 + number)
@@ -60,9 +61,9 @@ class Interruption:
             raise self.error(self.advice)
 
     def __enter__(self) -> Interruption:
-        """Begin to catch the signals."""
+        """Start catching the signals."""
         if threading.current_thread() is threading.main_thread():
-            # nohup lets a program ignore the end of its terminal, and so it stays
+            # under nohup, a program ignores the end of its terminal, and this must not change
             heeded = [n for n in SIGNALS if n in SIGNALS[:2] or signal.getsignal(n) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
@@ -70,7 +71,7 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the signals to those who had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -1,4 +1,4 @@
-"""Where the program's messages go and how their lines look."""
+"""Where log messages go and how they are formatted."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICA
 
 
 class ConsoleHandler(logging.Handler):
-    """Write log lines through rich, so that a progress bar on the same console stays below them.
+    """Writes log lines through rich, so that a progress bar on the same console stays below them.
 
-    The text is written as it is: nothing is wrapped, highlighted or read as markup. On a terminal warnings are yellow
-    and errors red.
+    The text is written as it is: nothing is wrapped, highlighted or interpreted as markup. On a terminal, warnings are
+    yellow and errors red.
     """
 
     def __init__(self, console: Console) -> None:
@@ -35,12 +35,12 @@ class ConsoleHandler(logging.Handler):
         self.console, self._told = console, False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; a terminal that is lost is told in the file, once."""
+        """Write one record; if the terminal is lost, the log file says so once."""
         try:
             line = Text(self.format(record), style=_STYLES.get(record.levelno, ""))
             self.console.print(line, soft_wrap=True)
         except UserError:
-            raise  # the output of this command is needed and cannot be written
+            raise  # this command is pointless without its output, which cannot be written
         except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
             self.handleError(record)
         lost = getattr(self.console.file, "lost", None)  # see `mace.console.streams`
@@ -50,17 +50,18 @@ class ConsoleHandler(logging.Handler):
 
 
 class PlainFormatter(logging.Formatter):
-    """Write records so that nothing in them, such as names in files, can control a terminal."""
+    """Formats records so that nothing in them, such as names taken from files, can control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, or lines."""
+        """Return the line or lines of a record."""
         return plain(super().format(record))
 
 
 class _RunFileHandler(logging.Handler):
-    """Append every message to a file; one that cannot be written is warned of once, and nothing ends.
+    """Appends every message to a file; if one cannot be written, there is a single warning and the run goes on.
 
-    The file is opened for each: a file that was moved or removed begins anew, and nothing waits for a full disk.
+    The file is opened for each message, so that a file that was moved or removed is started anew and no unwritten text
+    piles up when the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,21 +83,21 @@ class _RunFileHandler(logging.Handler):
 def setup_logging(
     level: int | str, log_path: Path | str | None, console: Console | None, quiet: bool = False
 ) -> logging.Logger:
-    """Send the messages of the ``mace`` logger to the terminal and to a file, with the same lines in both.
+    """Send the messages of the ``mace`` logger to the terminal and to a file, formatted alike.
 
-    Calling it again replaces what the last call set up. Other loggers, the root logger among them, stay as they are.
+    A further call replaces what the last one set up. Other loggers, including the root logger, are not changed.
 
     Args:
-        level: Least important level that is shown, as a number or a name such as ``"INFO"``.
+        level: Lowest level that is shown, as a number or a name such as ``"INFO"``.
         log_path: File to append to; its folder is created. ``None`` for no file.
-        console: Console to write to, the one that draws the progress bar. ``None`` for no terminal output.
-        quiet: Whether only warnings and errors go to the terminal; the file has everything.
+        console: Console to write to, the same that draws the progress bar. ``None`` for no terminal output.
+        quiet: Whether only warnings and errors go to the terminal; the file gets everything.
 
     Returns:
         The ``mace`` logger.
 
     Raises:
-        UserError: If the level has no meaning.
+        UserError: If the level is unknown.
     """
     number = level if isinstance(level, int) else logging.getLevelName(level.upper())
     if not isinstance(number, int):
@@ -111,7 +112,7 @@ def setup_logging(
         handlers.append(ConsoleHandler(console))
         handlers[0].setLevel(logging.WARNING if quiet else logging.NOTSET)
     if log_path is not None:
-        with suppress(OSError):  # the first message tells
+        with suppress(OSError):  # the first message reports the problem
             Path(log_path).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_RunFileHandler(Path(log_path)))
     for handler in handlers:
@@ -121,10 +122,10 @@ def setup_logging(
 
 
 def setup_logging_of_others(rank: int) -> None:
-    """Let a process of a run that is not the first say only what happens to it alone: that its memory ran out.
+    """Limit the messages of a process other than the first to what concerns it alone: that it ran out of memory.
 
     Args:
-        rank: Number of the process.
+        rank: Rank of the process.
     """
     logger = setup_logging(logging.WARNING, None, PlainConsole(stderr=True))
     for handler in logger.handlers:
@@ -144,5 +145,5 @@ def close_logging() -> None:
 
 
 def log_path(directory: Path | str, name: str, seed: int) -> Path:
-    """Return where the log of the run called ``name`` with ``seed`` lies."""
+    """Return the path of the log of the run called ``name`` with ``seed``."""
     return Path(directory) / f"{name}_run-{seed}.log"

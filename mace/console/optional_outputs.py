@@ -1,4 +1,4 @@
-"""What a run can go without: plots, pages, tables and trackers, none of which is worth a training."""
+"""Optional outputs: plots, pages, tables and trackers, whose failure must not end a training run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class OptionalOutput:
-    """Something to be made within a ``with`` block, as often as one likes; what fails in it is a single warning.
+    """An optional output, made within a ``with`` block that may be entered repeatedly; errors become a single warning.
 
-    A signal that asks for the end still ends the run.
+    A signal that asks the run to end still ends it.
 
     Args:
-        name: The file, or what else it is, for the message.
+        name: The file, or another name for the output, for the message.
 
     Attributes:
-        failed: Whether the last attempt did.
+        failed: Whether the last attempt failed.
     """
 
     def __init__(self, name: object) -> None:
@@ -33,7 +33,7 @@ class OptionalOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Take an error as a warning, once until an attempt succeeds."""
+        """Turn an error into a warning; there is no second one until an attempt has succeeded."""
         if error is not None and (not isinstance(error, Exception) or isinstance(error, RunInterrupted)):
             return False
         if error is not None and not self.failed:

@@ -1,4 +1,4 @@
-"""How far a long job is: a live bar on a terminal, now and then a plain line elsewhere."""
+"""Progress of long jobs: a live bar on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SIZES = ((1.0e9, " G"), (1.0e6, " M"), (1.0e3, " k"))
 
 
 class TrainingProgress:
-    """Show epoch, batch, loss, last validation errors, atoms per second and remaining time of a training run.
+    """Shows epoch, batch, loss, last validation errors, atoms per second and remaining time of a training run.
 
     On a terminal this is a live bar below the log lines written to the same console; elsewhere one log line every
     ``interval`` seconds. The loss is only read when something is shown, so a step never waits for the accelerator.
@@ -44,11 +44,11 @@ class TrainingProgress:
         console: The console that log lines are written to.
         mode: One of `MODES`.
         interval: Seconds between two lines where there is no bar.
-        errors_in_words: Says what is shown of the validation errors.
-        clock: Seconds since some fixed time.
+        errors_in_words: Returns the text shown for the validation errors.
+        clock: Returns the seconds since some fixed time.
 
     Raises:
-        UserError: If the mode has no meaning.
+        UserError: If the mode is unknown.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingProgress:
         errors_in_words: Callable[[Mapping[str, float]], str] = lambda metrics: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare; nothing is shown before `start`."""
+        """Set up; nothing is shown before `start`."""
         self.mode = resolve_mode(mode, console)
         self._console = console
         self._errors_in_words = errors_in_words
@@ -70,12 +70,12 @@ class TrainingProgress:
         self._errors = ""
 
     def start(self, total_epochs: int, batches_per_epoch: int, first_epoch: int = 0) -> None:
-        """Begin to show.
+        """Start the display.
 
         Args:
-            total_epochs: Number of epochs of the whole run, those before a resume included.
+            total_epochs: Number of epochs of the whole run, including those before a restart.
             batches_per_epoch: Optimizer steps in an epoch.
-            first_epoch: Epoch with which this program starts, counted from zero.
+            first_epoch: Epoch with which this process starts, counted from zero.
         """
         self._total_epochs, self._batches_per_epoch = total_epochs, batches_per_epoch
         self._epoch, self._batches_done = first_epoch, 0
@@ -106,7 +106,7 @@ class TrainingProgress:
             return
         now = self._clock()
         if self._first_step is None:
-            # The first step carries compilation and warm-up and would spoil every estimate.
+            # The first step includes compilation and warm-up and would spoil every estimate.
             self._first_step = now
         else:
             self._steps += 1
@@ -115,7 +115,7 @@ class TrainingProgress:
             self._atoms, self._seconds = keep * self._atoms + n_atoms, keep * self._seconds + seconds
         self._previous_step = now
         self._epoch, self._batches_done = epoch, batch + 1
-        detach = getattr(loss, "detach", None)  # or the whole graph of the batch would be kept alive
+        detach = getattr(loss, "detach", None)  # otherwise the autograd graph of the batch would be kept alive
         self._loss = loss if detach is None else detach()
         self._unshown = True
         if now - self._last_shown >= self._interval:
@@ -133,9 +133,9 @@ class TrainingProgress:
         """Yield the items and show how many are done, below the training bar while there is one.
 
         Args:
-            items: What the work goes through.
+            items: The items to work through.
             description: The work in a few words, for example ``Evaluating valid_Default``.
-            total: Number of items; their length if it is left out and they have one.
+            total: Number of items; by default the length of ``items``, if it has one.
         """
         if self._live is None:
             yield from track(items, description, total, console=self._console, mode=self.mode, clock=self._clock)
@@ -149,7 +149,7 @@ class TrainingProgress:
             self._draw()
 
     def finish(self) -> None:
-        """Take the bar away, or write the last line; calling it twice does no harm."""
+        """Remove the bar, or write the last line; calling it twice does no harm."""
         if self.mode == "lines" and self._started and self._unshown:
             self._show()
         if self._live is not None:
@@ -164,11 +164,11 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal in order, whatever happened."""
+        """Restore the terminal, whatever happened."""
         self.finish()
 
     def line(self) -> str:
-        """Return all that is known in one line, as written where there is no bar."""
+        """Return everything known in one line, as written where there is no bar."""
         self._require_start()
         facts = [self._epoch_text(), f"batch {self._batches_done}/{self._batches_per_epoch}", *self._state_facts()]
         return "Progress: " + ", ".join([*facts, self._rate_text(), f"ETA {self._remaining_text()}"])
@@ -217,7 +217,7 @@ class TrainingProgress:
         return f"{rate / size:.3g}{letter} atoms/s"
 
     def _remaining_text(self) -> str:
-        """Remaining time if no epoch is spared; validation is in it, as far as it has been seen."""
+        """Remaining time if training does not stop early; includes validation, as far as seen."""
         if self._first_step is None or self._steps == 0:
             return "?"
         seconds_per_batch = (self._clock() - self._first_step) / self._steps
@@ -226,14 +226,14 @@ class TrainingProgress:
 
 
 class ReadingProgress:
-    """Show how many structures were read from a file; called after each one, see `mace.structures.reading.Progress`.
+    """Shows how many structures were read from a file; called after each, see `mace.structures.reading.Progress`.
 
     Args:
-        progress: What shows it.
+        progress: The display to use.
     """
 
     def __init__(self, progress: TrainingProgress) -> None:
-        """Prepare; nothing is shown before the first structure."""
+        """Set up; nothing is shown before the first structure."""
         self._progress = progress
         self._file = ""
         self._counter: Iterator[int] = iter(())
@@ -247,7 +247,7 @@ class ReadingProgress:
         next(self._counter)
 
     def close(self) -> None:
-        """Take away what is shown."""
+        """Remove the display."""
         if isinstance(self._counter, Generator):
             self._counter.close()
         self._file = ""
@@ -267,17 +267,17 @@ def track(
     """Yield the items and show how many are done; work within a training run uses `TrainingProgress.track`.
 
     Args:
-        items: What the work goes through.
+        items: The items to work through.
         description: The work in a few words, for example ``Reading train.xyz``.
-        total: Number of items; their length if it is left out and they have one.
+        total: Number of items; by default the length of ``items``, if it has one.
         console: The console that log lines are written to; without one, nothing is shown.
         mode: One of `MODES`.
-        interval: Seconds between two log lines where there is no bar; work that takes less writes none.
-        clock: Seconds since some fixed time.
-        rate: Says in words how fast it goes, from the items per second.
+        interval: Seconds between two log lines where there is no bar; work that takes less time writes none.
+        clock: Returns the seconds since some fixed time.
+        rate: Describes the speed in words, given the items per second.
 
     Raises:
-        UserError: If the mode has no meaning.
+        UserError: If the mode is unknown.
     """
     shown_as = resolve_mode(mode, console) if console is not None else "off"
     if shown_as == "off":
@@ -300,13 +300,13 @@ def resolve_mode(mode: str, console: Console) -> str:
         return mode
     if not console.is_terminal or console.is_dumb_terminal:
         return "lines"
-    # with FORCE_COLOR a file passes for a terminal, but a bar in a file is a mess
+    # with FORCE_COLOR rich treats a file as a terminal, but a bar in a file is unreadable
     is_file = console.file is sys.stdout and not sys.stdout.isatty()
     return "lines" if is_file else "bar"
 
 
 class _Counter:
-    """Items done out of a total that may be unknown."""
+    """Number of items done, out of a total that may be unknown."""
 
     def __init__(
         self,
@@ -345,7 +345,7 @@ class _Counter:
 
 
 def _counted(items: Iterable[_Item], counter: _Counter, show: Callable[[], None], interval: float) -> Iterator[_Item]:
-    """Yield the items and count them; what is done is shown after every so many seconds."""
+    """Yield the items and count them, calling ``show`` every ``interval`` seconds."""
     last_shown = counter.clock()
     for item in items:
         yield item

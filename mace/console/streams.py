@@ -1,4 +1,4 @@
-"""Standard output and error of a command when nobody reads them: closed, a pipe whose reader has gone, a full disk."""
+"""Standard output and error that cannot be written: closed, a pipe whose reader has gone, or a full disk."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class StandardStream:
 
     Args:
         stream: The stream.
-        name: What it is called in messages.
-        needed: Whether the work is in vain without it; otherwise it goes on, and `lost` tells why nothing is shown.
+        name: Its name in messages.
+        needed: Whether the command is pointless without it; otherwise the command goes on, and `lost` says why nothing
+            is shown.
     """
 
     def __init__(self, stream: TextIO, name: str, needed: bool) -> None:
@@ -32,7 +33,7 @@ class StandardStream:
         self.lost: str | None = None
 
     def write(self, text: str) -> int:
-        """Write text, or leave it out where nobody can get it."""
+        """Write text, or drop it if the stream is lost."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -40,18 +41,18 @@ class StandardStream:
         return len(text)
 
     def flush(self) -> None:
-        """Send what was written."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except OSError as error:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """Let nothing more fail, here or at the end of the interpreter.
+        """Redirect the lost stream, so that no later write fails, here or when the interpreter exits.
 
         Raises:
-            SystemExit: With status 141 if the reader of what is needed has gone.
-            UserError: If what is needed cannot be written for another reason.
+            SystemExit: With status 141 if the output is needed and its reader has gone.
+            UserError: If the output is needed and cannot be written for another reason.
         """
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
@@ -65,7 +66,7 @@ class StandardStream:
         raise UserError(f"{self._name} cannot be written ({self.lost}); send it somewhere else.") from error
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in everything else."""
+        """Pass every other attribute on to the stream."""
         return getattr(self._stream, name)
 
 
@@ -74,17 +75,17 @@ def standard_streams(output_needed: bool) -> Iterator[None]:
     """Make standard output and error safe to write to inside a ``with`` block.
 
     Args:
-        output_needed: Whether a command is in vain once nobody reads its output. Training and the like have their
-            results in files, and go on.
+        output_needed: Whether a command is pointless once nobody reads its output. Commands that write their results to
+            files, such as training, go on.
     """
     _fill_closed_descriptors()
     before = sys.stdout, sys.stderr
-    # a file descriptor that was closed is open again by now, but Python has no stream for it
+    # a closed file descriptor has been reopened by now, but Python has no stream for it
     output = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     errors = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     for stream in (output, errors):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names that the locale has no letters for
+            stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     sys.stdout = StandardStream(output, "standard output", output_needed)
     sys.stderr = StandardStream(errors, "standard error", False)
     try:
@@ -96,20 +97,20 @@ def standard_streams(output_needed: bool) -> Iterator[None]:
 
 
 def _fill_closed_descriptors() -> None:
-    """Open standard descriptors that are closed: the next file would get their number, and what is meant for them."""
+    """Open closed standard descriptors: otherwise the next file opened takes their number and gets their output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def start_in_utf8() -> None:
-    """Replace this process by the same command in Python's UTF-8 mode, if it can only name files in ASCII.
+    """Restart this command in Python's UTF-8 mode if its file system encoding is ASCII.
 
-    Names of files with other letters are text there that no log, page or table can be written with. Nothing happens
-    where Python chooses the mode by itself, as it does in the locale C unless it is told not to, nor in a program that
-    calls the command: only in one that is nothing else.
+    With that encoding, file names with other letters become text that cannot be written to logs, pages or tables.
+    Nothing is done if Python chooses the UTF-8 mode by itself, as it does in the C locale unless told not to, or if
+    the command is called from within another program.
     """
     program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute()
     is_command = program.name.startswith("mace_") or program.resolve().parent == _COMMANDS

@@ -1,4 +1,4 @@
-"""The terminal as all commands write to it: what files say is shown as it stands there, and controls nothing."""
+"""The console of all commands: text from files is shown literally and cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mace.errors import plain
 
 
 class PlainConsole(Console):
-    """A console to which text is only text: neither markup, nor names of pictures, nor sequences that control it.
+    """A console that shows text literally: no markup, no emoji names, no control sequences.
 
     Args:
-        settings: Those of `rich.console.Console`.
+        settings: Arguments of `rich.console.Console`.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**({"markup": False, "emoji": False, "highlight": False} | settings))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the pieces of what is shown; those that come from text are made harmless."""
+        """Yield the segments to show, with control sequences in text made harmless."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)

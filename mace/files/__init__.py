@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, owned by one run, and read without being run."""
+"""Files: written completely or not at all, owned by one run, and read without executing anything in them."""

@@ -1,4 +1,4 @@
-"""Files written by ``torch.save``, read without torch's unpickler: names stay names, tensors become NumPy arrays."""
+"""Read ``torch.save`` files without torch's unpickler: names stay names, tensors become NumPy arrays."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Storage:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy's type for its values."""
+        """NumPy data type of the values."""
         return np.dtype(STORAGES[self.kind])
 
 
@@ -56,13 +56,13 @@ ReadStorage = Callable[[Storage], bytes]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor, not yet read; `TorchFile.arrays` does it.
+    """A tensor that has not been read yet; `TorchFile.arrays` reads it.
 
     Attributes:
-        storage: Where its values are.
-        offset: Index of the first.
+        storage: The storage that holds its values.
+        offset: Index of the first value in the storage.
         shape: Its shape.
-        strides: Steps through the storage, in values.
+        strides: Strides in the storage, in number of values.
     """
 
     storage: Storage
@@ -74,7 +74,7 @@ class StoredTensor:
         """Read the values of the tensor from the bytes of its storage.
 
         Raises:
-            PickleError: If it does not lie within its storage.
+            PickleError: If the tensor does not lie within its storage.
         """
         storage, size, dtype = self.storage, math.prod(self.shape), self.storage.dtype
         if size == 0:
@@ -92,13 +92,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file holds.
+    """The content of a file written by ``torch.save``.
 
     Attributes:
         path: The file.
-        size: Its bytes.
+        size: Its size in bytes.
         root: The saved object as `mace.files.pickles.Machine` describes it, with a `StoredTensor` for every tensor.
-        open_storages: Opens the file once more and gives a function from a storage to its bytes.
+        open_storages: Opens the file again and returns a function that gives the bytes of a storage.
     """
 
     path: Path
@@ -107,10 +107,10 @@ class TorchFile:
     open_storages: Callable[[], AbstractContextManager[ReadStorage]]
 
     def arrays(self, tensors: Mapping[str, StoredTensor]) -> dict[str, np.ndarray]:
-        """Read tensors.
+        """Read tensors into NumPy arrays.
 
         Raises:
-            UserError: If one does not lie within its storage, or all together are larger than the file.
+            UserError: If a tensor does not lie within its storage, or all together are larger than the file.
         """
         with _explaining(self.path), self.open_storages() as read_storage:
             total = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
@@ -120,13 +120,13 @@ class TorchFile:
 
 
 def is_torch_file(path: str | Path) -> bool:
-    """Tell whether a file begins as ``torch.save`` writes it; False if it cannot be read."""
+    """Return whether a file begins like those of ``torch.save``; False if it cannot be read."""
     try:
         with Path(path).open("rb") as stream:
             start = stream.read(9)
     except OSError:
         return False
-    # the length of the header, with which safetensors begin, may look like the beginning of a pickle
+    # safetensors files begin with the length of their header, which may look like the beginning of a pickle
     return start.startswith((ZIP_START, PICKLE_START)) and start[8:] != b"{"
 
 
@@ -146,10 +146,10 @@ def read_torch_file(path: str | Path) -> TorchFile:
         path: The file.
 
     Returns:
-        What it holds. Nothing that the file names was imported or called.
+        Its content. Nothing that the file names is imported or called.
 
     Raises:
-        UserError: If it is something else, damaged, or larger than any model.
+        UserError: If it is not such a file, is damaged, or is larger than any model.
     """
     path = Path(path)
     with _explaining(path):
@@ -176,11 +176,11 @@ def read_torch_file(path: str | Path) -> TorchFile:
 
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in a damaged file into one sentence."""
+    """Turn the errors that a damaged file causes into a `UserError` of one sentence."""
     try:
         yield
     except UserError:
-        raise  # it is a ValueError, but says what is wrong already
+        raise  # a ValueError that already explains what is wrong
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file, seen from {Path.cwd()}.") from error
     except IsADirectoryError as error:
@@ -198,10 +198,10 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 class _BoundedFile(io.FileIO):
-    """A file that is never read in large pieces, so that a false size in an archive costs no memory."""
+    """A file that is never read in large pieces, so that a wrong size in an archive costs no memory."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read like a file, at most `MAX_DIRECTORY` bytes at once."""
+        """Read at most `MAX_DIRECTORY` bytes at once."""
         wanted = MAX_DIRECTORY + 1 if size is None or size < 0 else size
         found = super().read(wanted) or b"" if wanted <= MAX_DIRECTORY + 1 else b""
         if len(found) > MAX_DIRECTORY or wanted > MAX_DIRECTORY + 1:
@@ -210,7 +210,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _read_archive(path: Path, size: int) -> TorchFile:
-    """Read the zip archives of torch 1.6 and later."""
+    """Read a zip archive, the format of torch 1.6 and later."""
     with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         names = {name.partition("/")[2]: entry for name, entry in entries.items()}
@@ -252,7 +252,7 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> byte
 
 
 def _read_legacy(path: Path, size: int) -> TorchFile:
-    """Read the files of torch before 1.6: pickles one after the other, then the storages as they are."""
+    """Read a file in the format used before torch 1.6: several pickles, followed by the raw storages."""
     if size > MAX_PICKLE:
         raise PickleError(f"it has {size} bytes")
     data, place = path.read_bytes(), 0
@@ -314,7 +314,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Sto
 
 
 def _ordered(*arguments: Any) -> dict[Any, Any]:
-    """Make the ordered dictionaries of all versions of Python."""
+    """Build an ordered dictionary from the arguments that any version of Python pickles for it."""
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list):
         raise PickleError("an ordered dictionary is not made from pairs")
@@ -322,7 +322,7 @@ def _ordered(*arguments: Any) -> dict[Any, Any]:
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
-    """Return a number that was saved as a scalar of NumPy."""
+    """Return a number that was saved as a NumPy scalar."""
     kind = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
     forms = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "?"}
     if kind not in forms or not isinstance(data, bytes):
@@ -340,7 +340,7 @@ CONSTRUCTORS: dict[Name, Callable[..., Any]] = {
         _tensor(*arguments) if isinstance(arguments, tuple) and arguments else Record(None)
     ),
     Name("torch", "Size"): lambda values=(): tuple(values) if isinstance(values, (list, tuple)) else (),
-    # bytes that Python writes as text; what was left out stays so
+    # bytes that Python pickles as text; what was not read stays unread
     Name("_codecs", "encode"): lambda text, *_: text.encode("latin-1") if isinstance(text, str) else text,
     Name("__builtin__", "bytes"): lambda: b"",
     Name("numpy.core.multiarray", "scalar"): _numpy_scalar,

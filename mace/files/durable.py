@@ -1,4 +1,4 @@
-"""Files that are never half there: written beside their place, put on the disk, then moved in one step."""
+"""Files that are never half-written: written beside their destination, flushed to disk, then renamed in one step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _CANNOT_SYNCHRONIZE = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUP
 
 
 def write_durably(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Write a file so that at any moment, also after a crash, either the old or the new content is there.
+    """Write a file so that at any moment, even after a crash, it has either the old or the new content.
 
     Args:
-        path: Where to; its folder is created.
-        content: All of the file.
-        previous: Another name that the old content gets, once the new one is on the disk.
+        path: The file to write; its folder is created.
+        content: The complete content.
+        previous: A second name under which the old content is kept, once the new content is on disk.
 
     Raises:
-        OSError: If it cannot be written; the old file is untouched then, and no part of the new one stays behind.
+        OSError: If it cannot be written; the old file is then untouched, and no part of the new one is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -38,12 +38,12 @@ def write_durably(path: Path, content: bytes, previous: Path | None = None) -> N
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return the place where a file is written before it moves to its own."""
+    """Return the temporary path at which a file is written before it is renamed."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def free_name(folder: Path, begin: str, end: str = "") -> Path:
-    """Return a place that nothing has taken, with the lowest number between two parts of its name."""
+    """Return an unused path, with the lowest free number between the two given parts of its name."""
     number = 1
     while os.path.lexists(place := folder / f"{begin}{number}{end}"):
         number += 1
@@ -51,11 +51,11 @@ def free_name(folder: Path, begin: str, end: str = "") -> Path:
 
 
 def keep_copy(path: Path, copy: Path) -> None:
-    """Give the present content of a file a second name, so that it outlives the file's replacement.
+    """Give the current content of a file a second name, so that it survives when the file is replaced.
 
     Args:
-        path: The file; nothing is done if there is none.
-        copy: The other name; what had it is replaced.
+        path: The file; nothing is done if it does not exist.
+        copy: The second name; a file that already has it is replaced.
     """
     if not path.exists():
         return
@@ -70,7 +70,7 @@ def keep_copy(path: Path, copy: Path) -> None:
 
 
 def synchronize_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk; where folders cannot be opened (not on POSIX), nothing is done."""
+    """Flush the names in a folder to disk; does nothing where folders cannot be opened (outside POSIX)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -81,10 +81,10 @@ def synchronize_folder(folder: Path) -> None:
 
 
 def synchronize(descriptor: int) -> None:
-    """Put a file or folder on the disk, if its file system can be asked to.
+    """Flush a file or folder to disk, if its file system supports it.
 
     Raises:
-        OSError: If that failed.
+        OSError: If flushing fails.
     """
     try:
         os.fsync(descriptor)
@@ -94,5 +94,5 @@ def synchronize(descriptor: int) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Tell whether an error says that there is no room: on the disk, or in what the user may take of it."""
+    """Return whether an error says that the disk is full or the user's quota is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,12 +1,12 @@
-"""Whose the files of a run are: locks beside them that name the process which writes them.
+"""Ownership of a run's files: lock files beside them name the process that writes them.
 
 Two runs of the same name and seed in one folder would overwrite each other's files. So a run takes a lock in each
-folder it writes to, ``.<tag>.lock``: a small JSON file with machine, process, its start and the id of the run. Locks of
-the operating system are not trusted, since network file systems may lack them or grant them to everybody; that a name
-can be created only once is all that is asked for.
+folder it writes to, ``.<tag>.lock``: a small JSON file with the machine, the process, its start time and the id of the
+run. Locks of the operating system are not trusted, since network file systems may lack them or grant them to everybody;
+all that is required is that a name can be created only once.
 
-A lock whose process has ended is taken over. Whether it has can be seen on the same machine; elsewhere the owner must
-give signs of life, by touching its lock every `BEAT` seconds.
+A lock whose process has ended is taken over. On the same machine, this can be checked directly; on another one, the
+owner is taken to be alive as long as it touches its lock, which it does every `BEAT` seconds.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Owner:
 
     Attributes:
         host: Name of its machine.
-        boot: Id of the machine's start; empty where there is none.
-        namespace: In which process numbers have a meaning; containers have their own.
-        process: Its number.
-        began: When it was started, in a unit of the machine's own; empty where that is not known.
+        boot: Id of the machine's current boot; empty where there is none.
+        namespace: The namespace in which the process id is valid; containers have their own.
+        process: The process id.
+        began: When it was started, in a machine-dependent unit; empty if unknown.
         run: Id of the run.
-        since: When it took the files.
+        since: When it took ownership of the files.
     """
 
     host: str
@@ -62,7 +62,7 @@ class Owner:
         return f"process {self.process} on {self.host} (since {self.since}, run {self.run})"
 
     def lives(self) -> bool | None:
-        """Tell whether the process is still there; None if that cannot be seen from here."""
+        """Return whether the process is still running; None if that cannot be seen from here."""
         here = this_process(self.run)
         if (self.boot or self.host, self.namespace) != (here.boot or here.host, here.namespace):
             return None
@@ -84,23 +84,23 @@ def this_process(run: str) -> Owner:
 
 
 def _start_of(process: int) -> str | None:
-    """Return when a process of this machine was started, empty if that is not known; None if there is none."""
+    """Return when a process of this machine was started, empty if unknown; None if there is no such process."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return None
-    except (OSError, OverflowError):  # there is one, of somebody else
+    except (OSError, OverflowError):  # the process exists, but belongs to another user
         pass
     try:
-        # after the name, which may hold blanks and parentheses: state, ..., and the start as the 20th word
+        # after the name, which may contain blanks and parentheses: state, ..., and the start time as the 20th word
         words = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
-    return None if words[0] in "ZX" else words[19]  # one that has ended and was not yet collected
+    return None if words[0] in "ZX" else words[19]  # a zombie: it has ended but was not yet reaped
 
 
 def _parse(content: bytes) -> Owner | None:
-    """Read the content of a lock; None if it is none, as after a crash of the machine."""
+    """Parse the content of a lock file; None if it is not valid, as after a crash of the machine."""
     try:
         found = json.loads(content)
         owner = Owner(**{name: found[name] for name in Owner.__dataclass_fields__})
@@ -110,16 +110,16 @@ def _parse(content: bytes) -> Owner | None:
 
 
 def _name(content: bytes) -> str:
-    """Say whose a lock is."""
+    """Describe the owner of a lock in words."""
     return str(_parse(content) or "another process")
 
 
 class _Lock:
-    """The lock of one folder.
+    """The lock in one folder.
 
     Args:
-        path: Its file.
-        content: What this process writes into it; no other process ever writes the same.
+        path: The lock file.
+        content: What this process writes into it; no other process ever writes the same content.
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
@@ -127,16 +127,16 @@ class _Lock:
         self._descriptor: int | None = None
 
     def take(self, take_over: bool) -> bytes | None:
-        """Create the lock, or take that of an owner who is dead.
+        """Create the lock, or take over the lock of an owner that is dead.
 
         Args:
-            take_over: Do not wait for signs of life.
+            take_over: Take over the lock without waiting to see whether its owner is alive.
 
         Returns:
             The content of the lock that was taken over, if any.
 
         Raises:
-            OwnedByAnother: If its owner lives.
+            OwnedByAnother: If its owner is alive.
             OSError: If it cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class _Lock:
             temporary.unlink(missing_ok=True)
         # the file itself, whatever happens to its name
         self._descriptor = os.open(self.path, os.O_RDWR)
-        # what processes left behind that were killed while they took the lock
+        # left behind by processes that were killed while taking the lock
         for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.*"):
             owner = _parse(_read(file) or b"")
             if owner is not None and owner.lives() is False:
@@ -159,12 +159,13 @@ class _Lock:
     def _try(self, temporary: Path, take_over: bool) -> list[bytes] | None:
         """Try to take the lock once.
 
-        Of several who find the same dead owner, one alone may replace its lock: who first creates the claim named after
-        that lock's content. An owner of a claim who died too is followed in the same way.
+        If several processes find the same dead owner, only one of them may replace its lock: the one that first creates
+        the claim file named after that lock's content. If the owner of a claim has died too, its claim is taken over in
+        the same way.
 
         Returns:
-            The contents of the abandoned lock and claims, none if there was no lock; None if one of them changed
-            meanwhile, so that it must be tried again.
+            The contents of the abandoned lock and claims, an empty list if there was no lock; None if one of them
+            changed meanwhile, so that the attempt must be repeated.
         """
         place, seen = self.path, dict[Path, bytes]()
         while not _create(place, temporary, self._content):
@@ -192,22 +193,22 @@ class _Lock:
         return list(seen.values())
 
     def touch(self) -> None:
-        """Give a sign of life, with the clock of the file server."""
+        """Show that this process is alive by touching the lock, with the clock of the file server."""
         if self._descriptor is None:
             return
         try:
             os.utime(self._descriptor)
-        except OSError:  # a file system without times that can be set
+        except OSError:  # a file system on which times cannot be set
             os.pwrite(self._descriptor, self._content[-1:], len(self._content) - 1)
             os.fsync(self._descriptor)
 
     def other_content(self) -> bytes | None:
-        """Return the content of the lock if it is another's; None if it is ours or gone."""
+        """Return the content of the lock if it belongs to another process; None if it is ours or gone."""
         content = _read(self.path)
         return None if content == self._content else content
 
     def renew(self) -> bool:
-        """Create the lock again if it is gone; return whether it was."""
+        """Create the lock again if it is gone, and return whether it was gone."""
         if _read(self.path) is not None:
             return False
         self.free()
@@ -224,16 +225,16 @@ class _Lock:
 
 
 def _create(path: Path, temporary: Path, content: bytes) -> bool:
-    """Give a file a name that nobody else has given to one; return whether that was possible."""
+    """Create a file under a name that must not exist yet, and return whether that succeeded."""
     try:
         os.link(temporary, path)
         return True
     except FileExistsError:
-        return _read(path) == content  # a network file system may have done it and lost the answer
+        return _read(path) == content  # a network file system may have created it and lost the reply
     except OSError:
         if not temporary.exists():
             raise
-    # a file system without hard links; readers may see the file before its content, and wait
+    # a file system without hard links: readers may see the file before it has its content, and wait
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -244,7 +245,7 @@ def _create(path: Path, temporary: Path, content: bytes) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the content of a file; None if it is gone."""
+    """Return the content of a file; None if it does not exist."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -252,7 +253,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _gives_sign(place: Path, content: bytes, temporary: Path, owner: Owner | None) -> bool:
-    """Wait until a lock is touched, or has not been for `SILENCE`, by the clock of the file server."""
+    """Wait to see whether a lock is touched within `SILENCE`, measured with the clock of the file server."""
     try:
         os.utime(temporary)
         first = place.stat().st_mtime
@@ -276,18 +277,18 @@ def _gives_sign(place: Path, content: bytes, temporary: Path, owner: Owner | Non
 
 
 class OwnedByAnother(UserError):
-    """The files of a run belong to another process that lives."""
+    """The files of a run belong to another process that is alive."""
 
 
 class Ownership:
-    """The files of a run belong to this process, inside a ``with`` block.
+    """Ownership of the files of a run by this process, inside a ``with`` block.
 
     Args:
-        tag: With which the names of the files begin.
-        folders: Where they are; none if this process writes no files.
-        run: Id of the run, should it be a new one.
-        take_over: Do not wait for signs of life of an owner that cannot be looked at.
-        advice: A further way out for who is refused.
+        tag: The beginning of the files' names.
+        folders: The folders the files are in; empty if this process writes no files.
+        run: Id of the run, in case it is a new one.
+        take_over: Take over locks whose owner cannot be checked, without waiting to see whether it is alive.
+        advice: A further way out, added to the message if the files belong to another process.
     """
 
     def __init__(
@@ -335,10 +336,10 @@ class Ownership:
         return self
 
     def look(self) -> bool:
-        """See whether the files are still this process's own; a lock that is gone is created again, with a warning.
+        """Check whether this process still owns the files; a lock that is gone is created again, with a warning.
 
         Returns:
-            Whether they are.
+            Whether it does.
         """
         with self._mutex:
             for lock in self._locks:
@@ -348,7 +349,7 @@ class Ownership:
                     self._compare(lock)
                 except OwnedByAnother as error:
                     self.usurper = str(error)
-                except OSError as error:  # the state of the run will meet the same obstacle, and say so
+                except OSError as error:  # saving the state of the run will fail for the same reason, and say so
                     _LOGGER.debug("%s cannot be looked at (%s)", lock.path, error)
         return not self.usurper
 
@@ -358,7 +359,7 @@ class Ownership:
             self.usurper = f"{lock.path}: {_name(other)} writes the files of this run"
 
     def _beat(self) -> None:
-        """Give signs of life until the end."""
+        """Touch the locks regularly until ownership ends."""
         while not self._ended.wait(BEAT):
             with self._mutex:
                 for lock in self._locks:
@@ -369,17 +370,17 @@ class Ownership:
                         _LOGGER.debug("%s: no sign of life could be given (%s)", lock.path, error)
 
     def __exit__(self, *_: object) -> None:
-        """Free all locks that are still ours."""
+        """Remove all locks that are still ours."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
-        if os.getpid() != self._process:  # a copy of this process, whose files these never were
+        if os.getpid() != self._process:  # a fork of this process, which never owned the files
             return
         for lock in self._locks:
             try:
                 try:
                     lock.free()
-                except OSError:  # a network may be well again
+                except OSError:  # the network may have recovered
                     lock.free()
             except OSError as error:
                 _LOGGER.warning("%s: the lock cannot be removed (%s)", lock.path, error.strerror or error)

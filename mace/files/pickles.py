@@ -1,14 +1,14 @@
-"""A reader of pickles that runs nothing: what a pickle would construct or call is only written down.
+"""A pickle reader that executes nothing: what a pickle would construct or call is only recorded.
 
 A pickle is a program for a stack machine. Python's own reader imports the classes and functions a pickle names and
 calls them, so that a file can do whatever its author likes. This machine knows the same instructions, but a name stays
 a `Name`, and a call or an object becomes a `Record` of its name, arguments and state. Nothing is looked up by name
-except a dozen constructors that the caller passes. Numbers of instructions and sizes are bounded, so that reading takes
-time and memory in proportion to the file.
+except a dozen constructors that the caller passes. The number of instructions and all sizes are bounded, so that the
+time and memory for reading are proportional to the size of the file.
 
-``pickle.Unpickler`` with a harmless ``find_class`` does not do: it has no such bounds. One ``PUT`` of 15 bytes makes it
-take gigabytes, and it hashes whatever becomes a key or an item of a set: nested tuples overflow its stack or, where
-they share their parts, take it forever. What each instruction reads from the file and from the stack is taken from
+``pickle.Unpickler`` with a harmless ``find_class`` is not enough, since it has no such bounds. A single ``PUT`` of 15
+bytes makes it allocate gigabytes, and it hashes every dictionary key and set item: nested tuples overflow its stack or,
+if they share their parts, take forever. What each instruction reads from the file and from the stack is taken from
 `pickletools`.
 """
 
@@ -37,7 +37,7 @@ class PickleError(Exception):
 
 
 class HostileError(PickleError):
-    """The pickle asks for what only an attack needs."""
+    """The pickle contains something that only an attack would need."""
 
 
 class Name(NamedTuple):
@@ -58,11 +58,11 @@ class Record:
     """An object or a call as the pickle describes it.
 
     Attributes:
-        name: The class or function; None where the pickle calls something that is no name.
+        name: The class or function; None if the pickle calls something that is not a name.
         arguments: What it would be called with.
         states: What would be given to ``__setstate__``, in order.
         items: What would be appended.
-        entries: What would be set by key, keys being text or numbers.
+        entries: What would be set by key; keys are text or numbers.
     """
 
     __slots__ = ("arguments", "entries", "items", "name", "states")
@@ -113,8 +113,9 @@ class Machine:
     Args:
         data: Bytes that hold the pickle.
         start: Where it begins.
-        constructors: What is built for a name, from the arguments of a call; everything else becomes a `Record`.
-        persistent: Builds what the pickle refers to outside itself, from its identifier.
+        constructors: By name, functions that build an object from the arguments of a call; a call of any other name
+            becomes a `Record`.
+        persistent: Builds an object stored outside the pickle from its persistent id.
     """
 
     def __init__(
@@ -134,13 +135,13 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def read(self) -> Any:
-        """Run the pickle to its end; `place` is then behind it.
+        """Read the pickle to its end; `place` is then the position after it.
 
         Returns:
             Numbers, texts, tuples, lists, dictionaries, `Name`, `Record` and what the constructors built.
 
         Raises:
-            PickleError: If it cannot be read within the bounds.
+            PickleError: If it is damaged or exceeds the bounds.
         """
         for _ in range(MAX_INSTRUCTIONS):
             code = self._bytes(1).decode("latin-1")
@@ -148,7 +149,7 @@ class Machine:
             if instruction is None:
                 raise PickleError(f"the instruction {code!r} at byte {self.place - 1} is not known")
             argument = self._argument(instruction.arg) if instruction.arg is not None else None
-            # what the instruction works on, the lowest first
+            # what the instruction takes from the stack, the lowest first
             wanted, mark = instruction.stack_before, pickletools.markobject
             if mark in wanted or (instruction.name == "POP" and not self._stack):
                 if not self._below:
@@ -164,10 +165,10 @@ class Machine:
             self._stack.extend(made)
         raise PickleError(f"it has more than {MAX_INSTRUCTIONS} instructions")
 
-    # what is in the file
+    # reading from the file
 
     def _argument(self, kind: pickletools.ArgumentDescriptor) -> Any:
-        """Read what stands behind an instruction."""
+        """Read the argument that follows an instruction."""
         if kind.n > 0:
             return kind.reader(io.BytesIO(self._bytes(kind.n)))
         if kind.n == pickletools.UP_TO_NEWLINE:
@@ -200,7 +201,7 @@ class Machine:
         return self.data[start : self.place]
 
     def _skip(self, count: int) -> int:
-        """Go on by some bytes, and return where they begin."""
+        """Move forward by a number of bytes, and return where they begin."""
         if not 0 <= count <= len(self.data) - self.place:
             raise PickleError("it is cut off")
         self.place += count
@@ -212,7 +213,7 @@ class Machine:
             raise PickleError(f"a line at byte {self.place} does not end")
         return self._bytes(end + 1 - self.place)[:-1].decode("utf-8", "replace")
 
-    # what is on the stack
+    # the stack
 
     def _pop(self) -> Any:
         if not self._stack:
@@ -222,7 +223,7 @@ class Machine:
     # instructions
 
     def _execute(self, name: str, argument: Any, taken: list[Any]) -> Sequence[Any]:
-        """Do what an instruction says, and return what it puts onto the stack."""
+        """Execute an instruction, and return what it pushes onto the stack."""
         match name:
             case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
                 value = taken[0] if taken else self._pop()
@@ -280,7 +281,7 @@ class Machine:
                 return (argument,)
 
     def _refer(self, name: str, argument: Any, taken: list[Any]) -> Any:
-        """Write down a name, a call or something outside the pickle, whose class or function is never looked up."""
+        """Record a name, a call or a persistent id; the class or function is never looked up."""
         match name:
             case "GLOBAL" | "STACK_GLOBAL":
                 return self._name(argument or taken)
@@ -309,12 +310,12 @@ class Machine:
             or module in _HOSTILE_MODULES
             or (package in ("builtins", "__builtin__") and word.partition(".")[0] in _HOSTILE_FUNCTIONS)
         ):
-            # it would not be called here, but says what the file is
+            # it would not be called here, but it shows that the file is malicious
             raise HostileError(f"it asks to call {f'{module}.{word}'[:60]}, which no model does")
         return Name(module, word)
 
     def _call(self, target: Any, arguments: tuple[Any, ...]) -> Any:
-        """Write a call down, or build what is one of the few things known to the caller."""
+        """Record a call, or build the object if the caller has passed a constructor for it."""
         constructor = self._constructors.get(target) if isinstance(target, Name) else None
         if constructor is None:
             return Record(target if isinstance(target, Name) else None, arguments)
@@ -331,7 +332,7 @@ def _explaining(what: str) -> Iterator[None]:
 
 
 def _set_entries(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
-    """Set pairs of key and value; those whose key is neither text nor a number do not matter here."""
+    """Set key-value pairs in a dictionary; those whose key is neither text nor a number are ignored."""
     if len(values) % 2:
         raise PickleError("a key has no value")
     for key, value in zip(values[::2], values[1::2], strict=True):

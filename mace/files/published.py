@@ -1,4 +1,4 @@
-"""Published foundation models: where they are, where they are kept on this machine, and how they get there."""
+"""Published foundation models: their addresses, where they are kept on this machine, and their download."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ class PublishedModel:
 
     Attributes:
         loader: ``mace_mp``, ``mace_off``, ``mace_omol`` or ``mace_anicc``.
-        address: Where it is published.
-        license_note: What has to be known of its license.
+        address: The URL it is published at.
+        license_note: What users have to know about its license.
     """
 
     loader: str
@@ -116,15 +116,15 @@ class PublishedModel:
 
     @property
     def place(self) -> Path:
-        """Where it is kept on this machine: under a name that the whole address decides."""
+        """Path of the file on this machine; its name is derived from the whole address."""
         key = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         return cache_folder() / f"{key}-{re.sub(r'[^A-Za-z0-9._-]', '', self._last_part)[-80:]}"
 
     @property
     def places_of_mace_torch(self) -> tuple[Path, ...]:
-        """Where mace-torch and earlier versions keep it, under the last part of the address, as many others may have.
+        """Paths at which mace-torch and earlier versions keep it, named after the last part of the address.
 
-        mace-torch leaves all but letters, digits and underscores out of the names of these.
+        Other models may have the same name. For `mace_mp`, mace-torch drops all but letters, digits and underscores.
         """
         short = "".join(c for c in self._last_part if c.isalnum() or c == "_")
         names = (short, self._last_part) if self.loader == "mace_mp" else (self._last_part,)
@@ -136,12 +136,12 @@ class PublishedModel:
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 of the file; None where it is not known."""
+        """SHA-256 of the file; None if unknown."""
         return DIGESTS.get(self.address)
 
 
 def cache_folder() -> Path:
-    """Return the folder that mace-torch keeps downloaded models in."""
+    """Return the folder in which mace-torch keeps downloaded models."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace"
 
 
@@ -150,10 +150,10 @@ def published_model(loader: str, name: str | None) -> PublishedModel:
 
     Args:
         loader: A key of `ADDRESSES`.
-        name: Its name, None for the default, or an address beginning with ``https:``.
+        name: The model's name, None for the default, or an address beginning with ``https:``.
 
     Raises:
-        UserError: If there is none of this name.
+        UserError: If there is no model of this name.
     """
     known = ADDRESSES[loader]
     if name is not None and name.startswith("https:"):
@@ -168,10 +168,11 @@ def published_model(loader: str, name: str | None) -> PublishedModel:
 def locate(model: PublishedModel) -> Path:
     """Return the file of a published model, downloading it if it is not on this machine.
 
-    A file that only has the same last part of its address is taken if its bytes are known to be those of the model.
+    A file that only shares the last part of the address is used if its SHA-256 is known to be that of the model.
 
     Raises:
-        UserError: If it cannot be downloaded; the message says which file to put where. If the file is another one.
+        UserError: If it cannot be downloaded (the message says which file to put where), or if the downloaded file is
+            not the published one.
     """
     target = model.place
     if target.is_file():
@@ -208,7 +209,7 @@ def locate(model: PublishedModel) -> Path:
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to anything less, where another file could be put in."""
+    """Follows redirects, but not from https to a less secure scheme, where the file could be replaced by another."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Follow one redirect."""
@@ -219,18 +220,18 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def open_address(address: str) -> Any:
-    """Open an address; redirects have to be as secure as it."""
+    """Open an address; redirects must be as secure as the address itself."""
     return urllib.request.build_opener(_SecureRedirects).open(address, timeout=TIMEOUT)
 
 
 def _download(model: PublishedModel, target: Path) -> str:
-    """Fetch a file, complete or not at all, and return its SHA-256.
+    """Download a file, completely or not at all, and return its SHA-256.
 
     Raises:
         OSError: If it cannot be fetched.
-        HTTPException: If the server does not keep to HTTP, or its answer does not end as it said.
-        EOFError: If it is cut off, or no model but for example a page about one.
-        UserError: If it is another file than is known.
+        HTTPException: If the server violates HTTP, or its response is shorter than announced.
+        EOFError: If the file is cut off, or is not a model but, for example, a web page about one.
+        UserError: If its SHA-256 is not the known one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
@@ -256,7 +257,7 @@ def _download(model: PublishedModel, target: Path) -> str:
             )
         if not is_torch_file(part):
             raise EOFError("what arrived is no model")
-        try:  # something may be missing at the end without the server having announced it
+        try:  # the end may be missing without any sign of it in the server's response
             read_torch_file(part)
         except UserError as error:
             raise EOFError(f"what arrived is no complete model{str(error).removeprefix(str(part))}") from error
@@ -267,10 +268,10 @@ def _download(model: PublishedModel, target: Path) -> str:
 
 
 def foundation_file(name: str) -> Path:
-    """Return the file that ``--foundation_model`` means: a published model or any model file.
+    """Return the file that ``--foundation_model`` refers to: a published model or any model file.
 
     Raises:
-        UserError: If it is neither, or cannot be downloaded.
+        UserError: If it is neither, or the model cannot be downloaded.
     """
     if name in TRAINING_NAMES:
         return locate(published_model(*TRAINING_NAMES[name]))

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of a data set, wherever its structures are kept."""
+"""The interface of data sets for training and evaluation, wherever their structures are stored."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Dataset(Sequence[Configuration]):
 
     @abstractmethod
     def labeled(self, name: str) -> np.ndarray:
-        """Tell which structures carry a label, ``[structures]``."""
+        """Return which structures have a label, ``[structures]``."""
 
     @property
     @abstractmethod
@@ -149,7 +149,7 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and place, as in ``train.xyz: structures 3, 17``."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``."""
         places: dict[str, list[int]] = {}
         for index in structures:
             configuration = self[int(index)]

@@ -92,7 +92,7 @@ class InMemoryDataset(Dataset):
         return labels
 
     def labeled(self, name: str) -> np.ndarray:
-        """Tell which structures carry a label, ``[structures]``."""
+        """Return which structures have a label, ``[structures]``."""
         return self._labels.labeled[name]
 
     def neighbor_counts(self) -> np.ndarray:

@@ -58,7 +58,7 @@ class Neighbors:
         return Neighbors(**{name: getattr(self, name)[rows[name.split("_")[0]]] for name in names})
 
     def largest_counts(self) -> np.ndarray:
-        """Return how many neighbors the atom of each structure has that has most, ``[structures]``."""
+        """Return the largest number of neighbors of any atom in each structure, ``[structures]``."""
         counts = np.zeros(len(self.n_pairs), dtype=np.int64)
         occupied = self.n_pairs > 0
         if occupied.any():

@@ -1,7 +1,7 @@
 """Pairs of atoms within a distance, through the library vesin, which gets only what it can search in reasonable time.
 
-What a native search cannot do must be known before it: while it runs no signal is heeded, and what it does not expect
-ends the whole program.
+Input that the native search cannot handle must be refused beforehand: signals are not handled while it runs, and
+unexpected input ends the whole program.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class SkinNeighbors:
         return select_near(*self._pairs, positions, cell, r_max)
 
     def _still_holds(self, positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], r_max: float) -> bool:
-        """Tell whether no two atoms can have come from beyond the skin to within the cutoff."""
+        """Return whether no two atoms can have moved from beyond the skin to within the cutoff."""
         assert self._built_for is not None
         old_positions, old_cell, old_pbc, old_r_max = self._built_for
         if len(positions) != len(old_positions) or pbc != old_pbc or r_max != old_r_max:

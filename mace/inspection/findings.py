@@ -313,10 +313,10 @@ def describe_structures(places: Sequence[int], of: int | None = None) -> str:
 
 
 def check_allowed(names: Iterable[str]) -> frozenset[str]:
-    """Make sure that what ``--allow`` names can be let pass.
+    """Check that the findings named by ``--allow`` exist and may be allowed.
 
     Raises:
-        UserError: If a name is unknown, or belongs to what no training can do without.
+        UserError: If a name is unknown, or is that of a finding with which no training is possible.
     """
     names = frozenset(names)
     for name in sorted(names):

@@ -74,7 +74,7 @@ def _spread(places: Sequence[int]) -> list[int]:
 
 
 def _is_lopsided(file: FlatFile, place: int, of_atoms: bool) -> bool:
-    """Tell whether an atom or a molecule has more on one side, so that nothing forbids a force or a dipole."""
+    """Return whether the surroundings of an atom, or a molecule, are asymmetric enough to allow a force or a dipole."""
     if of_atoms:
         ends, weights, directions = _neighbors(file, place)
         sums = [np.bincount(ends, component) for component in (weights[:, None] * directions).T]

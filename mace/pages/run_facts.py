@@ -1,4 +1,4 @@
-"""What there is to say about a run, for its page."""
+"""The facts about a run that its page shows."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where work is done: devices, and the processes of a run."""
+"""Devices, and the processes of a run."""

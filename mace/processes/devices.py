@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, with how many threads."""
+"""Choice of device, precision and number of threads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose_device(name: str, precision: str) -> torch.device:
-    """Return a device that exists and can compute in the precision asked for.
+    """Return the named device after checking that it exists and supports the precision.
 
     Args:
         name: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
         precision: ``float32`` or ``float64``.
 
     Raises:
-        UserError: If the device is not there or lacks the precision.
+        UserError: If the device does not exist or does not support the precision.
     """
     device = torch.device(name)
     if device.type == "mps" and precision == "float64":
@@ -43,20 +43,21 @@ def choose_device(name: str, precision: str) -> torch.device:
 
 
 def set_threads(count: int | None) -> int:
-    """Set the number of CPU threads if one is given; return the number in use."""
+    """Set the number of CPU threads if one is given, and return the number in use."""
     if count is not None:
         torch.set_num_threads(count)
     return torch.get_num_threads()
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep the memory that a step frees for the next one instead of giving it back to the system.
+    """Let the C library keep the memory freed by a step for the next one, instead of returning it to the system.
 
-    Every step allocates the same arrays again; getting them from the system costs about a twentieth of its time. It
-    is a choice for the whole process, so only programs make it, never an import. Memory in use is not changed by it.
+    Every step allocates the same arrays again; getting them from the system takes about a twentieth of its time. The
+    setting applies to the whole process, so only programs make it, never an import. It does not change the memory in
+    use.
 
     Returns:
-        Whether it was possible; only glibc offers it.
+        Whether it was possible; only glibc supports it.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -69,7 +70,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the bytes that were in use at the most, on a CUDA device or of this process."""
+    """Return the peak memory in bytes, of a CUDA device or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # Windows has no such module

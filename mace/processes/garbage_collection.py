@@ -1,6 +1,7 @@
-"""Python's search for circles of garbage, kept away from where there are many objects and no circles.
+"""Pauses Python's cyclic garbage collection where there are many objects and no reference cycles.
 
-It looks at all objects again and again while they become more, which takes a tenth of the time of reading a file.
+The collector examines all objects again and again as their number grows, which takes a tenth of the time of reading a
+file.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Do not search inside a ``with`` block; for work that makes many objects and keeps them."""
+    """Disable collection inside a ``with`` block; for work that creates many objects and keeps them."""
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_on:
-            with objects_frozen():  # counts as looked at what was made meanwhile
+            with objects_frozen():  # marks the objects created meanwhile as already examined
                 pass
             gc.enable()
 
 
 @contextmanager
 def objects_frozen() -> Iterator[None]:
-    """Search inside a ``with`` block only among objects made there; for work next to many others that stay."""
-    if gc.get_freeze_count():  # somebody else has done so already, and may not want it undone
+    """Limit collection inside a ``with`` block to objects created there; for work beside many long-lived objects."""
+    if gc.get_freeze_count():  # other code has frozen objects already, and may rely on it
         yield
         return
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as the program that started them tells in the environment."""
+"""The rank of this process among several, read from the environment variables set by the launcher."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Launch:
     """The place of this process among those of a run.
 
     Attributes:
-        rank: Number of the process, counted from zero.
+        rank: Rank of the process, counted from zero.
         size: Number of processes.
-        local_rank: Number of the process on its machine.
-        address: Machine of the first process.
-        port: Where it can be reached.
-        has_store: Whether the launcher itself listens there.
+        local_rank: Rank of the process among those on its machine.
+        address: Host name or address of the first process.
+        port: Port at which it can be reached.
+        has_store: Whether the launcher itself runs the store at this address.
     """
 
     rank: int
@@ -46,27 +46,27 @@ class Launch:
 
 
 def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]) -> Launch | None:
-    """Read the environment.
+    """Read this process's place among those of a run from the environment.
 
     Args:
-        distributed: Whether several processes are asked for. Those of torchrun are noticed without: alone, each would
-            write over the files of the others.
-        launcher: ``torchrun``, ``slurm``, ``mpi``, ``none`` for a single process, or ``auto`` to look for the
+        distributed: Whether several processes are requested. Processes started by torchrun are recognized without it,
+            since otherwise each would run on its own and overwrite the files of the others.
+        launcher: ``torchrun``, ``slurm``, ``mpi``, ``none`` for a single process, or ``auto`` to try the
             first three.
-        environment: Of the process.
+        environment: Environment variables of the process.
 
     Returns:
         The place, or None for a single process.
 
     Raises:
-        UserError: If the launcher left nothing in the environment, or what it left makes no sense.
+        UserError: If the launcher's variables are missing from the environment or make no sense.
     """
     if launcher == "none":
         if distributed:
             raise UserError(f"--distributed needs a launcher, but --launcher is none; {HOW}.")
         return None
     if launcher == "slurm" and not distributed and not any(name in environment for name in _SLURM):
-        return None  # mace-torch's default, typed where there is nothing to launch
+        return None  # mace-torch's default, given although there is nothing to launch
     wanted = launcher
     if launcher == "auto":
         found = {
@@ -86,7 +86,7 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
 
 
 def started_together(environment: Mapping[str, str]) -> int:
-    """Return how many processes SLURM or MPI started together with this one; 1 where nothing tells of others.
+    """Return how many processes SLURM or MPI started together, this one included; 1 if there is no sign of others.
 
     >>> started_together({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2"})
     2
@@ -136,7 +136,7 @@ def _from_mpi(environment: Mapping[str, str]) -> Launch:
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:
-    """Take the port that is given, or one that differs from job to job."""
+    """Return the given port, or else one that differs from job to job."""
     if "MASTER_PORT" in environment:
         return int(environment["MASTER_PORT"])
     digits = re.sub(r"\D", "", environment.get(job, "")) or "0"
@@ -144,7 +144,7 @@ def _port(environment: Mapping[str, str], job: str) -> int:
 
 
 def first_host(hosts: str) -> str:
-    """Return the first machine of a list as SLURM writes it.
+    """Return the first host of a list in SLURM's notation.
 
     >>> first_host("gpu[007-010,12],login")
     'gpu007'

@@ -1,8 +1,8 @@
-"""The processes of a run: what each does, and how they add up, agree and end together.
+"""The processes of a run: sharing the work, summing gradients, agreeing on decisions, and ending together.
 
-Every process holds all structures and all weights. A step goes through ``size * batch_size`` structures, of which each
-process takes a share; gradients are added up, so all move their weights alike. What is decided is decided from numbers
-that all have in common; only the first process writes files.
+Every process holds all structures and all weights. A step uses ``size * batch_size`` structures, of which each process
+computes a share; gradients are summed over the processes, so all update their weights in the same way. Decisions are
+based on numbers that all processes share; only the first process writes files.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class LostProcess(UserError):
 
 
 class Team:
-    """The processes of a run; by itself, a run of one process.
+    """The processes of a run; this base class is a run of a single process.
 
     Attributes:
-        rank: Number of this process.
+        rank: Rank of this process.
         size: Number of processes.
     """
 
@@ -56,21 +56,21 @@ class Team:
         return self.rank == 0
 
     def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """Return the structures of a batch that this process computes, so that all have about as many edges.
+        """Return the structures of a batch that this process computes; all processes get about as many edges.
 
         Args:
-            structures: Indices of those of the batch.
-            edges: Number of edges of each.
+            structures: Indices of the structures of the batch.
+            edges: Number of edges of each structure.
         """
         return structures
 
     def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
-        """Add up the gradients of all processes, in place, and some numbers with them.
+        """Sum the gradients over all processes, in place, together with some numbers.
 
         Args:
-            parameters: With the gradients of this process's share.
-            numbers: ``[any]``.
-            kind: Which loss they are gradients of; it decides which parameters have one.
+            parameters: Parameters with the gradients of this process's share.
+            numbers: Numbers to sum, ``[any]``.
+            kind: The loss they are gradients of, which determines the parameters that have one.
 
         Returns:
             The sums of the numbers, ``[any]``.
@@ -78,26 +78,26 @@ class Team:
         return numbers
 
     def gather(self, item: _Item) -> list[_Item]:
-        """Return what all processes have, in their order."""
+        """Return the items of all processes, in order of rank."""
         return [item]
 
     def broadcast(self, item: _Item) -> _Item:
-        """Return what the first process has."""
+        """Return the item of the first process."""
         return item
 
     def any(self, condition: bool) -> bool:
-        """Return whether a condition holds in any process."""
+        """Return whether a condition holds in at least one process."""
         return any(self.gather(condition))
 
     def require_agreement(self, what: str, facts: Mapping[str, str]) -> None:
-        """Make sure that all processes were given the same, before they work on it together.
+        """Check that all processes were given the same input, before they work on it together.
 
         Args:
             what: What the facts are about, for the message.
-            facts: Values by name, of this process.
+            facts: Values of this process, by name.
 
         Raises:
-            UserError: If those of another process are different; all raise the same one.
+            UserError: If the values of any processes differ; all processes raise the same error.
         """
         of_all = self.gather(dict(facts))
         for rank, others in enumerate(of_all):
@@ -113,11 +113,11 @@ class Team:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Let a signal that came because another process is lost end the work inside a ``with`` block as that."""
+        """Report a lost process as such if its loss makes the launcher send a signal inside a ``with`` block."""
         yield
 
     def leave(self) -> None:
-        """Part from the other processes, once all have come this far."""
+        """Disconnect from the other processes, once all have reached this point."""
 
     def __enter__(self) -> Team:
         """Return the object itself."""
@@ -126,14 +126,14 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End together."""
+        """End together with the other processes."""
 
 
 class DistributedTeam(Team):
-    """Several processes.
+    """A team of several processes.
 
     Args:
-        launch: Which of them this is.
+        launch: The place of this process among them.
         device: ``cpu`` or a CUDA device of this process's own.
 
     Raises:
@@ -151,7 +151,7 @@ class DistributedTeam(Team):
         def meet() -> tuple[TCPStore, TCPStore]:
             store = TCPStore(launch.address, launch.port, launch.size, hosts_store, MEETING_TIME)
             dist.init_process_group(backend, store=PrefixStore("mace", store), rank=launch.rank, world_size=launch.size)
-            # a connection of its own: the watchdog speaks while the other one waits
+            # a separate connection: the watchdog must communicate while the other one waits
             return store, TCPStore(launch.address, launch.port, launch.size, False, MEETING_TIME, False)
 
         try:
@@ -167,11 +167,11 @@ class DistributedTeam(Team):
         self._watchdog.start()
 
     def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """Return this process's share: structures are dealt out in the order of their size."""
+        """Return this process's share; structures are dealt out in order of their size."""
         return structures[np.argsort(-edges, kind="stable")[self.rank :: self.size]]
 
     def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
-        """Add up gradients and numbers in a single message."""
+        """Sum gradients and numbers in a single message."""
         if kind not in self._used:
             mask = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self._device)
             self._call(lambda: dist.all_reduce(mask, op=dist.ReduceOp.MAX))
@@ -187,27 +187,27 @@ class DistributedTeam(Team):
         return flat[place:]
 
     def gather(self, item: _Item) -> list[_Item]:
-        """Return what all processes have, in their order."""
+        """Return the items of all processes, in order of rank."""
         items: list[Any] = [None] * self.size
         self._call(lambda: dist.all_gather_object(items, item))
         return items
 
     def broadcast(self, item: _Item) -> _Item:
-        """Return what the first process has."""
+        """Return the item of the first process."""
         items = [item if self.is_first else None]
         self._call(lambda: dist.broadcast_object_list(items, src=0, device=torch.device("cpu")))
         return items[0]  # type: ignore[return-value]  # no longer None
 
     def _call(self, collective: Callable[[], Any]) -> None:
-        """Do something all processes take part in.
+        """Call a collective operation, in which all processes take part.
 
         Raises:
-            LostProcess: If one of them does not.
+            LostProcess: If one of them does not take part.
         """
 
         def work() -> None:
             if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)  # every thread has its own
+                torch.cuda.set_device(self._device)  # the current device is set per thread
             collective()
 
         try:
@@ -226,7 +226,7 @@ class DistributedTeam(Team):
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Name a lost process: launchers end all others when one is gone, so the signal alone says nothing."""
+        """Name the lost process: launchers end all others when one is gone, so the signal alone does not say which."""
         try:
             yield
         except RunInterrupted as error:
@@ -235,25 +235,25 @@ class DistributedTeam(Team):
             raise
 
     def leave(self) -> None:
-        """Part from the other processes, once all have come this far."""
+        """Disconnect from the other processes, once all have reached this point."""
         self._call(dist.barrier)
         self._watchdog.leave()
         dist.destroy_process_group()
-        # whoever serves the store goes last
+        # the process that serves the store leaves last
         if self.is_first:
             time.sleep(0.2)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the others of an error; of several processes that have the same one, only one shows it."""
+        """Report an error to the other processes; if several have the same error, only one shows it."""
         if error is None or self._watchdog.left:
             return
         status = error.status if isinstance(error, RunInterrupted) else 2
         self._watchdog.end()
         first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
         if self.is_first:
-            time.sleep(3 * INTERVAL)  # it serves the store, in which the others are to see that
+            time.sleep(3 * INTERVAL)  # this process serves the store, from which the others must still read the error
         if isinstance(error, RunInterrupted):
             first = self.is_first
         if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):
@@ -261,7 +261,7 @@ class DistributedTeam(Team):
 
 
 def heeding_signals(work: Callable[[], _Result]) -> _Result:
-    """Do what may wait long in native code in a thread of its own, so that this one heeds signals meanwhile."""
+    """Run work that may wait long in native code in a separate thread, so that this one can react to signals."""
     future: Future[_Result] = Future()
 
     def run() -> None:
@@ -284,15 +284,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def make_team(launch: Launch | None, device: torch.device) -> Team:
-    """Meet the other processes, if there are any."""
+    """Connect to the other processes, if there are any."""
     return Team() if launch is None or launch.size == 1 else DistributedTeam(launch, device)
 
 
 def own_device(name: str, launch: Launch | None) -> str:
-    """Return the device of this process: on a machine with several GPUs, each process has its own.
+    """Return the device of this process; on a machine with several GPUs, each process has its own.
 
     Raises:
-        UserError: If the device named cannot be shared out.
+        UserError: If the named device cannot be divided among processes.
     """
     if launch is None or launch.size == 1 or name == "cpu":
         return name
@@ -308,5 +308,5 @@ def own_device(name: str, launch: Launch | None) -> str:
 
 
 def own_part(items: Iterable[int] | np.ndarray, team: Team) -> np.ndarray:
-    """Return every ``size``-th item, beginning with this process's own number."""
+    """Return every ``size``-th item, beginning with this process's rank."""
     return np.asarray(items)[team.rank :: team.size]

@@ -1,4 +1,4 @@
-"""A thread that notices when another process of the run is gone, and ends this one, whatever it waits for."""
+"""A thread that notices when another process of the run is gone and ends this one, whatever it is waiting for."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FAILED = "mace/failed"
 
 
 class Watchdog(threading.Thread):
-    """Give signs of life and look for those of the next process.
+    """Shows the other processes that this one is alive, and checks that the next one is.
 
     Args:
-        store: A connection of its own to the store all processes share.
-        rank: Number of this process.
+        store: A separate connection to the store shared by all processes.
+        rank: Rank of this process.
         size: Number of processes.
         name: Machine and process id, for messages.
     """
@@ -48,12 +48,12 @@ class Watchdog(threading.Thread):
         store.set(f"mace/alive/{rank}", "0")
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start watching."""
         super().start()
         threading.Thread(target=self._watch_itself, daemon=True, name="mace watchdog of the store").start()
 
     def _watch_itself(self) -> None:
-        """Notice when the store does not answer any more: a question to it may wait without end."""
+        """Notice when the store no longer answers, since a request to it may wait forever."""
         seen, missed = -1, 0
         while not self._told.wait(INTERVAL):
             missed = missed + 1 if self._beats == seen else 0
@@ -62,7 +62,7 @@ class Watchdog(threading.Thread):
                 self._end("process 0 does not answer")
 
     def run(self) -> None:
-        """Look until told to stop."""
+        """Watch until told to stop."""
         seen, missed = "", 0
         while not self._told.wait(INTERVAL):
             self._beats += 1
@@ -84,33 +84,33 @@ class Watchdog(threading.Thread):
                 self.report(f"process {self._next} ({name}) has given no sign of life for {MISSED * INTERVAL:.0f} s", 2)
 
     def report(self, text: str, status: int) -> bool:
-        """Tell all processes of an error.
+        """Report an error to all processes.
 
         Args:
-            text: One sentence without its full stop.
+            text: One sentence without its final period.
             status: Exit status.
 
         Returns:
-            Whether it is the first error that is told.
+            Whether it is the first error reported.
         """
         entry = f"{self._rank} {status} {text}"
         try:
             return self._store.compare_set(_FAILED, "", entry).decode() == entry
-        except RuntimeError:  # the store is gone with the first process; whether it told an error may be known
+        except RuntimeError:  # the store is gone with the first process, whose error may already be known
             return self._failure is None
 
     def end(self) -> None:
-        """Tell the others that this process ends, and is not lost."""
+        """Tell the other processes that this one is ending and not lost."""
         try:
             self._store.set(f"mace/ended/{self._rank}", "")
         except RuntimeError:  # the store is gone with the first process
             return
 
     def lost(self) -> str | None:
-        """Look for what is wrong with the other processes; takes a few seconds where nothing was told.
+        """Find out what is wrong with the other processes; takes a few seconds if none has reported an error.
 
         Returns:
-            The error one of them told, or the names of those that give no sign of life; None if all is well, or they
+            The error reported by one of them, or the names of those that no longer respond; None if all is well or they
             were asked to end.
         """
         try:
@@ -131,7 +131,7 @@ class Watchdog(threading.Thread):
         return f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} ended without a word" if gone else None
 
     def leave(self) -> None:
-        """Stop looking, and tell the others that this is no accident."""
+        """Stop watching, and tell the other processes that this one left on purpose."""
         self.left = True
         self._told.set()
         self.join()
@@ -141,13 +141,13 @@ class Watchdog(threading.Thread):
             return
 
     def _end(self, text: str | None = None) -> None:
-        """End this process: at once if it was not told by itself, else if it does not end on its own."""
+        """End this process, after waiting for it to end on its own."""
         status, reporter = 2, None
         if text is None:
             assert self._failure is not None
             entry = self._failure.split(" ", 2)
             reporter, status, text = int(entry[0]), int(entry[1]), entry[2]
-        # the main thread may know already, and say it better; it may also wait for the lost process forever
+        # the main thread may already know and explain it better; it may also wait for the lost process forever
         if self._told.wait(PATIENCE):
             return
         if reporter != self._rank:

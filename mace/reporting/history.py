@@ -133,7 +133,7 @@ class RunHistory:
         return sorted(set(self.epochs).union(*self.valid.values()))
 
     def has_metric(self, metric: str) -> bool:
-        """Tell whether an evaluation after a step measured an error."""
+        """Return whether any evaluation after a step has this metric."""
         return any(record.get(metric) is not None for of_head in self.valid.values() for record in of_head.values())
 
     def validation_losses(self) -> dict[int, float]:

@@ -22,12 +22,12 @@ _NAMED_LINES = 2
 
 
 def results_path(directory: Path | str, name: str, seed: int) -> Path:
-    """Return where the history of the run called ``name`` with ``seed`` lies."""
+    """Return the path of the history of the run called ``name`` with ``seed``."""
     return Path(directory) / f"{name}_run-{seed}_train.txt"
 
 
 class Follower(Protocol):
-    """Somebody who is told every record; must not fail."""
+    """An object that receives every record; its methods must not fail."""
 
     def begin(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Get all records so far, at the beginning and when some of them were taken back."""

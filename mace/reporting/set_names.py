@@ -1,4 +1,4 @@
-"""What sets of structures are called: rows of error tables, keys in model files and names on pages."""
+"""Names of sets of structures: rows of error tables, keys in model files and names on pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers: who is told, besides the JSON lines, what each step and each evaluation brought.
+"""Trackers, which receive the results of each step and each evaluation in addition to the JSON lines.
 
 A tracker gets the very records of the JSON lines, whatever is in them, with the number of gradient updates made so far.
 It stands outside of the training: what fails in it costs one warning and the tracker, never the run.
@@ -23,7 +23,7 @@ _NOT_SCALARS = ("mode", "head", "epoch")
 
 
 class Tracker(Protocol):
-    """What a tracker has to be able to do; every method may fail."""
+    """The interface of a tracker; every method may fail."""
 
     name: str
 
@@ -113,5 +113,5 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value of a record is a number."""
+    """Return whether a value of a record is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

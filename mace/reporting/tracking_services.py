@@ -195,10 +195,10 @@ class WeightsAndBiases:
 
 
 def require_trackers(settings: TrainingSettings) -> None:
-    """Make sure that trackers can run before anything is read.
+    """Check that the trackers can run, before any data is read.
 
     Raises:
-        UserError: If a package is missing, or a flag names what there is not.
+        UserError: If a package is missing, or a flag names something that does not exist.
     """
     for name, package in _PACKAGES.items():
         if getattr(settings, name) and find_spec(package) is None:

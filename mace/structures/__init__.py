@@ -1,1 +1,1 @@
-"""Files on disk become `Configuration`s: reading, label keys, splitting, reference energies, statistics."""
+"""From files on disk to `Configuration`s: reading, label keys, splitting, reference energies, statistics."""

@@ -1,4 +1,4 @@
-"""What a file says of one structure, checked and given its shape: geometry, weights, labels."""
+"""Checks of what a file says about one structure, brought into shape: geometry, weights, labels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ FARTHEST, LARGEST_CELL = 1.0e6, 1.0e9
 
 
 def check_geometry(configuration: Configuration) -> None:
-    """Make sure that a structure has atoms of known elements at finite places, and the lattice it repeats with.
+    """Check that a structure has atoms of known elements, finite positions, and the lattice vectors it repeats with.
 
     Raises:
-        UserError: If not.
+        UserError: If it does not.
     """
     numbers, positions, cell = configuration.atomic_numbers, configuration.positions, configuration.cell
     if configuration.n_atoms == 0:
@@ -72,16 +72,16 @@ def check_geometry(configuration: Configuration) -> None:
 
 
 def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool, bool], where: str) -> None:
-    """Make sure that atoms are at places that can be searched for neighbors.
+    """Check that positions and cell are finite and small enough for a neighbor search.
 
     Args:
         positions: Angstrom, ``[atoms, 3]``.
         cell: Rows are lattice vectors in Angstrom, ``[3, 3]``.
-        pbc: Which of them repeat.
+        pbc: Which lattice directions are periodic.
         where: Name of the structure, for messages.
 
     Raises:
-        UserError: If one is NaN, infinite or beyond `FARTHEST`, or the cell beyond `LARGEST_CELL`.
+        UserError: If a position is NaN, infinite or beyond `FARTHEST`, or the cell is larger than `LARGEST_CELL`.
     """
     for name, values, limited, limit in (
         ("position", positions, positions, FARTHEST),
@@ -99,10 +99,10 @@ def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool,
 def attach_weights(
     configuration: Configuration, info: Mapping[str, Any], type_weights: Mapping[str, float]
 ) -> Configuration:
-    """Give a configuration the weights of its type and of its comment line.
+    """Return a configuration with the weights of its type and of its comment line.
 
     Raises:
-        UserError: If a weight is no finite number of at least zero.
+        UserError: If a weight is not a finite number of at least zero.
     """
     type_weight = type_weights.get(configuration.config_type, type_weights.get(DEFAULT_TYPE, 1.0))
     given = {key: _check_weight(info[key], key, configuration.where()) for key in _WEIGHT_KEYS & info.keys()}
@@ -114,10 +114,10 @@ def attach_weights(
 
 
 def attach_atom_weights(configuration: Configuration, frame: Frame) -> Configuration:
-    """Give a configuration the weights of its atoms, where there is a column with them.
+    """Return a configuration with the weights of its atoms, if the file has a column for them.
 
     Raises:
-        UserError: If the column does not hold one weight for each atom.
+        UserError: If the column does not hold one weight per atom.
     """
     weights: dict[str, np.ndarray] = {}
     for name, key in _ATOM_WEIGHT_KEYS.items():
@@ -151,10 +151,10 @@ def _check_weight(value: Any, name: str, where: str) -> float:
 
 
 def check_type_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return weights of types as numbers.
+    """Return the weights of configuration types as numbers.
 
     Raises:
-        UserError: If a weight is no finite number of at least zero.
+        UserError: If a weight is not a finite number of at least zero.
     """
     return {str(name): _check_weight(weight, str(name), "--config_type_weights") for name, weight in weights.items()}
 
@@ -165,12 +165,12 @@ def parse_label(name: str, key: str, value: Any, configuration: Configuration, f
     Args:
         name: The property.
         key: Its key in the file.
-        value: What stands there.
+        value: Its value in the file.
         configuration: The structure.
-        factor: From the unit of the file to ours.
+        factor: Conversion factor from the unit of the file to ours.
 
     Raises:
-        UserError: If it is no array of finite numbers of the right shape.
+        UserError: If it is not an array of finite numbers of the right shape.
     """
     row = PROPERTIES[name]
     is_number = not row.shape and not row.of_atoms

@@ -1,7 +1,7 @@
-"""The comment line of extended XYZ: what ASE makes of it, after refusing what could be read in two ways.
+"""The comment line of extended XYZ, parsed as ASE does, after refusing what could be read in two ways.
 
-Words without ``=`` are free text and no keys. ``Lattice``, ``pbc`` and ``Properties`` are understood in any case, as
-GPUMD writes them; other words for the same are refused, because a crystal would be read as a molecule.
+Words without ``=`` are free text, not keys. ``Lattice``, ``pbc`` and ``Properties`` are accepted in upper or lower
+case, as GPUMD writes them; synonyms are refused, because otherwise a crystal would be read as a molecule.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ _PLAIN = re.compile(r"[\w.,:;()+/-]+")
 
 
 def parse_comment(line: str) -> dict[str, Any]:
-    """Parse a comment line, with six-component ``stress`` and ``virial`` entries, which ASE alone refuses.
+    """Parse a comment line, including six-component ``stress`` and ``virial`` entries, which ASE refuses.
 
     Raises:
-        UserError: If a key comes twice, of which ASE alone takes the last; if a quote does not end or a key has no
-            value, where ASE alone takes the next keys for text, as it does between two apostrophes; if ``pbc`` is a
-            word, which ASE alone takes for yes; or if a word is used in place of a reserved one.
+        UserError: If a key occurs twice (ASE would use the last value); if a quotation mark is not closed or a key has
+            no value (ASE would read the next keys as text, as it does between two apostrophes); if ``pbc`` is a
+            word (ASE would take it as true); or if another word is used in place of a reserved one.
     """
     from ase.io.extxyz import key_val_str_to_dict
 
     line = _without_free_words(_EMPTY.sub(" ", line))
     if not line.strip():
         return {}
-    # as ASE divides the line, which takes no notice of what looks wrong
+    # split as ASE does, which ignores what looks wrong
     if _WORD.sub("", line).strip():
         raise UserError("its comment line has a quote or bracket that does not end")
     for match in _QUOTED.finditer(line):
@@ -76,7 +76,7 @@ def parse_comment(line: str) -> dict[str, Any]:
             raise UserError(
                 "its comment line has a backslash before a blank or =, by which no key is read from what follows"
             )
-        # a quoted stretch with = in it is to be a value, not keys between two apostrophes
+        # quoted text that contains = must be a value, not keys between two apostrophes
         before, after = line[: match.start()][-1:], line[match.end() :][:1]
         is_apart = (not before or before == "=" or before.isspace()) and (not after or after == "=" or after.isspace())
         if "=" in text and not (is_apart and not text[:-1].rstrip().endswith("=")):
@@ -98,7 +98,7 @@ def parse_comment(line: str) -> dict[str, Any]:
         value = entries["Lattice"]
         if not (isinstance(value, np.ndarray) and value.dtype.kind in "if" and value.size == 9):
             raise UserError("its Lattice is not nine numbers")
-        # as ASE's parser gives it, vectors in columns
+        # as ASE's parser returns it, with the vectors in columns
         entries["Lattice"] = value if value.ndim == 2 else value.reshape((3, 3), order="F")
     if isinstance(entries.get("pbc"), str):
         raise UserError(f"its pbc is '{entries['pbc']}', which is neither T nor F for each direction")
@@ -109,12 +109,12 @@ def parse_comment(line: str) -> dict[str, Any]:
 
 
 def first_repeated(words: Sequence[str]) -> str | None:
-    """Return the first word that comes twice."""
+    """Return the first word that occurs twice."""
     return next((word for word, count in Counter(words).items() if count > 1), None)
 
 
 def find_mistaken(entries: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Find a key that is used in place of a reserved word, and that word."""
+    """Find a key that is used in place of a reserved word; return it with that word."""
     for right, words in _MISTAKEN.items():
         if right in entries:
             continue
@@ -125,7 +125,7 @@ def find_mistaken(entries: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _may_be_meant(right: str, value: Any, entries: Mapping[str, Any]) -> bool:
-    """Whether a value makes sense under a reserved word, and would change something."""
+    """Return whether a value would be valid under a reserved word and would change something."""
     if right == "Properties":
         return isinstance(value, str) and _COLUMNS.fullmatch(value) is not None
     if right == "pbc":
@@ -137,7 +137,7 @@ def _may_be_meant(right: str, value: Any, entries: Mapping[str, Any]) -> bool:
 
 
 def _without_free_words(line: str) -> str:
-    """Take free words out of a comment line; those that nobody could take for a key stay, once each."""
+    """Remove free words from a comment line; those that cannot be mistaken for a key are kept, once each."""
     pieces: list[re.Match[str]] = []
     end = 0
     while (found := _PIECE.match(line, end)) is not None:

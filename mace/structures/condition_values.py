@@ -1,4 +1,4 @@
-"""Values of conditions, as structures carry them: found under their keys, checked, and shaped."""
+"""Values of conditions in structures: found under their keys, checked and brought into shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FoundConditions:
 
     Attributes:
         values: By name, ``[1]`` of the structure or ``[atoms, values]`` of its atoms, float64.
-        keys: By name, the key each was found under; None where the default was taken.
+        keys: By name, the key under which each was found; None if the default was used.
     """
 
     values: dict[str, np.ndarray]
@@ -37,15 +37,16 @@ def find_conditions(
     """Find the values of conditions in a structure.
 
     Args:
-        conditions: What models want to know. One name may occur with several ranges; the value has to be in all.
-        given: Keys the user named, by name of the condition; they are obeyed exactly.
-        info: What the structure says of itself.
-        arrays: What it says of its atoms, ``[atoms, ...]``.
-        n_atoms: Its atoms.
-        where: What messages call it.
+        conditions: The conditions that models need. One name may occur with several ranges; the value must lie in all
+            of them.
+        given: Keys given by the user, by name of the condition; only these are used.
+        info: The structure's entries.
+        arrays: Its per-atom columns, ``[atoms, ...]``.
+        n_atoms: Number of atoms.
+        where: Name of the structure in messages.
 
     Raises:
-        UserError: If a value is missing, not possible, or said twice with different values.
+        UserError: If a value is missing, invalid, or given twice with different values.
     """
     found = FoundConditions({}, {})
     for condition in conditions:
@@ -90,7 +91,7 @@ def find_conditions(
 
 
 def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.ndarray:
-    """Check a value and give it its shape.
+    """Check the value of a condition and return it in its proper shape.
 
     Raises:
         UserError: If it is not of the right kind, shape or range.
@@ -124,15 +125,15 @@ def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.nd
 
 
 def check_condition_keys(argument: str, keys: Mapping[Any, Any], conditions: Sequence[Condition]) -> None:
-    """Make sure that keys are given of conditions that exist.
+    """Check that keys are only given for conditions that exist.
 
     Args:
-        argument: What messages call them.
-        keys: By name of the condition.
-        conditions: Those that may be named.
+        argument: Name of the argument in messages.
+        keys: The keys, by name of the condition.
+        conditions: The conditions that may be named.
 
     Raises:
-        UserError: If one is named that does not exist, or a key is no text.
+        UserError: If a condition does not exist, or a key is not text.
     """
     known = sorted({condition.name for condition in conditions})
     for name, key in keys.items():
@@ -144,15 +145,15 @@ def check_condition_keys(argument: str, keys: Mapping[Any, Any], conditions: Seq
 
 
 def example_values(conditions: Sequence[Condition], n_atoms: int, seed: int | None = None) -> dict[str, np.ndarray]:
-    """Make up values for a structure that is made up too.
+    """Make up values of the conditions for a made-up structure.
 
     Args:
-        conditions: What the model wants to know.
-        n_atoms: Atoms of the structure.
-        seed: Of values drawn at random; None for defaults, or the nearest the model knows.
+        conditions: The conditions that the model needs.
+        n_atoms: Number of atoms of the structure.
+        seed: Seed of random values; None for the defaults, or the nearest values the model knows.
 
     Returns:
-        See `FoundConditions`.
+        The values by name, as in `FoundConditions`.
     """
     random = None if seed is None else np.random.default_rng(seed)
     made = {}
@@ -169,10 +170,10 @@ def example_values(conditions: Sequence[Condition], n_atoms: int, seed: int | No
 
 
 def conditions_of_atoms(configurations: Sequence[Configuration]) -> dict[str, np.ndarray]:
-    """Spread the conditions of structures over their atoms, by name ``[atoms, values]``.
+    """Expand the conditions of structures to their atoms, by name ``[atoms, values]``.
 
     Raises:
-        ValueError: If structures have different ones.
+        ValueError: If the structures have different conditions.
     """
     names = tuple(configurations[0].conditions) if configurations else ()
     if any(tuple(c.conditions) != names for c in configurations):

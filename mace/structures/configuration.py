@@ -1,4 +1,4 @@
-"""One labeled atomic structure, as read from a file and before any neighbor is searched."""
+"""One labeled atomic structure, as read from a file and before any neighbor search."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Configuration:
         dipole: e*Angstrom, ``[3]``.
         polarizability: e^2*Angstrom^2/eV, ``[3, 3]``.
         charges: Elementary charges, ``[atoms]``.
-        conditions: What an energy depends on besides, by name: ``[1]`` of the structure or ``[atoms, values]``.
+        conditions: Further inputs the energy depends on, by name: ``[1]`` for the structure or ``[atoms, values]``.
         weight: Weight of the whole configuration in the loss.
         property_weights: Weight of each of `mace.properties.PROPERTIES`; a missing key means one.
-        atom_weights: Weight of each atom in the terms of labels it has, by property, ``[atoms]``; a missing key means
-            one for all.
-        config_type: The group the structure belongs to in weights and tables.
+        atom_weights: Weight of each atom in the loss terms of its labels, by property, ``[atoms]``; a missing key means
+            one for all atoms.
+        config_type: The group to which the structure belongs in weights and tables.
         head: Name of the readout head the labels belong to.
         file: The file it was read from, as the user named it.
-        index: Its place in that file, counted from zero.
+        index: Its index in that file, counted from zero.
     """
 
     atomic_numbers: np.ndarray
@@ -69,7 +69,7 @@ class Configuration:
         return len(self.atomic_numbers)
 
     def has_weight(self, name: str) -> bool:
-        """Tell whether the label of a property is there and counts in a loss, for one atom at least."""
+        """Return whether the label of a property exists and has weight in the loss, for at least one atom."""
         return (
             getattr(self, name) is not None
             and self.weight * self.property_weights.get(name, 1.0) > 0.0
@@ -77,5 +77,5 @@ class Configuration:
         )
 
     def where(self) -> str:
-        """Name the structure as error messages do, for example ``train.xyz: structure 17``."""
+        """Return the structure's name in error messages, for example ``train.xyz: structure 17``."""
         return f"{self.file}: structure {self.index}" if self.file else f"structure {self.index}"

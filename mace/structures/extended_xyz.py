@@ -1,4 +1,4 @@
-"""Extended XYZ becomes structures, one frame at a time, so that an unreadable one can be named by its place."""
+"""Reads extended XYZ one frame at a time, so that an unreadable frame can be named by its index."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PROPERTIES = re.compile(r"""(?<![\w-])(?i:Properties)\s*=\s*(?:"([^"]*)"|'([^']
 
 
 def iterate_extended_xyz(file: str) -> Iterator[Frame]:
-    """Yield the structures of an extended XYZ file, whatever it is called.
+    """Yield the structures of an extended XYZ file, regardless of the file's name.
 
     Raises:
-        UserError: If one cannot be read; the message names its place, counted from zero.
+        UserError: If a structure cannot be read; the message names its index, counted from zero.
     """
-    # cut into frames first: ASE's own loop neither names the bad frame nor goes on after an empty line
+    # split into frames first: ASE's own loop neither names the bad frame nor continues after an empty line
     index, frames = 0, _cut_extended_xyz(file)
     while True:
         cut: list[list[str]] = []
@@ -40,7 +40,7 @@ def iterate_extended_xyz(file: str) -> Iterator[Frame]:
         try:
             for lines in itertools.islice(frames, _READ_TOGETHER):
                 cut.append(lines)
-        except UserError as error:  # after those before it
+        except UserError as error:  # raised after the frames before it
             failure = error
         for lines, frame in zip(cut, read_plain_frames(cut), strict=True):
             yield frame if frame is not None else _ask_ase("".join(lines), file, index)
@@ -70,7 +70,7 @@ def _ask_ase(text: str, file: str, index: int) -> Frame:
 
 
 def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
-    """Yield the lines of one frame after the other; empty lines between frames are skipped."""
+    """Yield the lines of each frame; empty lines between frames are skipped."""
     lines = _lines(file)
     index = 0
     line = next(lines, "").removeprefix("\N{BYTE ORDER MARK}") or None
@@ -97,7 +97,7 @@ def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
 
 
 def _lines(file: str) -> Iterator[str]:
-    """Yield the lines of a text file that may be compressed, in UTF-8 whatever the locale says."""
+    """Yield the lines of a text file, which may be compressed, as UTF-8 regardless of the locale."""
     from ase.io.formats import open_with_compression
 
     try:
@@ -108,13 +108,14 @@ def _lines(file: str) -> Iterator[str]:
 
 
 def _check_columns(text: str) -> tuple[str, np.ndarray | None]:
-    """Make sure that each atom has the columns its comment line promises: ASE alone ignores what is too much.
+    """Check that each atom has the columns declared in the comment line; ASE would ignore surplus columns.
 
     Returns:
-        The text with hydrogen for its isotopes, of which ASE does not know, and then the masses of all atoms.
+        The text with isotopes of hydrogen, which ASE does not know, replaced by H, and in that case the masses of all
+        atoms.
 
     Raises:
-        UserError: If an atom has other columns, a column comes twice, or a symbol is none.
+        UserError: If an atom has other columns, a column occurs twice, or a symbol is not an element.
     """
     from ase.data import atomic_numbers
 
@@ -155,12 +156,12 @@ def _check_columns(text: str) -> tuple[str, np.ndarray | None]:
 
 
 def unreadable(file: str, index: int, reason: str) -> UserError:
-    """Make the error that names a structure and says what is wrong with it."""
+    """Return the error that names a structure and says what is wrong with it."""
     return UserError(f"{file}: structure {index} cannot be read: {reason}; correct it or take it out.")
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line what went wrong, with the kind of error where its text alone would not tell."""
+    """Describe an error in one line, with its type if the text alone would not be clear."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text

@@ -1,4 +1,4 @@
-"""Files of any format that ASE reads become structures, one at a time."""
+"""Reads structures one at a time from files of any format that ASE supports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def iterate_frames(file: str) -> Iterator[Frame]:
 
     Raises:
         UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
-            names its place, counted from zero.
+            names its index, counted from zero.
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -61,7 +61,7 @@ def iterate_frames(file: str) -> Iterator[Frame]:
 
 
 def ending_of(file: str | Path) -> str:
-    """Return the last part of a name that says what a file is, in small letters.
+    """Return the extension of a file name that indicates its format, in lower case.
 
     >>> ending_of("OUTCAR_1.XYZ"), ending_of("a/train.extxyz.gz"), ending_of("POSCAR")
     ('xyz', 'extxyz', '')
@@ -84,7 +84,7 @@ def _frames_by_ase(file: str, file_format: str) -> Iterator[Frame]:
         for atoms in images:
             frame = Frame.of_atoms(atoms)
             if file_format in WITHOUT_COLUMNS:
-                # what has a row for each atom becomes a column
+                # an entry with one row per atom becomes a column
                 for key, value in list(frame.info.items()):
                     with suppress(ValueError):  # rows of different lengths
                         array = np.asarray(value)
@@ -100,7 +100,7 @@ def _frames_by_ase(file: str, file_format: str) -> Iterator[Frame]:
 
 
 def _database_rows(file: str) -> Iterator[Atoms]:
-    """Yield the rows of a database of ASE with what they say besides, which ASE's reader for files leaves out."""
+    """Yield the rows of an ASE database including their additional data, which ASE's file reader omits."""
     from ase.db import connect
 
     with connect(file, use_lock_file=False) as database:

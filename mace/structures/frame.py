@@ -1,4 +1,4 @@
-"""A structure as it stands in a file, before anything is made of its labels."""
+"""A structure as it is in the file, before its labels are interpreted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Frame:
-    """What ASE's ``Atoms`` would hold, taken apart: making one costs as much as all the rest of reading.
+    """The content of ASE's ``Atoms`` without creating one, which would take as long as all the rest of reading.
 
     Attributes:
         numbers: Atomic numbers, 0 for ``X``, ``[atoms]``.
@@ -22,8 +22,8 @@ class Frame:
         pbc: Whether each lattice direction repeats.
         info: Entries of the comment line.
         arrays: Columns besides numbers and positions, ``[atoms, ...]``.
-        results: What ASE puts into a calculator.
-        constraints: Constraints of ASE.
+        results: What ASE would store in a calculator.
+        constraints: ASE's constraints.
     """
 
     numbers: np.ndarray
@@ -41,7 +41,7 @@ class Frame:
 
     @classmethod
     def of_atoms(cls, atoms: Atoms) -> Frame:
-        """Take a structure of ASE apart; arrays are shared with it."""
+        """Create a frame from an ASE structure; arrays are shared with it."""
         return cls(
             numbers=atoms.numbers,
             positions=atoms.positions,
@@ -54,7 +54,7 @@ class Frame:
         )
 
     def to_atoms(self) -> Atoms:
-        """Put together the structure that ASE would have read."""
+        """Return the ASE structure that ASE would have read."""
         from ase import Atoms
         from ase.calculators.singlepoint import SinglePointCalculator
 

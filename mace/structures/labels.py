@@ -1,4 +1,4 @@
-"""Under which key each label stands in a file, how often it was found there, and what to say when it was not."""
+"""The key of each label in a file, how often it was found there, and the messages if it was not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PLAIN_NAMES = {name: (name,) for name in PROPERTIES} | {"virials": ("virials", 
 
 @dataclass(frozen=True)
 class LabelKeys:
-    """The key of each label in the files, as the user gave it; ``None`` lets every file decide.
+    """The key of each label in the files, as given by the user; ``None`` means that every file decides.
 
-    A given key is obeyed exactly, an empty one means that there is no such label. Without one, a file in which any
+    A given key is used exactly; an empty one means that there is no such label. Without a key, a file in which any
     structure has ``REF_<name>`` uses that for all its structures, and any other file uses the plain name.
     """
 
@@ -37,12 +37,12 @@ class LabelKeys:
     charges: str | None = None
 
     def given(self, name: str) -> str | None:
-        """The key the user gave for a property, or ``None``."""
+        """The key that the user gave for a property, or ``None``."""
         key: str | None = getattr(self, name)
         return key
 
     def candidates(self, name: str) -> tuple[str, ...]:
-        """Keys under which a property may stand, the preferred one first.
+        """Keys under which a property may be found, the preferred one first.
 
         >>> LabelKeys().candidates("energy"), LabelKeys(energy="E_dft").candidates("energy")
         (('REF_energy', 'energy'), ('E_dft',))
@@ -55,13 +55,13 @@ class LabelKeys:
 
 @dataclass(frozen=True)
 class LabelCoverage:
-    """How many structures of one file have one property; frames of isolated atoms are counted apart.
+    """How many structures of one file have one property; frames of isolated atoms are counted separately.
 
     Attributes:
         name: The property, one of `PROPERTIES`.
         key: The key the file's structures were searched for; ``None`` if no structure has any of `candidates`.
-        candidates: The keys that came into question.
-        places: Number of structures by place (`PLACES`), the places in use only.
+        candidates: The keys considered.
+        places: Number of structures by place (`PLACES`); only places that are in use.
         labeled: Structures that have the label in the file.
         converted: Structures that got it from another label (stress from virials, virials from stress).
         frames: All structures.
@@ -100,12 +100,12 @@ class LabelCoverage:
 
 @dataclass(frozen=True)
 class LabelFault:
-    """A label that was left out: it is NaN or infinite, or its key is almost that of a label.
+    """A label that was left out: it is NaN or infinite, or its key is almost, but not exactly, that of a label.
 
     Attributes:
         name: The property, one of `PROPERTIES`.
         key: Its key in the file.
-        index: Place of the structure in the file, counted from zero.
+        index: Index of the structure in the file, counted from zero.
     """
 
     name: str
@@ -115,20 +115,20 @@ class LabelFault:
 
 @dataclass(frozen=True)
 class FileLabels:
-    """What one file holds.
+    """The structures and labels found in one file.
 
     Attributes:
         file: As the user named it.
         frames: Structures, isolated atoms not counted.
         isolated_atoms: Frames of isolated atoms.
-        keys: How many frames have a key, by (place, key); whatever the file carries, not labels only.
+        keys: Number of frames that have a key, by (place, key); all keys of the file, not only labels.
         coverage: One entry for each of `PROPERTIES`.
-        notes: Sentences about what deserves attention.
-        faults: Labels that were left out because they are no finite numbers.
-        misspelled: What has the form of a label that its structure lacks, under almost the same key.
-        constrained: Places of the structures with constraints, such as fixed atoms.
+        notes: Sentences about anything that deserves attention.
+        faults: Labels that were left out because they are not finite.
+        misspelled: Values that have the form of a label that their structure lacks, under almost the same key.
+        constrained: Indices of the structures with constraints, such as fixed atoms.
         units: Which units were converted, in words; empty if none.
-        conditions: In how many structures each condition that was asked for was found, in words.
+        conditions: In how many structures each requested condition was found, in words.
     """
 
     file: str
@@ -149,7 +149,7 @@ class FileLabels:
 
     @property
     def text(self) -> str:
-        """One line for the log; energy and forces always, other labels where asked for or found."""
+        """One line for the log: always energy and forces, other labels if requested or found."""
         plural = "" if self.isolated_atoms == 1 else "s"
         isolated = f"{self.isolated_atoms} isolated atom{plural}, {self.of('energy').isolated} with an energy"
         if self.frames == 0:
@@ -172,12 +172,12 @@ class LabelReport:
     files: tuple[FileLabels, ...] = field(default_factory=tuple)
 
     def total(self, name: str) -> int:
-        """Structures that have a property, in all files, converted ones included."""
+        """Number of structures that have a property, in all files, including converted labels."""
         return sum(file.of(name).labeled + file.of(name).converted for file in self.files)
 
     @property
     def frames(self) -> int:
-        """Structures in all files, isolated atoms not counted."""
+        """Number of structures in all files, without isolated atoms."""
         return sum(file.frames for file in self.files)
 
     @property
@@ -207,7 +207,7 @@ class LabelReport:
 
 
 def choose_key(candidates: Sequence[str], found: Iterable[str]) -> str | None:
-    """The first candidate that a file has anywhere, or ``None``."""
+    """Return the first candidate that occurs anywhere in a file, or ``None``."""
     keys = set(found)
     return next((key for key in candidates if key in keys), None)
 
@@ -215,12 +215,12 @@ def choose_key(candidates: Sequence[str], found: Iterable[str]) -> str | None:
 def require_labels(
     report: LabelReport, needed: Sequence[str] = ("energy", "forces"), ways_out: Mapping[str, str] | None = None
 ) -> None:
-    """Make sure that each label the loss needs exists somewhere.
+    """Check that each label the loss needs exists in at least one structure.
 
     Args:
-        report: Of the files that are to be trained on (or evaluated) together.
-        needed: Names from `PROPERTIES`. Stress counts where virials could be converted, and the other way round.
-        ways_out: How to ask for no label of a kind, in words, by its name.
+        report: The labels of the files that are to be trained on (or evaluated) together.
+        needed: Names from `PROPERTIES`. Stress converted from virials counts, and vice versa.
+        ways_out: By label, how to do without it, in words.
 
     Raises:
         UserError: If no structure of any file has a needed label; the message lists the keys the files do have and the
@@ -256,7 +256,7 @@ def require_labels(
 
 @lru_cache(maxsize=4096)
 def is_near(key: str, words: tuple[str, ...]) -> bool:
-    """Tell whether a key is probably meant to be one of some words, and is none of them.
+    """Return whether a key is probably a misspelling of one of some words, and not one of the words itself.
 
     >>> [is_near(key, ("forces", "REF_forces")) for key in ("force", "Forces", "ref-forces", "forces", "sources")]
     [True, True, True, False, False]
@@ -272,7 +272,7 @@ def is_near(key: str, words: tuple[str, ...]) -> bool:
             if len(shorter) > 2:
                 return True
         elif len(shorter) >= _FEWEST_LETTERS and len(longer) - len(shorter) <= 1:
-            # one letter is missing or wrong, or two neighbors are exchanged
+            # one letter is missing or wrong, or two neighboring letters are swapped
             pairs = enumerate(zip(shorter, longer, strict=False))
             start = next((i for i, (a, b) in pairs if a != b), len(shorter))
             rest, other_rest = shorter[start:], longer[start:]

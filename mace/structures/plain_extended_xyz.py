@@ -1,8 +1,8 @@
-"""Frames of extended XYZ that say nothing unusual: read many at a time, to the numbers and types ASE would read.
+"""Fast reader of ordinary extended XYZ frames: many at a time, with the same numbers and types as ASE.
 
-ASE's parser looks at a comment line character by character and makes a record array of every structure, which takes
-longer than a small model needs for its forces. Here only what cannot be read in two ways is read; everything else is
-left to `mace.structures.extended_xyz`, which asks ASE.
+ASE's parser goes through a comment line character by character and makes a record array of every structure, which takes
+longer than computing the forces with a small model. Only what is unambiguous is read here; everything else is left to
+`mace.structures.extended_xyz`, which uses ASE.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _NINE_OF_SIX = np.array([0, 5, 4, 5, 1, 3, 4, 3, 2])
 
 
 class _Unusual(Exception):
-    """Something that is left to ASE."""
+    """The frame contains something that is left to ASE."""
 
 
 class _Header(NamedTuple):
-    """What a comment line says: all entries but three, and those."""
+    """A parsed comment line: the three reserved entries, and all others."""
 
     info: dict[str, Any]
     results: dict[str, Any]
@@ -58,7 +58,7 @@ class _Column(NamedTuple):
 
 
 class _Plain(NamedTuple):
-    """A frame whose comment line is understood; its atoms are words still."""
+    """A frame whose comment line has been parsed; its atoms are still text."""
 
     place: int
     header: _Header
@@ -66,13 +66,13 @@ class _Plain(NamedTuple):
 
 
 def read_plain_frames(frames: Sequence[list[str]]) -> list[Frame | None]:
-    """Read frames that are plain.
+    """Read frames as far as they are ordinary.
 
     Args:
-        frames: The lines of each: number of atoms, comment, one line per atom.
+        frames: The lines of each frame: number of atoms, comment, one line per atom.
 
     Returns:
-        For each frame what ASE would read from it, or None if it has to be asked.
+        For each frame, what ASE would read from it, or None if ASE has to read it.
     """
     found: list[Frame | None] = [None] * len(frames)
     understood: list[_Plain] = []
@@ -108,7 +108,7 @@ def _parse_header(comment: str) -> _Header:
             raise _Unusual
         end = match.end()
         value = _parse_value(quoted or bare)
-        if key in _TENSORS:  # nine numbers, or six in the order xx yy zz yz xz xy, like everyone writes them
+        if key in _TENSORS:  # nine numbers, or six in the usual order xx yy zz yz xz xy
             if isinstance(value, np.ndarray) and value.shape == (6,) and key != "Lattice":
                 value = value[_NINE_OF_SIX]
             if not isinstance(value, np.ndarray) or value.shape != (9,):
@@ -147,7 +147,7 @@ def _parse_word(text: str) -> str | bool | tuple[bool, ...] | None:
     """Return text or truth values; None for what may be numbers.
 
     Raises:
-        _Unusual: If ASE may take a part for a number, or all for JSON.
+        _Unusual: If ASE may read a part of it as a number, or all of it as JSON.
     """
     if _NUMBERS.fullmatch(text):
         return None
@@ -164,10 +164,10 @@ def _parse_word(text: str) -> str | bool | tuple[bool, ...] | None:
 
 @lru_cache(maxsize=256)
 def _columns(properties: str) -> tuple[_Column, ...]:
-    """Divide ``Properties`` into columns.
+    """Split ``Properties`` into columns.
 
     Raises:
-        _Unusual: If they are not the symbol and the position of each atom and some more, each once.
+        _Unusual: Unless they include the symbol and the position of each atom, and each column occurs once.
     """
     parts = properties.split(":")
     names, kinds, counts = parts[::3], parts[1::3], parts[2::3]
@@ -188,7 +188,7 @@ def _columns(properties: str) -> tuple[_Column, ...]:
 
 
 def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list[Frame]:
-    """Turn the words of frames with the same columns into numbers, all at once, and divide them among the frames."""
+    """Convert the text of frames with the same columns to numbers, all at once, and split them by frame."""
     from ase.data import atomic_numbers
 
     words = list(zip(*(row for plain in plains for row in plain.rows), strict=True))
@@ -209,7 +209,7 @@ def _make_frames(plains: Sequence[_Plain], columns: tuple[_Column, ...]) -> list
     for plain in plains:
         header, stop = plain.header, start + len(plain.rows)
         own = {name: array[start:stop] for name, array in arrays.items()}
-        # in the types in which a calculator gives them
+        # with the types that a calculator returns
         results: dict[str, Any] = {name: array.astype(np.float64) for name, array in own.items() if name in known}
         for key, value in header.results.items():
             if key == "stress":
@@ -233,7 +233,7 @@ _PARSERS: dict[str, tuple[Callable[[str], Any], Any]] = {
 
 @lru_cache(maxsize=1)
 def _known_to_calculators() -> tuple[frozenset[str], frozenset[str]]:
-    """Name the entries and the columns that ASE gives to a calculator."""
+    """Return the entries and the columns that ASE stores in a calculator."""
     from ase.io.extxyz import all_properties, per_config_properties
 
     return frozenset(per_config_properties), frozenset(all_properties)

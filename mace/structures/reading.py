@@ -1,4 +1,4 @@
-"""Structure files become `Configuration`s, with a report of where every label was found."""
+"""Reads structure files into `Configuration`s, with a report of where every label was found."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ReadResult:
 
     Attributes:
         configurations: Structures in the order of the files, isolated atoms left out.
-        isolated_atoms: Single atoms whose ``config_type`` is IsolatedAtom or isolated_atom, in any case.
+        isolated_atoms: Single atoms whose ``config_type`` is IsolatedAtom or isolated_atom, in upper or lower case.
         report: Where the labels were found.
     """
 
@@ -64,12 +64,12 @@ class ReadResult:
 
 @dataclass
 class _Structure:
-    """A structure on its way from a file to its labels.
+    """A structure that has been read but whose labels have not been chosen yet.
 
     Attributes:
         configuration: The structure, with the labels of the file once they are chosen.
-        found: Place and raw value of what may turn out to be a label, by key.
-        near: Keys that are almost one of these, with their values.
+        found: Place and raw value of possible labels, by key.
+        near: Keys that almost match a label's key, with their values.
         constrained: Whether it has constraints.
         condition_keys: Key of each condition, see `mace.structures.condition_values.find_conditions`.
     """
@@ -87,12 +87,12 @@ class _Structure:
 
     @cached_property
     def has_isolated_type(self) -> bool:
-        """Whether it is called an isolated atom."""
+        """Whether its ``config_type`` is that of isolated atoms."""
         return self.configuration.config_type.lower() in _ISOLATED_ATOM_TYPES
 
     @property
     def is_isolated_atom(self) -> bool:
-        """Whether it is one."""
+        """Whether it is an isolated atom."""
         return self.has_isolated_type and self.configuration.n_atoms == 1
 
 
@@ -105,13 +105,13 @@ def read_configurations(
     skip_non_finite: bool = False,
     units: FileUnits | None = None,
 ) -> ReadResult:
-    """Read labeled structures from files that are all read in the same way; see `read_sources`.
+    """Read labeled structures from files that all share the same keys, units and weights; see `read_sources`.
 
     Args:
         paths: File names and glob patterns.
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
-        config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
-        progress: Told of every structure read.
+        config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
+        progress: Called for every structure read.
         head: Name of the readout head these labels belong to.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
         units: Units of the files' numbers.
@@ -131,23 +131,23 @@ def read_sources(
     skip_non_finite: bool = False,
     head_key: str | None = None,
 ) -> ReadResult:
-    """Read labeled structures from any files ASE knows.
+    """Read labeled structures from files of any format that ASE supports.
 
-    A label that a structure lacks is ``None``, never zero. Forces are the labeled ones even on constrained atoms.
-    Stress and virials are derived from each other where only one is there and the cell has a volume.
+    A label that a structure lacks is ``None``, never zero. Forces are the labeled ones, even on constrained atoms.
+    Stress and virials are derived from each other if only one is given and the cell has a volume.
 
     Args:
         sources: The files, and how to read them.
-        progress: Told of every structure read.
+        progress: Called for every structure read.
         head: Name of the readout head these labels belong to.
-        observe: Given every structure as it stands in the file, in the order of the files.
+        observe: Called with every structure as it is in the file, in the order of the files.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
-        head_key: Entry of the comment line with the head of a structure, where it has one of its own.
+        head_key: Entry of the comment line that names a structure's own head, if it has one.
 
     Raises:
         UserError: If a file or structure cannot be read, holds no atoms, has a cell that does not span the directions
-            in which it repeats, or has a label or weight that is no finite number of the right shape. A label that is
-            nowhere is no error here; see `mace.structures.labels.require_labels`.
+            in which it repeats, or has a label or weight that is not finite or not of the right shape. A label that no
+            structure has is no error here; see `mace.structures.labels.require_labels`.
     """
     for source in sources:
         check_type_weights(source.config_type_weights)
@@ -165,7 +165,7 @@ def read_sources(
     for place, (_, source) in enumerate(expanded):
         weights = source.config_type_weights
         if any(later.config_type_weights == weights for _, later in expanded[place + 1 :]):
-            continue  # files with the same weights are judged together, at the last of them
+            continue  # files with the same weights are checked together, after the last of them
         present = set().union(
             *(types.get(file, ()) for file, other in expanded if other.config_type_weights == weights)
         )
@@ -187,10 +187,10 @@ def _read_structures(
     observe: Callable[[Frame], None] | None,
     progress: Progress | None,
 ) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
-    """Read and check the structures of a file, keeping of each only what may be needed for its labels.
+    """Read and check the structures of a file, keeping only what may be needed for the labels of each.
 
     Returns:
-        The structures, and how many of them have each key, by place and key.
+        The structures, and the number of them that have each key, by place and key.
     """
     wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     structures: list[_Structure] = []
@@ -242,7 +242,7 @@ def _read_file(
     progress: Progress | None,
     skip_non_finite: bool,
 ) -> tuple[FileLabels, list[_Structure]]:
-    """Read the structures of one file with their labels, and say where these were."""
+    """Read the structures of one file with their labels, and report where the labels were found."""
     structures, n_with_key = _read_structures(file, source, head, observe, progress)
     candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
     present = {key for structure in structures for key in structure.found}
@@ -253,7 +253,7 @@ def _read_file(
         for name, key in keys.items():
             for structure in structures:
                 value = structure.found.get(key, ("", None))[1]
-                # what is no number stays, to be refused
+                # a value that is not a number is kept, to be refused later
                 is_number = isinstance(value, (int, float, np.number))
                 is_number |= getattr(value, "dtype", np.dtype(object)).kind == "f"
                 if is_number and not np.isfinite(value).all():
@@ -267,7 +267,7 @@ def _read_file(
             for name, key in keys.items()
             if key in structure.found
         }
-        if labels:  # what `replace` does, in half the time
+        if labels:  # the same as `replace`, in half the time
             structure.configuration = Configuration(**{**vars(configuration), **labels})
         for near, value in structure.near:
             for name, possible in candidates.items():
@@ -318,7 +318,7 @@ def _coverage(
 
 
 def _condition_keys(structures: Sequence[_Structure]) -> dict[str, list[str | None]]:
-    """Collect by condition under which key each structure has it, isolated atoms left out."""
+    """Collect, by condition, the key under which each structure has it, without isolated atoms."""
     ordinary = [structure.condition_keys for structure in structures if not structure.is_isolated_atom]
     return {name: [keys[name] for keys in ordinary] for name in (ordinary[0] if ordinary else ())}
 

@@ -1,4 +1,4 @@
-"""The energy E0 of every element as an isolated atom, which the model adds to what it learns."""
+"""Reference energies E0: the energy of an isolated atom of each element, to which the model adds what it learns."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Fit = Callable[[Mapping[int, float]], tuple[dict[int, float], list[str]]]
 
 @dataclass(frozen=True)
 class Residual:
-    """What reference energies alone leave unexplained in the structures of one ``config_type``.
+    """What the reference energies alone leave unexplained in the structures of one ``config_type``.
 
     Attributes:
         config_type: The type.
-        structures: Structures of it with an energy that counts.
+        structures: Number of its structures with an energy of nonzero weight.
         rms: Root mean square of (E - sum of E0) / atoms, eV.
-        largest: The largest absolute value of the same, eV.
-        where: The structure that has it.
+        largest: The largest absolute value of the same quantity, eV.
+        where: The structure with this largest value.
     """
 
     config_type: str
@@ -63,9 +63,9 @@ class ReferenceEnergies:
         energies: eV by atomic number, in ascending order of atomic numbers; exactly the elements asked for.
         source: ``IsolatedAtom frames``, ``command line``, ``file <name>``, ``the foundation model``, or how they were
             fitted.
-        notes: What is worth a line in the log.
-        warnings: What is probably wrong.
-        overruled: Where isolated atoms and ``--E0s`` say different things: which was taken, and how to get the other.
+        notes: Lines for the log.
+        warnings: Warnings about what is probably wrong.
+        overruled: Where isolated atoms and ``--E0s`` disagree: which was used, and how to get the other.
         residuals: By ``config_type``, if the energies were fitted; empty otherwise.
     """
 
@@ -87,18 +87,18 @@ def resolve_reference_energies(
 ) -> ReferenceEnergies:
     """Find the energy of every element as an isolated atom.
 
-    What is typed in numbers, and the energies of a foundation model where they are asked for, overrule isolated atoms.
-    Isolated atoms overrule a fit, which is only for elements that have none.
+    Energies given as numbers, and those of a foundation model if requested, take precedence over isolated atoms.
+    Isolated atoms take precedence over a fit, which is only used for elements that have none.
 
     Args:
-        E0s: ``None`` or ``"isolated"`` to take the isolated atoms of the data; ``"average"`` to fit the labeled
+        E0s: ``None`` or ``"isolated"`` to use the isolated atoms of the data; ``"average"`` to fit the labeled
             energies; ``"estimated"`` for ``fit``; ``"foundation"`` for ``foundation``; a mapping from symbols or atomic
-            numbers to eV, the same in text, or the name of a JSON file with it.
+            numbers to eV, such a mapping as text, or the name of a JSON file that contains one.
         isolated_atoms: Frames of isolated atoms in the training data.
         configurations: Training structures.
         elements: The elements that need an energy.
-        foundation: Energies of the model that is fine-tuned, if one is, eV by atomic number.
-        fit: Makes the estimates; without it they are a fit of the labeled energies.
+        foundation: Energies of the foundation model, if one is fine-tuned, eV by atomic number.
+        fit: Computes the estimates; without it, the labeled energies are fitted.
 
     Raises:
         UserError: If an element has no energy, or ``E0s`` cannot be understood.
@@ -137,7 +137,7 @@ def resolve_reference_energies(
     residuals: tuple[Residual, ...] = ()
     if is_average:
         residuals = fit_residuals(configurations, wanted)
-    else:  # a fit makes the mean zero, whatever the data are
+    else:  # after a fit the mean is zero, whatever the data are
         warnings = [*warnings, *_judge(wanted, configurations)]
     return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), tuple(overruled), residuals)
 
@@ -145,7 +145,7 @@ def resolve_reference_energies(
 def _typed(
     E0s: str | Mapping[Any, float], foundation: Mapping[int, float] | None, elements: ElementTable
 ) -> tuple[dict[int, float], str]:
-    """Return energies that are given by a mapping, its text, a JSON file or a model, and where they come from."""
+    """Return energies given as a mapping, text, a JSON file or a foundation model, and where they come from."""
     if E0s == "foundation" and foundation is not None:
         require_foundation(foundation, elements, E0s)
         return {number: foundation[number] for number in elements}, "the foundation model"
@@ -187,17 +187,17 @@ def _typed(
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a table of JSON, of which the last of several equal keys would silently win."""
+    """Build a JSON object, refusing repeated keys, of which the last would otherwise silently win."""
     if (twice := first_repeated([key for key, _ in pairs])) is not None:
         raise ValueError(f"the key {twice!r} comes twice")
     return dict(pairs)
 
 
 def require_foundation(foundation: Mapping[int, float], elements: ElementTable, word: str) -> None:
-    """Make sure that a foundation model has the energies of all elements.
+    """Check that a foundation model has the reference energies of all elements.
 
     Raises:
-        UserError: If it has not.
+        UserError: If it does not.
     """
     if missing := _names_missing(foundation, elements):
         raise UserError(
@@ -209,7 +209,7 @@ def require_foundation(foundation: Mapping[int, float], elements: ElementTable, 
 def _frames_before_fit(
     isolated_atoms: Sequence[Configuration], energies: Mapping[int, float], elements: ElementTable, word: str
 ) -> list[str]:
-    """Say that isolated atoms are taken where a fit was asked for."""
+    """Report that isolated atoms are used although a fit was requested."""
     sentences = []
     if known := [chemical_symbol(number) for number in elements if number in energies]:
         fitted = _names_missing(energies, elements)
@@ -231,7 +231,7 @@ def _frames_before_fit(
 
 
 def _typed_before_frames(isolated_atoms: Sequence[Configuration], energies: Mapping[int, float]) -> list[str]:
-    """Say where isolated atoms have other energies than those that were given."""
+    """Report where the energies of isolated atoms differ from those that were given."""
     different: dict[int, str] = {}
     for atom in _neutral_first(isolated_atoms):
         number = int(atom.atomic_numbers[0])
@@ -256,23 +256,23 @@ def fit_reference_energies(
     known: Mapping[int, float] | None = None,
     asked: str = "average",
 ) -> tuple[dict[int, float], list[str]]:
-    """Find the reference energies that alone explain the labeled energies best.
+    """Fit the reference energies to the labeled energies.
 
-    Least squares over the structures with an energy, each with its weight (`Configuration.weight` times that of the
-    energy; weight zero leaves it out). Of several solutions, the one with the smallest norm: what a ridge tends to as
-    it vanishes.
+    This is a least-squares fit over the structures with an energy, each with its weight (`Configuration.weight` times
+    that of the energy; zero leaves it out). If there are several solutions, the one with the smallest norm is chosen:
+    the limit of ridge regression as its penalty vanishes.
 
     Args:
         configurations: Structures.
         elements: The elements that need an energy.
-        known: Energies that are kept as they are, eV by atomic number; the others are fitted to what these leave.
-        asked: The word of ``--E0s`` that asked for it, for messages.
+        known: Energies that are kept fixed, eV by atomic number; the others are fitted to the remainder.
+        asked: The value of ``--E0s`` that requested the fit, for messages.
 
     Returns:
         The energies in eV by atomic number, and a warning if the compositions leave some of them undetermined.
 
     Raises:
-        UserError: If no structure has an energy with weight.
+        UserError: If no structure has an energy of nonzero weight.
     """
     labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
     if not labeled:
@@ -303,7 +303,7 @@ def fit_reference_energies(
 
 
 def fit_residuals(configurations: Sequence[Configuration], energies: Mapping[int, float]) -> tuple[Residual, ...]:
-    """Measure by ``config_type`` what reference energies leave unexplained where an energy has weight.
+    """Compute, by ``config_type``, what reference energies leave unexplained of the energies with nonzero weight.
 
     Returns:
         One entry for each type, in alphabetical order.
@@ -321,10 +321,10 @@ def fit_residuals(configurations: Sequence[Configuration], energies: Mapping[int
 
 
 def undetermined_elements(counts: np.ndarray) -> list[int]:
-    """Find the unknowns that a linear system leaves open, whatever its right-hand side.
+    """Find the elements whose reference energy the compositions leave undetermined, whatever the energies are.
 
     Args:
-        counts: How many atoms of each element a structure has, ``[structures, elements]``.
+        counts: Number of atoms of each element in each structure, ``[structures, elements]``.
 
     Returns:
         Indices of the elements whose unit vector is not a combination of the rows.
@@ -333,7 +333,7 @@ def undetermined_elements(counts: np.ndarray) -> list[int]:
     [0, 1]
     """
     shares = counts / np.linalg.norm(counts, axis=1, keepdims=True)
-    padding = np.zeros((max(counts.shape[1] - len(counts), 0), counts.shape[1]))  # so that every direction comes back
+    padding = np.zeros((max(counts.shape[1] - len(counts), 0), counts.shape[1]))  # to get every direction
     _, values, directions = np.linalg.svd(np.concatenate([shares, padding]), full_matrices=False)
     rank = int((values > values[0] * max(counts.shape) * np.finfo(np.float64).eps).sum())
     outside = np.linalg.norm(directions[rank:], axis=0)
@@ -351,7 +351,7 @@ def _from_isolated_atoms(
         only_labeled: Leave out frames without an energy, and elements that are not needed.
 
     Raises:
-        UserError: If two contradict each other, or one has no energy and has to.
+        UserError: If two frames contradict each other, or one lacks an energy that is required.
     """
     energies: dict[int, float] = {}
     origin: dict[int, Configuration] = {}
@@ -378,7 +378,7 @@ def _from_isolated_atoms(
 
 
 def _neutral_first(isolated_atoms: Sequence[Configuration]) -> list[Configuration]:
-    """Leave out the ions of elements whose neutral atom is there too."""
+    """Leave out ions of elements whose neutral atom is also present."""
     charges = [float(c.conditions.get("total_charge", np.zeros(1))[0]) for c in isolated_atoms]
     atoms = list(zip(isolated_atoms, charges, strict=True))
     neutral = {int(c.atomic_numbers[0]) for c, charge in atoms if charge == 0.0}
@@ -391,7 +391,7 @@ def _names_missing(energies: Mapping[int, float], elements: ElementTable) -> str
 
 
 def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration]) -> list[str]:
-    """Warn if the reference energies make the data, or some of them, absurdly stable or unstable."""
+    """Return warnings if the reference energies make some of the structures absurdly stable or unstable."""
     labeled = [configuration for configuration in configurations if configuration.energy is not None]
     atomization = -interaction_energies_per_atom(labeled, energies)
     if not len(atomization):

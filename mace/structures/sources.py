@@ -1,4 +1,4 @@
-"""Which files are read, and how: names and patterns, keys of the labels, units, weights."""
+"""Which files are read, and how: names and patterns, label keys, units, weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 @dataclass(frozen=True)
 class FileUnits:
-    """The units of the numbers in a file; ``None`` stands for the first of each table in `mace.units`.
+    """The units of the numbers in a file; ``None`` stands for the first unit of each table in `mace.units`.
 
     Attributes:
-        energy: Of energies and virials, and in forces and polarizabilities; a key of `ENERGY_UNITS`.
-        length: Of positions and cells, and in forces, dipoles and polarizabilities; a key of `LENGTH_UNITS`.
-        stress: Of stresses, whatever the other two are; a key of `STRESS_UNITS`.
+        energy: Unit of energies and virials, also used in forces and polarizabilities; a key of `ENERGY_UNITS`.
+        length: Unit of positions and cells, also used in forces, dipoles and polarizabilities; a key of `LENGTH_UNITS`.
+        stress: Unit of stresses, independent of the other two; a key of `STRESS_UNITS`.
 
     Raises:
         UserError: If a unit is unknown.
@@ -35,7 +35,7 @@ class FileUnits:
     stress: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse units that are in no table."""
+        """Refuse unknown units."""
         for item, table in zip(fields(self), (ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS), strict=True):
             given = getattr(self, item.name)
             if given is not None and given not in table:
@@ -43,11 +43,11 @@ class FileUnits:
 
     @property
     def of_length(self) -> float:
-        """What positions and cells are multiplied by."""
+        """Factor by which positions and cells are multiplied."""
         return LENGTH_UNITS[self.length or "Angstrom"]
 
     def of_label(self, name: str) -> float:
-        """What a label is multiplied by.
+        """Factor by which a label is multiplied.
 
         Args:
             name: One of `mace.properties.PROPERTIES`.
@@ -61,13 +61,13 @@ class FileUnits:
 
     @property
     def leave_stress_open(self) -> bool:
-        """Whether another unit was changed while that of stresses was left to the default."""
+        """Whether another unit was changed while that of stresses was left at its default."""
         changed = (self.energy or "eV") != "eV" or (self.length or "Angstrom") != "Angstrom"
         return changed and self.stress is None
 
     @property
     def text(self) -> str:
-        """The units in words if one of them is not the default, else nothing."""
+        """The units in words if any of them is not the default, else an empty text."""
         words = (self.energy or "eV", self.length or "Angstrom", self.stress or "eV/Angstrom^3")
         return "" if words == ("eV", "Angstrom", "eV/Angstrom^3") else f"converted from {', '.join(words)}"
 
@@ -80,9 +80,9 @@ class Source:
         paths: File names and patterns.
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
         units: Units of the files' numbers.
-        config_type_weights: Weight of each ``config_type``; other types weigh what ``"Default"`` does, or one.
-        conditions: What models want to know besides.
-        condition_keys: Keys of these that were given, by name; see `mace.structures.condition_values.find_conditions`.
+        config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
+        conditions: Further inputs that models need.
+        condition_keys: Given keys of the conditions, by name; see `mace.structures.condition_values.find_conditions`.
     """
 
     paths: str | Path | Sequence[str | Path]
@@ -134,10 +134,10 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def refuse_repeated(files: Sequence[str]) -> None:
-    """Make sure that no file is read twice.
+    """Check that no file is read twice.
 
     Raises:
-        UserError: If two names stand for the same file.
+        UserError: If two names refer to the same file.
     """
     seen: dict[Path, str] = {}
     for file in files:
@@ -162,7 +162,7 @@ def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
 
 
 def files_of(files: str | FileSettings | Sequence[str | FileSettings]) -> list[str]:
-    """List the files of ``train_file``, ``valid_file`` or ``test_file``, whatever is said of how to read them.
+    """List the files of ``train_file``, ``valid_file`` or ``test_file``, ignoring how they are to be read.
 
     Raises:
         UserError: See `expand_paths`.
@@ -176,12 +176,12 @@ def sources_of(
     files: str | FileSettings | Sequence[str | FileSettings],
     conditions: Sequence[Condition] = (),
 ) -> tuple[Source, ...]:
-    """Understand what was typed for ``train_file``, ``valid_file`` or ``test_file``.
+    """Turn the value of ``train_file``, ``valid_file`` or ``test_file`` into sources.
 
     Args:
-        settings: Give the keys, units and weights of all files that have none of their own.
+        settings: Provide the keys, units and weights of all files that have none of their own.
         files: The value of one of these settings.
-        conditions: What the model wants to know besides, each with the key that was given for all files.
+        conditions: Further inputs that the model needs, each with the key given for all files.
 
     Returns:
         One source for each file name or table, in order.
@@ -193,7 +193,7 @@ def sources_of(
     for item in items:
 
         def said(name: str, item: str | FileSettings = item) -> Any:
-            """Return what is said of the file itself, else what is said of all files."""
+            """Return the value given for the file itself, else the one given for all files."""
             own = getattr(item, name, None)
             return getattr(settings, name) if own is None else own
 

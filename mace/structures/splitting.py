@@ -1,4 +1,4 @@
-"""Setting structures aside for validation, and making sure that no structure has unknown elements or heads."""
+"""Splits off a validation set, and checks that no structure has unknown elements or heads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Split:
     """Structures to train on and to validate on, in the order of the files.
 
     Attributes:
-        train: To train on.
-        valid: To validate on; in ``train`` too if none can be spared there.
-        indices: Places of ``valid`` among all structures.
-        notes: Sentences about what could not be as wanted.
+        train: The training set.
+        valid: The validation set; also part of ``train`` if no structure can be spared.
+        indices: Indices of ``valid`` among all structures.
+        notes: Sentences about what could not be done as requested.
     """
 
     train: list[Configuration]
@@ -34,16 +34,16 @@ class Split:
 def split_validation(
     configurations: Sequence[Configuration], fraction: float, seed: int, labels: Sequence[str] = ()
 ) -> Split:
-    """Set a random part of the structures aside; the same seed always sets the same ones aside.
+    """Set a random part of the structures aside for validation; the same seed always selects the same structures.
 
-    For the same structures, fraction and seed these are the ones mace-torch takes, unless that would leave nothing to
-    learn some element, head, label or type of structure from, or nothing to validate any label with. Then as few
-    structures as possible are exchanged for the next ones in the random order.
+    For the same structures, fraction and seed, the selection is that of mace-torch, unless the training set would then
+    lack some element, head, label or type of structure, or the validation set would lack all labels. In that case as
+    few structures as possible are exchanged for the next ones in the random order.
 
     Args:
-        configurations: At least two.
+        configurations: At least two structures.
         fraction: Share of the structures for validation, between zero and one, rounded down; at least one is taken.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         labels: Labels that the loss needs.
 
     Raises:
@@ -83,21 +83,21 @@ _Subject = tuple[str, Hashable]
 def _spare(
     configurations: Sequence[Configuration], train: Sequence[int], valid: Sequence[int], labels: Sequence[str]
 ) -> list[int]:
-    """Choose structures that training can do without.
+    """Choose validation structures that the training set can do without.
 
     Args:
         configurations: All structures.
-        train: Places of those to train on, in random order.
-        valid: Places of those to set aside, in random order.
+        train: Indices of the training structures, in random order.
+        valid: Indices of the validation structures, in random order.
         labels: Labels that the loss needs.
 
     Returns:
-        ``valid`` if nothing is missing from ``train`` then; otherwise with as few others as possible.
+        ``valid`` if nothing is missing from ``train`` then; otherwise ``valid`` with as few exchanges as possible.
     """
     types = Counter(configuration.config_type for configuration in configurations)
 
     def subjects(place: int) -> set[_Subject]:
-        """List what can be learned from a structure; a type of which there is one structure does not count."""
+        """List what can be learned from a structure; a type with a single structure does not count."""
         configuration = configurations[place]
         head, kind = configuration.head, configuration.config_type
         found: set[_Subject] = {("element", number) for number in set(configuration.atomic_numbers.tolist())}
@@ -122,7 +122,7 @@ def _spare(
             kept.append(place)
 
     def take(accept: Callable[[set[_Subject]], bool]) -> list[int]:
-        """Find the next structure whose subjects are learned from others too."""
+        """Find the next structure whose subjects also occur in other training structures."""
         for place in reversed(train):
             own = subjects(place)
             if place not in kept and accept(own) and all(counts[subject] > 1 for subject in own):
@@ -142,9 +142,9 @@ def _has_label(subjects: Iterable[_Subject]) -> bool:
 
 
 def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequence[Configuration]) -> Path:
-    """Write down which structures were set aside, as ``<name>_valid_indices_<seed>.txt``.
+    """Write the list of validation structures to ``<name>_valid_indices_<seed>.txt``.
 
-    Each line has the place of a structure in its file, counted from zero, and the name of that file.
+    Each line has the index of a structure in its file, counted from zero, and the name of that file.
 
     Returns:
         The path of the written file.
@@ -163,14 +163,14 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
 
 
 def check_heads(names: Sequence[str], configurations: Iterable[Configuration]) -> None:
-    """Make sure that a model of several heads has the head of every structure.
+    """Check that a model with several heads has the head of every structure.
 
     Args:
-        names: The heads of the model; a single one is for all structures.
+        names: The heads of the model; a single head is used for all structures.
         configurations: The structures.
 
     Raises:
-        UserError: If a structure is for another head; the message names its file, its place and the heads there are.
+        UserError: If a structure is for another head; the message names its file, its index and the existing heads.
     """
     if len(names) == 1:
         return
@@ -186,15 +186,15 @@ def check_heads(names: Sequence[str], configurations: Iterable[Configuration]) -
 def check_elements(
     training_elements: Iterable[int], others: Iterable[Configuration], purpose: str = "the training data"
 ) -> None:
-    """Make sure that other structures hold only elements that are trained on.
+    """Check that other structures contain only elements that are trained on.
 
     Args:
-        training_elements: Atomic numbers; an `ElementTable`'s will do.
+        training_elements: Atomic numbers, for example an `ElementTable`.
         others: Structures for validation or testing.
-        purpose: What ``training_elements`` is taken from, as the message calls it.
+        purpose: Where ``training_elements`` comes from, in the words of the message.
 
     Raises:
-        UserError: If a structure holds another element; the message names its file, its place and the element.
+        UserError: If a structure contains another element; the message names its file, its index and the element.
     """
     known = frozenset(training_elements)
     for configuration in others:

@@ -14,11 +14,11 @@ from mace.structures.configuration import Configuration
 
 @dataclass(frozen=True)
 class Summary:
-    """How large energies and forces are; a number that nothing defines is ``None``.
+    """The scale of energies and forces; a number that the data do not define is ``None``.
 
     Attributes:
         mean_energy: eV per atom; mean over the structures with an energy of (E - sum of E0) / atoms.
-        std_energy: eV per atom; standard deviation of the same with n - 1 in the denominator; needs two structures.
+        std_energy: eV per atom; standard deviation of the same, with n - 1 in the denominator; needs two structures.
         rms_forces: eV/Angstrom; root mean square of the force components of all atoms with forces.
     """
 
@@ -30,7 +30,7 @@ class Summary:
 def interaction_energies_per_atom(
     configurations: Iterable[Configuration], reference_energies: Mapping[int, float]
 ) -> np.ndarray:
-    """What is left of the energy per atom without the isolated atoms, (E - sum of E0) / atoms.
+    """Compute the interaction energy per atom, (E - sum of E0) / atoms.
 
     Args:
         configurations: Those without an energy are left out.
@@ -40,7 +40,7 @@ def interaction_energies_per_atom(
         eV per atom, ``[structures with an energy]``.
 
     Raises:
-        KeyError: If an element has no reference energy; `resolve_reference_energies` makes sure that all have one.
+        KeyError: If an element has no reference energy; `resolve_reference_energies` ensures that all have one.
     """
     return np.array(
         [
@@ -54,7 +54,7 @@ def interaction_energies_per_atom(
 
 
 def summarize(configurations: Iterable[Configuration], reference_energies: Mapping[int, float]) -> Summary:
-    """Measure a set of structures; one without a label does not count in the numbers made of that label."""
+    """Compute the scales of a set of structures; those without a label are left out of the numbers based on it."""
     configurations = list(configurations)
     energies = interaction_energies_per_atom(configurations, reference_energies)
     forces = [configuration.forces for configuration in configurations if configuration.forces is not None]
@@ -73,7 +73,7 @@ class Scaling:
     Attributes:
         shift: eV per atom.
         scale: eV per atom, or eV/Angstrom where it comes from forces; never zero.
-        warnings: Sentences about what could not be measured.
+        warnings: Sentences about what could not be computed.
     """
 
     shift: float
@@ -82,14 +82,14 @@ class Scaling:
 
 
 def choose_scaling(summary: Summary, scaling: str) -> Scaling:
-    """Turn the word given as ``--scaling`` into numbers.
+    """Compute shift and scale for the value of ``--scaling``.
 
     ``std_scaling`` takes mean and standard deviation of the interaction energy per atom, ``rms_forces_scaling`` takes
     the same mean and the root mean square of the forces, ``no_scaling`` takes zero and one. A scale that is zero or
     that no label defines is replaced by one, a shift that no label defines by zero, each with a warning.
 
     Raises:
-        UserError: If the word is none of these.
+        UserError: If ``scaling`` is none of these.
     """
     if scaling == "no_scaling":
         return Scaling(0.0, 1.0)

@@ -1,4 +1,4 @@
-r"""Stress and virials: their shapes in files, and each from the other.
+r"""Stress and virials: their shapes in files, and their conversion into each other.
 
 The stress is :math:`\sigma = +\tfrac{1}{V}\,\partial E/\partial\varepsilon`, positive under tension as in ASE; the
 virials are :math:`-\partial E/\partial\varepsilon`; so virials = -V * stress.
@@ -19,7 +19,7 @@ _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 
 
 def full_tensor(values: np.ndarray) -> np.ndarray:
-    """Write a symmetric tensor as a matrix.
+    """Return a symmetric tensor as a matrix.
 
     Args:
         values: ``[6]`` in the order xx, yy, zz, yz, xz, xy, or ``[9]``, or ``[3, 3]``.
@@ -42,9 +42,9 @@ def full_tensor(values: np.ndarray) -> np.ndarray:
 
 
 def cell_volume(configuration: Configuration) -> float | None:
-    """Volume in Angstrom^3 of a structure that repeats in all three directions; ``None`` where there is no such thing.
+    """Return the volume in Angstrom^3 of a structure that repeats in all three directions, ``None`` for any other.
 
-    A slab or a wire has no volume: what its cell measures along a direction that does not repeat is arbitrary.
+    A slab or a wire has no volume: the size of its cell along a direction that does not repeat is arbitrary.
     """
     if not all(configuration.pbc):
         return None
@@ -53,13 +53,13 @@ def cell_volume(configuration: Configuration) -> float | None:
 
 
 def convert_stress_virials(configuration: Configuration) -> Configuration:
-    """Give a structure that has the stress its virials, and the other way round.
+    """Derive the virials of a structure from its stress, or the stress from the virials.
 
-    Nothing changes if both or neither are there, or if the structure has no volume (see `cell_volume`). The derived
-    label inherits the weight of the one it is made from, unless it has a weight of its own.
+    Nothing changes if both or neither are given, or if the structure has no volume (see `cell_volume`). The derived
+    label inherits the weight of the original one, unless it has a weight of its own.
 
     Returns:
-        The same object if nothing was to be derived, else a copy with both labels.
+        The same object if there is nothing to derive, else a copy with both labels.
     """
     stress, virials = configuration.stress, configuration.virials
     if (stress is None) == (virials is None):
@@ -79,7 +79,7 @@ def convert_stress_virials(configuration: Configuration) -> Configuration:
 
 
 def disagree(configuration: Configuration, tolerance: float = 1.0e-2) -> bool:
-    """Whether the labeled stress and virials contradict each other by more than a share of the larger one."""
+    """Return whether labeled stress and virials differ by more than a fraction ``tolerance`` of the larger one."""
     volume = cell_volume(configuration)
     if configuration.stress is None or configuration.virials is None or volume is None:
         return False
@@ -90,7 +90,7 @@ def disagree(configuration: Configuration, tolerance: float = 1.0e-2) -> bool:
 
 
 def is_asymmetric(tensor: np.ndarray | None, tolerance: float = 1.0e-3) -> bool:
-    """Whether a tensor that should be symmetric differs from its transpose by a share of its largest entry."""
+    """Return whether a tensor differs from its transpose by more than a fraction of its largest entry."""
     if tensor is None:
         return False
     return bool(np.abs(tensor - tensor.T).max() > tolerance * np.abs(tensor).max())
