@@ -295,7 +295,7 @@ def resolve_mode(mode: str, console: Console) -> str:
         UserError: If there is no such mode.
     """
     if mode not in MODES:
-        raise UserError(f"There is no way '{mode}' to show progress. Choose from {', '.join(MODES)}.")
+        raise UserError(f"--progress must be one of {', '.join(MODES)}, not '{mode}'.")
     if mode != "auto":
         return mode
     if not console.is_terminal or console.is_dumb_terminal:
