@@ -20,12 +20,15 @@ VOCABULARY = {
 }
 """Parts that all may use; drawn as one box, without arrows."""
 
+GROUND = {"files", "console", "processes"}
+"""Parts that most others use; drawn as boxes, without arrows."""
+
 PARTS = {
-    "settings": (2, "what was typed"),
-    "files": (0, "whole, owned, safe"),
-    "console": (4, "messages, progress"),
-    "processes": (3, "devices, processes"),
-    "structures": (2, "files, labels, E0s"),
+    "settings": (1, "what was typed"),
+    "files": (2, "whole, owned, safe"),
+    "console": (3, "messages, progress"),
+    "processes": (4, "devices, processes"),
+    "structures": (1, "files, labels, E0s"),
     "graphs": (1, "neighbors, data set"),
     "inspection": (2, "what looks wrong"),
     "reporting": (3, "tables, records"),
@@ -45,7 +48,7 @@ PARTS = {
     "calculators": (0, "ASE, torch-sim"),
     "dynamics": (0, "molecular dynamics"),
     "cli": (1, "commands"),
-    "testing": (3, "physical laws"),
+    "testing": (5, "physical laws"),
 }
 """The column of each part, chosen so that no arrow passes behind a box, and what it is about."""
 
@@ -120,10 +123,10 @@ def draw(imports: Mapping[str, set[str]]) -> str:
     Raises:
         KeyError: If a part has no place in `PARTS`.
     """
-    uses = {part: others - VOCABULARY for part, others in imports.items() if part not in VOCABULARY}
+    uses = {part: others - VOCABULARY - GROUND for part, others in imports.items() if part not in VOCABULARY}
     places, width, height = _places(uses)
     lines = [_HEAD.format(width=width, height=height)]
-    note = "errors, units, elements, properties, conditions: used by all"
+    note = "errors, units, elements, properties, conditions; files, console, processes: used by most, without arrows"
     lines.append(f'<text class="note" x="{width // 2}" y="{_MARGIN + 8}">{note}</text>')
     for source, target in direct(uses):
         (x1, y1), (x2, y2) = places[source], places[target]
