@@ -149,7 +149,7 @@ def fuzz(seeds: range, folder: Path) -> tuple[Counter[str], list[str]]:
         start = time.process_time()
         try:
             outcome = fuzzer.outcome(seed)
-        except Exception as error:  # the point of the exercise: anything but a UserError is a defect, and is reported
+        except Exception as error:  # noqa: BLE001  # anything but a UserError is a defect, and is reported
             outcome = "crashed"
             defects.append(f"seed {seed}: {type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")
         counts[outcome] += 1

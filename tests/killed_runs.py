@@ -214,7 +214,7 @@ def main() -> None:
                 status = 0
             except SystemExit as error:
                 status = int(error.code or 0)
-            except BaseException:
+            except BaseException:  # noqa: BLE001  # the test is told
                 import traceback
 
                 traceback.print_exc()

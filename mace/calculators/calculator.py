@@ -115,7 +115,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     implemented_properties = result_names(OUTPUTS["MACE"], committee=False)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the arguments are those of mace-torch
         self,
         model_paths: str | Path | Sequence[str | Path] | None = None,
         models: MACE | Sequence[MACE] | None = None,

@@ -41,7 +41,7 @@ class ConsoleHandler(logging.Handler):
             self.console.print(line, soft_wrap=True)
         except UserError:
             raise  # this command is pointless without its output, which cannot be written
-        except Exception:  # the logging module's contract: a message that cannot be written is reported, never raised
+        except Exception:  # noqa: BLE001  # the contract of logging: what cannot be written is reported, never raised
             self.handleError(record)
         lost = getattr(self.console.file, "lost", None)  # see `mace.console.streams`
         if lost and not self._told:

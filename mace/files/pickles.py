@@ -222,7 +222,9 @@ class Machine:
 
     # instructions
 
-    def _execute(self, name: str, argument: Any, taken: list[Any]) -> Sequence[Any]:
+    def _execute(  # noqa: C901  # one case for each instruction
+        self, name: str, argument: Any, taken: list[Any]
+    ) -> Sequence[Any]:
         """Execute an instruction, and return what it pushes onto the stack."""
         match name:
             case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":

@@ -196,7 +196,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     _check_kind(path)
     with _opened(path) as stream:
         document = _document(stream, path)
-        stored = {name: stream.get_slice(name) for name in stream.keys()}
+        names = list(stream.keys())
+        stored = {name: stream.get_slice(name) for name in names}
         shapes = {
             name: torch.empty(values.get_shape(), dtype=_TYPES.get(values.get_dtype(), torch.int64), device="meta")
             for name, values in stored.items()
@@ -208,7 +209,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         if problem := misfit(plan, {name: tuple(tensor.shape) for name, tensor in described.items()}):
             raise UserError(f"{path}: the weights do not fit the plan in the same file: {problem}.")
         # copies, so that nothing refers to a file that may change later
-        _, weights = _upgraded(document, {name: stream.get_tensor(name).clone() for name in stream.keys()}, path)
+        _, weights = _upgraded(document, {name: stream.get_tensor(name).clone() for name in names}, path)
     check_finite(weights, path, "the file is damaged or its training diverged; use another one")
     model = MACE(plan, stored_dtype)
     model.load_state_dict(weights)

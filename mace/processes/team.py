@@ -267,7 +267,7 @@ def heeding_signals(work: Callable[[], _Result]) -> _Result:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised where the result is asked for
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="mace collective").start()

@@ -146,7 +146,7 @@ def _epochs(
     whose = f"in the {duration_words(budget)} you give" if limits.budget else f"in {duration_words(budget)}"
     machines = f"this machine does {by_time:,} {whose}" if by_time < MOST_EPOCHS else "this machine has the time"
     cap = f"; more than {MOST_EPOCHS:,} passes over the same structures tell nothing new" if (
-        MOST_EPOCHS < min(by_size, by_time)
+        min(by_size, by_time) > MOST_EPOCHS
     ) else ""  # fmt: skip
     return (epochs, f"{epochs * pace.updates:,} updates: {rule}; {machines}{cap}"), chosen or 1
 

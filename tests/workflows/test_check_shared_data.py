@@ -65,7 +65,7 @@ def test_zuo(symbol: str, train: int, test: int) -> None:
         assert file.whole.elements == (symbol,)
         assert file.whole.periodic == file.whole.frames == file.whole.labeled["stress"] == file.whole.labeled["forces"]
         assert file.labels.of("stress").key == "REF_stress"
-        assert 2 <= file.whole.smallest and file.whole.largest <= 84
+        assert file.whole.smallest >= 2 and file.whole.largest <= 84
     assert {finding.name for finding in report.findings} == {"thin-cells"}
 
 

@@ -52,15 +52,15 @@ def test_definitions(ours: float, definition: float) -> None:
 
 
 def test_the_debye_of_mace_torch_is_that_of_the_present_charge() -> None:
-    assert DEBYE_OF_MACE_TORCH == pytest.approx(1e-21 / LIGHT / CHARGE * 1e10, rel=1e-14)
+    assert pytest.approx(1e-21 / LIGHT / CHARGE * 1e10, rel=1e-14) == DEBYE_OF_MACE_TORCH
 
 
 def test_tables_of_units() -> None:
     energies = {"eV": 1.0, "meV": 1e-3, "Hartree": HARTREE, "Rydberg": HARTREE / 2, "kcal/mol": KCAL_PER_MOL}
-    assert ENERGY_UNITS == pytest.approx({**energies, "kJ/mol": KCAL_PER_MOL / 4.184}, rel=1e-12)
-    assert LENGTH_UNITS == pytest.approx({"Angstrom": 1.0, "bohr": BOHR, "nm": 10.0}, rel=1e-15)
+    assert pytest.approx({**energies, "kJ/mol": KCAL_PER_MOL / 4.184}, rel=1e-12) == ENERGY_UNITS
+    assert pytest.approx({"Angstrom": 1.0, "bohr": BOHR, "nm": 10.0}, rel=1e-15) == LENGTH_UNITS
     stresses = {"eV/Angstrom^3": 1.0, "GPa": GIGAPASCAL, "kbar": GIGAPASCAL / 10, "Hartree/bohr^3": HARTREE / BOHR**3}
-    assert STRESS_UNITS == pytest.approx(stresses, rel=1e-12)
+    assert pytest.approx(stresses, rel=1e-12) == STRESS_UNITS
 
 
 def test_a_label_has_the_units_it_is_made_of() -> None:
