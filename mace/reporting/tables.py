@@ -97,6 +97,10 @@ class ErrorTable:
         found = (column.phrase(metrics) for column in self.columns)
         return [phrase for phrase in found if phrase is not None]
 
+    def in_words(self, metrics: Mapping[str, float], width: int = 0) -> str:
+        """Return the phrases as text, each number with at least ``width`` characters."""
+        return ", ".join(phrase.render(metrics, width) for phrase in self.phrases(metrics))
+
 
 def _error(kind: str, name: str, per_atom: bool = False) -> Column:
     """Show an error of a property in thousandths of its unit."""
@@ -226,8 +230,8 @@ def epoch_line(epoch: int | None, head: str, loss: float, metrics: Mapping[str, 
     """
     table = find_error_table(error_table)
     start = "Initial" if epoch is None else f"Epoch {epoch}"
-    phrases = [phrase.render(metrics, table.width) for phrase in table.phrases(metrics)]
-    return ", ".join([f"{start}: head: {head}", f"loss={loss:{table.loss_format}}", *phrases])
+    words = [f"{start}: head: {head}", f"loss={loss:{table.loss_format}}", table.in_words(metrics, table.width)]
+    return ", ".join(word for word in words if word)
 
 
 def errors_in_words(kind: str) -> Callable[[Mapping[str, float]], str]:
@@ -237,7 +241,7 @@ def errors_in_words(kind: str) -> Callable[[Mapping[str, float]], str]:
         UserError: If there is no table of that name.
     """
     table = find_error_table(kind)
-    return lambda metrics: ", ".join(phrase.render(metrics, 0) for phrase in table.phrases(metrics))
+    return table.in_words
 
 
 def contents_line(name: str, configurations: Sequence[Configuration]) -> str:
