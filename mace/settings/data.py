@@ -66,7 +66,8 @@ def _energies_by_number(table: Any) -> dict[int, float]:
     return energies
 
 
-def _read_E0s(value: Any) -> Any:
+def read_E0s(value: Any) -> Any:
+    """Turn reference energies written as text into a dictionary, and words for their source into lower case."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return parse_E0s_literal(value.strip())
     if isinstance(value, str) and value.lower() in ("average", "foundation", "estimated"):
@@ -81,13 +82,14 @@ def _read_E0s(value: Any) -> Any:
 class DataSettings(Settings):
     """Which structures are learned from, and which the model is judged by."""
 
-    train_file: Files = setting(
-        ...,
+    train_file: Files | None = setting(
+        None,
         "structures to train on (any format ASE reads)",
         group="Data",
         kind="several",
         placeholder="FILE...",
         expects=_FILES,
+        default_words="required, unless every head has one of its own",
     )
     valid_file: Files | None = setting(
         None,
@@ -148,7 +150,7 @@ class CheckingSettings(Settings):
 class ReferenceSettings(Settings):
     """Energies of isolated atoms, and the scale and shift of what is learned on top of them."""
 
-    E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
+    E0s: Annotated[str | dict[int, float] | None, BeforeValidator(read_E0s)] = setting(
         None,
         "energies of isolated atoms: isolated (structures of config_type IsolatedAtom), average (least squares), "
         "foundation (those of the foundation model), estimated (those, with a least-squares fit of what its "

@@ -66,6 +66,8 @@ class Declaration:
         only_with: The settings without which it changes nothing, joined by ``and`` and ``or``; given without them it is
             accepted, even where it is not supported. They are declared before it.
         may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
+        reads_text: Whether its own check reads text, which is otherwise a Python or JSON literal where the type is a
+            list or a dictionary.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Declaration:
     inert: str = ""
     only_with: str = ""
     may_be_empty: bool = False
+    reads_text: bool = False
 
     @property
     def help(self) -> str:
@@ -313,7 +316,7 @@ class Settings(BaseModel):
             value = "" if declaration.may_be_empty else None
         elif value == "" and str in declaration.types and not can_be_empty:
             raise ValueError("is empty; give a value or remove it.")
-        elif isinstance(value, str) and holds_several and str not in declaration.types:
+        elif isinstance(value, str) and holds_several and str not in declaration.types and not declaration.reads_text:
             value = read_literal(value)
         value = check(value)
         effect, why = declaration.effect(value, info.data)
