@@ -251,7 +251,7 @@ def prepare(
 def _repeated(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapping[str, int]) -> dict[str, int]:
     """Return the structures of each head in an epoch, where few structures stand beside many that are replayed."""
     n_replayed = sum(size for name, size in sizes.items() if heads[name].is_replay)
-    ratio = sum(sizes.values()) / n_replayed - 1.0 if n_replayed else math.inf
+    ratio = (sum(sizes.values()) - n_replayed) / n_replayed if n_replayed else math.inf
     if ratio >= settings.real_pt_data_ratio_threshold:
         return dict(sizes)
     times = 1 + int(settings.real_pt_data_ratio_threshold / ratio)
