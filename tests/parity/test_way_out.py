@@ -49,7 +49,9 @@ warnings.filterwarnings("ignore")
 real, sys.stdout = sys.stdout, sys.stderr
 import ase.io
 import numpy as np
+import torch
 from mace.calculators import MACECalculator
+torch.set_default_dtype(torch.float64)  # in which it rounds nuclear repulsion, whatever the precision of the model
 path, structures, heads, kind, keys = json.loads(sys.argv[1])
 told = {}
 for head in heads:
