@@ -109,8 +109,8 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
     for head, own in (settings.heads or {}).items():
         for word in set(own.given()) & {*_NO_EFFECT}:
             raise UserError(
-                f"--heads: {word} of the head {head} cannot be combined with --foundation_model, whose weights belong to "
-                "its own scale; leave it out."
+                f"--heads: {word} of the head {head} cannot be combined with --foundation_model, whose weights belong "
+                "to its own scale; leave it out."
             )
     model = open_model(foundation_file(name), "cpu", dtype, foundation_head(settings)).model
     if model.plan.heads:
