@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.model.plan import OUTPUTS
@@ -76,44 +77,52 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
         )
     if len(names) == 1 and names[0] != DEFAULT_HEAD:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
-    heads = {name: _head(settings, name, own, key, names) for name, own in given.items()}
     if replayed is not None:  # first, as in mace-torch
-        heads = {REPLAY_HEAD: _replay_head(settings, replayed, key, names), **heads}
+        given = {REPLAY_HEAD: _for_replay(settings, replayed), **given}
+    heads = {name: _head(settings, name, given, key) for name in names}
     if settings.select_by != "all" and settings.select_by not in heads:
         raise UserError(f"--select_by: there is no head '{settings.select_by}'; give all or one of {', '.join(heads)}.")
     return heads
 
 
-def _head(settings: TrainingSettings, name: str, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
-    """Put what was given for a head in place of what holds for all."""
-    for note in inert_notes(own):
+def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSettings], key: str) -> Head:
+    """Put what was given for a head in place of what holds for all; files of all that several heads use are shared."""
+    for note in inert_notes(heads[name]):
         _LOGGER.warning("Head %s: %s", name, note)
-    given = own.given()
+    given = heads[name].given()
     weight = given.pop("weight", 1.0)
-    shared = frozenset(files for files in FILES if files not in given and getattr(settings, files) is not None)
-    if len({*names} - {REPLAY_HEAD}) == 1:
-        shared = frozenset()
     if "test_dir" not in given:
         given["test_dir"] = None  # the files of a folder say nothing of heads
+    is_replay = name == REPLAY_HEAD and replays(settings)
+    in_common_files = [
+        other for other in heads if other != REPLAY_HEAD or not replays(settings) or _is_shared(settings)
+    ]
+    if is_replay:  # what was given for other structures does not hold for these
+        given = {"mean": None, "std": None, **({} if name in in_common_files else dict.fromkeys(FILES)), **given}
+    users = {files: [other for other in in_common_files if getattr(heads[other], files) is None] for files in FILES}
+    shared = {files for files in FILES if getattr(settings, files) is not None and len(users[files]) > 1}
     settings_of_head = settings.model_copy(update=given)
-    settings_of_head.model_fields_set.update(name for name, value in given.items() if value is not None)
-    return Head(name, settings_of_head, weight, shared, key, names)
+    settings_of_head.model_fields_set.update(word for word, value in given.items() if value is not None)
+    return Head(name, settings_of_head, weight, frozenset(shared - given.keys()), key, tuple(heads), is_replay)
 
 
-def _replay_head(settings: TrainingSettings, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
-    """Return the head of the foundation model; what was given for it in ``--heads`` comes first."""
-    own = own.model_copy(
+def _is_shared(settings: TrainingSettings) -> bool:
+    """Return whether the structures to replay are in the training files of all, where they name their head."""
+    own = (settings.heads or {}).get(REPLAY_HEAD)
+    return own is not None and own.train_file is None and settings.pt_train_file is None and bool(settings.train_file)
+
+
+def _for_replay(settings: TrainingSettings, own: HeadSettings) -> HeadSettings:
+    """Complete what was given for the head of the foundation model in ``--heads``, which comes first."""
+    implied = None if own.train_file or settings.pt_train_file or _is_shared(settings) else _implied_set(settings)
+    return own.model_copy(
         update={
-            "train_file": own.train_file or settings.pt_train_file or _implied_set(settings),
+            "train_file": own.train_file or settings.pt_train_file or implied,
             "valid_file": own.valid_file or settings.pt_valid_file,
             "weight": own.weight or settings.weight_pt_head,
             "E0s": own.E0s or "foundation",
         }
     )
-    head = _head(settings, REPLAY_HEAD, own, key, names)
-    # what was given for the other structures does not hold for these
-    without = {name: None for name in ("valid_file", "test_file", "mean", "std") if getattr(own, name) is None}
-    return replace(head, settings=head.settings.model_copy(update=without), shared=frozenset(), is_replay=True)
 
 
 def _implied_set(settings: TrainingSettings) -> str | None:
