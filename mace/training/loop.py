@@ -338,7 +338,7 @@ class Trainer:
         done, size = state.structures_done, len(self.train_set)
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
         if self.state.lbfgs is not None and self.state.lbfgs.evaluations:
-            place = f"after {self.state.lbfgs.evaluations} evaluations of L-BFGS in epoch {state.epoch}"
+            place = f"after evaluation {self.state.lbfgs.evaluations} of L-BFGS in epoch {state.epoch}"
         error = self._interruption.error(f"saved {place}; the same command with --restart_latest goes on from there")
         _LOGGER.warning("%s", error)
         raise error
