@@ -110,6 +110,7 @@ _NO_REPLAY = ["--num_samples_pt=50 has no effect without --foundation_model and 
 RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "run_train": (_PLAIN, {}, []),
     "no_stress": (_PLAIN | {"loss": "weighted"}, {}, []),
+    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, []),
     "foundation": (_ALONE, {}, ["--model=MACE: the foundation model is of the kind ScaleShiftMACE"]),
     "foundation_elements": (
         {name: _ALONE[name] for name in ("name", "train_file", "hidden_irreps", *_AS_SMALL, "multiheads_finetuning")}
@@ -163,7 +164,6 @@ REFUSED: dict[str, tuple[Flags, Flags, str]] = {
         _FIRST | _OWN_REPLAY | {"pt_train_file": "mp", "real_pt_data_ratio_threshold": 0.5}, {},
         "--real_pt_data_ratio_threshold: fine-tuning with replay",
     ),
-    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, "--lbfgs: L-BFGS is not available"),
     "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, "--freeze: freezing layers is not available"),
     "pseudolabels": (
         _PLAIN | _AS_SMALL | _REPLAY | {"pseudolabel_replay": True}, {}, "--pseudolabel_replay: fine-tuning with",
