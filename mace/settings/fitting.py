@@ -164,7 +164,7 @@ class OptimizerSettings(Settings):
         only_with="lbfgs",
     )
     lbfgs_history: int = setting(
-        50,
+        20,
         "earlier iterations that L-BFGS learns from; each takes twice the memory of the parameters",
         group=_OPTIMIZER,
         ge=1,
