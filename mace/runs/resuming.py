@@ -65,7 +65,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
     before = settings_of(saved)
     # the state of the schedule-free optimizer has a different meaning from that of the others
     optimizer = ["optimizer"] if "schedulefree" in (before.optimizer, settings.optimizer) else []
-    fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer])
+    fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer]) + _changes_of_heads(before, settings)
     if fields := differing_fields(started_with, plan) + fixed:
         raise UserError(
             f"{path}: the run was started with another model ({'; '.join(fields)}); set these back to go on "
@@ -190,6 +190,18 @@ def _changes(before: TrainingSettings, settings: TrainingSettings, names: list[s
         f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
         for name in names
         if getattr(before, name) != getattr(settings, name)
+    ]
+
+
+def _changes_of_heads(before: TrainingSettings, settings: TrainingSettings) -> list[str]:
+    """List changed constants of heads that exist in both; other heads are a difference of the models."""
+    earlier, now = before.heads or {}, settings.heads or {}
+    return [
+        f"{field} of head {name} {getattr(earlier[name], field)} -> {getattr(now[name], field)}"
+        for name in now
+        if name in earlier
+        for field in ("E0s", "scaling", "mean", "std")
+        if getattr(earlier[name], field) != getattr(now[name], field)
     ]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mace.graphs.batch_plan import consecutive
+from mace.graphs.batch_plan import HeadSampling, consecutive
 from mace.graphs.dataset import Dataset
 from mace.model.mace import MACE
 from mace.processes.team import Team
@@ -250,7 +250,8 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 class FullBatch:
     """The loss of all training structures and its gradient, computed in parts and shared among processes.
 
-    The result does not depend on how the structures are divided, except for rounding.
+    The result does not depend on how the structures are divided, except for rounding. Where epochs draw more or fewer
+    structures of a head than there are, its structures and labels count by the same factor here.
 
     Args:
         model: The model; its trainable parameters are moved.
@@ -258,16 +259,27 @@ class FullBatch:
         limit: Limit on the number of edges computed at a time, in addition to the batch size.
         settings: The settings; read only.
         team: The processes of the run.
+        sampling: How often the structures of each head are used in an epoch.
 
     Attributes:
         n_atoms: Number of atoms of all structures.
         phases: Seconds of each phase of the evaluations since they were last cleared.
     """
 
-    def __init__(self, model: MACE, dataset: Dataset, limit: EdgeLimit, settings: TrainingSettings, team: Team) -> None:
+    def __init__(
+        self,
+        model: MACE,
+        dataset: Dataset,
+        limit: EdgeLimit,
+        settings: TrainingSettings,
+        team: Team,
+        sampling: HeadSampling,
+    ) -> None:
         self._model, self._dataset, self._limit, self._team = model, dataset, limit, team
         self._batch_size, self._pinned = settings.batch_size, settings.pin_memory
-        self._parameters, self._counts = trainable(model), dict[str, dict[str, Tensor]]()
+        self._parameters, self._counts = trainable(model), dict[Loss, dict[str, Tensor]]()
+        sizes = np.array(list(sampling.sizes.values()))
+        self._factors = np.repeat(np.array(list(sampling.draws.values())) / sizes, sizes)
         self.n_atoms = dataset.n_atoms
         self.phases: dict[str, float] = {}
 
@@ -304,7 +316,8 @@ class FullBatch:
                 with part:
                     batch = self._dataset.batch(part.structures).to(device, pinned=self._pinned)
                     clock.mark("data")
-                    losses.append(loss_gradient(self._model, batch, loss, counts, add=True, mark=clock.mark))
+                    shares = _divided(counts, self._factors[structures[0]])
+                    losses.append(loss_gradient(self._model, batch, loss, shares, add=True, mark=clock.mark))
         value = float(torch.stack(losses).double().sum()) if losses else 0.0
         if team.size > 1:
             team.add_up(self._parameters, torch.zeros(0, device=device), "all structures")
@@ -319,14 +332,24 @@ class FullBatch:
         return value, gradient
 
     def _batches(self) -> Iterator[np.ndarray]:
-        """Yield the structures of each batch, of all processes, in the order of the data."""
-        return consecutive(np.arange(len(self._dataset)), self._batch_size * self._team.size)
+        """Yield the structures of each batch, of all processes, in the order of the data; a batch has one factor."""
+        places = np.arange(len(self._dataset))
+        for alike in np.split(places, np.flatnonzero(np.diff(self._factors)) + 1):
+            yield from consecutive(alike, self._batch_size * self._team.size)
 
     def _counts_of(self, loss: Loss) -> dict[str, Tensor]:
-        """Count the labels of all structures, once for each loss."""
-        if str(loss) not in self._counts:
-            parts = [loss.counts(self._dataset.targets(structures)) for structures in self._batches()]
+        """Count the labels of all structures, once for each loss; a label counts by the factor of its structure."""
+        if loss not in self._counts:
+            counted = [
+                _divided(loss.counts(self._dataset.targets(structures)), 1.0 / self._factors[structures[0]])
+                for structures in self._batches()
+            ]
             device = self._model.embedding.device
-            totals = {name: torch.stack([part[name] for part in parts]).sum().to(device) for name in parts[0]}
-            self._counts[str(loss)] = totals
-        return self._counts[str(loss)]
+            totals = {name: torch.stack([counts[name] for counts in counted]).sum() for name in counted[0]}
+            self._counts[loss] = {name: total.to(device) for name, total in totals.items()}
+        return self._counts[loss]
+
+
+def _divided(counts: Mapping[str, Tensor], factor: float) -> Mapping[str, Tensor]:
+    """Divide counts by a factor; they stay integers if it is one."""
+    return counts if factor == 1.0 else {name: count.double() / factor for name, count in counts.items()}

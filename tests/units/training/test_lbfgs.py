@@ -15,6 +15,7 @@ from torch import Tensor
 from training_runs import same
 
 from mace.elements import ElementTable
+from mace.graphs.batch_plan import HeadSampling, one_head
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.mace import MACE
 from mace.processes.team import Team
@@ -202,14 +203,15 @@ def structures(count: int = 9) -> list[Configuration]:
 
 
 def all_at_once(
-    *flags: str, edges: int | None = None, frozen: tuple[str, ...] = ()
+    *flags: str, edges: int | None = None, frozen: tuple[str, ...] = (), sampling: HeadSampling | None = None
 ) -> tuple[FullBatch, MACE, Loss, InMemoryDataset]:
     model, settings = files.model(), parse_training_settings(["--name=x", "--train_file=x.xyz", *flags])
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     dataset = InMemoryDataset(structures(), ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     loss = make_loss("weighted", {"energy": 1.0, "forces": 10.0})
-    return FullBatch(model, dataset, EdgeLimit(edges, "training"), settings, Team()), model, loss, dataset
+    sampling = sampling or one_head(len(dataset))
+    return FullBatch(model, dataset, EdgeLimit(edges, "training"), settings, Team(), sampling), model, loss, dataset
 
 
 @pytest.mark.parametrize(("batch_size", "edges"), [(1, None), (4, None), (100, None), (100, 15), (4, 7)])
@@ -217,6 +219,21 @@ def test_the_loss_in_parts_is_that_of_one_large_batch(batch_size: int, edges: in
     full, model, loss, dataset = all_at_once(f"--batch_size={batch_size}", edges=edges)
     value, gradient = full.loss_and_gradient(loss)
     whole = loss_gradient(model, dataset.batch(range(len(dataset))), loss)
+    expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    assert value == pytest.approx(float(whole), rel=1e-12)
+    torch.testing.assert_close(
+        gradient, torch.cat([part.flatten() for part in expected]), rtol=1e-9, atol=1e-11 * float(gradient.abs().max())
+    )
+
+
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_structures_drawn_twice_in_an_epoch_count_twice(batch_size: int) -> None:
+    """As in one batch in which they stand twice; of another head, every other structure counts by half."""
+    drawn = HeadSampling({"a": 3, "b": 4, "c": 2}, {"a": 6, "b": 4, "c": 1})
+    full, model, loss, dataset = all_at_once(f"--batch_size={batch_size}", sampling=drawn)
+    value, gradient = full.loss_and_gradient(loss)
+    times = [4] * 3 + [2] * 4 + [1] * 2
+    whole = loss_gradient(model, dataset.batch(np.repeat(np.arange(9), times)), loss)
     expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     assert value == pytest.approx(float(whole), rel=1e-12)
     torch.testing.assert_close(
