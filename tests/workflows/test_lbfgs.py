@@ -269,3 +269,17 @@ def test_it_follows_every_optimizer(tmp_path: Path, water: Path, optimizer: str,
     assert torch.equal(starts[0], vector(before.weights()))
     longer = train(tmp_path / "b", water, *flags, "--max_num_epochs=6", "--restart_latest")
     assert longer.epochs_trained == list(range(6))
+
+
+def test_every_head_counts_as_it_is_sampled(tmp_path: Path) -> None:
+    files = {"few": (5, 1), "many": (11, 2)}
+    heads = {name: {"train_file": str(write_water(tmp_path / f"{name}.xyz", *of))} for name, of in files.items()}
+    flags = (f"--heads={heads}", "--max_num_epochs=0", "--lbfgs", "--lbfgs_steps=3", "--valid_fraction=0.2")
+    first = []
+    for sampling in ("all", "balanced"):
+        run = train(tmp_path / sampling, None, *flags, f"--head_sampling={sampling}")
+        losses = [record["loss"] for record in iterations(run)]
+        assert losses == sorted(losses, reverse=True)
+        first.append(losses[0])
+    assert first[0] != first[1]
+    assert {record["head"] for record in run.records if record["mode"] == "eval"} == set(files)
