@@ -269,7 +269,7 @@ class OptimizerSettings(Settings):
         only_with="lbfgs",
     )
     lbfgs_history: int = setting(
-        20,
+        50,
         "earlier iterations that L-BFGS learns from; each takes twice the memory of the parameters",
         group=_OPTIMIZER,
         ge=1,
