@@ -278,6 +278,3 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
     _LOGGER.info("Scale %.6g eV (kept), shift %.6g eV, was %.6g eV", model.plan.scale, after, before)
     if not settings.foundation_model_readout:
         _LOGGER.info("--foundation_model_readout: the readouts start from random weights")
-    _LOGGER.info(
-        "Trained: all %d parameters with learning rate %g", sum(p.numel() for p in model.parameters()), settings.lr
-    )

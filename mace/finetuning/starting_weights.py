@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mace.errors import UserError
+from mace.finetuning.low_rank import averaged_weights
 from mace.model.model_file import check_finite, load_model, misfit
 from mace.model.plan import ModelPlan, first_problem
 from mace.training.checkpoints import differing_fields, load_safely
@@ -87,7 +88,11 @@ def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
         plan = ModelPlan.model_validate_json(content["plan"])
         weights = dict(content["weights"])
         if content.get("average") is not None:
-            weights = dict(zip(weights, content["average"]["averages"], strict=True))
+            averages = content["average"]["averages"]
+            if content.get("moved"):
+                weights |= averaged_weights(content["moved"], averages)
+            else:
+                weights = dict(zip(weights, averages, strict=True))
         if problem := misfit(plan, {name: tuple(weight.shape) for name, weight in weights.items()}):
             raise UserError(f"--init_from: the weights in {path} do not fit the plan beside them: {problem}.")
     except UserError:

@@ -11,7 +11,6 @@ _POLARIZABILITIES = "no model here predicts polarizabilities yet"
 _REPLAY = "fine-tuning with replay of other data is not available yet; remove the flag to fine-tune on your data alone."
 _FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name its head with --foundation_head."
 _HEADS = "training of several heads is not available yet; remove the flag and train one model per data set."
-_LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
@@ -99,18 +98,9 @@ class UnsupportedSettings(Settings):
     foundation_filter_elements: bool = setting(
         True, "keep only the elements of the data", unsupported=_REPLAY, only_with="foundation_model"
     )
-    freeze: int | None = setting(
-        None,
-        "layers kept as they are",
-        unsupported="freezing layers is not available yet; remove the flag to train all parameters.",
-        inactive=(0,),
-    )
     lbfgs: bool = setting(
         False, "end with L-BFGS steps", kind="switch", unsupported="L-BFGS is not available yet; remove the flag."
     )
-    lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
-    lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA, only_with="lora")
-    lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA, only_with="lora")
     heads: str | dict[str, Any] | None = setting(None, "files and E0s of several heads", unsupported=_HEADS)
     skip_evaluate_heads: str = setting(
         "pt_head", "heads left out of the final tables", inert="there is one head, Default, and it is measured"
