@@ -82,15 +82,15 @@ class LowRankCorrections(MovedParameters):
         for name, (first, second) in self._factors.items():
             gradient = self._weights[name].grad
             if gradient is not None:
-                first.grad = self._scale * gradient @ second.mT
-                second.grad = self._scale * first.mT @ gradient
+                first.grad = (gradient @ second.mT).mul_(self._scale)
+                second.grad = (first.mT @ gradient).mul_(self._scale)
                 self._weights[name].grad = None
 
     @torch.no_grad()
     def update_model(self) -> None:
         """See `MovedParameters`."""
         for name, factors in self._factors.items():
-            self._weights[name].copy_(_corrected(self._base[name], *factors, self._scale))
+            _corrected(self._base[name], *factors, self._scale, out=self._weights[name])
 
     def state_dict(self) -> dict[str, Any]:
         """See `MovedParameters`; the weights without corrections, by name, the factors likewise, and their scale."""
@@ -110,8 +110,8 @@ def _names_of_factors(name: str) -> tuple[str, str]:
     return f"{name}.lora_A", f"{name}.lora_B"
 
 
-def _corrected(base: Tensor, first: Tensor, second: Tensor, scale: float) -> Tensor:
-    return base + scale * (first @ second)
+def _corrected(base: Tensor, first: Tensor, second: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    return torch.add(base, first @ second, alpha=scale, out=out)
 
 
 def averaged_weights(state: Mapping[str, Any], averages: Sequence[Tensor]) -> dict[str, Tensor]:

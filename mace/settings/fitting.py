@@ -48,7 +48,7 @@ def _parts(value: Any) -> int | str | None:
             )
         return value
     words = [str(word).strip() for word in value] if isinstance(value, (list, tuple)) else []
-    if not words or not all(re.fullmatch(r"\w+(\.\w+)*", word) for word in words):
+    if not words or not all(re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", word) for word in words):
         raise ValueError(f"is {shown(value)}; give names of parts separated by commas, or a number of at least 0.")
     return ",".join(words)
 
