@@ -39,6 +39,22 @@ class PartRow:
     rate_factor: float
     ranks: tuple[int, ...]
 
+    @property
+    def ranks_in_words(self) -> str:
+        """The lowest and the highest rank, such as ``1-4``; ``-`` without corrections."""
+        return "-".join(map(str, dict.fromkeys((self.ranks[0], self.ranks[-1])))) if self.ranks else "-"
+
+    def in_words(self) -> str:
+        """Say it in a line, as in ``products.0: 1,024, frozen``."""
+        words = [f"{self.part}: {self.parameters:,}"]
+        if not self.moved:
+            words.append("frozen")
+        elif self.ranks:
+            words.append(f"{self.moved:,} in corrections of rank {self.ranks_in_words}")
+        if self.moved and self.rate_factor != 1.0:
+            words.append(f"learning rate times {self.rate_factor:g}")
+        return ", ".join(words)
+
 
 def choose_moved(model: MACE, settings: TrainingSettings) -> MovedParameters:
     """Freeze parts of a model, and correct the others by low-rank matrices, if the settings say so.
@@ -144,11 +160,19 @@ def moved_table(moved: MovedParameters, settings: TrainingSettings) -> str:
     cells = []
     for row in rows:
         factor = f"{row.rate_factor:g}" if row.moved else "frozen"
-        rank = "-" if not row.ranks else "-".join(map(str, dict.fromkeys((row.ranks[0], row.ranks[-1]))))
-        cells.append([row.part, f"{row.parameters:,}", f"{row.moved:,}", factor, *([rank] if settings.lora else [])])
+        ranks = [row.ranks_in_words] if settings.lora else []
+        cells.append([row.part, f"{row.parameters:,}", f"{row.moved:,}", factor, *ranks])
     totals = [f"{sum(row.parameters for row in rows):,}", f"{sum(row.moved for row in rows):,}"]
     cells.append(["all", *totals, "", *([""] if settings.lora else [])])
     return plain_table(titles, cells)
+
+
+def moved_in_words(moved: MovedParameters, settings: TrainingSettings) -> str:
+    """Say how many parameters there are and how many are moved, then a line for each part."""
+    rows = moved_rows(moved, settings)
+    total, n_moved = sum(row.parameters for row in rows), sum(row.moved for row in rows)
+    first = f"{total:,}" + ("" if n_moved == total else f", {n_moved:,} trained")
+    return "\n".join([first, *(row.in_words() for row in rows)])
 
 
 def log_moved(moved: MovedParameters, settings: TrainingSettings, starts_anew: bool) -> None:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from mace.elements import chemical_symbol
-from mace.finetuning.freezing import moved_table
+from mace.finetuning.freezing import moved_in_words
 from mace.preparation.preparation import Preparation
 from mace.processes.devices import peak_memory
 from mace.runs.context import RunContext
@@ -48,7 +48,7 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "E0s / eV": energies,
         "neighbors": f"{plan.avg_num_neighbors:.2f} on average within {plan.r_max} Angstrom",
-        "parameters": moved_table(moved, settings),
+        "parameters": moved_in_words(moved, settings),
         "loss": str(losses[0]),
         "stage two": "none" if losses[1] is None else f"{losses[1]} from epoch {stage_two_start(settings)}",
         "batches per epoch": f"{batches} of {settings.batch_size}",

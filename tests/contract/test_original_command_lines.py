@@ -122,6 +122,8 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
         | {"lr_params_factors": '{"embedding_lr_factor": 0.0, "interactions_lr_factor": 1.0, '
            '"products_lr_factor": 1.0, "readouts_lr_factor": 1.0}'}, {}, [],
     ),
+    "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, ["products.1: 23,552, frozen"]),
+    "lora": (_ALONE | {"lora": True, "lora_rank": 2, "lora_alpha": 0.5}, {}, ["in corrections of rank 2"]),
     "keys_of_the_file": (_NUMBERED, {}, _NO_REPLAY),
     "keys_in_yaml": (_NUMBERED, {"energy_key": "2_energy", "forces_key": "2_forces"}, _NO_REPLAY),
     "keys_beside_a_foundation": (
@@ -164,7 +166,6 @@ REFUSED: dict[str, tuple[Flags, Flags, str]] = {
         "--real_pt_data_ratio_threshold: fine-tuning with replay",
     ),
     "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, "--lbfgs: L-BFGS is not available"),
-    "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, "--freeze: freezing layers is not available"),
     "pseudolabels": (
         _PLAIN | _AS_SMALL | _REPLAY | {"pseudolabel_replay": True}, {}, "--pseudolabel_replay: fine-tuning with",
     ),

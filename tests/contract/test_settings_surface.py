@@ -33,6 +33,7 @@ SUPPORTED = set(
     distributed launcher
     wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     foundation_model foundation_head foundation_model_elements foundation_model_readout
+    freeze lora lora_rank lora_alpha
     embedding_specs use_embedding_readout total_charge_key total_spin_key elec_temp_key
     """.split()
 )
