@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(CheckSettings, arguments)
     from mace.preparation.check import check_data  # torch is loaded only once the settings are known to be good
 
-    return USER_ERROR if check_data(settings).errors else 0
+    return USER_ERROR if any(report.errors for report in check_data(settings).values()) else 0
 
 
 def main() -> None:

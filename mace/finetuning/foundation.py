@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from mace.graphs.dataset import Dataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict
-from mace.planning.model_plan import interaction_plans
+from mace.planning.model_plan import constants_of_heads, interaction_plans
 from mace.settings import TrainingSettings, provided
 
 _LOGGER = logging.getLogger(__name__)
@@ -123,18 +124,18 @@ def foundation_plan(
     settings: TrainingSettings,
     foundation: Foundation,
     wanted: ModelPlan,
-    train: Dataset,
+    train: Mapping[str, Dataset],
 ) -> ModelPlan:
-    """Return the plan of the foundation model with new elements, reference energies and conditions.
+    """Return the plan of the foundation model with new elements, reference energies, heads and conditions.
 
-    The shift is adjusted so that energies are right on average at the start: new reference energies, from another level
-    of theory or a least-squares fit, shift all energies.
+    The shift of every head is adjusted so that energies are right on average at the start: new reference energies, from
+    another level of theory or a least-squares fit, shift all energies.
 
     Args:
         settings: The given settings.
         foundation: The foundation model.
         wanted: The plan that the settings alone would give; its elements, reference energies and conditions are used.
-        train: Training structures.
+        train: Training structures, by head.
 
     Returns:
         The plan of the model to be trained.
@@ -144,16 +145,17 @@ def foundation_plan(
     """
     refuse_contradictions(settings, foundation, wanted)
     plan = foundation.plan
-    elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "reference_energies", "conditions")}
-    plan = plan.model_copy(update=elements)
+    heads = [one.model_copy(update={"scale": plan.scale, "shift": plan.shift}) for one in wanted.every_head]
+    elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "conditions")}
+    plan = plan.model_copy(update=elements | constants_of_heads(heads))
     if settings.mean is not None:
-        return plan.model_copy(update={"shift": settings.mean})
-    if plan.model == "MACE" or "energy" not in plan.outputs:
-        return plan  # isolated atoms keep exactly their reference energies
-    model = MACE(plan, foundation.model.dtype)
-    start_from(foundation, model, keep_readouts=True)
-    error = measured_shift(model, train, settings.batch_size)
-    return plan if error is None else plan.model_copy(update={"shift": plan.shift + error})
+        heads = [one.model_copy(update={"shift": settings.mean}) for one in heads]
+    elif plan.model != "MACE" and "energy" in plan.outputs:  # in others, isolated atoms keep their reference energies
+        model = MACE(plan, foundation.model.dtype)
+        start_from(foundation, model, keep_readouts=True)
+        errors = [measured_shift(model, of_head, settings.batch_size) or 0.0 for of_head in train.values()]
+        heads = [one.model_copy(update={"shift": one.shift + error}) for one, error in zip(heads, errors, strict=True)]
+    return plan.model_copy(update=constants_of_heads(heads))
 
 
 def refuse_contradictions(settings: TrainingSettings, foundation: Foundation, wanted: ModelPlan) -> None:
@@ -197,21 +199,22 @@ def start_from(foundation: Foundation, model: MACE, keep_readouts: bool) -> None
 
     Args:
         foundation: The foundation model.
-        model: The model; its plan differs from that of the foundation model in elements and reference energies only.
+        model: The model; its plan differs from that of the foundation model in elements, reference energies and heads
+            only. All its heads start from the same readouts.
         keep_readouts: Whether to copy the readouts too; otherwise they keep their current weights.
     """
     old, new = foundation.plan.atomic_numbers, model.plan.atomic_numbers
     rows = torch.tensor([old.index(nearest_element(z, old)) for z in new])
     source = dict(foundation.model.named_parameters())
     for name, parameter in model.named_parameters():
-        role, weight = model.roles[name], source[name]
+        role, origin = model.roles[name], re.sub(r"\.heads\.\d+", "", name)
+        weight: torch.Tensor = source[origin]
         if role.group == "readouts" and not keep_readouts:
             continue
         if role.element_axis is not None:
-            # some maps are divided by the square root of the number of elements
-            factor = (role.fan_in / foundation.model.roles[name].fan_in) ** 0.5
-            weight = weight.index_select(role.element_axis, rows) * factor
-        parameter.copy_(weight)
+            weight = weight.index_select(role.element_axis, rows)
+        # some maps are divided by the square root of the number of elements or heads
+        parameter.copy_(weight * (role.fan_in / foundation.model.roles[origin].fan_in) ** 0.5)
 
 
 def nearest_element(number: int, known: Sequence[int]) -> int:
@@ -271,10 +274,13 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
         ", ".join(chemical_symbol(z) for z in sorted(new & old)) or "none",
         ", ".join(chemical_symbol(z) for z in sorted(old - new)) or "none",
     )
-    for number, energy in zip(model.plan.atomic_numbers, model.plan.reference_energies, strict=False):
-        if number in old_energies and abs(energy - old_energies[number]) > 1e-6:
-            _LOGGER.info("E0 of %s: %.6f eV, was %.6f eV", chemical_symbol(number), energy, old_energies[number])
-    before, after = foundation.plan.shift, model.plan.shift
-    _LOGGER.info("Scale %.6g eV (kept), shift %.6g eV, was %.6g eV", model.plan.scale, after, before)
+    for head in model.plan.every_head:
+        of_head = f"Head {head.name}: " if model.plan.heads else ""
+        for number, energy in zip(model.plan.atomic_numbers, head.reference_energies, strict=False):
+            if number in old_energies and abs(energy - old_energies[number]) > 1e-6:
+                symbol = chemical_symbol(number)
+                _LOGGER.info("%sE0 of %s: %.6f eV, was %.6f eV", of_head, symbol, energy, old_energies[number])
+        before = foundation.plan.shift
+        _LOGGER.info("%sScale %.6g eV (kept), shift %.6g eV, was %.6g eV", of_head, head.scale, head.shift, before)
     if not settings.foundation_model_readout:
         _LOGGER.info("--foundation_model_readout: the readouts start from random weights")

@@ -2,25 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The batches of every epoch: all structures once, in an order that depends on seed and epoch alone.
+class HeadSampling:
+    """How often the structures of each head are used, in the order of the heads in the training set.
 
     Attributes:
-        n_structures: Of the training set.
+        sizes: Number of training structures of each head; those of a head stand together.
+        draws: How many of them are drawn in an epoch; more than there are repeats some, fewer leaves some out.
+    """
+
+    sizes: Mapping[str, int]
+    draws: Mapping[str, int]
+
+    @property
+    def structures_per_epoch(self) -> int:
+        """Number of structures drawn in an epoch."""
+        return sum(self.draws.values())
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each head in the structures of an epoch."""
+        return {name: count / self.structures_per_epoch for name, count in self.draws.items()}
+
+    def draw(self, seed: int, epoch: int) -> np.ndarray:
+        """Draw the structures of an epoch in random order; seed and epoch alone decide.
+
+        A head of which some structures are left out or repeated goes on in the next epoch where this one ends, so that
+        in the long run all its structures are used equally often.
+
+        Returns:
+            Indices of the structures in the training set, ``[structures_per_epoch]``.
+        """
+        rng = np.random.default_rng([seed, epoch])
+        if self.draws == self.sizes:
+            return rng.permutation(self.structures_per_epoch)
+        drawn, first = list[np.ndarray](), 0
+        for head, (size, count) in enumerate(zip(self.sizes.values(), self.draws.values(), strict=True)):
+            begin = epoch * count
+            passes = range(begin // size, -(-(begin + count) // size))
+            order = [np.random.default_rng([seed, head, number, 0]).permutation(size) for number in passes]
+            start = begin - passes.start * size
+            drawn.append(first + np.concatenate(order)[start : start + count])
+            first += size
+        return rng.permutation(np.concatenate(drawn))
+
+
+def one_head(n_structures: int) -> HeadSampling:
+    """Return the sampling of a training set for one head: every structure once."""
+    return HeadSampling({"": n_structures}, {"": n_structures})
+
+
+def sampled(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> HeadSampling:
+    """Distribute the structures of an epoch among heads in proportion to weights; their total number stays.
+
+    Args:
+        sizes: Number of training structures of each head.
+        weights: Weight of each head; None for as many as there are of each.
+
+    Returns:
+        The sampling, with at least one structure of each head.
+    """
+    if weights is None:
+        return HeadSampling(dict(sizes), dict(sizes))
+    total = sum(sizes.values())
+    wanted = {name: total * weights[name] / sum(weights.values()) for name in sizes}
+    draws = {name: max(1, int(count)) for name, count in wanted.items()}
+    # what rounding leaves goes to those that lost most
+    for name in sorted(sizes, key=lambda name: draws[name] - wanted[name])[: max(0, total - sum(draws.values()))]:
+        draws[name] += 1
+    return HeadSampling(dict(sizes), draws)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The batches of every epoch, in an order that depends on seed and epoch alone.
+
+    Attributes:
+        sampling: How often the structures of each head are used.
         seed: Of the run.
         structures_per_step: How many structures all processes together go through in a step.
     """
 
-    n_structures: int
+    sampling: HeadSampling
     seed: int
     structures_per_step: int
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures gone through in an epoch."""
+        return self.sampling.structures_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -34,8 +110,7 @@ class BatchPlan:
             epoch: Counted from zero.
             done: How many structures of the epoch have been gone through already.
         """
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.n_structures)
-        return consecutive(order[done:], self.structures_per_step)
+        return consecutive(self.sampling.draw(self.seed, epoch)[done:], self.structures_per_step)
 
 
 def consecutive(structures: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mace.graphs.batch_plan import consecutive
 from mace.graphs.graph import Graph, carry
+from mace.graphs.neighbors import ragged_rows
 from mace.structures.configuration import Configuration
 
 
@@ -159,3 +160,62 @@ class Dataset(Sequence[Configuration]):
             numbers = ", ".join(str(number) for number in sorted(found))
             named.append(f"{file or 'given'}: structure{'s' if len(found) > 1 else ''} {numbers}")
         return "; ".join(named)
+
+
+class Subset(Dataset):
+    """Some structures of a data set, as a data set.
+
+    Args:
+        whole: The data set.
+        structures: Indices of the structures in it.
+    """
+
+    def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
+        self._whole, self._structures, self.r_max = whole, np.asarray(structures, dtype=np.int64), whole.r_max
+
+    def __len__(self) -> int:
+        """Return the number of structures."""
+        return len(self._structures)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return a structure, or several of them."""
+        if isinstance(place, slice):
+            return [self._whole[int(index)] for index in self._structures[place]]
+        return self._whole[int(self._structures[place])]
+
+    def _in_whole(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self._structures[np.asarray(structures, dtype=np.int64)]
+
+    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
+        """Gather the graph of some structures, without their labels, on the CPU."""
+        return self._whole.graph(self._in_whole(structures))
+
+    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
+        """Gather the labels of some structures, without their graph, on the CPU."""
+        return self._whole.targets(self._in_whole(structures))
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        return self._whole.atoms_of(self._in_whole(structures))
+
+    def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the directed edges of each of some structures."""
+        return self._whole.edges_of(self._in_whole(structures))
+
+    def labeled(self, name: str) -> np.ndarray:
+        """Return which structures have a label, ``[structures]``."""
+        return self._whole.labeled(name)[self._structures]
+
+    def _atoms(self) -> np.ndarray:
+        """Return the atoms of the structures among those of the whole."""
+        counts = self._whole.atoms_of(range(len(self._whole)))
+        return ragged_rows((np.cumsum(counts) - counts)[self._structures], counts[self._structures])
+
+    @property
+    def element(self) -> np.ndarray:
+        """Place of the element of every atom of all structures in the model's table, ``[atoms]``."""
+        return self._whole.element[self._atoms()]
+
+    def neighbor_counts(self) -> np.ndarray:
+        """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
+        return self._whole.neighbor_counts()[self._atoms()]

@@ -71,6 +71,7 @@ class Demands:
         foundation_energies: Of the model that is fine-tuned, if one is, eV by atomic number.
         needs_E0s: Whether there must be some; a model that predicts no energy needs none.
         atomic_numbers: Elements the model is to know; None for those of the training set.
+        has_other_heads: Whether the model has other heads; then E0s are needed for elements of the data only.
         allow: Names of findings that are let pass.
     """
 
@@ -81,6 +82,7 @@ class Demands:
     foundation_energies: Mapping[int, float] | None = None
     needs_E0s: bool = True
     atomic_numbers: Sequence[int] | None = None
+    has_other_heads: bool = False
     allow: frozenset[str] = frozenset()
 
 
@@ -226,7 +228,7 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     if not configurations:
         return None, []
     elements = ElementTable.from_arrays(c.atomic_numbers for c in configurations)
-    if demands.atomic_numbers is not None:
+    if demands.atomic_numbers is not None and not demands.has_other_heads:
         elements = ElementTable((*elements, *demands.atomic_numbers))
     findings = []
     try:

@@ -275,6 +275,13 @@ class ModelPlan(BaseModel):
         """Names of the heads, in the order of their weights."""
         return tuple(head.name for head in self.every_head)
 
+    def energies_of_heads(self) -> list[dict[int, float]]:
+        """Return the reference energies of every head in eV by atomic number; zeros if no energy is predicted."""
+        none = (0.0,) * self.n_elements
+        return [
+            dict(zip(self.atomic_numbers, head.reference_energies or none, strict=True)) for head in self.every_head
+        ]
+
     @property
     def n_readout_heads(self) -> int:
         """Number of readouts per layer: one per head, except that the heads of dipole models share theirs."""

@@ -87,8 +87,8 @@ class RunFacts:
         settings: All settings that the program has, in the order of their groups.
         decisions: What became of them: names and values in words.
         sets: The sets of structures.
-        data: What the files hold, if it was checked.
-        data_page: Name of the page on the data, beside that of the run.
+        data: What the files of each head hold.
+        data_pages: Name of the page on the data of each head, beside that of the run.
         elements: Of the model.
         energies_source: Where E0s come from.
         neighbors: Number of neighbors of the atoms of the training set.
@@ -109,8 +109,8 @@ class RunFacts:
     settings: Sequence[SettingFact]
     decisions: Mapping[str, str]
     sets: Sequence[SetFact]
-    data: DataReport | None
-    data_page: str
+    data: Mapping[str, DataReport]
+    data_pages: Mapping[str, str]
     elements: Sequence[ElementFact]
     energies_source: str
     neighbors: Distribution | None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
+from mace.inspection.inspection import DataReport
 from mace.pages.charts import histogram
 from mace.pages.curves import MEASURES, NamedRun, draw_panels
 from mace.pages.data_page import findings_list
@@ -182,9 +183,16 @@ def _data(facts: RunFacts) -> str:
     if len(facts.sets) > _MOST_SETS:
         rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
     sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
-    data, page = facts.data, escape(facts.data_page)
-    if data is None:
-        return f"<h3>Sets</h3>{sets}"
+    parts = [f"<h3>Sets</h3>{sets}"]
+    for head, report in facts.data.items():
+        parts.append(
+            _files("Files" if len(facts.data) == 1 else f"Files of head {head}", report, facts.data_pages[head])
+        )
+    return "".join(parts)
+
+
+def _files(title: str, data: DataReport, page: str) -> str:
+    """Say what the files of a head hold and what was found in them, and where to read more."""
     of_files = []
     for file in data.files[:_MOST_SETS]:
         found = {entry.name: entry.labeled + entry.converted for entry in file.labels.coverage}
@@ -192,9 +200,9 @@ def _data(facts: RunFacts) -> str:
         frames, elements = f"{file.whole.frames:,}", " ".join(file.whole.elements)
         of_files.append((file.file, file.role, frames, elements, labels, atoms_each(file.whole)))
     files = table(("file", "role", "structures", "elements", "labels", "atoms each"), of_files, "files", left=2)
-    link = f'<p>More, with histograms of labels: <a href="{page}">{page}</a></p>'
+    link = f'<p>More, with histograms of labels: <a href="{escape(page)}">{escape(page)}</a></p>'
     findings = findings_list(data.findings, _MOST_FINDINGS) if data.findings else ""
-    return f"<h3>Sets</h3>{sets}<h3>Files</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
+    return f"<h3>{escape(title)}</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
 
 
 def _elements(facts: RunFacts) -> str:

@@ -81,7 +81,7 @@ def tiles(facts: RunFacts, state: RunState) -> list[Tile]:
 def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
     """Judge a run; the first sentence says how it stands, the others what to look at."""
     found = [Verdict(_LEVELS[state.condition], state.sentence), *_of_history(facts, state), *_of_errors(state.stages)]
-    count = 0 if facts.data is None else len(facts.data.of_level("warning"))
+    count = sum(len(report.of_level("warning")) for report in facts.data.values())
     if count:
         plural = "" if count == 1 else "s"
         found.append(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mace.compat.layers import KINDS_OF_INTERACTIONS
 from mace.conditions import Condition
@@ -10,7 +12,7 @@ from mace.elements import ElementTable
 from mace.equivariant.irreps import Irrep, parse_irreps
 from mace.errors import UserError
 from mace.graphs.dataset import Dataset
-from mace.model.plan import DEGREES_READ, MAX_L, OUTPUTS, InteractionPlan, ModelPlan
+from mace.model.plan import DEGREES_READ, MAX_L, OUTPUTS, HeadPlan, InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.statistics import Scaling, Summary, choose_scaling
@@ -189,8 +191,8 @@ def readout_widths(settings: TrainingSettings) -> ReadoutWidths:
 def plan_model(
     settings: TrainingSettings,
     elements: ElementTable,
-    energies: ReferenceEnergies | None,
-    scaling: Scaling,
+    energies: Mapping[str, ReferenceEnergies],
+    scaling: Mapping[str, Scaling],
     avg_num_neighbors: float,
     conditions: tuple[Condition, ...] = (),
 ) -> ModelPlan:
@@ -199,8 +201,8 @@ def plan_model(
     Args:
         settings: The given settings.
         elements: The elements.
-        energies: Their reference energies; None if no energy is predicted.
-        scaling: Scale and shift of the interaction energy.
+        energies: Their reference energies, by head; empty if no energy is predicted.
+        scaling: Scale and shift of the interaction energy, by head.
         avg_num_neighbors: Mean number of neighbors, by which messages are divided.
         conditions: Conditions that energies depend on besides the atoms; see `mace.preparation.condition_keys`.
 
@@ -213,6 +215,15 @@ def plan_model(
     features, readout = hidden_features(settings), readout_widths(settings)
     sent = sent_features(settings, features)
     correlation = settings.correlation
+    heads = [
+        HeadPlan(
+            name=name,
+            reference_energies=tuple(energies[name].energies[z] for z in elements) if energies else (),
+            scale=of_head.scale,
+            shift=of_head.shift if settings.model == "ScaleShiftMACE" else 0.0,
+        )
+        for name, of_head in scaling.items()
+    ]
     return ModelPlan(
         model=settings.model,  # type: ignore[arg-type]  # checked with the settings
         r_max=settings.r_max,
@@ -237,12 +248,18 @@ def plan_model(
         gate=settings.gate,
         avg_num_neighbors=avg_num_neighbors,
         atomic_numbers=elements.atomic_numbers,
-        reference_energies=() if energies is None else tuple(energies.energies[z] for z in elements),
-        scale=scaling.scale,
-        shift=scaling.shift if settings.model == "ScaleShiftMACE" else 0.0,
         conditions=conditions,
         condition_readout=settings.use_embedding_readout and bool(conditions),
+        **constants_of_heads(heads),
     )
+
+
+def constants_of_heads(heads: Sequence[HeadPlan]) -> dict[str, Any]:
+    """Return the fields of a plan that hold the constants of its heads; with one head, they are those of the model."""
+    if len(heads) > 1:
+        return {"heads": tuple(heads), "reference_energies": (), "scale": 1.0, "shift": 0.0}
+    one = heads[0]
+    return {"reference_energies": one.reference_energies, "scale": one.scale, "shift": one.shift}
 
 
 def decide_scaling(settings: TrainingSettings, summary: Summary) -> Scaling:

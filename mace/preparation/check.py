@@ -16,9 +16,10 @@ from mace.inspection.inspection import DataReport
 from mace.pages.data_page import write_page
 from mace.planning.objectives import make_losses, with_labels
 from mace.preparation.condition_keys import conditions_of
-from mace.preparation.reading import inspect_data, read_sets
+from mace.preparation.heads import Head, heads_of
+from mace.preparation.reading import inspect_data, labels_of_all, read_sets
 from mace.processes.devices import PRECISIONS
-from mace.reporting.document import document_text, write_text
+from mace.reporting.document import as_document, document_text, write_text
 from mace.reporting.terminal import print_findings, print_report
 from mace.settings.labels import Files
 from mace.settings.other_commands import CheckSettings
@@ -26,7 +27,7 @@ from mace.settings.other_commands import CheckSettings
 _LOGGER = logging.getLogger(__name__)
 
 
-def check_data(settings: CheckSettings, console: Console | None = None) -> DataReport:
+def check_data(settings: CheckSettings, console: Console | None = None) -> dict[str, DataReport]:
     """Check data as ``mace_check_data`` does.
 
     Args:
@@ -34,7 +35,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
         console: Where to show output; standard output if None.
 
     Returns:
-        The report.
+        The reports, by head.
 
     Raises:
         UserError: If settings or files are not usable.
@@ -46,21 +47,37 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> DataR
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
-            sets = read_sets(settings, progress, conditions_of(settings, foundation))
-            losses = with_labels(settings, losses, sets.training.report)
-            report = inspect_data(settings, losses, sets, progress, foundation)
-        name = settings.name or name_of_files(settings.train_file)
-        page = settings.html or str(Path(settings.work_dir) / f"{name}_data.html")
-        if settings.quiet:
-            print_findings(report, console, ("error", "warning"))
-        else:
-            print_report(report, console)
-        _LOGGER.info("Wrote %s", write_text(page, write_page(report, f"Data of {name}"), "--html"))
+            heads = heads_of(settings)
+            conditions = conditions_of(settings, foundation)
+            sets = {name: read_sets(head, progress, conditions) for name, head in heads.items()}
+            losses = with_labels(settings, losses, labels_of_all(sets))
+            reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
+        for name, report in reports.items():
+            _show(settings, heads[name], report, console)
         if settings.json_file is not None:
-            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(report), "--json"))
+            documents = {name: as_document(report) for name, report in reports.items()}
+            whole = documents if len(documents) > 1 else next(iter(documents.values()))
+            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(whole), "--json"))
     finally:
         close_logging()
-    return report
+    return reports
+
+
+def _show(settings: CheckSettings, head: Head, report: DataReport, console: Console) -> None:
+    """Print the report on a head, and write its page."""
+    files = head.settings.train_file
+    assert files is not None, "required of every head"
+    name = settings.name or name_of_files(files)
+    page = Path(settings.html or Path(settings.work_dir) / f"{name}_data.html")
+    if not head.is_alone:
+        console.print(f"Head {head.name}", highlight=False)
+        page = page.with_name(f"{page.stem.removesuffix('_data')}_{head.name}_data{page.suffix}")
+    if settings.quiet:
+        print_findings(report, console, ("error", "warning"))
+    else:
+        print_report(report, console)
+    title = f"Data of {name}" + ("" if head.is_alone else f", head {head.name}")
+    _LOGGER.info("Wrote %s", write_text(str(page), write_page(report, title), "--html"))
 
 
 def name_of_files(files: Files) -> str:

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from mace.console.progress import TrainingProgress
-from mace.elements import ElementTable, chemical_symbol
+from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.finetuning.estimated_energies import estimate_energies
 from mace.finetuning.foundation import foundation_plan
-from mace.graphs.dataset import Dataset
+from mace.graphs.batch_plan import HeadSampling, sampled
+from mace.graphs.dataset import Dataset, Subset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import ways_out
 from mace.preparation.condition_keys import conditions_of
-from mace.preparation.reading import InputData
+from mace.preparation.energies import reference_energies
+from mace.preparation.heads import Head
+from mace.preparation.reading import InputData, labels_needed
 from mace.reporting.set_names import table_row
-from mace.reporting.tables import contents_line, residual_table
+from mace.reporting.tables import contents_line
 from mace.settings import TrainingSettings
-from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.configuration import Configuration
 from mace.structures.labels import require_labels
-from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
+from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.sources import files_of
 from mace.structures.splitting import check_elements, split_validation, write_valid_indices
-from mace.structures.statistics import summarize
+from mace.structures.statistics import Scaling, summarize
 from mace.training.checkpoints import file_digests
 from mace.training.loss import Loss
 
 _LOGGER = logging.getLogger(__name__)
-
-Divided = tuple[list[Configuration], list[Configuration], dict[str, list[Configuration]]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Preparation:
     Attributes:
         data: The input data of the run.
         plan: The plan of the model.
-        energies: Reference energies and their source; None for a model without energies.
-        train: The training graphs.
+        energies: Reference energies and their source, by head; empty for a model without energies.
+        train: The training graphs, those of a head together, in the order of the heads.
+        sampling: How often the structures of each head are used.
         valid: The validation graphs, by head.
         tests: The test graphs, by name of the set.
         digests: SHA-256 of each training and validation file.
@@ -57,17 +58,22 @@ class Preparation:
 
     data: InputData
     plan: ModelPlan
-    energies: ReferenceEnergies | None
+    energies: Mapping[str, ReferenceEnergies]
     train: Dataset
+    sampling: HeadSampling
     valid: dict[str, Dataset]
     tests: dict[str, Dataset]
     digests: dict[str, str]
     saved: dict[str, Any] | None = None
 
+    def train_of(self, head: str) -> Dataset:
+        """Return the training graphs of a head."""
+        return train_of(self.train, self.sampling, head)
+
     def sets(self) -> dict[str, tuple[str, Dataset]]:
         """Return the role (``train``, ``valid`` or ``test``) and graphs of each set, by its row in error tables."""
         return {
-            table_row("train", DEFAULT_HEAD): ("train", self.train),
+            **{table_row("train", head): ("train", self.train_of(head)) for head in self.valid},
             **{table_row("valid", head): ("valid", dataset) for head, dataset in self.valid.items()},
             **{name: ("test", dataset) for name, dataset in self.tests.items()},
         }
@@ -78,69 +84,96 @@ class Preparation:
         return hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
 
 
-def divide(settings: TrainingSettings, data: InputData, writes: bool = True) -> Divided:
-    """Split off the validation set, and check that the labels needed for training exist.
+def train_of(train: Dataset, sampling: HeadSampling, head: str) -> Dataset:
+    """Return the part of a training set that belongs to a head."""
+    if len(sampling.sizes) == 1:
+        return train
+    names = list(sampling.sizes)
+    first = sum(sampling.sizes[name] for name in names[: names.index(head)])
+    return Subset(train, np.arange(first, first + sampling.sizes[head]))
+
+
+@dataclass(frozen=True)
+class Division:
+    """The structures of a head by what they are for.
+
+    Attributes:
+        train: Structures to train on.
+        valid: Structures to validate on.
+        tests: Structures to test on, by name of the set.
+        is_split: Whether those to validate on were taken from the training files.
+    """
+
+    train: list[Configuration]
+    valid: list[Configuration]
+    tests: dict[str, list[Configuration]]
+    is_split: bool
+
+
+def divide(head: Head, data: InputData) -> Division:
+    """Split off the validation set of a head, and check that the labels needed for training exist.
 
     Args:
-        settings: Settings of files and split.
+        head: The head, with its settings of files and split.
         data: The input data; the training files need the labels of its losses.
-        writes: Whether this process writes files.
-
-    Returns:
-        The training structures, the validation structures, and the test structures by name of the set.
 
     Raises:
         UserError: See `require_labels` and `split_validation`.
     """
-    sets, training, needed = data.sets, data.sets.training, ways_out(data.losses)
-    require_labels(training.report, sorted(needed), needed)
+    settings, sets, ways = head.settings, data.sets[head.name], ways_out(data.losses)
+    training, needed = sets.training, labels_needed(head.name, data.losses, data.sets)
+    require_labels(training.report, needed, ways)
     configurations = training.configurations
-    if settings.valid_file is None or sets.validation is None:
-        split = split_validation(configurations, settings.valid_fraction, settings.seed, sorted(needed))
+    if sets.validation is None:
+        split = split_validation(configurations, settings.valid_fraction, settings.seed, needed)
         train, valid = split.train, split.valid
         for note in split.notes:
             _LOGGER.warning("%s", note)
-        path = write_valid_indices(settings.work_dir, settings.name, settings.seed, valid) if writes else ""
-        _LOGGER.info(
-            "Using random %g%% of training set for validation with indices saved in: %s",
-            100 * settings.valid_fraction,
-            path,
-        )
         _LOGGER.info(contents_line("Random Split Training set", train))
         _LOGGER.info(contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         if not valid:
-            names = ", ".join(files_of(settings.valid_file))
+            names = ", ".join(files_of(settings.valid_file or ()))
             raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
         # added after the split, because isolated atoms are useless for validation
         train = [*train, *training.isolated_atoms]
+    # unless the sampling weights the heads already
+    factor = 1.0 if settings.head_sampling == "weight" else head.weight
+    if factor != 1.0:
+        train, valid = ([replace(c, weight=c.weight * factor) for c in each] for each in (train, valid))
     for loss in filter(None, data.losses):
-        _require_weight(train, loss, "training")
-        _require_weight(valid, loss, "validation")
+        _require_weight(train, loss, "training", head)
+        _require_weight(valid, loss, "validation", head)
     tests = dict[str, list[Configuration]]()
     for name, result in sets.tests.items():
         for each in result.configurations:
             # structures of a test file are split by config_type; those of a folder form one set per file
-            tests.setdefault(name or table_row(each.config_type, each.head), []).append(each)
+            row = name or table_row(each.config_type, each.head)
+            tests.setdefault(row if head.is_alone or not name else table_row(name, head.name), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
-    return train, valid, tests
+    return Division(train, valid, tests, is_split=sets.validation is None)
 
 
-def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str) -> None:
+def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str, head: Head) -> None:
     """Check that a set has labels for a loss: without labels the loss would be zero, and so seem the lowest."""
     missing = [term.name for term in loss.terms if not any(c.has_weight(term.name) for c in configurations)]
     file = configurations[0].file
+    of_head = "" if head.is_alone else f" for the head {head.name}"
     if len(missing) == len(loss.terms):
         raise UserError(
-            f"{file}: no {purpose} structure has a label with weight for the loss {loss} ({', '.join(missing)}); label "
-            "the structures, or choose other ones."
+            f"{file}: no {purpose} structure{of_head} has a label with weight for the loss {loss} "
+            f"({', '.join(missing)}); label the structures, or choose other ones."
         )
     for name in missing:
         _LOGGER.warning(
-            "No %s structure has a label '%s' with weight; that term of %s is zero there", purpose, name, loss
+            "No %s structure%s has a label '%s' with weight; that term of %s is zero there",
+            purpose,
+            of_head,
+            name,
+            loss,
         )
 
 
@@ -158,69 +191,105 @@ def prepare(
     Raises:
         UserError: If data or settings are not usable for training.
     """
-    foundation, to_learn, to_validate, to_test = data.foundation, *divide(settings, data, writes)
-    files = files_of(settings.train_file) + (files_of(settings.valid_file) if settings.valid_file else [])
-    digests = file_digests(files)
-    elements = ElementTable.from_arrays(c.atomic_numbers for c in to_learn)
-    if settings.atomic_numbers is not None:
-        elements = ElementTable(tuple(settings.atomic_numbers))
-        check_elements(elements, to_learn, purpose="--atomic_numbers")
-    for configurations in (to_validate, *to_test.values()):
-        check_elements(elements, configurations)
+    foundation, heads = data.foundation, data.heads
+    divisions = {name: divide(head, data) for name, head in heads.items()}
+    if split := {name: division.valid for name, division in divisions.items() if division.is_split}:
+        every = [configuration for of_head in split.values() for configuration in of_head]
+        path = write_valid_indices(settings.work_dir, settings.name, settings.seed, every) if writes else ""
+        for name in split:
+            _LOGGER.info(
+                "Using random %g%% of training set for validation with indices saved in: %s",
+                100 * heads[name].settings.valid_fraction,
+                path,
+            )
+    digests = file_digests(
+        {
+            file: None
+            for head in heads.values()
+            for files in (head.settings.train_file, head.settings.valid_file)
+            for file in (files_of(files) if files else ())
+        }
+    )
+    elements = _elements(settings, divisions)
     _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
-    energies, scaling = None, NO_SCALING
+    energies, scaling = dict[str, ReferenceEnergies](), dict.fromkeys(heads, NO_SCALING)
     if "energy" in OUTPUTS[settings.model]:
-        energies = _reference_energies(settings, data, to_learn, elements)
-        scaling = decide_scaling(settings, summarize(to_learn, energies.energies))
-        for warning in scaling.warnings:
-            _LOGGER.warning(warning)
-        elements = ElementTable(tuple(sorted(energies.energies)))
+        to_learn = {name: division.train for name, division in divisions.items()}
+        energies = reference_energies(data, to_learn, elements)
+        scaling = {name: _scaling(head, to_learn[name], energies[name]) for name, head in heads.items()}
+        elements = ElementTable(tuple(sorted(next(iter(energies.values())).energies)))
     if "dipole" in OUTPUTS[settings.model]:
-        _log_charges([*to_learn, *to_validate])
+        _log_charges([c for division in divisions.values() for c in (*division.train, *division.valid)])
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
 
     def search(configurations: Sequence[Configuration], name: str) -> Dataset:
         description = f"Neighbors of {name}"
-        return InMemoryDataset(configurations, elements, r_max, lambda items: progress.track(items, description))
+        return InMemoryDataset(
+            configurations, elements, r_max, lambda items: progress.track(items, description), heads=tuple(heads)
+        )
 
-    train = search(to_learn, "the training set")
-    valid = {DEFAULT_HEAD: search(to_validate, "the validation set")}
+    sampling = _sampling(settings, heads, {name: len(division.train) for name, division in divisions.items()})
+    train = search([c for division in divisions.values() for c in division.train], "the training set")
+    valid = {name: search(division.valid, "the validation set") for name, division in divisions.items()}
     # built before training, so that errors in test sets appear early and not at the end
-    tests = {name: search(configurations, name) for name, configurations in to_test.items()}
+    tests = {
+        name: search(configurations, name)
+        for division in divisions.values()
+        for name, configurations in division.tests.items()
+    }
     conditions = conditions_of(settings, foundation)
     try:
         plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
     except ValidationError as error:
         raise UserError(f"There is no model of these settings and data: {first_problem(error)}.") from error
     if foundation is not None:
-        plan = foundation_plan(settings, foundation, plan, train)
+        plan = foundation_plan(settings, foundation, plan, {n: train_of(train, sampling, n) for n in heads})
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
-    if "energy" in plan.outputs:
-        _LOGGER.info("Scale of the interaction energy: %.8g eV, shift: %.8g eV per atom", plan.scale, plan.shift)
-    return Preparation(data, plan, energies, train, valid, tests, digests)
+    for one in plan.every_head if energies else ():
+        of_head = f" of head {one.name}" if plan.heads else ""
+        _LOGGER.info(
+            "Scale of the interaction energy%s: %.8g eV, shift: %.8g eV per atom", of_head, one.scale, one.shift
+        )
+    return Preparation(data, plan, energies, train, sampling, valid, tests, digests)
 
 
-def _reference_energies(
-    settings: TrainingSettings, data: InputData, train: Sequence[Configuration], elements: ElementTable
-) -> ReferenceEnergies:
-    """Determine and log the reference energies; a foundation model supplies those missing in the data."""
-    known, fit, foundation = None, None, data.foundation
-    if foundation is not None:
-        known = foundation.energies
-        if settings.E0s == "estimated":
-            fit = partial(estimate_energies, foundation, train, elements, settings.batch_size)
-    isolated_atoms = data.sets.training.isolated_atoms
-    energies = resolve_reference_energies(settings.E0s, isolated_atoms, train, elements, known, fit)
-    if known is not None and settings.foundation_model_elements:
-        energies = replace(energies, energies=dict(sorted((known | energies.energies).items())))
-    _LOGGER.info("Isolated Atomic Energies (E0s) from: %s", energies.source)
-    shown = ", ".join(f"{z} ({chemical_symbol(z)}): {energy:.10g}" for z, energy in energies.energies.items())
-    _LOGGER.info("Atomic Energies used (z: eV) for head %s: {%s}", DEFAULT_HEAD, shown)
-    if energies.residuals:
-        _LOGGER.info("What these energies leave unexplained:\n%s", residual_table(energies.residuals))
-    for note in energies.notes:
-        _LOGGER.info(note)
-    return energies
+def _scaling(head: Head, train: Sequence[Configuration], energies: ReferenceEnergies) -> Scaling:
+    """Decide scale and shift of a head, and log what they cannot be computed from."""
+    scaling = decide_scaling(head.settings, summarize(train, energies.energies))
+    for warning in scaling.warnings:
+        _LOGGER.warning(warning if head.is_alone else f"Head {head.name}: {warning}")
+    return scaling
+
+
+def _elements(settings: TrainingSettings, divisions: Mapping[str, Division]) -> ElementTable:
+    """Return the elements of the model, checking that each head is trained on those it is validated and tested on."""
+    given = None if settings.atomic_numbers is None else ElementTable(tuple(settings.atomic_numbers))
+    found: set[int] = set()
+    for division in divisions.values():
+        own = ElementTable.from_arrays(c.atomic_numbers for c in division.train)
+        if given is not None:
+            check_elements(given, division.train, purpose="--atomic_numbers")
+        for configurations in (division.valid, *division.tests.values()):
+            check_elements(given or own, configurations)
+        found.update(own)
+    return given or ElementTable(tuple(sorted(found)))
+
+
+def _sampling(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapping[str, int]) -> HeadSampling:
+    """Decide how often the structures of each head are used, and log it."""
+    weights = None
+    if settings.head_sampling == "balanced":
+        weights = dict.fromkeys(heads, 1.0)
+    elif settings.head_sampling == "weight":
+        weights = {name: head.weight for name, head in heads.items()}
+    sampling = sampled(sizes, weights)
+    if len(heads) > 1:
+        words = (f"{name} {count} (of {sizes[name]})" for name, count in sampling.draws.items())
+        _LOGGER.info("Structures per epoch by head, --head_sampling=%s: %s", settings.head_sampling, ", ".join(words))
+        if settings.head_sampling != "weight":
+            words = (f"{name} {head.weight:g}" for name, head in heads.items())
+            _LOGGER.info("Weights of the heads in the loss: %s", ", ".join(words))
+    return sampling
 
 
 def _log_charges(configurations: Sequence[Configuration]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
+from mace.preparation.heads import Head, heads_of
 from mace.processes.devices import PRECISIONS
 from mace.reporting.document import write_text
 from mace.reporting.tables import contents_line
 from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.settings.labels import Files
+from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import sources_of
 
@@ -57,30 +59,32 @@ class InputData:
     """Input of a run besides its settings.
 
     Attributes:
-        sets: The structures.
+        heads: The heads, in the order of the model.
+        sets: The structures, by head.
         losses: The losses of the stages, without terms that no structure has labels for.
-        report: Results of the checks of all files.
+        reports: Results of the checks of all files, by head.
         foundation: The foundation model to fine-tune, if any.
         weights: Weights of another run to start from, if any.
     """
 
-    sets: DataSets
+    heads: Mapping[str, Head]
+    sets: Mapping[str, DataSets]
     losses: Losses
-    report: DataReport
+    reports: Mapping[str, DataReport]
     foundation: Foundation | None = None
     weights: StartingWeights | None = None
 
 
 def read_and_check(
-    settings: TrainingSettings, losses: Losses, progress: TrainingProgress, page: Path | None
+    settings: TrainingSettings, losses: Losses, progress: TrainingProgress, page: Callable[[str], Path] | None
 ) -> InputData:
-    """Read the files of a run, check the structures, log the findings, and write the data page.
+    """Read the files of a run, check the structures, log the findings, and write the pages on the data.
 
     Args:
         settings: The given settings.
         losses: The losses of the stages.
         progress: The progress display.
-        page: Path of the data page, ``<tag>_data.html``; None to write no page.
+        page: Gives the path of the page on the data of a head; None to write no pages.
 
     Raises:
         UserError: If files cannot be read, or structures or labels are not usable for training.
@@ -90,83 +94,143 @@ def read_and_check(
     conditions = conditions_of(settings, foundation)
     for warning in keys_without_condition(settings, conditions):
         _LOGGER.warning("%s", warning)
-    sets = read_sets(settings, progress, conditions)
-    _LOGGER.info(contents_line("Total Training set", sets.training.configurations))
-    if sets.validation is not None:
-        _LOGGER.info(contents_line("Total Validation set", sets.validation.configurations))
-    losses = with_labels(settings, losses, sets.training.report)
-    report = inspect_data(settings, losses, sets, progress, foundation)
+    heads = heads_of(settings)
+    sets = {name: read_sets(head, progress, conditions) for name, head in heads.items()}
+    losses = with_labels(settings, losses, labels_of_all(sets))
+    reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
+    for name, report in reports.items():
+        _log_report(report, "" if len(heads) == 1 else f"{name}: ")
+        if page is not None:
+            path = page(name)
+            with OptionalOutput(path):
+                write_text(path, write_page(report, f"Data of {path.stem.removesuffix('_data')}"), "--results_dir")
+                _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
+    for name, report in reports.items():
+        try:
+            report.refuse_errors()
+        except UserError as error:
+            raise error if len(heads) == 1 else UserError(f"Head {name}: {error}") from error
+    return InputData(heads, sets, losses, reports, foundation, weights)
+
+
+def labels_of_all(sets: Mapping[str, DataSets]) -> LabelReport:
+    """Return where the labels of the training structures of all heads were found."""
+    return LabelReport(tuple(file for of_head in sets.values() for file in of_head.training.report.files))
+
+
+def _log_report(report: DataReport, prefix: str) -> None:
+    """Log what the files of a head hold, and what deserves attention."""
     for line in summary_lines(report):
-        _LOGGER.info("%s", line)
+        _LOGGER.info("%s%s", prefix, line)
     for finding in report.findings:
         if finding.level == "note":
-            _LOGGER.info("[%s] %s", finding.name, finding.sentence)
+            _LOGGER.info("%s[%s] %s", prefix, finding.name, finding.sentence)
         elif not finding.stops:
             allowed = ", allowed" if finding.allowed else ""
-            _LOGGER.warning("[%s%s] %s", finding.name, allowed, finding.sentence)
-    if page is not None:
-        with OptionalOutput(page):
-            write_text(page, write_page(report, f"Data of {page.stem.removesuffix('_data')}"), "--results_dir")
-            _LOGGER.info("%s The report on the data is in %s", verdict(report), page)
-    report.refuse_errors()
-    return InputData(sets, losses, report, foundation, weights)
+            _LOGGER.warning("%s[%s%s] %s", prefix, finding.name, allowed, finding.sentence)
 
 
-def read_sets(settings: TrainingSettings, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
-    """Read all files and log where labels were found; NaN labels are left out and reported.
+def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
+    """Read all files of a head and log where labels were found; NaN labels are left out and reported.
 
     Args:
-        settings: Settings of files, keys, units and weights.
+        head: The head, with its settings of files, keys, units and weights.
         progress: The progress display.
         conditions: Conditions the model depends on; see `mace.preparation.condition_keys`.
 
     Raises:
-        UserError: See `mace.structures.reading.read_sources`.
+        UserError: See `mace.structures.reading.read_sources`; also if there is no structure for the head.
     """
+    settings = head.settings
+    if not head.is_alone:
+        _LOGGER.info("=============    Processing head %s     ===========", head.name)
 
-    def read(files: Files, what: str) -> ReadResult:
+    def read(role: str, what: str, file: Files | None = None) -> ReadResult:
         reading = ReadingProgress(progress)
+        files = getattr(settings, role) if file is None else file
+        is_shared = file is None and role in head.shared
         try:
-            result = read_sources(sources_of(settings, files, conditions), progress=reading, skip_non_finite=True)
+            result = read_sources(
+                sources_of(settings, files, conditions),
+                progress=reading,
+                skip_non_finite=True,
+                head=head.name,
+                head_key=head.key if is_shared else None,
+                heads=head.names if is_shared else (),
+            )
         finally:
             reading.close()
         for line in result.report.lines():
             _LOGGER.info("%s: %s", what, line)
+        if is_shared and role != "test_file" and not result.configurations:
+            names = ", ".join(each.file for each in result.report.files)
+            raise UserError(
+                f"{names}: no structure names the head {head.name} with {head.key}=; label some, give the head its own "
+                f"{role} in --heads, or leave it out."
+            )
+        for each in result.report.files:
+            if is_shared and each.frames and not each.keys["info", head.key]:
+                _LOGGER.warning(
+                    "%s: no structure names its head with %s=, so all are for every head", each.file, head.key
+                )
+            if each.other_heads:
+                _LOGGER.warning(
+                    "%s: structures name the heads %s, but all are for %s; give only their names to --heads to train a "
+                    "readout for each",
+                    each.file,
+                    ", ".join(each.other_heads),
+                    "the only head" if head.is_alone else f"the head {head.name}",
+                )
         return result
 
-    training = read(settings.train_file, "Training set")
-    validation = read(settings.valid_file, "Validation set") if settings.valid_file else None
+    training = read("train_file", "Training set")
+    _LOGGER.info(contents_line("Total Training set", training.configurations))
+    validation = read("valid_file", "Validation set") if settings.valid_file else None
+    if validation is not None:
+        _LOGGER.info(contents_line("Total Validation set", validation.configurations))
     # the set of the test file has no name
-    tests = {"": read(settings.test_file, "Test set")} if settings.test_file is not None else {}
+    tests = {"": read("test_file", "Test set")} if settings.test_file is not None else {}
     if settings.test_dir is not None:
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
-        for file in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[file.stem] = read(str(file), "Test set")
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            tests[path.stem] = read("test_file", "Test set", str(path))
     return DataSets(training, validation, tests)
 
 
 def inspect_data(
-    settings: TrainingSettings,
+    head: Head,
     losses: Losses,
-    sets: DataSets,
+    sets: Mapping[str, DataSets],
     progress: TrainingProgress,
     foundation: Foundation | None = None,
 ) -> DataReport:
-    """Run all checks of the data, with the cutoff and, if requested, the E0s of the foundation model.
+    """Run all checks of the data of a head, with the cutoff and, if requested, the E0s of the foundation model.
 
     Raises:
         UserError: If ``--allow`` names a check that does not exist.
     """
+    settings = head.settings
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
-        labels=sorted(ways_out(losses)),
+        labels=labels_needed(head.name, losses, sets),
         ways_out=ways_out(losses),
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
         needs_E0s="energy" in OUTPUTS[settings.model],
         atomic_numbers=settings.atomic_numbers,
+        has_other_heads=not head.is_alone,
         allow=check_allowed(settings.allow),
     )
-    return inspect_sets(sets.with_roles(), demands, progress.track)
+    return inspect_sets(sets[head.name].with_roles(), demands, progress.track)
+
+
+def labels_needed(head: str, losses: Losses, sets: Mapping[str, DataSets]) -> list[str]:
+    """List the labels that a head must have: all that the losses need, but those that other heads alone have.
+
+    A head without any of them is asked for all.
+    """
+    needed = sorted(ways_out(losses))
+    own, all_of_them = sets[head].training.report, labels_of_all(sets)
+    return [name for name in needed if own.total(name) or not all_of_them.total(name)] or needed

@@ -86,7 +86,8 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
     set_threads(settings.num_threads)
     device = choose_device(settings.device, settings.default_dtype)
     start = time.perf_counter()
-    sample = replace(data, sets=_sampled(data.sets, settings.seed))
+    (sets,) = data.sets.values()  # proposals have one head
+    sample = replace(data, sets=dict.fromkeys(data.sets, _sampled(sets, settings.seed)))
     preparation = prepare(settings, sample, progress, writes=False)
     model = initial_model(preparation.plan, settings, device)
     seconds = time.perf_counter() - start
@@ -104,10 +105,10 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
         per_edge = _time_evaluation(trainer)
         save = _time_saving(trainer)
     # how much larger the sets are than the part of them that was timed
-    total, validation = len(data.sets.training.configurations), data.sets.validation
+    total, validation = len(sets.training.configurations), sets.validation
     n_split = max(1, int(settings.valid_fraction * total)) if validation is None else 0
     n_train, n_valid = total - n_split, n_split if validation is None else len(validation.configurations)
-    n_tests = sum(len(result.configurations) for result in data.sets.tests.values())
+    n_tests = sum(len(result.configurations) for result in sets.tests.values())
     edges = [
         _scaled_edges(n_train, [preparation.train]),
         _scaled_edges(n_valid, list(preparation.valid.values())),

@@ -22,6 +22,7 @@ from mace.planning.model_choices import settings_for_model
 from mace.planning.objectives import make_losses, with_labels
 from mace.preparation.check import name_of_files
 from mace.preparation.condition_keys import conditions_of
+from mace.preparation.heads import heads_of
 from mace.preparation.reading import DataSets, InputData, inspect_data, read_sets
 from mace.quickstart.course import Limits, Prediction, propose_course
 from mace.quickstart.document import proposal_table, yaml_document
@@ -31,6 +32,8 @@ from mace.quickstart.proposal import Proposal, choose_size, propose_data, propos
 from mace.quickstart.questions import ask
 from mace.reporting.terminal import print_report, verdict
 from mace.settings import TrainingSettings, provided
+from mace.settings.declaration import as_list
+from mace.settings.labels import FileSettings
 from mace.settings.other_commands import QuickstartSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ _OTHER_WORK = {
     "restart_latest": "there is nothing to resume in a proposal; remove the flag here, and give it to mace_run_train.",
     "take_over": "a proposal owns no files; remove the flag here, and give it to mace_run_train.",
     "dry_run": "a proposal trains nothing; remove the flag.",
+    "heads": "one head is proposed; remove the flag here, and add it to the file that is written.",
+    "head_key": "one head is proposed; remove the flag here, and add it to the file that is written.",
 }
 _NOT_KEPT = _OWN | {"config", "name"}
 """Settings that say how to propose, and are not part of what is proposed."""
@@ -94,7 +99,8 @@ def run_quickstart(
     try:
         with TrainingProgress(console, "off" if settings.quiet else settings.progress) as progress:
             start = time.perf_counter()
-            sets = read_sets(settings, progress, conditions_of(settings))
+            (head,) = heads_of(settings).values()
+            sets = read_sets(head, progress, conditions_of(settings))
             if not sets.training.configurations:
                 raise UserError(f"{_files(settings)}: there is no structure to train on, isolated atoms only.")
             facts = gather_facts(sets.training)
@@ -121,7 +127,7 @@ def _propose(
     """Decide, check, measure, predict and write."""
     size, why = choose_size(settings.size, machine)
     proposal = Proposal({name: getattr(settings, name) for name in sorted(provided(settings) - _NOT_KEPT)})
-    name = settings.name or name_of_files(settings.train_file)
+    name = settings.name or name_of_files(_train_files(settings))
     proposal.put("Run", "name", name, "all files of the run begin with it")
     proposal.put("Data", "train_file", None, "")
     propose_model(proposal, facts, machine, size, why)
@@ -130,12 +136,14 @@ def _propose(
     tried, _ = settings_for_model(training_settings(proposal))
     losses = with_labels(tried, make_losses(tried), sets.training.report)
     start = time.perf_counter()
-    report = inspect_data(tried, losses, sets, progress)
+    heads = heads_of(tried)
+    (head,) = heads.values()
+    report = inspect_data(head, losses, {head.name: sets}, progress)
     checked_in = time.perf_counter() - start
     print_report(report, console)
     report.refuse_errors()
     _say(console, "\nTiming the model on this machine (the first time, its inner loops are compiled) ...")
-    pace = measure_pace(tried, InputData(sets, losses, report), progress)
+    pace = measure_pace(tried, InputData(heads, {head.name: sets}, losses, {head.name: report}), progress)
     prediction = propose_course(proposal, pace, machine, Limits(size, settings.time, read_in + checked_in))
     training_settings(proposal)  # all of it is valid together
     console.print(proposal_table(proposal), highlight=False)
@@ -175,14 +183,20 @@ def _introduction(
     ]
 
 
+def _train_files(settings: QuickstartSettings) -> list[str | FileSettings]:
+    """List the training files, which a proposal needs."""
+    assert settings.train_file is not None, "required without heads"
+    return list(as_list(settings.train_file))
+
+
 def _files(settings: QuickstartSettings) -> str:
-    files = settings.train_file if isinstance(settings.train_file, list) else [settings.train_file]
+    files = _train_files(settings)
     return ", ".join(file if isinstance(file, str) else str(file.file) for file in files)
 
 
 def _free_output(settings: QuickstartSettings) -> Path:
     """Return the file to write; one that exists is in the way."""
-    output = Path(settings.output or f"{settings.name or name_of_files(settings.train_file)}.yaml")
+    output = Path(settings.output or f"{settings.name or name_of_files(_train_files(settings))}.yaml")
     if output.exists() and not settings.overwrite:
         raise UserError(
             f"{output}: the file exists; choose another name with --output, or replace it with --overwrite."

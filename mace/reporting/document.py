@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,6 @@ def write_text(path: str | Path, text: str, flag: str) -> Path:
     return path
 
 
-def document_text(report: DataReport) -> str:
-    """Write a report as JSON."""
-    return json.dumps(as_document(report), indent=1, allow_nan=False) + "\n"
+def document_text(document: Mapping[str, Any]) -> str:
+    """Write a document, or one of each head, as JSON."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"

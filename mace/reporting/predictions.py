@@ -19,6 +19,9 @@ MOST_POINTS = 10_000
 _WORST_SHARE = 0.1
 OTHER = "all others"
 
+EnergiesOfHeads = Mapping[str, Mapping[int, float]]
+"""E0 in eV by head and atomic number."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -39,7 +42,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class PredictedSet:
-    """A set of structures with its predictions.
+    """A set of structures, all for one head, with its predictions.
 
     Attributes:
         name: Name of the set.
@@ -52,6 +55,11 @@ class PredictedSet:
     role: str
     configurations: Sequence[Configuration]
     compared: Mapping[str, Compared]
+
+    @property
+    def head(self) -> str:
+        """The head that all its structures are for."""
+        return self.configurations[0].head
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class Predictions:
     properties: tuple[PropertyErrors, ...]
 
 
-def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapping[int, float]) -> Predictions:
+def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: EnergiesOfHeads) -> Predictions:
     """Add up the errors of predictions.
 
     Args:
@@ -164,9 +172,7 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Mapp
     return Predictions(tuple(names), tuple(files), tuple(shown), tuple(found))
 
 
-def per_atom_values(
-    name: str, one: PredictedSet, reference_energies: Mapping[int, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def per_atom_values(name: str, one: PredictedSet, reference_energies: EnergiesOfHeads) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and errors as they are shown: energies without E0s, per atom where the error tables are.
 
     Returns:
@@ -178,7 +184,8 @@ def per_atom_values(
         return reference, error
     configurations = [one.configurations[place] for place in compared.structure.tolist()]
     if name == "energy":
-        reference = reference - [sum(reference_energies[z] for z in c.atomic_numbers.tolist()) for c in configurations]
+        own = reference_energies[one.head]
+        reference = reference - [sum(own[z] for z in c.atomic_numbers.tolist()) for c in configurations]
     atoms = np.array([c.n_atoms for c in configurations]).reshape(-1, *[1] * (reference.ndim - 1))
     return reference / atoms, error / atoms
 
@@ -188,7 +195,7 @@ def _of_property(
     sets: Sequence[PredictedSet],
     types: Mapping[str, int],
     files: Mapping[str, int],
-    reference_energies: Mapping[int, float],
+    reference_energies: EnergiesOfHeads,
 ) -> PropertyErrors:
     present = [(place, one) for place, one in enumerate(sets) if name in one.compared]
     if present[0][1].compared[name].atom is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mace.properties import PROPERTIES
-from mace.reporting.predictions import PredictedSet, per_atom_values
+from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
 from mace.structures.configuration import Configuration
 
 COUNT = 20
@@ -40,12 +40,12 @@ class Suspect:
     drawn: bool = False
 
 
-def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[int, float]) -> dict[str, list[Suspect]]:
+def worst_structures(sets: Sequence[PredictedSet], reference_energies: EnergiesOfHeads) -> dict[str, list[Suspect]]:
     """Find the structures with the largest errors.
 
     Args:
         sets: The sets.
-        reference_energies: E0 in eV by atomic number.
+        reference_energies: E0 in eV by head and atomic number.
 
     Returns:
         By property, up to `COUNT` structures of each role, the worst first.
@@ -77,7 +77,7 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: Mapping[i
     return lists
 
 
-def _scores(name: str, one: PredictedSet, reference_energies: Mapping[int, float]) -> dict[int, float]:
+def _scores(name: str, one: PredictedSet, reference_energies: EnergiesOfHeads) -> dict[int, float]:
     """Give each structure of a set that has the label one number."""
     compared = one.compared[name]
     _, error = per_atom_values(name, one, reference_energies)

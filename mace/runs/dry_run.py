@@ -29,18 +29,24 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
         return
     settings, losses, model = run.settings, preparation.data.losses, moved.model
     plan, train = model.plan, preparation.train
-    batches = -(-len(train) // settings.batch_size)
+    structures = preparation.sampling.structures_per_epoch
+    batches = -(-structures // settings.batch_size)
     # compute the gradient of the first batch twice (once to warm up), without changing the model
     batch = train.batch(range(min(settings.batch_size, len(train)))).to(run.device)
     loss_gradient(model, batch, losses[0])
     start = time.perf_counter()
     float(loss_gradient(model, batch, losses[0]))  # reading the number waits for the device
-    epoch = (time.perf_counter() - start) / max(batch.graph.n_edges, 1) * train.n_edges
+    epoch = (time.perf_counter() - start) / max(batch.graph.n_edges, 1)
+    epoch *= train.n_edges * structures / len(train)
     moved.forget_gradients()
     energies = "none: the model predicts no energy"
-    if preparation.energies is not None:
-        named = ", ".join(f"{chemical_symbol(z)} {e:.6f}" for z, e in preparation.energies.energies.items())
-        energies = f"{named} ({preparation.energies.source})"
+    if preparation.energies:
+        energies = "; ".join(
+            f"{head}: " * bool(plan.heads)
+            + ", ".join(f"{chemical_symbol(z)} {e:.6f}" for z, e in one.energies.items())
+            + f" ({one.source})"
+            for head, one in preparation.energies.items()
+        )
     table = Table(title=f"Plan of the run {settings.name}", box=box.ASCII, show_header=False, title_justify="left")
     rows = {
         "structures": f"{len(train)} training, {sum(map(len, preparation.valid.values()))} validation, "

@@ -76,10 +76,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
             SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
             for row, (role, dataset) in preparation.sets().items()
         ],
-        data=preparation.data.report,
-        data_page=f"{folders.tag}_data.html",
+        data=preparation.data.reports,
+        data_pages={head: folders.data_page(head).name for head in preparation.data.reports},
         elements=_elements(plan, preparation.train, counts),
-        energies_source="" if preparation.energies is None else preparation.energies.source,
+        energies_source="; ".join(dict.fromkeys(energies.source for energies in preparation.energies.values())),
         neighbors=_integers(counts),
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,

@@ -9,16 +9,18 @@ from functools import partial
 import numpy as np
 
 from mace.console.optional_outputs import OptionalOutput
+from mace.graphs.dataset import Dataset
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.pages.plots import plot_parity
 from mace.planning.model_choices import reported_table
 from mace.preparation.preparation import Preparation
 from mace.properties import PROPERTIES
-from mace.reporting.predictions import PredictedSet, per_atom_values
+from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
 from mace.reporting.set_names import shown_name
 from mace.reporting.tables import error_table, tables_of
 from mace.runs.context import RunContext
+from mace.settings import TrainingSettings
 from mace.training.evaluation import Evaluation, evaluate
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
@@ -45,7 +47,7 @@ def write_final_report(
     results: dict[str, Evaluation] = {}
     predicted: list[PredictedSet] = []
     errors: dict[str, dict[str, dict[str, float]]] = {"train": {}, "valid": {}, "test": {}}
-    for row, (role, dataset) in preparation.sets().items():
+    for row, (role, dataset) in _measured_sets(preparation, settings).items():
         results[row] = evaluate(
             model,
             dataset,
@@ -65,8 +67,24 @@ def write_final_report(
     if errors["test"]:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, errors["test"]))
     if settings.plot:
-        _plot(predicted, model.plan, run, stage)
+        _plot(predicted, dict(zip(preparation.valid, model.plan.energies_of_heads(), strict=True)), run, stage)
     return {row: result.metrics for row, result in results.items()}, predicted
+
+
+def _measured_sets(preparation: Preparation, settings: TrainingSettings) -> dict[str, tuple[str, Dataset]]:
+    """Return the sets to be measured, without those of heads that ``--skip_evaluate_heads`` names."""
+    heads, named = preparation.data.heads, {name.strip() for name in settings.skip_evaluate_heads.split(",")}
+    skipped = named & heads.keys() if len(heads) > 1 else set[str]()
+    if skipped == heads.keys():
+        _LOGGER.warning("--skip_evaluate_heads names all heads, so none is left out")
+        skipped = set()
+    elif skipped:
+        _LOGGER.info("--skip_evaluate_heads: %s is left out of the tables", ", ".join(sorted(skipped)))
+    if unknown := named - heads.keys() - {"", "pt_head"}:
+        _LOGGER.warning("--skip_evaluate_heads: there is no head %s", ", ".join(sorted(unknown)))
+    return {
+        row: (role, dataset) for row, (role, dataset) in preparation.sets().items() if dataset[0].head not in skipped
+    }
 
 
 def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, tests: Collection[str]) -> None:
@@ -82,9 +100,8 @@ def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, test
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
-def _plot(predicted: list[PredictedSet], plan: ModelPlan, run: RunContext, stage: str) -> None:
+def _plot(predicted: list[PredictedSet], energies: EnergiesOfHeads, run: RunContext, stage: str) -> None:
     """Plot predictions against labels; energies are total or interaction energies, depending on the settings."""
-    energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
     folders, settings = run.folders, run.settings
     interaction = settings.plot_interaction_e
     parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
@@ -92,7 +109,7 @@ def _plot(predicted: list[PredictedSet], plan: ModelPlan, run: RunContext, stage
         for name, compared in one.compared.items():
             reference, prediction = compared.reference, compared.prediction
             if name == "energy":
-                reference, error = per_atom_values(name, one, energies if interaction else dict.fromkeys(energies, 0.0))
+                reference, error = per_atom_values(name, one, energies if interaction else _without_any(energies))
                 prediction = reference + error
             if not PROPERTIES[name].derived:
                 shown = "interaction_energy" if name == "energy" and interaction else name
@@ -107,3 +124,8 @@ def _plot(predicted: list[PredictedSet], plan: ModelPlan, run: RunContext, stage
     with OptionalOutput(path):
         plot_parity(data, path, title=f"{folders.tag}, stage {stage}")
         _LOGGER.info("Saved plot to %s", path)
+
+
+def _without_any(energies: EnergiesOfHeads) -> EnergiesOfHeads:
+    """Return reference energies of zero for the same heads and elements."""
+    return {head: dict.fromkeys(own, 0.0) for head, own in energies.items()}

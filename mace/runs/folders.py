@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mace.errors import UserError
 from mace.settings import TrainingSettings
+from mace.structures.configuration import DEFAULT_HEAD
 
 LONGEST_NAME = 255
 """Maximum length of a file name in bytes on common file systems."""
@@ -37,6 +38,11 @@ class RunFolders:
     checkpoints: Path
     results: Path
     tag: str
+
+    def data_page(self, head: str = DEFAULT_HEAD) -> Path:
+        """Return the path of the page on the data of a head."""
+        of_head = "" if head == DEFAULT_HEAD else f"_{head}"
+        return self.results / f"{self.tag}{of_head}_data.html"
 
 
 def make_folders(settings: TrainingSettings, create: bool = True) -> RunFolders:

@@ -66,6 +66,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
     optimizer = ["optimizer"] if "schedulefree" in (before.optimizer, settings.optimizer) else []
     corrections = ["lora", "lora_rank", "lora_alpha"] if before.lora or settings.lora else []
     fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer, *corrections])
+    fixed += _changes_of_heads(before, settings)
     if fields := differing_fields(started_with, plan) + fixed:
         raise UserError(
             f"{path}: the run was started with another model ({'; '.join(fields)}); set these back to go on "
@@ -190,6 +191,18 @@ def _changes(before: TrainingSettings, settings: TrainingSettings, names: list[s
         f"{name} {getattr(before, name)} -> {getattr(settings, name)}"
         for name in names
         if getattr(before, name) != getattr(settings, name)
+    ]
+
+
+def _changes_of_heads(before: TrainingSettings, settings: TrainingSettings) -> list[str]:
+    """List changed constants of heads that exist in both; other heads are a difference of the models."""
+    earlier, now = before.heads or {}, settings.heads or {}
+    return [
+        f"{field} of head {name} {getattr(earlier[name], field)} -> {getattr(now[name], field)}"
+        for name in now
+        if name in earlier
+        for field in ("E0s", "scaling", "mean", "std")
+        if getattr(earlier[name], field) != getattr(now[name], field)
     ]
 
 

@@ -81,8 +81,7 @@ def settle_choices(settings: TrainingSettings) -> Choices:
 def read_data(run: RunContext, losses: Losses) -> InputData:
     """Read and check the structures and the model to start from, if any."""
     _LOGGER.info("===========LOADING INPUT DATA===========")
-    page = run.folders.results / f"{run.folders.tag}_data.html"
-    return read_and_check(run.settings, losses, run.progress, page if run.team.is_first else None)
+    return read_and_check(run.settings, losses, run.progress, run.folders.data_page if run.team.is_first else None)
 
 
 def plan_model(run: RunContext, data: InputData) -> Preparation:

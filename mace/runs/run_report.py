@@ -86,8 +86,8 @@ class RunReport:
             return
         with OptionalOutput(self.path):
             self._facts = gather(self._started)
-            plan = trainer.state.model.plan
-            self._energies = dict(zip(plan.atomic_numbers, plan.reference_energies, strict="energy" in plan.outputs))
+            energies = trainer.state.model.plan.energies_of_heads()
+            self._energies = dict(zip(trainer.valid_sets, energies, strict=True))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:

@@ -50,7 +50,7 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
         )
         for stage, epoch in state.progression.best_epochs.items():
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
-        trainer = Trainer(run, state, preparation.train, preparation.valid, keeper)
+        trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
         run.report.begin(trainer, results, lambda started: gather_facts(run, preparation, trainer, started))
         with make_trackers(settings, folders.results, folders.tag, identity, team.is_first) as trackers:

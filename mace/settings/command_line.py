@@ -61,11 +61,12 @@ class SettingsParser(argparse.ArgumentParser):
         )
         self.model, self.declarations = model, declarations(model)
         self.by_flag = {f"--{word}": d for d in self.declarations.values() for word in d.spellings}
+        self.by_flag |= {flag: d for d in self.declarations.values() for flag in d.other_flags}
         self.add_argument("-h", "--help", action="store_const", const=False)
         if "config" in self.declarations:
             self.add_argument("--help_all", dest="help", action="store_const", const=True)
         for d in self.declarations.values():
-            flags = [f"--{name}" for name in d.names]
+            flags = [d.flag, *d.other_flags]
             if d.is_bare:
                 self.add_argument(*flags, action=_Record, nargs=0, const=d.kind == "switch", dest=d.name)
             else:
@@ -194,7 +195,7 @@ def as_flags(settings: BaseModel) -> list[str]:
         value = getattr(settings, name)
         several = as_list(value)
         # tables without what nobody gave
-        words = [repr(v.model_dump(exclude_unset=True)) if isinstance(v, BaseModel) else str(v) for v in several]
+        words = [str(_plain(v)) for v in several]
         if name not in settings.model_fields_set or name == "config":
             continue
         if declaration.kind == "switch":
@@ -204,5 +205,12 @@ def as_flags(settings: BaseModel) -> list[str]:
         elif declaration.takes_several:
             arguments += [declaration.flag, *words] if words else []
         else:
-            arguments.append(f"{declaration.flag}={value}")
+            arguments.append(f"{declaration.flag}={_plain(value)}")
     return arguments
+
+
+def _plain(value: Any) -> Any:
+    """Turn tables into dictionaries of what was given."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -22,6 +22,10 @@ def _check_atomic_numbers(numbers: list[int]) -> list[int]:
     return numbers
 
 
+AtomicNumbers = Annotated[list[int], AfterValidator(_check_atomic_numbers)]
+"""Elements as a list of different atomic numbers."""
+
+
 def parse_E0s_literal(text: str) -> dict[int, float]:
     """Read reference energies written as a Python or JSON dictionary.
 
@@ -62,7 +66,8 @@ def _energies_by_number(table: Any) -> dict[int, float]:
     return energies
 
 
-def _read_E0s(value: Any) -> Any:
+def read_E0s(value: Any) -> Any:
+    """Turn reference energies written as text into a dictionary, and words for their source into lower case."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return parse_E0s_literal(value.strip())
     if isinstance(value, str) and value.lower() in ("average", "foundation", "estimated"):
@@ -77,13 +82,14 @@ def _read_E0s(value: Any) -> Any:
 class DataSettings(Settings):
     """Which structures are learned from, and which the model is judged by."""
 
-    train_file: Files = setting(
-        ...,
+    train_file: Files | None = setting(
+        None,
         "structures to train on (any format ASE reads)",
         group="Data",
         kind="several",
         placeholder="FILE...",
         expects=_FILES,
+        default_words="required, unless every head has one of its own",
     )
     valid_file: Files | None = setting(
         None,
@@ -144,7 +150,7 @@ class CheckingSettings(Settings):
 class ReferenceSettings(Settings):
     """Energies of isolated atoms, and the scale and shift of what is learned on top of them."""
 
-    E0s: Annotated[str | dict[int, float] | None, BeforeValidator(_read_E0s)] = setting(
+    E0s: Annotated[str | dict[int, float] | None, BeforeValidator(read_E0s)] = setting(
         None,
         "energies of isolated atoms: isolated (structures of config_type IsolatedAtom), average (least squares), "
         "foundation (those of the foundation model), estimated (those, with a least-squares fit of what its "
@@ -155,7 +161,7 @@ class ReferenceSettings(Settings):
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
     )
-    atomic_numbers: Annotated[list[int], AfterValidator(_check_atomic_numbers)] | None = setting(
+    atomic_numbers: AtomicNumbers | None = setting(
         None,
         "elements the model knows, as a list of atomic numbers",
         group="Reference energies and scaling",

@@ -51,6 +51,7 @@ class Declaration:
         field: Its type, default and bounds.
         group: The heading under which help and documentation show it; by itself for unsupported and inert settings.
         aliases: Other spellings of the name.
+        short: A letter that stands for the flag after a single dash, or empty.
         negations: Spellings that set a switch to False; where a file of settings may have switched it on, ``no_<name>``
             for each of its names is among them by itself.
         unit: Physical unit of the value, or empty.
@@ -65,12 +66,15 @@ class Declaration:
         only_with: The settings without which it changes nothing, joined by ``and`` and ``or``; given without them it is
             accepted, even where it is not supported. They are declared before it.
         may_be_empty: Whether an empty text may be given, as which None counts too; it is not the same as nothing given.
+        reads_text: Whether its own check reads text, which is otherwise a Python or JSON literal where the type is a
+            list or a dictionary.
     """
 
     name: str
     field: FieldInfo
     group: str = ""
     aliases: tuple[str, ...] = ()
+    short: str = ""
     negations: tuple[str, ...] = ()
     unit: str = ""
     kind: Kind = "value"
@@ -83,6 +87,7 @@ class Declaration:
     inert: str = ""
     only_with: str = ""
     may_be_empty: bool = False
+    reads_text: bool = False
 
     @property
     def help(self) -> str:
@@ -103,6 +108,11 @@ class Declaration:
     def flag(self) -> str:
         """The flag."""
         return f"--{self.names[0]}"
+
+    @property
+    def other_flags(self) -> list[str]:
+        """Other ways to write the flag, the short one last; without those that switch it off."""
+        return [*(f"--{alias}" for alias in self.aliases), *([f"-{self.short}"] if self.short else [])]
 
     @property
     def is_bare(self) -> bool:
@@ -306,7 +316,7 @@ class Settings(BaseModel):
             value = "" if declaration.may_be_empty else None
         elif value == "" and str in declaration.types and not can_be_empty:
             raise ValueError("is empty; give a value or remove it.")
-        elif isinstance(value, str) and holds_several and str not in declaration.types:
+        elif isinstance(value, str) and holds_several and str not in declaration.types and not declaration.reads_text:
             value = read_literal(value)
         value = check(value)
         effect, why = declaration.effect(value, info.data)

@@ -8,7 +8,9 @@ from typing import ClassVar
 from pydantic import BaseModel, model_validator
 
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
+from mace.settings.declaration import declarations
 from mace.settings.fitting import FineTuningSettings, LossSettings, OptimizerSettings, StageTwoSettings
+from mace.settings.heads import HeadsSettings
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -35,6 +37,7 @@ class TrainingSettings(
     OptimizerSettings,
     LossSettings,
     FineTuningSettings,
+    HeadsSettings,
     ReferenceSettings,
     ModelSettings,
     LabelSettings,
@@ -49,6 +52,11 @@ class TrainingSettings(
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainingSettings:
+        if self.train_file is None and (not self.heads or any(head.train_file is None for head in self.heads.values())):
+            declaration = declarations(type(self))["train_file"]
+            without = [name for name, head in (self.heads or {}).items() if head.train_file is None]
+            which = f" for the head {without[0]}, which has none in --heads" if without else ""
+            raise ValueError(f"--train_file is required{which}: {declaration.help}.")
         if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:
             raise ValueError(
                 f"--valid_fraction must be a number above 0 and below 1, not '{self.valid_fraction:g}', without "

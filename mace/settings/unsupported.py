@@ -10,7 +10,6 @@ _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
 _REPLAY = "fine-tuning with replay of other data is not available yet; remove the flag to fine-tune on your data alone."
 _FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name its head with --foundation_head."
-_HEADS = "training of several heads is not available yet; remove the flag and train one model per data set."
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
@@ -73,12 +72,6 @@ class UnsupportedSettings(Settings):
     field_readout_config: str | dict[str, Any] | None = setting(None, "options of the field readout", inert=_POLAR)
 
     # labels and weights of properties to come
-    head_key: str | None = setting(
-        None,
-        "name of the head of a structure",
-        inert="all structures are for the only head, Default",
-        may_be_empty=True,
-    )
     polarizability_weight: float = setting(1.0, "weight of the polarizabilities", inert=_POLARIZABILITIES)
     swa_polarizability_weight: float = setting(
         1.0,
@@ -100,10 +93,6 @@ class UnsupportedSettings(Settings):
     )
     lbfgs: bool = setting(
         False, "end with L-BFGS steps", kind="switch", unsupported="L-BFGS is not available yet; remove the flag."
-    )
-    heads: str | dict[str, Any] | None = setting(None, "files and E0s of several heads", unsupported=_HEADS)
-    skip_evaluate_heads: str = setting(
-        "pt_head", "heads left out of the final tables", inert="there is one head, Default, and it is measured"
     )
     multiheads_finetuning: bool = setting(
         True, "keep a head for the data of the foundation model", unsupported=_REPLAY, inactive=(False,)

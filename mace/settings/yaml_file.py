@@ -86,8 +86,16 @@ def _unfolded_size(node: Any, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
-def _read_table(path: str) -> dict[str, Any]:
-    """Read a file that is a table, with all scalars as text."""
+def read_table(path: str, flag: str = "--config") -> dict[str, Any]:
+    """Read a YAML file that is a table, with all scalars as text.
+
+    Args:
+        path: The file.
+        flag: The flag that names it, for messages.
+
+    Raises:
+        UserError: If it cannot be read, or is no table.
+    """
     try:
         with Path(path).open("rb") as stream:  # which may be a device or a pipe
             content = stream.read(LARGEST_FILE + 1)
@@ -96,7 +104,7 @@ def _read_table(path: str) -> dict[str, Any]:
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"--config {path}: the file cannot be read: {reason}.") from error
+        raise UserError(f"{flag} {path}: the file cannot be read: {reason}.") from error
     try:
         table = _Loader(text, path).get_single_data()
     except yaml.YAMLError as error:
@@ -128,7 +136,7 @@ def read_yaml_settings(path: str, model: type[BaseModel]) -> dict[str, Given]:
     """
     spellings = {spelling: d for d in declarations(model).values() for spelling in d.spellings}
     given: dict[str, Given] = {}
-    for key, value in _read_table(path).items():
+    for key, value in read_table(path).items():
         name = key.lstrip("-").replace("-", "_")
         if name not in spellings:
             raise UserError(f"{path}: {shown(key)} is not a setting; {advice(name[:60], list(spellings), '')}")

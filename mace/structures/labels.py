@@ -129,6 +129,7 @@ class FileLabels:
         constrained: Indices of the structures with constraints, such as fixed atoms.
         units: Which units were converted, in words; empty if none.
         conditions: In how many structures each requested condition was found, in words.
+        other_heads: Heads that structures name though they are read for another one.
     """
 
     file: str
@@ -142,6 +143,7 @@ class FileLabels:
     constrained: tuple[int, ...] = ()
     units: str = ""
     conditions: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
 
     def of(self, name: str) -> LabelCoverage:
         """The coverage of one property."""

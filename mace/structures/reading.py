@@ -25,7 +25,7 @@ from mace.structures.checks import (
     parse_label,
 )
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
 from mace.structures.formats import iterate_frames
 from mace.structures.frame import Frame
 from mace.structures.labels import (
@@ -44,7 +44,7 @@ from mace.structures.stress import convert_stress_virials, is_asymmetric
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
 
-_ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
+ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class _Structure:
         near: Keys that almost match a label's key, with their values.
         constrained: Whether it has constraints.
         condition_keys: Key of each condition, see `mace.structures.condition_values.find_conditions`.
+        other_head: The head it names if it is read for another one, else an empty text.
     """
 
     configuration: Configuration
@@ -79,6 +80,7 @@ class _Structure:
     near: list[tuple[str, Any]]
     constrained: bool
     condition_keys: dict[str, str | None]
+    other_head: str = ""
 
     @cached_property
     def complete(self) -> Configuration:
@@ -88,12 +90,49 @@ class _Structure:
     @cached_property
     def has_isolated_type(self) -> bool:
         """Whether its ``config_type`` is that of isolated atoms."""
-        return self.configuration.config_type.lower() in _ISOLATED_ATOM_TYPES
+        return self.configuration.config_type.lower() in ISOLATED_ATOM_TYPES
 
     @property
     def is_isolated_atom(self) -> bool:
         """Whether it is an isolated atom."""
         return self.has_isolated_type and self.configuration.n_atoms == 1
+
+
+@dataclass(frozen=True)
+class _HeadNaming:
+    """Which head structures are for; see `read_sources`."""
+
+    head: str
+    key: str | None
+    known: tuple[str, ...]
+
+    def head_of(self, frame: Frame, file: str, index: int, names_heads: bool) -> str | None:
+        """Return the head of a structure; None to leave the structure out.
+
+        Args:
+            frame: The structure.
+            file: The file it is from.
+            index: Its index there.
+            names_heads: Whether the first structure of that file names its head; then all must, else none may.
+
+        Raises:
+            UserError: If it names no head where others do, or one that does not exist.
+        """
+        named = None if self.key is None else frame.info.get(self.key)
+        if not self.known or (named is None and not names_heads):
+            return self.head if named is None else str(named)
+        if not names_heads:
+            raise UserError(
+                f"{file}: structure {index} names its head in {self.key}=, but structure 0 does not; name the head of "
+                "all structures, or give each head its own file in --heads."
+            )
+        if named is None or str(named) not in self.known:
+            what = f"has no {self.key}= in its comment line" if named is None else f"is for the head '{named}'"
+            raise UserError(
+                f"{file}: structure {index} {what}; this file is for several heads, and its structures name one of "
+                f"{', '.join(self.known)}. Mend the name, add it to --heads, or give each head its own file there."
+            )
+        return str(named) if str(named) == self.head else None
 
 
 def read_configurations(
@@ -130,6 +169,7 @@ def read_sources(
     observe: Callable[[Frame], None] | None = None,
     skip_non_finite: bool = False,
     head_key: str | None = None,
+    heads: Sequence[str] = (),
 ) -> ReadResult:
     """Read labeled structures from files of any format that ASE supports.
 
@@ -143,11 +183,14 @@ def read_sources(
         observe: Called with every structure as it is in the file, in the order of the files.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
         head_key: Entry of the comment line that names a structure's own head, if it has one.
+        heads: Names of all heads, in files with structures of several: either every structure names one of them, and
+            those of other heads than ``head`` are left out, or none does, and all are for every head.
 
     Raises:
-        UserError: If a file or structure cannot be read, holds no atoms, has a cell that does not span the directions
-            in which it repeats, or has a label or weight that is not finite or not of the right shape. A label that no
-            structure has is no error here; see `mace.structures.labels.require_labels`.
+        UserError: If a file or structure cannot be read, names a head that does not exist, holds no atoms, has a cell
+            that does not span the directions in which it repeats, or has a label or weight that is not finite or not of
+            the right shape. A label that no structure has is no error here; see
+            `mace.structures.labels.require_labels`.
     """
     for source in sources:
         check_type_weights(source.config_type_weights)
@@ -156,7 +199,8 @@ def read_sources(
     structures: list[_Structure] = []
     with collection_paused():
         for file, source in expanded:
-            described, read = _read_file(file, source, (head, head_key), observe, progress, skip_non_finite)
+            naming = _HeadNaming(head, head_key, tuple(heads))
+            described, read = _read_file(file, source, naming, observe, progress, skip_non_finite)
             files.append(described)
             structures += read
     types: dict[str, set[str]] = {}
@@ -183,7 +227,7 @@ def read_sources(
 def _read_structures(
     file: str,
     source: Source,
-    head: tuple[str, str | None],
+    naming: _HeadNaming,
     observe: Callable[[Frame], None] | None,
     progress: Progress | None,
 ) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
@@ -195,21 +239,27 @@ def _read_structures(
     wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
-    for index, frame in enumerate(iterate_frames(file)):
+    names_heads: bool | None = None
+    for index, frame in source.indexed(iterate_frames(file)):
+        names_heads = naming.key in frame.info if names_heads is None else names_heads
+        if (head := naming.head_of(frame, file, index, names_heads)) is None:
+            continue
         configuration = Configuration(
             atomic_numbers=np.array(frame.numbers, dtype=np.int64),
             positions=frame.positions * source.units.of_length,
             cell=frame.cell * source.units.of_length,
             pbc=frame.pbc,
             config_type=str(frame.info.get("config_type", DEFAULT_TYPE)),
-            head=head[0] if head[1] is None else str(frame.info.get(head[1], head[0])),
+            head=head,
             file=file,
             index=index,
         )
         check_geometry(configuration)
         configuration = attach_weights(configuration, frame.info, source.config_type_weights)
         configuration = attach_atom_weights(configuration, frame)
-        structure = _Structure(configuration, {}, [], bool(frame.constraints), {})
+        named = str(frame.info.get(naming.key or HEAD_KEY, head))
+        other_head = "" if named == head else named
+        structure = _Structure(configuration, {}, [], bool(frame.constraints), {}, other_head)
         for place, entries in (("info", frame.info), ("arrays", frame.arrays), ("calculator", frame.results)):
             for key, value in entries.items():
                 if value is None or key in STRUCTURE_KEYS:
@@ -237,13 +287,13 @@ def _read_structures(
 def _read_file(
     file: str,
     source: Source,
-    head: tuple[str, str | None],
+    naming: _HeadNaming,
     observe: Callable[[Frame], None] | None,
     progress: Progress | None,
     skip_non_finite: bool,
 ) -> tuple[FileLabels, list[_Structure]]:
     """Read the structures of one file with their labels, and report where the labels were found."""
-    structures, n_with_key = _read_structures(file, source, head, observe, progress)
+    structures, n_with_key = _read_structures(file, source, naming, observe, progress)
     candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
     present = {key for structure in structures for key in structure.found}
     keys = {name: key for name in PROPERTIES if (key := choose_key(candidates[name], present)) is not None}
@@ -287,6 +337,7 @@ def _read_file(
             misspelled=tuple(misspelled),
             constrained=tuple(structure.configuration.index for structure in structures if structure.constrained),
             units=source.units.text,
+            other_heads=tuple(sorted({structure.other_head for structure in structures if structure.other_head})),
             conditions=tuple(
                 f"{name} {sum(keys_of.values())} of {len(found)}"
                 + (f" ({' and '.join(repr(key) for key in keys_of)})" if keys_of else "")

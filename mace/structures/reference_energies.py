@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class ReferenceEnergies:
         energies: eV by atomic number, in ascending order of atomic numbers; exactly the elements asked for.
         source: ``IsolatedAtom frames``, ``command line``, ``file <name>``, ``the foundation model``, or how they were
             fitted.
-        notes: Lines for the log.
+        unused: Energies from the same source of elements that were not asked for, eV by atomic number.
         warnings: Warnings about what is probably wrong.
         overruled: Where isolated atoms and ``--E0s`` disagree: which was used, and how to get the other.
         residuals: By ``config_type``, if the energies were fitted; empty otherwise.
@@ -71,7 +71,7 @@ class ReferenceEnergies:
 
     energies: dict[int, float]
     source: str
-    notes: tuple[str, ...] = ()
+    unused: Mapping[int, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     overruled: tuple[str, ...] = ()
     residuals: tuple[Residual, ...] = ()
@@ -131,15 +131,14 @@ def resolve_reference_energies(
     else:
         energies, source = _typed(E0s, foundation, elements)
         overruled = _typed_before_frames(isolated_atoms, energies)
-    unused = ", ".join(chemical_symbol(number) for number in sorted(energies) if number not in elements)
-    notes = [f"The reference energies of {unused} are not needed: no structure has these elements."] * bool(unused)
+    unused = {number: energy for number, energy in sorted(energies.items()) if number not in elements}
     wanted = {number: energies[number] for number in elements}
     residuals: tuple[Residual, ...] = ()
     if is_average:
         residuals = fit_residuals(configurations, wanted)
     else:  # after a fit the mean is zero, whatever the data are
         warnings = [*warnings, *_judge(wanted, configurations)]
-    return ReferenceEnergies(wanted, source, tuple(notes), tuple(warnings), tuple(overruled), residuals)
+    return ReferenceEnergies(wanted, source, unused, tuple(warnings), tuple(overruled), residuals)
 
 
 def _typed(

@@ -351,10 +351,16 @@ run keeps those it was started with, even if the data have changed."""
 def differing_fields(saved: ModelPlan, wanted: ModelPlan) -> list[str]:
     """Describe the structural fields in which two plans differ, as ``r_max 5.0 -> 6.0``."""
     return [
-        f"{name} {getattr(saved, name)} -> {getattr(wanted, name)}"
+        f"{name} {one} -> {other}"
         for name in STRUCTURAL
-        if getattr(saved, name) != getattr(wanted, name)
+        for one, other in [(_structure(saved, name), _structure(wanted, name))]
+        if one != other
     ]
+
+
+def _structure(plan: ModelPlan, name: str) -> Any:
+    """Return a field of a plan, of heads only their names."""
+    return list(plan.head_names) if name == "heads" else getattr(plan, name)
 
 
 def file_digests(paths: Iterable[Path | str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mace.graphs.batch_plan import BatchPlan
+from mace.graphs.batch_plan import BatchPlan, HeadSampling, one_head
 from mace.graphs.dataset import Dataset
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
@@ -33,16 +33,14 @@ class EpochReport:
         epoch: Counted from zero; None for the evaluation before training.
         stage_two: Whether it belongs to stage two.
         evaluations: Results on the validation sets, by head; empty if the epoch was not evaluated.
+        valid_loss: The validation loss by which models are compared, see `Trainer.judged_loss`; None if the epoch was
+            not evaluated.
     """
 
     epoch: int | None
     stage_two: bool
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
-
-    @property
-    def valid_loss(self) -> float | None:
-        """Validation loss summed over all heads; None if the epoch was not evaluated."""
-        return sum(found.loss for found in self.evaluations.values()) if self.evaluations else None
+    valid_loss: float | None = None
 
 
 class _StopRequested(Exception):
@@ -58,6 +56,7 @@ class Trainer:
         train_set: The training structures.
         valid_sets: The validation structures, by head.
         keeper: Saves states and holds the history.
+        sampling: How often the structures of each head are used; every structure once if None.
 
     Attributes:
         batch_plan: Which structures are used in each step.
@@ -70,13 +69,15 @@ class Trainer:
         train_set: Dataset,
         valid_sets: Mapping[str, Dataset],
         keeper: StateKeeper,
+        sampling: HeadSampling | None = None,
     ) -> None:
         self.settings, self._team, self._progress = context.settings, context.team, context.progress
         self._interruption, self._records = context.interruption, keeper.records
         self.state, self.train_set, self.valid_sets, self.keeper = state, train_set, valid_sets, keeper
         edges = {name: self.settings.max_edges_per_batch for name in ("training", "validation")}
         self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
-        self.batch_plan = BatchPlan(len(train_set), self.settings.seed, self.settings.batch_size * self._team.size)
+        sampling = sampling or one_head(len(train_set))
+        self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
 
     @property
@@ -128,12 +129,12 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> None:
         """Take the remaining steps of an epoch."""
         state, size = self.progression, self.batch_plan.n_structures
-        if state.structures_done and state.structures != size:
-            _LOGGER.warning(
-                "There were %d training structures, now %d: epoch %d begins anew", state.structures, size, epoch
-            )
+        draws = list(self.batch_plan.sampling.draws.values())
+        if state.structures_done and (state.structures != size or state.draws not in ([], draws)):
+            before, now = (state.structures, size) if state.structures != size else (state.draws, draws)
+            _LOGGER.warning("There were %s training structures, now %s: epoch %d begins anew", before, now, epoch)
             state.structures_done = 0
-        state.structures = size
+        state.structures, state.draws = size, draws
         if state.structures_done < size:
             self.state.optimizer_mode("train")
         late: deque[StepOutcome] = deque()
@@ -196,7 +197,8 @@ class Trainer:
             self._records.evaluation(loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head)
             self._progress.evaluated(found.metrics)
             evaluations[head] = found
-        report = EpochReport(epoch, epoch is not None and state.stage_two, evaluations)
+        is_stage_two = epoch is not None and state.stage_two
+        report = EpochReport(epoch, is_stage_two, evaluations, self.judged_loss(evaluations))
         if epoch is not None and report.valid_loss is not None:
             improved = self._judge(epoch, report.valid_loss)
             if improved or self.settings.save_all_checkpoints:
@@ -205,6 +207,18 @@ class Trainer:
                     self.state.best[state.stage] = weights
                 self.keeper.keep_weights(weights, epoch, state.stage, improved)
         return report
+
+    def judged_loss(self, evaluations: Mapping[str, Evaluation]) -> float:
+        """Return the validation loss that chooses the best model, lowers the learning rate and counts patience.
+
+        With ``--select_by=all`` it is the mean over the heads, each with its share of the structures of an epoch; the
+        weights of heads are in their losses already.
+        """
+        chosen = self.settings.select_by
+        if len(evaluations) > 1 and chosen == "all":
+            shares = self.batch_plan.sampling.shares
+            return sum(shares[head] * found.loss for head, found in evaluations.items())
+        return (evaluations.get(chosen) or next(iter(evaluations.values()))).loss
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
         """Evaluate the model on a set of structures, with the weights used for validation."""
@@ -260,7 +274,7 @@ class Trainer:
         if not saved:
             self.save()
         state = self.progression
-        done, size = state.structures_done, len(self.train_set)
+        done, size = state.structures_done, self.batch_plan.n_structures
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
         error = self._interruption.error(f"saved {place}; the same command with --restart_latest goes on from there")
         _LOGGER.warning("%s", error)

@@ -32,7 +32,8 @@ class Progression:
     Attributes:
         epoch: The current epoch, or the next one between epochs.
         structures_done: Number of structures already used for training in this epoch.
-        structures: Number of training structures when the epoch began; their order depends on it.
+        structures: Number of structures of an epoch when it began; their order depends on it.
+        draws: How many of them were of each head; empty if it was not recorded.
         evaluated_at_start: Whether the evaluation before the first step has been made.
         stage_two: Whether stage two has begun.
         stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
@@ -50,6 +51,7 @@ class Progression:
     epoch: int = 0
     structures_done: int = 0
     structures: int = 0
+    draws: list[int] = field(default_factory=list)
     evaluated_at_start: bool = False
     stage_two: bool = False
     stage_two_start: int | None = None
@@ -216,10 +218,13 @@ class TrainingState:
         if now.freeze != before.freeze:
             self._stop_frozen()
         if now.amsgrad and not before.amsgrad:
-            for moments in self.optimizer.state.values():
+            for moments in filter(None, self.optimizer.state.values()):  # frozen parameters may have an empty state
                 moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
         if progression.finished and (now.max_num_epochs > progression.epoch and now.patience > before.patience):
             progression.finished = False
+        if (now.select_by, now.head_sampling) != (before.select_by, before.head_sampling):
+            # losses judged otherwise cannot be compared
+            progression.lowest_loss, progression.evaluations_without_gain = math.inf, 0
         if now.max_edges_per_batch != before.max_edges_per_batch:
             progression.edge_limits = {}
 
@@ -229,6 +234,7 @@ class TrainingState:
         for parameter in self.moved.parameters():
             if not parameter.requires_grad:
                 self.optimizer.state.pop(parameter, None)
+        self.moved.update_model()
 
     def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
         """Undo the start of stage two, for a run whose stage two now begins later or not at all."""

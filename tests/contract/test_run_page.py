@@ -189,7 +189,9 @@ def test_large_sets_stay_small(tmp_path: Path) -> None:
     ]  # fmt: skip
     E0s = {1: 0.0, 6: 0.0, 8: 0.0}
     stages = [
-        MeasuredStage(s, 1, {}, summarize_predictions(predicted, E0s), worst_structures(predicted, E0s))
+        MeasuredStage(
+            s, 1, {}, summarize_predictions(predicted, {"Default": E0s}), worst_structures(predicted, {"Default": E0s})
+        )
         for s in ("one", "two")
     ]
     text = embedded("errors-data", errors_document(stages))

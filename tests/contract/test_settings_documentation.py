@@ -19,6 +19,7 @@ GROUPS = [
     "Labels and keys",
     "Model",
     "Reference energies and scaling",
+    "Heads",
     "Fine-tuning",
     "Loss and weights",
     "Optimizer and schedule",
@@ -136,7 +137,7 @@ def test_json_schema(capsys):
     schema = json.loads(capsys.readouterr().out)
     assert schema == settings_json_schema()
     assert schema["additionalProperties"] is False
-    assert schema["required"] == ["name", "train_file"]
+    assert schema["required"] == ["name"]
     assert schema["properties"]["r_max"]["exclusiveMinimum"] == 0
     assert schema["properties"]["r_max"]["unit"] == "Angstrom"
     assert schema["properties"]["max_ell"]["aliases"] == ["l_max"]

@@ -8,7 +8,7 @@ import pytest
 from mace.reporting.metrics import ErrorAccumulator
 from mace.reporting.predictions import BINS, Compared, PredictedSet, summarize_predictions
 from mace.reporting.worst import worst_structures
-from mace.structures.configuration import Configuration
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
 
 ENERGIES = {1: -13.0, 8: -400.0}
 MOLECULES = ([1, 1, 8], [1, 8], [8, 8])
@@ -52,7 +52,7 @@ NAMES = {"energy": "e_per_atom", "forces": "f", "stress": "stress"}
 
 
 def test_errors_of_each_set_equal_those_of_the_tables(sets: list[PredictedSet]) -> None:
-    found = summarize_predictions(sets, ENERGIES)
+    found = summarize_predictions(sets, {DEFAULT_HEAD: ENERGIES})
     assert [errors.name for errors in found.properties] == ["energy", "forces", "stress"]
     for errors in found.properties:
         for place, one in enumerate(sets):
@@ -72,7 +72,7 @@ def test_errors_of_each_set_equal_those_of_the_tables(sets: list[PredictedSet]) 
 
 
 def test_elements_and_types_divide_forces(sets: list[PredictedSet]) -> None:
-    found = summarize_predictions(sets, ENERGIES)
+    found = summarize_predictions(sets, {DEFAULT_HEAD: ENERGIES})
     forces = found.properties[1]
     assert forces.parts == ("H", "O")
     one = sets[0]
@@ -90,13 +90,13 @@ def test_elements_and_types_divide_forces(sets: list[PredictedSet]) -> None:
 
 
 def test_energies_are_divided_by_composition(sets: list[PredictedSet]) -> None:
-    energy = summarize_predictions(sets, ENERGIES).properties[0]
+    energy = summarize_predictions(sets, {DEFAULT_HEAD: ENERGIES}).properties[0]
     assert energy.parts == ("H O", "O")
     assert sum(c.count for c in energy.cells if c.part == 1) == 10 + 3 + 4
 
 
 def test_points_are_all_values_of_small_sets(sets: list[PredictedSet]) -> None:
-    energy = summarize_predictions(sets, ENERGIES).properties[0]
+    energy = summarize_predictions(sets, {DEFAULT_HEAD: ENERGIES}).properties[0]
     one = sets[2]
     chosen = energy.points.set == 2
     sizes = np.array([c.n_atoms for c in one.configurations])
@@ -114,12 +114,12 @@ def test_outliers_lie_in_the_outermost_bins() -> None:
         Configuration(np.array([1]), np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3, index=k) for k in range(1000)
     ]
     one = PredictedSet("train", "train", structures, {"energy": Compared(reference, prediction, np.arange(1000))})
-    (cell,) = summarize_predictions([one], {1: 0.0}).properties[0].cells
+    (cell,) = summarize_predictions([one], {DEFAULT_HEAD: {1: 0.0}}).properties[0].cells
     assert cell.histogram[0] == 1 and cell.histogram.sum() == 1000 and len(cell.histogram) == BINS
 
 
 def test_the_worst_structures_are_found(sets: list[PredictedSet]) -> None:
-    worst = worst_structures(sets, ENERGIES)
+    worst = worst_structures(sets, {DEFAULT_HEAD: ENERGIES})
     for name in ("energy", "forces", "stress"):
         values = [abs(suspect.errors[name]) for suspect in worst[name]]
         assert values == sorted(values, reverse=True)
@@ -136,5 +136,7 @@ def test_the_worst_structures_are_found(sets: list[PredictedSet]) -> None:
 def test_a_label_missing_everywhere_leaves_no_property() -> None:
     one = predicted_set("train", "train", 5, 0)
     without = PredictedSet("train", "train", one.configurations, {"forces": one.compared["forces"]})
-    assert [errors.name for errors in summarize_predictions([without], ENERGIES).properties] == ["forces"]
-    assert list(worst_structures([without], ENERGIES)) == ["forces"]
+    assert [errors.name for errors in summarize_predictions([without], {DEFAULT_HEAD: ENERGIES}).properties] == [
+        "forces"
+    ]
+    assert list(worst_structures([without], {DEFAULT_HEAD: ENERGIES})) == ["forces"]

@@ -23,7 +23,7 @@ def test_isolated_atoms(configure: Callable[..., Configuration]) -> None:
     result = resolve_reference_energies(None, atoms, [configure([1, 8], energy=-450.0)], OH)
     assert result.energies == {1: -13.0, 8: -432.0}
     assert (result.source, result.warnings) == ("IsolatedAtom frames", ())
-    assert "Fe" in result.notes[0]
+    assert result.unused == {26: -1.0}
     assert result.energies == {1: -13.0, 8: -432.0}
 
 

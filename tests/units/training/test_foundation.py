@@ -81,7 +81,7 @@ def plan(foundation: Foundation, energy: float | None = None, **given: Any) -> M
     typed = {"r_max": given.get("r_max", 5.0), "n_channels": given.get("num_channels", 128)}
     wanted = files.PLAN.model_copy(update=new | typed)
     data = dataset((8, 1, 1), files.PLAN.model_copy(update=new), energy)
-    return foundation_plan(settings(**given), foundation, wanted, data)
+    return foundation_plan(settings(**given), foundation, wanted, {"Default": data})
 
 
 def test_elements_and_energies_are_new_and_the_shift_fits(foundation: Foundation) -> None:

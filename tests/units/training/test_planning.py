@@ -94,7 +94,7 @@ def test_features_that_are_overruled_are_told(flags: tuple[str, ...], notes: lis
 def _plan(*flags: str) -> object:
     energies = ReferenceEnergies({1: -1.0, 8: -2.0}, "command line")
     typed = settings("--max_L=0", "--num_channels=4", *flags)
-    return plan_model(typed, ElementTable((1, 8)), energies, Scaling(0.5, 2.0), 7.0)
+    return plan_model(typed, ElementTable((1, 8)), {"Default": energies}, {"Default": Scaling(0.5, 2.0)}, 7.0)
 
 
 @pytest.mark.parametrize("text", ["16x1o", "8x0e + 8x1o", "scalars", "0x0e"])
