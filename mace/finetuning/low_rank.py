@@ -114,15 +114,28 @@ def _corrected(base: Tensor, first: Tensor, second: Tensor, scale: float, out: T
     return torch.add(base, first @ second, alpha=scale, out=out)
 
 
-def averaged_weights(state: Mapping[str, Any], averages: Sequence[Tensor]) -> dict[str, Tensor]:
+def averaged_weights(
+    weights: Mapping[str, Tensor], state: Mapping[str, Any], averages: Sequence[Tensor]
+) -> dict[str, Tensor]:
     """Return the corrected weights with averaged factors.
 
     Args:
+        weights: The weights of the model, by name.
         state: What `LowRankCorrections.state_dict` returned.
         averages: Averages of all factors, in the order of `LowRankCorrections.named_parameters`.
 
     Returns:
         The weights of the corrected maps, by name.
+
+    Raises:
+        ValueError: If there are not two factors for each map, or they do not have its shape.
     """
-    pairs = zip(state["base"].items(), averages[::2], averages[1::2], strict=True)
-    return {name: _corrected(base, first, second, state["scale"]) for (name, base), first, second in pairs}
+    found = {}
+    for (name, base), first, second in zip(state["base"].items(), averages[::2], averages[1::2], strict=True):
+        *leading, n_inputs, n_outputs = weights[name].shape
+        rank = min(first.shape[-1], n_inputs, n_outputs)
+        shapes = [weights[name].shape, (*leading, n_inputs, rank), (*leading, rank, n_outputs)]
+        if [base.shape, first.shape, second.shape] != shapes:
+            raise ValueError(f"the corrections of {name} do not have its shape")
+        found[name] = _corrected(base, first, second, float(state["scale"]))
+    return found

@@ -241,7 +241,7 @@ def test_averaged_factors_give_the_weights_that_are_validated() -> None:
     with average.applied():
         corrections.update_model()
         expected = {name: value.clone() for name, value in corrections.model.state_dict().items()}
-    found = averaged_weights(corrections.state_dict(), average.state_dict()["averages"])
+    found = averaged_weights(expected, corrections.state_dict(), average.state_dict()["averages"])
     assert found.keys() == set(corrections.state_dict()["base"])
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
