@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mace.errors import UserError
+from mace.finetuning.foundation import keeps_readouts
 from mace.finetuning.low_rank import LowRankCorrections
 from mace.model.mace import MACE
 from mace.reporting.tables import plain_table
@@ -202,6 +203,6 @@ def log_moved(moved: MovedParameters, settings: TrainingSettings, starts_anew: b
         )
     random = [row.part for row in rows if starts_anew or row.part.startswith(("readouts", "dipole_readouts"))]
     held = [row.part for row in rows if row.part in random and (settings.lora or not row.moved)]
-    if held and (starts_anew or not settings.foundation_model_readout):
+    if held and (starts_anew or not keeps_readouts(settings)):
         what = "--lora corrects" if settings.lora else "--freeze keeps"
         _LOGGER.warning("%s weights that are random: nothing was learned before in %s", what, ", ".join(held))
