@@ -15,6 +15,7 @@ import torch
 
 import mace
 from mace.elements import chemical_symbol
+from mace.finetuning.freezing import moved_in_words
 from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
@@ -89,12 +90,12 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
 
 
 def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSettings) -> dict[str, str]:
-    plan, model = trainer.state.model.plan, trainer.state.model
+    plan = trainer.state.model.plan
     hidden = " + ".join(f"{plan.n_channels}x{degree}{'eo'[degree % 2]}" for degree in plan.hidden_l)
     found = {
         "model": f"{plan.model}, {plan.n_layers} layers, {hidden}, l_max {plan.l_max}, correlation "
         f"{', '.join(map(str, plan.correlation))}",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": moved_in_words(trainer.state.moved, settings).splitlines()[0],
         "receptive field": f"{plan.r_max * plan.n_layers:g} \u00c5",
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",

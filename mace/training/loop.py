@@ -82,7 +82,7 @@ class Trainer:
         self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
         limit = self._limits["training"]
-        self.full_batch = FullBatch(state.model, train_set, limit, self.settings, self._team, sampling)
+        self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling)
 
     @property
     def progression(self) -> Progression:
