@@ -80,8 +80,9 @@ USES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "E0s by head": (
         ("--heads={{'a': {{'train_file': '{place}/a.xyz', 'E0s': 'foundation'}}, "
-         "'b': {{'train_file': '{place}/b.xyz'}}, 'c': {{'train_file': '{place}/water.xyz', 'E0s': '{place}/e0s.json'}},"
-         "'d': {{'train_file': '{place}/ammonia.xyz', 'E0s': {{'N': -5.0, 'H': 3.0}}}}}}",),
+         "'b': {{'train_file': '{place}/b.xyz'}}, 'c': {{'train_file': '{place}/water.xyz', "
+         "'E0s': '{place}/e0s.json'}}, 'd': {{'train_file': '{place}/ammonia.xyz', "
+         "'E0s': {{'N': -5.0, 'H': 3.0}}}}}}",),
         ("pt_head", "a", "b", "c", "d"),
         (r"for head pt_head: .1 \(H\): -13.6, 6 \(C\): -1027.2, 7 \(N\): -5, 8 \(O\): -2041.8",
          r"for head a: .1 \(H\): -13.6,", r"for head b: .1 \(H\): 3.21,", r"for head c: .1 \(H\): 3.3,",
