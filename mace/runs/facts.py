@@ -14,20 +14,19 @@ import numpy as np
 import torch
 
 import mace
-from mace.elements import chemical_symbol
-from mace.graphs.dataset import Dataset
+from mace.elements import atomic_number, chemical_symbol
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
-from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
+from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import results_path
 from mace.reporting.set_names import shown_name
 from mace.runs.context import RunContext
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.settings import TrainingSettings, provided
-from mace.settings.command_line import as_flags
+from mace.settings.command_line import as_flags, plain_value
 from mace.settings.help import groups_of
-from mace.training.loop import Trainer
+from mace.training.loop import Trainer, selection_rule
 from mace.training.stages import has_stage_two
 
 _MOST_BARS = 80
@@ -43,11 +42,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         started: Time at which the program was started.
     """
     settings, folders, plan = run.settings, run.folders, trainer.state.model.plan
-    counts = preparation.train.neighbor_counts()
     processes = f", {run.team.size} processes" if run.team.size > 1 else ""
     count = torch.get_num_threads()
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
-    given = provided(settings)
+    given, several = provided(settings), len(preparation.valid) > 1
     words = {"train": "training", "valid": "validation", "test": "test"}
     commit = commit_of_checkout()
     versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
@@ -66,21 +64,26 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         patience=settings.patience,
         machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
         settings=[
-            SettingFact(group, d.name, str(getattr(settings, d.name)), d.default, d.name in given, d.help)
+            SettingFact(group, d.name, str(plain_value(getattr(settings, d.name))), d.default, d.name in given, d.help)
             for group, members in groups_of(type(settings)).items()
             for d in members
             if not d.unsupported and not d.inert
         ],
         decisions=_decisions(trainer, preparation, settings),
         sets=[
-            SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
-            for row, (role, dataset) in preparation.sets().items()
+            SetFact(words[role], shown_name(row), len(found), found.n_atoms, found.n_edges, found[0].head * several)
+            for row, (role, found) in preparation.sets().items()
         ],
         data=preparation.data.reports,
         data_pages={head: folders.data_page(head).name for head in preparation.data.reports},
-        elements=_elements(plan, preparation.train, counts),
-        energies_source="; ".join(dict.fromkeys(energies.source for energies in preparation.energies.values())),
-        neighbors=_integers(counts),
+        heads=_heads(plan, preparation),
+        head_sampling=settings.head_sampling,
+        elements=_elements(plan, preparation),
+        neighbors={
+            head: found
+            for head in preparation.valid
+            if (found := _integers(preparation.train_of(head).neighbor_counts())) is not None
+        },
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=versions,
@@ -99,8 +102,11 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
     }
-    if "energy" in plan.outputs:
+    if "energy" in plan.outputs and not plan.heads:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
+    if plan.heads:
+        shares = preparation.sampling.shares
+        found["best model"] = f"the one with the lowest {selection_rule(settings.select_by, shares)}"
     found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
@@ -111,14 +117,36 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
 
 
-def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:
-    energies = plan.reference_energies or [None] * plan.n_elements
-    facts = []
-    for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
-        own = counts[train.element == place]
-        numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
-        facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers))
+def _heads(plan: ModelPlan, preparation: Preparation) -> list[HeadFact]:
+    energies, sampling, facts = preparation.energies, preparation.sampling, []
+    for (name, valid), planned in zip(preparation.valid.items(), plan.every_head, strict=True):
+        facts.append(
+            HeadFact(
+                name=name,
+                weight=preparation.data.heads[name].weight,
+                training=sampling.sizes[name],
+                in_epoch=sampling.draws[name],
+                validation=len(valid),
+                scale=planned.scale if energies else None,
+                shift=planned.shift if energies else None,
+                energies_source=energies[name].source if energies else "",
+            )
+        )
     return facts
+
+
+def _elements(plan: ModelPlan, preparation: Preparation) -> list[ElementFact]:
+    """Gather facts on every element for every head, those of an element together."""
+    facts = []
+    for name, planned in zip(preparation.valid, plan.every_head, strict=True):
+        train = preparation.train_of(name)
+        counts, energies = train.neighbor_counts(), planned.reference_energies or [None] * plan.n_elements
+        for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
+            own = counts[train.element == place]
+            numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
+            of_head = name if plan.heads else ""
+            facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers, of_head))
+    return sorted(facts, key=lambda fact: plan.atomic_numbers.index(atomic_number(fact.symbol)))
 
 
 def _integers(counts: np.ndarray) -> Distribution | None:
