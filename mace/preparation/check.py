@@ -67,10 +67,10 @@ def _show(
 ) -> None:
     """Print the reports, and write their pages."""
     several, names = len(heads) > 1, dict[str, str]()
-    for name, head in heads.items():
-        files = head.settings.train_file
+    for head, own in heads.items():
+        files = own.settings.train_file
         assert files is not None, "required of every head"
-        names[name] = settings.name or name_of_files(files)
+        names[head] = settings.name or name_of_files(files)
     pages = {head: _page(settings, name, head if several else "") for head, name in names.items()}
     links = {head: path.name for head, path in pages.items()} if several else None
     for head, report in reports.items():
