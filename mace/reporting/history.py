@@ -117,7 +117,7 @@ class RunHistory:
             else:
                 self.valid.setdefault(head, {})[epoch] = dict(record)
         elif mode == "selection":
-            self.select_by = str(record.get("select_by"))
+            self.select_by = str(record.get("head"))
             if epoch is not None:
                 self.selection[epoch] = _number(record.get("loss"))
         elif mode == "opt" and epoch is not None:

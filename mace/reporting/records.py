@@ -136,7 +136,7 @@ class RecordWriter:
             epoch: As in `evaluation`.
             by: The rule, a value of ``--select_by``.
         """
-        self._write({"loss": loss, "select_by": by, "mode": "selection", "epoch": epoch})
+        self._write({"loss": loss, "mode": "selection", "epoch": epoch, "head": by})
 
     def follow(self, follower: Follower) -> None:
         """Tell somebody all records, those so far and those to come; without a file there is nothing to tell."""
