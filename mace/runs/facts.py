@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -87,7 +88,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=versions,
-        commands=_commands(run),
+        commands=_commands(run, list(preparation.valid)),
     )
 
 
@@ -159,8 +160,11 @@ def _integers(counts: np.ndarray) -> Distribution | None:
     return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
 
 
-def _commands(run: RunContext) -> list[CommandFact]:
-    """Write commands to reproduce or resume the run and to use its model, relative to the current folder."""
+def _commands(run: RunContext, heads: Sequence[str]) -> list[CommandFact]:
+    """Write commands to reproduce or resume the run and to use its model, relative to the current folder.
+
+    Of several heads the first one is used.
+    """
     settings, folders = run.settings, run.folders
     begin = f"cd {shlex.quote(os.getcwd())}\n"
     flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]
@@ -174,24 +178,28 @@ def _commands(run: RunContext) -> list[CommandFact]:
     model = str(folders.model / f"{settings.name}{'_stagetwo' if has_stage_two(settings) else ''}.model")
     records = str(results_path(folders.results, settings.name, settings.seed))
     quoted = shlex.quote(model)
-    device = run.device.type
+    device, head = run.device.type, heads[0] if len(heads) > 1 else None
+    of_head, flag = ("", "") if head is None else (f", head {head}", f" \\\n    {shlex.quote(f'--head={head}')}")
+    named = "" if head is None else f", head={head!r}"
     atoms = (
         f"from ase.io import read\nfrom mace.calculators import MACECalculator\n\natoms = read({'structure.xyz'!r})\n"
     )
-    calculator = f"MACECalculator(model_paths={model!r}, device={device!r}, default_dtype={settings.default_dtype!r})"
+    calculator = (
+        f"MACECalculator(model_paths={model!r}, device={device!r}, default_dtype={settings.default_dtype!r}{named})"
+    )
     results = "print(atoms.get_potential_energy(), atoms.get_forces())\n"
     return [
         CommandFact("Reproduce this run", begin + train),
         CommandFact("Resume it, or go on with more epochs", f"{begin}{train} \\\n    --restart_latest"),
         CommandFact(
-            "Evaluate structures with the model",
+            f"Evaluate structures with the model{of_head}",
             f"{begin}mace_eval_configs --configs=structures.xyz --model={quoted} \\\n"
-            f"    --output=predicted.xyz --device={device}",
+            f"    --output=predicted.xyz --device={device}{flag}",
         ),
-        CommandFact("Use the model in ASE", f"{atoms}atoms.calc = {calculator}\n{results}"),
+        CommandFact(f"Use the model in ASE{of_head}", f"{atoms}atoms.calc = {calculator}\n{results}"),
         CommandFact(
-            "Run molecular dynamics",
-            f"{begin}mace_md --structure=structure.xyz --model={quoted} --temperature_K=300 --steps=1000",
+            f"Run molecular dynamics{of_head}",
+            f"{begin}mace_md --structure=structure.xyz --model={quoted} --temperature_K=300 --steps=1000{flag}",
         ),
         CommandFact("Compare with other runs", f"{begin}mace_plot_train {shlex.quote(records)} OTHER_train.txt"),
     ]

@@ -162,6 +162,7 @@ def test_the_page_shows_the_constants_of_every_head(run: Run) -> None:
     assert re.search(r"\ba +1 +9 +9 +3 ", words) and re.search(r"\bb +2 +6 +6 +2 ", words)
     assert words.count("IsolatedAtom frames") == 2 and "--select_by=all" in words and "--head_sampling=all" in words
     assert "HeadSettings" not in page
+    assert page.count("--head=a") == 2 and "head=&#x27;a&#x27;)" in page
 
 
 def test_structures_of_one_head_are_no_duplicates_of_another(run: Run) -> None:
