@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.model.plan import OUTPUTS
+from mace.planning.replay import REPLAY_HEAD, replays
 from mace.settings import TrainingSettings
 from mace.settings.declaration import inert_notes
 from mace.settings.heads import HeadSettings
@@ -18,6 +20,9 @@ _LOGGER = logging.getLogger(__name__)
 
 FILES = ("train_file", "valid_file", "test_file")
 """Settings of files that a head may share with others."""
+
+_OF_MATERIALS_PROJECT = ("small", "medium", "large")
+"""Published models whose training structures are the set ``mp``."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Head:
         shared: Which of `FILES` hold structures of other heads too; in these, every structure names its head.
         key: Entry of the comment line in which it does.
         names: Names of all heads.
+        is_replay: Whether it is the head of the foundation model, with structures that are replayed.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Head:
     shared: frozenset[str] = frozenset()
     key: str = HEAD_KEY
     names: tuple[str, ...] = (DEFAULT_HEAD,)
+    is_replay: bool = False
 
     @property
     def is_alone(self) -> bool:
@@ -56,37 +63,84 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
         UserError: If the files name no heads, or the model can have only one.
     """
     key = settings.head_key or HEAD_KEY
-    given = settings.heads
-    if given is None and settings.head_key:
+    given = dict(settings.heads or {})
+    replayed = given.pop(REPLAY_HEAD, HeadSettings()) if replays(settings) else None
+    if settings.heads is None and settings.head_key:
         given = dict.fromkeys(_names_in_files(settings, key), HeadSettings())
     if not given:
-        return {DEFAULT_HEAD: Head(DEFAULT_HEAD, settings)}
-    names = tuple(given)
+        given = {DEFAULT_HEAD: HeadSettings()}
+    names = (*([] if replayed is None else [REPLAY_HEAD]), *given)
     if len(names) > 1 and "energy" not in OUTPUTS[settings.model]:
         raise UserError(
             f"--heads: --model={settings.model} predicts no energies, and heads differ in these only; train one model "
             "per data set."
         )
-    if len(names) == 1:
+    if len(names) == 1 and names[0] != DEFAULT_HEAD:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
-    heads = {name: _head(settings, name, own, key, names) for name, own in given.items()}
+    if replayed is not None:  # first, as in mace-torch
+        given = {REPLAY_HEAD: _for_replay(settings, replayed), **given}
+    heads = {name: _head(settings, name, given, key) for name in names}
     if settings.select_by != "all" and settings.select_by not in heads:
         raise UserError(f"--select_by: there is no head '{settings.select_by}'; give all or one of {', '.join(heads)}.")
     return heads
 
 
-def _head(settings: TrainingSettings, name: str, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
-    """Put what was given for a head in place of what holds for all."""
-    for note in inert_notes(own):
+def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSettings], key: str) -> Head:
+    """Put what was given for a head in place of what holds for all; files of all that several heads use are shared."""
+    for note in inert_notes(heads[name]):
         _LOGGER.warning("Head %s: %s", name, note)
-    given = own.given()
+    given = heads[name].given()
     weight = given.pop("weight", 1.0)
-    shared = frozenset(files for files in FILES if files not in given and getattr(settings, files) is not None)
     if "test_dir" not in given:
         given["test_dir"] = None  # the files of a folder say nothing of heads
+    is_replay = name == REPLAY_HEAD and replays(settings)
+    in_common_files = [
+        other for other in heads if other != REPLAY_HEAD or not replays(settings) or _is_shared(settings)
+    ]
+    if is_replay:  # what was given for other structures does not hold for these
+        given = {"mean": None, "std": None, **({} if name in in_common_files else dict.fromkeys(FILES)), **given}
+    users = {files: [other for other in in_common_files if getattr(heads[other], files) is None] for files in FILES}
+    shared = {files for files in FILES if getattr(settings, files) is not None and len(users[files]) > 1}
     settings_of_head = settings.model_copy(update=given)
-    settings_of_head.model_fields_set.update(name for name, value in given.items() if value is not None)
-    return Head(name, settings_of_head, weight, shared if len(names) > 1 else frozenset(), key, names)
+    settings_of_head.model_fields_set.update(word for word, value in given.items() if value is not None)
+    return Head(name, settings_of_head, weight, frozenset(shared - given.keys()), key, tuple(heads), is_replay)
+
+
+def _is_shared(settings: TrainingSettings) -> bool:
+    """Return whether the structures to replay are in the training files of all, where they name their head."""
+    own = (settings.heads or {}).get(REPLAY_HEAD)
+    return own is not None and own.train_file is None and settings.pt_train_file is None and bool(settings.train_file)
+
+
+def _for_replay(settings: TrainingSettings, own: HeadSettings) -> HeadSettings:
+    """Complete what was given for the head of the foundation model in ``--heads``, which comes first."""
+    implied = None if own.train_file or settings.pt_train_file or _is_shared(settings) else _implied_set(settings)
+    return own.model_copy(
+        update={
+            "train_file": own.train_file or settings.pt_train_file or implied,
+            "valid_file": own.valid_file or settings.pt_valid_file,
+            "weight": own.weight or settings.weight_pt_head,
+            "E0s": own.E0s or "foundation",
+        }
+    )
+
+
+def _implied_set(settings: TrainingSettings) -> str | None:
+    """Return the published set to replay if no file is given; None to replay the training structures themselves.
+
+    Raises:
+        UserError: If there is nothing to replay.
+    """
+    if settings.pseudolabel_replay:
+        return None
+    if settings.foundation_model in _OF_MATERIALS_PROJECT:
+        _LOGGER.info("--pt_train_file=mp, the set that %s was trained on, is replayed", settings.foundation_model)
+        return "mp"
+    raise UserError(
+        "--multiheads_finetuning=True replays structures of the foundation model's training: give them with "
+        "--pt_train_file (files, or one of mp, omat, matpes_pbe, matpes_r2scan), or add --pseudolabel_replay=True to "
+        "replay your own structures with its labels, or set it to False to fine-tune on your data alone."
+    )
 
 
 def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
