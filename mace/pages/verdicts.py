@@ -11,7 +11,6 @@ import numpy as np
 
 from mace.pages.run_facts import MeasuredStage, RunFacts, RunState
 from mace.properties import COMPARED, PROPERTIES, Property
-from mace.reporting.predictions import Predictions
 from mace.units import MILLI
 
 Level = Literal["good", "note", "warning", "error", ""]
@@ -130,6 +129,8 @@ def _error_tiles(state: RunState) -> Iterator[Tile]:
         shown, name = _largest(tests or valid), "test" if tests else "validation"
         if len(tests or valid) > 1:
             name = f"worst of {len(tests)} test sets" if tests else f"validation, worst of {len(valid)} heads"
+        elif len(state.stages[-1].heads) > 1 and not tests:
+            name = f"validation, {', '.join(valid)}"
     else:
         history = state.history
         losses = {epoch: loss for epoch, loss in history.validation_losses().items() if math.isfinite(loss)}
@@ -215,7 +216,7 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
             )
     if not stages:
         return
-    yield from _of_shifts(stages[-1].predictions)
+    yield from _of_shifts(stages[-1])
     of_heads = stages[-1].metrics_of("valid")
     for name, values in stages[-1].test_metrics().items():
         valid_metrics = of_heads.get(stages[-1].head_of.get(name, "")) or _largest(of_heads)
@@ -229,13 +230,13 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                 )
 
 
-def _of_shifts(predictions: Predictions) -> Iterator[Verdict]:
+def _of_shifts(stage: MeasuredStage) -> Iterator[Verdict]:
     """Say for which heads the errors of nearly all energies have one sign."""
+    predictions = stage.predictions
     for errors in predictions.properties:
         if errors.name != "energy":
             continue
-        heads = dict.fromkeys(predictions.heads)
-        for head in heads:
+        for head in dict.fromkeys(predictions.heads):
             cells = [cell for cell in errors.cells if predictions.heads[cell.set] == head]
             count = sum(cell.count for cell in cells)
             if count < 2:
@@ -243,7 +244,7 @@ def _of_shifts(predictions: Predictions) -> Iterator[Verdict]:
             shift = sum(cell.signed for cell in cells) / count
             if abs(shift) > SHIFTED * math.sqrt(sum(cell.squared for cell in cells) / count):
                 side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
-                own, of_head = (head, f" of head {head}") if len(heads) > 1 else ("", "")
+                own, of_head = (head, f" of head {head}") if len(stage.heads) > 1 else ("", "")
                 yield Verdict(
                     "warning",
                     f"Nearly all energies{of_head} are predicted too {side}, by {size:.3g} meV/atom on average: not "

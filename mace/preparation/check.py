@@ -66,11 +66,10 @@ def _show(
     settings: CheckSettings, heads: Mapping[str, Head], reports: Mapping[str, DataReport], console: Console
 ) -> None:
     """Print the reports, and write their pages."""
-    several, names = len(heads) > 1, dict[str, str]()
-    for head, own in heads.items():
-        files = own.settings.train_file
-        assert files is not None, "required of every head"
-        names[head] = settings.name or name_of_files(files)
+    several = len(heads) > 1
+    files = {name: head.settings.train_file for name, head in heads.items()}
+    first = next(given for given in files.values() if given is not None)  # a head that is replayed may have none
+    names = {head: settings.name or name_of_files(given or first) for head, given in files.items()}
     pages = {head: _page(settings, name, head if several else "") for head, name in names.items()}
     links = {head: path.name for head, path in pages.items()} if several else None
     for head, report in reports.items():

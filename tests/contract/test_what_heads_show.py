@@ -267,3 +267,14 @@ def test_an_error_in_one_head_is_one_of_the_check(
     assert Path("said_a.html").exists() and "close-atoms" in Path("said_b.html").read_text()
     document = json.loads(Path("x.json").read_text())
     assert (document["errors"], document["heads"]["a"]["errors"], document["heads"]["b"]["errors"]) == (1, 0, 1)
+
+
+def test_replay_of_the_own_structures_has_a_page_too(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    replay = ["--multiheads_finetuning=True", "--pseudolabel_replay=True", "--foundation_head=a"]
+    flags = [f"--train_file={folder / 'b.xyz'}", f"--foundation_model={run.folder / 'tiny.model'}", *replay]
+    assert check_data.run([*flags, "--json=x.json"]) == 0
+    assert {path.name for path in tmp_path.glob("*.html")} == {"b_pt_head_data.html", "b_Default_data.html"}
+    assert list(json.loads(Path("x.json").read_text())["heads"]) == ["pt_head", "Default"]

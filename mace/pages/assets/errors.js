@@ -184,6 +184,12 @@ function build() {
   const sets = stage.sets.map((s, k) => [k, ...s]).filter(([k]) => isChosenHead(stage.heads[k]));
   for (const role of Object.keys(ROLES)) if (sets.some((s) => s[2] === role))
     legend.append(html("span", { class: "swatch dot", style: `color: var(--${role})` }), `${ROLES[role]} \u00a0 `);
+  const tell = () => document.dispatchEvent(new CustomEvent("stage", { detail: choice.stage }));
+  if (!sets.length) {
+    legend.textContent = "Errors of this head were not measured, because --skip_evaluate_heads leaves it out.";
+    place.replaceChildren(legend);
+    return tell();
+  }
   const update = () => {
     panels.forEach((panel) => panel.select());
     const counts = { head: heads.chosen ? 1 : new Set(stage.heads).size, set: 2, type: stage.types.length, element: stage.elements.length };
@@ -201,7 +207,7 @@ function build() {
   place.replaceChildren(controls, legend, grid, tables);
   if (stage.properties.some((p) => p.parts.includes(""))) place.append(html("p", { class: "soft", text: "There are too many compositions to divide properties of structures by element; forces are." }));
   update();
-  document.dispatchEvent(new CustomEvent("stage", { detail: choice.stage }));
+  tell();
 }
 if (data && place) {
   choice.stage = data.stages.length - 1;

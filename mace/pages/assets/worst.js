@@ -6,7 +6,7 @@ const ROLES = { train: "training", valid: "validation", test: "test" }, MOST = 2
 function build(stage) {
   const among = (name) => (stage.worst[name] || []).map((k) => stage.suspects[k]).filter((s) => isChosenHead(s.head));
   const properties = stage.properties.filter((p) => among(p.name).length);
-  if (!properties.length) return place.replaceChildren(html("p", { class: "soft", text: "No structure has labels to compare with." }));
+  if (!properties.length) return place.replaceChildren(html("p", { class: "soft", text: "No structure with labels was measured." }));
   const choice = { property: properties.some((p) => p.name === "forces") ? "forces" : properties[0].name, role: "all" };
   const viewer = new Viewer(), about = html("p", { class: "soft", "aria-live": "polite" }), list = html("div", { class: "scroll", tabindex: "0" });
   const roles = Object.keys(ROLES).filter((role) => stage.suspects.some((s) => s.role === role && isChosenHead(s.head)));

@@ -106,6 +106,13 @@ def test_test_sets_are_judged_by_the_validation_of_their_head() -> None:
     assert "Test set x_b: the error of forces is 4.0 times" in words and "Test set x_a" not in words
 
 
+def test_the_only_head_that_was_measured_is_named() -> None:
+    metrics = {"train_a": {"rmse_f": 0.1}, "valid_a": {"rmse_f": 0.1}}
+    found = MeasuredStage("one", 1, metrics, Predictions((), (), (), ()), {}, ("pt_head", "a"))
+    names = {tile.name for tile in tiles(FACTS, of_heads({"a": [1.0, 0.5]}, stages=[found]))}
+    assert "RMSE F, validation, a" in names
+
+
 def test_a_head_that_knows_its_training_set_too_well_is_named() -> None:
     metrics = {"train_a": {"rmse_f": 0.1}, "valid_a": {"rmse_f": 0.1}}
     metrics |= {"train_b": {"rmse_f": 0.1}, "valid_b": {"rmse_f": 0.3}}
