@@ -84,7 +84,7 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
             elif values:
                 label += f": best {min(values.values()):.3g}, last {list(values.values())[-1]:.3g}"
             if values:
-                _line(axis, values, label, _COLORS[place % len(_COLORS)])
+                _line(axis, values, label, _COLORS[place % (len(_COLORS) - 1)])  # black is the training loss
         axis.set_ylabel(title)
         axis.legend(frameon=False, fontsize=8)
     if rates:
