@@ -111,6 +111,7 @@ _NO_REPLAY = ["--num_samples_pt=50 has no effect without --foundation_model and 
 RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "run_train": (_PLAIN, {}, []),
     "no_stress": (_PLAIN | {"loss": "weighted"}, {}, []),
+    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, []),
     "foundation": (_ALONE, {}, ["--model=MACE: the foundation model is of the kind ScaleShiftMACE"]),
     "foundation_elements": (
         {name: _ALONE[name] for name in ("name", "train_file", "hidden_irreps", *_AS_SMALL, "multiheads_finetuning")}
@@ -175,7 +176,6 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
 """By test: flags, None for bare ones, a YAML file beside them, and warnings."""
 
 REFUSED: dict[str, tuple[Flags, Flags, str]] = {
-    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, "--lbfgs: L-BFGS is not available"),
     "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, "--freeze: freezing layers is not available"),
     "another_foundation": (
         _ALONE | {"r_max": 3.5}, {}, "--r_max=3.5 contradicts the foundation model",
