@@ -177,9 +177,9 @@ def labeled_by_foundation(
         progress=partial(progress.track, description="Labeling with the foundation model"),
         kernels=settings.kernels,
     )
-    labeled = label() if team.is_first else []
-    team.broadcast(None)  # the others wait
-    labeled = labeled if team.is_first else label()
+    labeled: list[Configuration] = []
+    team.once(lambda: labeled.extend(label()))
+    labeled = labeled or label()  # the others find them in the folder
     by_file: dict[str, list[Configuration]] = {}
     for configuration in labeled:
         by_file.setdefault(configuration.file, []).append(configuration)
