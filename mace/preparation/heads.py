@@ -49,6 +49,11 @@ class Head:
         """Whether the model has no other head."""
         return len(self.names) == 1
 
+    @property
+    def prefix(self) -> str:
+        """How lines of the log about it begin, if there are others."""
+        return "" if self.is_alone else f"Head {self.name}: "
+
 
 def heads_of(settings: TrainingSettings) -> dict[str, Head]:
     """Determine the heads of a run, by name, in the order of the model.

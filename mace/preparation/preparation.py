@@ -130,8 +130,8 @@ def divide(head: Head, data: InputData) -> Division:
         train, valid = split.train, split.valid
         for note in split.notes:
             _LOGGER.warning("%s", note)
-        _LOGGER.info(contents_line("Random Split Training set", train))
-        _LOGGER.info(contents_line("Random Split Validation set", valid))
+        _LOGGER.info("%s%s", head.prefix, contents_line("Random Split Training set", train))
+        _LOGGER.info("%s%s", head.prefix, contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         if not valid:
@@ -154,7 +154,8 @@ def divide(head: Head, data: InputData) -> Division:
             row = name or table_row(each.config_type, each.head)
             tests.setdefault(row if head.is_alone or not name else table_row(name, head.name), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
-    _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
+    text = "%sTotal number of configurations: train=%d, valid=%d, tests=[%s]"
+    _LOGGER.info(text, head.prefix, len(train), len(valid), counts)
     return Division(train, valid, tests, is_split=sets.validation is None)
 
 
@@ -199,7 +200,8 @@ def prepare(
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, every) if writes else ""
         for name in split:
             _LOGGER.info(
-                "Using random %g%% of training set for validation with indices saved in: %s",
+                "%sUsing random %g%% of training set for validation with indices saved in: %s",
+                heads[name].prefix,
                 100 * heads[name].settings.valid_fraction,
                 path,
             )

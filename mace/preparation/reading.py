@@ -25,6 +25,7 @@ from mace.preparation.replay import (
     check_replayed,
     elements_of,
     labeled_by_foundation,
+    log_replay,
     own_structures,
     replay_sources,
     warn_of_common_files,
@@ -190,11 +191,13 @@ def _read_replayed(
         label = partial(
             labeled_by_foundation, settings=head.settings, foundation=foundation, progress=progress, team=team
         )
-        return DataSets(
-            label(replayed.training),
-            None if replayed.validation is None else label(replayed.validation),
-            replayed.tests,
-        )
+        labeled = None if replayed.validation is None else label(replayed.validation)
+        replayed = DataSets(label(replayed.training), labeled, replayed.tests)
+        log_replay(replayed.training, f"labels by the foundation model {foundation.words}")
+        return replayed
+    log_replay(
+        replayed.training, "the labels of their files, which are taken as those of the foundation model's method"
+    )
     for result in filter(None, (replayed.training, replayed.validation)):
         check_replayed(head, result, foundation)
     if "train_file" not in head.shared:

@@ -124,6 +124,13 @@ def check_replayed(head: Head, result: ReadResult, foundation: Foundation) -> No
             )
 
 
+def log_replay(result: ReadResult, labels: str) -> None:
+    """Log what is replayed, and with which labels."""
+    files = ", ".join(file.file for file in result.report.files)
+    count = len(result.configurations)
+    _LOGGER.info("Head %s: %d structures of %s are replayed, with %s", REPLAY_HEAD, count, files, labels)
+
+
 def warn_of_common_files(result: ReadResult, others: Iterable[ReadResult]) -> None:
     """Warn of files that are replayed and are training files of other heads too."""
     files = {Path(file.file).resolve() for other in others for file in other.report.files}

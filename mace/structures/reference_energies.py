@@ -243,14 +243,12 @@ def _typed_before_frames(
             different.setdefault(number, words)
     if not different:
         return []
-    taken, way_out = "that --E0s gives", "leave out --E0s to take those of the frames"
+    told = "the E0s that --E0s gives are taken though the IsolatedAtom frames have others:"
+    way_out = "leave out --E0s to take those of the frames"
     if source == _FOUNDATION:  # by default, for the structures it was trained on
-        taken = f"of {source}"
+        told = "the E0s of the foundation model are taken though the IsolatedAtom frames have others:"
         way_out = "the labels should be of the method it was trained with"
-    return [
-        f"{_files_of(isolated_atoms)}: the E0s {taken} are taken though the IsolatedAtom frames have others: "
-        f"{', '.join(different.values())}; {way_out}."
-    ]
+    return [f"{_files_of(isolated_atoms)}: {told} {', '.join(different.values())}; {way_out}."]
 
 
 def _files_of(isolated_atoms: Sequence[Configuration]) -> str:

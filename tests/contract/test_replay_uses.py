@@ -47,7 +47,7 @@ USES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "selection beside heads in YAML": (
         ("--config={place}/heads.yaml", "--num_samples_pt=3", "--subselect_pt=random", "--force_mh_ft_lr=True"),
         ("pt_head", "a", "b"),
-        ("3 are taken at random, with seed 7", "learning rate 0.01", r"pt_head 2 \(of 2\)"),
+        ("3 are taken at random, with seed 7", "Learning rate: 0.01", r"pt_head 2 \(of 2\)"),
     ),
     "farthest points of some elements": (
         (A_AND_B, "--num_samples_pt=3", "--subselect_pt=fps", "--filter_type_pt=combinations",

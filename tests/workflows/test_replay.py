@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from rich.console import Console
 from training_runs import Run, copper, isolated_atoms, labeled, rattled, same, untimed, water
 
 from mace.calculators import MACECalculator
-from mace.cli import eval_configs, select_head
+from mace.cli import eval_configs, export, select_head
 from mace.console.progress import TrainingProgress
 from mace.model.mace import MACE
 from mace.model.model_file import load_model, save_model
@@ -346,3 +347,21 @@ def test_the_result_is_used(tuned: Run, place: Path, tmp_path: Path) -> None:
     chosen = MACECalculator(model_paths=str(tmp_path / "chosen.model"), default_dtype="float64")
     assert chosen.get_potential_energy(atoms) == pytest.approx(energies["Default"], abs=1e-12)
     assert load_model(tmp_path / "chosen.model").model.plan.heads == ()
+
+
+PYTHON = os.environ.get("MACE_ORIGINAL_PYTHON", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON, reason="MACE_ORIGINAL_PYTHON does not name an interpreter with mace-torch")
+def test_the_result_goes_to_mace_torch_and_back(tuned: Run, tmp_path: Path) -> None:
+    """The export compares energies and forces of every head; the way back gives the same numbers."""
+    export.run(
+        [str(tuned.folder / "tiny.model"), str(tmp_path / "out.model"), "--format=mace-torch", f"--python={PYTHON}"]
+    )
+    atoms = water(1, seed=20)[0]
+    for head in ("pt_head", "Default"):
+        paths = (tuned.folder / "tiny.model", tmp_path / "out.model")
+        ours, back = (MACECalculator(model_paths=str(p), default_dtype="float64", head=head) for p in paths)
+        assert ours.get_potential_energy(atoms) == pytest.approx(back.get_potential_energy(atoms), rel=1e-12)
+        np.testing.assert_allclose(ours.get_forces(atoms), back.get_forces(atoms), rtol=0, atol=1e-12)
