@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.model.plan import OUTPUTS
-from mace.planning.replay import REPLAY_HEAD, replays
+from mace.planning.replay import OF_MATERIALS_PROJECT, REPLAY_HEAD, replays
 from mace.settings import TrainingSettings
 from mace.settings.declaration import inert_notes
 from mace.settings.heads import HeadSettings
@@ -20,9 +20,6 @@ _LOGGER = logging.getLogger(__name__)
 
 FILES = ("train_file", "valid_file", "test_file")
 """Settings of files that a head may share with others."""
-
-_OF_MATERIALS_PROJECT = ("small", "medium", "large")
-"""Published models whose training structures are the set ``mp``."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _implied_set(settings: TrainingSettings) -> str | None:
     """
     if settings.pseudolabel_replay:
         return None
-    if settings.foundation_model in _OF_MATERIALS_PROJECT:
+    if settings.foundation_model in OF_MATERIALS_PROJECT:
         _LOGGER.info("--pt_train_file=mp, the set that %s was trained on, is replayed", settings.foundation_model)
         return "mp"
     raise UserError(

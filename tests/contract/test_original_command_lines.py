@@ -55,7 +55,7 @@ _FIRST: Flags = {
     "loss": "weighted", "default_dtype": "float64",
 }  # fmt: skip
 _OWN_REPLAY: Flags = {
-    "foundation_model": "small",
+    "foundation_model": "first",
     "num_samples_pt": 3,
     "subselect_pt": "random",
     "force_mh_ft_lr": True,
@@ -231,6 +231,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reference_energies=(3.2, 3.1, 4.6),
     )
     save_model(folder / "small.model", original_files.model(plan))
+    first = plan.model_copy(update={"n_channels": 32, "r_max": 5.0, "num_radial_basis": 8})
+    save_model(folder / "first.model", original_files.model(first))
     save_model(folder / "mh-0.model", original_files.model(original_files.with_heads("omat_pbe", "other")))
     published = [frame.copy() for frame in frames]
     for frame in published:
