@@ -33,8 +33,9 @@ ARCHITECTURE = [
     "--model=ScaleShiftMACE", "--num_channels=32", "--max_L=1", "--max_ell=2", "--correlation=2", "--r_max=5.0",
 ]  # fmt: skip
 COMMON = [
-    "--default_dtype=float32", "--batch_size=5", "--loss=weighted", "--ema", "--ema_decay=0.99", "--num_threads=1",
-    "--scheduler=ExponentialLR", "--plot=False", "--progress=off", "--quiet",
+    "--default_dtype=float32", "--batch_size=5", "--loss=weighted", "--energy_weight=100",
+    "--ema", "--ema_decay=0.99", "--scheduler=ExponentialLR", "--num_threads=1",
+    "--plot=False", "--progress=off", "--quiet",
 ]  # fmt: skip
 WAYS: dict[str, list[str]] = {
     "naive": [],
