@@ -88,7 +88,7 @@ def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSetting
         _LOGGER.warning("Head %s: %s", name, note)
     given = heads[name].given()
     weight = given.pop("weight", 1.0)
-    if "test_dir" not in given:
+    if "test_dir" not in given and len(heads) > 1:
         given["test_dir"] = None  # the files of a folder say nothing of heads
     is_replay = name == REPLAY_HEAD and replays(settings)
     in_common_files = [

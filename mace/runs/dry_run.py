@@ -8,25 +8,26 @@ from rich import box
 from rich.table import Table
 
 from mace.elements import chemical_symbol
-from mace.model.mace import MACE
+from mace.finetuning.freezing import moved_in_words
 from mace.preparation.preparation import Preparation
 from mace.processes.devices import peak_memory
 from mace.runs.context import RunContext
-from mace.training.stages import stage_two_start
+from mace.training.optimization import MovedParameters
+from mace.training.stages import stage_two_start, total_epochs
 from mace.training.step import loss_gradient
 
 
-def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
+def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters) -> None:
     """Print, on the first process, the decisions of a run and the time and memory it will take.
 
     Args:
         run: The context of the run.
         preparation: The data and plan that training would start from.
-        model: The model, on its device.
+        moved: What would be trained, with the model on its device.
     """
     if not run.team.is_first:
         return
-    settings, losses = run.settings, preparation.data.losses
+    settings, losses, model = run.settings, preparation.data.losses, moved.model
     plan, train = model.plan, preparation.train
     structures = preparation.sampling.structures_per_epoch
     batches = -(-structures // settings.batch_size)
@@ -37,8 +38,7 @@ def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
     float(loss_gradient(model, batch, losses[0]))  # reading the number waits for the device
     epoch = (time.perf_counter() - start) / max(batch.graph.n_edges, 1)
     epoch *= train.n_edges * structures / len(train)
-    for parameter in model.parameters():
-        parameter.grad = None
+    moved.forget_gradients()
     energies = "none: the model predicts no energy"
     if preparation.energies:
         energies = "; ".join(
@@ -54,13 +54,14 @@ def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "E0s / eV": energies,
         "neighbors": f"{plan.avg_num_neighbors:.2f} on average within {plan.r_max} Angstrom",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": moved_in_words(moved, settings),
         "loss": str(losses[0]),
         "stage two": "none" if losses[1] is None else f"{losses[1]} from epoch {stage_two_start(settings)}",
         "batches per epoch": f"{batches} of {settings.batch_size}",
         "epochs": str(settings.max_num_epochs),
         "time per epoch": f"about {_duration(epoch)}, validation not counted (first batch measured)",
-        "time of all epochs": f"about {_duration(epoch * settings.max_num_epochs)}",
+        "L-BFGS": f"{settings.lbfgs_steps} iterations after that" if settings.lbfgs else "none",
+        "time of all epochs": f"about {_duration(epoch * total_epochs(settings))}",
         "memory": f"about {peak_memory(run.device) / 1e6:.0f} MB (first batch measured)",
         "plan": plan.model_dump_json(exclude={"reference_energies"}),
     }

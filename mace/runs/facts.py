@@ -15,6 +15,7 @@ import torch
 
 import mace
 from mace.elements import chemical_symbol
+from mace.finetuning.freezing import moved_in_words
 from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
@@ -28,7 +29,7 @@ from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import as_flags
 from mace.settings.help import groups_of
 from mace.training.loop import Trainer
-from mace.training.stages import has_stage_two
+from mace.training.stages import has_stage_two, total_epochs
 
 _MOST_BARS = 80
 
@@ -61,7 +62,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         tag=folders.tag,
         identity=trainer.keeper.run,
         started=started,
-        epochs=settings.max_num_epochs,
+        epochs=total_epochs(settings),
         interval=settings.eval_interval,
         patience=settings.patience,
         machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
@@ -89,12 +90,12 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
 
 
 def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSettings) -> dict[str, str]:
-    plan, model = trainer.state.model.plan, trainer.state.model
+    plan = trainer.state.model.plan
     hidden = " + ".join(f"{plan.n_channels}x{degree}{'eo'[degree % 2]}" for degree in plan.hidden_l)
     found = {
         "model": f"{plan.model}, {plan.n_layers} layers, {hidden}, l_max {plan.l_max}, correlation "
         f"{', '.join(map(str, plan.correlation))}",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": moved_in_words(trainer.state.moved, settings).splitlines()[0],
         "receptive field": f"{plan.r_max * plan.n_layers:g} \u00c5",
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
@@ -107,6 +108,8 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         start = trainer.progression.stage_two_start
         second = trainer.state.loss_of("two")
         found["loss of stage two"] = f"{second}, from epoch {start}, learning rate {settings.swa_lr:g}"
+    if settings.lbfgs:
+        found["L-BFGS"] = f"{settings.lbfgs_steps} iterations from epoch {settings.max_num_epochs}"
     found["hash of the settings"] = settings_digest(settings)
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
 

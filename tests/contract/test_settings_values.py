@@ -118,10 +118,6 @@ def test_value_outside_its_range(name, wrong, right, words):
             ["--lr_params_factors={'embeding_lr_factor': 2}"],
             "--lr_params_factors has the unknown part 'embeding_lr_factor'; the nearest known is embedding_lr_factor.",
         ),
-        (
-            ["--lbfgs"],
-            "--lbfgs: L-BFGS is not available yet; remove the flag.",
-        ),
     ],
 )
 def test_sentence(arguments, sentence):
@@ -273,8 +269,8 @@ def test_defaults_are_not_shared():
 
 def test_unsupported_values_are_refused_in_python_too():
     """Whoever builds settings without a command line gets the same answer."""
-    with pytest.raises(ValidationError, match="low-rank adaptation"):
-        TrainingSettings(name="run", train_file="train.xyz", lora=True)
+    with pytest.raises(ValidationError, match="preprocessed data sets"):
+        TrainingSettings(name="run", train_file="train.xyz", statistics_file="statistics.json")
 
 
 ODD_VALUES = [
