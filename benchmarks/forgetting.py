@@ -60,13 +60,14 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument("--new_test", default=NEW / "methanol_test.xyz", metavar="FILE")
     parser.add_argument("--n_old", type=int, default=300, help="old structures to train the foundation model on")
     parser.add_argument("--n_replayed", type=int, default=100, help="old structures to replay, of these")
+    parser.add_argument("--share", type=float, default=0.25, help="share of replayed structures in all gone through")
     parser.add_argument("--n_new", type=int, default=100, help="new structures")
     parser.add_argument(
-        "--old_visits", type=int, default=15000, help="structures gone through for the foundation model"
+        "--old_visits", type=int, default=12000, help="structures gone through for the foundation model"
     )
-    parser.add_argument("--visits", type=int, default=8000, help="structures gone through to adapt it")
+    parser.add_argument("--visits", type=int, default=10000, help="structures gone through to adapt it")
     parser.add_argument("--old_lr", type=float, default=0.01, help="learning rate of the foundation model")
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.003], help="learning rates to adapt it with")
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.01], help="learning rates to adapt it with")
     parser.add_argument("--E0s", default="foundation", help="of the new data")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -140,6 +141,9 @@ def measure(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, l
         beside = next((count for flag, count in replays.items() if flag in own), 0)
         for lr in options.lr:
             flags = [flag.replace("=replayed", f"={replayed}") for flag in own]
+            if beside:
+                ratio = options.share / (1 - options.share)
+                flags += ["--head_sampling=weight", f"--weight_pt_head={ratio}"]
             flags += [f"--foundation_model={folder / 'foundation.model'}", f"--E0s={options.E0s}", f"--lr={lr}"]
             epochs = round(options.visits / (options.n_new + beside))
             rows[f"{way}, lr {lr:g}"] = run(f"way_{place}_lr_{lr:g}", new, epochs, flags)
