@@ -46,7 +46,7 @@ class HeadSampling:
         for head, (size, count) in enumerate(zip(self.sizes.values(), self.draws.values(), strict=True)):
             begin = epoch * count
             passes = range(begin // size, -(-(begin + count) // size))
-            order = [np.random.default_rng([seed, head, number, 0]).permutation(size) for number in passes]
+            order = [np.random.default_rng([seed, head, number, 1]).permutation(size) for number in passes]
             start = begin - passes.start * size
             drawn.append(first + np.concatenate(order)[start : start + count])
             first += size

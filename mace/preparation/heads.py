@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mace.errors import UserError
+from mace.finetuning.foundation import FROM_FOUNDATION
 from mace.model.plan import OUTPUTS
-from mace.settings import TrainingSettings
-from mace.settings.declaration import inert_notes
-from mace.settings.heads import HeadSettings
+from mace.properties import PROPERTIES
+from mace.settings import TrainingSettings, provided
+from mace.settings.declaration import inert_notes, shown
+from mace.settings.heads import HeadSettings, fault_of_name
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY
 from mace.structures.formats import iterate_frames
 from mace.structures.sources import files_of
 
 _LOGGER = logging.getLogger(__name__)
 
-FILES = ("train_file", "valid_file", "test_file")
+FILES = ("train_file", "valid_file", "test_file", "test_dir")
 """Settings of files that a head may share with others."""
 
 
@@ -31,6 +35,7 @@ class Head:
         shared: Which of `FILES` hold structures of other heads too; in these, every structure names its head.
         key: Entry of the comment line in which it does.
         names: Names of all heads.
+        keyed: Labels whose key was given for this head alone.
     """
 
     name: str
@@ -39,11 +44,20 @@ class Head:
     shared: frozenset[str] = frozenset()
     key: str = HEAD_KEY
     names: tuple[str, ...] = (DEFAULT_HEAD,)
+    keyed: frozenset[str] = frozenset()
 
     @property
     def is_alone(self) -> bool:
         """Whether the model has no other head."""
         return len(self.names) == 1
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Let errors inside a ``with`` block begin with the name of the head, if there are others."""
+        try:
+            yield
+        except UserError as error:
+            raise error if self.is_alone else UserError(f"Head {self.name}: {error}") from error
 
 
 def heads_of(settings: TrainingSettings) -> dict[str, Head]:
@@ -59,9 +73,10 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
     given = settings.heads
     if given is None and settings.head_key:
         given = dict.fromkeys(_names_in_files(settings, key), HeadSettings())
+    names = tuple(given or (DEFAULT_HEAD,))
+    _check_choices(settings, names)
     if not given:
         return {DEFAULT_HEAD: Head(DEFAULT_HEAD, settings)}
-    names = tuple(given)
     if len(names) > 1 and "energy" not in OUTPUTS[settings.model]:
         raise UserError(
             f"--heads: --model={settings.model} predicts no energies, and heads differ in these only; train one model "
@@ -70,9 +85,28 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
     if len(names) == 1:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
     heads = {name: _head(settings, name, own, key, names) for name, own in given.items()}
-    if settings.select_by != "all" and settings.select_by not in heads:
-        raise UserError(f"--select_by: there is no head '{settings.select_by}'; give all or one of {', '.join(heads)}.")
+    for files in FILES:
+        if getattr(settings, files) is not None and all(getattr(own, files) is not None for own in given.values()):
+            _LOGGER.warning("--%s has no effect: every head has its own in --heads", files)
     return heads
+
+
+def _check_choices(settings: TrainingSettings, names: tuple[str, ...]) -> None:
+    """Check that the heads named by settings exist.
+
+    Raises:
+        UserError: If one does not.
+    """
+    chosen, typed = settings.select_by, provided(settings)
+    if chosen != "all" and chosen not in names:
+        raise UserError(f"--select_by: there is no head '{chosen}'; give all or one of {', '.join(names)}.")
+    if chosen == "all" and "all" in names and "select_by" in typed:
+        raise UserError("--select_by=all means all heads, and one has this name too; give that head another name.")
+    for name in filter(None, map(str.strip, settings.skip_evaluate_heads.split(","))):
+        if name not in names and "skip_evaluate_heads" in typed and name != "pt_head":
+            raise UserError(f"--skip_evaluate_heads: there is no head '{name}'; there are {', '.join(names)}.")
+    if len(names) == 1 and settings.head_sampling != "all":
+        _LOGGER.warning("--head_sampling=%s has no effect on a model with one head", settings.head_sampling)
 
 
 def _head(settings: TrainingSettings, name: str, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
@@ -80,13 +114,16 @@ def _head(settings: TrainingSettings, name: str, own: HeadSettings, key: str, na
     for note in inert_notes(own):
         _LOGGER.warning("Head %s: %s", name, note)
     given = own.given()
+    if given.get("E0s") in FROM_FOUNDATION and settings.foundation_model is None:
+        raise UserError(
+            f"Head {name}: E0s '{given['E0s']}' are the energies of a foundation model; add --foundation_model."
+        )
+    keyed = frozenset(label for label in PROPERTIES if given.get(f"{label}_key"))
     weight = given.pop("weight", 1.0)
     shared = frozenset(files for files in FILES if files not in given and getattr(settings, files) is not None)
-    if "test_dir" not in given:
-        given["test_dir"] = None  # the files of a folder say nothing of heads
     settings_of_head = settings.model_copy(update=given)
     settings_of_head.model_fields_set.update(name for name, value in given.items() if value is not None)
-    return Head(name, settings_of_head, weight, shared if len(names) > 1 else frozenset(), key, names)
+    return Head(name, settings_of_head, weight, shared if len(names) > 1 else frozenset(), key, names, keyed)
 
 
 def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
@@ -106,6 +143,9 @@ def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
             f"{names[None]} has no {key}= in its comment line, where others name their head; name the head of all "
             "structures, or leave out --head_key to train a single head."
         )
+    for name, place in names.items():
+        if name is not None and (problem := fault_of_name(name)):
+            raise UserError(f"{place} names the head {shown(name)}, whose name {problem}; rename it in the file.")
     if None in names:
         _LOGGER.info("--head_key=%s: no structure names a head, so there is one, %s", key, DEFAULT_HEAD)
     return [name for name in names if name is not None]

@@ -92,9 +92,10 @@ def read_and_check(
     weights = None if settings.init_from is None else StartingWeights(Path(settings.init_from))
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
     conditions = conditions_of(settings, foundation)
-    for warning in keys_without_condition(settings, conditions):
-        _LOGGER.warning("%s", warning)
     heads = heads_of(settings)
+    said = (warning for head in heads.values() for warning in keys_without_condition(head.settings, conditions))
+    for warning in dict.fromkeys(said):
+        _LOGGER.warning("%s", warning)
     sets = {name: read_sets(head, progress, conditions) for name, head in heads.items()}
     losses = with_labels(settings, losses, labels_of_all(sets))
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
@@ -106,10 +107,8 @@ def read_and_check(
                 write_text(path, write_page(report, f"Data of {path.stem.removesuffix('_data')}"), "--results_dir")
                 _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
     for name, report in reports.items():
-        try:
+        with heads[name].named_in_errors():
             report.refuse_errors()
-        except UserError as error:
-            raise error if len(heads) == 1 else UserError(f"Head {name}: {error}") from error
     return InputData(heads, sets, losses, reports, foundation, weights)
 
 
@@ -148,7 +147,7 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
     def read(role: str, what: str, file: Files | None = None) -> ReadResult:
         reading = ReadingProgress(progress)
         files = getattr(settings, role) if file is None else file
-        is_shared = file is None and role in head.shared
+        is_shared = role in head.shared
         try:
             result = read_sources(
                 sources_of(settings, files, conditions),
@@ -162,14 +161,15 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
             reading.close()
         for line in result.report.lines():
             _LOGGER.info("%s: %s", what, line)
-        if is_shared and role != "test_file" and not result.configurations:
+        if is_shared and role in ("train_file", "valid_file") and not result.configurations:
             names = ", ".join(each.file for each in result.report.files)
             raise UserError(
                 f"{names}: no structure names the head {head.name} with {head.key}=; label some, give the head its own "
                 f"{role} in --heads, or leave it out."
             )
         for each in result.report.files:
-            if is_shared and each.frames and not each.keys["info", head.key]:
+            is_first = head.name == head.names[0]  # the others would say the same
+            if is_shared and is_first and each.frames and not each.keys["info", head.key]:
                 _LOGGER.warning(
                     "%s: no structure names its head with %s=, so all are for every head", each.file, head.key
                 )
@@ -195,7 +195,7 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[path.stem] = read("test_file", "Test set", str(path))
+            tests[path.stem] = read("test_dir", "Test set", str(path))
     return DataSets(training, validation, tests)
 
 
@@ -214,7 +214,7 @@ def inspect_data(
     settings = head.settings
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
-        labels=labels_needed(head.name, losses, sets),
+        labels=labels_needed(head, losses, sets),
         ways_out=ways_out(losses),
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
@@ -226,11 +226,12 @@ def inspect_data(
     return inspect_sets(sets[head.name].with_roles(), demands, progress.track)
 
 
-def labels_needed(head: str, losses: Losses, sets: Mapping[str, DataSets]) -> list[str]:
+def labels_needed(head: Head, losses: Losses, sets: Mapping[str, DataSets]) -> list[str]:
     """List the labels that a head must have: all that the losses need, but those that other heads alone have.
 
-    A head without any of them is asked for all.
+    A label whose key was given for this head is asked for all the same, and a head without any of them for all.
     """
     needed = sorted(ways_out(losses))
-    own, all_of_them = sets[head].training.report, labels_of_all(sets)
-    return [name for name in needed if own.total(name) or not all_of_them.total(name)] or needed
+    own, all_of_them = sets[head.name].training.report, labels_of_all(sets)
+    asked = [name for name in needed if own.total(name) or name in head.keyed or not all_of_them.total(name)]
+    return asked if any(own.total(name) for name in needed) else needed
