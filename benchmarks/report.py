@@ -128,4 +128,4 @@ def _ratio(result: dict[str, Any], side: str = "peer", prefix: str = "") -> str:
 def write_json(file: Path, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
     """Write everything that was measured, every single time included."""
     content = {"machine": facts, "settings": settings, "results": results}
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

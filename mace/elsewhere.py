@@ -15,8 +15,6 @@ _LAMMPS = (
     "old.model --python PYTHON_WITH_MACE_TORCH', and convert old.model there with mace_create_lammps_model"
 )
 _FORMAT = "training reads structure files directly; give them to mace_run_train --train_file"
-_SELECTION = "fine-tuning with replay of other data does not exist here"
-_HEAD = "take a head out of a model with 'mace_import_model old.model new.model --head NAME'"
 _DEVICE = "model files here open on any device; use them as they are"
 
 MODULES = {
@@ -30,8 +28,6 @@ MODULES = {
 COMMANDS = {
     "mace_create_lammps_model": _LAMMPS,
     "mace_prepare_data": _FORMAT,
-    "mace_finetuning_select": _SELECTION,
-    "mace_select_head": _HEAD,
     "mace_convert_device": _DEVICE,
     "mace_e3nn_cueq": _LIBRARIES,
     "mace_cueq_to_e3nn": _LIBRARIES,

@@ -31,13 +31,13 @@ from mace.calculators.structures import to_configuration, volume_of
 from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
 from mace.errors import UserError
-from mace.evaluation.descriptors import descriptors
 from mace.graphs.graph import Graph
 from mace.graphs.skin import DEFAULT_SKIN
 from mace.installation import require_own_files
 from mace.model.mace import MACE
 from mace.model.plan import OUTPUTS
 from mace.model.prediction import hessian, nonsense
+from mace.potential.descriptors import descriptors
 from mace.potential.potential import open_potential
 from mace.structures.condition_values import FoundConditions, find_conditions
 from mace.structures.configuration import HEAD_KEY, Configuration
@@ -356,7 +356,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
         Args:
             atoms: The structure; None for that of the last calculation.
-            invariants_only: Whether to leave out features that rotate. See `mace.evaluation.descriptors` for the
+            invariants_only: Whether to leave out features that rotate. See `mace.potential.descriptors` for the
                 order of all features, which is that of mace-torch.
             num_layers: Number of layers to use, from the first; -1 for all.
 

@@ -17,10 +17,12 @@ from typing import ClassVar, Literal, get_args
 from mace.cli.command import run_program
 from mace.cli.eval_configs import EvaluationSettings
 from mace.cli.export import ExportSettings
+from mace.cli.fine_tuning_select import SelectSettings
 from mace.cli.import_model import ImportSettings
 from mace.cli.info import InfoSettings
 from mace.cli.md import DynamicsSettings
 from mace.cli.plot_train import PlotSettings
+from mace.cli.select_head import SelectHeadSettings
 from mace.settings.command_line import SettingsParser
 from mace.settings.declaration import Settings, setting
 from mace.settings.other_commands import CheckSettings, QuickstartSettings
@@ -54,6 +56,8 @@ COMMANDS: tuple[type[Settings], ...] = (
     InfoSettings,
     ImportSettings,
     ExportSettings,
+    SelectSettings,
+    SelectHeadSettings,
     PlotSettings,
     CompletionSettings,
 )

@@ -15,8 +15,8 @@ import logging
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from mace.cli.command import LogLevel, log_level, quiet, run_program
-from mace.cli.outputs import check_output
 from mace.errors import UserError
+from mace.files.outputs import check_output
 from mace.settings.declaration import Settings, inert_notes, setting
 from mace.settings.reading import parse_settings
 

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from mace.cli.command import LogLevel, log_level, messages_on_stderr, quiet, run_program
-from mace.cli.outputs import check_output
+from mace.files.outputs import check_output
 from mace.settings.declaration import Settings, setting
 from mace.settings.reading import parse_settings
 

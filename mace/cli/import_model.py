@@ -14,8 +14,8 @@ if __name__ == "__main__" and __package__ in (None, ""):
 from typing import ClassVar, Literal
 
 from mace.cli.command import LogLevel, log_level, messages_on_stderr, quiet, run_program
-from mace.cli.outputs import check_output
 from mace.errors import UserError, plain
+from mace.files.outputs import check_output
 from mace.settings.declaration import Settings, setting
 from mace.settings.reading import parse_settings
 

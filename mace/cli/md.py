@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from mace.cli.command import LogLevel, log_level, quiet, run_program
-from mace.cli.outputs import check_output
 from mace.dynamics.plan import SimulationPlan
 from mace.errors import UserError
+from mace.files.outputs import check_output
 from mace.settings.declaration import Settings, setting
 from mace.settings.reading import parse_settings
 

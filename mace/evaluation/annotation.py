@@ -36,14 +36,15 @@ class AnnotatedFile:
     Args:
         path: The file; its folder is created.
         resume: Whether to append to an unfinished file.
+        keep: Whether an unfinished file may stay; otherwise it is removed after any error.
 
     Raises:
         UserError: If the file cannot be written, or its ending is not a supported format.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, resume: bool = False, keep: bool = True) -> None:
         """Open the file under its temporary name."""
-        self.path = Path(path)
+        self.path, self._keep = Path(path), keep
         self.partial = partial_path(path)
         check_output_format(path)
         if self.path.is_dir():
@@ -75,7 +76,7 @@ class AnnotatedFile:
             if kind is None:
                 os.replace(write_as(self.partial, self.path), self.path)
                 self.partial.unlink(missing_ok=True)
-            elif issubclass(kind, UserError):
+            elif issubclass(kind, UserError) or not self._keep:
                 self.partial.unlink(missing_ok=True)
         except OSError as failure:
             raise self._failure(failure) from failure

@@ -17,12 +17,12 @@ from mace.console.interruption import Interruption
 from mace.errors import UserError
 from mace.evaluation.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.evaluation.comparison import Comparison
-from mace.evaluation.descriptors import descriptors
 from mace.evaluation.resuming import predicted_before
 from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
 from mace.model.heads import default_head
 from mace.model.prediction import nonsense
 from mace.pages.plots import plot_parity
+from mace.potential.descriptors import descriptors
 from mace.potential.potential import Potential, divide_by_structure, stack_members
 from mace.processes.garbage_collection import objects_frozen
 from mace.properties import COMPARED, PROPERTIES

@@ -116,6 +116,7 @@ class Machine:
         constructors: By name, functions that build an object from the arguments of a call; a call of any other name
             becomes a `Record`.
         persistent: Builds an object stored outside the pickle from its persistent id.
+        most_instructions: Limit on the number of instructions.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class Machine:
         start: int = 0,
         constructors: Mapping[Name, Constructor] | None = None,
         persistent: Callable[[Any], Any] | None = None,
+        most_instructions: int = MAX_INSTRUCTIONS,
     ) -> None:
         self.data = data
         self.place = start
         self._constructors = constructors or {}
         self._persistent = persistent
+        self._most_instructions = most_instructions
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         """What lies below each mark."""
@@ -143,7 +146,7 @@ class Machine:
         Raises:
             PickleError: If it is damaged or exceeds the bounds.
         """
-        for _ in range(MAX_INSTRUCTIONS):
+        for _ in range(self._most_instructions):
             code = self._bytes(1).decode("latin-1")
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
@@ -163,7 +166,7 @@ class Machine:
                 return taken[0]
             made = self._execute(instruction.name, argument, taken)
             self._stack.extend(made)
-        raise PickleError(f"it has more than {MAX_INSTRUCTIONS} instructions")
+        raise PickleError(f"it has more than {self._most_instructions} instructions")
 
     # reading from the file
 

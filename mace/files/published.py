@@ -1,4 +1,4 @@
-"""Published foundation models: their addresses, where they are kept on this machine, and their download."""
+"""Published foundation models and structures to replay: addresses, places on this machine, and the download."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mace.errors import UserError
 from mace.files.archives import MAX_FILE, is_torch_file, read_torch_file, sha256_of
@@ -100,19 +101,47 @@ TRAINING_NAMES: dict[str, tuple[str, str]] = {
 """What ``--foundation_model`` calls them, with loader and name."""
 
 
+REPLAY_SETS: dict[str, str] = {
+    "mp": f"{_FOUNDATIONS}/mace_mp_0b/mp_traj_combined.xyz",
+    "omat": f"{_FOUNDATIONS}/mace_omat_0/mp_traj_combined_omat.xyz",
+    "matpes_pbe": f"{_FOUNDATIONS}/mace_matpes_0/matpes-pbe-replay-data.xyz",
+    "matpes_r2scan": f"{_FOUNDATIONS}/mace_matpes_0/matpes-r2scan-replay-data.extxyz",
+}
+"""Where structures that models were trained on are published, by the names ``--pt_train_file`` calls them."""
+
+Blocks = Iterable[bytes]
+Progress = Callable[[Blocks, str, int | None], Blocks]
+"""Wraps the blocks of a download, given what is downloaded and, if it is known, the number of blocks."""
+
+
+def without_progress(blocks: Blocks, description: str, total: int | None) -> Blocks:
+    """Show nothing."""
+    return blocks
+
+
 @dataclass(frozen=True)
-class PublishedModel:
-    """A model that can be downloaded.
+class PublishedFile:
+    """A file that can be downloaded.
 
     Attributes:
-        loader: ``mace_mp``, ``mace_off``, ``mace_omol`` or ``mace_anicc``.
+        loader: Who asks for it, for messages: for models ``mace_mp``, ``mace_off``, ``mace_omol`` or ``mace_anicc``.
         address: The URL it is published at.
         license_note: What users have to know about its license.
     """
 
+    what: ClassVar[str] = "file"
+    """What it is, for messages."""
+
     loader: str
     address: str
     license_note: str = ""
+
+    def check(self, path: Path) -> None:
+        """Check that what arrived is such a file, and that its end is there.
+
+        Raises:
+            EOFError: If it is something else, for example a web page, or cut off.
+        """
 
     @property
     def place(self) -> Path:
@@ -124,10 +153,13 @@ class PublishedModel:
     def places_of_mace_torch(self) -> tuple[Path, ...]:
         """Paths at which mace-torch and earlier versions keep it, named after the last part of the address.
 
-        Other models may have the same name. For `mace_mp`, mace-torch drops all but letters, digits and underscores.
+        Other files may have the same name. For `mace_mp` and structures, mace-torch drops all but letters, digits and
+        underscores.
         """
         short = "".join(c for c in self._last_part if c.isalnum() or c == "_")
-        names = (short, self._last_part) if self.loader == "mace_mp" else (self._last_part,)
+        names = (
+            (self._last_part,) if self.loader in ("mace_off", "mace_omol", "mace_anicc") else (short, self._last_part)
+        )
         return tuple(cache_folder() / name for name in names if name)
 
     @property
@@ -140,8 +172,50 @@ class PublishedModel:
         return DIGESTS.get(self.address)
 
 
+class PublishedModel(PublishedFile):
+    """A model that can be downloaded."""
+
+    what = "model"
+
+    def check(self, path: Path) -> None:
+        """Check that what arrived is a complete model.
+
+        Raises:
+            EOFError: If it is not.
+        """
+        if not is_torch_file(path):
+            raise EOFError("what arrived is no model")
+        try:  # the end may be missing without any sign of it in the server's response
+            read_torch_file(path)
+        except UserError as error:
+            raise EOFError(f"what arrived is no complete model{str(error).removeprefix(str(path))}") from error
+
+
+class PublishedStructures(PublishedFile):
+    """Labeled structures in a file of extended XYZ that can be downloaded."""
+
+    what = "file of structures"
+
+    def check(self, path: Path) -> None:
+        """Check that what arrived has a comment and as many atoms as it says for every structure.
+
+        Raises:
+            EOFError: If it has not.
+        """
+        with path.open("rb") as lines:
+            count = 0
+            for line in filter(bytes.strip, lines):
+                if not line.strip().isdigit():
+                    raise EOFError(f"what arrived is no extended XYZ, at its structure {count}")
+                if not all(next(lines, b"").endswith(b"\n") for _ in range(int(line) + 1)):
+                    raise EOFError(f"what arrived ends within its structure {count}")
+                count += 1
+        if not count:
+            raise EOFError("what arrived is empty")
+
+
 def cache_folder() -> Path:
-    """Return the folder in which mace-torch keeps downloaded models."""
+    """Return the folder in which mace-torch keeps what it downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mace"
 
 
@@ -165,10 +239,29 @@ def published_model(loader: str, name: str | None) -> PublishedModel:
     return PublishedModel(loader, known[name], _ASL if restricted else "")
 
 
-def locate(model: PublishedModel) -> Path:
-    """Return the file of a published model, downloading it if it is not on this machine.
+def replay_file(name: str, progress: Progress = without_progress) -> Path:
+    """Return the file of a published set of structures, downloading it if it is not on this machine.
 
-    A file that only shares the last part of the address is used if its SHA-256 is known to be that of the model.
+    Args:
+        name: A key of `REPLAY_SETS`.
+        progress: Shows the download.
+
+    Raises:
+        UserError: If there is no set of this name; see also `locate`.
+    """
+    if name not in REPLAY_SETS:
+        raise UserError(f"There are no published structures named '{name}'; choose {', '.join(REPLAY_SETS)}.")
+    return locate(PublishedStructures(name, REPLAY_SETS[name]), progress)
+
+
+def locate(model: PublishedFile, progress: Progress = without_progress) -> Path:
+    """Return a published file, downloading it if it is not on this machine.
+
+    A file that only shares the last part of the address is used if its SHA-256 is known to be the published one.
+
+    Args:
+        model: The published model or structures.
+        progress: Shows the download.
 
     Raises:
         UserError: If it cannot be downloaded (the message says which file to put where), or if the downloaded file is
@@ -193,14 +286,14 @@ def locate(model: PublishedModel) -> Path:
         )
     _LOGGER.info("Downloading %s to %s", model.address, target)
     try:
-        digest = _download(model, target)
+        digest = _download(model, target, progress)
     # urllib's errors are OSErrors; a bad address is a ValueError
     except (OSError, ValueError, EOFError, HTTPException) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())[:200]
         raise UserError(
-            f"{model.loader}: the model is not on this machine and cannot be downloaded ({reason}); download "
+            f"{model.loader}: the {model.what} is not on this machine and cannot be downloaded ({reason}); download "
             f"{model.address} elsewhere and put the file at {target}."
         ) from error
     known = "as expected" if model.digest else "which nothing is known to compare with"
@@ -224,13 +317,13 @@ def open_address(address: str) -> Any:
     return urllib.request.build_opener(_SecureRedirects).open(address, timeout=TIMEOUT)
 
 
-def _download(model: PublishedModel, target: Path) -> str:
+def _download(model: PublishedFile, target: Path, progress: Progress) -> str:
     """Download a file, completely or not at all, and return its SHA-256.
 
     Raises:
         OSError: If it cannot be fetched.
         HTTPException: If the server violates HTTP, or its response is shorter than announced.
-        EOFError: If the file is cut off, or is not a model but, for example, a web page about one.
+        EOFError: If the file is cut off, or is something else, for example a web page about it.
         UserError: If its SHA-256 is not the known one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -239,12 +332,13 @@ def _download(model: PublishedModel, target: Path) -> str:
     try:
         with open_address(model.address) as response, part.open("wb") as stream:
             expected = response.headers.get("Content-Length")
-            while block := response.read(_CHUNK):
+            total = -(-int(expected) // _CHUNK) if expected is not None else None
+            for block in progress(iter(lambda: response.read(_CHUNK), b""), f"Downloading {model.loader}", total):
                 stream.write(block)
                 digest.update(block)
                 size += len(block)
                 if size > MAX_FILE:
-                    raise EOFError(f"it does not end after {size} bytes, more than any model has")
+                    raise EOFError(f"it does not end after {size} bytes, more than any published file has")
             stream.flush()
             os.fsync(stream.fileno())
         if expected is not None and int(expected) != size:
@@ -255,20 +349,19 @@ def _download(model: PublishedModel, target: Path) -> str:
                 f"{model.loader}: the file at {model.address} has SHA-256 {found}, not {model.digest}, which is that "
                 "of the published one, and is not kept; if it was published anew, download it and name the file."
             )
-        if not is_torch_file(part):
-            raise EOFError("what arrived is no model")
-        try:  # the end may be missing without any sign of it in the server's response
-            read_torch_file(part)
-        except UserError as error:
-            raise EOFError(f"what arrived is no complete model{str(error).removeprefix(str(part))}") from error
+        model.check(part)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return found
 
 
-def foundation_file(name: str) -> Path:
+def foundation_file(name: str, flag: str = "--foundation_model") -> Path:
     """Return the file that ``--foundation_model`` refers to: a published model or any model file.
+
+    Args:
+        name: The name of either.
+        flag: Where it was given, for messages.
 
     Raises:
         UserError: If it is neither, or the model cannot be downloaded.
@@ -278,10 +371,10 @@ def foundation_file(name: str) -> Path:
     if name.startswith("https:"):
         return locate(published_model("mace_mp", name))
     if name.startswith("polar-1"):
-        raise UserError(f"--foundation_model={name}: models with long-range electrostatics do not exist here.")
+        raise UserError(f"{flag}={name}: models with long-range electrostatics do not exist here.")
     if not Path(name).is_file():
         raise UserError(
-            f"--foundation_model={name}: there is no such file and no published model of this name; name a file or "
+            f"{flag}={name}: there is no such file and no published model of this name; name a file or "
             f"one of {', '.join(TRAINING_NAMES)}."
         )
     return Path(name)

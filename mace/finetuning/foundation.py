@@ -20,6 +20,7 @@ from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.model.prediction import predict
 from mace.planning.model_plan import constants_of_heads, interaction_plans
+from mace.planning.replay import replays
 from mace.settings import TrainingSettings, provided
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,18 +100,19 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
         return None
     if settings.init_from is not None:
         raise UserError("--init_from and --foundation_model both say what to start from; give only one of them.")
-    if "multiheads_finetuning" in typed and settings.multiheads_finetuning:
-        raise UserError(
-            "--multiheads_finetuning: fine-tuning with replay of the foundation model's data is not available yet; "
-            "set it to False to fine-tune on the given structures alone."
-        )
     for word in _NO_EFFECT:
         if word in typed and getattr(settings, word) != type(settings).model_fields[word].default:
             raise UserError(
                 f"--{word} cannot be combined with --foundation_model, whose weights belong to its own scale and "
                 "number of neighbors; remove the flag."
             )
-    model = open_model(foundation_file(name), "cpu", dtype, settings.foundation_head).model
+    for head, own in (settings.heads or {}).items():
+        for word in set(own.given()) & {*_NO_EFFECT}:
+            raise UserError(
+                f"--heads: {word} of the head {head} cannot be combined with --foundation_model, whose weights belong "
+                "to its own scale; leave it out."
+            )
+    model = open_model(foundation_file(name), "cpu", dtype, foundation_head(settings)).model
     if model.plan.heads:
         names = model.plan.head_names
         raise UserError(
@@ -120,11 +122,34 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
     return Foundation(name, model)
 
 
+def foundation_head(settings: TrainingSettings) -> str | None:
+    """Return the head of the foundation model that was asked for.
+
+    Raises:
+        UserError: If two different ones were.
+    """
+    arguments, head = dict(settings.foundation_model_kwargs), settings.foundation_head
+    other = arguments.pop("head", None)
+    if None not in (head, other) and head != other:
+        raise UserError(
+            f"--foundation_head={head} contradicts --foundation_model_kwargs, where head is {other}; give one of them."
+        )
+    if arguments:
+        _LOGGER.warning("--foundation_model_kwargs: %s changes nothing here", ", ".join(map(str, arguments)))
+    return head or other
+
+
+def keeps_readouts(settings: TrainingSettings) -> bool:
+    """Return whether the readouts start from those of the foundation model."""
+    return settings.foundation_model_readout and settings.foundation_filter_elements
+
+
 def foundation_plan(
     settings: TrainingSettings,
     foundation: Foundation,
     wanted: ModelPlan,
     train: Mapping[str, Dataset],
+    shifts: Mapping[str, float],
 ) -> ModelPlan:
     """Return the plan of the foundation model with new elements, reference energies, heads and conditions.
 
@@ -135,7 +160,8 @@ def foundation_plan(
         settings: The given settings.
         foundation: The foundation model.
         wanted: The plan that the settings alone would give; its elements, reference energies and conditions are used.
-        train: Training structures, by head.
+        train: Training structures of the heads whose energies are to be right on average; the others keep their shift.
+        shifts: Shifts that were given, by head.
 
     Returns:
         The plan of the model to be trained.
@@ -148,13 +174,15 @@ def foundation_plan(
     heads = [one.model_copy(update={"scale": plan.scale, "shift": plan.shift}) for one in wanted.every_head]
     elements = {name: getattr(wanted, name) for name in ("atomic_numbers", "conditions")}
     plan = plan.model_copy(update=elements | constants_of_heads(heads))
-    if settings.mean is not None:
-        heads = [one.model_copy(update={"shift": settings.mean}) for one in heads]
-    elif plan.model != "MACE" and "energy" in plan.outputs:  # in others, isolated atoms keep their reference energies
+    shifts = dict(shifts)
+    if plan.model != "MACE" and "energy" in plan.outputs:  # in others, isolated atoms keep their reference energies
         model = MACE(plan, foundation.model.dtype)
         start_from(foundation, model, keep_readouts=True)
-        errors = [measured_shift(model, of_head, settings.batch_size) or 0.0 for of_head in train.values()]
-        heads = [one.model_copy(update={"shift": one.shift + error}) for one, error in zip(heads, errors, strict=True)]
+        for name in train.keys() - shifts.keys():
+            shifts[name] = plan.every_head[0].shift + (measured_shift(model, train[name], settings.batch_size) or 0.0)
+    if len(heads) == 1:  # its name in the plan is not that of the run
+        shifts = dict.fromkeys(plan.head_names, next(iter(shifts.values()), heads[0].shift))
+    heads = [one.model_copy(update={"shift": shifts.get(one.name, one.shift)}) for one in heads]
     return plan.model_copy(update=constants_of_heads(heads))
 
 
@@ -260,10 +288,10 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
             settings.model,
             model.plan.model,
         )
-    if "multiheads_finetuning" not in provided(settings):
-        _LOGGER.warning(
-            "Fine-tuning on the given structures alone: replay of the foundation model's data "
-            "(--multiheads_finetuning=True, the default of mace-torch) is not available yet"
+    if not replays(settings) and "multiheads_finetuning" not in provided(settings):
+        _LOGGER.info(
+            "Fine-tuning on the given structures alone; --pt_train_file replays structures of the foundation model's "
+            "training, so that it does not forget them"
         )
     if new - old:
         nearest = {z: nearest_element(z, sorted(old)) for z in sorted(new - old)}
@@ -282,7 +310,7 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
                 _LOGGER.info("%sE0 of %s: %.6f eV, was %.6f eV", of_head, symbol, energy, old_energies[number])
         before = foundation.plan.shift
         _LOGGER.info("%sScale %.6g eV (kept), shift %.6g eV, was %.6g eV", of_head, head.scale, head.shift, before)
-    if not settings.foundation_model_readout:
+    if not keeps_readouts(settings):
         _LOGGER.info("--foundation_model_readout: the readouts start from random weights")
     _LOGGER.info(
         "Trained: all %d parameters with learning rate %g", sum(p.numel() for p in model.parameters()), settings.lr

@@ -8,6 +8,7 @@ from mace.conditions import words_without_effect
 from mace.errors import UserError
 from mace.model.plan import DEGREES_READ
 from mace.planning.model_plan import overruled_features, read_irreps
+from mace.planning.replay import settings_with_replay
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import inert_notes
@@ -79,12 +80,13 @@ def settings_for_model(settings: TrainingSettings) -> tuple[TrainingSettings, li
     Raises:
         UserError: If loss, error table or another setting does not fit the model.
     """
+    settings, notes = settings_with_replay(settings)
     if settings.use_last_readout_only:
         _check_last_readout(settings)
     if settings.model not in _KINDS:
         _refuse_other_kinds(settings)
-        return settings, []
-    given, notes, changes = provided(settings), list[str](), dict[str, str]()
+        return settings, notes
+    given, changes = provided(settings), dict[str, str]()
     kind = _KINDS[settings.model]
     for name, allowed in (("loss", (kind.loss,)), ("error_table", kind.tables)):
         value = getattr(settings, name)

@@ -17,7 +17,7 @@ from mace.pages.data_page import write_page
 from mace.planning.objectives import make_losses, with_labels
 from mace.preparation.condition_keys import conditions_of
 from mace.preparation.heads import Head, heads_of
-from mace.preparation.reading import inspect_data, labels_of_all, read_sets
+from mace.preparation.reading import inspect_data, labels_of_all, read_heads
 from mace.processes.devices import PRECISIONS
 from mace.reporting.document import as_document, document_text, write_text
 from mace.reporting.terminal import print_findings, print_report
@@ -49,7 +49,7 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> dict[
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
             heads = heads_of(settings)
             conditions = conditions_of(settings, foundation)
-            sets = {name: read_sets(head, progress, conditions) for name, head in heads.items()}
+            sets = read_heads(heads, progress, conditions, foundation)
             losses = with_labels(settings, losses, labels_of_all(sets))
             reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
         for name, report in reports.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -205,15 +206,7 @@ def prepare(
                 100 * heads[name].settings.valid_fraction,
                 path,
             )
-    digests = file_digests(
-        {
-            file: None
-            for head in heads.values()
-            for files in (head.settings.train_file, head.settings.valid_file)
-            for file in (files_of(files) if files else ())
-        }
-    )
-    elements = _elements(settings, divisions)
+    elements = _elements(settings, heads, divisions)
     _LOGGER.info("Atomic Numbers used: %s", list(elements.atomic_numbers))
     energies, scaling = dict[str, ReferenceEnergies](), dict.fromkeys(heads, NO_SCALING)
     if "energy" in OUTPUTS[settings.model]:
@@ -242,14 +235,33 @@ def prepare(
     except ValidationError as error:
         raise UserError(f"There is no model of these settings and data: {first_problem(error)}.") from error
     if foundation is not None:
-        plan = foundation_plan(settings, foundation, plan, {n: train_of(train, sampling, n) for n in heads})
+        shifts = {name: head.settings.mean for name, head in heads.items() if head.settings.mean is not None}
+        adapted = {name: train_of(train, sampling, name) for name, head in heads.items() if not head.is_replay}
+        plan = foundation_plan(settings, foundation, plan, adapted, shifts)
     _LOGGER.info("Average number of neighbors: %s", plan.avg_num_neighbors)
     for one in plan.every_head if energies else ():
         of_head = f" of head {one.name}" if plan.heads else ""
         _LOGGER.info(
             "Scale of the interaction energy%s: %.8g eV, shift: %.8g eV per atom", of_head, one.scale, one.shift
         )
-    return Preparation(data, plan, energies, train, sampling, valid, tests, digests)
+    return Preparation(data, plan, energies, train, sampling, valid, tests, file_digests(data.files()))
+
+
+def _repeated(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the structures of each head in an epoch, where few structures stand beside many that are replayed."""
+    n_replayed = sum(size for name, size in sizes.items() if heads[name].is_replay)
+    ratio = sum(sizes.values()) / n_replayed - 1.0 if n_replayed else math.inf
+    if ratio >= settings.real_pt_data_ratio_threshold:
+        return dict(sizes)
+    times = 1 + int(settings.real_pt_data_ratio_threshold / ratio)
+    _LOGGER.info(
+        "There are %.3g structures for each that is replayed, less than --real_pt_data_ratio_threshold=%g: they are "
+        "drawn %d times in an epoch",
+        ratio,
+        settings.real_pt_data_ratio_threshold,
+        times,
+    )
+    return {name: size if heads[name].is_replay else times * size for name, size in sizes.items()}
 
 
 def _tests_of_all(divisions: Mapping[str, Division]) -> dict[str, list[Configuration]]:
@@ -275,18 +287,22 @@ def _scaling(head: Head, train: Sequence[Configuration], energies: ReferenceEner
     return scaling
 
 
-def _elements(settings: TrainingSettings, divisions: Mapping[str, Division]) -> ElementTable:
-    """Return the elements of the model, checking that each head is trained on those it is validated and tested on."""
+def _elements(settings: TrainingSettings, heads: Mapping[str, Head], divisions: Mapping[str, Division]) -> ElementTable:
+    """Return the elements of the model, checking that each head is trained on those it is validated and tested on.
+
+    With ``--atomic_numbers`` they are these, and those of the structures that are replayed.
+    """
     given = None if settings.atomic_numbers is None else ElementTable(tuple(settings.atomic_numbers))
     found: set[int] = set()
-    for division in divisions.values():
+    for name, division in divisions.items():
         own = ElementTable.from_arrays(c.atomic_numbers for c in division.train)
-        if given is not None:
+        if given is not None and not heads[name].is_replay:
             check_elements(given, division.train, purpose="--atomic_numbers")
+            own = given
         for configurations in (division.valid, *division.tests.values()):
-            check_elements(given or own, configurations)
+            check_elements(own, configurations)
         found.update(own)
-    return given or ElementTable(tuple(sorted(found)))
+    return ElementTable(tuple(sorted(found)))
 
 
 def _sampling(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapping[str, int]) -> HeadSampling:
@@ -297,6 +313,8 @@ def _sampling(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapp
     elif settings.head_sampling == "weight":
         weights = {name: head.weight for name, head in heads.items()}
     sampling = sampled(sizes, weights)
+    if weights is None:
+        sampling = replace(sampling, draws=_repeated(settings, heads, sizes))
     if len(heads) > 1:
         words = (f"{name} {count} (of {sizes[name]})" for name, count in sampling.draws.items())
         _LOGGER.info("Structures per epoch by head, --head_sampling=%s: %s", settings.head_sampling, ", ".join(words))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mace.conditions import Condition
@@ -20,7 +21,9 @@ from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
 from mace.preparation.heads import Head, heads_of
+from mace.preparation.replay import elements_of, labeled_by_foundation, own_structures, replay_sources
 from mace.processes.devices import PRECISIONS
+from mace.processes.team import Team
 from mace.reporting.document import write_text
 from mace.reporting.tables import contents_line
 from mace.reporting.terminal import summary_lines, verdict
@@ -28,7 +31,7 @@ from mace.settings import TrainingSettings
 from mace.settings.labels import Files
 from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
-from mace.structures.sources import sources_of
+from mace.structures.sources import Source, sources_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,9 +77,19 @@ class InputData:
     foundation: Foundation | None = None
     weights: StartingWeights | None = None
 
+    def files(self) -> list[str]:
+        """List the training and validation files of all heads."""
+        results = [result for sets in self.sets.values() for result in (sets.training, sets.validation)]
+        files = (file.file for result in results if result is not None for file in result.report.files)
+        return list(dict.fromkeys(files))
+
 
 def read_and_check(
-    settings: TrainingSettings, losses: Losses, progress: TrainingProgress, page: Callable[[str], Path] | None
+    settings: TrainingSettings,
+    losses: Losses,
+    progress: TrainingProgress,
+    page: Callable[[str], Path] | None,
+    team: Team | None = None,
 ) -> InputData:
     """Read the files of a run, check the structures, log the findings, and write the pages on the data.
 
@@ -85,6 +98,7 @@ def read_and_check(
         losses: The losses of the stages.
         progress: The progress display.
         page: Gives the path of the page on the data of a head; None to write no pages.
+        team: The processes of the run; only this one if None.
 
     Raises:
         UserError: If files cannot be read, or structures or labels are not usable for training.
@@ -96,7 +110,7 @@ def read_and_check(
     said = (warning for head in heads.values() for warning in keys_without_condition(head.settings, conditions))
     for warning in dict.fromkeys(said):
         _LOGGER.warning("%s", warning)
-    sets = {name: read_sets(head, progress, conditions) for name, head in heads.items()}
+    sets = read_heads(heads, progress, conditions, foundation, team)
     losses = with_labels(settings, losses, labels_of_all(sets))
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
     for name, report in reports.items():
@@ -108,8 +122,62 @@ def read_and_check(
                 _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
     for name, report in reports.items():
         with heads[name].named_in_errors():
-            report.refuse_errors()
+            try:
+                report.refuse_errors()
+            except UserError as error:
+                if heads[name].is_replay and any(finding.name == "missing-label" for finding in report.errors):
+                    raise UserError(
+                        f"{error} --pseudolabel_replay=True lets the foundation model label them."
+                    ) from error
+                raise
     return InputData(heads, sets, losses, reports, foundation, weights)
+
+
+def read_heads(
+    heads: Mapping[str, Head],
+    progress: TrainingProgress,
+    conditions: Sequence[Condition] = (),
+    foundation: Foundation | None = None,
+    team: Team | None = None,
+) -> dict[str, DataSets]:
+    """Read all files of all heads; what is replayed comes last, as it may depend on the others.
+
+    Args:
+        heads: The heads.
+        progress: The progress display.
+        conditions: Conditions the model depends on.
+        foundation: The foundation model, if there is one.
+        team: The processes of the run; only this one if None.
+
+    Raises:
+        UserError: If files cannot be read.
+    """
+    team = team or Team()
+    sets = {name: read_sets(head, progress, conditions) for name, head in heads.items() if not head.is_replay}
+    for name, head in heads.items():
+        if not head.is_replay:
+            continue
+        assert foundation is not None, "there is no replay without it"
+        if head.settings.train_file is None:
+            validations = [found.validation for found in sets.values()]
+            given = [found for found in validations if found is not None]
+            replayed = DataSets(
+                own_structures([found.training for found in sets.values()]),
+                own_structures(given) if len(given) == len(validations) else None,
+                {},
+            )
+        else:
+            elements = elements_of({other: found.training for other, found in sets.items()})
+            sources = replay_sources(head, elements, foundation, conditions, progress, team)
+            replayed = read_sets(head, progress, conditions, sources)
+        if head.settings.pseudolabel_replay:
+            label = partial(
+                labeled_by_foundation, settings=head.settings, foundation=foundation, progress=progress, team=team
+            )
+            validation = None if replayed.validation is None else label(replayed.validation)
+            replayed = DataSets(label(replayed.training), validation, replayed.tests)
+        sets[name] = replayed
+    return {name: sets[name] for name in heads}
 
 
 def labels_of_all(sets: Mapping[str, DataSets]) -> LabelReport:
@@ -129,13 +197,19 @@ def _log_report(report: DataReport, prefix: str) -> None:
             _LOGGER.warning("%s[%s%s] %s", prefix, finding.name, allowed, finding.sentence)
 
 
-def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condition] = ()) -> DataSets:
+def read_sets(
+    head: Head,
+    progress: TrainingProgress,
+    conditions: Sequence[Condition] = (),
+    training_sources: Sequence[Source] | None = None,
+) -> DataSets:
     """Read all files of a head and log where labels were found; NaN labels are left out and reported.
 
     Args:
         head: The head, with its settings of files, keys, units and weights.
         progress: The progress display.
         conditions: Conditions the model depends on; see `mace.preparation.condition_keys`.
+        training_sources: What to read in place of the training files.
 
     Raises:
         UserError: See `mace.structures.reading.read_sources`; also if there is no structure for the head.
@@ -144,13 +218,13 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
     if not head.is_alone:
         _LOGGER.info("=============    Processing head %s     ===========", head.name)
 
-    def read(role: str, what: str, file: Files | None = None) -> ReadResult:
+    def read(role: str, what: str, file: Files | None = None, given: Sequence[Source] | None = None) -> ReadResult:
         reading = ReadingProgress(progress)
         files = getattr(settings, role) if file is None else file
         is_shared = role in head.shared
         try:
             result = read_sources(
-                sources_of(settings, files, conditions),
+                sources_of(settings, files, conditions) if given is None else given,
                 progress=reading,
                 skip_non_finite=True,
                 head=head.name,
@@ -173,7 +247,7 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
                 _LOGGER.warning(
                     "%s: no structure names its head with %s=, so all are for every head", each.file, head.key
                 )
-            if each.other_heads:
+            if each.other_heads and not head.is_replay:
                 _LOGGER.warning(
                     "%s: structures name the heads %s, but all are for %s; give only their names to --heads to train a "
                     "readout for each",
@@ -183,7 +257,7 @@ def read_sets(head: Head, progress: TrainingProgress, conditions: Sequence[Condi
                 )
         return result
 
-    training = read("train_file", "Training set")
+    training = read("train_file", "Training set", given=training_sources)
     _LOGGER.info(contents_line("Total Training set", training.configurations))
     validation = read("valid_file", "Validation set") if settings.valid_file else None
     if validation is not None:
@@ -219,7 +293,7 @@ def inspect_data(
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
         needs_E0s="energy" in OUTPUTS[settings.model],
-        atomic_numbers=settings.atomic_numbers,
+        atomic_numbers=None if head.is_replay else settings.atomic_numbers,
         has_other_heads=not head.is_alone,
         allow=check_allowed(settings.allow),
     )

@@ -81,6 +81,10 @@ class Team:
         """Return the items of all processes, in order of rank."""
         return [item]
 
+    def once(self, compute: Callable[[], _Result]) -> _Result:
+        """Compute something in the first process, for all."""
+        return self.broadcast(compute() if self.is_first else None)  # type: ignore[return-value]  # that of the others is ignored
+
     def broadcast(self, item: _Item) -> _Item:
         """Return the item of the first process."""
         return item

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from mace.finetuning.foundation import Foundation, start_from
+from mace.finetuning.foundation import Foundation, keeps_readouts, start_from
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.processes.devices import PRECISIONS
@@ -29,7 +29,7 @@ def initial_model(
     model = MACE(plan).to_precision(PRECISIONS[settings.default_dtype])
     model.initialize(torch.Generator().manual_seed(settings.seed))
     if foundation is not None:
-        start_from(foundation, model, settings.foundation_model_readout)
+        start_from(foundation, model, keeps_readouts(settings))
     return model.to(device)
 
 

@@ -81,7 +81,8 @@ def settle_choices(settings: TrainingSettings) -> Choices:
 def read_data(run: RunContext, losses: Losses) -> InputData:
     """Read and check the structures and the model to start from, if any."""
     _LOGGER.info("===========LOADING INPUT DATA===========")
-    return read_and_check(run.settings, losses, run.progress, run.folders.data_page if run.team.is_first else None)
+    page = run.folders.data_page if run.team.is_first else None
+    return read_and_check(run.settings, losses, run.progress, page, run.team)
 
 
 def plan_model(run: RunContext, data: InputData) -> Preparation:

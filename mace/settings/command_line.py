@@ -61,11 +61,12 @@ class SettingsParser(argparse.ArgumentParser):
         )
         self.model, self.declarations = model, declarations(model)
         self.by_flag = {f"--{word}": d for d in self.declarations.values() for word in d.spellings}
+        self.by_flag |= {flag: d for d in self.declarations.values() for flag in d.other_flags}
         self.add_argument("-h", "--help", action="store_const", const=False)
         if "config" in self.declarations:
             self.add_argument("--help_all", dest="help", action="store_const", const=True)
         for d in self.declarations.values():
-            flags = [f"--{name}" for name in d.names]
+            flags = [d.flag, *d.other_flags]
             if d.is_bare:
                 self.add_argument(*flags, action=_Record, nargs=0, const=d.kind == "switch", dest=d.name)
             else:

@@ -22,6 +22,10 @@ def _check_atomic_numbers(numbers: list[int]) -> list[int]:
     return numbers
 
 
+AtomicNumbers = Annotated[list[int], AfterValidator(_check_atomic_numbers)]
+"""Elements as a list of different atomic numbers."""
+
+
 def parse_E0s_literal(text: str) -> dict[int, float]:
     """Read reference energies written as a Python or JSON dictionary.
 
@@ -157,7 +161,7 @@ class ReferenceSettings(Settings):
         default_words="from structures of config_type IsolatedAtom",
         expects="average, the name of a JSON file, or a dictionary such as {1: -13.6}",
     )
-    atomic_numbers: Annotated[list[int], AfterValidator(_check_atomic_numbers)] | None = setting(
+    atomic_numbers: AtomicNumbers | None = setting(
         None,
         "elements the model knows, as a list of atomic numbers",
         group="Reference energies and scaling",

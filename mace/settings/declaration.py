@@ -51,6 +51,7 @@ class Declaration:
         field: Its type, default and bounds.
         group: The heading under which help and documentation show it; by itself for unsupported and inert settings.
         aliases: Other spellings of the name.
+        short: A letter that stands for the flag after a single dash, or empty.
         negations: Spellings that set a switch to False; where a file of settings may have switched it on, ``no_<name>``
             for each of its names is among them by itself.
         unit: Physical unit of the value, or empty.
@@ -73,6 +74,7 @@ class Declaration:
     field: FieldInfo
     group: str = ""
     aliases: tuple[str, ...] = ()
+    short: str = ""
     negations: tuple[str, ...] = ()
     unit: str = ""
     kind: Kind = "value"
@@ -106,6 +108,11 @@ class Declaration:
     def flag(self) -> str:
         """The flag."""
         return f"--{self.names[0]}"
+
+    @property
+    def other_flags(self) -> list[str]:
+        """Other ways to write the flag, the short one last; without those that switch it off."""
+        return [*(f"--{alias}" for alias in self.aliases), *([f"-{self.short}"] if self.short else [])]
 
     @property
     def is_bare(self) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from mace.settings.declaration import Settings, nearest, setting
+from mace.settings.labels import Files
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -61,6 +62,110 @@ class FineTuningSettings(Settings):
         group=_FINE_TUNING,
         kind="switch_off",
         only_with="foundation_model",
+    )
+    foundation_filter_elements: bool = setting(
+        True,
+        "start the readouts from those of the foundation model; False is the same as foundation_model_readout, as in "
+        "mace-torch",
+        group=_FINE_TUNING,
+        only_with="foundation_model",
+    )
+    foundation_model_kwargs: dict[str, Any] = setting(
+        {},
+        "arguments of the function that opens a foundation model in mace-torch; of these, head is the same as "
+        "foundation_head",
+        group=_FINE_TUNING,
+        only_with="foundation_model",
+        expects="a dictionary such as {'head': 'omat_pbe'}",
+    )
+    multiheads_finetuning: bool = setting(
+        True,
+        "keep a head, pt_head, for structures of the foundation model's own training, so that it does not forget "
+        "(replay); with True, or any of the settings of replay, it is done",
+        group=_FINE_TUNING,
+        default_words="True if pt_train_file or pseudolabel_replay is given, or heads has a pt_head",
+        only_with="foundation_model",
+    )
+    pt_train_file: Files | None = setting(
+        None,
+        "structures to replay: files, or a published set by name, mp, omat, matpes_pbe or matpes_r2scan",
+        group=_FINE_TUNING,
+        kind="several",
+        placeholder="FILE...|NAME",
+        default_words="mp with one of the first published models for materials, small, medium and large",
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    pt_valid_file: Files | None = setting(
+        None,
+        "structures to validate the replay on",
+        group=_FINE_TUNING,
+        kind="several",
+        placeholder="FILE...",
+        default_words="valid_fraction of those to replay",
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    num_samples_pt: int = setting(
+        10000,
+        "number of structures that are selected for replay; fewer if there are not as many",
+        group=_FINE_TUNING,
+        ge=1,
+        default_words="10000 of a published set, all of a file",
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    subselect_pt: Literal["fps", "random"] = setting(
+        "random",
+        "how they are selected: at random, or as farthest points in the descriptors of the foundation model",
+        group=_FINE_TUNING,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
+        "none",
+        "which structures may be selected, by elements (atomic_numbers, or those of the training structures): all, "
+        "those without others, those with all of them, those with exactly them",
+        group=_FINE_TUNING,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    allow_random_padding_pt: bool = setting(
+        True,
+        "add others at random if fewer than num_samples_pt may be selected",
+        kind="switch",
+        negations=("disallow_random_padding_pt",),
+        group=_FINE_TUNING,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    weight_pt_head: float = setting(
+        1.0,
+        "weight of the structures that are replayed in the loss",
+        group=_FINE_TUNING,
+        gt=0,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    real_pt_data_ratio_threshold: float = setting(
+        0.1,
+        "if the other heads have fewer structures than this share of those that are replayed, theirs are drawn several "
+        "times in an epoch",
+        group=_FINE_TUNING,
+        ge=0,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    force_mh_ft_lr: bool = setting(
+        False,
+        "with replay, do not change the defaults of learning rate and averaging",
+        group=_FINE_TUNING,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    pseudolabel_replay: bool = setting(
+        False,
+        "label the structures that are replayed with the foundation model itself; without pt_train_file these are the "
+        "training structures",
+        group=_FINE_TUNING,
+        only_with="foundation_model and multiheads_finetuning",
+    )
+    pseudolabel_replay_compute_stress: bool = setting(
+        False,
+        "label all of them that repeat in three directions with stresses too, not only those that had one",
+        group=_FINE_TUNING,
+        only_with="pseudolabel_replay",
     )
 
 

@@ -56,7 +56,7 @@ def help_text(model: type[Settings], everything: bool = False) -> str:
         for d in groups[group]:
             left = f"  {d.flag} {d.value_words}".rstrip()
             unit = f" [{d.unit}]" if d.unit else ""
-            also = "".join(f", --{alias}" for alias in d.aliases).replace(",", "; also", 1)
+            also = "".join(f", {flag}" for flag in d.other_flags).replace(",", "; also", 1)
             right = f"{d.help}{unit} ({'required' if d.field.is_required() else f'default: {d.default}'}{also})"
             if reason := d.inert or d.unsupported:
                 left, right = f"  {d.flag}", f"{d.help}. {reason}"

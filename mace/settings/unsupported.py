@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from mace.settings.declaration import Settings, setting
 
 _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
-_REPLAY = "fine-tuning with replay of other data is not available yet; remove the flag to fine-tune on your data alone."
-_FOUNDATION_KEYWORDS = "arguments of the foundation model are not needed; name its head with --foundation_head."
 _LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
@@ -82,16 +80,6 @@ class UnsupportedSettings(Settings):
     )
 
     # fine-tuning, heads and replay to come
-    foundation_model_kwargs: str | dict[str, Any] = setting(
-        "{}",
-        "arguments of the foundation model",
-        unsupported=_FOUNDATION_KEYWORDS,
-        only_with="foundation_model",
-        inactive=({},),
-    )
-    foundation_filter_elements: bool = setting(
-        True, "keep only the elements of the data", unsupported=_REPLAY, only_with="foundation_model"
-    )
     freeze: int | None = setting(
         None,
         "layers kept as they are",
@@ -104,68 +92,3 @@ class UnsupportedSettings(Settings):
     lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
     lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA, only_with="lora")
     lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA, only_with="lora")
-    multiheads_finetuning: bool = setting(
-        True, "keep a head for the data of the foundation model", unsupported=_REPLAY, inactive=(False,)
-    )
-    weight_pt_head: float = setting(
-        1.0, "weight of the replayed data", unsupported=_REPLAY, only_with="foundation_model and multiheads_finetuning"
-    )
-    real_pt_data_ratio_threshold: float = setting(
-        0.1,
-        "least ratio of real to replayed data",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    num_samples_pt: int = setting(
-        10000,
-        "number of replayed structures",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    force_mh_ft_lr: bool = setting(
-        False,
-        "use lr as given in fine-tuning",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    subselect_pt: Literal["fps", "random"] = setting(
-        "random",
-        "how replayed structures are chosen",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    filter_type_pt: Literal["none", "combinations", "inclusive", "exclusive"] = setting(
-        "none",
-        "which elements replayed structures have",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    allow_random_padding_pt: bool = setting(
-        True,
-        "fill up with random structures",
-        kind="switch",
-        negations=("disallow_random_padding_pt",),
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    pt_train_file: str | None = setting(
-        None, "structures to replay", unsupported=_REPLAY, only_with="foundation_model and multiheads_finetuning"
-    )
-    pt_valid_file: str | None = setting(
-        None,
-        "structures to validate the replay on",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    pseudolabel_replay: bool = setting(
-        False,
-        "label replayed structures with the foundation model",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )
-    pseudolabel_replay_compute_stress: bool = setting(
-        False,
-        "label replayed structures with stresses too",
-        unsupported=_REPLAY,
-        only_with="foundation_model and multiheads_finetuning",
-    )

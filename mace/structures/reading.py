@@ -44,7 +44,7 @@ from mace.structures.stress import convert_stress_virials, is_asymmetric
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
 
-_ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
+ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Structure:
     @cached_property
     def has_isolated_type(self) -> bool:
         """Whether its ``config_type`` is that of isolated atoms."""
-        return self.configuration.config_type.lower() in _ISOLATED_ATOM_TYPES
+        return self.configuration.config_type.lower() in ISOLATED_ATOM_TYPES
 
     @property
     def is_isolated_atom(self) -> bool:
@@ -239,9 +239,9 @@ def _read_structures(
     wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
-    names_heads = False
-    for index, frame in enumerate(iterate_frames(file)):
-        names_heads = names_heads or (index == 0 and naming.key in frame.info)
+    names_heads: bool | None = None
+    for index, frame in source.indexed(iterate_frames(file)):
+        names_heads = naming.key in frame.info if names_heads is None else names_heads
         if (head := naming.head_of(frame, file, index, names_heads)) is None:
             continue
         configuration = Configuration(

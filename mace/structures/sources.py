@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
@@ -15,6 +16,8 @@ from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings
 from mace.structures.labels import LabelKeys
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Source:
         config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
         conditions: Further inputs that models need.
         condition_keys: Given keys of the conditions, by name; see `mace.structures.condition_values.find_conditions`.
+        only: Indices of the structures that are read of each file, counted from zero; all without it.
     """
 
     paths: str | Path | Sequence[str | Path]
@@ -91,6 +95,14 @@ class Source:
     config_type_weights: Mapping[str, float] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
     condition_keys: Mapping[str, str] = field(default_factory=dict)
+    only: frozenset[int] | None = None
+
+    def indexed(self, items: Iterable[Item]) -> Iterator[tuple[int, Item]]:
+        """Yield what is read of one file's structures, each with its index."""
+        last = None if self.only is None else max(self.only, default=-1) + 1
+        for index, item in enumerate(itertools.islice(items, last)):
+            if self.only is None or index in self.only:
+                yield index, item
 
 
 def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:

@@ -87,7 +87,7 @@ def test_text_leaves_through_few_places_only():
         if re.search(r"(?<![\w.`])Console\(", text.replace("class PlainConsole(Console)", "")):
             consoles.add(path.name)
     assert not consoles
-    own_words = {"cli/command.py", "cli/completion.py", "cli/original_commands.py", "settings/reading.py"}
+    own_words = {"cli/command.py", "cli/completion.py", "cli/original/commands.py", "settings/reading.py"}
     typed_names = {"cli/export.py", "cli/import_model.py", "cli/info.py", "cli/plot_train.py"}
     assert prints <= own_words | typed_names
 

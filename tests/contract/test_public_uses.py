@@ -28,7 +28,8 @@ from training_runs import QUICK, TINY_MODEL, write_water
 
 import mace
 from mace.calculators import MACECalculator, mace_mp
-from mace.cli import eval_configs, original_commands, run_train
+from mace.cli import eval_configs, run_train
+from mace.cli.original import commands as original_commands
 from mace.elsewhere import COMMANDS
 from mace.errors import UserError
 from mace.files import published
@@ -159,7 +160,7 @@ def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixtu
 
 MODULES_OF_PROGRAMS = (
     "active_learning_md convert_cueq_e3nn convert_device convert_e3nn_cueq convert_e3nn_hybrid convert_e3nn_oeq "
-    "convert_oeq_e3nn create_lammps_model fine_tuning_select preprocess_data select_head visualise_train"
+    "convert_oeq_e3nn create_lammps_model preprocess_data visualise_train"
 ).split()
 """Modules in ``mace.cli`` of mace-torch 0.3.16, without those that exist here."""
 

@@ -25,14 +25,19 @@ from mace.files import published
 from mace.files.published import (
     ADDRESSES,
     DIGESTS,
+    REPLAY_SETS,
     TRAINING_NAMES,
     PublishedModel,
+    PublishedStructures,
     foundation_file,
     locate,
     published_model,
+    replay_file,
 )
+from mace.finetuning.replay_sets import replay_source
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
+from mace.structures.reading import read_sources
 
 SMALL = published_model("mace_mp", "small")
 BYTES = files.original_bytes()
@@ -320,3 +325,67 @@ def test_what_does_not_exist_is_refused() -> None:
         foundation_file("smal")
     with pytest.raises(UserError, match="long-range electrostatics"):
         foundation_file("polar-1-s")
+
+
+WATER = b"""3
+Properties=species:S:1:pos:R:3:forces:R:3 energy=-14 stress="1 0 0 0 1 0 0 0 1" pbc="T T T" Lattice="9 0 0 0 9 0 0 0 9"
+O 0 0 0 0 0 0.5
+H 0 0.76 0.59 0 0 0
+H 0 -0.76 0.59 0 0 -0.5
+"""
+
+
+@pytest.mark.parametrize("name", REPLAY_SETS)
+def test_every_replay_set_is_its_own_file(
+    name: str, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _serve_instead(server, monkeypatch, WATER * 3)
+    shown: list[tuple[str, int | None]] = []
+
+    def show(blocks: Any, description: str, total: int | None) -> Any:
+        shown.append((description, total))
+        return blocks
+
+    with caplog.at_level(logging.INFO, logger="mace"):
+        source = replay_source(name, show)
+        again = replay_source(name, show)
+    assert server.asked == [REPLAY_SETS[name], "/model"], "once"
+    assert shown == [(f"Downloading {name}", 1)]
+    assert source == again and [str(path) for path in cache.iterdir()] == [source.paths]
+    (first, *_) = read_sources([source]).configurations
+    assert first.energy == -14.0 and first.forces is not None and first.stress is not None
+    assert len({PublishedStructures("", address).place for address in REPLAY_SETS.values()}) == len(REPLAY_SETS) == 4
+
+
+def test_offline_it_is_said_where_a_replay_set_goes(cache: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        replay_file("omat")
+    said = str(caught.value)
+    place = PublishedStructures("omat", REPLAY_SETS["omat"]).place
+    assert said.startswith("omat: the file of structures is not on this machine") and str(place) in said
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(WATER)
+    assert replay_file("omat") == place
+    with pytest.raises(UserError, match="no published structures named 'mpp'; choose mp, omat, matpes_pbe, matpes_r2"):
+        replay_file("mpp")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<html>Not found</html>", "no extended XYZ, at its structure 0"),
+        (b"", "what arrived is empty"),
+        (WATER + b"\n" + WATER[:-30], "ends within its structure 1"),
+        (WATER + WATER[:-1], "ends within its structure 1"),
+        (WATER + b"3\n", "ends within its structure 1"),
+        (WATER + b"99999999999999\n", "ends within its structure 1"),
+        (WATER + b"and more\n", "no extended XYZ, at its structure 1"),
+    ],
+)
+def test_incomplete_structures_are_not_kept(
+    content: bytes, reason: str, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _serve_instead(server, monkeypatch, content)
+    with pytest.raises(UserError, match=f"mp: .* cannot be downloaded .*{reason}.*put the file at"):
+        replay_file("mp")
+    assert not list(cache.iterdir())

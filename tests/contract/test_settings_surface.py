@@ -35,7 +35,9 @@ SUPPORTED = set(
     wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     foundation_model foundation_head foundation_model_elements foundation_model_readout
     embedding_specs use_embedding_readout total_charge_key total_spin_key elec_temp_key
-    heads head_key skip_evaluate_heads
+    heads head_key skip_evaluate_heads multiheads_finetuning foundation_model_kwargs foundation_filter_elements
+    weight_pt_head real_pt_data_ratio_threshold num_samples_pt force_mh_ft_lr subselect_pt filter_type_pt
+    allow_random_padding_pt pt_train_file pt_valid_file pseudolabel_replay pseudolabel_replay_compute_stress
     """.split()
 )
 
@@ -60,9 +62,6 @@ REFUSED_CHOICES = {
     "loss": {"dipole_polar"},
 }
 
-ACCEPTED_UNSUPPORTED = {("multiheads_finetuning", False)}
-"""Not the default, but exactly what happens here anyway."""
-
 INERT = set(
     """
     downloads_dir enable_cueq only_cueq enable_oeq num_workers multi_processed_test compute_polarizability
@@ -77,7 +76,7 @@ INERT = set(
 
 ALONE_WITHOUT_EFFECT = set(
     """
-    foundation_head foundation_model_elements foundation_model_readout foundation_model_kwargs
+    foundation_head foundation_model_elements foundation_model_readout foundation_model_kwargs multiheads_finetuning
     foundation_filter_elements lora_rank lora_alpha weight_pt_head real_pt_data_ratio_threshold num_samples_pt
     force_mh_ft_lr subselect_pt filter_type_pt allow_random_padding_pt pt_train_file pt_valid_file pseudolabel_replay
     pseudolabel_replay_compute_stress use_edge_irreps_first use_embedding_readout
@@ -99,6 +98,7 @@ SAMPLES = {
     "wandb_log_hypers": ("lr", ["lr"]),
     "scheduler": ("ExponentialLR", "ExponentialLR"),
     "embedding_specs": (str(SPECS), SPECS),
+    "foundation_model_kwargs": ("{'head': 'pbe'}", {"head": "pbe"}),
     "heads": ("dft,ccsd", {"dft": HeadSettings(), "ccsd": HeadSettings()}),
 }
 """What to type for settings whose type in the surface file says too little, and what it must become."""
@@ -151,8 +151,7 @@ def typed_flags() -> list:
                     cases.append((flag, [f"{flag}={choice}"], name, choice, not refused))
             else:
                 text, value = sample_of(entry)
-                supported = name in ACCEPTED or (name, value) in ACCEPTED_UNSUPPORTED
-                cases.append((flag, [flag, text], name, value, supported))
+                cases.append((flag, [flag, text], name, value, name in ACCEPTED))
     return [pytest.param(*case, id=" ".join(case[1])) for case in cases if case[2] != "config"]
 
 

@@ -14,18 +14,22 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
-from mace.cli import command, eval_configs, export, import_model, info, md
+from mace.cli import command, eval_configs, export, fine_tuning_select, import_model, info, md, select_head
 from mace.model.model_file import save_model
 
 COMMANDS: dict[str, ModuleType] = {
     "mace_eval_configs": eval_configs,
     "mace_export": export,
+    "mace_finetuning_select": fine_tuning_select,
+    "mace_select_head": select_head,
     "mace_import_model": import_model,
     "mace_info": info,
     "mace_md": md,
 }
 EVALUATE = "mace_eval_configs --configs=good.xyz --model=good.model --output=out.xyz"
 EXPORT = "mace_export good.model out.model --format=mace-torch --python=" + sys.executable
+SELECT = "mace_finetuning_select --configs_pt=good.xyz --model=good.model --output=out.xyz --num_samples=1"
+TORCH = " --format=mace-torch --python="
 DYNAMICS = "mace_md --structure=good.xyz --model=good.model --steps=2 --temperature_K=300"
 
 CASES = [
@@ -85,6 +89,60 @@ CASES = [
         EXPORT.replace("out.model", "good.xyz/out.model"),
         "good.xyz/out.model: the exported model cannot be written",
     ),
+    # selection of structures
+    ("mace_finetuning_select --configs_pt=good.xyz", "--output is required"),
+    (SELECT.replace("=good.xyz", "=none.xyz"), "none.xyz: there is no such file"),
+    (SELECT.replace("=good.xyz", "=folder"), "folder: this is a directory"),
+    (SELECT.replace("=good.xyz", "=no*.xyz"), "no*.xyz: no file matches"),
+    (SELECT.replace("=good.xyz", " good.xyz good.xyz"), "good.xyz: the same file is given twice"),
+    (SELECT.replace("=good.xyz", "=good.model"), "good.model: "),
+    (SELECT.replace("=good.xyz", "=nan.xyz"), "nan.xyz: structure 1 has a position that is NaN"),
+    (SELECT.replace("=good.xyz", " iron.xyz good.xyz"), "iron.xyz: structure 0 contains Fe"),
+    (SELECT.replace("=good.xyz", "=none"), "none: there is no such file"),
+    (SELECT + " --configs_ft=none.xyz", "none.xyz: there is no such file"),
+    (SELECT.replace("good.model", "none.model"), "--model=none.model: there is no such file and no published model"),
+    (SELECT.replace("good.model", "good.xyz"), "good.xyz: this is no complete model file"),
+    (SELECT + " --head=pt", "has one head, Default, and no head 'pt'"),
+    (SELECT.replace("good.model", "heads.model") + " --head=pt", "no head 'pt'; its heads are low, high."),
+    (SELECT.replace("=out.xyz", "=good.xyz"), "good.xyz: the output would take the place of the structures"),
+    (SELECT.replace("=out.xyz", "=folder/../good.xyz"), "would take the place of the structures"),
+    (SELECT.replace("=out.xyz", "=out.traj"), "--output=out.traj must end in .xyz or .extxyz"),
+    (SELECT.replace("=out.xyz", "=box.xyz"), "box.xyz: the output is a directory"),
+    (SELECT.replace("=out.xyz", "=good.xyz/out.xyz"), "good.xyz/out.xyz: the output cannot be written, because"),
+    (SELECT + " --num_samples=3", "good.xyz: --num_samples=3 is more than the 2 structures there are"),
+    (SELECT + " --num_samples=0", "--num_samples must be a whole number of at least 1"),
+    (SELECT + " --filtering_type=some", "--filtering_type must be one of none, combinations, inclusive, exclusive"),
+    (SELECT + " --filtering_type=inclusive", "needs elements; name them with --filter_atomic_numbers_pt or --configs"),
+    (SELECT + " --filtering_type=exclusive --filter_atomic_numbers_pt=[8] --disallow_random_padding", "0 of 2 struct"),
+    (SELECT + " --filter_atomic_numbers_pt=[8,800]", "--filter_atomic_numbers_pt must be a list of different atomic"),
+    (
+        SELECT + " --filtering_type=inclusive --filter_atomic_numbers_pt=[8] --configs_ft=iron.xyz",
+        "--filter_atomic_numbers_pt names other elements than those in --configs_ft (Fe)",
+    ),
+    (SELECT + " --descriptors=none.npz", "none.npz: the descriptors cannot be read (No such file"),
+    (SELECT + " --descriptors=good.xyz", "good.xyz: this is no file of descriptors"),
+    (SELECT + " --save_descriptors=good.xyz", "--save_descriptors=good.xyz must end in .npz"),
+    (SELECT + " --weight_pt=-1", "--weight_pt must be a number of at least 0"),
+    (SELECT + " --seed=-1", "--seed must be a whole number of at least 0"),
+    # one head out of several
+    ("mace_select_head", "--model_file is required"),
+    ("mace_select_head none.model", "none.model: there is no such"),
+    ("mace_select_head good.xyz", "good.xyz: this is no complete model file"),
+    ("mace_select_head good.model", "good.model: the model has one head, Default; use it as it is."),
+    ("mace_select_head old.model -n Default", "old.model: the model has one head, Default; use it as it is."),
+    ("mace_select_head heads.model", "heads.model: the model has 2 heads (low, high); name one (--head_name)."),
+    ("mace_select_head old_heads.model -n pt", "old_heads.model: the model has no head 'pt'; its heads are low, high."),
+    ("mace_select_head heads.model -n low -o heads.model", "the new model would take the place of the model"),
+    ("mace_select_head heads.model -n low -o good.model", "good.model: the file exists; choose another name"),
+    ("mace_select_head heads.model -n low -o folder", "folder: the new model is a directory"),
+    ("mace_select_head heads.model -n low -o good.xyz/a.model", "good.xyz/a.model: the new model cannot be written"),
+    ("mace_select_head heads.model -l -n low", "--list_heads only prints the names"),
+    ("mace_select_head heads.model -n", "--head_name needs a value"),
+    ("mace_select_head heads.model -x", "-x is not a setting"),
+    ("mace_select_head heads.model -n low --format=mace-torch", "--format=mace-torch needs --python"),
+    ("mace_select_head heads.model -n low --python=python3", "give both or neither"),
+    ("mace_select_head heads.model -n low" + TORCH + "nowhere/python", "there is no program nowhere/python"),
+    ("mace_select_head heads.model -n low" + TORCH + sys.executable, "name the python of an environment with mace-tor"),
     # evaluation
     (EVALUATE.replace("good.xyz", "none.xyz"), "none.xyz: there is no such file"),
     (EVALUATE.replace("good.xyz", "empty.file"), "empty.file: the file is empty"),

@@ -40,6 +40,12 @@ CONDITIONS = "conditions"
 HEADS = "heads"
 """The folder of the cases with several heads."""
 
+MIXED_HEADS = "mixed_heads"
+"""The folder of what the same cases say of batches of mixed heads."""
+
+STRIDE = 11
+"""Which entries of weights that are not of readouts are stored of batches of mixed heads."""
+
 STRUCTURES = "structures"
 """Not a case but the atoms that all cases share."""
 
@@ -162,24 +168,23 @@ def head_reference_names() -> list[str]:
 def case_plan(settings: dict[str, Any]) -> ModelPlan:
     """Translate the settings of a case."""
     plan = _common_plan(settings)
-    if names := settings.get("options", {}).get("heads"):
-        heads = [
-            HeadPlan(
-                name=name,
-                reference_energies=tuple(energy + 0.25 * i for energy in plan.reference_energies),
-                scale=0.8 - 0.1 * i,
-                shift=plan.shift * (1.0 - i),
-            )
-            for i, name in enumerate(names)
-        ]
-        without = {"reference_energies": (), "scale": 1.0, "shift": 0.0}
-        return ModelPlan.model_validate(plan.model_dump() | without | {"heads": heads})
-    if "vectors" not in settings:
-        return plan
-    changes = {"scale": 1.0, "readout_vectors": settings["vectors"], "dipole_scale": DEBYE_OF_MACE_TORCH}
-    if settings["model"] == "AtomicDipolesMACE":
-        changes |= {"readout_channels": 0, "reference_energies": ()}
-    return ModelPlan.model_validate(plan.model_dump() | {"model": settings["model"], **changes})
+    if "vectors" in settings:
+        changes = {"scale": 1.0, "readout_vectors": settings["vectors"], "dipole_scale": DEBYE_OF_MACE_TORCH}
+        if settings["model"] == "AtomicDipolesMACE":
+            changes |= {"readout_channels": 0, "reference_energies": ()}
+        plan = ModelPlan.model_validate(plan.model_dump() | {"model": settings["model"], **changes})
+    names = settings.get("options", {}).get("heads", [])
+    heads = [
+        HeadPlan(
+            name=name,
+            reference_energies=tuple(energy + 0.25 * i for energy in plan.reference_energies),
+            scale=plan.scale - 0.1 * i * ("vectors" not in settings),
+            shift=plan.shift * (1.0 - i),
+        )
+        for i, name in enumerate(names)
+    ]
+    without = {"reference_energies": (), "scale": 1.0, "shift": 0.0} if heads else {}
+    return ModelPlan.model_validate(plan.model_dump() | without | {"heads": heads})
 
 
 def _common_plan(settings: dict[str, Any]) -> ModelPlan:
@@ -240,6 +245,36 @@ def original_weights(case: Case, prefix: str) -> dict[str, np.ndarray]:
     return _weights(case.data, prefix, case.plan)
 
 
+def mixed_heads(name: str) -> dict[str, np.ndarray]:
+    """Read what ``make_head_references.py`` stored of a case with several heads, in its names."""
+    with np.load(FOLDER / MIXED_HEADS / f"{name}.npz") as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def spread(case: Case, data: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """Return arrays stored in one by `mixed_heads`, by our names; entries that were not stored are NaN.
+
+    Args:
+        case: The case.
+        data: What was read.
+        key: Of joined arrays, such as ``gradients/universal``.
+    """
+    shapes: dict[str, list[int]] = json.loads(str(data["parameters"]))
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    n_others = sum(size for name, size in sizes.items() if not name.startswith("readouts."))
+    others, n_stored = np.full(n_others, np.nan), -(-n_others // STRIDE)
+    others[::STRIDE], readouts = np.split(data[key], [n_stored])
+    found = {}
+    for name, size in sizes.items():
+        if name.startswith("readouts."):
+            taken, readouts = np.split(readouts, [size])
+        else:
+            taken, others = np.split(others, [size])
+        found[name] = taken.reshape(shapes[name])
+    assert not len(others) and not len(readouts)
+    return weights_from_original(found, case.plan)
+
+
 def assert_as_stored(
     case: Case, prefix: str, ours: Mapping[str, torch.Tensor], tolerance: float = 1e-8, chosen: Set[str] | None = None
 ) -> None:
@@ -253,8 +288,13 @@ def assert_as_stored(
         chosen: Names to compare; all if there are none.
     """
     theirs = {name: array for name, array in original_weights(case, prefix).items() if chosen is None or name in chosen}
+    assert_close(ours, theirs, tolerance)
+
+
+def assert_close(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, np.ndarray], tolerance: float) -> None:
+    """Compare weights or gradients with others that are not NaN, each to a share of the largest of all."""
     assert ours.keys() == theirs.keys()
-    scale = max(np.nanmax(np.abs(array)) for array in theirs.values() if array.size)
+    scale = max(np.abs(array[~np.isnan(array)]).max(initial=0.0) for array in theirs.values())
     for name, array in theirs.items():
         assert tuple(ours[name].shape) == array.shape, name
         stored = ~np.isnan(array)

@@ -7,7 +7,8 @@ Each case stores the settings, the structures, the random weights of the origina
 from them in float64: energies, forces, stress, dipoles, the loss with its parameter gradients, and parameters and
 moving averages after three steps of Adam with amsgrad. Cases of models with dipoles lie in the folder ``dipoles``, of
 models with conditions in ``conditions``, of models with several heads in ``heads``; what the others say of single
-atoms, virials and features, in ``atoms``.
+atoms, virials and features, in ``atoms``. What every head says of every structure, and how batches of mixed heads are
+trained on, is made by ``make_head_references.py``.
 """
 
 from __future__ import annotations
@@ -127,8 +128,14 @@ HEAD_CASES = [
          options={"heads": ["low", "high"], "readout_cls": "NonLinearBiasReadoutBlock"}),
     case("conditions_l1_c2_t2", "0e+1o", 1, 2, 2, model="ScaleShiftMACE", first=RESIDUAL,
          options={"heads": ["low", "high"]} | CONDITION_CASES[0]["options"]),
+    case("last_l1_c2_t2", "0e+1o", 1, 2, 2,
+         options={"heads": ["pt_head", "Default", "high"], "use_last_readout_only": True}),
+    case("dipoles_l1_c2_t2", "0e+1o", 1, 2, 2, **ENERGY, options={"heads": ["low", "middle", "high"]}),
 ]  # fmt: skip
-"""Models with several heads; methanol and slab are for the last of them, silicon is for the first."""
+"""Models with several heads; methanol and slab are for the last of them, silicon is for the first.
+
+Those of dipoles have energies of isolated atoms for each head, and nothing else of its own.
+"""
 
 FOLDERS = {"dipoles": DIPOLE_CASES, "conditions": CONDITION_CASES, "heads": HEAD_CASES, "atoms": CASES}
 """Where cases lie; of the last there are the atoms only."""
@@ -148,6 +155,9 @@ def build_dipole_model(settings: dict, elements: AtomicNumberTable) -> torch.nn.
     """Build the original's model of a case with dipoles, with random weights."""
     energies = settings["model"] == "EnergyDipolesMACE"
     hidden = ["5x0e"] * energies + [f"{settings['vectors']}x1o"] * (settings["vectors"] > 0)
+    of_atoms = np.array([ENERGIES[z] for z in elements.zs])
+    if heads := settings["options"].get("heads"):
+        of_atoms = of_atoms + 0.25 * np.arange(len(heads))[:, None]
     torch.manual_seed(settings["seed"])
     return getattr(modules, settings["model"])(
         r_max=R_MAX, num_bessel=6, num_polynomial_cutoff=5, max_ell=settings["l_max"],
@@ -156,8 +166,8 @@ def build_dipole_model(settings: dict, elements: AtomicNumberTable) -> torch.nn.
         num_interactions=settings["layers"], num_elements=len(elements),
         hidden_irreps=o3.Irreps("+".join(f"{CHANNELS}x{irrep}" for irrep in settings["hidden"].split("+"))),
         MLP_irreps=o3.Irreps("+".join(hidden)), avg_num_neighbors=9.5, atomic_numbers=elements.zs,
-        atomic_energies=np.array([ENERGIES[z] for z in elements.zs]) if energies else None,
-        correlation=settings["correlation"], gate=modules.gate_dict[settings["gate"]], radial_MLP=[7, 9],
+        atomic_energies=of_atoms if energies else None, correlation=settings["correlation"],
+        gate=modules.gate_dict[settings["gate"]], radial_MLP=[7, 9],
     )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mace.evaluation.descriptors import descriptors
 from mace.model.prediction import Prediction, predict
+from mace.potential.descriptors import descriptors
 
 FOLDER = Path(__file__).parent / "references" / "atoms"
 

@@ -1,6 +1,6 @@
 """Stands where mace-torch has a program of this name: says what to use instead."""
 
-from mace.cli.original_commands import refusal, refused_call
+from mace.cli.original.commands import refusal, refused_call
 
 main = refusal("mace.cli.convert_oeq_e3nn")
 run = refused_call("mace.cli.convert_oeq_e3nn")

@@ -1,6 +1,6 @@
 """Stands where mace-torch has a program of this name: says what to use instead."""
 
-from mace.cli.original_commands import refusal
+from mace.cli.original.commands import refusal
 
 main = refusal("mace.cli.visualise_train")
 

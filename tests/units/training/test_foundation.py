@@ -81,7 +81,8 @@ def plan(foundation: Foundation, energy: float | None = None, **given: Any) -> M
     typed = {"r_max": given.get("r_max", 5.0), "n_channels": given.get("num_channels", 128)}
     wanted = files.PLAN.model_copy(update=new | typed)
     data = dataset((8, 1, 1), files.PLAN.model_copy(update=new), energy)
-    return foundation_plan(settings(**given), foundation, wanted, {"Default": data})
+    shifts = {"Default": given["mean"]} if "mean" in given else {}
+    return foundation_plan(settings(**given), foundation, wanted, {"Default": data}, shifts)
 
 
 def test_elements_and_energies_are_new_and_the_shift_fits(foundation: Foundation) -> None:
@@ -158,9 +159,10 @@ def test_defaults_may_be_typed(given: dict[str, Any], tmp_path: Path) -> None:
         ({"E0s": "estimated"}, "--E0s=estimated .* add --foundation_model"),
         ({"foundation_model": "none.model"}, "--foundation_model=none.model: there is no such file"),
         (
-            {"foundation_model": "FILE", "multiheads_finetuning": True},
-            "--multiheads_finetuning: .* is not available yet",
+            {"foundation_model": "FILE", "foundation_head": "a", "foundation_model_kwargs": {"head": "b"}},
+            "--foundation_head=a contradicts --foundation_model_kwargs",
         ),
+        ({"foundation_model": "FILE", "heads": {"a": {"std": 2.0}}}, "--heads: std of the head a cannot be combined"),
         ({"foundation_model": "FILE", "scaling": "no_scaling"}, "--scaling cannot be combined with --foundation_model"),
         ({"foundation_model": "FILE", "foundation_head": "pt"}, "no head 'pt'"),
         (

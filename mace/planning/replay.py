@@ -1,0 +1,46 @@
+"""Replay: a head for structures of the foundation model's own training, so that fine-tuning does not forget them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mace.model.plan import OUTPUTS
+from mace.settings import TrainingSettings, provided
+
+REPLAY_HEAD = "pt_head"
+"""Name of the head of the foundation model, as in mace-torch."""
+
+_DEFAULTS: dict[str, Any] = {"loss": "universal", "lr": 1e-4, "ema": True, "ema_decay": 0.99999}
+"""Defaults with replay, as in mace-torch, where they also replace what was given."""
+
+
+def replays(settings: TrainingSettings) -> bool:
+    """Return whether fine-tuning keeps a head of the foundation model."""
+    if settings.foundation_model is None or not settings.multiheads_finetuning:
+        return False
+    asked = "multiheads_finetuning" in provided(settings) or settings.pseudolabel_replay
+    return asked or settings.pt_train_file is not None or REPLAY_HEAD in (settings.heads or {})
+
+
+def settings_with_replay(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
+    """Change the defaults of loss, learning rate and averaging for a training with replay.
+
+    Args:
+        settings: The given settings; what was given stays.
+
+    Returns:
+        The settings, and sentences for the log about what was chosen.
+    """
+    if not replays(settings):
+        return settings, []
+    typed = provided(settings)
+    changes = {name: value for name, value in _DEFAULTS.items() if name not in typed}
+    if settings.force_mh_ft_lr:
+        changes = {name: value for name, value in changes.items() if name == "loss"}
+    if "dipole" in OUTPUTS[settings.model]:
+        changes.pop("loss", None)
+    notes = [f"Fine-tuning with replay: --{name}={value}, as nothing else is given" for name, value in changes.items()]
+    completed = settings.model_copy(update=changes)
+    # settings chosen here do not count as given by the user
+    completed.model_fields_set.difference_update(changes)
+    return completed, notes
