@@ -124,7 +124,7 @@ for _key, _words in (
     ("'info_keys': ['E']", "info_keys must be a dictionary"),
     ("'arrays_keys': {'forces': 3}", "arrays_keys must be a dictionary"),
     ("'info_keys': {'energy': 'nowhere'}", "no structure has a label 'energy' under the key 'nowhere'"),
-    ("'forces_key': 'nowhere'", "Head b: @/b.xyz: no structure has a label 'forces' under the key 'nowhere'"),
+    ("'forces_key': 'nowhere'", "b.xyz: no structure has a label 'forces' under the key 'nowhere'"),
     ("'energy_unit': 'Hartre'", "did you mean Hartree?"),
     ("'valid_fraction': 1.0", "valid_fraction must be a number above 0 and below 1"),
     ("'valid_fraction': 'tenth'", "valid_fraction must be a number above 0 and below 1"),
