@@ -166,7 +166,7 @@ add("refused", "a head without data", two("", "", files=(sound(), "\n")), "b.xyz
 add(
     "refused",
     "a head without a file",
-    typed("{'a': {'train_file': 'a.xyz'}, 'b': {}}"),
+    shared("aaaa", "--heads={'a': {}, 'b': {}}"),
     "train.xyz: no structure names",
 )
 add(
@@ -304,7 +304,7 @@ add(
     "noted",
     "elements of a head",
     two("", "'atomic_numbers': '[1, 8]'"),
-    "Head b: --atomic_numbers=[1,8] changes nothing",
+    "Head b: --atomic_numbers=[1, 8] changes nothing",
 )
 add(
     "noted",
