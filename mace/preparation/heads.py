@@ -89,6 +89,12 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
             f"--heads: --model={settings.model} predicts no energies, and heads differ in these only; train one model "
             "per data set."
         )
+    if len(names) > 1 and "dipole" in OUTPUTS[settings.model]:
+        _LOGGER.warning(
+            "--model=%s: its heads share all weights, as in mace-torch, and differ in reference energies only; data sets "
+            "whose forces or dipoles differ need models of their own",
+            settings.model,
+        )
     if len(names) == 1 and names[0] != DEFAULT_HEAD:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
     heads = {name: _head(settings, name, own, key, names) for name, own in given.items()}
