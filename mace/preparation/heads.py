@@ -91,8 +91,8 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
         )
     if len(names) > 1 and "dipole" in OUTPUTS[settings.model]:
         _LOGGER.warning(
-            "--model=%s: its heads share all weights, as in mace-torch, and differ in reference energies only; data sets "
-            "whose forces or dipoles differ need models of their own",
+            "--model=%s: its heads share all weights, as in mace-torch, and differ in reference energies only; data "
+            "sets whose forces or dipoles differ need models of their own",
             settings.model,
         )
     if len(names) == 1 and names[0] != DEFAULT_HEAD:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.io import read
-from training_runs import at_level, isolated_atoms, prepared, same, train, water, write_frames
+from training_runs import at_level, copper, isolated_atoms, prepared, same, train, water, write_frames
 
 from mace.calculators import MACECalculator
 from mace.model.model_file import load_model
@@ -161,6 +161,36 @@ def test_a_head_has_its_own_scale_and_shift(tmp_path: Path, low: Path, high: Pat
     assert found(high={"scaling": "std_scaling"}) == {"low": alone(low), "high": alone(high, "--scaling=std_scaling")}
     assert found(low={"mean": 0.5, "std": 3.0}) == {"low": (3.0, 0.5), "high": alone(high)}
     assert found(high={"scaling": "no_scaling"})["high"] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "loss", ["weighted", "forces_only", "virials", "stress", "huber", "universal", "l1l2energyforces"]
+)
+def test_every_loss_obeys_the_weight_of_a_head(tmp_path: Path, loss: str) -> None:
+    """In training and in validation, and so in the choice of the best model."""
+    files = {
+        name: write_frames(tmp_path / f"{name}.xyz", copper(count, count)) for name, count in (("few", 3), ("many", 5))
+    }
+    flags = (f"--loss={loss}", "--stress_weight=10", "--E0s={29: 0.0}", "--batch_size=100", "--max_num_epochs=1")
+    losses: list[dict[str, float]] = []
+    for place, weights in enumerate(({"few": 1, "many": 1}, {"few": 3, "many": 1}, {"few": 3, "many": 2})):
+        given = heads(**{name: {"train_file": file, "weight": weights[name]} for name, file in files.items()})
+        run = train(tmp_path / str(place), None, given, *flags)
+        first = [record for record in run.records if record["epoch"] is None]
+        losses.append({record["head"]: record["loss"] for record in first})
+        (step,) = (record["loss"] for record in run.records if record["mode"] == "opt")
+        losses[-1]["training"] = step
+        shares = {"few": 2 / 6, "many": 4 / 6}
+        last = {record["head"]: record["loss"] for record in run.records if record["mode"] == "eval"}
+        judged = sum(share * last[name] for name, share in shares.items())
+        assert run.last_state()["progression"]["lowest_loss"] == pytest.approx(judged)
+    plain, few, both = losses
+    assert (few["few"], few["many"]) == pytest.approx((3 * plain["few"], plain["many"]))
+    assert (both["few"], both["many"]) == pytest.approx((3 * plain["few"], 2 * plain["many"]))
+    # of the first batch, which has all structures: few * 1 + many, few * 3 + many, few * 3 + many * 2
+    of_few = (few["training"] - plain["training"]) / 2
+    of_many = both["training"] - few["training"]
+    assert of_few > 0 and plain["training"] == pytest.approx(of_few + of_many)
 
 
 def test_one_average_number_of_neighbors_is_that_of_all_structures(tmp_path: Path, low: Path, high: Path) -> None:
