@@ -27,6 +27,7 @@ EVENTS = (
 """Instants in training, evaluating and saving; each occurs in both stages."""
 
 STAGE_CHANGE = ("before the change of stage", "after the change of stage")
+LBFGS = ("before all structures", "after all structures")
 END = ("model",)
 
 
@@ -105,7 +106,7 @@ def _install(kill: dict[str, Any]) -> None:
     from mace.files import durable as durable_file
     from mace.reporting import records
     from mace.runs import finishing
-    from mace.training import batch_step, checkpoints, evaluation, saving, state
+    from mace.training import batch_step, checkpoints, evaluation, lbfgs, saving, state
 
     states: list[Any] = []
     hits = 0
@@ -150,6 +151,7 @@ def _install(kill: dict[str, Any]) -> None:
     durable_file.open = opened  # type: ignore[attr-defined]
     before(evaluation, "predict", "evaluate")
     before(state.TrainingState, "begin_stage_two", STAGE_CHANGE[0], STAGE_CHANGE[1])
+    before(lbfgs.FullBatch, "advance", *LBFGS)
     before(finishing, "save_model", "model")
 
 

@@ -51,7 +51,7 @@ TRAINING: list[tuple[str, str]] = [
     ("--num_workers=16", ""),
     ("--enable_cueq=True --only_cueq=True", ""),
     ("--num_samples_pt=1000 --subselect_pt=random --weight_pt_head=10 --foundation_head=pt_head", ""),
-    ("--foundation_model=small --num_samples_pt=1000", "fine-tuning with replay of other data is not available yet"),
+    ("--foundation_model=small --num_samples_pt=1000", ""),
     # fine-tuning
     ("--foundation_model=medium --multiheads_finetuning=False --E0s=average --lr=0.01 --batch_size=2", ""),
     ("--foundation_model=medium-omat-0 --multiheads_finetuning=False --E0s=foundation", ""),

@@ -206,10 +206,7 @@ def _check_outputs(settings: SelectSettings) -> tuple[Path, Path | None]:
         raise UserError(f"--save_descriptors={settings.save_descriptors} must end in .npz.")
     own = [name for name in settings.configs_pt if name not in REPLAY_SETS]
     inputs = {
-        "structures": [
-            *(expand_paths(own) if own else []),
-            *(expand_paths(settings.configs_ft or []) if settings.configs_ft else []),
-        ],
+        "structures": [file for names in (own, settings.configs_ft) if names for file in expand_paths(names)],
         "model": [settings.model],
         "descriptors": [settings.descriptors] if settings.descriptors else [],
     }

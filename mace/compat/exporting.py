@@ -145,7 +145,7 @@ def original_arguments(plan: ModelPlan) -> dict[str, Any]:
             "readout_cls": ("NonLinearBiasReadoutBlock" if plan.readout_biases else None, None),
             "embedding_specs": ({c.name: spec_of_condition(c) for c in plan.conditions} or None, None),
             "use_embedding_readout": (plan.condition_readout, False),
-            # those of models of dipoles have no names
+            # models of dipoles take none: all their heads share the readouts
             "heads": (list(plan.head_names) if plan.n_readout_heads > 1 else None, None),
         },
     }

@@ -92,13 +92,13 @@ class TrainingProgress:
             self._live.start()
             self._draw()
 
-    def step(self, epoch: int, batch: int, loss: SupportsFloat, n_atoms: int) -> None:
+    def step(self, epoch: int, batch: int, loss: SupportsFloat | None, n_atoms: int) -> None:
         """Count one optimizer step.
 
         Args:
             epoch: Epoch, counted from zero.
             batch: Batch in the epoch, counted from zero.
-            loss: Loss of the batch; a tensor stays where it is until something is shown.
+            loss: Loss of the batch; a tensor stays where it is until something is shown. None if it is not known.
             n_atoms: Atoms in the batch.
         """
         self._require_start()

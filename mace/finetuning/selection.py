@@ -169,8 +169,8 @@ def select_structures(
     Raises:
         UserError: If a file cannot be read, the filter has no elements, or too few structures pass it.
     """
+    flags = rule.flags
     if rule.filter_type != "none" and not rule.elements:
-        flags = rule.flags
         raise UserError(f"{flags['filter']}={rule.filter_type} needs elements; name them with {flags['elements']}.")
     files = [replace(source, paths=file) for file, source in expand_sources(sources)]
     everything = list(_candidates(files, track))
@@ -184,7 +184,9 @@ def select_structures(
     added = [] if not n_random else _drawn(sorted(set(candidates).difference(passing)), n_random, rng)
     if rule.n_samples is None or rule.n_samples >= len(passing):
         chosen = passing
-        _LOGGER.info("Selection: all %d are taken", len(passing))
+        wanted = rule.n_samples or 0
+        too_few = f"; there are fewer than {flags['number']}={wanted}" if wanted > len(passing) + n_random else ""
+        _LOGGER.info("Selection: all %d are taken%s", len(passing), too_few)
     elif rule.subselect == "random":
         chosen = _drawn(passing, rule.n_samples, rng)
         _LOGGER.info("Selection: %d are taken at random, with seed %d", rule.n_samples, rule.seed)

@@ -140,9 +140,10 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
     """Make the panels of one or several runs: loss, errors, learning rate, gradient."""
     marks = []
     for run in runs:
-        prefix, numbers, start = f"{run.name}: " if run.name else "", run.history.numbers(), run.stage_two_start
-        if start is not None and numbers and numbers[0] < start <= numbers[-1]:
-            marks.append((float(start), f"{prefix}stage two"))
+        prefix, numbers = f"{run.name}: " if run.name else "", run.history.numbers()
+        for start, stage in ((run.stage_two_start, "stage two"), (run.history.lbfgs_start, "L-BFGS")):
+            if start is not None and numbers and numbers[0] < start <= numbers[-1]:
+                marks.append((float(start), f"{prefix}{stage}"))
         if len(runs) == 1:
             marks += [(epoch + 1.0, f"{prefix}{word}") for epoch, word in run.best]
     losses = []

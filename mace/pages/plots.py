@@ -90,7 +90,7 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
         axes[-1].plot(list(rates), list(rates.values()), color="black", linewidth=1.4, drawstyle="steps-mid")
         axes[-1].set_ylabel("learning rate")
     for axis in axes:
-        _finish_learning_axis(axis, history.numbers(), stage_two_epoch)
+        _finish_learning_axis(axis, history.numbers(), {"stage two": stage_two_epoch, "L-BFGS": history.lbfgs_start})
     _save(figure, output_path)
 
 
@@ -168,7 +168,7 @@ def plot_parity(
     _save(figure, output_path)
 
 
-def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | None) -> None:
+def _finish_learning_axis(axis: Axes, epochs: list[int], first_epochs: Mapping[str, int | None]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axis.set_xlabel("epoch")
@@ -183,11 +183,12 @@ def _finish_learning_axis(axis: Axes, epochs: list[int], stage_two_epoch: int | 
     margin = 0.02 * max(epochs[-1] - epochs[0], 1)
     axis.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     _tidy(axis)
-    if stage_two_epoch is not None and epochs[0] < stage_two_epoch <= epochs[-1]:
-        start = stage_two_epoch - 0.5
-        axis.axvline(start, color=_GRAY, linestyle="--", linewidth=1.0)
-        # Above the frame, where no curve can be.
-        axis.text(start, 1.01, "stage two", transform=axis.get_xaxis_transform(), fontsize=8, color=_GRAY, ha="center")
+    for stage, first in first_epochs.items():
+        if first is not None and epochs[0] < first <= epochs[-1]:
+            axis.axvline(first - 0.5, color=_GRAY, linestyle="--", linewidth=1.0)
+            # Above the frame, where no curve can be.
+            place = axis.get_xaxis_transform()
+            axis.text(first - 0.5, 1.01, stage, transform=place, fontsize=8, color=_GRAY, ha="center")
 
 
 def _draw_parity(

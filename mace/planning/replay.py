@@ -10,6 +10,15 @@ from mace.settings import TrainingSettings, provided
 REPLAY_HEAD = "pt_head"
 """Name of the head of the foundation model, as in mace-torch."""
 
+OF_MATERIALS_PROJECT = ("small", "medium", "large")
+"""Published models whose training structures are the set ``mp``."""
+
+_OF_REPLAY = (
+    *("num_samples_pt", "subselect_pt", "filter_type_pt", "allow_random_padding_pt", "pt_valid_file"),
+    *("weight_pt_head", "real_pt_data_ratio_threshold", "pseudolabel_replay_compute_stress"),
+)
+"""Settings that say how to replay."""
+
 _DEFAULTS: dict[str, Any] = {"loss": "universal", "lr": 1e-4, "ema": True, "ema_decay": 0.99999}
 """Defaults with replay, as in mace-torch, where they also replace what was given."""
 
@@ -18,8 +27,11 @@ def replays(settings: TrainingSettings) -> bool:
     """Return whether fine-tuning keeps a head of the foundation model."""
     if settings.foundation_model is None or not settings.multiheads_finetuning:
         return False
-    asked = "multiheads_finetuning" in provided(settings) or settings.pseudolabel_replay
-    return asked or settings.pt_train_file is not None or REPLAY_HEAD in (settings.heads or {})
+    typed = provided(settings)
+    if "multiheads_finetuning" in typed or settings.pt_train_file is not None or settings.pseudolabel_replay:
+        return True
+    is_implied = settings.foundation_model in OF_MATERIALS_PROJECT and not typed.isdisjoint(_OF_REPLAY)
+    return is_implied or REPLAY_HEAD in (settings.heads or {})
 
 
 def settings_with_replay(settings: TrainingSettings) -> tuple[TrainingSettings, list[str]]:
@@ -31,9 +43,10 @@ def settings_with_replay(settings: TrainingSettings) -> tuple[TrainingSettings, 
     Returns:
         The settings, and sentences for the log about what was chosen.
     """
-    if not replays(settings):
-        return settings, []
     typed = provided(settings)
+    if not replays(settings):
+        idle = [name for name in _OF_REPLAY if name in typed] if settings.foundation_model is not None else []
+        return settings, [f"--{name} has no effect: nothing is replayed without --pt_train_file" for name in idle]
     changes = {name: value for name, value in _DEFAULTS.items() if name not in typed}
     if settings.force_mh_ft_lr:
         changes = {name: value for name, value in changes.items() if name == "loss"}

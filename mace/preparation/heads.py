@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.finetuning.foundation import FROM_FOUNDATION
 from mace.model.plan import OUTPUTS
-from mace.planning.replay import REPLAY_HEAD, replays
+from mace.planning.replay import OF_MATERIALS_PROJECT, REPLAY_HEAD, replays
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import inert_notes, shown
@@ -24,9 +24,6 @@ _LOGGER = logging.getLogger(__name__)
 FILES = ("train_file", "valid_file", "test_file", "test_dir")
 """Settings of files that a head may share with others."""
 
-_OF_MATERIALS_PROJECT = ("small", "medium", "large")
-"""Published models whose training structures are the set ``mp``."""
-
 
 @dataclass(frozen=True)
 class Head:
@@ -39,8 +36,8 @@ class Head:
         shared: Which of `FILES` hold structures of other heads too; in these, every structure names its head.
         key: Entry of the comment line in which it does.
         names: Names of all heads.
-        keyed: Labels whose key was given for this head alone.
         is_replay: Whether it is the head of the foundation model, with structures that are replayed.
+        keyed: Labels whose key was given for this head alone.
     """
 
     name: str
@@ -49,8 +46,8 @@ class Head:
     shared: frozenset[str] = frozenset()
     key: str = HEAD_KEY
     names: tuple[str, ...] = (DEFAULT_HEAD,)
-    keyed: frozenset[str] = frozenset()
     is_replay: bool = False
+    keyed: frozenset[str] = frozenset()
 
     @property
     def is_alone(self) -> bool:
@@ -97,13 +94,12 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
         )
     if len(names) == 1 and names[0] != DEFAULT_HEAD:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
-    heads = {name: _head(settings, name, own, key, names) for name, own in given.items()}
     for files in FILES:
         if getattr(settings, files) is not None and all(getattr(own, files) is not None for own in given.values()):
             _LOGGER.warning("--%s has no effect: every head has its own in --heads", files)
     if replayed is not None:  # first, as in mace-torch
-        heads = {REPLAY_HEAD: _replay_head(settings, replayed, key, names), **heads}
-    return heads
+        given = {REPLAY_HEAD: _for_replay(settings, replayed), **given}
+    return {name: _head(settings, name, given, key) for name in names}
 
 
 def _check_choices(settings: TrainingSettings, names: tuple[str, ...]) -> None:
@@ -124,41 +120,47 @@ def _check_choices(settings: TrainingSettings, names: tuple[str, ...]) -> None:
         _LOGGER.warning("--head_sampling=%s has no effect on a model with one head", settings.head_sampling)
 
 
-def _head(settings: TrainingSettings, name: str, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
-    """Put what was given for a head in place of what holds for all."""
-    for note in inert_notes(own):
+def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSettings], key: str) -> Head:
+    """Put what was given for a head in place of what holds for all; files of all that several heads use are shared."""
+    for note in inert_notes(heads[name]):
         _LOGGER.warning("Head %s: %s", name, note)
-    given = own.given()
+    given = heads[name].given()
     if given.get("E0s") in FROM_FOUNDATION and settings.foundation_model is None:
         raise UserError(
             f"Head {name}: E0s '{given['E0s']}' are the energies of a foundation model; add --foundation_model."
         )
     keyed = frozenset(label for label in PROPERTIES if given.get(f"{label}_key"))
     weight = given.pop("weight", 1.0)
-    shared = frozenset(files for files in FILES if files not in given and getattr(settings, files) is not None)
-    if len({*names} - {REPLAY_HEAD}) == 1:
-        shared = frozenset()
+    is_replay = name == REPLAY_HEAD and replays(settings)
+    in_common_files = [
+        other for other in heads if other != REPLAY_HEAD or not replays(settings) or _is_shared(settings)
+    ]
+    if is_replay:  # what was given for other structures does not hold for these
+        given = {"mean": None, "std": None, **({} if name in in_common_files else dict.fromkeys(FILES)), **given}
+    users = {files: [other for other in in_common_files if getattr(heads[other], files) is None] for files in FILES}
+    shared = {files for files in FILES if getattr(settings, files) is not None and len(users[files]) > 1}
     settings_of_head = settings.model_copy(update=given)
-    settings_of_head.model_fields_set.update(name for name, value in given.items() if value is not None)
-    return Head(name, settings_of_head, weight, shared, key, names, keyed)
+    settings_of_head.model_fields_set.update(word for word, value in given.items() if value is not None)
+    return Head(name, settings_of_head, weight, frozenset(shared - given.keys()), key, tuple(heads), is_replay, keyed)
 
 
-def _replay_head(settings: TrainingSettings, own: HeadSettings, key: str, names: tuple[str, ...]) -> Head:
-    """Return the head of the foundation model; what was given for it in ``--heads`` comes first."""
-    own = own.model_copy(
+def _is_shared(settings: TrainingSettings) -> bool:
+    """Return whether the structures to replay are in the training files of all, where they name their head."""
+    own = (settings.heads or {}).get(REPLAY_HEAD)
+    return own is not None and own.train_file is None and settings.pt_train_file is None and bool(settings.train_file)
+
+
+def _for_replay(settings: TrainingSettings, own: HeadSettings) -> HeadSettings:
+    """Complete what was given for the head of the foundation model in ``--heads``, which comes first."""
+    implied = None if own.train_file or settings.pt_train_file or _is_shared(settings) else _implied_set(settings)
+    return own.model_copy(
         update={
-            "train_file": own.train_file or settings.pt_train_file or _implied_set(settings),
+            "train_file": own.train_file or settings.pt_train_file or implied,
             "valid_file": own.valid_file or settings.pt_valid_file,
             "weight": own.weight or settings.weight_pt_head,
             "E0s": own.E0s or "foundation",
         }
     )
-    head = _head(settings, REPLAY_HEAD, own, key, names)
-    # what was given for the other structures does not hold for these
-    without = {
-        name: None for name in ("valid_file", "test_file", "test_dir", "mean", "std") if getattr(own, name) is None
-    }
-    return replace(head, settings=head.settings.model_copy(update=without), shared=frozenset(), is_replay=True)
 
 
 def _implied_set(settings: TrainingSettings) -> str | None:
@@ -169,7 +171,7 @@ def _implied_set(settings: TrainingSettings) -> str | None:
     """
     if settings.pseudolabel_replay:
         return None
-    if settings.foundation_model in _OF_MATERIALS_PROJECT:
+    if settings.foundation_model in OF_MATERIALS_PROJECT:
         _LOGGER.info("--pt_train_file=mp, the set that %s was trained on, is replayed", settings.foundation_model)
         return "mp"
     raise UserError(

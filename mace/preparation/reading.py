@@ -19,6 +19,7 @@ from mace.inspection.inspection import DataReport, Demands, StructureSet, inspec
 from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
+from mace.planning.replay import REPLAY_HEAD
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
 from mace.preparation.heads import Head, heads_of
 from mace.preparation.replay import elements_of, labeled_by_foundation, own_structures, replay_sources
@@ -242,7 +243,9 @@ def read_sets(
                 f"{role} in --heads, or leave it out."
             )
         for each in result.report.files:
-            is_first = head.name == head.names[0]  # the others would say the same
+            is_first = head.name == next(
+                name for name in head.names if name != REPLAY_HEAD
+            )  # others would say the same
             if is_shared and is_first and each.frames and not each.keys["info", head.key]:
                 _LOGGER.warning(
                     "%s: no structure names its head with %s=, so all are for every head", each.file, head.key

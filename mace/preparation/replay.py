@@ -76,7 +76,7 @@ def replay_sources(
         n_samples=settings.num_samples_pt,
         subselect=settings.subselect_pt,
         random_padding=settings.allow_random_padding_pt,
-        at_most=True,
+        at_most=True,  # the log says so
         seed=settings.seed,
     )
 

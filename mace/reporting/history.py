@@ -30,6 +30,7 @@ class EpochSums:
         seconds: Time of all steps.
         phases: The same by phase.
         stage_two: Whether the epoch belongs to stage two.
+        lbfgs: Whether it is an iteration of L-BFGS.
     """
 
     steps: int = 0
@@ -42,6 +43,7 @@ class EpochSums:
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
     stage_two: bool = False
+    lbfgs: bool = False
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a step."""
@@ -58,6 +60,7 @@ class EpochSums:
                 phase = key[len(_PHASE) :]
                 self.phases[phase] = self.phases.get(phase, 0.0) + value
         self.stage_two = record.get("stage") == "two"
+        self.lbfgs = "evaluations" in record
 
     @property
     def mean_loss(self) -> float:
@@ -148,6 +151,11 @@ class RunHistory:
     def stage_two_start(self) -> int | None:
         """The first epoch of stage two, where the records say it."""
         return min((epoch for epoch, sums in self.epochs.items() if sums.stage_two), default=None)
+
+    @property
+    def lbfgs_start(self) -> int | None:
+        """The first iteration of L-BFGS."""
+        return min((epoch for epoch, sums in self.epochs.items() if sums.lbfgs), default=None)
 
     def evaluation_seconds(self) -> float:
         """Return the time of all evaluations, the first one included."""

@@ -83,6 +83,7 @@ class RecordWriter:
         n_atoms: int | None = None,
         phases: Mapping[str, float] | None = None,
         stage_two: bool = False,
+        evaluations: int | None = None,
     ) -> None:
         """Record one optimizer step.
 
@@ -95,6 +96,7 @@ class RecordWriter:
             n_atoms: Atoms of the batch, written as ``atoms`` if given.
             phases: Seconds of each phase of the step, written as ``time_<phase>``, to the microsecond.
             stage_two: Whether the step belongs to stage two; written as ``stage`` then.
+            evaluations: How often an iteration of L-BFGS evaluated the loss; no other step has this number.
         """
         record: dict[str, Any] = {"loss": loss, "time": seconds, "mode": "opt", "epoch": epoch}
         if learning_rate is not None:
@@ -106,6 +108,8 @@ class RecordWriter:
         record |= {f"time_{phase}": round(value, 6) for phase, value in (phases or {}).items()}
         if stage_two:
             record["stage"] = "two"
+        if evaluations is not None:
+            record["evaluations"] = evaluations
         self._write(record)
 
     def evaluation(

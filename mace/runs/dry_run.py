@@ -12,7 +12,7 @@ from mace.model.mace import MACE
 from mace.preparation.preparation import Preparation
 from mace.processes.devices import peak_memory
 from mace.runs.context import RunContext
-from mace.training.stages import stage_two_start
+from mace.training.stages import stage_two_start, total_epochs
 from mace.training.step import loss_gradient
 
 
@@ -60,7 +60,8 @@ def show_plan(run: RunContext, preparation: Preparation, model: MACE) -> None:
         "batches per epoch": f"{batches} of {settings.batch_size}",
         "epochs": str(settings.max_num_epochs),
         "time per epoch": f"about {_duration(epoch)}, validation not counted (first batch measured)",
-        "time of all epochs": f"about {_duration(epoch * settings.max_num_epochs)}",
+        "L-BFGS": f"{settings.lbfgs_steps} iterations after that" if settings.lbfgs else "none",
+        "time of all epochs": f"about {_duration(epoch * total_epochs(settings))}",
         "memory": f"about {peak_memory(run.device) / 1e6:.0f} MB (first batch measured)",
         "plan": plan.model_dump_json(exclude={"reference_energies"}),
     }

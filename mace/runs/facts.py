@@ -28,7 +28,7 @@ from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import as_flags
 from mace.settings.help import groups_of
 from mace.training.loop import Trainer
-from mace.training.stages import has_stage_two
+from mace.training.stages import has_stage_two, total_epochs
 
 _MOST_BARS = 80
 
@@ -61,7 +61,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         tag=folders.tag,
         identity=trainer.keeper.run,
         started=started,
-        epochs=settings.max_num_epochs,
+        epochs=total_epochs(settings),
         interval=settings.eval_interval,
         patience=settings.patience,
         machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
@@ -107,6 +107,8 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         start = trainer.progression.stage_two_start
         second = trainer.state.loss_of("two")
         found["loss of stage two"] = f"{second}, from epoch {start}, learning rate {settings.swa_lr:g}"
+    if settings.lbfgs:
+        found["L-BFGS"] = f"{settings.lbfgs_steps} iterations from epoch {settings.max_num_epochs}"
     found["hash of the settings"] = settings_digest(settings)
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
 

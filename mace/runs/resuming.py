@@ -19,6 +19,7 @@ from mace.reporting.records import results_path
 from mace.runs.folders import RunFolders, model_files
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import CheckpointFolder, UnusableCheckpoint, differing_fields, load_safely
+from mace.training.stages import total_epochs
 from mace.training.state import TrainingState
 
 _LOGGER = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _with_best(
             _require_same_run(saved, path, weights, checkpoints.of_epoch(epoch, stage))
             best.setdefault(stage, weights["weights"])
     goes_on = not progression["finished"] or settings.patience > settings_of(saved).patience
-    goes_on = goes_on and progression["epoch"] < settings.max_num_epochs
+    goes_on = goes_on and progression["epoch"] < total_epochs(settings)
     if not goes_on and not progression["best_epochs"] and progression["lost"]:
         problems = "; ".join(problem.rstrip(".") for problem in unusable.values())
         raise UserError(f"{problems}: the run is finished, and no other file has its best weights; put the file back.")
@@ -229,9 +230,11 @@ def resume(state: TrainingState, saved: dict[str, Any], digests: Mapping[str, st
     _LOGGER.info("Restarting from %s at epoch %d%s", saved["file"], progression.epoch, place)
     if changes:
         _LOGGER.info("continuing with: %s", ", ".join(changes))
-    for path, digest in digests.items():
-        if saved["data"].get(path, digest) != digest:
-            _LOGGER.warning("%s has changed on the disk since the run was stopped; it goes on with the new data", path)
+    changed = [path for path, digest in digests.items() if saved["data"].get(path, digest) != digest]
+    if state.lbfgs is not None and (changes or changed):
+        state.lbfgs.restart()
+    for path in changed:
+        _LOGGER.warning("%s has changed on the disk since the run was stopped; it goes on with the new data", path)
 
 
 def make_way(

@@ -33,6 +33,7 @@ from mace.training.checkpoints import file_digests
 from mace.training.finiteness import Diverged
 from mace.training.loop import Trainer
 from mace.training.optimization import require_optimizer
+from mace.training.stages import total_epochs
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Train
     with open_trainer(run, preparation, model) as trainer:
         _LOGGER.info("===========TRAINING===========")
         _LOGGER.info("Started training, reporting errors on validation set")
-        run.progress.start(run.settings.max_num_epochs, trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)
+        run.progress.start(total_epochs(run.settings), trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)
         try:
             with run.interruption.patient():
                 for report in trainer.train():

@@ -19,6 +19,7 @@ from mace.reporting.records import RecordFollower
 from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.worst import worst_structures
 from mace.training.loop import EpochReport, Trainer
+from mace.training.stages import total_epochs
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class RunReport:
         if state is not None:
             self._write(
                 "running",
-                f"Training goes on: epoch {state.epoch} of {self._trainer.settings.max_num_epochs} comes next.",
+                f"Training goes on: epoch {state.epoch} of {total_epochs(self._trainer.settings)} comes next.",
             )
 
     def measured(self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]) -> None:
@@ -122,7 +123,7 @@ class RunReport:
             sentence = "Nothing was trained, by --max_num_epochs=0; the model is as it started."
             if best:
                 sentence = f"Training is complete; the models hold the weights of {best}."
-                if state.finished and state.epoch < self._trainer.settings.max_num_epochs:
+                if state.finished and state.epoch < total_epochs(self._trainer.settings):
                     sentence += " It ended early, by --patience."
         self._write(condition, sentence)
         if self._facts is not None and not self._output.failed:

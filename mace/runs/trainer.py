@@ -82,5 +82,12 @@ def _log_optimizer(settings: TrainingSettings, losses: Losses, batches_per_epoch
                 stage_two_start(settings),
                 settings.max_num_epochs,
             )
+    if settings.lbfgs:
+        _LOGGER.info(
+            "L-BFGS after %d epochs: %d iterations, each from the %d before it",
+            settings.max_num_epochs,
+            settings.lbfgs_steps,
+            settings.lbfgs_history,
+        )
     if settings.clip_grad is not None:
         _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)

@@ -255,6 +255,26 @@ class OptimizerSettings(Settings):
         50, "evaluations without a better loss before ReduceLROnPlateau reduces", group=_OPTIMIZER, ge=0
     )
     lr_scheduler_gamma: float = setting(0.9993, "factor per epoch of ExponentialLR", group=_OPTIMIZER, gt=0, le=1)
+    lbfgs: bool = setting(
+        False,
+        "after the last epoch, go on with L-BFGS on the loss of all training structures at once",
+        group=_OPTIMIZER,
+        kind="switch",
+    )
+    lbfgs_steps: int = setting(
+        100,
+        "iterations of L-BFGS, each of which takes as long as an epoch or somewhat longer",
+        group=_OPTIMIZER,
+        ge=1,
+        only_with="lbfgs",
+    )
+    lbfgs_history: int = setting(
+        50,
+        "earlier iterations that L-BFGS learns from; each takes twice the memory of the parameters",
+        group=_OPTIMIZER,
+        ge=1,
+        only_with="lbfgs",
+    )
 
 
 class StageTwoSettings(Settings):

@@ -86,9 +86,6 @@ class UnsupportedSettings(Settings):
         unsupported="freezing layers is not available yet; remove the flag to train all parameters.",
         inactive=(0,),
     )
-    lbfgs: bool = setting(
-        False, "end with L-BFGS steps", kind="switch", unsupported="L-BFGS is not available yet; remove the flag."
-    )
     lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
     lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA, only_with="lora")
     lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA, only_with="lora")

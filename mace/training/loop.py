@@ -18,8 +18,10 @@ from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
 from mace.training.evaluation import Evaluation, evaluate
 from mace.training.finiteness import Diverged, NotFinite
+from mace.training.lbfgs import LBFGS, FullBatch
 from mace.training.memory import EdgeLimit
 from mace.training.saving import StateKeeper
+from mace.training.stages import total_epochs
 from mace.training.state import Progression, TrainingState
 
 _LOGGER = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class Trainer:
         sampling = sampling or one_head(len(train_set))
         self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
+        limit = self._limits["training"]
+        self.full_batch = FullBatch(state.model, train_set, limit, self.settings, self._team, sampling)
 
     @property
     def progression(self) -> Progression:
@@ -94,29 +98,29 @@ class Trainer:
             RunInterrupted: If a signal arrived; the state has then been saved.
             Diverged: If loss, gradient or weights are not finite, and going back did not help or was not allowed.
         """
-        last = self.settings.max_num_epochs - 1
+        last = total_epochs(self.settings) - 1
         self.save()  # so that the run can be resumed from the very start
         while True:
             state = self.progression
             if not state.evaluated_at_start:
                 report = self._validate(None)
                 state.evaluated_at_start = True
-            elif state.finished or state.epoch > last:
+            elif state.finished or state.epoch > last or self._stuck:
                 break
             else:
                 epoch = state.epoch
-                if state.stage_two_start is not None and epoch >= state.stage_two_start and not state.stage_two:
-                    self.state.begin_stage_two()
-                    _LOGGER.info("Changing loss based on Stage Two Weights")
-                    _LOGGER.info("Stage Two: %s, learning rate %g", self.state.loss, self.state.learning_rate)
+                self._begin_stage(epoch)
                 try:
-                    self._run_epoch(epoch)
+                    if self.state.lbfgs is None:
+                        self._run_epoch(epoch)
+                    else:
+                        self._run_iteration(epoch, self.state.lbfgs)
                 except NotFinite as event:
                     self._go_back(event)
                     continue
-                evaluated = epoch % self.settings.eval_interval == 0 or epoch == last
+                evaluated = epoch % self.settings.eval_interval == 0 or epoch == last or self._stuck
                 report = self._validate(epoch) if evaluated else EpochReport(epoch, state.stage_two)
-                if not state.stage_two:
+                if not state.stage_two and self.state.lbfgs is None:
                     self.state.schedule.epoch_ended(report.valid_loss)
                 state.epoch += 1
                 state.structures_done = 0
@@ -125,6 +129,68 @@ class Trainer:
             if self._team.any(self._interruption.requested):
                 self._stop()
         self.save()  # the previous state now equals the last one, so only the best weights are still needed
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether L-BFGS has found a minimum."""
+        return self.state.lbfgs is not None and self.state.lbfgs.stuck
+
+    def _begin_stage(self, epoch: int) -> None:
+        """Switch to stage two or to L-BFGS if one of them begins with an epoch."""
+        state, settings = self.progression, self.settings
+        if self.state.lbfgs is not None:
+            return
+        if settings.lbfgs and epoch >= settings.max_num_epochs:
+            best = state.best_epochs.get(state.stage)
+            self.state.begin_lbfgs()
+            _LOGGER.info(
+                "L-BFGS: %s of all %d training structures at once, from the %s",
+                self.state.loss,
+                len(self.train_set),
+                "present weights" if best is None else f"weights of epoch {best}",
+            )
+        elif state.stage_two_start is not None and epoch >= state.stage_two_start and not state.stage_two:
+            self.state.begin_stage_two()
+            _LOGGER.info("Changing loss based on Stage Two Weights")
+            _LOGGER.info("Stage Two: %s, learning rate %g", self.state.loss, self.state.learning_rate)
+
+    def _run_iteration(self, epoch: int, lbfgs: LBFGS) -> None:
+        """Take an iteration of L-BFGS; between evaluations of the loss it can be stopped, and its state be saved."""
+        start, team, state = time.perf_counter(), self._team, self.progression
+        if state.structures_done:  # it was complete when its validation was stopped
+            return
+
+        def watched(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            for number, structures in enumerate(batches):
+                if self._interruption.requested and team.size == 1:
+                    raise _StopRequested
+                yield structures
+                loss = lbfgs.loss if math.isfinite(lbfgs.loss) else None
+                self._progress.step(epoch, number, loss, int(self.train_set.atoms_of(structures).sum()))
+
+        try:
+            while not self.full_batch.advance(lbfgs, self.state.loss, watched):
+                stop = team.any(self._interruption.requested)
+                if stop or team.any(self.keeper.due):
+                    self.save()
+                if stop:
+                    self._stop(saved=True)
+        except _StopRequested:
+            self._stop()
+        assert lbfgs.gradient is not None
+        self._records.step(
+            loss=lbfgs.loss,
+            seconds=time.perf_counter() - start,
+            epoch=epoch,
+            gradient_norm=lbfgs.gradient.double().norm(),
+            n_atoms=lbfgs.evaluations * self.full_batch.n_atoms,
+            phases=self.full_batch.phases,
+            stage_two=state.stage_two,
+            evaluations=lbfgs.evaluations,
+        )
+        lbfgs.evaluations, self.full_batch.phases, state.structures_done = 0, {}, self.batch_plan.n_structures
+        if lbfgs.stuck:
+            _LOGGER.info("L-BFGS has ended: no step lowers the loss of the training set any more, to rounding")
 
     def _run_epoch(self, epoch: int) -> None:
         """Take the remaining steps of an epoch."""
@@ -255,14 +321,24 @@ class Trainer:
         state.evaluations_without_gain += 1
         if state.evaluations_without_gain >= self.settings.patience:
             without = f"Stopping optimization after {state.evaluations_without_gain} epochs without improvement"
-            reachable = state.stage_two_start is not None and state.stage_two_start < self.settings.max_num_epochs
-            if state.stage_two_start is not None and reachable and not state.stage_two:
-                _LOGGER.info("%s and starting Stage Two", without)
-                state.epoch = max(epoch, state.stage_two_start - 1)  # the epochs in between are skipped
+            following = self._following_stage()
+            if following is not None:
+                name, begin = following
+                _LOGGER.info("%s and starting %s", without, name)
+                state.epoch = max(epoch, begin - 1)  # the epochs in between are skipped
             else:
                 _LOGGER.info(without)
                 state.finished = True
         return False
+
+    def _following_stage(self) -> tuple[str, int] | None:
+        """Return the name and first epoch of what comes after the current stage; None if nothing does."""
+        start, last = self.progression.stage_two_start, self.settings.max_num_epochs
+        if self.state.lbfgs is not None:
+            return None
+        if start is not None and start < last and not self.progression.stage_two:
+            return "Stage Two", start
+        return ("L-BFGS", last) if self.settings.lbfgs else None
 
     def save(self) -> None:
         """Save the complete state and the best weights of each stage."""
@@ -277,6 +353,8 @@ class Trainer:
         state = self.progression
         done, size = state.structures_done, self.batch_plan.n_structures
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
+        if self.state.lbfgs is not None and self.state.lbfgs.evaluations:
+            place = f"after evaluation {self.state.lbfgs.evaluations} of L-BFGS in epoch {state.epoch}"
         error = self._interruption.error(f"saved {place}; the same command with --restart_latest goes on from there")
         _LOGGER.warning("%s", error)
         raise error

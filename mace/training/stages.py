@@ -1,4 +1,4 @@
-"""Whether a run has a stage two, and when it begins."""
+"""Whether a run has a stage two and L-BFGS iterations, and when these begin."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def stage_two_start(settings: TrainingSettings) -> int:
     if settings.start_swa is not None:
         return settings.start_swa
     return max(1, int(round(settings.max_num_epochs * 0.8)))
+
+
+def total_epochs(settings: TrainingSettings) -> int:
+    """Return the number of all epochs; each L-BFGS iteration counts as one after the ``max_num_epochs`` others."""
+    return settings.max_num_epochs + (settings.lbfgs_steps if settings.lbfgs else 0)

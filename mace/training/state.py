@@ -14,9 +14,10 @@ from torch import Tensor
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
 from mace.training.finiteness import RATE_FACTOR
+from mace.training.lbfgs import LBFGS, flat, trainable
 from mace.training.loss import Loss
 from mace.training.optimization import MovingAverage, Schedule, make_optimizer
-from mace.training.stages import stage_two_start
+from mace.training.stages import stage_two_start, total_epochs
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class TrainingState:
 
     Attributes:
         best: For each stage, the validated weights with the lowest validation loss, on the CPU.
+        lbfgs: The minimizer, once the last epoch before L-BFGS is done; there is no moving average then.
     """
 
     def __init__(self, model: MACE, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:
@@ -95,6 +97,7 @@ class TrainingState:
         self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
         self.progression = Progression(stage_two_start=stage_two_start(settings) if losses[1] else None)
         self.best: dict[str, dict[str, Tensor]] = {}
+        self.lbfgs: LBFGS | None = None
 
     @property
     def loss(self) -> Loss:
@@ -114,7 +117,7 @@ class TrainingState:
 
     def optimizer_mode(self, mode: str) -> None:
         """Switch a schedule-free optimizer to mode ``train`` or ``eval``; other optimizers have no modes."""
-        if self.settings.optimizer == "schedulefree":
+        if self.settings.optimizer == "schedulefree" and self.lbfgs is None:
             getattr(self.optimizer, mode)()
 
     def validated_weights(self) -> AbstractContextManager[None]:
@@ -138,6 +141,21 @@ class TrainingState:
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
         self.schedule.set_constant(self.settings.swa_lr * state.rate_factor)
 
+    def begin_lbfgs(self) -> None:
+        """Switch to L-BFGS, starting from the best validated weights of the stage; the optimizer begins anew."""
+        if self.progression.stage in self.best:
+            self.model.load_state_dict(self.best[self.progression.stage])
+        elif self.average is not None:
+            self.model.load_state_dict(self.copy_of_validated_weights())
+        self.progression.evaluations_without_gain = 0
+        self.optimizer, self.average = make_optimizer(self.model, self.settings), None
+        self.schedule = Schedule(self.optimizer, self.settings)
+        if self.progression.stage_two:
+            self.schedule.set_constant(self.settings.swa_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.progression.rate_factor
+        self.lbfgs = LBFGS(flat(trainable(self.model)), self.settings.lbfgs_history)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to resume."""
         return {
@@ -149,6 +167,7 @@ class TrainingState:
             "average": None if self.average is None else self.average.state_dict(),
             "progression": vars(self.progression),
             "best": self.best,
+            "lbfgs": None if self.lbfgs is None else vars(self.lbfgs),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,6 +183,10 @@ class TrainingState:
         self.best = {
             stage: {name: value.cpu() for name, value in weights.items()} for stage, weights in state["best"].items()
         }
+        if state.get("lbfgs") is not None:
+            history = {"history": self.settings.lbfgs_history}
+            self.lbfgs = LBFGS.restored(state["lbfgs"] | history, self.model.embedding.device)
+            self.average = None
 
     def go_back(self, state: dict[str, Any]) -> None:
         """Return to an earlier good state, with a lower learning rate each time."""
@@ -202,12 +225,28 @@ class TrainingState:
         if now.amsgrad and not before.amsgrad:
             for moments in self.optimizer.state.values():
                 moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
-        if progression.finished and (now.max_num_epochs > progression.epoch and now.patience > before.patience):
+        if progression.finished and (total_epochs(now) > progression.epoch and now.patience > before.patience):
             progression.finished = False
+        self._resume_lbfgs()
         if _judged_by(now) != _judged_by(before):  # losses judged otherwise cannot be compared
             progression.lowest_loss, progression.evaluations_without_gain = math.inf, 0
         if now.max_edges_per_batch != before.max_edges_per_batch:
             progression.edge_limits = {}
+
+    def _resume_lbfgs(self) -> None:
+        """Begin L-BFGS in a run that had ended before it was asked for, or end it in one with more epochs now."""
+        state, now = self.progression, self.settings
+        if self.lbfgs is None and now.lbfgs and state.finished:
+            state.epoch, state.finished = max(state.epoch, now.max_num_epochs), False
+        if self.lbfgs is not None and state.epoch < now.max_num_epochs:
+            self.lbfgs = None
+            self.average = MovingAverage(self.model.parameters(), now.ema_decay) if now.ema else None
+            _LOGGER.warning(
+                "L-BFGS had begun already; with more epochs before it, the run goes on from its weights with "
+                "--optimizer=%s at epoch %d, and with L-BFGS after that",
+                now.optimizer,
+                state.epoch,
+            )
 
     def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
         """Undo the start of stage two, for a run whose stage two now begins later or not at all."""

@@ -14,6 +14,7 @@ import original_files
 import pytest
 import yaml
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from training_runs import isolated_atoms, labeled, rattled
 
@@ -54,7 +55,7 @@ _FIRST: Flags = {
     "loss": "weighted", "default_dtype": "float64",
 }  # fmt: skip
 _OWN_REPLAY: Flags = {
-    "foundation_model": "small",
+    "foundation_model": "first",
     "num_samples_pt": 3,
     "subselect_pt": "random",
     "force_mh_ft_lr": True,
@@ -110,6 +111,7 @@ _NO_REPLAY = ["--num_samples_pt=50 has no effect without --foundation_model and 
 RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "run_train": (_PLAIN, {}, []),
     "no_stress": (_PLAIN | {"loss": "weighted"}, {}, []),
+    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, []),
     "foundation": (_ALONE, {}, ["--model=MACE: the foundation model is of the kind ScaleShiftMACE"]),
     "foundation_elements": (
         {name: _ALONE[name] for name in ("name", "train_file", "hidden_irreps", *_AS_SMALL, "multiheads_finetuning")}
@@ -127,7 +129,7 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "keys_beside_a_foundation": (
         {"name": "_MACE_", "train_file": "fit.xyz", "foundation_model": "small", "device": "cpu",
          "E0s": "{1:0.0,8:1.0}", "energy_key": "2_energy", "dry_run": None}, {},
-        ["replay of the foundation model's data"],
+        ["Fine-tuning on the given structures alone"],
     ),
     "dipole": (
         _DIPOLES | {"max_L": 1, "compute_atomic_dipole": True}, {}, ["--compute_atomic_dipole=True changes nothing"],
@@ -147,33 +149,37 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
     "atom_embed": (
         {"train_file": "fit.xyz"}, {**_EMBEDDED, "embedding_specs": _OF_EVERY_ATOM}, ["in_dim of 'cat' has no effect"],
     ),
+    "multihead": (_PLAIN | {"loss": "weighted"}, _HEADS, []),
+    "foundation_multihead": (
+        _PLAIN | _AS_SMALL | _REPLAY | _OF_ATOMS, _HEADS, ["--pt_train_file=mp"],
+    ),
+    "foundation_multihead_alone": (_PLAIN | _AS_SMALL | _REPLAY | _OF_ATOMS, {}, ["head Default"]),
+    "custom_replay": (_FIRST | _OWN_REPLAY | {"pt_train_file": "fit.xyz"}, _HEADS, ["3 are taken at random"]),
+    "filtered_replay": (
+        _FIRST | _OWN_REPLAY | {"pt_train_file": "mp", "filter_type_pt": "exclusive", "dry_run": None}, {},
+        ["contain exactly"],
+    ),
+    "data_ratio": (
+        _FIRST | _OWN_REPLAY | {"pt_train_file": "mp", "real_pt_data_ratio_threshold": 0.5}, {}, ["3 are taken"],
+    ),
+    "pseudolabels": (_PLAIN | _AS_SMALL | _REPLAY | {"pseudolabel_replay": True}, {}, ["by the foundation model"]),
+    "pseudolabels_of_heads": (_PSEUDO, _HEADS, ["by the foundation model"]),
+    "default_head_with_keys": (_NUMBERED, {"heads": {"Default": {"energy_key": "2_energy"}}}, []),
+    "several_files": (
+        {},
+        {**_SEVERAL_FILES,
+         "heads": {"head1": {"train_file": ["fit.xyz"], "valid_file": "valid.xyz"},
+                   "head2": {"train_file": ["fit.xyz", "valid.xyz"]}}},
+        ["head2"],
+    ),
 }  # fmt: skip
 """By test: flags, None for bare ones, a YAML file beside them, and warnings."""
 
 REFUSED: dict[str, tuple[Flags, Flags, str]] = {
-    "multihead": (_PLAIN | {"loss": "weighted"}, _HEADS, "heads: training of several heads is not available"),
-    "foundation_multihead": (_PLAIN | _AS_SMALL | _REPLAY | _OF_ATOMS, _HEADS, "heads: training of several heads"),
-    "foundation_multihead_alone": (_PLAIN | _AS_SMALL | _REPLAY | _OF_ATOMS, {}, "--num_samples_pt: fine-tuning with"),
-    "custom_replay": (_FIRST | _OWN_REPLAY | {"pt_train_file": "fit.xyz"}, {}, "--pt_train_file: fine-tuning with re"),
-    "filtered_replay": (
-        _FIRST | _OWN_REPLAY | {"pt_train_file": "mp", "filter_type_pt": "exclusive", "dry_run": None}, {},
-        "--filter_type_pt: fine-tuning with replay",
-    ),
-    "data_ratio": (
-        _FIRST | _OWN_REPLAY | {"pt_train_file": "mp", "real_pt_data_ratio_threshold": 0.5}, {},
-        "--real_pt_data_ratio_threshold: fine-tuning with replay",
-    ),
-    "lbfgs": (_PLAIN | {"max_num_epochs": 2, "lbfgs": None}, {}, "--lbfgs: L-BFGS is not available"),
     "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, "--freeze: freezing layers is not available"),
-    "pseudolabels": (
-        _PLAIN | _AS_SMALL | _REPLAY | {"pseudolabel_replay": True}, {}, "--pseudolabel_replay: fine-tuning with",
-    ),
-    "pseudolabels_of_heads": (_PSEUDO, _HEADS, "heads: training of several heads"),
     "another_foundation": (
         _ALONE | {"r_max": 3.5}, {}, "--r_max=3.5 contradicts the foundation model",
     ),
-    "default_head_with_keys": (_NUMBERED, {"heads": {"Default": {"energy_key": "3_energy"}}}, "heads: training of sev"),
-    "several_files": ({}, {**_SEVERAL_FILES, "heads": {"head1": {"train_file": ["fit.xyz"]}}}, "heads: training of"),
     "dipole_polar": (
         _DIPOLES | {"model": "AtomicDielectricMACE", "max_L": 2, "loss": "dipole_polar", "polarizability_weight": 1.0,
         "error_table": "DipolePolarRMSE", "compute_polarizability": True}, {},
@@ -225,6 +231,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reference_energies=(3.2, 3.1, 4.6),
     )
     save_model(folder / "small.model", original_files.model(plan))
+    first = plan.model_copy(update={"n_channels": 32, "r_max": 5.0, "num_radial_basis": 8})
+    save_model(folder / "first.model", original_files.model(first))
+    save_model(folder / "mh-0.model", original_files.model(original_files.with_heads("omat_pbe", "other")))
+    published = [frame.copy() for frame in frames]
+    for frame in published:
+        results = {"energy": frame.info["REF_energy"], "forces": frame.arrays["REF_forces"], "stress": np.zeros(6)}
+        frame.calc = SinglePointCalculator(frame, **results)
+    write(folder / "mp.xyz", published, format="extxyz")
     return folder
 
 
@@ -233,8 +247,8 @@ def told(
 ) -> str:
     """Do a dry run of a command line in the folder with the files, and return what it shows."""
     monkeypatch.chdir(files)
-    if flags.get("foundation_model") == "small":
-        flags = flags | {"foundation_model": "small.model"}
+    monkeypatch.setattr("mace.finetuning.foundation.foundation_file", lambda name: files / f"{name}.model")
+    monkeypatch.setattr("mace.finetuning.replay_sets.replay_file", lambda name, progress: files / f"{name}.xyz")
     run([*arguments(flags, files, config), "--dry_run", "--kernels=torch", "--work_dir=run"])
     return capsys.readouterr().out
 

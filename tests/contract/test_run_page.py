@@ -152,7 +152,7 @@ def test_the_page_is_written_within_its_share(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run_report, "write_run_page", write)
     report = RunReport(tmp_path / "x.html", clock=lambda: now[0])
     report._facts = object()  # type: ignore[assignment]
-    settings = SimpleNamespace(max_num_epochs=1000)
+    settings = SimpleNamespace(max_num_epochs=1000, lbfgs=False)
     report._trainer = SimpleNamespace(progression=Progression(), settings=settings)  # type: ignore[assignment]
     report._follower = SimpleNamespace(update=lambda anew: RunHistory())  # type: ignore[assignment]
     report._times_back = 0

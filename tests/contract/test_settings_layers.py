@@ -110,7 +110,7 @@ def test_yaml_values(write, text, name, value):
         ("swa: maybe", ["run.yaml: swa must be True or False"]),
         ("no_amsgrad: maybe", ["run.yaml: no_amsgrad must be True or False"]),
         ("lora: true", ["run.yaml: lora: low-rank adaptation"]),
-        ("heads: {a: {train_file: a.xyz}}", ["run.yaml: heads: training of several heads"]),
+        ("heads: {a: {trainfile: a.xyz}}", ["run.yaml: heads has the unknown key", "did you mean train_file?"]),
         ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),
         ("lr: 1\nlr: 2", ["run.yaml", "'lr' comes twice"]),

@@ -29,7 +29,7 @@ SUPPORTED = set(
     swa_forces_weight energy_weight swa_energy_weight virials_weight swa_virials_weight stress_weight
     swa_stress_weight config_type_weights huber_delta optimizer beta beta1_schedulefree beta2_schedulefree
     batch_size valid_batch_size lr swa_lr weight_decay lr_params_factors amsgrad scheduler lr_factor
-    scheduler_patience lr_scheduler_gamma swa start_swa ema ema_decay max_num_epochs patience eval_interval
+    scheduler_patience lr_scheduler_gamma lbfgs swa start_swa ema ema_decay max_num_epochs patience eval_interval
     dipole_weight swa_dipole_weight keep_checkpoints save_all_checkpoints restart_latest save_cpu clip_grad dry_run
     distributed launcher
     wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
@@ -45,7 +45,7 @@ OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
-    report take_over head_sampling select_by
+    report take_over head_sampling select_by lbfgs_steps lbfgs_history
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""
@@ -79,7 +79,7 @@ ALONE_WITHOUT_EFFECT = set(
     foundation_head foundation_model_elements foundation_model_readout foundation_model_kwargs multiheads_finetuning
     foundation_filter_elements lora_rank lora_alpha weight_pt_head real_pt_data_ratio_threshold num_samples_pt
     force_mh_ft_lr subselect_pt filter_type_pt allow_random_padding_pt pt_train_file pt_valid_file pseudolabel_replay
-    pseudolabel_replay_compute_stress use_edge_irreps_first use_embedding_readout
+    pseudolabel_replay_compute_stress use_edge_irreps_first use_embedding_readout lbfgs_steps lbfgs_history
     wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     """.split()
 )

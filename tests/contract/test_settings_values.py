@@ -118,10 +118,6 @@ def test_value_outside_its_range(name, wrong, right, words):
             ["--lr_params_factors={'embeding_lr_factor': 2}"],
             "--lr_params_factors has the unknown part 'embeding_lr_factor'; the nearest known is embedding_lr_factor.",
         ),
-        (
-            ["--lbfgs"],
-            "--lbfgs: L-BFGS is not available yet; remove the flag.",
-        ),
     ],
 )
 def test_sentence(arguments, sentence):

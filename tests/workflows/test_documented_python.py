@@ -50,6 +50,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_original(folder / "old.model", tree_of(model_of()))
     for name in ("test.xyz", "methanol_test.xyz"):
         write(folder / name, molecule("CH3OH"))
+    write(folder / "replay.xyz", [molecule("CH3OH")] * 12)
     with RecordWriter(results_path(folder / "results", "first", 123)) as records:
         for epoch in (None, 0):
             records.evaluation(loss=1.0, metrics={"rmse_f": 0.5}, seconds=1.0, epoch=epoch, head="Default")

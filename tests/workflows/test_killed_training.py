@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from killed_runs import END, EVENTS, STAGE_CHANGE, Trainers
+from killed_runs import END, EVENTS, LBFGS, STAGE_CHANGE, Trainers
 from training_runs import TINY_MODEL, same, untimed, write_water
 
 from mace.training.checkpoints import CheckpointFolder, load_safely
@@ -20,9 +20,9 @@ KILLED = -9
 FLAGS = [
     "--name=tiny", "--seed=7", "--train_file=../train.xyz", "--batch_size=4", "--max_num_epochs=4", "--plot=False",
     "--swa", "--start_swa=2", "--ema", "--lr_factor=0.5", "--scheduler_patience=0", "--restart_latest",
-    "--checkpoint_minutes=0", *TINY_MODEL,
+    "--checkpoint_minutes=0", "--lbfgs", "--lbfgs_steps=3", *TINY_MODEL,
 ]  # fmt: skip
-"""A state after every step, and both stages in about a second; the flag to go on from the start, as in a queue."""
+"""A state after every step, and all stages in about a second; the flag to go on from the start, as in a queue."""
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def instants(rng: np.random.Generator, rounds: int) -> list[dict[str, Any]]:
                 plan.append({"at": str(event), "stage": stage, "count": int(rng.integers(1, 3))})
             if stage == "one":
                 plan += [{"at": event} for event in STAGE_CHANGE]
+        plan += [{"at": event, "count": int(rng.integers(1, 4))} for event in LBFGS]
         plan += [{"at": event} for event in END]
         plan += [{"after": float(rng.uniform(0.1, 1.5))} for _ in range(8)]
     return plan

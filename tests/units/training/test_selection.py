@@ -11,7 +11,7 @@ import original_files as files
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from ase.io import write
+from ase.io import read, write
 
 from mace.errors import UserError
 from mace.finetuning.descriptor_files import StoredDescriptors, write_descriptors
@@ -97,10 +97,12 @@ def test_too_few_without_others(replay: Path) -> None:
     assert len(chosen(select(replay, "exclusive", WATER, 12, random_padding=False, at_most=True))) == 8
 
 
-def test_more_than_there_are(replay: Path) -> None:
+def test_more_than_there_are(replay: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match="--num_samples_pt=41 is more than the 40 structures there are"):
         select(replay, n_samples=41)
-    assert len(chosen(select(replay, n_samples=41, at_most=True))) == 40
+    with caplog.at_level(logging.INFO, logger="mace"):
+        assert len(chosen(select(replay, n_samples=41, at_most=True))) == 40
+    assert "all 40 are taken; there are fewer than --num_samples_pt=41" in caplog.text
     assert len(chosen(select(replay, "exclusive", WATER, 41, at_most=True))) == 40
 
 
@@ -131,6 +133,19 @@ def test_what_was_selected_is_read_alone(replay: Path, tmp_path: Path) -> None:
     assert sum(each.file != str(replay) for each in read) == numbers.count(99) > 0
     again = select_structures(selection.sources, SelectionRule(n_samples=7))
     assert set(chosen(again)) <= set(numbers) and again.n_structures == 20, "of a selection a smaller one"
+
+
+def test_heads_are_named_by_all_that_are_read_or_by_none(replay: Path) -> None:
+    """Whether structures of a file name their heads is told by the first that is read, whichever it is."""
+    frames = read(replay, ":")
+    for place, frame in enumerate(frames[1:]):
+        frame.info["head"] = "low" if place % 2 else "high"
+    write(replay, frames)
+    wanted = {"head": "low", "head_key": "head", "heads": ("low", "high")}
+    with pytest.raises(UserError, match="structure 1 names its head in head=, but structure 0 does not"):
+        read_sources([Source(replay)], **wanted)
+    found = read_sources([Source(replay, only=frozenset(range(3, 9)))], **wanted).configurations
+    assert [each.index for each in found] == [4, 6, 8]
 
 
 def test_elements_in_files(replay: Path) -> None:
