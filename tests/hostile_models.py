@@ -213,6 +213,8 @@ class _Command:
 _ALIEN, _DAMAGED = "is no checkpoint of a run", "the checkpoint cannot be read; it is damaged or no checkpoint"
 _MISFIT = "do not fit the plan beside them"
 
+_MOVED = {"base": {"embedding": WEIGHTS["embedding"]}, "scale": 1.0}
+
 CHECKPOINTS: Files = {
     "plan-missing": (lambda: checkpoint(plan=...), _ALIEN),
     "plan-a-number": (lambda: checkpoint(plan=7), f"'plan' is not valid|{_ALIEN}"),
@@ -241,6 +243,16 @@ CHECKPOINTS: Files = {
     "weights-by-number": (lambda: checkpoint(weights=dict(enumerate(WEIGHTS.values()))), f"{_MISFIT}|{_ALIEN}"),
     "average-short": (lambda: checkpoint(average={"averages": [torch.zeros(1)]}), _ALIEN),
     "average-of-others": (lambda: checkpoint(average={"averages": [torch.zeros(1)] * len(WEIGHTS)}), _MISFIT),
+    "corrections-of-others": (
+        lambda: checkpoint(average={"averages": [torch.zeros(3, 1), torch.zeros(1, 1 << 20)]}, moved=_MOVED),
+        f"{_ALIEN}.*do not have its shape",
+    ),
+    "corrections-of-terabytes": (
+        lambda: checkpoint(average={"averages": [torch.zeros(1).expand(3, 1 << 40)] * 2}, moved=_MOVED),
+        f"{_ALIEN}.*do not have its shape",
+    ),
+    "corrections-without-averages": (lambda: checkpoint(average={"averages": []}, moved=_MOVED), _ALIEN),
+    "corrections-a-list": (lambda: checkpoint(average={"averages": []}, moved=[1]), _ALIEN),
     "average-a-number": (lambda: checkpoint(average=3), _ALIEN),
     "format-text": (lambda: _sealed({"format": "2"}), _ALIEN),
     "format-later": (lambda: _sealed({"format": 10**9}), "written by a later version"),

@@ -312,6 +312,3 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
         _LOGGER.info("%sScale %.6g eV (kept), shift %.6g eV, was %.6g eV", of_head, head.scale, head.shift, before)
     if not keeps_readouts(settings):
         _LOGGER.info("--foundation_model_readout: the readouts start from random weights")
-    _LOGGER.info(
-        "Trained: all %d parameters with learning rate %g", sum(p.numel() for p in model.parameters()), settings.lr
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 from torch import Tensor
 
 from mace.errors import UserError
+from mace.finetuning.low_rank import averaged_weights
 from mace.model.model_file import check_finite, load_model, misfit
 from mace.model.plan import ModelPlan, first_problem
 from mace.planning.model_plan import constants_of_heads
@@ -94,10 +96,14 @@ def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
         content = load_safely(path)
         plan = ModelPlan.model_validate_json(content["plan"])
         weights = dict(content["weights"])
+        _require_fit(path, plan, weights)
         if content.get("average") is not None:
-            weights = dict(zip(weights, content["average"]["averages"], strict=True))
-        if problem := misfit(plan, {name: tuple(weight.shape) for name, weight in weights.items()}):
-            raise UserError(f"--init_from: the weights in {path} do not fit the plan beside them: {problem}.")
+            averages = content["average"]["averages"]
+            if content.get("moved"):
+                weights |= averaged_weights(weights, content["moved"], averages)
+            else:
+                weights = dict(zip(weights, averages, strict=True))
+                _require_fit(path, plan, weights)
     except UserError:
         raise
     except ValidationError as error:
@@ -109,3 +115,8 @@ def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:
         ) from error
     check_finite(weights, path, "name another file for --init_from")
     return plan, weights
+
+
+def _require_fit(path: Path, plan: ModelPlan, weights: Mapping[str, Tensor]) -> None:
+    if problem := misfit(plan, {name: tuple(weight.shape) for name, weight in weights.items()}):
+        raise UserError(f"--init_from: the weights in {path} do not fit the plan beside them: {problem}.")

@@ -217,26 +217,32 @@ class _Contract(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         contiguous = [c.contiguous() for c in cotangents]
-        gradients = _ContractBackward.apply(ctx.terms, ctx.place, *ctx.saved_tensors, *contiguous)
+        of_weights = ctx.needs_input_grad[3] and current_pass() is not Pass.GEOMETRY
+        gradients = _ContractBackward.apply(ctx.terms, ctx.place, of_weights, *ctx.saved_tensors, *contiguous)
         return (None, None, *gradients)
 
 
 class _ContractBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor, *cotangents: Tensor
+        ctx: Any,
+        terms: ContractionTerms,
+        place: Tensor,
+        of_weights: bool,
+        features: Tensor,
+        weights: Tensor,
+        *cotangents: Tensor,
     ) -> tuple[Tensor | None, ...]:
         ctx.terms, ctx.place = terms, place
         ctx.save_for_backward(features, weights, *cotangents)
         gradient = torch.empty_like(features)
-        if current_pass() is Pass.GEOMETRY:
-            arrays = (place, features, weights, *cotangents, gradient)
+        arrays = (place, features, weights, *cotangents, gradient)
+        if not of_weights:
             _run_contraction("contraction_backward_features", terms, arrays)
             return gradient, None
-        of_weights = torch.zeros_like(weights)
-        arrays = (place, features, weights, *cotangents, gradient, of_weights)
-        _run_contraction("contraction_backward_full", terms, arrays)
-        return gradient, of_weights
+        weight_gradient = torch.zeros_like(weights)
+        _run_contraction("contraction_backward_full", terms, (*arrays, weight_gradient))
+        return gradient, weight_gradient
 
     @staticmethod
     def backward(ctx: Any, tangent: Tensor | None, of_weights: Tensor | None) -> tuple[Any, ...]:
@@ -248,7 +254,7 @@ class _ContractBackward(torch.autograd.Function):
         gradient, weight_gradient = torch.empty_like(features), torch.zeros_like(weights)
         arrays = (ctx.place, features, weights, *cotangents, tangent, *results, gradient, weight_gradient)
         _run_contraction("contraction_second", ctx.terms, arrays)
-        return (None, None, gradient, weight_gradient, *results)
+        return (None, None, None, gradient, weight_gradient, *results)
 
 
 def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor]) -> None:

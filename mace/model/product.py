@@ -33,7 +33,8 @@ class Product(nn.Module):
             for order in range(1, correlation + 1):
                 if n_paths := number_of_paths(plan.l_max, degree, order):
                     start = partial(torch.div, other=n_paths)
-                    weight = learned(n_matrices, n_paths, n, group="products", element_axis=axis, start=start)
+                    shape = (n_matrices, n_paths, n)
+                    weight = learned(*shape, group="products", element_axis=axis, start=start, is_map=False)
                     self.weights[f"l{degree}_order{order}"] = weight
         self.linear = learned(len(self.l_out), n, n, group="products")
         if not self.linear.is_meta:  # models on the meta device have only shapes and need no coefficients

@@ -86,7 +86,7 @@ class RadialNetwork(nn.Module):
         """Evaluate all but the last layer."""
         if len(self.weights) == 1:
             return inputs.basis
-        first, *others = self.weights[:-1]
+        first, *others = list(self.weights)[:-1]
         values = functional.silu(inputs.times(first * first.shape[0] ** -0.5))
         for weight in others:
             values = functional.silu(values @ (weight * (SILU_SCALE / weight.shape[0] ** 0.5)))

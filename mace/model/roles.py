@@ -22,6 +22,7 @@ class Role:
         element_axis: The axis with one entry per element of the model; None if there is no such axis.
         head: Index of the head it belongs to; None if shared by all heads.
         start: Maps unit-normal random numbers to initial values; None to use the random numbers themselves.
+        is_map: Whether its last two axes are inputs and outputs of linear maps, those before them number the maps.
     """
 
     group: Group
@@ -29,6 +30,7 @@ class Role:
     element_axis: int | None = None
     head: int | None = None
     start: Callable[[Tensor], Tensor] | None = None
+    is_map: bool = False
 
 
 def learned(
@@ -37,6 +39,7 @@ def learned(
     fan_in: int | None = None,
     element_axis: int | None = None,
     start: Callable[[Tensor], Tensor] | None = None,
+    is_map: bool | None = None,
 ) -> nn.Parameter:
     """Create an uninitialized parameter with a role.
 
@@ -46,10 +49,12 @@ def learned(
         fan_in: See `Role`; by default the length of the last axis but one.
         element_axis: See `Role`.
         start: See `Role`; must be picklable.
+        is_map: See `Role`; by default whether there are two axes.
     """
     parameter = nn.Parameter(torch.empty(shape))
     inputs = fan_in if fan_in is not None else shape[-2] if len(shape) > 1 else 1
-    parameter.role = Role(group, inputs, element_axis, None, start)  # type: ignore[attr-defined]
+    is_map = len(shape) > 1 if is_map is None else is_map
+    parameter.role = Role(group, inputs, element_axis, None, start, is_map)  # type: ignore[attr-defined]
     return parameter
 
 

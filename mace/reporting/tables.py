@@ -312,6 +312,20 @@ def residual_table(residuals: Sequence[Residual]) -> str:
     return _drawn(table)
 
 
+def plain_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Draw a plain-text table of given cells, the first column to the left and the others to the right.
+
+    Returns:
+        The table, without a newline at its end.
+    """
+    table = Table(box=box.ASCII2, show_lines=False)
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return _drawn(table)
+
+
 def _drawn(table: Table) -> str:
     output = io.StringIO()
     # Wider than any table, so that rich has no reason to shorten a cell.

@@ -65,7 +65,9 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
     before = settings_of(saved)
     # the state of the schedule-free optimizer has a different meaning from that of the others
     optimizer = ["optimizer"] if "schedulefree" in (before.optimizer, settings.optimizer) else []
-    fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer]) + _changes_of_heads(before, settings)
+    corrections = ["lora", "lora_rank", "lora_alpha"] if before.lora or settings.lora else []
+    fixed = _changes(before, settings, [*FIXED_SETTINGS, *optimizer, *corrections])
+    fixed += _changes_of_heads(before, settings)
     if fields := differing_fields(started_with, plan) + fixed:
         raise UserError(
             f"{path}: the run was started with another model ({'; '.join(fields)}); set these back to go on "

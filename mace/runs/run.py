@@ -9,9 +9,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from mace.finetuning.foundation import log_foundation
+from mace.finetuning.freezing import choose_moved, log_moved
 from mace.inspection.findings import check_allowed
 from mace.model.kernel_choice import choose_kernels
-from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.planning.model_choices import notes_on, settings_for_model
 from mace.planning.model_plan import hidden_features, readout_widths, sent_features
@@ -32,7 +32,7 @@ from mace.settings import TrainingSettings
 from mace.training.checkpoints import file_digests
 from mace.training.finiteness import Diverged
 from mace.training.loop import Trainer
-from mace.training.optimization import require_optimizer
+from mace.training.optimization import MovedParameters, require_optimizer
 from mace.training.stages import total_epochs
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,11 +53,11 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
     with run_context(choices, console) as run:
         data = read_data(run, choices.losses)
         preparation = plan_model(run, data)
-        model = build_model(run, preparation)
+        moved = build_model(run, preparation)
         if settings.dry_run:
-            show_plan(run, preparation, model)
+            show_plan(run, preparation, moved)
         else:
-            trainer = train_model(run, preparation, model)
+            trainer = train_model(run, preparation, moved)
         run.team.leave()
         if run.team.is_first and not settings.dry_run:
             write_results(run, preparation, trainer)
@@ -99,8 +99,8 @@ def plan_model(run: RunContext, data: InputData) -> Preparation:
     return preparation if data.weights is None else replace(preparation, plan=data.weights.adapted(preparation.plan))
 
 
-def build_model(run: RunContext, preparation: Preparation) -> MACE:
-    """Build the model with its initial weights."""
+def build_model(run: RunContext, preparation: Preparation) -> MovedParameters:
+    """Build the model with its initial weights, and choose which of them are moved."""
     settings, data = run.settings, preparation.data
     model = initial_model(preparation.plan, settings, run.device, data.foundation)
     if preparation.saved is None and data.weights is not None:
@@ -110,12 +110,15 @@ def build_model(run: RunContext, preparation: Preparation) -> MACE:
     log_model(model, settings)
     if preparation.saved is None and data.foundation is not None:
         log_foundation(settings, data.foundation, model)
-    return model
+    moved = choose_moved(model, settings)
+    is_known = data.foundation is not None or data.weights is not None or preparation.saved is not None
+    log_moved(moved, settings, starts_anew=not is_known)
+    return moved
 
 
-def train_model(run: RunContext, preparation: Preparation, model: MACE) -> Trainer:
+def train_model(run: RunContext, preparation: Preparation, moved: MovedParameters) -> Trainer:
     """Train to the end; if training diverges, write the best models so far before giving up."""
-    with open_trainer(run, preparation, model) as trainer:
+    with open_trainer(run, preparation, moved) as trainer:
         _LOGGER.info("===========TRAINING===========")
         _LOGGER.info("Started training, reporting errors on validation set")
         run.progress.start(total_epochs(run.settings), trainer.batch_plan.steps_per_epoch, trainer.progression.epoch)

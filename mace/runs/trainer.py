@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mace.model.mace import MACE
 from mace.planning.objectives import Losses
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import RecordWriter, results_path
@@ -15,7 +14,8 @@ from mace.runs.context import RunContext
 from mace.runs.facts import gather_facts
 from mace.runs.resuming import make_way, resume
 from mace.settings import TrainingSettings
-from mace.training.loop import Trainer
+from mace.training.loop import Trainer, selection_rule
+from mace.training.optimization import MovedParameters
 from mace.training.saving import StateKeeper
 from mace.training.stages import stage_two_start
 from mace.training.state import TrainingState
@@ -24,19 +24,19 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_trainer(run: RunContext, preparation: Preparation, model: MACE) -> Iterator[Trainer]:
+def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParameters) -> Iterator[Trainer]:
     """Build a trainer, resume it from a saved state if there is one, and record its history inside a ``with`` block.
 
     Args:
         run: The context of the run.
         preparation: The data, plan and saved state that training starts from.
-        model: The model, on its device.
+        moved: What is trained, with the model on its device.
     """
     settings, folders, team, saved = run.settings, run.folders, run.team, preparation.saved
     if team.is_first:
         make_way(settings, run.checkpoints, folders, saved)
     results = results_path(folders.results, settings.name, settings.seed)
-    state = TrainingState(model, settings, preparation.data.losses)
+    state = TrainingState(moved.model, settings, preparation.data.losses, moved)
     with RecordWriter(results if team.is_first else None) as records:
         if saved is not None:
             resume(state, saved, preparation.digests, team.size)
@@ -46,12 +46,15 @@ def open_trainer(run: RunContext, preparation: Preparation, model: MACE) -> Iter
         _LOGGER.info("Run %s", identity)
         facts = {"data": preparation.digests, "processes": team.size, "run": identity}
         keeper = StateKeeper(
-            run.checkpoints, records, model.plan, facts, settings.checkpoint_minutes, team.is_first, run.ownership
+            run.checkpoints, records, moved.model.plan, facts, settings.checkpoint_minutes, team.is_first, run.ownership
         )
         for stage, epoch in state.progression.best_epochs.items():
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
+        shares = preparation.sampling.shares
+        if len(shares) > 1:
+            _LOGGER.info("The best model has the lowest %s", selection_rule(settings.select_by, shares))
         run.report.begin(trainer, results, lambda started: gather_facts(run, preparation, trainer, started))
         with make_trackers(settings, folders.results, folders.tag, identity, team.is_first) as trackers:
             records.follow(trackers)

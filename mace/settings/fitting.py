@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from mace.settings.declaration import Settings, nearest, setting
+from mace.settings.declaration import Settings, nearest, read_literal, setting, shown
 from mace.settings.labels import Files
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -31,6 +32,26 @@ def _complete_factors(factors: dict[str, float]) -> dict[str, float]:
             match = nearest(key, LEARNING_RATE_FACTORS) or LEARNING_RATE_FACTORS[0]
             raise ValueError(f"has the unknown part {key!r}; the nearest known is {match}.")
     return {key: factors.get(key, 1.0) for key in LEARNING_RATE_FACTORS}
+
+
+def _parts(value: Any) -> int | str | None:
+    """Read a number, or names as a list or separated by commas, which is how they are returned."""
+    if isinstance(value, str):
+        if re.fullmatch(r"[+-]?\d+", value.strip()):
+            value = int(value)
+        else:
+            value = read_literal(value) if value.strip().startswith("[") else value.split(",")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is not None and value < 0:
+            raise ValueError(
+                f"cannot be {value}: mace-torch accepts a negative number and freezes nothing; name the parts, for "
+                "example readouts."
+            )
+        return value
+    words = [str(word).strip() for word in value] if isinstance(value, (list, tuple)) else []
+    if not words or not all(re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", word) for word in words):
+        raise ValueError(f"is {shown(value)}; give names of parts separated by commas, or a number of at least 0.")
+    return ",".join(words)
 
 
 class FineTuningSettings(Settings):
@@ -62,6 +83,21 @@ class FineTuningSettings(Settings):
         group=_FINE_TUNING,
         kind="switch_off",
         only_with="foundation_model",
+    )
+    freeze: Annotated[int | str | None, BeforeValidator(_parts)] = setting(
+        None,
+        "parts of the model that stay as they are, such as embedding,interactions.0,readouts; or a number as in "
+        "mace-torch: from 1 the embedding, from 5 the interactions too, from 6 the products, from 7 the readouts",
+        group=_FINE_TUNING,
+        placeholder="PART,...|N",
+        expects="names of parts separated by commas such as embedding,interactions.0, or a number of at least 0",
+    )
+    lora: bool = setting(
+        False, "freeze the weights, and train low-rank corrections of all linear maps", group=_FINE_TUNING
+    )
+    lora_rank: int = setting(4, "rank of the corrections", group=_FINE_TUNING, only_with="lora", ge=1)
+    lora_alpha: float = setting(
+        1.0, "scale of the corrections, which are divided by their rank", group=_FINE_TUNING, only_with="lora", gt=0
     )
     foundation_filter_elements: bool = setting(
         True,

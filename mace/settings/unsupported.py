@@ -8,7 +8,6 @@ from mace.settings.declaration import Settings, setting
 
 _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
-_LORA = "low-rank adaptation is not available yet; remove the flag to train all parameters."
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
 _PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
@@ -78,14 +77,3 @@ class UnsupportedSettings(Settings):
         aliases=("stage_two_polarizability_weight",),
         inert=_POLARIZABILITIES,
     )
-
-    # fine-tuning, heads and replay to come
-    freeze: int | None = setting(
-        None,
-        "layers kept as they are",
-        unsupported="freezing layers is not available yet; remove the flag to train all parameters.",
-        inactive=(0,),
-    )
-    lora: bool = setting(False, "train low-rank corrections only", unsupported=_LORA)
-    lora_rank: int = setting(4, "rank of the corrections", unsupported=_LORA, only_with="lora")
-    lora_alpha: float = setting(1.0, "scale of the corrections", unsupported=_LORA, only_with="lora")

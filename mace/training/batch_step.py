@@ -86,7 +86,7 @@ class BatchStep:
         self, state: TrainingState, dataset: Dataset, limit: EdgeLimit, settings: TrainingSettings, team: Team
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
-        self._parameters = list(state.model.parameters())
+        self._parameters = list(state.moved.parameters())
 
     def take(self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool]) -> StepOutcome:
         """Take one optimizer step on a batch.
@@ -104,8 +104,8 @@ class BatchStep:
         device = model.embedding.device
         clock = PhaseClock(device)
         own = team.share(structures, dataset.edges_of(structures))
-        for parameter in self._parameters:
-            parameter.grad = None
+        moved = self._state.moved
+        moved.forget_gradients()
         losses, counts = list[Tensor](), None
         for part in self._limit.parts(dataset, own):
             with part:
@@ -114,13 +114,15 @@ class BatchStep:
                 batch = dataset.batch(part.structures).to(device, pinned=settings.pin_memory)
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
+        moved.take_gradients()
         value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
         asked = list[Tensor]()
         if team.size > 1:
             own_numbers = torch.cat([value.reshape(1), value.new_tensor(requests)])
             value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
             clock.mark("communication")
-        norm = update_parameters(model, self._state.optimizer, settings.clip_grad, self._state.average)
+        norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
+        moved.update_model()
         clock.mark("optimizer")
         numbers, arrived = torch.stack([value, norm.to(value.dtype), *asked]), None
         if device.type == "cuda":

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from mace.graphs.batch_plan import HeadSampling, consecutive
 from mace.graphs.dataset import Dataset
-from mace.model.mace import MACE
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.finiteness import Diverged
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
+from mace.training.optimization import MovedParameters
 from mace.training.phases import PhaseClock
 from mace.training.step import loss_gradient
 
@@ -242,9 +242,9 @@ def assign(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
         parameter.copy_(values.view_as(parameter))
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
+def trainable(moved: MovedParameters) -> list[nn.Parameter]:
     """Return the parameters that are to be trained."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [parameter for parameter in moved.parameters() if parameter.requires_grad]
 
 
 class FullBatch:
@@ -254,7 +254,7 @@ class FullBatch:
     structures of a head than there are, its structures and labels count by the same factor here.
 
     Args:
-        model: The model; its trainable parameters are moved.
+        moved: What is moved; of these, the trainable parameters.
         dataset: The training structures.
         limit: Limit on the number of edges computed at a time, in addition to the batch size.
         settings: The settings; read only.
@@ -268,16 +268,16 @@ class FullBatch:
 
     def __init__(
         self,
-        model: MACE,
+        moved: MovedParameters,
         dataset: Dataset,
         limit: EdgeLimit,
         settings: TrainingSettings,
         team: Team,
         sampling: HeadSampling,
     ) -> None:
-        self._model, self._dataset, self._limit, self._team = model, dataset, limit, team
+        self._moved, self._model, self._dataset, self._limit, self._team = moved, moved.model, dataset, limit, team
         self._batch_size, self._pinned = settings.batch_size, settings.pin_memory
-        self._parameters, self._counts = trainable(model), dict[Loss, dict[str, Tensor]]()
+        self._parameters, self._counts = trainable(moved), dict[Loss, dict[str, Tensor]]()
         sizes = np.array(list(sampling.sizes.values()))
         self._factors = np.repeat(np.array(list(sampling.draws.values())) / sizes, sizes)
         self.n_atoms = dataset.n_atoms
@@ -297,10 +297,12 @@ class FullBatch:
             Whether an iteration is complete; see `LBFGS.tell`.
         """
         assign(self._parameters, lbfgs.trial())
+        self._moved.update_model()
         try:
             return lbfgs.tell(*self.loss_and_gradient(loss, watch))
         finally:
             assign(self._parameters, lbfgs.point)
+            self._moved.update_model()
 
     def loss_and_gradient(
         self, loss: Loss, watch: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter
@@ -308,8 +310,7 @@ class FullBatch:
         """Return the loss of all training structures with the current weights, and its gradient ``[parameters]``."""
         device, team, counts = self._model.embedding.device, self._team, self._counts_of(loss)
         clock, losses = PhaseClock(device), list[Tensor]()
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._moved.forget_gradients()
         for structures in watch(self._batches()):
             own = team.share(structures, self._dataset.edges_of(structures))
             for part in self._limit.parts(self._dataset, own):
@@ -318,6 +319,7 @@ class FullBatch:
                     clock.mark("data")
                     shares = _divided(counts, self._factors[structures[0]])
                     losses.append(loss_gradient(self._model, batch, loss, shares, add=True, mark=clock.mark))
+        self._moved.take_gradients()
         value = float(torch.stack(losses).double().sum()) if losses else 0.0
         if team.size > 1:
             team.add_up(self._parameters, torch.zeros(0, device=device), "all structures")
@@ -326,8 +328,7 @@ class FullBatch:
         gradient = torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self._parameters]
         )
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._moved.forget_gradients()
         self.phases = {k: self.phases.get(k, 0.0) + v for k, v in clock.read().items()}
         return value, gradient
 

@@ -18,11 +18,57 @@ DECAYED = ("interactions_decay", "products")
 """Groups of parameters subject to weight decay, as in the original."""
 
 
-def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+class MovedParameters:
+    """The parameters that the optimizer moves: those of the model; subclasses move others, from which these follow.
+
+    Frozen parameters are among them, so that optimizer states and averages keep their order whatever is frozen; they
+    never have a gradient.
+
+    Args:
+        model: The model, with ``requires_grad`` as it is to be.
+
+    Attributes:
+        model: The model.
+        roles: Roles of the parameters, by name.
+    """
+
+    def __init__(self, model: MACE) -> None:
+        self.model, self.roles = model, model.roles
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the names and the parameters."""
+        return self.model.named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def forget_gradients(self) -> None:
+        """Remove the gradients of the parameters and of the model."""
+        for parameter in (*self.parameters(), *self.model.parameters()):
+            parameter.grad = None
+
+    def take_gradients(self) -> None:
+        """Compute the gradients by the parameters from those by the weights of the model."""
+
+    def update_model(self) -> None:
+        """Give the model the weights that follow from the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold besides the weights of the model."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; the weights of the model are restored before."""
+
+
+def parameter_groups(
+    moved: MACE | MovedParameters, lr: float, weight_decay: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Sort the parameters into the groups of the original, each with its learning rate and weight decay.
 
     Args:
-        model: The model.
+        moved: The model, or what is moved in its place.
         lr: Learning rate.
         weight_decay: Weight decay of the groups in `DECAYED`.
         factors: Factors on the learning rate, by the keys ``embedding_lr_factor``, ``interactions_lr_factor``,
@@ -32,13 +78,18 @@ def parameter_groups(model: MACE, lr: float, weight_decay: float, factors: Mappi
         Parameter groups for torch's optimizers, each with its name and its learning rate factor.
     """
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        group: str = model.roles[name].group
-        factor = factors.get(f"{group.split('_')[0]}_lr_factor", 1.0)
+    for name, parameter in moved.named_parameters():
+        group: str = moved.roles[name].group
+        factor = rate_factor(group, factors)
         entry = {"name": group, "params": [], "lr": lr * factor, "lr_factor": factor}
         groups.setdefault(group, entry | {"weight_decay": weight_decay if group in DECAYED else 0.0})
         groups[group]["params"].append(parameter)
     return list(groups.values())
+
+
+def rate_factor(group: str, factors: Mapping[str, float]) -> float:
+    """Return the factor on the learning rate of a group; see `parameter_groups`."""
+    return factors.get(f"{group.split('_')[0]}_lr_factor", 1.0)
 
 
 def require_optimizer(settings: TrainingSettings) -> None:
@@ -54,16 +105,17 @@ def require_optimizer(settings: TrainingSettings) -> None:
         )
 
 
-def make_optimizer(model: MACE, settings: TrainingSettings) -> torch.optim.Optimizer:
+def make_optimizer(moved: MACE | MovedParameters, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Build the optimizer selected in the settings."""
-    groups = parameter_groups(model, settings.lr, settings.weight_decay, settings.lr_params_factors)
+    groups = parameter_groups(moved, settings.lr, settings.weight_decay, settings.lr_params_factors)
     if settings.optimizer == "schedulefree":
         from schedulefree import AdamWScheduleFree  # imported here because it takes time
 
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    fused = model.embedding.device.type in ("cpu", "cuda")  # devices for which torch has a fused update
+    device = next(iter(moved.parameters())).device.type
+    fused = device in ("cpu", "cuda")  # devices for which torch has a fused update
     return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=fused)
 
 
@@ -119,7 +171,7 @@ class MovingAverage:
     """Exponential moving average of the parameters, with a smaller decay at the start as in the original.
 
     Args:
-        parameters: The parameters to average.
+        parameters: The parameters to average; frozen ones are their own average.
         decay: Fraction of the old average that is kept at each update, after many updates.
     """
 
@@ -127,20 +179,26 @@ class MovingAverage:
         self._parameters = list(parameters)
         self.decay = decay
         self.n_updates = 0
-        self.averages = [parameter.detach().clone() for parameter in self._parameters]
+        self.averages = [p.detach().clone() if p.requires_grad else p.detach() for p in self._parameters]
+        self._moving = [place for place, parameter in enumerate(self._parameters) if parameter.requires_grad]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages toward the parameters."""
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self._parameters], 1.0 - decay)
+        averages, current = [self.averages[i] for i in self._moving], [self._parameters[i] for i in self._moving]
+        torch._foreach_lerp_(averages, [p.detach() for p in current], 1.0 - decay)
+
+    def assign(self) -> None:
+        """Give the parameters their averages for good."""
+        self._copy(self.averages)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the model the averaged parameters inside a ``with`` block."""
-        own = [parameter.detach().clone() for parameter in self._parameters]
-        self._copy(self.averages)
+        own = [self._parameters[place].detach().clone() for place in self._moving]
+        self._copy([self.averages[place] for place in self._moving])
         try:
             yield
         finally:
@@ -148,8 +206,8 @@ class MovingAverage:
 
     @torch.no_grad()
     def _copy(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+        for place, value in zip(self._moving, values, strict=True):
+            self._parameters[place].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save in a checkpoint."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from mace.settings import TrainingSettings
 from mace.training.finiteness import RATE_FACTOR
 from mace.training.lbfgs import LBFGS, flat, trainable
 from mace.training.loss import Loss
-from mace.training.optimization import MovingAverage, Schedule, make_optimizer
+from mace.training.optimization import MovedParameters, MovingAverage, Schedule, make_optimizer
 from mace.training.stages import stage_two_start, total_epochs
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,17 +85,26 @@ class TrainingState:
         model: The model on its device, initialized.
         settings: The settings; read only.
         losses: Loss of stage one and, if there is one, of stage two.
+        moved: What the optimizer moves; the parameters of the model if None.
 
     Attributes:
+        moved: What the optimizer moves.
         best: For each stage, the validated weights with the lowest validation loss, on the CPU.
         lbfgs: The minimizer, once the last epoch before L-BFGS is done; there is no moving average then.
     """
 
-    def __init__(self, model: MACE, settings: TrainingSettings, losses: tuple[Loss, Loss | None]) -> None:
+    def __init__(
+        self,
+        model: MACE,
+        settings: TrainingSettings,
+        losses: tuple[Loss, Loss | None],
+        moved: MovedParameters | None = None,
+    ) -> None:
         self.model, self.settings, self._losses = model, settings, losses
-        self.optimizer = make_optimizer(model, settings)
+        self.moved = moved or MovedParameters(model)
+        self.optimizer = make_optimizer(self.moved, settings)
         self.schedule = Schedule(self.optimizer, settings)
-        self.average = MovingAverage(model.parameters(), settings.ema_decay) if settings.ema else None
+        self.average = MovingAverage(self.moved.parameters(), settings.ema_decay) if settings.ema else None
         self.progression = Progression(stage_two_start=stage_two_start(settings) if losses[1] else None)
         self.best: dict[str, dict[str, Tensor]] = {}
         self.lbfgs: LBFGS | None = None
@@ -119,10 +129,20 @@ class TrainingState:
         """Switch a schedule-free optimizer to mode ``train`` or ``eval``; other optimizers have no modes."""
         if self.settings.optimizer == "schedulefree" and self.lbfgs is None:
             getattr(self.optimizer, mode)()
+            self.moved.update_model()
 
-    def validated_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def validated_weights(self) -> Iterator[None]:
         """Give the model the weights used for validation inside a ``with`` block: averages if there are any."""
-        return self.average.applied() if self.average is not None else nullcontext()
+        if self.average is None:
+            yield
+            return
+        try:
+            with self.average.applied():
+                self.moved.update_model()
+                yield
+        finally:
+            self.moved.update_model()
 
     def copy_of_validated_weights(self) -> dict[str, Tensor]:
         """Return a copy of the weights used for validation, by name, on the CPU."""
@@ -142,19 +162,24 @@ class TrainingState:
         self.schedule.set_constant(self.settings.swa_lr * state.rate_factor)
 
     def begin_lbfgs(self) -> None:
-        """Switch to L-BFGS, starting from the best validated weights of the stage; the optimizer begins anew."""
-        if self.progression.stage in self.best:
+        """Switch to L-BFGS; the optimizer begins anew.
+
+        It starts from the best validated weights of the stage, or the latest validated corrections.
+        """
+        moves_weights = not self.moved.state_dict()  # corrections cannot be told from the weights they give
+        if moves_weights and self.progression.stage in self.best:
             self.model.load_state_dict(self.best[self.progression.stage])
         elif self.average is not None:
-            self.model.load_state_dict(self.copy_of_validated_weights())
+            self.average.assign()
+            self.moved.update_model()
         self.progression.evaluations_without_gain = 0
-        self.optimizer, self.average = make_optimizer(self.model, self.settings), None
+        self.optimizer, self.average = make_optimizer(self.moved, self.settings), None
         self.schedule = Schedule(self.optimizer, self.settings)
         if self.progression.stage_two:
             self.schedule.set_constant(self.settings.swa_lr)
         for group in self.optimizer.param_groups:
             group["lr"] *= self.progression.rate_factor
-        self.lbfgs = LBFGS(flat(trainable(self.model)), self.settings.lbfgs_history)
+        self.lbfgs = LBFGS(flat(trainable(self.moved)), self.settings.lbfgs_history)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to resume."""
@@ -162,6 +187,7 @@ class TrainingState:
             "plan": self.model.plan.model_dump_json(),
             "settings": self.settings.model_dump_json(),
             "weights": self.model.state_dict(),
+            "moved": self.moved.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -173,12 +199,13 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["weights"])
+        self.moved.load_state_dict(state.get("moved", {}))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         elif self.average is not None:
-            self.average = MovingAverage(self.model.parameters(), self.settings.ema_decay)
+            self.average = MovingAverage(self.moved.parameters(), self.settings.ema_decay)
         self.progression = Progression(**state["progression"])
         self.best = {
             stage: {name: value.cpu() for name, value in weights.items()} for stage, weights in state["best"].items()
@@ -222,8 +249,10 @@ class TrainingState:
                 group["lr"] = fresh["lr"] * progression.rate_factor
         if progression.stage_two and (now.swa_lr, now.lr_params_factors) != (before.swa_lr, before.lr_params_factors):
             self.schedule.set_constant(now.swa_lr * progression.rate_factor)
+        if now.freeze != before.freeze:
+            self._stop_frozen()
         if now.amsgrad and not before.amsgrad:
-            for moments in self.optimizer.state.values():
+            for moments in filter(None, self.optimizer.state.values()):  # frozen parameters may have an empty state
                 moments.setdefault("max_exp_avg_sq", moments["exp_avg_sq"].clone())
         if progression.finished and (total_epochs(now) > progression.epoch and now.patience > before.patience):
             progression.finished = False
@@ -240,13 +269,21 @@ class TrainingState:
             state.epoch, state.finished = max(state.epoch, now.max_num_epochs), False
         if self.lbfgs is not None and state.epoch < now.max_num_epochs:
             self.lbfgs = None
-            self.average = MovingAverage(self.model.parameters(), now.ema_decay) if now.ema else None
+            self.average = MovingAverage(self.moved.parameters(), now.ema_decay) if now.ema else None
             _LOGGER.warning(
                 "L-BFGS had begun already; with more epochs before it, the run goes on from its weights with "
                 "--optimizer=%s at epoch %d, and with L-BFGS after that",
                 now.optimizer,
                 state.epoch,
             )
+
+    def _stop_frozen(self) -> None:
+        """Give parameters that are frozen from here on their validated values, and forget how they moved."""
+        self.optimizer_mode("eval")
+        for parameter in self.moved.parameters():
+            if not parameter.requires_grad:
+                self.optimizer.state.pop(parameter, None)
+        self.moved.update_model()
 
     def _return_to_stage_one(self, wanted: list[dict[str, Any]]) -> None:
         """Undo the start of stage two, for a run whose stage two now begins later or not at all."""

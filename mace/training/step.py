@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from mace.kernels.passes import Pass, differentiating_by
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.training.loss import Loss
-from mace.training.optimization import MovingAverage
+from mace.training.optimization import MovedParameters, MovingAverage
 from mace.training.phases import Mark, unmarked
 
 
@@ -43,8 +43,10 @@ def loss_gradient(
     value = loss(prediction, batch.targets, counts)
     mark("forward")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with differentiating_by(Pass.PARAMETERS):
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    gradients: Sequence[Tensor | None] = [None] * len(parameters)
+    if value.requires_grad:  # a batch may have no label that depends on what is not frozen
+        with differentiating_by(Pass.PARAMETERS):
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if add and parameter.grad is not None:
             if gradient is not None:
@@ -56,7 +58,7 @@ def loss_gradient(
 
 
 def update_parameters(
-    model: MACE,
+    moved: MACE | MovedParameters,
     optimizer: torch.optim.Optimizer,
     clip_grad: float | None = None,
     average: MovingAverage | None = None,
@@ -64,7 +66,7 @@ def update_parameters(
     """Update the parameters with their gradients.
 
     Args:
-        model: The model.
+        moved: The model, or what is moved in its place.
         optimizer: The optimizer.
         clip_grad: Largest gradient norm allowed; None for no limit.
         average: Moving average to update, if any.
@@ -73,7 +75,7 @@ def update_parameters(
         Norm of the gradient before clipping, still on the device, as reading it here would wait for the device.
     """
     limit = float("inf") if clip_grad is None else clip_grad
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=limit)
+    norm = torch.nn.utils.clip_grad_norm_(moved.parameters(), max_norm=limit)
     optimizer.step()
     if average is not None:
         average.update()

@@ -124,6 +124,8 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
         | {"lr_params_factors": '{"embedding_lr_factor": 0.0, "interactions_lr_factor": 1.0, '
            '"products_lr_factor": 1.0, "readouts_lr_factor": 1.0}'}, {}, [],
     ),
+    "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, ["products.1: 23,552, frozen"]),
+    "lora": (_ALONE | {"lora": True, "lora_rank": 2, "lora_alpha": 0.5}, {}, ["in corrections of rank 2"]),
     "keys_of_the_file": (_NUMBERED, {}, _NO_REPLAY),
     "keys_in_yaml": (_NUMBERED, {"energy_key": "2_energy", "forces_key": "2_forces"}, _NO_REPLAY),
     "keys_beside_a_foundation": (
@@ -176,7 +178,6 @@ RUNNING: dict[str, tuple[Flags, Flags, list[str]]] = {
 """By test: flags, None for bare ones, a YAML file beside them, and warnings."""
 
 REFUSED: dict[str, tuple[Flags, Flags, str]] = {
-    "freeze": (_ALONE | {"max_num_epochs": 2, "freeze": 6}, {}, "--freeze: freezing layers is not available"),
     "another_foundation": (
         _ALONE | {"r_max": 3.5}, {}, "--r_max=3.5 contradicts the foundation model",
     ),

@@ -109,7 +109,7 @@ def test_yaml_values(write, text, name, value):
         ("lr: fast", ["run.yaml: lr must be a number above 0, not 'fast'."]),
         ("swa: maybe", ["run.yaml: swa must be True or False"]),
         ("no_amsgrad: maybe", ["run.yaml: no_amsgrad must be True or False"]),
-        ("lora: true", ["run.yaml: lora: low-rank adaptation"]),
+        ("freeze: -1", ["run.yaml: freeze cannot be -1", "freezes nothing"]),
         ("heads: {a: {trainfile: a.xyz}}", ["run.yaml: heads has the unknown key", "did you mean train_file?"]),
         ("loss: dipole_polar", ["run.yaml: loss dipole_polar: "]),
         ("swa_lr: 1\nstage_two_lr: 2", ["swa_lr is given twice", "'stage_two_lr'"]),

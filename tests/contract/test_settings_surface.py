@@ -34,6 +34,7 @@ SUPPORTED = set(
     distributed launcher
     wandb wandb_dir wandb_project wandb_entity wandb_name wandb_log_hypers
     foundation_model foundation_head foundation_model_elements foundation_model_readout
+    freeze lora lora_rank lora_alpha
     embedding_specs use_embedding_readout total_charge_key total_spin_key elec_temp_key
     heads head_key skip_evaluate_heads multiheads_finetuning foundation_model_kwargs foundation_filter_elements
     weight_pt_head real_pt_data_ratio_threshold num_samples_pt force_mh_ft_lr subselect_pt filter_type_pt

@@ -114,6 +114,21 @@ for _flag, _words in (
     ("--compute_forces=False", "needs --forces_weight=0"),
     ("--test_dir=nowhere", "--test_dir"),
     ("{'file': 3}", "belongs to no setting"),
+    ("--freeze=-1", "--freeze cannot be -1: mace-torch accepts a negative number and freezes nothing"),
+    ("--freeze=embedding readouts", "give names of parts separated by commas"),
+    ("--freeze=readout", "no part 'readout'; did you mean readouts?"),
+    ("--freeze=interactions.9", "no part 'interactions.9'"),
+    ("--freeze=7", "--freeze=7 freezes all that the model has"),
+    ("--freeze=embedding,interactions,products,readouts", "freezes all that the model has"),
+    ("--lora=maybe", "--lora must be True or False"),
 ):
     add("refused", f"the flag {_flag}", flags_case(_flag), _words)
+for _flags, _words in (
+    (("--lora=True", "--lora_rank=0"), "--lora_rank must be"),
+    (("--lora=True", "--lora_alpha=-1"), "--lora_alpha must be"),
+    (("--lora=True", "--lora_rank=1000"), "--lora_rank=1000 is above the width of embedding"),
+    (("--lora=True", "--freeze=embedding,interactions,readouts,products.0.linear,products.1.linear"), "leaves no lin"),
+):
+    add("refused", f"the flags {' '.join(_flags)}", flags_case(*_flags), _words)
+add("noted", "a rank of no corrections", flags_case("--lora_rank=8"), "--lora_rank=8 has no effect without --lora")
 add("refused", "all weights zero", flags_case("--energy_weight=0", "--forces_weight=0"), "all its weights are zero")

@@ -170,6 +170,18 @@ def test_two_processes_equal_one_with_heads(tmp_path: Path) -> None:
     assert states[0]["draws"] == states[1]["draws"] == [[5, 8], [10, 7]]
 
 
+def test_two_processes_correct_and_freeze_as_one(tmp_path: Path, data: Path) -> None:
+    """Low-rank corrections, whose gradients are added up, and a part without gradients."""
+    shared = (f"--train_file={data}", "--max_num_epochs=3", "--lora=True", "--lora_rank=2", "--freeze=products.0")
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2")
+    one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4").weights()
+    assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
+    two = run_of(tmp_path / "two", data).weights()
+    for name, value in one.items():
+        largest = float(value.detach().abs().max())
+        torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-6 * largest)
+
+
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, data: Path) -> None:
     processes = Processes(tmp_path / "run", f"--train_file={data}", "--max_num_epochs=100000", "--batch_size=2")
     processes.wait_for("Epoch 1:")

@@ -35,7 +35,7 @@ def test_a_model_of_the_original_is_fine_tuned(
     train(tmp_path, f"--foundation_model={foundation}", "--multiheads_finetuning=False", "--lr=0.001")
     log = (tmp_path / "logs" / "tiny_run-7.log").read_text(encoding="utf-8")
     assert "Starting from the foundation model" in log and "Elements kept: H, O; left out: C" in log
-    assert "Trained: all" in log and "learning rate 0.001" in log
+    assert "TRAINED PARAMETERS" in log and "Learning rate: 0.001" in log
     loaded = load_model(tmp_path / "tiny.model")
     assert loaded.model.plan.atomic_numbers == (1, 8)
     assert loaded.metadata.settings["foundation_model"] == str(foundation)

@@ -106,6 +106,20 @@ def test_thirty_kills_change_nothing(trainers: Trainers, place: Path) -> None:
     assert kill_again_and_again(trainers, place, instants(np.random.default_rng(0), 1)) >= 25
 
 
+def test_killed_runs_with_corrections_end_alike(trainers: Trainers, place: Path) -> None:
+    flags = [*FLAGS, "--lora=True", "--lora_rank=2", "--freeze=interactions.0"]
+    assert trainers.run(place / "corrected", flags) == 0, (place / "corrected" / "output").read_text()
+    folder = place / "corrected-killed"
+    for stage, event in (("one", "half written"), ("two", "evaluate")):
+        assert trainers.run(folder, flags, at=event, stage=stage, count=2) == KILLED
+        assert_readable(folder)
+    assert trainers.run(folder, flags) == 0, (folder / "output").read_text()
+    straight, killed = results(place / "corrected"), results(folder)
+    assert straight["state"]["moved"]["factors"]
+    for part, expected in straight.items():
+        assert same(expected, killed[part]), part
+
+
 @pytest.mark.slow
 def test_many_kills_change_nothing(trainers: Trainers, place: Path) -> None:
     assert kill_again_and_again(trainers, place, instants(np.random.default_rng(1), 8)) >= 200

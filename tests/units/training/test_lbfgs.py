@@ -26,6 +26,7 @@ from mace.training.finiteness import Diverged
 from mace.training.lbfgs import LBFGS, MOST_TRIALS, FullBatch, assign, flat, trainable
 from mace.training.loss import Loss, make_loss
 from mace.training.memory import EdgeLimit
+from mace.training.optimization import MovedParameters
 from mace.training.step import loss_gradient
 
 Function = Callable[[Tensor], tuple[float, Tensor]]
@@ -211,7 +212,12 @@ def all_at_once(
     dataset = InMemoryDataset(structures(), ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     loss = make_loss("weighted", {"energy": 1.0, "forces": 10.0})
     sampling = sampling or one_head(len(dataset))
-    return FullBatch(model, dataset, EdgeLimit(edges, "training"), settings, Team(), sampling), model, loss, dataset
+    return (
+        FullBatch(MovedParameters(model), dataset, EdgeLimit(edges, "training"), settings, Team(), sampling),
+        model,
+        loss,
+        dataset,
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "edges"), [(1, None), (4, None), (100, None), (100, 15), (4, 7)])
