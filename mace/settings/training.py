@@ -52,9 +52,12 @@ class TrainingSettings(
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainingSettings:
-        if self.train_file is None and (not self.heads or any(head.train_file is None for head in self.heads.values())):
+        # what pt_head replays is not given by train_file
+        replays = self.foundation_model is not None and self.multiheads_finetuning
+        own = [head for head in self.heads or {} if not (replays and head == "pt_head")]
+        without = [head for head in own if self.heads and self.heads[head].train_file is None]
+        if self.train_file is None and (without or not own):
             declaration = declarations(type(self))["train_file"]
-            without = [name for name, head in (self.heads or {}).items() if head.train_file is None]
             which = f" for the head {without[0]}, which has none in --heads" if without else ""
             raise ValueError(f"--train_file is required{which}: {declaration.help}.")
         if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:

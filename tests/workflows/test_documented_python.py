@@ -44,6 +44,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dipole_stagetwo": plan.model_copy(update={"model": "EnergyDipolesMACE", "readout_vectors": 2}),
         "ions": plan.model_copy(update={"conditions": (CHARGE, SPIN)}),
         "several": with_heads("matpes_r2scan", "omat_pbe"),
+        "levels": with_heads("pbe", "ccsd"),
     }
     for name, other in others.items():
         save_model(folder / f"{name}.model", model_of(other), ModelMetadata(name=name))

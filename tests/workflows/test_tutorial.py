@@ -46,16 +46,45 @@ def test_the_data_are_found_sound(followed: tuple[Path, str]) -> None:
     assert "Nothing was found that deserves attention." in printed
 
 
+def rows(printed: str) -> list[tuple[float, float]]:
+    """The errors of energy and forces on the old test set, from the table of every evaluation of a file."""
+    found = re.findall(r"\|\s*all\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)\s*\|\s*[\d.]+\s*\|\n\|\s*md_600K\s*\|", printed)
+    return [(float(energy), float(forces)) for energy, forces in found]
+
+
+def said(pattern: str) -> list[float]:
+    """The numbers that the page says."""
+    found = re.search(pattern, " ".join(TUTORIAL.split()))
+    assert found is not None
+    return [float(number) for number in found.groups()]
+
+
 def test_errors_are_what_the_page_says(followed: tuple[Path, str]) -> None:
     """Rounding differs between machines, so within a factor of two."""
     _, printed = followed
-    table = printed.rpartition("Comparison")[2]
-    said = re.search(r"for the test set, ([\d.]+) meV/atom,\s+([\d.]+) meV/Angstrom and", TUTORIAL)
-    assert said is not None
-    row = re.search(r"\|\s*(?:all|md_600K)\w*\s*\|\s*(?:\d+\s*\|\s*)?([\d.]+)\s*\|\s*([\d.]+)", table)
-    assert row is not None, table
-    assert float(row[1]) < 2 * float(said[1])
-    assert float(row[2]) < 2 * float(said[2])
+    energy, forces = said(r"for the test set, ([\d.]+) meV/atom, ([\d.]+) meV/Angstrom and")
+    trained, _, _ = rows(printed)
+    assert trained[0] < 2 * energy and trained[1] < 2 * forces
+
+
+def test_replay_keeps_what_training_on_new_data_alone_forgets(followed: tuple[Path, str]) -> None:
+    _, printed = followed
+    trained, naive, adapted = rows(printed)
+    (forgotten,) = said(r"now their error is ([\d.]+) meV/Angstrom")
+    energy, forces = said(r"has the old ones: ([\d.]+) meV/atom and ([\d.]+) meV/Angstrom")
+    assert forgotten / 2 < naive[1] < 2 * forgotten
+    assert adapted[0] < 2 * energy and adapted[1] < 2 * forces
+    assert adapted[1] < 3 * trained[1] < naive[1]
+    tests = re.findall(r"\|\s*md_600K_pt_head\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)", printed)
+    assert tuple(map(float, tests[-1])) == pytest.approx(adapted, abs=0.11)  # that of the run and that of the file
+
+
+def test_both_heads_are_used(followed: tuple[Path, str]) -> None:
+    _, printed = followed
+    energies = dict(re.findall(r"(\w+): a crystal with a vacancy has (-[\d.]+) eV", printed))
+    assert energies.keys() == {"pt_head", "xtb"}
+    assert float(energies["pt_head"]) == pytest.approx(7 * -107.9, abs=10.0)
+    assert float(energies["xtb"]) == pytest.approx(7 * -49.5, abs=10.0)
 
 
 def test_the_lattice_constant_is_near_that_of_the_functional(followed: tuple[Path, str]) -> None:
