@@ -31,6 +31,9 @@ _BAR_INTERVAL = 0.5
 _RATE_MEMORY = 60.0
 """Seconds after which a batch counts for a third (1/e) in the number of atoms per second."""
 
+_MOST_ERRORS = 4
+"""Heads whose errors are shown."""
+
 _SIZES = ((1.0e9, " G"), (1.0e6, " M"), (1.0e3, " k"))
 
 
@@ -67,7 +70,7 @@ class TrainingProgress:
         self._interval = _BAR_INTERVAL if self.mode == "bar" else interval
         self._live: Live | None = None
         self._started = False
-        self._errors = ""
+        self._errors: dict[str, str] = {}
 
     def start(self, total_epochs: int, batches_per_epoch: int, first_epoch: int = 0) -> None:
         """Start the display.
@@ -121,10 +124,15 @@ class TrainingProgress:
         if now - self._last_shown >= self._interval:
             self._show()
 
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """Show these validation errors from now on; the time since the last step is not counted as training."""
+    def evaluated(self, metrics: Mapping[str, float], head: str = "") -> None:
+        """Show these validation errors from now on; the time since the last step is not counted as training.
+
+        Args:
+            metrics: The errors.
+            head: Whose they are; those of several are shown beside each other. Empty if there is only one.
+        """
         self._require_start()
-        self._errors = self._errors_in_words(metrics)
+        self._errors[head] = self._errors_in_words(metrics)
         self._previous_step = self._clock()
         if self.mode == "bar":
             self._draw()
@@ -207,7 +215,10 @@ class TrainingProgress:
 
     def _state_facts(self) -> list[str]:
         loss = [] if self._loss is None else [f"loss={float(self._loss):.6g}"]
-        return [*loss, *([self._errors] if self._errors else [])]
+        errors = [f"{head}: {words}" if head else words for head, words in self._errors.items() if words]
+        hidden = [f"and {len(errors) - _MOST_ERRORS} more heads"] if len(errors) > _MOST_ERRORS else []
+        shown = "; ".join([*errors[:_MOST_ERRORS], *hidden])
+        return [*loss, *([shown] if shown else [])]
 
     def _rate_text(self) -> str:
         if self._seconds <= 0.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mace.properties import PROPERTIES
 from mace.structures.configuration import Configuration
 
 _DATA_SETTINGS = ("train_file", "valid_file", "test_file", "E0s", "loss", "max_num_epochs", "foundation_model")
+_HEAD_SETTINGS = ("heads", "head_sampling", "select_by")
 _STEP = 1e-4
 
 
@@ -63,11 +65,21 @@ def describe_model(path: str | Path, potential: Potential, checks: bool = True) 
             "stage": metadata.stage,
             "data_hash": metadata.data_hash,
         },
-        "training": {key: metadata.settings[key] for key in _DATA_SETTINGS if metadata.settings.get(key) is not None},
+        "training": _training(metadata.settings),
         "metrics": metadata.metrics,
         "versions": metadata.versions,
         "checks": check_model(potential) if checks else {},
     }
+
+
+def _training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose the settings that say what a model was trained on, those of heads only where there were some."""
+    found = {key: settings[key] for key in _DATA_SETTINGS if settings.get(key) is not None}
+    if not settings.get("heads"):
+        return found
+    of_heads = {key: settings[key] for key in _HEAD_SETTINGS if key in settings}
+    heads = {name: {k: v for k, v in own.items() if v is not None} for name, own in settings["heads"].items()}
+    return found | of_heads | {"heads": heads}
 
 
 def variants(plan: ModelPlan) -> list[str]:

@@ -84,7 +84,7 @@ class EvaluationSummary:
         seconds: Time for neighbors, predictions and writing, without reading.
         without_stress: Number of structures without stress because their cell has no volume.
         errors: Metrics by config_type without isolated atoms, and of all structures as ``"all"``, for labeled
-            properties only.
+            properties only; by head too if there are several, see `Comparison.errors`.
         plot: Path of the plot, if one was drawn.
         resumed: Number of structures already present in the unfinished output.
         heads: Number of structures for each head, if a model has several.
@@ -112,7 +112,7 @@ class Tally:
     """
 
     def __init__(self, reading: ReadResult, heads: Counter[str], keep: bool, wanted: Wanted) -> None:
-        self.summary, self._comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep)
+        self.summary, self._comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep, heads)
         self._isolated = {id(configuration) for configuration in reading.isolated_atoms}
         self._wanted = wanted
 

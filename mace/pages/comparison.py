@@ -77,10 +77,11 @@ def compare_runs(paths: Sequence[str], wanted: Drawing) -> list[Path]:
         "learning": ("Learning", curves_section(runs)),
         "speed": ("Speed", speed_section([(run.name, run.history) for run in runs])),
     }
+    heads = list(dict.fromkeys(head for run in runs for head in run.history.heads))
     title, subtitle = names[0] if len(runs) == 1 else f"{len(runs)} runs", "Drawn from " + ", ".join(map(str, files))
     when = f'<p class="soft">Written {datetime.now():%Y-%m-%d %H:%M:%S}.</p>'
     try:
-        write_durably(written[0], assemble(title, subtitle, when, sections).encode())
+        write_durably(written[0], assemble(title, subtitle, when, sections, heads).encode())
     except OSError as error:
         raise UserError(
             f"{written[0]}: the page cannot be written ({error.strerror}); choose another --output."
@@ -136,6 +137,9 @@ def _run(file: Path, name: str, wanted: Drawing) -> NamedRun:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"{file}: the records cannot be read ({reason}).") from error
+    if wanted.heads is not None and (unknown := [head for head in wanted.heads if head not in history.heads]):
+        known = ", ".join(dict.fromkeys(str(r["head"]) for r in read_records(file) if r.get("head")))
+        raise UserError(f"--heads: {file} has no evaluation of a head '{unknown[0]}'; it has {known or 'no heads'}.")
     if not history.numbers():
         limit = f" from epoch {wanted.min_epoch} on" if wanted.min_epoch else ""
         raise UserError(f"{file}: it has no record of an epoch{limit}, so there is nothing to draw.")
@@ -147,20 +151,24 @@ def _run(file: Path, name: str, wanted: Drawing) -> NamedRun:
 
 
 def _summary(names: Sequence[str], runs: Sequence[NamedRun]) -> str:
-    """Write a row per run, with the errors of its best epoch."""
+    """Write a row per run and head, with the errors of its best epoch."""
     metrics = [(f"rmse_{m.suffix}", m) for m in MEASURED if any(r.history.has_metric(f"rmse_{m.suffix}") for r in runs)]
-    header = ["run", "epochs", "steps", "best epoch", "validation loss"]
+    several = any(len(run.history.heads) > 1 for run in runs)
+    header = ["run", *(["head"] if several else []), "epochs", "steps", "best epoch", "validation loss"]
     header += [f"RMSE {m.title} / {m.unit}" for _, m in metrics] + ["time of steps"]
-    rows = []
+    rows, heads = [], []
     for name, run in zip(names, runs, strict=True):
-        history, losses = run.history, run.history.validation_losses()
-        best = run.best[0][0] if run.best else None
-        records = [of_head[best] for of_head in history.valid.values() if best in of_head]
-        row = [name, str(len(history.numbers())), f"{sum(s.steps for s in history.epochs.values()):,}"]
-        row += ["\u2013", "\u2013"] if best is None else [str(best), f"{losses[best]:.5g}"]
-        for metric, measured in metrics:
-            values = [record[metric] * measured.factor for record in records if record.get(metric) is not None]
-            row.append(f"{max(values):.4g}" if values else "\u2013")
+        history, best = run.history, run.best[0][0] if run.best else None
         seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
-        rows.append([*row, duration(seconds)])
-    return table(header, rows, "runs")
+        for head in history.heads or ("",):
+            losses = history.validation_losses(head)
+            record = {} if best is None else history.valid.get(head, {}).get(best, {})
+            row = [name, *([head] if several else [])]
+            row += [str(len(history.numbers())), f"{sum(s.steps for s in history.epochs.values()):,}"]
+            row += ["\u2013", "\u2013"] if best is None else [str(best), f"{losses.get(best, math.nan):.5g}"]
+            for metric, measured in metrics:
+                value = record.get(metric)
+                row.append("\u2013" if value is None else f"{value * measured.factor:.4g}")
+            rows.append([*row, duration(seconds)])
+            heads.append(head if several else "")
+    return table(header, rows, "runs", left=1 + several, heads=heads)

@@ -16,8 +16,14 @@ from mace.units import MILLI
 MOST_POINTS = 600
 """Points of a curve; of longer ones, every so many evaluations are drawn."""
 
-TRAINING_COLOR = 5
-"""Color of the training loss where one run is drawn; of several, each has its own."""
+TRAINING_COLOR, SELECTION_COLOR = 5, 8
+"""Colors of the training loss and of the loss that chooses the best model, where one run is drawn."""
+
+HEAD_COLORS = (0, 1, 2, 3, 4, 6, 7)
+"""Colors of the heads of one run. Where several runs are drawn, each has its color, and each head its pattern."""
+
+PATTERNS = 4
+"""Number of patterns of lines; the first is solid."""
 
 _FINE_EPOCHS = 30
 """Runs with fewer epochs have their training loss drawn step by step."""
@@ -68,6 +74,8 @@ class Series:
         y: Values; NaN where there is none.
         dashed: Whether it is drawn in dashes.
         steps: Whether a value holds until the next point, from the one before.
+        pattern: Number of its pattern.
+        head: The head it is of; empty if it is of all.
     """
 
     label: str
@@ -76,6 +84,8 @@ class Series:
     y: Sequence[float]
     dashed: bool = False
     steps: bool = False
+    pattern: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,8 @@ class Panel:
                     "color": s.color,
                     "dashed": s.dashed,
                     "steps": s.steps,
+                    "pattern": s.pattern,
+                    "head": s.head,
                     "x": [round(float(x), 3) for x in s.x],
                     "y": [float(f"{y:.5g}") if math.isfinite(y) else None for y in s.y],
                 }
@@ -146,6 +158,7 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
                 marks.append((float(start), f"{prefix}{stage}"))
         if len(runs) == 1:
             marks += [(epoch + 1.0, f"{prefix}{word}") for epoch, word in run.best]
+    heads = list(dict.fromkeys(head for run in runs for head in run.history.heads))
     losses = []
     for place, run in enumerate(runs):
         of_epochs, color = run.history.epochs, place if run.name else TRAINING_COLOR
@@ -156,18 +169,24 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
             epochs = _thinned(sorted(of_epochs))
             x, means = [e + 1.0 for e in epochs], [of_epochs[epoch].mean_loss for epoch in epochs]
             losses.append(_series(run, "training, mean of the epoch", color, x, means, dashed=True))
-        losses += _validation(run, place, "loss")
+        losses += _validation(run, place, heads, "loss")
+        if not run.name and run.history.select_by == "all":
+            epochs = _thinned(sorted(run.history.selection))
+            of_all = [run.history.selection[epoch] for epoch in epochs]
+            x = [epoch + 1.0 for epoch in epochs]
+            losses.append(_series(run, "validation, all heads", SELECTION_COLOR, x, of_all))
     panels = [Panel("Loss", "", losses, marks, key="loss")]
     for measured in MEASURED:
         for measure in measured.measures:
             key, title = f"{measure}_{measured.suffix}", f"{MEASURES[measure]} of {measured.title}, validation"
-            found = [s for place, run in enumerate(runs) for s in _validation(run, place, key, measured.factor)]
+            found = [s for place, run in enumerate(runs) for s in _validation(run, place, heads, key, measured.factor)]
             shown = [series for series in found if not all(map(math.isnan, series.y))]
             panels.append(Panel(title, measured.unit, shown, marks, measure, key))
     # learning rates as they were from the beginning of an epoch to its end
     rates = [
         replace(series, x=[series.x[0] - 1.0, *series.x], y=[series.y[0], *series.y], steps=True)
-        for series in _of_epochs(runs, lambda sums: sums.rate)
+        for place, run in enumerate(runs)
+        for series in _of_epochs(run, place, lambda sums: sums.rate)
     ]
     panels.append(Panel("Learning rate", "", rates, marks, key="lr"))
     norms = []
@@ -176,29 +195,40 @@ def draw_panels(runs: Sequence[NamedRun]) -> list[Panel]:
             times, _, of_steps = run.history.steps(MOST_POINTS)
             norms += [_series(run, "", place, times, of_steps)] if np.isfinite(of_steps).any() else []
         else:
-            norms += _of_epochs([run], lambda sums: sums.largest_norm or None)
+            norms += _of_epochs(run, place, lambda sums: sums.largest_norm or None)
     panels.append(Panel("Norm of the gradient, largest", "", norms, marks, key="grad_norm"))
     return [panel for panel in panels if any(len(series.x) for series in panel.series)]
 
 
-def _validation(run: NamedRun, place: int, key: str, factor: float = 1.0) -> Iterable[Series]:
-    """Draw what every evaluation found, by head; one after epoch n, counted from zero, is at the time n + 1."""
+def _validation(run: NamedRun, place: int, heads: Sequence[str], key: str, factor: float = 1.0) -> Iterable[Series]:
+    """Draw what every evaluation found, by head; one after epoch n, counted from zero, is at the time n + 1.
+
+    Args:
+        run: The run.
+        place: Its number.
+        heads: The heads of all runs.
+        key: Name of the error in the records.
+        factor: To the unit that is shown.
+    """
     history = run.history
-    for number, head in enumerate(dict.fromkeys([*history.initial, *history.valid])):
+    for head in history.heads:
         records = history.valid.get(head, {})
         epochs = _thinned(sorted(records))
         first = [history.initial[head]] if head in history.initial else []
         values = [_number(record.get(key)) * factor for record in [*first, *(records[e] for e in epochs)]]
-        label = f"validation {head}" if len(history.valid) > 1 else "validation"
-        yield _series(run, label, place + number, [0.0] * len(first) + [e + 1.0 for e in epochs], values)
+        label = f"validation {head}" if len(history.heads) > 1 else "validation"
+        number, x = heads.index(head), [0.0] * len(first) + [e + 1.0 for e in epochs]
+        color = place if run.name else HEAD_COLORS[number % len(HEAD_COLORS)]
+        series = _series(run, label, color, x, values)
+        yield replace(series, pattern=number % PATTERNS if run.name else 0, head=head)
 
 
-def _of_epochs(runs: Sequence[NamedRun], value: Callable[[EpochSums], float | None]) -> Iterable[Series]:
-    for place, run in enumerate(runs):
-        epochs = _thinned(sorted(run.history.epochs))
-        values = [_number(value(run.history.epochs[epoch])) for epoch in epochs]
-        if not all(map(math.isnan, values)):
-            yield _series(run, "", place, [e + 1.0 for e in epochs], values)
+def _of_epochs(run: NamedRun, place: int, value: Callable[[EpochSums], float | None]) -> Iterable[Series]:
+    """Draw a number of every epoch of a run."""
+    epochs = _thinned(sorted(run.history.epochs))
+    values = [_number(value(run.history.epochs[epoch])) for epoch in epochs]
+    if not all(map(math.isnan, values)):
+        yield _series(run, "", place, [e + 1.0 for e in epochs], values)
 
 
 def _series(

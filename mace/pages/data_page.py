@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from urllib.parse import quote
 
 import mace
 from mace.elements import atomic_number, chemical_symbol
@@ -39,12 +40,14 @@ _GROUP_LEGENDS = {
 }
 
 
-def write_page(report: DataReport, title: str) -> str:
+def write_page(report: DataReport, title: str, heads: Mapping[str, str] | None = None, head: str = "") -> str:
     """Write a report as HTML: no scripts, and nothing is loaded from anywhere.
 
     Args:
         report: The report.
         title: Heading of the page.
+        heads: The page on the data of each head, beside this one; None if there is only one.
+        head: The head whose data these are, of several.
 
     Returns:
         The page; below two megabytes for any number of structures.
@@ -57,10 +60,18 @@ def write_page(report: DataReport, title: str) -> str:
     findings = ""
     if report.findings:
         findings = f"<section><h2>Findings</h2>{findings_list(report.findings, _MOST_FINDINGS)}</section>"
-    return whole_page(title, [_head(report, title), findings, *sections, foot])
+    links = ""
+    if heads:
+        words = (
+            f"<b>{escape(name)}</b>" if name == head else f'<a href="{escape(quote(page))}">{escape(name)}</a>'
+            for name, page in heads.items()
+        )
+        links = f'<nav aria-label="Heads"><p>Head: {" | ".join(words)}</p></nav>'
+        title = f"{title}, head {head}"
+    return whole_page(title, [links, _summary(report, title), findings, *sections, foot])
 
 
-def _head(report: DataReport, title: str) -> str:
+def _summary(report: DataReport, title: str) -> str:
     frames = sum(file.whole.frames for file in report.files)
     atoms = sum(file.whole.atoms for file in report.files)
     elements = sorted({symbol for file in report.files for symbol in file.whole.elements}, key=atomic_number)

@@ -16,7 +16,7 @@ from mace.properties import PROPERTIES
 from mace.reporting.predictions import BINS, PropertyErrors
 from mace.reporting.worst import Suspect
 
-_POINT_TYPES = {"reference": "f4", "error": "f4", "set": "u1", "type": "u1", "part": "u1", "file": "u2", "index": "u4"}
+_POINT_TYPES = {"reference": "f4", "error": "f4", "set": "u2", "type": "u1", "part": "u1", "file": "u2", "index": "u4"}
 
 
 def short_names(files: Sequence[str]) -> list[str]:
@@ -51,6 +51,7 @@ def errors_document(stages: Sequence[MeasuredStage]) -> dict[str, Any]:
                 "stage": stage.stage,
                 "epoch": stage.epoch,
                 "sets": [list(entry) for entry in predictions.sets],
+                "heads": list(predictions.heads),
                 "types": list(predictions.types),
                 "files": short_names(predictions.files),
                 "elements": sorted(present),
@@ -90,6 +91,7 @@ def _suspect(suspect: Suspect, names: Mapping[str, str]) -> dict[str, Any]:
         "where": replace(configuration, file=names[configuration.file]).where(),
         "set": suspect.set,
         "role": suspect.role,
+        "head": suspect.head,
         "type": configuration.config_type,
         "formula": "".join(f"{chemical_symbol(z)}{counts[z] if counts[z] > 1 else ''}" for z in sorted(counts)),
         "atoms": configuration.n_atoms,

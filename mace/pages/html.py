@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import zip_longest
 from typing import Any
 
 
@@ -67,8 +68,18 @@ def row_of_tiles(entries: Iterable[tuple[str, str]]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
+def of_head(head: str) -> str:
+    """Write the attribute of what a page shows only as long as this head or all are chosen; nothing for no head."""
+    return f' data-head="{escape(head)}"' if head else ""
+
+
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", left: int = 1, kind: str = ""
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    left: int = 1,
+    kind: str = "",
+    heads: Sequence[str] = (),
 ) -> str:
     """Write a table; drawings are taken as they are, all else is text.
 
@@ -78,6 +89,7 @@ def table(
         caption: What the table shows, for those who do not see it.
         left: How many columns, from the first one, are of text, which begins at the left.
         kind: Class of the element.
+        heads: The head that each row is of, if the page has a choice of them.
 
     Returns:
         The table, in an element that scrolls if the table is wide.
@@ -86,13 +98,13 @@ def table(
     said = f'<caption class="unseen">{escape(caption)}</caption>' if caption else ""
     head = "".join(f'<th scope="col"{c}>{escape(cell)}</th>' for c, cell in zip(of_column, header, strict=True))
     body = "".join(
-        "<tr>"
+        f"<tr{of_head(head)}>"
         + "".join(
             f"<td{c}>{cell if isinstance(cell, Drawing) else escape(cell)}</td>"
             for c, cell in zip(of_column, row, strict=False)
         )
         + "</tr>"
-        for row in rows
+        for row, head in zip_longest(rows, heads, fillvalue="")
     )
     whole = f'<table class="{kind}">{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll" tabindex="0">{whole}</div>'

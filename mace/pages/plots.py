@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colors, which people with any color vision can tell apart.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#8A6D3B", "black")
+_PATTERNS: tuple[Any, ...] = ("-", ":", "-.", (0, (9, 3)))
 _SET_COLORS = {"train": "#999999", "valid": "#E69F00"}
 _GRID = "#DDDDDD"
 _GRAY = "#666666"
@@ -83,7 +84,7 @@ def plot_learning_curves(results_path: Path | str, output_path: Path | str, stag
             elif values:
                 label += f": best {min(values.values()):.3g}, last {list(values.values())[-1]:.3g}"
             if values:
-                _line(axis, values, label, _COLORS[place % len(_COLORS)])
+                _line(axis, values, label, _COLORS[place % (len(_COLORS) - 1)])  # black is the training loss
         axis.set_ylabel(title)
         axis.legend(frameon=False, fontsize=8)
     if rates:
@@ -108,7 +109,7 @@ def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool =
     figure, axes = _panels(len(panels))
     for axis, panel in zip(axes, panels, strict=True):
         for series in panel.series:
-            color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else "-"
+            color, style = _COLORS[series.color % len(_COLORS)], "--" if series.dashed else _PATTERNS[series.pattern]
             label = series.label or panel.title
             drawn = "steps-pre" if series.steps else "default"
             axis.plot(series.x, series.y, color=color, linestyle=style, linewidth=1.2, label=label, drawstyle=drawn)

@@ -33,13 +33,14 @@ class SettingFact:
 
 @dataclass(frozen=True)
 class SetFact:
-    """A set of structures: its role, name, number of structures, atoms and directed edges."""
+    """A set of structures: role, name, number of structures, atoms and directed edges; its head of several."""
 
     role: str
     name: str
     structures: int
     atoms: int
     edges: int
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ElementFact:
         neighbors: Mean number of neighbors of these.
         fewest: The smallest.
         most: The largest.
+        head: Which of several heads E0 and training structures are of; empty for the only one.
     """
 
     symbol: str
@@ -61,6 +63,32 @@ class ElementFact:
     neighbors: float
     fewest: int
     most: int
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class HeadFact:
+    """A head of the model.
+
+    Attributes:
+        name: Its name.
+        weight: Weight of its structures, in the loss or, with ``--head_sampling=weight``, in the sampling.
+        training: Its training structures.
+        in_epoch: How many are gone through in an epoch.
+        validation: Its validation structures.
+        scale: Factor on the learned energy in eV; None for a model without energies.
+        shift: Constant added to the energy of an atom in eV.
+        energies_source: Where its E0s come from.
+    """
+
+    name: str
+    weight: float
+    training: int
+    in_epoch: int
+    validation: int
+    scale: float | None
+    shift: float | None
+    energies_source: str
 
 
 @dataclass(frozen=True)
@@ -89,9 +117,10 @@ class RunFacts:
         sets: The sets of structures.
         data: What the files of each head hold.
         data_pages: Name of the page on the data of each head, beside that of the run.
-        elements: Of the model.
-        energies_source: Where E0s come from.
-        neighbors: Number of neighbors of the atoms of the training set.
+        heads: Of the model.
+        head_sampling: How their structures are mixed, a value of ``--head_sampling``.
+        elements: Of the model, for each head.
+        neighbors: Number of neighbors of the atoms of the training set of each head.
         average_neighbors: The number that the model divides by.
         r_max: Cutoff in Angstrom.
         versions: Of programs.
@@ -111,9 +140,10 @@ class RunFacts:
     sets: Sequence[SetFact]
     data: Mapping[str, DataReport]
     data_pages: Mapping[str, str]
+    heads: Sequence[HeadFact]
+    head_sampling: str
     elements: Sequence[ElementFact]
-    energies_source: str
-    neighbors: Distribution | None
+    neighbors: Mapping[str, Distribution]
     average_neighbors: float
     r_max: float
     versions: Mapping[str, str]
@@ -141,6 +171,7 @@ class MeasuredStage:
         predictions: Errors in every part of the data.
         worst: The structures with the largest errors, by property.
         heads: Of the model.
+        head_of: The head of each set, by its name.
     """
 
     stage: str
@@ -149,6 +180,7 @@ class MeasuredStage:
     predictions: Predictions
     worst: Mapping[str, Sequence[Suspect]]
     heads: Sequence[str] = (DEFAULT_HEAD,)
+    head_of: Mapping[str, str] = field(default_factory=dict)
 
     def metrics_of(self, group: str) -> dict[str, Mapping[str, float]]:
         """Return the errors of the training or validation structures, ``train`` or ``valid``, by head."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
+from urllib.parse import quote
 
 from mace.inspection.inspection import DataReport
 from mace.pages.charts import histogram
 from mace.pages.curves import MEASURES, NamedRun, draw_panels
 from mace.pages.data_page import findings_list
 from mace.pages.errors_document import errors_document
-from mace.pages.html import Drawing, embedded, table, whole_page
+from mace.pages.html import Drawing, embedded, of_head, table, whole_page
 from mace.pages.run_facts import MeasuredStage, RunFacts, RunState, SettingFact, Warned
 from mace.pages.verdicts import Tile, duration, tiles, verdicts
 from mace.reporting.history import RunHistory
@@ -50,7 +51,9 @@ def write_run_page(facts: RunFacts, state: RunState) -> str:
     best = [(epoch, f"best of stage {stage}" if both else "best") for stage, epoch in state.best_epochs.items()]
     run = NamedRun("", state.history, state.stage_two_start, best)
     items = "".join(
-        f'<li class="{said.level}">{escape(said.sentence)}</li>' for said in verdicts(facts, state) if said.sentence
+        f'<li class="{said.level}"{of_head(said.head)}>{escape(said.sentence)}</li>'
+        for said in verdicts(facts, state)
+        if said.sentence
     )
     # the finished models, or the last validation as long as there are none
     stages = state.stages or ([] if state.latest is None else [state.latest])
@@ -60,6 +63,7 @@ def write_run_page(facts: RunFacts, state: RunState) -> str:
         "accuracy": ("Accuracy", _errors(stages, is_final=bool(state.stages))),
         "worst-structures": ("Worst structures", '<div id="worst"></div>' if stages else ""),
         "speed": ("Speed", speed_section([("", state.history)])),
+        "heads": ("Heads", _heads(facts) if len(facts.heads) > 1 else ""),
         "data": ("Data", _data(facts)),
         "elements": ("E0s and neighbors", _elements(facts)),
         "settings": ("Settings", _settings(facts)),
@@ -75,10 +79,12 @@ def write_run_page(facts: RunFacts, state: RunState) -> str:
         refreshed = f' data-written="{int(1000 * state.written.timestamp())}" data-every="{every:.2f}"'
     written = f'<p class="soft"{refreshed}>Written {state.written:%Y-%m-%d %H:%M:%S}.</p>'
     subtitle = f"Run {facts.identity}, {facts.machine}. Started {facts.started:%Y-%m-%d %H:%M}"
-    return assemble(f"{facts.tag}", subtitle, written, sections)
+    return assemble(f"{facts.tag}", subtitle, written, sections, [fact.name for fact in facts.heads])
 
 
-def assemble(title: str, subtitle: str, written: str, sections: Mapping[str, tuple[str, str]]) -> str:
+def assemble(
+    title: str, subtitle: str, written: str, sections: Mapping[str, tuple[str, str]], heads: Sequence[str] = ()
+) -> str:
     """Put sections together.
 
     Args:
@@ -86,6 +92,7 @@ def assemble(title: str, subtitle: str, written: str, sections: Mapping[str, tup
         subtitle: A line below it.
         written: A line on when it was written, as HTML.
         sections: Heading and HTML of each, by name.
+        heads: Heads of which one can be chosen, for the whole page.
     """
     shown = {name: section for name, section in sections.items() if section[1]}
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, (heading, _) in shown.items())
@@ -93,6 +100,7 @@ def assemble(title: str, subtitle: str, written: str, sections: Mapping[str, tup
         f'<header class="top"><div><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p>{written}</div>'
         f'<button type="button" class="theme" hidden>Dark</button></header>'
         f'<nav aria-label="Sections">{links}</nav>'
+        f"{embedded('heads', list(heads)) if len(heads) > 1 else ''}"
         '<noscript><p class="verdict">Plots are drawn by a script of this page; this browser runs none.</p></noscript>'
     )
     body = [
@@ -179,16 +187,38 @@ def _errors(stages: Sequence[MeasuredStage], is_final: bool) -> str:
 
 def _data(facts: RunFacts) -> str:
     """List the sets; say what the files hold and what was found in them, and where to read more."""
-    rows = [(s.role, s.name, f"{s.structures:,}", f"{s.atoms:,}", f"{s.edges:,}") for s in facts.sets[:_MOST_SETS]]
+    shown = facts.sets[:_MOST_SETS]
+    rows = [(s.role, s.name, f"{s.structures:,}", f"{s.atoms:,}", f"{s.edges:,}") for s in shown]
     if len(facts.sets) > _MOST_SETS:
-        rows.append(("test", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
-    sets = table(("role", "set", "structures", "atoms", "edges"), rows, "sets of structures", left=2)
-    parts = [f"<h3>Sets</h3>{sets}"]
-    for head, report in facts.data.items():
-        parts.append(
-            _files("Files" if len(facts.data) == 1 else f"Files of head {head}", report, facts.data_pages[head])
-        )
-    return "".join(parts)
+        rows.append(("", f"and {len(facts.sets) - _MOST_SETS} more sets", "", "", ""))
+    header, heads = ("role", "set", "structures", "atoms", "edges"), [s.head for s in shown]
+    sets = table(header, rows, "sets of structures", left=2, heads=heads)
+    if len(facts.data) == 1:
+        return f"<h3>Sets</h3>{sets}" + "".join(_files("Files", r, facts.data_pages[h]) for h, r in facts.data.items())
+    files = (
+        f"<div{of_head(head)}>{_files(f'Files of head {head}', report, facts.data_pages[head])}</div>"
+        for head, report in facts.data.items()
+    )
+    return f"<h3>Sets</h3>{sets}{''.join(files)}"
+
+
+def _heads(facts: RunFacts) -> str:
+    """Say what is special about each head, how they are mixed, and how the best model is chosen."""
+    by_weight = facts.head_sampling == "weight"
+    header = ["head", "weight in sampling" if by_weight else "weight in loss", "training", "in an epoch", "validation"]
+    with_energies = facts.heads[0].scale is not None
+    header += ["scale / eV", "shift / eV per atom", "E0s from"] if with_energies else []
+    rows = []
+    for fact in facts.heads:
+        row = [fact.name, f"{fact.weight:g}", f"{fact.training:,}", f"{fact.in_epoch:,}", f"{fact.validation:,}"]
+        if fact.scale is not None and fact.shift is not None:
+            row += [f"{fact.scale:.6g}", f"{fact.shift:.6g}", fact.energies_source]
+        rows.append(row)
+    said = (
+        f"Numbers of structures; those of an epoch are drawn by --head_sampling={facts.head_sampling}. "
+        f"Best model: {facts.decisions['best model']}."
+    )
+    return f"<p>{escape(said)}</p>{table(header, rows, 'heads', heads=[fact.name for fact in facts.heads])}"
 
 
 def _files(title: str, data: DataReport, page: str) -> str:
@@ -200,32 +230,36 @@ def _files(title: str, data: DataReport, page: str) -> str:
         frames, elements = f"{file.whole.frames:,}", " ".join(file.whole.elements)
         of_files.append((file.file, file.role, frames, elements, labels, atoms_each(file.whole)))
     files = table(("file", "role", "structures", "elements", "labels", "atoms each"), of_files, "files", left=2)
-    link = f'<p>More, with histograms of labels: <a href="{escape(page)}">{escape(page)}</a></p>'
+    link = f'<p>More, with histograms of labels: <a href="{escape(quote(page))}">{escape(page)}</a></p>'
     findings = findings_list(data.findings, _MOST_FINDINGS) if data.findings else ""
     return f"<h3>{escape(title)}</h3>{files}<p>{escape(verdict(data))}</p>{findings}{link}"
 
 
 def _elements(facts: RunFacts) -> str:
     with_energies = any(element.energy is not None for element in facts.elements)
-    header = ["element", *(["E0 / eV"] if with_energies else []), "atoms in training"]
+    several = len(facts.heads) > 1
+    header = ["element", *(["head"] if several else []), *(["E0 / eV"] if with_energies else []), "atoms in training"]
     header += ["neighbors, mean", "fewest", "most"]
     rows = []
     for element in facts.elements:
         energy = [f"{element.energy:.8g}"] if element.energy is not None else []
         numbers = [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)]
-        rows.append([element.symbol, *energy, f"{element.atoms:,}", *(numbers if element.atoms else ["\u2013"] * 3)])
-    source = f"E0s from: {facts.energies_source}. " if with_energies else ""
+        head = [element.head] if several else []
+        numbers = numbers if element.atoms else ["\u2013"] * 3
+        rows.append([element.symbol, *head, *energy, f"{element.atoms:,}", *numbers])
+    source = f"E0s from: {facts.heads[0].energies_source}. " if with_energies and not several else ""
     said = (
         f"{source}Neighbors are those within {facts.r_max:g} \u00c5; the model divides by their average, "
         f"{facts.average_neighbors:.4g}."
     )
-    drawn = ""
-    if facts.neighbors is not None:
-        drawn = (
-            '<div class="charts"><figure><figcaption>Neighbors of the atoms of the training set</figcaption>'
-            f"{histogram(facts.neighbors, 'neighbors')}</figure></div>"
-        )
-    return f"<p>{escape(said)}</p>{table(header, rows, 'elements')}{drawn}"
+    drawn = "".join(
+        f"<figure{of_head(head * several)}><figcaption>Neighbors of the atoms of the training set"
+        f"{f', head {escape(head)}' * several}</figcaption>{histogram(numbers, 'neighbors')}</figure>"
+        for head, numbers in facts.neighbors.items()
+    )
+    heads = [element.head for element in facts.elements]
+    elements = table(header, rows, "elements", left=1 + several, heads=heads)
+    return f'<p>{escape(said)}</p>{elements}<div class="charts">{drawn}</div>'
 
 
 def _settings(facts: RunFacts) -> str:

@@ -48,10 +48,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence about the health of a run."""
+    """A sentence about the health of a run, or of one of its heads."""
 
     level: Level
     sentence: str
+    head: str = ""
 
 
 def tiles(facts: RunFacts, state: RunState) -> list[Tile]:
@@ -61,12 +62,16 @@ def tiles(facts: RunFacts, state: RunState) -> list[Tile]:
     found = [Tile("state", state.condition, done, _LEVELS[state.condition])]
     if best:
         detail = f"stage one: {best['one']}" if {"one", "two"} <= best.keys() else ""
+        if history.select_by is not None:
+            by = "by all heads" if history.select_by == "all" else f"by head {history.select_by}"
+            detail = ", ".join(filter(None, [detail, by]))
         found.append(Tile("best epoch", str(best["two" if "two" in best else "one"]), detail))
     found += _error_tiles(state)
     if ratios := list(overfit_ratios(state.stages)):
-        row, _, _, ratio = max(ratios, key=lambda entry: entry[3])
-        level: Level = "warning" if ratio > OVERFIT else "good"
-        found.append(Tile("validation / training error", f"{ratio:.2f}", f"RMSE {row.symbol}", level))
+        worst = max(ratios, key=lambda entry: entry.ratio)
+        level: Level = "warning" if worst.ratio > OVERFIT else "good"
+        detail = f"RMSE {worst.row.symbol}{f', {worst.head}' if worst.head else ''}"
+        found.append(Tile("validation / training error", f"{worst.ratio:.2f}", detail, level))
     seconds = math.fsum(sums.working_seconds for sums in history.epochs.values())
     atoms = sum(sums.atoms for sums in history.epochs.values())
     if seconds and atoms:
@@ -90,29 +95,49 @@ def verdicts(facts: RunFacts, state: RunState) -> list[Verdict]:
     return found
 
 
-def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[tuple[Property, float, float, float]]:
-    """Yield a property, its error in training and validation, and their ratio, for the last stage."""
+@dataclass(frozen=True)
+class Overfit:
+    """Errors of a property in training and validation; of one head, which has a name if there are others."""
+
+    head: str
+    row: Property
+    train: float
+    valid: float
+
+    @property
+    def ratio(self) -> float:
+        """Error in validation over that in training."""
+        return self.valid / self.train
+
+
+def overfit_ratios(stages: Sequence[MeasuredStage]) -> Iterator[Overfit]:
+    """Compare the errors of every head in training and validation, for the last stage."""
     for stage in stages[-1:]:
         trained = stage.metrics_of("train")
         for head, valid in stage.metrics_of("valid").items():
             train = trained.get(head, {})
             for metric, row in _ERRORS.items():
                 if train.get(metric) and valid.get(metric):
-                    yield row, train[metric], valid[metric], valid[metric] / train[metric]
+                    yield Overfit(head if len(stage.heads) > 1 else "", row, train[metric], valid[metric])
 
 
 def _error_tiles(state: RunState) -> Iterator[Tile]:
     """Show errors of the test sets if there are some, else of the validation set."""
     shown: Mapping[str, Any]
     if state.stages:
-        tests = state.stages[-1].test_metrics()
-        shown = _largest(tests or state.stages[-1].metrics_of("valid"))
-        name = f"worst of {len(tests)} test sets" if len(tests) > 1 else "test" if tests else "validation"
+        tests, valid = state.stages[-1].test_metrics(), state.stages[-1].metrics_of("valid")
+        shown, name = _largest(tests or valid), "test" if tests else "validation"
+        if len(tests or valid) > 1:
+            name = f"worst of {len(tests)} test sets" if tests else f"validation, worst of {len(valid)} heads"
+        elif len(state.stages[-1].heads) > 1 and not tests:
+            name = f"validation, {', '.join(valid)}"
     else:
-        records = [r for of_head in state.history.valid.values() for r in of_head.values() if r.get("loss") is not None]
-        first = [r for r in state.history.initial.values() if r.get("loss") is not None]
-        name = "validation, lowest loss"
-        shown = min(records or first, key=lambda record: float(record["loss"]), default={})
+        history = state.history
+        losses = {epoch: loss for epoch, loss in history.validation_losses().items() if math.isfinite(loss)}
+        best = min(losses, key=losses.__getitem__, default=None)
+        of_heads = {head: records[best] for head, records in history.valid.items() if best in records}
+        shown = _largest(of_heads or history.initial)
+        name = "validation, lowest loss" + (f", worst of {len(history.heads)} heads" * (len(history.heads) > 1))
     for metric, row in _ERRORS.items():
         if shown.get(metric) is not None:
             yield Tile(f"RMSE {row.symbol}, {name}", f"{shown[metric] / MILLI:.3g}", f"m{row.shown_unit}")
@@ -124,21 +149,37 @@ def _largest(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {m: max(values) for m, values in values_of.items() if values}
 
 
+def _present_losses(state: RunState, head: str | None = None) -> list[float]:
+    """List the validation losses of the present stage, of a head or those that choose the best model."""
+    history = state.history
+    start = 0 if history.stage_two_start is None else state.stage_two_start or 0
+    of_epochs = history.validation_losses(head)
+    return [of_epochs[epoch] for epoch in sorted(of_epochs) if epoch >= start]
+
+
+def _of_losses(losses: Sequence[float], head: str = "") -> Iterator[Verdict]:
+    """Say whether the loss, of a head or of all, rises."""
+    if len(losses) > 2 and losses[-1] > RISING * min(losses):
+        whose = f"The validation loss{f' of head {head}' if head else ''}"
+        yield Verdict(
+            "error" if losses[-1] > 10.0 * min(losses) else "warning",
+            f"{whose} rises: it is {losses[-1] / min(losses):.1f} times its lowest value.",
+            head,
+        )
+
+
 def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
     history = state.history
-    # of the present stage, of all heads together
-    start = 0 if history.stage_two_start is None else state.stage_two_start or 0
-    of_epochs = history.validation_losses()
-    losses = [of_epochs[epoch] for epoch in sorted(of_epochs) if epoch >= start]
+    losses = _present_losses(state)
     if any(not math.isfinite(value) for value in losses):
         yield Verdict("error", "A validation loss was not a number: lower --lr, and look at the warnings.")
     losses = [value for value in losses if math.isfinite(value)]
-    if len(losses) > 2 and losses[-1] > RISING * min(losses):
-        yield Verdict(
-            "error" if losses[-1] > 10.0 * min(losses) else "warning",
-            f"The validation loss rises: it is {losses[-1] / min(losses):.1f} times its lowest value.",
-        )
-    elif len(losses) >= 10 and state.condition == "finished":
+    rising = list(_of_losses(losses))
+    if not rising and len(history.heads) > 1:
+        of_heads = {head: _present_losses(state, head) for head in history.heads}
+        rising = [verdict for head, own in of_heads.items() for verdict in _of_losses(own, head)]
+    yield from rising
+    if not rising and len(losses) >= 10 and state.condition == "finished":
         late = max(len(losses) // 5, 1)
         if min(losses[-late:]) < STILL_FALLING * min(losses[:-late]):
             yield Verdict(
@@ -163,29 +204,22 @@ def _of_history(facts: RunFacts, state: RunState) -> Iterator[Verdict]:
 
 
 def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
-    for row, train, valid, ratio in overfit_ratios(stages):
-        if ratio > OVERFIT:
-            numbers = f"{valid / MILLI:.3g} against {train / MILLI:.3g}"
+    for found in overfit_ratios(stages):
+        if found.ratio > OVERFIT:
+            numbers = f"{found.valid / MILLI:.3g} against {found.train / MILLI:.3g}"
+            start = f"Head {found.head}: the" if found.head else "The"
             yield Verdict(
                 "warning",
-                f"The error of {row.plural or row.name} is {ratio:.1f} times larger in validation than in training, "
-                f"{numbers}: more data, a smaller model or fewer epochs would narrow it.",
+                f"{start} error of {found.row.plural or found.row.name} is {found.ratio:.1f} times larger in "
+                f"validation than in training, {numbers}: more data, a smaller model or fewer epochs would narrow it.",
+                found.head,
             )
     if not stages:
         return
-    for errors in stages[-1].predictions.properties:
-        count = sum(cell.count for cell in errors.cells)
-        shift = sum(cell.signed for cell in errors.cells) / count
-        rmse = math.sqrt(sum(cell.squared for cell in errors.cells) / count)
-        if errors.name == "energy" and count > 1 and abs(shift) > SHIFTED * rmse:
-            side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
-            yield Verdict(
-                "warning",
-                f"Nearly all energies are predicted too {side}, by {size:.3g} meV/atom on average: not settled yet. "
-                "Stage two (--swa), a larger --energy_weight or more epochs would help.",
-            )
-    valid_metrics = _largest(stages[-1].metrics_of("valid"))
+    yield from _of_shifts(stages[-1])
+    of_heads = stages[-1].metrics_of("valid")
     for name, values in stages[-1].test_metrics().items():
+        valid_metrics = of_heads.get(stages[-1].head_of.get(name, "")) or _largest(of_heads)
         for metric, row in _ERRORS.items():
             if values.get(metric) and valid_metrics.get(metric) and values[metric] > 3.0 * valid_metrics[metric]:
                 yield Verdict(
@@ -193,6 +227,29 @@ def _of_errors(stages: Sequence[MeasuredStage]) -> Iterator[Verdict]:
                     f"Test set {name}: the error of {row.plural or row.name} is "
                     f"{values[metric] / valid_metrics[metric]:.1f} times that of validation, so it lies outside of "
                     "what was learned.",
+                )
+
+
+def _of_shifts(stage: MeasuredStage) -> Iterator[Verdict]:
+    """Say for which heads the errors of nearly all energies have one sign."""
+    predictions = stage.predictions
+    for errors in predictions.properties:
+        if errors.name != "energy":
+            continue
+        for head in dict.fromkeys(predictions.heads):
+            cells = [cell for cell in errors.cells if predictions.heads[cell.set] == head]
+            count = sum(cell.count for cell in cells)
+            if count < 2:
+                continue
+            shift = sum(cell.signed for cell in cells) / count
+            if abs(shift) > SHIFTED * math.sqrt(sum(cell.squared for cell in cells) / count):
+                side, size = "high" if shift > 0.0 else "low", abs(shift) / MILLI
+                own, of_head = (head, f" of head {head}") if len(stage.heads) > 1 else ("", "")
+                yield Verdict(
+                    "warning",
+                    f"Nearly all energies{of_head} are predicted too {side}, by {size:.3g} meV/atom on average: not "
+                    "settled yet. Stage two (--swa), a larger --energy_weight or more epochs would help.",
+                    own,
                 )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from mace.console.logs import close_logging, setup_logging
 from mace.console.progress import TrainingProgress
@@ -19,7 +21,7 @@ from mace.preparation.condition_keys import conditions_of
 from mace.preparation.heads import Head, heads_of
 from mace.preparation.reading import inspect_data, labels_of_all, read_heads
 from mace.processes.devices import PRECISIONS
-from mace.reporting.document import as_document, document_text, write_text
+from mace.reporting.document import document_text, write_text
 from mace.reporting.terminal import print_findings, print_report
 from mace.settings.labels import Files
 from mace.settings.other_commands import CheckSettings
@@ -52,32 +54,42 @@ def check_data(settings: CheckSettings, console: Console | None = None) -> dict[
             sets = read_heads(heads, progress, conditions, foundation)
             losses = with_labels(settings, losses, labels_of_all(sets))
             reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
-        for name, report in reports.items():
-            _show(settings, heads[name], report, console)
+        _show(settings, heads, reports, console)
         if settings.json_file is not None:
-            documents = {name: as_document(report) for name, report in reports.items()}
-            whole = documents if len(documents) > 1 else next(iter(documents.values()))
-            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(whole), "--json"))
+            _LOGGER.info("Wrote %s", write_text(settings.json_file, document_text(reports), "--json"))
     finally:
         close_logging()
     return reports
 
 
-def _show(settings: CheckSettings, head: Head, report: DataReport, console: Console) -> None:
-    """Print the report on a head, and write its page."""
-    files = head.settings.train_file
-    assert files is not None, "required of every head"
-    name = settings.name or name_of_files(files)
-    page = Path(settings.html or Path(settings.work_dir) / f"{name}_data.html")
-    if not head.is_alone:
-        console.print(f"Head {head.name}", highlight=False)
-        page = page.with_name(f"{page.stem.removesuffix('_data')}_{head.name}_data{page.suffix}")
-    if settings.quiet:
-        print_findings(report, console, ("error", "warning"))
-    else:
-        print_report(report, console)
-    title = f"Data of {name}" + ("" if head.is_alone else f", head {head.name}")
-    _LOGGER.info("Wrote %s", write_text(str(page), write_page(report, title), "--html"))
+def _show(
+    settings: CheckSettings, heads: Mapping[str, Head], reports: Mapping[str, DataReport], console: Console
+) -> None:
+    """Print the reports, and write their pages."""
+    several = len(heads) > 1
+    files = {name: head.settings.train_file for name, head in heads.items()}
+    first = next(given for given in files.values() if given is not None)  # a head that is replayed may have none
+    names = {head: settings.name or name_of_files(given or first) for head, given in files.items()}
+    pages = {head: _page(settings, name, head if several else "") for head, name in names.items()}
+    links = {head: path.name for head, path in pages.items()} if several else None
+    for head, report in reports.items():
+        if several and not (settings.quiet and not (report.errors or report.of_level("warning"))):
+            console.print(Text(f"\nHead {head}", style="bold"), soft_wrap=True)
+        if settings.quiet:
+            print_findings(report, console, ("error", "warning"))
+        else:
+            print_report(report, console)
+        written = write_text(pages[head], write_page(report, f"Data of {names[head]}", links, head), "--html")
+        _LOGGER.info("Wrote %s", written)
+
+
+def _page(settings: CheckSettings, name: str, head: str) -> Path:
+    """Choose the path of a page, with the name of the head if there are several."""
+    of_head = head and f"_{head}"
+    if settings.html is None:
+        return Path(settings.work_dir) / f"{name}{of_head}_data.html"
+    wanted = Path(settings.html)
+    return wanted.with_name(f"{wanted.stem}{of_head}{wanted.suffix}")
 
 
 def name_of_files(files: Files) -> str:

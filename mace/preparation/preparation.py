@@ -224,6 +224,9 @@ def prepare(
     sampling = _sampling(settings, heads, {name: len(division.train) for name, division in divisions.items()})
     train = search([c for division in divisions.values() for c in division.train], "the training set")
     valid = {name: search(division.valid, "the validation set") for name, division in divisions.items()}
+    rows = [row for division in divisions.values() for row in division.tests]
+    if twice := sorted({row for row in rows if rows.count(row) > 1}):
+        raise UserError(f"Two heads have a test set {twice[0]}, made of config_type and head; rename one of these.")
     # built before training, so that errors in test sets appear early and not at the end
     tests = {
         name: search(configurations, name)

@@ -29,6 +29,7 @@ from mace.reporting.tables import contents_line
 from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.settings.labels import Files
+from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, sources_of
@@ -112,12 +113,13 @@ def read_and_check(
     sets = read_heads(heads, progress, conditions, foundation, team)
     losses = with_labels(settings, losses, labels_of_all(sets))
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
+    pages = None if page is None or len(heads) == 1 else {name: page(name).name for name in heads}
     for name, report in reports.items():
         _log_report(report, "" if len(heads) == 1 else f"{name}: ")
         if page is not None:
-            path = page(name)
+            path, run = page(name), page(DEFAULT_HEAD).stem.removesuffix("_data")
             with OptionalOutput(path):
-                write_text(path, write_page(report, f"Data of {path.stem.removesuffix('_data')}"), "--results_dir")
+                write_text(path, write_page(report, f"Data of {run}", pages, name), "--results_dir")
                 _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
     for name, report in reports.items():
         try:

@@ -68,6 +68,11 @@ def write_text(path: str | Path, text: str, flag: str) -> Path:
     return path
 
 
-def document_text(document: Mapping[str, Any]) -> str:
-    """Write a document, or one of each head, as JSON."""
+def document_text(reports: Mapping[str, DataReport]) -> str:
+    """Write the reports of heads as JSON: that of the only head as it is, those of several by name."""
+    documents = {head: as_document(report) for head, report in reports.items()}
+    document: Mapping[str, Any] = next(iter(documents.values()))
+    if len(documents) > 1:
+        errors = sum(one["errors"] for one in documents.values())
+        document = {"format": FORMAT, "program": document["program"], "heads": documents, "errors": errors}
     return json.dumps(document, indent=1, allow_nan=False) + "\n"

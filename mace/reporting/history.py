@@ -87,12 +87,16 @@ class RunHistory:
         epochs: Sums over the steps of each epoch.
         valid: The record of the last evaluation of each epoch, by head and epoch.
         initial: The evaluation before the first step, by head.
+        selection: The loss that chooses the best model, by epoch, where there are several heads and the records say it.
+        select_by: The rule of that loss, ``all`` or the name of a head; None for a single head.
     """
 
     def __init__(self) -> None:
         self.epochs: dict[int, EpochSums] = {}
         self.valid: dict[str, dict[int, dict[str, Any]]] = {}
         self.initial: dict[str, dict[str, Any]] = {}
+        self.selection: dict[int, float] = {}
+        self.select_by: str | None = None
         self._step_epochs, self._step_losses, self._step_norms = array("l"), array("f"), array("f")
         self._latest = -1
 
@@ -105,7 +109,7 @@ class RunHistory:
         return history
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a record; one that is neither of a step nor of an evaluation is left out."""
+        """Take in a record; one of another mode than those of this program is left out."""
         epoch, mode = record.get("epoch"), record.get("mode")
         if epoch is not None and not isinstance(epoch, int):
             return
@@ -115,9 +119,13 @@ class RunHistory:
                 self.initial[head] = dict(record)
             else:
                 self.valid.setdefault(head, {})[epoch] = dict(record)
+        elif mode == "selection":
+            self.select_by = str(record.get("head"))
+            if epoch is not None:
+                self.selection[epoch] = _number(record.get("loss"))
         elif mode == "opt" and epoch is not None:
             if epoch < self._latest:  # a run that went back is about to repeat what follows
-                by_epoch: list[dict[int, Any]] = [self.epochs, *self.valid.values()]
+                by_epoch: list[dict[int, Any]] = [self.epochs, self.selection, *self.valid.values()]
                 for records in by_epoch:
                     for repeated in [known for known in records if known >= epoch]:
                         del records[repeated]
@@ -139,13 +147,25 @@ class RunHistory:
         """Return whether any evaluation after a step has this metric."""
         return any(record.get(metric) is not None for of_head in self.valid.values() for record in of_head.values())
 
-    def validation_losses(self) -> dict[int, float]:
-        """Return the validation loss of all heads together by epoch; NaN where one is none."""
-        losses: dict[int, float] = {}
-        for of_head in self.valid.values():
-            for epoch, record in of_head.items():
-                losses[epoch] = losses.get(epoch, 0.0) + _number(record.get("loss"))
-        return losses
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that were evaluated."""
+        return tuple(dict.fromkeys([*self.initial, *self.valid]))
+
+    def validation_losses(self, head: str | None = None) -> dict[int, float]:
+        """Return the validation loss by epoch; NaN where it is none.
+
+        Args:
+            head: Whose; None for the loss that chooses the best model. Where the records of several heads do not say
+                it, as those of mace-torch, it is their mean.
+        """
+        if head is None and self.selection:
+            return dict(self.selection)
+        found: dict[int, list[float]] = {}
+        for name, of_head in self.valid.items():
+            for epoch, record in of_head.items() if head in (None, name) else ():
+                found.setdefault(epoch, []).append(_number(record.get("loss")))
+        return {epoch: math.fsum(losses) / len(losses) for epoch, losses in found.items()}
 
     @property
     def stage_two_start(self) -> int | None:

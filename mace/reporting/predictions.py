@@ -136,16 +136,18 @@ class Predictions:
     """Errors in all sets.
 
     Attributes:
-        sets: Name and role of each; beyond `MOST_SETS` the rest is one.
+        sets: Name and role of each; beyond `MOST_SETS` those of one role and head are one.
         files: Names of the files.
         types: Names of the config_types, the frequent ones first; beyond `MOST_TYPES` the rest is one.
         properties: Errors by property.
+        heads: The head of each set.
     """
 
     sets: tuple[tuple[str, str], ...]
     files: tuple[str, ...]
     types: tuple[str, ...]
     properties: tuple[PropertyErrors, ...]
+    heads: tuple[str, ...] = ()
 
 
 def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: EnergiesOfHeads) -> Predictions:
@@ -153,23 +155,26 @@ def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: Ener
 
     Args:
         sets: The sets, those to train and validate with first.
-        reference_energies: E0 in eV by atomic number, subtracted from energies.
+        reference_energies: E0 in eV by head and atomic number, subtracted from energies.
     """
     counts = Counter(c.config_type for one in sets for c in one.configurations)
     types = {name: place for place, (name, _) in enumerate(counts.most_common(MOST_TYPES))}
     names_of_files = dict.fromkeys(c.file for one in sets for c in one.configurations)
     files = {name: place for place, name in enumerate(names_of_files)}
-    names = [(one.name, one.role) for one in sets[:MOST_SETS]]
-    if len(sets) > MOST_SETS:
-        names.append((OTHER, "test"))
+    several = len({one.head for one in sets}) > 1
+    names = [(one.name, one.role, one.head) for one in sets[:MOST_SETS]]
+    names += [(f"{OTHER} of {one.head}" if several else OTHER, one.role, one.head) for one in sets[MOST_SETS:]]
+    numbers = {entry: place for place, entry in enumerate(dict.fromkeys(names))}
+    number_of = [numbers[entry] for entry in names]
     found = []
     for name in PREDICTED:
         if PROPERTIES[name].derived and any("stress" in one.compared for one in sets):
             continue
         if any(name in one.compared for one in sets):
-            found.append(_of_property(name, sets, types, files, reference_energies))
+            found.append(_of_property(name, sets, number_of, types, files, reference_energies))
     shown = [*types] + ([OTHER] if len(counts) > len(types) else [])
-    return Predictions(tuple(names), tuple(files), tuple(shown), tuple(found))
+    shown_sets, heads = tuple((name, role) for name, role, _ in numbers), tuple(head for *_, head in numbers)
+    return Predictions(shown_sets, tuple(files), tuple(shown), tuple(found), heads)
 
 
 def per_atom_values(name: str, one: PredictedSet, reference_energies: EnergiesOfHeads) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +198,7 @@ def per_atom_values(name: str, one: PredictedSet, reference_energies: EnergiesOf
 def _of_property(
     name: str,
     sets: Sequence[PredictedSet],
+    number_of: Sequence[int],
     types: Mapping[str, int],
     files: Mapping[str, int],
     reference_energies: EnergiesOfHeads,
@@ -226,7 +232,7 @@ def _of_property(
             unique, inverse = np.unique(numbers_of[first[compared.structure] + compared.atom], return_inverse=True)
             part_of = np.array([order[chemical_symbol(z)] for z in unique.tolist()])[inverse]
         rows = [np.repeat(row, reference[:1].size) for row in (type_of, part_of, file_of, index_of)]
-        set_of = np.full(reference.size, min(place, MOST_SETS))
+        set_of = np.full(reference.size, number_of[place])
         values.append(Points(reference.ravel(), error.ravel(), set_of, *rows))
     joined = Points(*(np.concatenate([getattr(v, field.name) for v in values]) for field in fields(Points)))
     absolute = np.abs(joined.error)

@@ -132,6 +132,16 @@ class RecordWriter:
         """
         self._write({"loss": loss, **metrics, "time": seconds, "mode": "eval", "epoch": epoch, "head": head})
 
+    def selection(self, *, loss: SupportsFloat, epoch: int | None, by: str) -> None:
+        """Record the loss that chooses the best model, where it is not that of the only head.
+
+        Args:
+            loss: The loss.
+            epoch: As in `evaluation`.
+            by: The rule, a value of ``--select_by``.
+        """
+        self._write({"loss": loss, "mode": "selection", "epoch": epoch, "head": by})
+
     def follow(self, follower: Follower) -> None:
         """Tell somebody all records, those so far and those to come; without a file there is nothing to tell."""
         if self._file is not None:

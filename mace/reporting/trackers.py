@@ -100,13 +100,16 @@ class Trackers:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """Return all numbers of a record under the names in which trackers sort them, ``train/...`` or ``valid/...``.
+    """Return all numbers of a record under the names in which trackers sort them.
+
+    These begin with ``train/`` or ``valid/``, or ``valid/<head>/`` of several heads and ``selection/`` for the loss
+    that chooses the best model.
 
     >>> scalars({"mode": "opt", "epoch": 3, "loss": 0.5, "lr": None})
     {'train/loss': 0.5, 'epoch': 3}
     """
-    group = "train" if record.get("mode") == "opt" else "valid"
-    if record.get("head") not in (None, DEFAULT_HEAD):
+    group = {"opt": "train", "selection": "selection"}.get(str(record.get("mode")), "valid")
+    if record.get("mode") == "eval" and record.get("head") not in (None, DEFAULT_HEAD):
         group += f"/{record['head']}"
     found = {f"{group}/{key}": value for key, value in record.items() if key not in _NOT_SCALARS and is_number(value)}
     return found | ({"epoch": record["epoch"]} if is_number(record.get("epoch")) else {})

@@ -11,8 +11,8 @@ from mace.properties import PROPERTIES
 from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
 from mace.structures.configuration import Configuration
 
-COUNT = 20
-"""Structures of each list."""
+COUNT, MOST_LISTED = 20, 400
+"""Structures of each list, and of all lists by one property, which are shorter where there are many."""
 
 MOST_ATOMS = 20_000
 """Atoms of all structures that can be looked at; of what is beyond, only numbers are shown."""
@@ -26,6 +26,7 @@ class Suspect:
         configuration: The structure.
         set: Name of its set.
         role: ``train``, ``valid`` or ``test``.
+        head: The head it is for.
         errors: Energy: error per atom; forces: length of the largest error of an atom; others: root mean square. In the
             units of labels.
         force_errors: Error of the force on each atom, ``[atoms, 3]``, NaN where there is no label; None without labels.
@@ -35,6 +36,7 @@ class Suspect:
     configuration: Configuration
     set: str
     role: str
+    head: str
     errors: dict[str, float] = field(default_factory=dict)
     force_errors: np.ndarray | None = None
     drawn: bool = False
@@ -48,16 +50,18 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: EnergiesO
         reference_energies: E0 in eV by head and atomic number.
 
     Returns:
-        By property, up to `COUNT` structures of each role, the worst first.
+        By property, up to `COUNT` structures of each role and head, the worst first.
     """
     scores = [{name: _scores(name, one, reference_energies) for name in one.compared} for one in sets]
     lists: dict[str, list[Suspect]] = {}
     known: dict[tuple[int, int], Suspect] = {}
     for name in dict.fromkeys(name for found in scores for name in found if not PROPERTIES[name].derived):
-        for role in dict.fromkeys(one.role for one in sets):
-            places = [place for place, one in enumerate(sets) if one.role == role and name in scores[place]]
+        kinds = dict.fromkeys((one.role, one.head) for one in sets)
+        count = min(COUNT, max(1, MOST_LISTED // len(kinds)))
+        for kind in kinds:
+            places = [p for p, one in enumerate(sets) if (one.role, one.head) == kind and name in scores[p]]
             entries = [(abs(score), place, s) for place in places for s, score in scores[place][name].items()]
-            for _, place, structure in sorted(entries, reverse=True)[:COUNT]:
+            for _, place, structure in sorted(entries, reverse=True)[:count]:
                 if (place, structure) not in known:
                     known[place, structure] = _suspect(sets[place], structure, scores[place])
                 lists.setdefault(name, []).append(known[place, structure])
@@ -101,4 +105,4 @@ def _suspect(one: PredictedSet, structure: int, scores: Mapping[str, dict[int, f
     if forces is not None and forces.atom is not None and len(rows):
         force_errors = np.full((configuration.n_atoms, 3), np.nan)
         force_errors[forces.atom[rows]] = forces.prediction[rows] - forces.reference[rows]
-    return Suspect(configuration, one.name, one.role, errors, force_errors)
+    return Suspect(configuration, one.name, one.role, one.head, errors, force_errors)

@@ -12,6 +12,8 @@ from mace.finetuning.freezing import moved_in_words
 from mace.preparation.preparation import Preparation
 from mace.processes.devices import peak_memory
 from mace.runs.context import RunContext
+from mace.settings import TrainingSettings
+from mace.training.loop import selection_rule
 from mace.training.optimization import MovedParameters
 from mace.training.stages import stage_two_start, total_epochs
 from mace.training.step import loss_gradient
@@ -37,8 +39,9 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
     start = time.perf_counter()
     float(loss_gradient(model, batch, losses[0]))  # reading the number waits for the device
     epoch = (time.perf_counter() - start) / max(batch.graph.n_edges, 1)
-    epoch *= train.n_edges * structures / len(train)
     moved.forget_gradients()
+    sampling = preparation.sampling
+    epoch *= sum(preparation.train_of(h).n_edges * n / sampling.sizes[h] for h, n in sampling.draws.items())
     energies = "none: the model predicts no energy"
     if preparation.energies:
         energies = "; ".join(
@@ -47,12 +50,14 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
             + f" ({one.source})"
             for head, one in preparation.energies.items()
         )
+    of_heads = {"reference_energies", "heads", "scale", "shift"}
     table = Table(title=f"Plan of the run {settings.name}", box=box.ASCII, show_header=False, title_justify="left")
     rows = {
         "structures": f"{len(train)} training, {sum(map(len, preparation.valid.values()))} validation, "
         f"{sum(len(c) for c in preparation.tests.values())} test",
         "elements": ", ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "E0s / eV": energies,
+        **_rows_of_heads(settings, preparation),
         "neighbors": f"{plan.avg_num_neighbors:.2f} on average within {plan.r_max} Angstrom",
         "parameters": moved_in_words(moved, settings),
         "loss": str(losses[0]),
@@ -63,13 +68,33 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
         "L-BFGS": f"{settings.lbfgs_steps} iterations after that" if settings.lbfgs else "none",
         "time of all epochs": f"about {_duration(epoch * total_epochs(settings))}",
         "memory": f"about {peak_memory(run.device) / 1e6:.0f} MB (first batch measured)",
-        "plan": plan.model_dump_json(exclude={"reference_energies"}),
+        "plan": plan.model_dump_json(exclude=of_heads if plan.heads else {"reference_energies"}),
     }
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
     run.console.print(table, highlight=False)
+
+
+def _rows_of_heads(settings: TrainingSettings, preparation: Preparation) -> dict[str, str]:
+    """Say what is special about each head, if there are several."""
+    plan, data, sampling = preparation.plan, preparation.data, preparation.sampling
+    if not plan.heads:
+        return {}
+    rows = {}
+    what = "sampling" if settings.head_sampling == "weight" else "loss"
+    for head in plan.heads:
+        tests = sum(len(c) for c in preparation.tests.values() if c[0].head == head.name)
+        rows[f"head {head.name}"] = (
+            f"{sampling.sizes[head.name]} training, {sampling.draws[head.name]} of them in an epoch, "
+            f"{len(preparation.valid[head.name])} validation, {tests} test; weight in {what} "
+            f"{data.heads[head.name].weight:g}; scale {head.scale:.6g} eV, shift {head.shift:.6g} eV per atom"
+        )
+    return rows | {
+        "head sampling": settings.head_sampling,
+        "best model": f"the lowest {selection_rule(settings.select_by, sampling.shares)}",
+    }
 
 
 def _duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ import mace
 from mace.processes.devices import set_threads
 from mace.processes.team import Team
 from mace.settings import TrainingSettings, provided
+from mace.settings.command_line import plain_value
 from mace.settings.run import TrackerSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def log_environment(settings: TrainingSettings, device: torch.device, team: Team
             settings.batch_size,
             team.size * settings.batch_size,
         )
-    _LOGGER.info("Settings: %s", {name: getattr(settings, name) for name in sorted(provided(settings))})
+    _LOGGER.info("Settings: %s", {name: plain_value(getattr(settings, name)) for name in sorted(provided(settings))})
     _LOGGER.info("Hash of all settings: %s", settings_digest(settings))
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -14,21 +15,20 @@ import numpy as np
 import torch
 
 import mace
-from mace.elements import chemical_symbol
+from mace.elements import atomic_number, chemical_symbol
 from mace.finetuning.freezing import moved_in_words
-from mace.graphs.dataset import Dataset
 from mace.inspection.groups import Distribution, distribution
 from mace.model.plan import ModelPlan
-from mace.pages.run_facts import CommandFact, ElementFact, RunFacts, SetFact, SettingFact
+from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import results_path
 from mace.reporting.set_names import shown_name
 from mace.runs.context import RunContext
 from mace.runs.environment import commit_of_checkout, settings_digest
 from mace.settings import TrainingSettings, provided
-from mace.settings.command_line import as_flags
+from mace.settings.command_line import as_flags, plain_value
 from mace.settings.help import groups_of
-from mace.training.loop import Trainer
+from mace.training.loop import Trainer, selection_rule
 from mace.training.stages import has_stage_two, total_epochs
 
 _MOST_BARS = 80
@@ -44,11 +44,10 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         started: Time at which the program was started.
     """
     settings, folders, plan = run.settings, run.folders, trainer.state.model.plan
-    counts = preparation.train.neighbor_counts()
     processes = f", {run.team.size} processes" if run.team.size > 1 else ""
     count = torch.get_num_threads()
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
-    given = provided(settings)
+    given, several = provided(settings), len(preparation.valid) > 1
     words = {"train": "training", "valid": "validation", "test": "test"}
     commit = commit_of_checkout()
     versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
@@ -67,25 +66,30 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         patience=settings.patience,
         machine=f"{platform.node()}, {run.device}, {settings.default_dtype}{threads}{processes}",
         settings=[
-            SettingFact(group, d.name, str(getattr(settings, d.name)), d.default, d.name in given, d.help)
+            SettingFact(group, d.name, str(plain_value(getattr(settings, d.name))), d.default, d.name in given, d.help)
             for group, members in groups_of(type(settings)).items()
             for d in members
             if not d.unsupported and not d.inert
         ],
         decisions=_decisions(trainer, preparation, settings),
         sets=[
-            SetFact(words[role], shown_name(row), len(dataset), dataset.n_atoms, dataset.n_edges)
-            for row, (role, dataset) in preparation.sets().items()
+            SetFact(words[role], shown_name(row), len(found), found.n_atoms, found.n_edges, found[0].head * several)
+            for row, (role, found) in preparation.sets().items()
         ],
         data=preparation.data.reports,
         data_pages={head: folders.data_page(head).name for head in preparation.data.reports},
-        elements=_elements(plan, preparation.train, counts),
-        energies_source="; ".join(dict.fromkeys(energies.source for energies in preparation.energies.values())),
-        neighbors=_integers(counts),
+        heads=_heads(plan, preparation),
+        head_sampling=settings.head_sampling,
+        elements=_elements(plan, preparation),
+        neighbors={
+            head: found
+            for head in preparation.valid
+            if (found := _integers(preparation.train_of(head).neighbor_counts())) is not None
+        },
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=versions,
-        commands=_commands(run),
+        commands=_commands(run, list(preparation.valid)),
     )
 
 
@@ -100,8 +104,11 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
         "elements": " ".join(chemical_symbol(z) for z in plan.atomic_numbers),
         "average number of neighbors": f"{plan.avg_num_neighbors:.6g}",
     }
-    if "energy" in plan.outputs:
+    if "energy" in plan.outputs and not plan.heads:
         found["scale and shift"] = f"{plan.scale:.6g} eV, {plan.shift:.6g} eV per atom"
+    if plan.heads:
+        shares = preparation.sampling.shares
+        found["best model"] = f"the one with the lowest {selection_rule(settings.select_by, shares)}"
     found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
     found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
@@ -114,14 +121,36 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     return found | {f"SHA-256 of {file}": digest for file, digest in preparation.digests.items()}
 
 
-def _elements(plan: ModelPlan, train: Dataset, counts: np.ndarray) -> list[ElementFact]:
-    energies = plan.reference_energies or [None] * plan.n_elements
-    facts = []
-    for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
-        own = counts[train.element == place]
-        numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
-        facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers))
+def _heads(plan: ModelPlan, preparation: Preparation) -> list[HeadFact]:
+    energies, sampling, facts = preparation.energies, preparation.sampling, []
+    for (name, valid), planned in zip(preparation.valid.items(), plan.every_head, strict=True):
+        facts.append(
+            HeadFact(
+                name=name,
+                weight=preparation.data.heads[name].weight,
+                training=sampling.sizes[name],
+                in_epoch=sampling.draws[name],
+                validation=len(valid),
+                scale=planned.scale if energies else None,
+                shift=planned.shift if energies else None,
+                energies_source=energies[name].source if energies else "",
+            )
+        )
     return facts
+
+
+def _elements(plan: ModelPlan, preparation: Preparation) -> list[ElementFact]:
+    """Gather facts on every element for every head, those of an element together."""
+    facts = []
+    for name, planned in zip(preparation.valid, plan.every_head, strict=True):
+        train = preparation.train_of(name)
+        counts, energies = train.neighbor_counts(), planned.reference_energies or [None] * plan.n_elements
+        for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
+            own = counts[train.element == place]
+            numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
+            of_head = name if plan.heads else ""
+            facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers, of_head))
+    return sorted(facts, key=lambda fact: plan.atomic_numbers.index(atomic_number(fact.symbol)))
 
 
 def _integers(counts: np.ndarray) -> Distribution | None:
@@ -134,8 +163,11 @@ def _integers(counts: np.ndarray) -> Distribution | None:
     return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
 
 
-def _commands(run: RunContext) -> list[CommandFact]:
-    """Write commands to reproduce or resume the run and to use its model, relative to the current folder."""
+def _commands(run: RunContext, heads: Sequence[str]) -> list[CommandFact]:
+    """Write commands to reproduce or resume the run and to use its model, relative to the current folder.
+
+    Of several heads the first one is used.
+    """
     settings, folders = run.settings, run.folders
     begin = f"cd {shlex.quote(os.getcwd())}\n"
     flags = [flag for flag in as_flags(settings) if flag != "--restart_latest"]
@@ -149,24 +181,28 @@ def _commands(run: RunContext) -> list[CommandFact]:
     model = str(folders.model / f"{settings.name}{'_stagetwo' if has_stage_two(settings) else ''}.model")
     records = str(results_path(folders.results, settings.name, settings.seed))
     quoted = shlex.quote(model)
-    device = run.device.type
+    device, head = run.device.type, heads[0] if len(heads) > 1 else None
+    of_head, flag = ("", "") if head is None else (f", head {head}", f" \\\n    {shlex.quote(f'--head={head}')}")
+    named = "" if head is None else f", head={head!r}"
     atoms = (
         f"from ase.io import read\nfrom mace.calculators import MACECalculator\n\natoms = read({'structure.xyz'!r})\n"
     )
-    calculator = f"MACECalculator(model_paths={model!r}, device={device!r}, default_dtype={settings.default_dtype!r})"
+    calculator = (
+        f"MACECalculator(model_paths={model!r}, device={device!r}, default_dtype={settings.default_dtype!r}{named})"
+    )
     results = "print(atoms.get_potential_energy(), atoms.get_forces())\n"
     return [
         CommandFact("Reproduce this run", begin + train),
         CommandFact("Resume it, or go on with more epochs", f"{begin}{train} \\\n    --restart_latest"),
         CommandFact(
-            "Evaluate structures with the model",
+            f"Evaluate structures with the model{of_head}",
             f"{begin}mace_eval_configs --configs=structures.xyz --model={quoted} \\\n"
-            f"    --output=predicted.xyz --device={device}",
+            f"    --output=predicted.xyz --device={device}{flag}",
         ),
-        CommandFact("Use the model in ASE", f"{atoms}atoms.calc = {calculator}\n{results}"),
+        CommandFact(f"Use the model in ASE{of_head}", f"{atoms}atoms.calc = {calculator}\n{results}"),
         CommandFact(
-            "Run molecular dynamics",
-            f"{begin}mace_md --structure=structure.xyz --model={quoted} --temperature_K=300 --steps=1000",
+            f"Run molecular dynamics{of_head}",
+            f"{begin}mace_md --structure=structure.xyz --model={quoted} --temperature_K=300 --steps=1000{flag}",
         ),
         CommandFact("Compare with other runs", f"{begin}mace_plot_train {shlex.quote(records)} OTHER_train.txt"),
     ]

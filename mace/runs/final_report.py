@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from mace.planning.model_choices import reported_table
 from mace.preparation.preparation import Preparation
 from mace.properties import PROPERTIES
 from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
-from mace.reporting.set_names import shown_name
+from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.tables import error_table, tables_of
 from mace.runs.context import RunContext
 from mace.settings import TrainingSettings
@@ -62,12 +62,15 @@ def write_final_report(
         errors[role][row] = results[row].metrics
         predicted.append(PredictedSet(shown_name(row), role, dataset, results[row].compared))
     # the main error tables come last, as in mace-torch, because programs that read logs take the last table
-    _log_types(results, table, model.plan, errors["test"].keys())
+    _log_types(predicted, results, table, model.plan)
     _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, errors["train"] | errors["valid"]))
     if errors["test"]:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, errors["test"]))
     if settings.plot:
-        _plot(predicted, dict(zip(preparation.valid, model.plan.energies_of_heads(), strict=True)), run, stage)
+        energies = dict(zip(preparation.valid, model.plan.energies_of_heads(), strict=True))
+        for head in dict.fromkeys(one.head for one in predicted):
+            of_head = "" if len(energies) == 1 else head
+            _plot([one for one in predicted if one.head == head], energies, run, stage, of_head)
     return {row: result.metrics for row, result in results.items()}, predicted
 
 
@@ -87,21 +90,30 @@ def _measured_sets(preparation: Preparation, settings: TrainingSettings) -> dict
     }
 
 
-def _log_types(results: dict[str, Evaluation], table: str, plan: ModelPlan, tests: Collection[str]) -> None:
+def _log_types(predicted: Sequence[PredictedSet], results: dict[str, Evaluation], table: str, plan: ModelPlan) -> None:
     """Log RMSE and MAE of every data set, by config_type."""
     rows = {}
-    for row, result in results.items():
-        name = row if row in tests else shown_name(row)
+    for one, (row, result) in zip(predicted, results.items(), strict=True):
         for kind, metrics in result.by_type.items():
             # a test file is already split into sets by config_type
-            rows[f"test/{kind}" if name.startswith(f"{kind}_") else f"{name}/{kind}"] = metrics
+            is_split = one.role == "test" and row == table_row(kind, one.head)
+            name = table_row("test", one.head) if is_split else row
+            rows[f"{shown_name(name)}/{kind}"] = metrics
     for measure in ("RMSE", "MAE"):
         for kind in tables_of(plan.outputs, measure, stress="stressvirials" in table):
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
-def _plot(predicted: list[PredictedSet], energies: EnergiesOfHeads, run: RunContext, stage: str) -> None:
-    """Plot predictions against labels; energies are total or interaction energies, depending on the settings."""
+def _plot(predicted: Sequence[PredictedSet], energies: EnergiesOfHeads, run: RunContext, stage: str, head: str) -> None:
+    """Plot predictions against labels; energies are total or interaction energies, depending on the settings.
+
+    Args:
+        predicted: The sets.
+        energies: Reference energies.
+        run: The context of the run.
+        stage: ``one`` or ``two``.
+        head: Which head of several the sets are for; empty if there is only one.
+    """
     folders, settings = run.folders, run.settings
     interaction = settings.plot_interaction_e
     parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
@@ -120,9 +132,9 @@ def _plot(predicted: list[PredictedSet], energies: EnergiesOfHeads, run: RunCont
         }
         for role, by in parts.items()
     }
-    path = folders.results / f"{folders.tag}_parity_stage_{stage}.png"
+    path = folders.results / f"{folders.tag}{head and f'_{head}'}_parity_stage_{stage}.png"
     with OptionalOutput(path):
-        plot_parity(data, path, title=f"{folders.tag}, stage {stage}")
+        plot_parity(data, path, title=f"{folders.tag}, {head and f'head {head}, '}stage {stage}")
         _LOGGER.info("Saved plot to %s", path)
 
 

@@ -44,6 +44,11 @@ def show_epoch(run: RunContext, trainer: Trainer, report: EpochReport) -> None:
         table = reported_table(settings)
         for head, found in report.evaluations.items():
             _LOGGER.info(epoch_line(report.epoch, head, found.loss, found.metrics, table))
+        if len(report.evaluations) > 1:
+            stage, start = trainer.progression.stage, "Initial" if report.epoch is None else f"Epoch {report.epoch}"
+            lowest = report.epoch is not None and trainer.progression.best_epochs.get(stage) == report.epoch
+            said = ", the lowest so far" if lowest else ""
+            _LOGGER.info("%s: --select_by=%s: loss=%.8f%s", start, settings.select_by, report.valid_loss, said)
         run.report.refresh(report)
     if run.team.is_first and settings.plot and every > 0 and report.epoch and report.epoch % every == 0:
         plot_curves(settings, run.folders, trainer)

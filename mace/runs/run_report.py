@@ -153,7 +153,9 @@ class RunReport:
         self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]
     ) -> MeasuredStage:
         worst, heads = worst_structures(predicted, self._energies), tuple(self._trainer.valid_sets)
-        return MeasuredStage(stage, epoch, metrics, summarize_predictions(predicted, self._energies), worst, heads)
+        predictions = summarize_predictions(predicted, self._energies)
+        head_of = {one.name: one.head for one in predicted}
+        return MeasuredStage(stage, epoch, metrics, predictions, worst, heads, head_of)
 
     def _latest(self) -> MeasuredStage | None:
         """Return the last validation results, unless a finished model has been evaluated."""

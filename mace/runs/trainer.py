@@ -14,7 +14,7 @@ from mace.runs.context import RunContext
 from mace.runs.facts import gather_facts
 from mace.runs.resuming import make_way, resume
 from mace.settings import TrainingSettings
-from mace.training.loop import Trainer
+from mace.training.loop import Trainer, selection_rule
 from mace.training.optimization import MovedParameters
 from mace.training.saving import StateKeeper
 from mace.training.stages import stage_two_start
@@ -52,6 +52,9 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
+        shares = preparation.sampling.shares
+        if len(shares) > 1:
+            _LOGGER.info("The best model has the lowest %s", selection_rule(settings.select_by, shares))
         run.report.begin(trainer, results, lambda started: gather_facts(run, preparation, trainer, started))
         with make_trackers(settings, folders.results, folders.tag, identity, team.is_first) as trackers:
             records.follow(trackers)

@@ -195,7 +195,7 @@ def as_flags(settings: BaseModel) -> list[str]:
         value = getattr(settings, name)
         several = as_list(value)
         # tables without what nobody gave
-        words = [str(_plain(v)) for v in several]
+        words = [str(plain_value(v)) for v in several]
         if name not in settings.model_fields_set or name == "config":
             continue
         if declaration.kind == "switch":
@@ -205,12 +205,12 @@ def as_flags(settings: BaseModel) -> list[str]:
         elif declaration.takes_several:
             arguments += [declaration.flag, *words] if words else []
         else:
-            arguments.append(f"{declaration.flag}={_plain(value)}")
+            arguments.append(f"{declaration.flag}={plain_value(value)}")
     return arguments
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Turn tables into dictionaries of what was given."""
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return {key: plain_value(item) for key, item in value.items()} if isinstance(value, dict) else value

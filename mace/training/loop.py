@@ -45,6 +45,21 @@ class EpochReport:
     valid_loss: float | None = None
 
 
+def selection_rule(select_by: str, shares: Mapping[str, float]) -> str:
+    """Name the validation loss by which models are compared.
+
+    Args:
+        select_by: The setting.
+        shares: Share of each head in the structures of an epoch.
+    """
+    if len(shares) == 1:
+        return "validation loss"
+    if select_by != "all":
+        return f"validation loss of head {select_by} (--select_by={select_by})"
+    words = ", ".join(f"{head} {share:.3g}" for head, share in shares.items())
+    return f"mean of the validation losses of the heads by their shares of an epoch, {words} (--select_by=all)"
+
+
 class _StopRequested(Exception):
     """A signal to stop arrived during validation."""
 
@@ -261,10 +276,13 @@ class Trainer:
                 self._stop()
             seconds = time.perf_counter() - start
             self._records.evaluation(loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head)
-            self._progress.evaluated(found.metrics)
+            self._progress.evaluated(found.metrics, head if len(self.valid_sets) > 1 else "")
             evaluations[head] = found
         is_stage_two = epoch is not None and state.stage_two
-        report = EpochReport(epoch, is_stage_two, evaluations, self.judged_loss(evaluations))
+        judged = self.judged_loss(evaluations)
+        if len(evaluations) > 1:
+            self._records.selection(loss=judged, epoch=epoch, by=self.settings.select_by)
+        report = EpochReport(epoch, is_stage_two, evaluations, judged)
         if epoch is not None and report.valid_loss is not None:
             improved = self._judge(epoch, report.valid_loss)
             if improved or self.settings.save_all_checkpoints:

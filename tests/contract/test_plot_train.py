@@ -68,7 +68,8 @@ def test_the_beginning_can_be_left_out(tmp_path: Path) -> None:
         (["binary.txt"], "binary.txt: "),
         (["a_train.txt", "--keys=speed"], "no panel 'speed'"),
         (["a_train.txt", "--min_epoch=9"], "from epoch 9 on"),
-        (["a_train.txt", "--heads=other", "--keys=rmse_f"], "the records have none of rmse_f"),
+        (["a_train.txt", "--heads=other"], "a_train.txt has no evaluation of a head 'other'; it has Default."),
+        (["a_train.txt", "--keys=rmse_stress"], "the records have none of rmse_stress"),
         (["a_train.txt", "--error_bars"], "--error_bars"),
         (["a_train.txt", "--output=/proc/no/page"], "cannot be written"),
         (["a_train.txt", "--nope"], "--nope is not a setting"),
@@ -84,3 +85,33 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00{}\n" * 3)
     with pytest.raises(UserError, match=sentence):
         run([*(word.replace(".", "sub") if word == "." else word for word in arguments)])
+
+
+@pytest.mark.parametrize("epochs", [5, 40])
+def test_runs_keep_their_colors_in_every_panel(tmp_path: Path, epochs: int) -> None:
+    """Also where the gradient is drawn by epochs, because there are many."""
+    files = [str(write_records(tmp_path / f"{name}_train.txt", epochs)) for name in "abc"]
+    run([*files, f"--output={tmp_path / 'all'}", "--output_format=none"])
+    for panel in panels(tmp_path / "all.html"):
+        if panel["title"] != "Loss":
+            assert [series["color"] for series in panel["series"]] == [0, 1, 2], panel["title"]
+
+
+def test_heads_of_several_runs_have_patterns_and_those_of_one_have_colors(tmp_path: Path) -> None:
+    heads = [f"h{number}" for number in range(5)]
+    for name in "ab":
+        lines = [{"loss": 1.0, "mode": "opt", "epoch": 0, "time": 0.2}]
+        lines += [{"loss": 1.0, "rmse_f": 0.1, "mode": "eval", "epoch": 0, "head": head} for head in heads]
+        (tmp_path / f"{name}_train.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run([str(tmp_path), f"--output={tmp_path / 'both'}"])
+    both, training = (panels(tmp_path / "both.html")[k]["series"] for k in (1, 0))
+    assert [(series["color"], series["pattern"]) for series in both] == [
+        (r, p) for r in (0, 1) for p in (0, 1, 2, 3, 0)
+    ]
+    assert [series["head"] for series in both] == 2 * heads
+    assert [series["label"] for series in training if not series["head"]] == [
+        f"{n}: training, as it went" for n in "ab"
+    ]
+    run([str(tmp_path / "a_train.txt"), "--output_format=none"])
+    alone = panels(tmp_path / "a_train.html")[0]["series"]
+    assert len({series["color"] for series in alone}) == 6 and not any(series["pattern"] for series in alone)

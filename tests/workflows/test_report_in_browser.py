@@ -24,6 +24,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the page is test
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine to open the page in")
 
 HOSTILE = "</script><img_src=x_onerror=document.title='hacked'>"
+HOSTILE_HEAD = "<b onclick='x'>&\"c\""
 
 
 def stop(_: TrainingState) -> None:
@@ -48,8 +49,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     evaluations = [{"mode": "eval", "epoch": k, "head": "Default", "loss": 1.0 / (k + 1)} for k in range(20)]
     (folder / "many.txt").write_text("".join(json.dumps(record) + "\n" for record in steps + evaluations))
     plot_train.run([str(folder / "many.txt"), f"--output={folder / 'many'}", "--output_format=none"])
+    write(folder / "a.xyz", isolated_atoms() + water(10), format="extxyz")
+    write(folder / "b.xyz", isolated_atoms() + water(6, 3), format="extxyz")
+    heads = {name: {"train_file": str(folder / f"{name}.xyz")} for name in "ab"} | {HOSTILE_HEAD: {
+        "train_file": str(folder / "b.xyz"), "test_file": str(folder / "t.xyz"),
+    }}  # fmt: skip
+    train(folder, None, f"--heads={heads!r}", "--name=heads", "--max_num_epochs=3")
     results = folder / "results"
     return {
+        "heads": results / "heads_run-7.html",
         "water": results / "water_run-7.html",
         "copper": results / "copper_run-7.html",
         "short": results / "short_run-7.html",
@@ -91,7 +99,7 @@ class Opened:
         return str(self.page.locator(selector).first.evaluate("canvas => canvas.toDataURL()"))
 
 
-@pytest.mark.parametrize("name", ["water", "copper", "short", "both", "many"])
+@pytest.mark.parametrize("name", ["water", "copper", "short", "both", "many", "heads"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
 def test_the_page_fits_and_is_quiet(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     opened = Opened(browser, pages[name], width, scheme)
@@ -148,6 +156,36 @@ def test_the_legend_shows_lines_as_they_are_drawn(browser: Any, pages: dict[str,
     loss = opened.page.locator("#curves figure").first
     assert loss.locator("path.curve.dashed").count() == loss.locator(".swatch.dashed").count() == dashed
     assert loss.locator("path.curve").count() == loss.locator(".swatch").count() == 2
+    opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+def test_a_head_is_chosen_for_the_whole_page(browser: Any, pages: dict[str, Path], width: int, scheme: str) -> None:
+    opened = Opened(browser, pages["heads"], width, scheme)
+    page, values = opened.page, opened.page.locator("[data-errors=forces]")
+    choice = page.get_by_label("head", exact=True)
+    assert choice.locator("option").all_inner_texts() == ["all heads", "a", "b", HOSTILE_HEAD]
+    # 10 + 6 + 6 molecules of three atoms, and four to test
+    assert "234 values" in values.inner_text()
+    loss = page.locator("#curves figure").first
+    assert loss.locator("path.curve").count() == 5  # training, three heads, what chooses the best
+    for head, n_values, n_files, n_sets in (("a", 90, 1, 2), (HOSTILE_HEAD, 90, 2, 3), ("b", 54, 1, 2)):
+        choice.select_option(label=head)
+        assert f"{n_values} values" in values.inner_text()
+        assert loss.locator("path.curve").count() == 3
+        assert loss.locator(".legend button:visible").all_inner_texts()[1] == f"validation {head}"
+        assert page.locator("#errors details[data-by=set] tbody tr").count() == n_sets
+        assert page.locator("#errors details[data-by=head]").count() == 0
+        assert page.locator("#heads tbody tr:visible").count() == 1
+        assert page.locator("#elements tbody tr:visible").count() == 2
+        assert page.locator("#elements figure:visible").count() == 1
+        assert page.locator("#data h3:visible").all_inner_texts() == ["Sets", f"Files of head {head}"]
+        assert page.locator("#data table:visible").nth(1).locator("tbody tr").count() == n_files
+        listed = {text.split(":")[0] for text in page.locator("#worst tbody tr button").all_inner_texts()}
+        assert listed == ({f"{head}.xyz"} if head in ("a", "b") else {"b.xyz", "t.xyz"})
+    choice.select_option(label="all heads")
+    assert "234 values" in values.inner_text() and page.locator("#heads tbody tr:visible").count() == 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     opened.close()
 
 

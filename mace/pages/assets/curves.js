@@ -1,6 +1,6 @@
 // Learning curves: lines over epochs with a cross hair, a legend that switches, and the numbers as a table.
-const { html, svg, number, ticks, logTicks, Tip, onRedraw, dataOf, switches } = window.mace;
-const LEFT = 52, RIGHT = 12, BOTTOM = 30, HEIGHT = 240, COLORS = 8, ROW = 11, DENSE = 200;
+const { html, svg, number, ticks, logTicks, Tip, onRedraw, dataOf, switches, isChosenHead } = window.mace;
+const LEFT = 52, RIGHT = 12, BOTTOM = 30, HEIGHT = 240, COLORS = 9, ROW = 11, DENSE = 200;
 
 class LinePanel {
   constructor(panel, view) {
@@ -16,9 +16,9 @@ class LinePanel {
     const legend = html("div", { class: "legend" });
     if (this.panel.series.length === 1 && !this.panel.series[0].label) return legend;
     this.panel.series.forEach((series, place) => {
-      const swatch = html("span", { class: "swatch", style: `color: var(--c${series.color % COLORS})` });
+      const swatch = html("span", { class: `swatch pattern${series.pattern}`, style: `color: var(--c${series.color % COLORS})` });
       this.swatches.push(swatch);
-      legend.append(html("button", { type: "button", "aria-pressed": "true", onclick: (event) => {
+      legend.append(html("button", { type: "button", "aria-pressed": "true", ...(series.head ? { "data-head": series.head } : {}), onclick: (event) => {
         const shown = this.hidden.delete(place);
         if (!shown) this.hidden.add(place);
         event.currentTarget.setAttribute("aria-pressed", String(shown));
@@ -29,24 +29,28 @@ class LinePanel {
   }
   table() {
     const details = html("details", {}, html("summary", { text: "Numbers" }));
-    details.addEventListener("toggle", () => {
-      if (!details.open || details.children.length > 1) return;
-      const xs = [...new Set(this.panel.series.flatMap((s) => s.x))].sort((a, b) => a - b);
+    const fill = () => {
+      details.querySelector(".scroll")?.remove();
+      if (!details.open) return;
+      const shown = this.panel.series.filter((s) => isChosenHead(s.head));
+      const xs = [...new Set(shown.flatMap((s) => s.x))].sort((a, b) => a - b);
       const every = Math.max(1, Math.ceil(xs.length / 60));
-      const head = html("tr", {}, html("th", { scope: "col", text: "epochs done" }), ...this.panel.series.map((s) => html("th", { scope: "col", text: s.label || this.panel.title })));
+      const head = html("tr", {}, html("th", { scope: "col", text: "epochs done" }), ...shown.map((s) => html("th", { scope: "col", text: s.label || this.panel.title })));
       const body = html("tbody", {});
       xs.forEach((x, place) => {
         if ((xs.length - 1 - place) % every) return;
-        const cells = this.panel.series.map((s) => { const k = s.x.indexOf(x); return html("td", { text: k < 0 ? "" : number(s.y[k], 5) }); });
+        const cells = shown.map((s) => { const k = s.x.indexOf(x); return html("td", { text: k < 0 ? "" : number(s.y[k], 5) }); });
         body.append(html("tr", {}, html("td", { text: number(x) }), ...cells));
       });
       details.append(html("div", { class: "scroll tall", tabindex: "0" }, html("table", {}, html("thead", {}, head), body)));
-    });
+    };
+    details.addEventListener("toggle", fill);
+    document.addEventListener("head", fill);
     return details;
   }
   visible() {
     return this.panel.series.map((series, place) => {
-      if (this.hidden.has(place)) return [];
+      if (this.hidden.has(place) || !isChosenHead(series.head)) return [];
       return series.x.map((x, k) => [x, series.y[k]]).filter(([x, y]) => x >= this.view.from && y !== null && (!this.log || y > 0));
     });
   }
@@ -87,7 +91,7 @@ class LinePanel {
       if (!line.length) return;
       const series = this.panel.series[k], stroke = `var(--c${series.color % COLORS})`;
       // dashes of a line with many bends run together
-      const style = line.length > DENSE ? " dense" : series.dashed ? " dashed" : "";
+      const style = series.pattern ? ` pattern${series.pattern}` : line.length > DENSE ? " dense" : series.dashed ? " dashed" : "";
       this.swatches[k]?.classList.toggle("dashed", style === " dashed");
       const path = line.map(([x, y], n) => (n ? (series.steps ? `V${this.up(y).toFixed(1)}H${this.across(x).toFixed(1)}` : `L${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`) : `M${this.across(x).toFixed(1)} ${this.up(y).toFixed(1)}`)).join("");
       root.append(svg("path", { class: `curve${style}`, d: path, style: `stroke: ${stroke}` }));
@@ -167,7 +171,10 @@ if (data && place) {
   const measures = data.measures.filter(([key]) => data.panels.some((p) => p.measure === key));
   const controls = html("div", { class: "controls" }), grid = html("div", { class: "panels" });
   const panels = data.panels.map((panel) => new LinePanel(panel, view));
-  const choose = () => panels.forEach((p) => { p.figure.hidden = Boolean(p.panel.measure) && p.panel.measure !== view.measure; });
+  const choose = () => panels.forEach((p) => {
+    const isOther = Boolean(p.panel.measure) && p.panel.measure !== view.measure;
+    p.figure.hidden = isOther || !p.panel.series.some((s) => isChosenHead(s.head));
+  });
   const redraw = () => panels.forEach((p) => p.draw());
   if (measures.length > 1) controls.append(switches("errors", measures, view.measure, (key) => { view.measure = key; choose(); redraw(); }));
   controls.append(switches("vertical axis", [["log", "log"], ["linear", "linear"]], "log", (key) => { view.log = key === "log"; redraw(); }));
@@ -179,5 +186,6 @@ if (data && place) {
   }
   grid.append(...panels.map((p) => p.figure));
   place.append(controls, grid);
+  document.addEventListener("head", () => { choose(); redraw(); });
   choose();
 }

@@ -88,4 +88,7 @@ function switches(label, entries, chosen, change) {
     } }));
   return html("label", {}, html("span", { text: label }), group);
 }
-window.mace = { html, svg, number, ticks, logTicks, color, unpack, Tip, onRedraw, redrawAll, dataOf, chooser, switches };
+// which of several heads is looked at, one choice for the whole page; empty for all
+const heads = { all: dataOf("heads") || [], chosen: "" };
+function isChosenHead(head) { return !heads.chosen || !head || head === heads.chosen; }
+window.mace = { heads, isChosenHead, html, svg, number, ticks, logTicks, color, unpack, Tip, onRedraw, redrawAll, dataOf, chooser, switches };

@@ -1,14 +1,15 @@
 // Predictions against labels: exact errors of any part of the data, points and histograms that follow the choosers.
-const { html, svg, number, ticks, color, unpack, Tip, onRedraw, dataOf, chooser } = window.mace;
+const { html, svg, number, ticks, color, unpack, Tip, onRedraw, dataOf, chooser, heads, isChosenHead } = window.mace;
 const ROLES = { train: "training", valid: "validation", test: "test" };
+const WORDS = { head: "head", set: "set", type: "config_type", element: "element" };
 const LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 34, PARITY = 300, BARS = 190;
 
 const data = dataOf("errors-data"), place = document.getElementById("errors");
 const choice = { stage: 0, set: "all", type: "all", element: "all" };
 
 function chosenSet(number_) {
-  const role = data.stages[choice.stage].sets[number_][1];
-  return choice.set === "all" || choice.set === role || choice.set === `set ${number_}`;
+  const stage = data.stages[choice.stage], role = stage.sets[number_][1];
+  return isChosenHead(stage.heads[number_]) && (choice.set === "all" || choice.set === role || choice.set === `set ${number_}`);
 }
 function chosenPart(property, part) {
   return choice.element === "all" || property.parts[part] === "" || property.parts[part].split(" ").includes(choice.element);
@@ -39,7 +40,7 @@ class PropertyPanel {
     this.figure = html("figure", {}, html("figcaption", { text: property.title }), this.said, this.area, this.bars);
     const points = property.points;
     this.points = {
-      reference: unpack(points.reference, Float32Array), error: unpack(points.error, Float32Array), set: unpack(points.set, Uint8Array),
+      reference: unpack(points.reference, Float32Array), error: unpack(points.error, Float32Array), set: unpack(points.set, Uint16Array),
       type: unpack(points.type, Uint8Array), part: unpack(points.part, Uint8Array), file: unpack(points.file, Uint16Array), index: unpack(points.index, Uint32Array),
     };
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
@@ -156,10 +157,10 @@ class PropertyPanel {
 }
 
 function errorTable(stage, by) {
-  const names = { set: stage.sets.map((s, k) => [s[0], (p, c) => c.set === k]), type: stage.types.map((t, k) => [t, (p, c) => c.type === k]),
+  const of = [...new Set(stage.heads)];
+  const names = { head: of.map((h) => [h, (p, c) => stage.heads[c.set] === h]), set: stage.sets.map((s, k) => [s[0], (p, c) => c.set === k]), type: stage.types.map((t, k) => [t, (p, c) => c.type === k]),
     element: stage.elements.map((e) => [e, (p, c) => p.parts[c.part] === "" ? false : p.parts[c.part].split(" ").includes(e)]) }[by];
-  const words = { set: "set", type: "config_type", element: "element" };
-  const head = html("tr", {}, html("th", { scope: "col", text: words[by] }));
+  const head = html("tr", {}, html("th", { scope: "col", text: WORDS[by] }));
   for (const p of stage.properties) for (const w of ["RMSE", "MAE", "largest"]) head.append(html("th", { scope: "col", text: `${w} ${p.short} / ${p.errorUnit}` }));
   const body = html("tbody", {});
   for (const [name, belongs] of names) {
@@ -172,7 +173,7 @@ function errorTable(stage, by) {
     }
     if (any) body.append(html("tr", {}, html("td", { text: name }), ...cells));
   }
-  return html("div", { class: "scroll tall", tabindex: "0" }, html("table", {}, html("caption", { class: "unseen", text: `errors by ${words[by]}` }), html("thead", {}, head), body));
+  return html("div", { class: "scroll tall", tabindex: "0" }, html("table", {}, html("caption", { class: "unseen", text: `errors by ${WORDS[by]}` }), html("thead", {}, head), body));
 }
 
 function build() {
@@ -180,27 +181,36 @@ function build() {
   const panels = stage.properties.map((property) => new PropertyPanel(property));
   const change = (key) => (value) => { choice[key] = value; update(); };
   const legend = html("p", { class: "soft" });
-  for (const role of Object.keys(ROLES)) if (stage.sets.some((s) => s[1] === role))
+  const sets = stage.sets.map((s, k) => [k, ...s]).filter(([k]) => isChosenHead(stage.heads[k]));
+  for (const role of Object.keys(ROLES)) if (sets.some((s) => s[2] === role))
     legend.append(html("span", { class: "swatch dot", style: `color: var(--${role})` }), `${ROLES[role]} \u00a0 `);
+  const tell = () => document.dispatchEvent(new CustomEvent("stage", { detail: choice.stage }));
+  if (!sets.length) {
+    legend.textContent = "Errors of this head were not measured, because --skip_evaluate_heads leaves it out.";
+    place.replaceChildren(legend);
+    return tell();
+  }
   const update = () => {
     panels.forEach((panel) => panel.select());
-    tables.replaceChildren(...["set", "type", "element"].filter((by) => by === "set" || (by === "type" ? stage.types.length > 1 : stage.elements.length > 1)).map((by) => {
+    const counts = { head: heads.chosen ? 1 : new Set(stage.heads).size, set: 2, type: stage.types.length, element: stage.elements.length };
+    tables.replaceChildren(...Object.keys(WORDS).filter((by) => counts[by] > 1).map((by) => {
       const kept = tables.querySelector(`details[data-by=${by}]`);
-      return html("details", { "data-by": by, ...(kept?.open ?? by === "set" ? { open: "" } : {}) }, html("summary", { text: `Errors by ${{ set: "set", type: "config_type", element: "element" }[by]}` }), errorTable(stage, by));
+      return html("details", { "data-by": by, ...(kept?.open ?? (by === "set" || by === "head") ? { open: "" } : {}) }, html("summary", { text: `Errors by ${WORDS[by]}` }), errorTable(stage, by));
     }));
   };
   if (data.stages.length > 1) controls.append(chooser("model", data.stages.map((s, k) => [String(k), `stage ${s.stage}, epoch ${s.epoch}`]), String(choice.stage), (v) => { choice.stage = Number(v); build(); }));
-  const roles = Object.entries(ROLES).filter(([role]) => stage.sets.filter((s) => s[1] === role).length > 1).map(([role, word]) => [role, `all ${word} sets`]);
-  controls.append(chooser("set", [["all", "all sets"], ...roles, ...stage.sets.map((s, k) => [`set ${k}`, s[0]])], choice.set, change("set")));
+  const roles = Object.entries(ROLES).filter(([role]) => sets.filter((s) => s[2] === role).length > 1).map(([role, word]) => [role, `all ${word} sets`]);
+  controls.append(chooser("set", [["all", "all sets"], ...roles, ...sets.map((s) => [`set ${s[0]}`, s[1]])], choice.set, change("set")));
   if (stage.types.length > 1) controls.append(chooser("config_type", [["all", "all types"], ...stage.types.map((t, k) => [String(k), t])], choice.type, change("type")));
   if (stage.elements.length > 1) controls.append(chooser("element", [["all", "all elements"], ...stage.elements.map((e) => [e, e])], choice.element, change("element")));
   grid.append(...panels.map((panel) => panel.figure));
   place.replaceChildren(controls, legend, grid, tables);
   if (stage.properties.some((p) => p.parts.includes(""))) place.append(html("p", { class: "soft", text: "There are too many compositions to divide properties of structures by element; forces are." }));
   update();
-  document.dispatchEvent(new CustomEvent("stage", { detail: choice.stage }));
+  tell();
 }
 if (data && place) {
   choice.stage = data.stages.length - 1;
+  document.addEventListener("head", () => { choice.set = "all"; build(); });
   build();
 }

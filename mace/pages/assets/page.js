@@ -1,5 +1,5 @@
-// The switch of the theme, buttons that copy, and how old the page is.
-const { html, redrawAll } = window.mace;
+// The choice of a head, the switch of the theme, buttons that copy, and how old the page is.
+const { html, redrawAll, heads, chooser } = window.mace;
 const root = document.documentElement, dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 const theme = document.querySelector(".theme");
@@ -10,6 +10,14 @@ if (theme) {
   dark.addEventListener("change", () => { say(); redrawAll(); });
   theme.hidden = false;
   say();
+}
+const links = document.querySelector("nav");
+if (links && heads.all.length > 1) {
+  links.prepend(chooser("head", [["", "all heads"], ...heads.all.map((head) => [head, head])], "", (head) => {
+    heads.chosen = head;
+    for (const part of document.querySelectorAll("[data-head]")) part.hidden = Boolean(head) && part.dataset.head !== head;
+    document.dispatchEvent(new CustomEvent("head"));
+  }));
 }
 // canvases hold colors, not names of colors: on paper they are those of the light theme
 let before;

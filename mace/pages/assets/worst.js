@@ -1,14 +1,15 @@
 // The worst structures: a list by property and set, and the chosen one to be turned.
-const { html, number, unpack, dataOf, chooser, switches, Viewer } = window.mace;
+const { html, number, unpack, dataOf, chooser, switches, Viewer, heads, isChosenHead } = window.mace;
 const data = dataOf("errors-data"), place = document.getElementById("worst");
 const ROLES = { train: "training", valid: "validation", test: "test" }, MOST = 20;
 
 function build(stage) {
-  const properties = stage.properties.filter((p) => stage.worst[p.name]?.length);
-  if (!properties.length) return place.replaceChildren(html("p", { class: "soft", text: "No structure has labels to compare with." }));
+  const among = (name) => (stage.worst[name] || []).map((k) => stage.suspects[k]).filter((s) => isChosenHead(s.head));
+  const properties = stage.properties.filter((p) => among(p.name).length);
+  if (!properties.length) return place.replaceChildren(html("p", { class: "soft", text: "No structure with labels was measured." }));
   const choice = { property: properties.some((p) => p.name === "forces") ? "forces" : properties[0].name, role: "all" };
   const viewer = new Viewer(), about = html("p", { class: "soft", "aria-live": "polite" }), list = html("div", { class: "scroll", tabindex: "0" });
-  const roles = Object.keys(ROLES).filter((role) => stage.suspects.some((s) => s.role === role));
+  const roles = Object.keys(ROLES).filter((role) => stage.suspects.some((s) => s.role === role && isChosenHead(s.head)));
   const controls = html("div", { class: "controls" },
     chooser("rank by error of", properties.map((p) => [p.name, p.short === "F" ? "forces (largest of an atom)" : p.name]), choice.property, (v) => { choice.property = v; update(); }),
     roles.length > 1 ? chooser("among", [["all", "all sets"], ...roles.map((r) => [r, ROLES[r]])], "all", (v) => { choice.role = v; update(); }) : null);
@@ -20,11 +21,12 @@ function build(stage) {
       event.currentTarget.setAttribute("aria-pressed", String(viewer.arrows));
       viewer.draw();
     } }));
+  const ofHead = (s, before) => (heads.all.length > 1 ? before + s.head : "");
   const says = (p, s) => (s.errors[p.name] === undefined ? "\u2013" : number(1000 * s.errors[p.name], 3));
   const show = (suspect, row) => {
     for (const other of list.querySelectorAll("tr[aria-selected]")) other.removeAttribute("aria-selected");
     row.setAttribute("aria-selected", "true");
-    const words = `${suspect.where}: ${suspect.formula}, ${ROLES[suspect.role]}, ${suspect.type}`;
+    const words = `${suspect.where}: ${suspect.formula}, ${ROLES[suspect.role]}, ${suspect.type}${ofHead(suspect, ", head ")}`;
     about.textContent = `${words}. ${properties.map((p) => `${p.short} ${says(p, suspect)} ${p.errorUnit}`).join(", ")}${suspect.positions ? "" : ". There was no room to draw it."}`;
     viewer.element.hidden = buttons.hidden = !suspect.positions;
     if (!suspect.positions) return;
@@ -33,10 +35,10 @@ function build(stage) {
     viewer.show(suspect.unpacked, data.elements, words);
   };
   const update = () => {
-    const found = stage.worst[choice.property].map((k) => stage.suspects[k]).filter((s) => choice.role === "all" || s.role === choice.role).slice(0, MOST);
+    const found = among(choice.property).filter((s) => choice.role === "all" || s.role === choice.role).slice(0, MOST);
     const head = html("tr", {}, html("th", { scope: "col", text: "structure" }), ...properties.map((p) => html("th", { scope: "col", text: `${p.short} / ${p.errorUnit}` })), html("th", { scope: "col", text: "atoms" }));
     const rows = found.map((suspect) => {
-      const row = html("tr", { onclick: () => show(suspect, row) }, html("td", {}, html("button", { type: "button", text: suspect.where }), html("br"), `${suspect.formula} \u00b7 ${ROLES[suspect.role]} \u00b7 ${suspect.type}`),
+      const row = html("tr", { onclick: () => show(suspect, row) }, html("td", {}, html("button", { type: "button", text: suspect.where }), html("br"), `${suspect.formula} \u00b7 ${ROLES[suspect.role]} \u00b7 ${suspect.type}${ofHead(suspect, " \u00b7 ")}`),
         ...properties.map((p) => html("td", { text: says(p, suspect) })), html("td", { text: String(suspect.atoms) }));
       return row;
     });

@@ -21,7 +21,7 @@ from mace.inspection.groups import distribution
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
 from mace.pages.charts import histogram
 from mace.pages.data_page import write_page
-from mace.reporting.document import as_document, document_text
+from mace.reporting.document import document_text
 from mace.reporting.terminal import print_report, summary_lines, verdict
 from mace.structures.reading import read_configurations
 
@@ -135,7 +135,7 @@ def test_equal_numbers_can_be_drawn(value: float) -> None:
 
 def test_the_document_is_json_without_nan(report: Callable[..., DataReport]) -> None:
     made = report(mixed())
-    document = json.loads(document_text(as_document(made)), parse_constant=lambda name: pytest.fail(name))
+    document = json.loads(document_text({"Default": made}), parse_constant=lambda name: pytest.fail(name))
     (file,) = document["files"]
     assert (file["file"], file["role"], file["isolated_atoms"]) == ("train.xyz", "training", 3)
     assert [(g["config_type"], g["frames"]) for g in file["groups"]] == [

@@ -51,6 +51,21 @@ def test_repeated_epochs_replace_the_earlier_ones() -> None:
     assert losses.tolist() == [10.0, 20.0, 11.0, 20.0, 12.0, 20.0, 80.0, 80.0]
 
 
+def test_the_loss_of_several_heads_is_the_one_that_chooses_the_best() -> None:
+    records = [evaluation(None, 9.0, "a"), evaluation(None, 9.0, "b")]
+    records += [evaluation(epoch, loss, head) for epoch in (0, 1) for head, loss in (("a", 1.0 + epoch), ("b", 3.0))]
+    history = RunHistory.of(records)
+    assert history.heads == ("a", "b") and history.select_by is None
+    assert history.validation_losses() == {0: 2.0, 1: 2.5}  # the mean, as nothing says what chose
+    assert history.validation_losses("a") == {0: 1.0, 1: 2.0} and history.validation_losses("c") == {}
+    chosen = [{"mode": "selection", "epoch": epoch, "head": "all", "loss": 1.5} for epoch in (None, 0, 1)]
+    history = RunHistory.of([*records, *chosen])
+    assert history.validation_losses() == {0: 1.5, 1: 1.5} and history.select_by == "all"
+    history.add(step(2))
+    history.add(step(1))  # the run went back
+    assert history.validation_losses() == {0: 1.5} and history.validation_losses("b") == {0: 3.0}
+
+
 def test_a_history_of_other_programs_has_gaps_and_no_more() -> None:
     history = RunHistory.of([step(0, None), step(0, 1.0), {"mode": "other", "epoch": 3}, {"epoch": "x", "mode": "opt"}])
     assert math.isnan(history.epochs[0].mean_loss) and math.isnan(history.epochs[0].mean_norm)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from mace.reporting.metrics import ErrorAccumulator
-from mace.reporting.predictions import BINS, Compared, PredictedSet, summarize_predictions
-from mace.reporting.worst import worst_structures
+from mace.reporting.predictions import BINS, MOST_SETS, Compared, PredictedSet, summarize_predictions
+from mace.reporting.worst import MOST_LISTED, worst_structures
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 
 ENERGIES = {1: -13.0, 8: -400.0}
 MOLECULES = ([1, 1, 8], [1, 8], [8, 8])
 
 
-def predicted_set(name: str, role: str, count: int, seed: int, stress: bool = False) -> PredictedSet:
+def predicted_set(
+    name: str, role: str, count: int, seed: int, stress: bool = False, head: str = DEFAULT_HEAD
+) -> PredictedSet:
     rng = np.random.default_rng(seed)
     structures = []
     for index in range(count):
@@ -22,7 +26,16 @@ def predicted_set(name: str, role: str, count: int, seed: int, stress: bool = Fa
         kind = "cold" if index % 2 else "hot"
         positions = rng.normal(size=(len(numbers), 3))
         structures.append(
-            Configuration(numbers, positions, np.eye(3), (True,) * 3, config_type=kind, file=f"{name}.xyz", index=index)
+            Configuration(
+                numbers,
+                positions,
+                np.eye(3),
+                (True,) * 3,
+                config_type=kind,
+                head=head,
+                file=f"{name}.xyz",
+                index=index,
+            )
         )
     sizes = np.array([c.n_atoms for c in structures])
     base = np.array([sum(ENERGIES[z] for z in c.atomic_numbers.tolist()) for c in structures])
@@ -140,3 +153,36 @@ def test_a_label_missing_everywhere_leaves_no_property() -> None:
         "forces"
     ]
     assert list(worst_structures([without], {DEFAULT_HEAD: ENERGIES})) == ["forces"]
+
+
+def test_sets_of_heads_stay_apart_where_there_are_many() -> None:
+    """Thirty heads have more sets than are told apart; those of one role and head are added up together."""
+    heads = [f"h{number}" for number in range(30)]
+    sets = [
+        predicted_set(f"{role}{k}_{head}", role, 6, 7, head=head)
+        for role, copies in (("train", 1), ("valid", 1), ("test", 2))
+        for head in heads
+        for k in range(copies)
+    ]
+    energies = {head: {z: e + number for z, e in ENERGIES.items()} for number, head in enumerate(heads)}
+    found = summarize_predictions(sets, energies)
+    assert len(found.sets) == len(found.heads) == MOST_SETS + (30 - MOST_SETS) + 30 + 30
+    assert found.sets[-1] == ("all others of h29", "test") and found.heads[-1] == "h29"
+    (energy, forces) = found.properties
+    for number, (_, role) in enumerate(found.sets):
+        assert sum(cell.count for cell in energy.cells if cell.set == number) == (12 if role == "test" else 6)
+    assert forces.points.set.max() == len(found.sets) - 1
+    # of each head its own E0s are subtracted
+    first, second = (energy.points.reference[energy.points.set == number] for number in (0, 1))
+    np.testing.assert_allclose(np.sort(first) - np.sort(second), 1.0)
+    worst = worst_structures(sets, energies)["forces"]
+    counts = Counter((suspect.role, suspect.head) for suspect in worst)
+    assert set(counts.values()) == {4} and len(counts) == 90 and len(worst) <= MOST_LISTED
+
+
+def test_every_head_has_a_list_of_its_worst_structures() -> None:
+    sets = [predicted_set(f"train_{head}", "train", 30, seed, head=head) for seed, head in enumerate("ab")]
+    energies = {"a": ENERGIES, "b": ENERGIES}
+    sets[1].compared["forces"].prediction[:] = sets[1].compared["forces"].reference  # no errors at all
+    worst = worst_structures(sets, energies)["forces"]
+    assert Counter(suspect.head for suspect in worst) == {"a": 20, "b": 20}

@@ -112,6 +112,23 @@ def test_nothing_is_invented_before_there_is_a_rate(mode, terminal, caplog):
     progress.finish()
 
 
+def test_errors_of_heads_are_named(terminal):
+    clock = Clock()
+    with TrainingProgress(
+        terminal, mode="lines", errors_in_words=errors_in_words("PerAtomRMSE"), clock=clock
+    ) as progress:
+        progress.start(1, 5)
+        for number, head in enumerate("abcdef"):
+            progress.evaluated({"rmse_f": 0.001 * number}, head)
+        progress.evaluated({"rmse_f": 0.5}, "a")  # of the next epoch
+        line = progress.line()
+    assert (
+        "a: RMSE_E_per_atom=n/a meV, RMSE_F=500.00 meV / A; b: RMSE_E_per_atom=n/a meV, RMSE_F=1.00 meV / A; c: "
+        in line
+    )
+    assert "; and 2 more heads, " in line and "e: " not in line.split("Progress: ")[1].replace("more heads", "")
+
+
 def test_off_shows_nothing_and_reads_nothing(terminal, caplog):
     caplog.set_level(logging.INFO, logger="mace")
     clock, loss = Clock(), CountedLoss()

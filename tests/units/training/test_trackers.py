@@ -102,6 +102,13 @@ def test_scalars_are_all_numbers_and_nothing_else():
     assert scalars({"mode": "eval", "epoch": 2, "head": "dft", "loss": 1.0}) == {"valid/dft/loss": 1.0, "epoch": 2}
 
 
+def test_scalars_of_heads_have_their_names():
+    record = {"mode": "eval", "head": "b", "epoch": 2, "loss": 1.0}
+    assert scalars(record) == {"valid/b/loss": 1.0, "epoch": 2}
+    for by in ("all", "b"):  # not in place of the loss of a head
+        assert scalars({**record, "mode": "selection", "head": by}) == {"selection/loss": 1.0, "epoch": 2}
+
+
 def test_csv_columns_grow_and_rows_are_taken_back(tmp_path):
     steps, evaluations = tmp_path / "s.csv", tmp_path / "e.csv"
     with RecordWriter(tmp_path / "r.txt") as records, Trackers([CsvTables(steps, evaluations)]) as followers:
