@@ -19,8 +19,10 @@ from rich.console import Console
 from torch import Tensor
 
 from mace.model.model_file import load_model
+from mace.preparation.preparation import Preparation
 from mace.reporting.records import read_records
-from mace.runs.run import run_training
+from mace.runs.context import run_context
+from mace.runs.run import plan_model, read_data, run_training, settle_choices
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.training.checkpoints import load_safely
 
@@ -162,3 +164,33 @@ def train(folder: Path, train_file: Path | str | None, *flags: str) -> Run:
     output = io.StringIO()
     run_training(settings, Console(file=output, width=200))
     return Run(settings, folder, output.getvalue())
+
+
+def prepared(folder: Path, *flags: str) -> Preparation:
+    """Read the data of a run and plan its model, without training it."""
+    choices = settle_choices(settings_of(folder, None, *flags))
+    with run_context(choices, Console(file=io.StringIO())) as run:
+        return plan_model(run, read_data(run, choices.losses))
+
+
+def write_frames(path: Path, frames: Iterable[Atoms]) -> Path:
+    """Write structures with whatever labels they carry."""
+    write(path, list(frames), format="extxyz")
+    return path
+
+
+def at_level(frames: Iterable[Atoms], factor: float, shift: float, **info: Any) -> list[Atoms]:
+    """Return copies with energies and forces of another level of theory.
+
+    Args:
+        frames: Structures with ``REF_energy`` and ``REF_forces``.
+        factor: Multiplies both.
+        shift: Is added to the energy of each atom, in eV.
+        **info: Entries of the comment line.
+    """
+    changed = [atoms.copy() for atoms in frames]
+    for atoms in changed:
+        atoms.info["REF_energy"] = factor * atoms.info["REF_energy"] + shift * len(atoms)
+        atoms.arrays["REF_forces"] *= factor
+        atoms.info.update(info)
+    return changed

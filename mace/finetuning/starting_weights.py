@@ -13,12 +13,10 @@ from mace.errors import UserError
 from mace.finetuning.low_rank import averaged_weights
 from mace.model.model_file import check_finite, load_model, misfit
 from mace.model.plan import ModelPlan, first_problem
+from mace.planning.model_plan import constants_of_heads
 from mace.training.checkpoints import differing_fields, load_safely
 
 _LOGGER = logging.getLogger(__name__)
-
-CONSTANTS = ("avg_num_neighbors", "scale", "shift")
-"""Constants of a model with which its weights were trained, and which must be kept with them."""
 
 
 class StartingWeights:
@@ -45,11 +43,6 @@ class StartingWeights:
         else:
             model = load_model(path).model
             self.plan, self.weights = model.plan, model.state_dict()
-        if self.plan.heads:
-            raise UserError(
-                f"--init_from: {path} has several heads ({', '.join(self.plan.head_names)}), and training goes on from "
-                "one; use --foundation_model and --foundation_head instead."
-            )
 
     def adapted(self, plan: ModelPlan) -> ModelPlan:
         """Return a plan with the constants that belong to the weights.
@@ -58,22 +51,37 @@ class StartingWeights:
             plan: Plan of the new run.
 
         Returns:
-            The plan with scale, shift and number of neighbors from the other run; its reference energies stay.
+            The plan with scale and shift of every head and the number of neighbors from the other run, with which the
+            weights were trained; its reference energies stay.
 
         Raises:
             UserError: If the weights belong to a model of a different structure.
         """
         if fields := differing_fields(self.plan, plan):
-            hint = " (name all elements with --atomic_numbers)" if any("atomic_numbers" in f for f in fields) else ""
+            hints = {
+                "atomic_numbers": "name all elements with --atomic_numbers",
+                "heads": "one of several heads is taken with --foundation_model and --foundation_head",
+            }
+            said = [words for name, words in hints.items() if any(field.startswith(f"{name} ") for field in fields)]
+            hint = f" ({'; '.join(said)})" if said else ""
             raise UserError(
                 f"--init_from: {self.path} has another model than the settings ({'; '.join(fields)}); set these alike"
                 f"{hint}, or start without it."
             )
-        constants = {name: getattr(self.plan, name) for name in CONSTANTS}
-        for name, value in constants.items():
-            if getattr(plan, name) != value:
-                _LOGGER.info("%s: %s stays as in %s, instead of %s", name, value, self.path, getattr(plan, name))
-        return plan.model_copy(update=constants)
+        kept = plan.model_copy(update={"avg_num_neighbors": self.plan.avg_num_neighbors})
+        heads = [
+            one.model_copy(update={"scale": other.scale, "shift": other.shift})
+            for one, other in zip(plan.every_head, self.plan.every_head, strict=True)
+        ]
+        kept = kept.model_copy(update=constants_of_heads(heads))
+        before = [("avg_num_neighbors", plan.avg_num_neighbors, kept.avg_num_neighbors)]
+        for one, head in zip(plan.every_head, kept.every_head, strict=True):
+            of_head = f" of head {one.name}" if plan.heads else ""
+            before += [(f"scale{of_head}", one.scale, head.scale), (f"shift{of_head}", one.shift, head.shift)]
+        for name, measured, value in before:
+            if measured != value:
+                _LOGGER.info("%s: %s stays as in %s, instead of %s", name, value, self.path, measured)
+        return kept
 
 
 def _weights_of_checkpoint(path: Path) -> tuple[ModelPlan, dict[str, Tensor]]:

@@ -33,8 +33,8 @@ class HeadSampling:
     def draw(self, seed: int, epoch: int) -> np.ndarray:
         """Draw the structures of an epoch in random order; seed and epoch alone decide.
 
-        A head of which some structures are left out or repeated goes on in the next epoch where this one ends, so that
-        in the long run all its structures are used equally often.
+        All structures of a head are taken as often as they fit. What is taken beyond goes on in the next epoch where
+        this one ends, so that in the long run all are used equally often.
 
         Returns:
             Indices of the structures in the training set, ``[structures_per_epoch]``.
@@ -44,11 +44,13 @@ class HeadSampling:
             return rng.permutation(self.structures_per_epoch)
         drawn, first = list[np.ndarray](), 0
         for head, (size, count) in enumerate(zip(self.sizes.values(), self.draws.values(), strict=True)):
-            begin = epoch * count
-            passes = range(begin // size, -(-(begin + count) // size))
-            order = [np.random.default_rng([seed, head, number, 0]).permutation(size) for number in passes]
+            whole, rest = divmod(count, size)
+            begin = epoch * rest
+            passes = range(begin // size, -(-(begin + rest) // size))
+            order = [np.random.default_rng([seed, head, number, 1]).permutation(size) for number in passes]
             start = begin - passes.start * size
-            drawn.append(first + np.concatenate(order)[start : start + count])
+            drawn += [first + np.arange(size)] * whole
+            drawn += [first + np.concatenate(order)[start : start + rest]] if rest else []
             first += size
         return rng.permutation(np.concatenate(drawn))
 

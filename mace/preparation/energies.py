@@ -14,7 +14,7 @@ from mace.preparation.heads import Head
 from mace.preparation.reading import InputData
 from mace.reporting.tables import residual_table
 from mace.structures.configuration import Configuration
-from mace.structures.reference_energies import FITTED, ReferenceEnergies, resolve_reference_energies
+from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def reference_energies(
         added, origin = dict[int, float](), dict[str, list[str]]()
         for number in sorted(wanted - energies.energies.keys()):
             sources = {"the same source": energies.unused, "the foundation model": foundation} | {
-                f"head {other}": one.energies for other, one in found.items()
+                f"head {other}": {**one.unused, **one.energies} for other, one in found.items()
             }
             source = next((word for word, known in sources.items() if number in known), None)
             if source is None:
@@ -80,12 +80,11 @@ def _of_head(head: Head, data: InputData, train: Sequence[Configuration], elemen
         if settings.E0s == "estimated":
             fit = partial(estimate_energies, foundation, train, own, settings.batch_size)
     isolated_atoms = data.sets[head.name].training.isolated_atoms
-    try:
+    with head.named_in_errors():
         energies = resolve_reference_energies(settings.E0s, isolated_atoms, train, own, known, fit)
-    except UserError as error:
-        raise error if head.is_alone else UserError(f"Head {head.name}: {error}") from error
-    if settings.E0s in FITTED and not head.is_alone and energies.warnings:
-        raise UserError(f"Head {head.name}: {' '.join(energies.warnings)}")
+        # those of other heads are on another scale, on which energies that any other would fit as well are useless
+        if energies.residuals and energies.warnings and not head.is_alone:
+            raise UserError(" ".join(energies.warnings))
     if known is not None and settings.foundation_model_elements:
         energies = replace(energies, energies=dict(sorted((known | energies.energies).items())))
     return energies

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mace.errors import UserError
+from mace.finetuning.foundation import FROM_FOUNDATION
 from mace.model.plan import OUTPUTS
 from mace.planning.replay import OF_MATERIALS_PROJECT, asked_by, replays
-from mace.settings import TrainingSettings
-from mace.settings.declaration import inert_notes
-from mace.settings.heads import REPLAY_HEAD, HeadSettings
+from mace.properties import PROPERTIES
+from mace.settings import TrainingSettings, provided
+from mace.settings.declaration import inert_notes, shown
+from mace.settings.heads import REPLAY_HEAD, HeadSettings, fault_of_name
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY
 from mace.structures.formats import iterate_frames
 from mace.structures.sources import files_of
 
 _LOGGER = logging.getLogger(__name__)
 
-FILES = ("train_file", "valid_file", "test_file")
+FILES = ("train_file", "valid_file", "test_file", "test_dir")
 """Settings of files that a head may share with others."""
 
 
@@ -34,6 +37,7 @@ class Head:
         key: Entry of the comment line in which it does.
         names: Names of all heads.
         is_replay: Whether it is the head of the foundation model, with structures that are replayed.
+        keyed: Labels whose key was given for this head alone.
     """
 
     name: str
@@ -43,15 +47,24 @@ class Head:
     key: str = HEAD_KEY
     names: tuple[str, ...] = (DEFAULT_HEAD,)
     is_replay: bool = False
+    keyed: frozenset[str] = frozenset()
 
     @property
     def is_alone(self) -> bool:
         """Whether the model has no other head."""
         return len(self.names) == 1
 
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Let errors inside a ``with`` block begin with the name of the head, if there are others."""
+        try:
+            yield
+        except UserError as error:
+            raise error if self.is_alone else UserError(f"{self.prefix}{error}") from error
+
     @property
     def prefix(self) -> str:
-        """How lines of the log about it begin, if there are others."""
+        """How errors and lines of the log about it begin, if there are others."""
         return "" if self.is_alone else f"Head {self.name}: "
 
 
@@ -77,19 +90,44 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
     if not given:
         given = {DEFAULT_HEAD: HeadSettings()}
     names = (*([] if replayed is None else [REPLAY_HEAD]), *given)
+    _check_choices(settings, names)
     if len(names) > 1 and "energy" not in OUTPUTS[settings.model]:
         raise UserError(
             f"--heads: --model={settings.model} predicts no energies, and heads differ in these only; train one model "
             "per data set."
         )
+    if len(names) > 1 and "dipole" in OUTPUTS[settings.model]:
+        _LOGGER.warning(
+            "--model=%s: its heads share all weights, as in mace-torch, and differ in reference energies only; data "
+            "sets whose forces or dipoles differ need models of their own",
+            settings.model,
+        )
     if len(names) == 1 and names[0] != DEFAULT_HEAD:
         _LOGGER.info("The only head is %s: the model is written as one without several heads", names[0])
+    for files in FILES:
+        if getattr(settings, files) is not None and all(getattr(own, files) is not None for own in given.values()):
+            _LOGGER.warning("--%s has no effect: every head has its own in --heads", files)
     if replayed is not None:  # first, as in mace-torch
         given = {REPLAY_HEAD: _for_replay(settings, replayed), **given}
-    heads = {name: _head(settings, name, given, key) for name in names}
-    if settings.select_by != "all" and settings.select_by not in heads:
-        raise UserError(f"--select_by: there is no head '{settings.select_by}'; give all or one of {', '.join(heads)}.")
-    return heads
+    return {name: _head(settings, name, given, key) for name in names}
+
+
+def _check_choices(settings: TrainingSettings, names: tuple[str, ...]) -> None:
+    """Check that the heads named by settings exist.
+
+    Raises:
+        UserError: If one does not.
+    """
+    chosen, typed = settings.select_by, provided(settings)
+    if chosen != "all" and chosen not in names:
+        raise UserError(f"--select_by: there is no head '{chosen}'; give all or one of {', '.join(names)}.")
+    if chosen == "all" and "all" in names and "select_by" in typed:
+        raise UserError("--select_by=all means all heads, and one has this name too; give that head another name.")
+    for name in filter(None, map(str.strip, settings.skip_evaluate_heads.split(","))):
+        if name not in names and "skip_evaluate_heads" in typed and name != REPLAY_HEAD:
+            raise UserError(f"--skip_evaluate_heads: there is no head '{name}'; there are {', '.join(names)}.")
+    if len(names) == 1 and settings.head_sampling != "all":
+        _LOGGER.warning("--head_sampling=%s has no effect on a model with one head", settings.head_sampling)
 
 
 def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSettings], key: str) -> Head:
@@ -97,6 +135,11 @@ def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSetting
     for note in inert_notes(heads[name]):
         _LOGGER.warning("Head %s: %s", name, note)
     given = heads[name].given()
+    if given.get("E0s") in FROM_FOUNDATION and settings.foundation_model is None:
+        raise UserError(
+            f"Head {name}: E0s '{given['E0s']}' are the energies of a foundation model; add --foundation_model."
+        )
+    keyed = frozenset(label for label in PROPERTIES if given.get(f"{label}_key"))
     weight = given.pop("weight", 1.0)
     is_replay = name == REPLAY_HEAD and replays(settings)
     learned = [other for other in heads if other != REPLAY_HEAD or not replays(settings)]
@@ -113,7 +156,7 @@ def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSetting
     shared = {files for files in FILES if getattr(settings, files) is not None and len(users[files]) > 1}
     settings_of_head = settings.model_copy(update=given)
     settings_of_head.model_fields_set.update(word for word, value in given.items() if value is not None)
-    return Head(name, settings_of_head, weight, frozenset(shared - given.keys()), key, tuple(heads), is_replay)
+    return Head(name, settings_of_head, weight, frozenset(shared - given.keys()), key, tuple(heads), is_replay, keyed)
 
 
 def _is_shared(settings: TrainingSettings) -> bool:
@@ -171,6 +214,9 @@ def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
             f"{names[None]} has no {key}= in its comment line, where others name their head; name the head of all "
             "structures, or leave out --head_key to train a single head."
         )
+    for name, place in names.items():
+        if name is not None and (problem := fault_of_name(name)):
+            raise UserError(f"{place} names the head {shown(name)}, whose name {problem}; rename it in the file.")
     if None in names:
         _LOGGER.info("--head_key=%s: no structure names a head, so there is one, %s", key, DEFAULT_HEAD)
     return [name for name in names if name is not None]

@@ -122,7 +122,7 @@ def divide(head: Head, data: InputData) -> Division:
         UserError: See `require_labels` and `split_validation`.
     """
     settings, sets, ways = head.settings, data.sets[head.name], ways_out(data.losses)
-    training, needed = sets.training, labels_needed(head.name, data.losses, data.sets)
+    training, needed = sets.training, labels_needed(head, data.losses, data.sets)
     require_labels(training.report, needed, ways)
     configurations = training.configurations
     if sets.validation is None:
@@ -194,7 +194,10 @@ def prepare(
         UserError: If data or settings are not usable for training.
     """
     foundation, heads = data.foundation, data.heads
-    divisions = {name: divide(head, data) for name, head in heads.items()}
+    divisions = dict[str, Division]()
+    for name, head in heads.items():
+        with head.named_in_errors():
+            divisions[name] = divide(head, data)
     if split := {name: division.valid for name, division in divisions.items() if division.is_split}:
         every = [configuration for of_head in split.values() for configuration in of_head]
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, every) if writes else ""
@@ -226,15 +229,8 @@ def prepare(
     sampling = _sampling(settings, heads, {name: len(division.train) for name, division in divisions.items()})
     train = search([c for division in divisions.values() for c in division.train], "the training set")
     valid = {name: search(division.valid, "the validation set") for name, division in divisions.items()}
-    rows = [row for division in divisions.values() for row in division.tests]
-    if twice := sorted({row for row in rows if rows.count(row) > 1}):
-        raise UserError(f"Two heads have a test set {twice[0]}, made of config_type and head; rename one of these.")
     # built before training, so that errors in test sets appear early and not at the end
-    tests = {
-        name: search(configurations, name)
-        for division in divisions.values()
-        for name, configurations in division.tests.items()
-    }
+    tests = {name: search(configurations, name) for name, configurations in _tests_of_all(divisions).items()}
     conditions = conditions_of(settings, foundation)
     try:
         plan = plan_model(settings, elements, energies, scaling, decide_neighbors(settings, train), conditions)
@@ -268,6 +264,21 @@ def _repeated(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapp
         times,
     )
     return {name: size if heads[name].is_replay else times * size for name, size in sizes.items()}
+
+
+def _tests_of_all(divisions: Mapping[str, Division]) -> dict[str, list[Configuration]]:
+    """Return the test structures of all heads by name of the set, checking that no two sets have the same."""
+    tests = dict[str, list[Configuration]]()
+    others = {table_row(role, head) for role in ("train", "valid") for head in divisions}
+    for division in divisions.values():
+        for name, configurations in division.tests.items():
+            if name in tests or name in others:
+                raise UserError(
+                    f"{configurations[0].file}: these structures would have the same name in tables, {name}, as "
+                    "another set; give another config_type, or another name to the head or the file."
+                )
+            tests[name] = configurations
+    return tests
 
 
 def _scaling(head: Head, train: Sequence[Configuration], energies: ReferenceEnergies) -> Scaling:

@@ -36,6 +36,7 @@ from mace.reporting.document import write_text
 from mace.reporting.tables import contents_line
 from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
+from mace.settings.heads import REPLAY_HEAD
 from mace.settings.labels import Files
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
@@ -115,9 +116,10 @@ def read_and_check(
     weights = None if settings.init_from is None else StartingWeights(Path(settings.init_from))
     foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
     conditions = conditions_of(settings, foundation)
-    for warning in keys_without_condition(settings, conditions):
-        _LOGGER.warning("%s", warning)
     heads = heads_of(settings)
+    said = (warning for head in heads.values() for warning in keys_without_condition(head.settings, conditions))
+    for warning in dict.fromkeys(said):
+        _LOGGER.warning("%s", warning)
     sets = read_heads(heads, progress, conditions, foundation, team)
     losses = with_labels(settings, losses, labels_of_all(sets))
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
@@ -130,14 +132,15 @@ def read_and_check(
                 write_text(path, write_page(report, f"Data of {run}", pages, name), "--results_dir")
                 _LOGGER.info("%s The report on the data is in %s", verdict(report), path)
     for name, report in reports.items():
-        try:
-            report.refuse_errors()
-        except UserError as error:
-            hint = ""
-            lacks_labels = any(finding.name == "missing-label" for finding in report.errors)
-            if heads[name].is_replay and lacks_labels and sets[name].training.configurations:
-                hint = " With --pseudolabel_replay=True the foundation model labels them."
-            raise error if len(heads) == 1 else UserError(f"Head {name}: {error}{hint}") from error
+        with heads[name].named_in_errors():
+            try:
+                report.refuse_errors()
+            except UserError as error:
+                lacks_labels = any(finding.name == "missing-label" for finding in report.errors)
+                if heads[name].is_replay and lacks_labels and sets[name].training.configurations:
+                    hint = "With --pseudolabel_replay=True the foundation model labels them."
+                    raise UserError(f"{error} {hint}") from error
+                raise
     return InputData(heads, sets, losses, reports, foundation, weights)
 
 
@@ -248,7 +251,7 @@ def read_sets(
     def read(role: str, what: str, file: Files | None = None, given: Sequence[Source] | None = None) -> ReadResult:
         reading = ReadingProgress(progress)
         files = getattr(settings, role) if file is None else file
-        is_shared = file is None and role in head.shared
+        is_shared = role in head.shared
         try:
             result = read_sources(
                 sources_of(settings, files, conditions) if given is None else given,
@@ -262,14 +265,17 @@ def read_sets(
             reading.close()
         for line in result.report.lines():
             _LOGGER.info("%s: %s", what, line)
-        if is_shared and role != "test_file" and not result.configurations:
+        if is_shared and role in ("train_file", "valid_file") and not result.configurations:
             names = ", ".join(each.file for each in result.report.files)
             raise UserError(
                 f"{names}: no structure names the head {head.name} with {head.key}=; label some, give the head its own "
                 f"{role} in --heads, or leave it out."
             )
         for each in result.report.files:
-            if is_shared and each.frames and not each.keys["info", head.key]:
+            is_first = head.name == next(
+                name for name in head.names if name != REPLAY_HEAD
+            )  # others would say the same
+            if is_shared and is_first and each.frames and not each.keys["info", head.key]:
                 _LOGGER.warning(
                     "%s: no structure names its head with %s=, so all are for every head", each.file, head.key
                 )
@@ -296,7 +302,7 @@ def read_sets(
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[path.stem] = read("test_file", "Test set", str(path))
+            tests[path.stem] = read("test_dir", "Test set", str(path))
     return DataSets(training, validation, tests)
 
 
@@ -315,7 +321,7 @@ def inspect_data(
     settings = head.settings
     demands = Demands(
         r_max=settings.r_max if foundation is None else foundation.plan.r_max,
-        labels=labels_needed(head.name, losses, sets),
+        labels=labels_needed(head, losses, sets),
         ways_out=ways_out(losses),
         E0s=settings.E0s,
         foundation_energies=None if foundation is None else foundation.energies,
@@ -327,11 +333,12 @@ def inspect_data(
     return inspect_sets(sets[head.name].with_roles(), demands, progress.track)
 
 
-def labels_needed(head: str, losses: Losses, sets: Mapping[str, DataSets]) -> list[str]:
+def labels_needed(head: Head, losses: Losses, sets: Mapping[str, DataSets]) -> list[str]:
     """List the labels that a head must have: all that the losses need, but those that other heads alone have.
 
-    A head without any of them is asked for all.
+    A label whose key was given for this head is asked for all the same, and a head without any of them for all.
     """
     needed = sorted(ways_out(losses))
-    own, all_of_them = sets[head].training.report, labels_of_all(sets)
-    return [name for name in needed if own.total(name) or not all_of_them.total(name)] or needed
+    own, all_of_them = sets[head.name].training.report, labels_of_all(sets)
+    asked = [name for name in needed if own.total(name) or name in head.keyed or not all_of_them.total(name)]
+    return asked if any(own.total(name) for name in needed) else needed

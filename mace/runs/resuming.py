@@ -197,13 +197,18 @@ def _changes(before: TrainingSettings, settings: TrainingSettings, names: list[s
 
 def _changes_of_heads(before: TrainingSettings, settings: TrainingSettings) -> list[str]:
     """List changed constants of heads that exist in both; other heads are a difference of the models."""
-    earlier, now = before.heads or {}, settings.heads or {}
+
+    def constant(of: TrainingSettings, head: str, field: str) -> Any:
+        own = getattr((of.heads or {})[head], field)
+        return getattr(of, field) if own is None else own
+
     return [
-        f"{field} of head {name} {getattr(earlier[name], field)} -> {getattr(now[name], field)}"
-        for name in now
-        if name in earlier
+        f"{field} of head {name} {constant(before, name, field)} -> {constant(settings, name, field)}"
+        for name in settings.heads or {}
+        if name in (before.heads or {})
         for field in ("E0s", "scaling", "mean", "std")
-        if getattr(earlier[name], field) != getattr(now[name], field)
+        if constant(before, name, field) != constant(settings, name, field)
+        and (getattr(before, field) == getattr(settings, field))  # else this is said already
     ]
 
 

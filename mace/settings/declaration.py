@@ -242,6 +242,15 @@ def alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+class _WordsOfJSON(ast.NodeTransformer):
+    """Puts the constants of Python in place of those of JSON."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Replace a word."""
+        words = {"true": True, "false": False, "null": None}
+        return ast.copy_location(ast.Constant(words[node.id]), node) if node.id in words else node
+
+
 def read_literal(text: str) -> Any:
     """Read a number, list or dictionary written as a Python or JSON literal.
 
@@ -249,7 +258,7 @@ def read_literal(text: str) -> Any:
         ValueError: If the text is neither, or a dictionary has a key twice.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = _WordsOfJSON().visit(ast.parse(text.strip(), mode="eval"))
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{shown(text)} is not a Python literal") from error

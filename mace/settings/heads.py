@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from mace.errors import UserError
 from mace.settings.command_line import Given, advice
 from mace.settings.data import read_E0s
-from mace.settings.declaration import Settings, declarations, read_literal, setting, shown
+from mace.settings.declaration import Settings, declarations, nearest, read_literal, setting, shown
 from mace.settings.labels import Files, LabelSettings
 from mace.settings.reading import build_settings
 
@@ -20,6 +20,7 @@ REPLAY_HEAD = "pt_head"
 
 _HEADS = "Heads"
 _ONE_NUMBER = "one average number of neighbors is measured over the structures of all heads"
+_LONGEST_NAME = 100
 _KEYS = {"info_keys": "Atoms.info", "arrays_keys": "Atoms.arrays"}
 
 
@@ -82,8 +83,9 @@ def _read_table(value: str) -> Any:
     if Path(text).suffix.lower() in (".yaml", ".yml", ".json") or "/" in text:
         from mace.settings.yaml_file import read_table  # needed by few runs
 
-        return read_table(text, "names")
-    return [name.strip() for name in text.split(",")]
+        table = read_table(text, "names")
+        return table["heads"] if list(table) == ["heads"] else table  # as it would stand in --config
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def _read_heads(value: Any) -> Any:
@@ -96,22 +98,42 @@ def _read_heads(value: Any) -> Any:
         except ValueError as error:
             raise ValueError(f"is not written as a dictionary of heads: {error}.") from error
     if isinstance(value, list):
-        names = [str(name) for name in value]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"names the head {shown(twice[0])} twice.")
-        value = dict.fromkeys(names)
-    if not isinstance(value, dict):
+        value = [(name, None) for name in value]
+    elif isinstance(value, dict):
+        value = list(value.items())
+    else:
         raise ValueError(
             f"must be a dictionary of heads, such as {{'dft': {{'train_file': 'dft.xyz'}}}}, not {shown(value)}."
         )
-    heads = {}
-    for name, table in value.items():
-        if not str(name).strip() or any(not character.isprintable() or character in "/\\" for character in str(name)):
-            raise ValueError(f"has a head without a name that can be part of a file name: {shown(name)}.")
-        heads[str(name)] = table if isinstance(table, HeadSettings) else _read_head(str(name), table)
+    heads = dict[str, HeadSettings]()
+    for given, table in value:
+        if not isinstance(given, (str, int)):
+            raise ValueError(f"must have the name of a head, not {shown(given)}.")
+        name = str(given)
+        if problem := fault_of_name(name):
+            raise ValueError(f"has the head {shown(name)}, whose name {problem}.")
+        if name in heads:
+            raise ValueError(f"names the head {shown(name)} twice.")
+        heads[name] = table if isinstance(table, HeadSettings) else _read_head(name, table)
     if not heads:
         raise ValueError("names no head.")
     return heads
+
+
+def fault_of_name(name: str) -> str:
+    """Say what is wrong with the name of a head, which becomes part of file names and of lists; nothing if all is well.
+
+    >>> fault_of_name("pbe+d3"), fault_of_name("a/b")
+    ('', "has the character '/'")
+    """
+    if not name.strip():
+        return "is empty"
+    if name != name.strip():
+        return "begins or ends with a space"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"is longer than {_LONGEST_NAME} bytes"
+    wrong = next((character for character in name if not character.isprintable() or character in "/\\,"), None)
+    return "" if wrong is None else f"has the character {wrong!r}"
 
 
 def _read_head(name: str, table: Any) -> HeadSettings:
@@ -125,9 +147,9 @@ def _read_head(name: str, table: Any) -> HeadSettings:
     for key, value in table.items():
         word = str(key).lstrip("-").replace("-", "_")
         if word not in known:
-            raise ValueError(
-                f"has the unknown key {shown(key)} for the head {name}; {advice(word[:60], list(known), '')}"
-            )
+            match = nearest(word[:60], known)
+            hint = f"did you mean {match}?" if match else f"there are {', '.join(known)}."
+            raise ValueError(f"has the unknown key {shown(key)} for the head {name}; {hint}")
         if value is not None:
             given[word] = Given(value, f"{name}: {word}")
     try:

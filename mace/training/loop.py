@@ -210,7 +210,8 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> None:
         """Take the remaining steps of an epoch."""
         state, size = self.progression, self.batch_plan.n_structures
-        draws = list(self.batch_plan.sampling.draws.values())
+        sampling = self.batch_plan.sampling
+        draws = [[sampling.sizes[head], count] for head, count in sampling.draws.items()]
         if state.structures_done and (state.structures != size or state.draws not in ([], draws)):
             before, now = (state.structures, size) if state.structures != size else (state.draws, draws)
             _LOGGER.warning("There were %s training structures, now %s: epoch %d begins anew", before, now, epoch)

@@ -34,7 +34,7 @@ class Progression:
         epoch: The current epoch, or the next one between epochs.
         structures_done: Number of structures already used for training in this epoch.
         structures: Number of structures of an epoch when it began; their order depends on it.
-        draws: How many of them were of each head; empty if it was not recorded.
+        draws: By head, how many structures it has and how many of them were drawn; empty if it was not recorded.
         evaluated_at_start: Whether the evaluation before the first step has been made.
         stage_two: Whether stage two has begun.
         stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
@@ -52,7 +52,7 @@ class Progression:
     epoch: int = 0
     structures_done: int = 0
     structures: int = 0
-    draws: list[int] = field(default_factory=list)
+    draws: list[list[int]] = field(default_factory=list)
     evaluated_at_start: bool = False
     stage_two: bool = False
     stage_two_start: int | None = None
@@ -70,6 +70,12 @@ class Progression:
     def stage(self) -> str:
         """The current stage, ``one`` or ``two``."""
         return "two" if self.stage_two else "one"
+
+
+def _judged_by(settings: TrainingSettings) -> tuple[str, str, list[float | None]]:
+    """Return the settings by which the losses of the heads become one."""
+    heads = settings.heads or {}
+    return settings.select_by, settings.head_sampling, [head.weight for head in heads.values()]
 
 
 class TrainingState:
@@ -251,8 +257,7 @@ class TrainingState:
         if progression.finished and (total_epochs(now) > progression.epoch and now.patience > before.patience):
             progression.finished = False
         self._resume_lbfgs()
-        if (now.select_by, now.head_sampling) != (before.select_by, before.head_sampling):
-            # losses judged otherwise cannot be compared
+        if _judged_by(now) != _judged_by(before):  # losses judged otherwise cannot be compared
             progression.lowest_loss, progression.evaluations_without_gain = math.inf, 0
         if now.max_edges_per_batch != before.max_edges_per_batch:
             progression.edge_limits = {}

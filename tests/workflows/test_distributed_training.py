@@ -143,6 +143,35 @@ def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     assert longer.said("continuing with: .*processes 2 -> 1") and longer.epochs_trained == list(range(8))
 
 
+def test_two_processes_equal_one_with_heads(tmp_path: Path) -> None:
+    """Batches of mixed heads are divided as others are, and the best model is chosen by the same loss of all heads."""
+    for name, count in (("few", 6), ("many", 13)):
+        write_water(tmp_path / f"{name}.xyz", count, count)
+    tables = {
+        name: {"train_file": f"{tmp_path / name}.xyz", "weight": weight}
+        for name, weight in (("few", 2.0), ("many", 1.0))
+    }
+    flags = (
+        f"--heads={tables}",
+        "--head_sampling=balanced",
+        "--max_num_epochs=3",
+        "--lr_factor=0.5",
+        "--scheduler_patience=0",
+    )
+    processes = Processes(tmp_path / "two", *flags, "--batch_size=2")
+    one = train(tmp_path / "one", None, *FLAGS, *flags, "--batch_size=4")
+    assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
+    two = Run(settings_of(tmp_path / "two", None, *FLAGS, *flags), tmp_path / "two", "")
+    for name, value in one.weights().items():
+        torch.testing.assert_close(value, two.weights()[name], rtol=1e-6, atol=1e-6 * float(value.detach().abs().max()))
+    for a, b in zip(one.records, two.records, strict=True):
+        assert a.get("head") == b.get("head") and a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+    states = [run.last_state()["progression"] for run in (one, two)]
+    assert states[0]["best_epochs"] == states[1]["best_epochs"]
+    assert states[0]["lowest_loss"] == pytest.approx(states[1]["lowest_loss"], rel=1e-6)
+    assert states[0]["draws"] == states[1]["draws"] == [[5, 8], [10, 7]]
+
+
 def test_two_processes_correct_and_freeze_as_one(tmp_path: Path, data: Path) -> None:
     """Low-rank corrections, whose gradients are added up, and a part without gradients."""
     shared = (f"--train_file={data}", "--max_num_epochs=3", "--lora=True", "--lora_rank=2", "--freeze=products.0")

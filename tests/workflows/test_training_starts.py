@@ -63,7 +63,7 @@ def test_another_model_is_no_start(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UserError, match=r"--init_from: .*none.model cannot be opened"):
         train(tmp_path / "b", data, "--init_from=none.model")
     several = save_model(tmp_path / "several.model", files.model(files.with_heads("low", "high")))
-    with pytest.raises(UserError, match=r"--init_from: .*several heads \(low, high\), .* --foundation_head instead"):
+    with pytest.raises(UserError, match=r"--init_from: .*heads \['low', 'high'\] -> \['Default'\].* --foundation_head"):
         train(tmp_path / "b", data, f"--init_from={several}")
     hydrogen = tmp_path / "oh.xyz"
     write(hydrogen, isolated_atoms("O") + [atoms[atoms.numbers == 8] for atoms in water(6)], format="extxyz")  # type: ignore[arg-type]

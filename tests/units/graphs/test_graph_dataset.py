@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.assembly import build_graph
+from mace.graphs.dataset import Subset
 from mace.graphs.graph import Graph, pair_vectors
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.prediction import predict
@@ -211,3 +212,42 @@ def test_moving_to_the_device_it_is_on_changes_nothing(dataset: InMemoryDataset)
             else before == after
         )
     assert torch.equal(batch.targets.to("cpu").values["energy"], batch.targets.values["energy"])
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4], [4, 2], [3], [2, 2, 0]])
+def test_some_structures_are_a_dataset_of_their_own(dataset: InMemoryDataset, chosen: list[int]) -> None:
+    """Whatever is asked of it is that of a dataset made of these structures alone."""
+    every = members()
+    alone = InMemoryDataset([every[place] for place in chosen], ELEMENTS, R_MAX)
+    part = Subset(dataset, chosen)
+    assert len(part) == len(alone) and part.r_max == alone.r_max
+    assert [one.energy for one in part] == [one.energy for one in alone]
+    assert [one.energy for one in part[1:]] == [every[place].energy for place in chosen[1:]]
+    assert part[-1].energy == every[chosen[-1]].energy
+    assert part.n_atoms == alone.n_atoms and part.n_edges == alone.n_edges
+    assert part.element.tolist() == alone.element.tolist()
+    assert part.neighbor_counts().tolist() == alone.neighbor_counts().tolist()
+    assert part.average_neighbors() == alone.average_neighbors()
+    assert part.config_types.tolist() == alone.config_types.tolist()
+    for name in ("energy", "forces", "stress", "dipole"):
+        assert part.labeled(name).tolist() == alone.labeled(name).tolist()
+    order = np.arange(len(chosen))[::-1]
+    assert part.atoms_of(order).tolist() == alone.atoms_of(order).tolist()
+    assert part.edges_of(order).tolist() == alone.edges_of(order).tolist()
+    for ours, theirs in zip(part.batches(2, order), alone.batches(2, order), strict=True):
+        assert ours.structures.tolist() == theirs.structures.tolist()
+        for one, other in ((ours.graph, theirs.graph), (ours.targets, theirs.targets)):
+            for each in fields(one):
+                assert_equal(getattr(one, each.name), getattr(other, each.name), each.name)
+
+
+def assert_equal(one: Any, other: Any, name: str) -> None:
+    """Compare tensors, tables of tensors, and anything else."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True), name
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key], f"{name}/{key}")
+    else:
+        assert one == other, name
