@@ -132,6 +132,9 @@ class PublishedFile:
     what: ClassVar[str] = "file"
     """What it is, for messages."""
 
+    names_differ: ClassVar[bool] = False
+    """Whether the place at which mace-torch keeps it says what it is, although its SHA-256 is unknown."""
+
     loader: str
     address: str
     license_note: str = ""
@@ -195,6 +198,7 @@ class PublishedStructures(PublishedFile):
     """Labeled structures in a file of extended XYZ that can be downloaded."""
 
     what = "file of structures"
+    names_differ = True
 
     def check(self, path: Path) -> None:
         """Check that what arrived has a comment and as many atoms as it says for every structure.
@@ -257,7 +261,8 @@ def replay_file(name: str, progress: Progress = without_progress) -> Path:
 def locate(model: PublishedFile, progress: Progress = without_progress) -> Path:
     """Return a published file, downloading it if it is not on this machine.
 
-    A file that only shares the last part of the address is used if its SHA-256 is known to be the published one.
+    A file that only shares the last part of the address is used if its SHA-256 is known to be the published one, and
+    structures if they are complete: the names of their files differ.
 
     Args:
         model: The published model or structures.
@@ -279,6 +284,9 @@ def locate(model: PublishedFile, progress: Progress = without_progress) -> Path:
         if place.is_file():
             if model.digest is not None and sha256_of(place) == model.digest:
                 return place
+            if model.names_differ and _is_whole(model, place):
+                _LOGGER.info("%s, where mace-torch keeps %s, is used", place, model.address)
+                return place
             _LOGGER.warning("%s is left alone: it is not known to be the file at %s", place, model.address)
     if model.license_note:
         _LOGGER.warning(
@@ -299,6 +307,14 @@ def locate(model: PublishedFile, progress: Progress = without_progress) -> Path:
     known = "as expected" if model.digest else "which nothing is known to compare with"
     _LOGGER.info("Downloaded %s, SHA-256 %s, %s", target, digest, known)
     return target
+
+
+def _is_whole(model: PublishedFile, path: Path) -> bool:
+    try:
+        model.check(path)
+    except EOFError:
+        return False
+    return True
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):

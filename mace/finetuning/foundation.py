@@ -70,10 +70,17 @@ class Foundation:
     Attributes:
         source: Its name as given by the user.
         model: The model, in the precision of the run.
+        head: The head that was taken, if the file has several.
     """
 
     source: str
     model: MACE
+    head: str | None = None
+
+    @property
+    def words(self) -> str:
+        """Its name, and the head that was taken."""
+        return self.source if self.head is None else f"{self.source}, head {self.head}"
 
     @property
     def plan(self) -> ModelPlan:
@@ -119,7 +126,7 @@ def open_foundation(settings: TrainingSettings, dtype: torch.dtype) -> Foundatio
             f"--foundation_model: {name} has {len(names)} heads ({', '.join(names)}), and training starts from one; "
             f"choose it with --foundation_head, for example --foundation_head={names[-1]}."
         )
-    return Foundation(name, model)
+    return Foundation(name, model, foundation_head(settings))
 
 
 def foundation_head(settings: TrainingSettings) -> str | None:
@@ -281,7 +288,7 @@ def log_foundation(settings: TrainingSettings, foundation: Foundation, model: MA
     old_energies = foundation.energies
     old, new = set(foundation.plan.atomic_numbers), set(model.plan.atomic_numbers)
     _LOGGER.info("===========FINE-TUNING===========")
-    _LOGGER.info("Starting from the foundation model %s", foundation.source)
+    _LOGGER.info("Starting from the foundation model %s", foundation.words)
     if "model" in provided(settings) and settings.model != model.plan.model:
         _LOGGER.warning(
             "--model=%s: the foundation model is of the kind %s, and so is the result, as in mace-torch",

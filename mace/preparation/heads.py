@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from mace.errors import UserError
 from mace.finetuning.foundation import FROM_FOUNDATION
 from mace.model.plan import OUTPUTS
-from mace.planning.replay import OF_MATERIALS_PROJECT, REPLAY_HEAD, replays
+from mace.planning.replay import OF_MATERIALS_PROJECT, asked_by, replays
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import inert_notes, shown
-from mace.settings.heads import HeadSettings, fault_of_name
+from mace.settings.heads import REPLAY_HEAD, HeadSettings, fault_of_name
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY
 from mace.structures.formats import iterate_frames
 from mace.structures.sources import files_of
@@ -60,7 +60,12 @@ class Head:
         try:
             yield
         except UserError as error:
-            raise error if self.is_alone else UserError(f"Head {self.name}: {error}") from error
+            raise error if self.is_alone else UserError(f"{self.prefix}{error}") from error
+
+    @property
+    def prefix(self) -> str:
+        """How errors and lines of the log about it begin, if there are others."""
+        return "" if self.is_alone else f"Head {self.name}: "
 
 
 def heads_of(settings: TrainingSettings) -> dict[str, Head]:
@@ -77,6 +82,11 @@ def heads_of(settings: TrainingSettings) -> dict[str, Head]:
     replayed = given.pop(REPLAY_HEAD, HeadSettings()) if replays(settings) else None
     if settings.heads is None and settings.head_key:
         given = dict.fromkeys(_names_in_files(settings, key), HeadSettings())
+        if REPLAY_HEAD in given and settings.foundation_model is not None:
+            raise UserError(
+                f"--head_key: structures name the head {REPLAY_HEAD}, which is that of the foundation model; say so by "
+                f"naming the heads, --heads={','.join(given)}."
+            )
     if not given:
         given = {DEFAULT_HEAD: HeadSettings()}
     names = (*([] if replayed is None else [REPLAY_HEAD]), *given)
@@ -179,10 +189,11 @@ def _implied_set(settings: TrainingSettings) -> str | None:
     if settings.foundation_model in OF_MATERIALS_PROJECT:
         _LOGGER.info("--pt_train_file=mp, the set that %s was trained on, is replayed", settings.foundation_model)
         return "mp"
+    asked = ", ".join(f"--{name}" for name in asked_by(settings)) or f"--heads with {REPLAY_HEAD}"
     raise UserError(
-        "--multiheads_finetuning=True replays structures of the foundation model's training: give them with "
+        f"{asked}: fine-tuning with replay needs structures that the foundation model was trained on; give them with "
         "--pt_train_file (files, or one of mp, omat, matpes_pbe, matpes_r2scan), or add --pseudolabel_replay=True to "
-        "replay your own structures with its labels, or set it to False to fine-tune on your data alone."
+        "replay your own structures with its labels, or --multiheads_finetuning=False to fine-tune on your data alone."
     )
 
 

@@ -130,8 +130,8 @@ def divide(head: Head, data: InputData) -> Division:
         train, valid = split.train, split.valid
         for note in split.notes:
             _LOGGER.warning("%s", note)
-        _LOGGER.info(contents_line("Random Split Training set", train))
-        _LOGGER.info(contents_line("Random Split Validation set", valid))
+        _LOGGER.info("%s%s", head.prefix, contents_line("Random Split Training set", train))
+        _LOGGER.info("%s%s", head.prefix, contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
         if not valid:
@@ -154,7 +154,8 @@ def divide(head: Head, data: InputData) -> Division:
             row = name or table_row(each.config_type, each.head)
             tests.setdefault(row if head.is_alone or not name else table_row(name, head.name), []).append(each)
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
-    _LOGGER.info("Total number of configurations: train=%d, valid=%d, tests=[%s]", len(train), len(valid), counts)
+    text = "%sTotal number of configurations: train=%d, valid=%d, tests=[%s]"
+    _LOGGER.info(text, head.prefix, len(train), len(valid), counts)
     return Division(train, valid, tests, is_split=sets.validation is None)
 
 
@@ -202,7 +203,8 @@ def prepare(
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, every) if writes else ""
         for name in split:
             _LOGGER.info(
-                "Using random %g%% of training set for validation with indices saved in: %s",
+                "%sUsing random %g%% of training set for validation with indices saved in: %s",
+                heads[name].prefix,
                 100 * heads[name].settings.valid_fraction,
                 path,
             )
@@ -250,7 +252,7 @@ def prepare(
 def _repeated(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapping[str, int]) -> dict[str, int]:
     """Return the structures of each head in an epoch, where few structures stand beside many that are replayed."""
     n_replayed = sum(size for name, size in sizes.items() if heads[name].is_replay)
-    ratio = sum(sizes.values()) / n_replayed - 1.0 if n_replayed else math.inf
+    ratio = (sum(sizes.values()) - n_replayed) / n_replayed if n_replayed else math.inf
     if ratio >= settings.real_pt_data_ratio_threshold:
         return dict(sizes)
     times = 1 + int(settings.real_pt_data_ratio_threshold / ratio)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +19,24 @@ from mace.inspection.inspection import DataReport, Demands, StructureSet, inspec
 from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
-from mace.planning.replay import REPLAY_HEAD
 from mace.preparation.condition_keys import conditions_of, keys_without_condition
 from mace.preparation.heads import Head, heads_of
-from mace.preparation.replay import elements_of, labeled_by_foundation, own_structures, replay_sources
+from mace.preparation.replay import (
+    check_replayed,
+    elements_of,
+    labeled_by_foundation,
+    log_replay,
+    own_structures,
+    replay_sources,
+    warn_of_common_files,
+)
 from mace.processes.devices import PRECISIONS
 from mace.processes.team import Team
 from mace.reporting.document import write_text
 from mace.reporting.tables import contents_line
 from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
+from mace.settings.heads import REPLAY_HEAD
 from mace.settings.labels import Files
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
@@ -128,10 +136,10 @@ def read_and_check(
             try:
                 report.refuse_errors()
             except UserError as error:
-                if heads[name].is_replay and any(finding.name == "missing-label" for finding in report.errors):
-                    raise UserError(
-                        f"{error} --pseudolabel_replay=True lets the foundation model label them."
-                    ) from error
+                lacks_labels = any(finding.name == "missing-label" for finding in report.errors)
+                if heads[name].is_replay and lacks_labels and sets[name].training.configurations:
+                    hint = "With --pseudolabel_replay=True the foundation model labels them."
+                    raise UserError(f"{error} {hint}") from error
                 raise
     return InputData(heads, sets, losses, reports, foundation, weights)
 
@@ -158,29 +166,46 @@ def read_heads(
     team = team or Team()
     sets = {name: read_sets(head, progress, conditions) for name, head in heads.items() if not head.is_replay}
     for name, head in heads.items():
-        if not head.is_replay:
-            continue
-        assert foundation is not None, "there is no replay without it"
-        if head.settings.train_file is None:
-            validations = [found.validation for found in sets.values()]
-            given = [found for found in validations if found is not None]
-            replayed = DataSets(
-                own_structures([found.training for found in sets.values()]),
-                own_structures(given) if len(given) == len(validations) else None,
-                {},
-            )
-        else:
-            elements = elements_of({other: found.training for other, found in sets.items()})
-            sources = replay_sources(head, elements, foundation, conditions, progress, team)
-            replayed = read_sets(head, progress, conditions, sources)
-        if head.settings.pseudolabel_replay:
-            label = partial(
-                labeled_by_foundation, settings=head.settings, foundation=foundation, progress=progress, team=team
-            )
-            validation = None if replayed.validation is None else label(replayed.validation)
-            replayed = DataSets(label(replayed.training), validation, replayed.tests)
-        sets[name] = replayed
+        if head.is_replay:
+            assert foundation is not None, "there is no replay without it"
+            sets[name] = _read_replayed(head, sets, progress, conditions, foundation, team)
     return {name: sets[name] for name in heads}
+
+
+def _read_replayed(
+    head: Head,
+    others: Mapping[str, DataSets],
+    progress: TrainingProgress,
+    conditions: Sequence[Condition],
+    foundation: Foundation,
+    team: Team,
+) -> DataSets:
+    """Read the structures of the head of the foundation model, those of the other heads if it has no files."""
+    training = [sets.training for sets in others.values()]
+    if head.settings.train_file is None:
+        replayed = read_sets(head, progress, conditions, training=own_structures(training))
+        validation = [sets.validation for sets in others.values() if sets.validation is not None]
+        if replayed.validation is None and len(validation) == len(training):
+            replayed = replace(replayed, validation=own_structures(validation))
+    else:
+        sources = replay_sources(head, elements_of(training), foundation, conditions, progress, team)
+        replayed = read_sets(head, progress, conditions, sources)
+    if head.settings.pseudolabel_replay:
+        label = partial(
+            labeled_by_foundation, settings=head.settings, foundation=foundation, progress=progress, team=team
+        )
+        labeled = None if replayed.validation is None else label(replayed.validation)
+        replayed = DataSets(label(replayed.training), labeled, replayed.tests)
+        log_replay(replayed.training, f"labels by the foundation model {foundation.words}")
+        return replayed
+    log_replay(
+        replayed.training, "the labels of their files, which are taken as those of the foundation model's method"
+    )
+    for result in filter(None, (replayed.training, replayed.validation)):
+        check_replayed(head, result, foundation)
+    if "train_file" not in head.shared:
+        warn_of_common_files(replayed.training, training)
+    return replayed
 
 
 def labels_of_all(sets: Mapping[str, DataSets]) -> LabelReport:
@@ -205,6 +230,7 @@ def read_sets(
     progress: TrainingProgress,
     conditions: Sequence[Condition] = (),
     training_sources: Sequence[Source] | None = None,
+    training: ReadResult | None = None,
 ) -> DataSets:
     """Read all files of a head and log where labels were found; NaN labels are left out and reported.
 
@@ -213,6 +239,7 @@ def read_sets(
         progress: The progress display.
         conditions: Conditions the model depends on; see `mace.preparation.condition_keys`.
         training_sources: What to read in place of the training files.
+        training: What there is in place of training files.
 
     Raises:
         UserError: See `mace.structures.reading.read_sources`; also if there is no structure for the head.
@@ -262,7 +289,8 @@ def read_sets(
                 )
         return result
 
-    training = read("train_file", "Training set", given=training_sources)
+    if training is None:
+        training = read("train_file", "Training set", given=training_sources)
     _LOGGER.info(contents_line("Total Training set", training.configurations))
     validation = read("valid_file", "Validation set") if settings.valid_file else None
     if validation is not None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mace.conditions import Condition
 from mace.console.progress import TrainingProgress
+from mace.elements import chemical_symbol
+from mace.errors import UserError
 from mace.files.published import REPLAY_SETS
 from mace.finetuning.foundation import Foundation
 from mace.finetuning.pseudolabels import label_with_foundation
 from mace.finetuning.replay_sets import replay_source
 from mace.finetuning.selection import SelectionRule, select_structures
 from mace.finetuning.structure_descriptors import describe_structures
-from mace.planning.replay import REPLAY_HEAD
 from mace.potential.potential import open_potential
 from mace.preparation.heads import Head
 from mace.processes.devices import choose_device
 from mace.processes.team import Team
 from mace.settings import TrainingSettings, provided
+from mace.settings.heads import REPLAY_HEAD
+from mace.settings.labels import FileSettings
 from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels, LabelCoverage, LabelReport
 from mace.structures.reading import ReadResult
@@ -62,14 +65,23 @@ def replay_sources(
     settings = head.settings
     files = settings.train_file
     assert files is not None, "asked with files only"
-    is_published = isinstance(files, str) and files in REPLAY_SETS
-    if is_published:
-        source = team.once(lambda: replay_source(str(files), progress.track))
-        sources: tuple[Source, ...] = (replace(source, conditions=conditions),)
-    else:
-        sources = sources_of(settings, files, conditions)
-    if not is_published and not provided(settings) & {*_SELECTION}:
-        return sources
+    sources, is_published = list[Source](), False
+    for item in [files] if isinstance(files, (str, FileSettings)) else files:
+        if isinstance(item, str) and _is_name_of_set(item):
+            source = team.once(partial(replay_source, item, progress.track))
+            sources.append(replace(source, conditions=conditions))
+            is_published = True
+        else:
+            sources += sources_of(settings, item, conditions)
+    typed = sorted(provided(settings) & {*_SELECTION})
+    if typed and "train_file" in head.shared:
+        _LOGGER.warning(
+            "--%s has no effect: all structures that name the head %s are replayed; --pt_train_file selects",
+            ", --".join(typed),
+            head.name,
+        )
+    if "train_file" in head.shared or not (is_published or typed):
+        return tuple(sources)
     rule = SelectionRule(
         filter_type=settings.filter_type_pt,
         elements=frozenset(settings.atomic_numbers or elements),
@@ -89,6 +101,46 @@ def replay_sources(
         return select_structures(sources, rule, describe, progress.track).sources
 
     return team.once(select)
+
+
+def _is_name_of_set(word: str) -> bool:
+    """Return whether a word names a published set, or tries to: it is no file and has neither folder nor ending."""
+    return word in REPLAY_SETS or (word.replace("_", "").replace("-", "").isalnum() and not Path(word).exists())
+
+
+def check_replayed(head: Head, result: ReadResult, foundation: Foundation) -> None:
+    """Check that the foundation model can have been trained on structures.
+
+    Raises:
+        UserError: If it does not know an element, unless the head was given reference energies of its own.
+    """
+    known = set(foundation.plan.atomic_numbers)
+    for configuration in result.configurations if head.settings.E0s == "foundation" else ():
+        if unknown := sorted(set(configuration.atomic_numbers.tolist()) - known):
+            raise UserError(
+                f"Head {REPLAY_HEAD}: {configuration.where()} contains {' and '.join(map(chemical_symbol, unknown))}, "
+                f"which the foundation model {foundation.source} does not know, so that it was not trained on it; take "
+                "it out, or select others with --filter_type_pt."
+            )
+
+
+def log_replay(result: ReadResult, labels: str) -> None:
+    """Log what is replayed, and with which labels."""
+    files = ", ".join(file.file for file in result.report.files)
+    count = len(result.configurations)
+    _LOGGER.info("Head %s: %d structures of %s are replayed, with %s", REPLAY_HEAD, count, files, labels)
+
+
+def warn_of_common_files(result: ReadResult, others: Iterable[ReadResult]) -> None:
+    """Warn of files that are replayed and are training files of other heads too."""
+    files = {Path(file.file).resolve() for other in others for file in other.report.files}
+    for file in result.report.files:
+        if Path(file.file).resolve() in files:
+            _LOGGER.warning(
+                "%s is replayed, and is a training file of another head too: what the foundation model learned is kept "
+                "only by other structures, or by its own labels (--pseudolabel_replay)",
+                file.file,
+            )
 
 
 def own_structures(results: Sequence[ReadResult]) -> ReadResult:
@@ -132,9 +184,9 @@ def labeled_by_foundation(
         progress=partial(progress.track, description="Labeling with the foundation model"),
         kernels=settings.kernels,
     )
-    labeled = label() if team.is_first else []
-    team.broadcast(None)  # the others wait
-    labeled = labeled if team.is_first else label()
+    labeled: list[Configuration] = []
+    team.once(lambda: labeled.extend(label()))
+    labeled = labeled or label()  # the others find them in the folder
     by_file: dict[str, list[Configuration]] = {}
     for configuration in labeled:
         by_file.setdefault(configuration.file, []).append(configuration)
@@ -160,6 +212,6 @@ def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> Fil
     return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, faults=(), misspelled=())
 
 
-def elements_of(results: Mapping[str, ReadResult]) -> frozenset[int]:
+def elements_of(results: Iterable[ReadResult]) -> frozenset[int]:
     """Return the elements of all structures."""
-    return frozenset(int(z) for result in results.values() for c in result.configurations for z in c.atomic_numbers)
+    return frozenset(int(z) for result in results for c in result.configurations for z in c.atomic_numbers)

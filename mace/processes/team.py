@@ -82,8 +82,21 @@ class Team:
         return [item]
 
     def once(self, compute: Callable[[], _Result]) -> _Result:
-        """Compute something in the first process, for all."""
-        return self.broadcast(compute() if self.is_first else None)  # type: ignore[return-value]  # that of the others is ignored
+        """Compute something in the first process, for all.
+
+        Raises:
+            UserError: If it does there; all processes raise it.
+        """
+        found, problem = None, None
+        if self.is_first:
+            try:
+                found = compute()
+            except UserError as error:
+                problem = error
+        found, told = self.broadcast((found, problem and str(problem)))
+        if told is not None:
+            raise problem or UserError(told)
+        return found  # type: ignore[return-value]  # that of the others is ignored
 
     def broadcast(self, item: _Item) -> _Item:
         """Return the item of the first process."""

@@ -174,8 +174,17 @@ class SettingsParser(argparse.ArgumentParser):
         return "".join([*(meant.values() or [flag]), equals, value])
 
 
+_SAID_ELSEWHERE = {
+    "weight_ft": "the weight of your own structures is that of their head, in heads; weight_pt_head is that of the "
+    "structures that are replayed.",
+}
+"""What to use instead of settings that users of mace-torch look for, where the nearest word is another thing."""
+
+
 def advice(word: str, known: Sequence[str], prefix: str) -> str:
     """Name the setting that a word which is none is closest to."""
+    if said := _SAID_ELSEWHERE.get(word.lstrip("-").replace("-", "_")):
+        return said
     match = nearest(word.lstrip("-"), known)
     return f"did you mean {prefix}{match}?" if match else "--help lists all settings."
 

@@ -15,6 +15,9 @@ from mace.settings.declaration import Settings, declarations, nearest, read_lite
 from mace.settings.labels import Files, LabelSettings
 from mace.settings.reading import build_settings
 
+REPLAY_HEAD = "pt_head"
+"""Name of the head of a foundation model whose training structures are replayed, as in mace-torch."""
+
 _HEADS = "Heads"
 _ONE_NUMBER = "one average number of neighbors is measured over the structures of all heads"
 _LONGEST_NAME = 100
@@ -205,7 +208,7 @@ class HeadsSettings(Settings):
         placeholder="all|HEAD",
     )
     skip_evaluate_heads: str = setting(
-        "pt_head",
+        REPLAY_HEAD,
         "heads left out of the final tables, separated by commas",
         group=_HEADS,
         placeholder="NAME,...",

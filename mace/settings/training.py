@@ -10,7 +10,7 @@ from pydantic import BaseModel, model_validator
 from mace.settings.data import CheckingSettings, DataSettings, ReferenceSettings
 from mace.settings.declaration import declarations
 from mace.settings.fitting import FineTuningSettings, LossSettings, OptimizerSettings, StageTwoSettings
-from mace.settings.heads import HeadsSettings
+from mace.settings.heads import REPLAY_HEAD, HeadsSettings
 from mace.settings.labels import LabelSettings
 from mace.settings.model import ModelSettings
 from mace.settings.reading import parse_settings
@@ -52,12 +52,12 @@ class TrainingSettings(
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainingSettings:
-        # what pt_head replays is not given by train_file
-        replays = self.foundation_model is not None and self.multiheads_finetuning
-        own = [head for head in self.heads or {} if not (replays and head == "pt_head")]
-        without = [head for head in own if self.heads and self.heads[head].train_file is None]
-        if self.train_file is None and (without or not own):
+        of_heads = {name: head.train_file for name, head in (self.heads or {}).items()}
+        if self.foundation_model is not None and self.multiheads_finetuning:
+            of_heads.pop(REPLAY_HEAD, None)  # pt_train_file and others give its structures
+        if self.train_file is None and (not of_heads or None in of_heads.values()):
             declaration = declarations(type(self))["train_file"]
+            without = [name for name, file in of_heads.items() if file is None]
             which = f" for the head {without[0]}, which has none in --heads" if without else ""
             raise ValueError(f"--train_file is required{which}: {declaration.help}.")
         if self.valid_file is None and not 0.0 < self.valid_fraction < 1.0:

@@ -29,6 +29,8 @@ LOWEST_ATOMIZATION = -1.0
 SAME_ENERGY = 1.0e-3
 """eV; what is typed with a few digits less is not another energy."""
 
+_FOUNDATION = "the foundation model"
+
 FITTED = ("average", "estimated")
 """Words of ``--E0s`` that ask for a fit, of energies that are not known better."""
 
@@ -130,7 +132,7 @@ def resolve_reference_energies(
             energies, warnings = fit(energies)
     else:
         energies, source = _typed(E0s, foundation, elements)
-        overruled = _typed_before_frames(isolated_atoms, energies)
+        overruled = _typed_before_frames(isolated_atoms, energies, source)
     unused = {number: energy for number, energy in sorted(energies.items()) if number not in elements}
     wanted = {number: energies[number] for number in elements}
     residuals: tuple[Residual, ...] = ()
@@ -147,7 +149,7 @@ def _typed(
     """Return energies given as a mapping, text, a JSON file or a foundation model, and where they come from."""
     if E0s == "foundation" and foundation is not None:
         require_foundation(foundation, elements, E0s)
-        return {number: foundation[number] for number in elements}, "the foundation model"
+        return {number: foundation[number] for number in elements}, _FOUNDATION
     given, file = E0s, ""
     if isinstance(E0s, str):
         text = E0s.strip()
@@ -229,7 +231,9 @@ def _frames_before_fit(
     return sentences
 
 
-def _typed_before_frames(isolated_atoms: Sequence[Configuration], energies: Mapping[int, float]) -> list[str]:
+def _typed_before_frames(
+    isolated_atoms: Sequence[Configuration], energies: Mapping[int, float], source: str
+) -> list[str]:
     """Report where the energies of isolated atoms differ from those that were given."""
     different: dict[int, str] = {}
     for atom in _neutral_first(isolated_atoms):
@@ -239,10 +243,12 @@ def _typed_before_frames(isolated_atoms: Sequence[Configuration], energies: Mapp
             different.setdefault(number, words)
     if not different:
         return []
-    return [
-        f"{_files_of(isolated_atoms)}: the E0s that --E0s gives are taken though the IsolatedAtom frames have others: "
-        f"{', '.join(different.values())}; leave out --E0s to take those of the frames."
-    ]
+    told = "the E0s that --E0s gives are taken though the IsolatedAtom frames have others:"
+    way_out = "leave out --E0s to take those of the frames"
+    if source == _FOUNDATION:  # by default, for the structures it was trained on
+        told = "the E0s of the foundation model are taken though the IsolatedAtom frames have others:"
+        way_out = "the labels should be of the method it was trained with"
+    return [f"{_files_of(isolated_atoms)}: {told} {', '.join(different.values())}; {way_out}."]
 
 
 def _files_of(isolated_atoms: Sequence[Configuration]) -> str:

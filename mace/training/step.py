@@ -42,12 +42,17 @@ def loss_gradient(
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
     value = loss(prediction, batch.targets, counts)
     mark("forward")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for _, parameter in named]
     gradients: Sequence[Tensor | None] = [None] * len(parameters)
     if value.requires_grad:  # a batch may have no label that depends on what is not frozen
         with differentiating_by(Pass.PARAMETERS):
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for (name, parameter), gradient in zip(named, gradients, strict=True):
+        # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
+        # process has the structures of which head
+        if gradient is None and model.roles[name].head is not None:
+            gradient = torch.zeros_like(parameter)
         if add and parameter.grad is not None:
             if gradient is not None:
                 parameter.grad += gradient

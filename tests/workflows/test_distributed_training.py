@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
+from ase.io import write
 from torch.distributed import TCPStore
-from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_water
+from training_runs import TINY_MODEL, Run, settings_of, train, untimed, water, write_water
 
 from mace.console.interruption import Interruption
 from mace.errors import RunInterrupted
@@ -180,6 +182,34 @@ def test_two_processes_correct_and_freeze_as_one(tmp_path: Path, data: Path) -> 
     for name, value in one.items():
         largest = float(value.detach().abs().max())
         torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-6 * largest)
+
+
+@pytest.mark.slow
+def test_two_processes_replay_as_one(tmp_path: Path, data: Path) -> None:
+    """Structures are selected and labeled once, by the first process."""
+    start = train(tmp_path / "start", data, *FLAGS, "--max_num_epochs=0").folder / "tiny.model"
+    write(tmp_path / "bare.xyz", [Atoms(frame.numbers, frame.positions) for frame in water(20, seed=3)])
+    shared = (
+        *(f"--train_file={data}", f"--foundation_model={start}", f"--pt_train_file={tmp_path}/bare.xyz"),
+        *("--pseudolabel_replay=True", "--num_samples_pt=9", "--subselect_pt=fps", "--max_num_epochs=2", "--lr=0.001"),
+        "--real_pt_data_ratio_threshold=3",
+    )
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2")
+    one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4")
+    assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
+    two = run_of(tmp_path / "two", data)
+    for name, value in one.weights().items():
+        largest = float(value.detach().abs().max())
+        torch.testing.assert_close(value, two.weights()[name], rtol=1e-6, atol=1e-6 * largest)
+    assert len(list((tmp_path / "two" / "pseudolabels").iterdir())) == 1
+    assert two.said("9 are taken as farthest points") and two.log.count("to compute") == 1
+    assert processes.written(1) == set() and processes.said(1) == ""
+    wrong = [Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])]
+    write(tmp_path / "bare.xyz", wrong * 10)
+    processes = Processes(tmp_path / "wrong", *shared)
+    assert processes.wait(TOGETHER) == [2, 2]
+    told = processes.said(0) + processes.said(1)
+    assert told.count("structure 0 contains N, which the model was not trained on") == 1 and "frame #" not in told
 
 
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, data: Path) -> None:

@@ -47,6 +47,28 @@ def test_the_phases_of_a_step_are_told_in_their_order() -> None:
     assert told == ["forward", "backward"]
 
 
+def test_a_head_without_structures_in_the_batch_goes_on_with_its_momentum() -> None:
+    """As in mace-torch, which masks it; without a gradient, the optimizer would leave it out, in one process only."""
+    model = files.model(files.with_heads("low", "high"))
+    loss, optimizer = make_loss("weighted", {"energy": 1.0, "forces": 0.0}), torch.optim.Adam(model.parameters())
+    before = {}
+    for head in ("high", "low"):
+        structure = Configuration(
+            np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0, head=head
+        )
+        table = ElementTable(model.plan.atomic_numbers)
+        batch = InMemoryDataset([structure], table, model.plan.r_max, heads=("low", "high")).batch([0])
+        loss_gradient(model, batch, loss)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        update_parameters(model, optimizer)
+    of_absent = [name for name, role in model.roles.items() if role.head == 1]
+    for name in of_absent:
+        parameter = model.get_parameter(name)
+        assert parameter.grad is not None and not parameter.grad.any(), name
+        assert not torch.equal(parameter.detach(), before[name]), name
+    assert of_absent
+
+
 def test_gradients_are_added_only_if_asked_for() -> None:
     structures = [Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3, energy=-1.0)]
     model, loss = files.model(), make_loss("weighted", {"energy": 1.0, "forces": 0.0})
