@@ -67,7 +67,7 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--visits", type=int, default=10000, help="structures gone through to adapt it")
     parser.add_argument("--old_lr", type=float, default=0.01, help="learning rate of the foundation model")
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.01], help="learning rates to adapt it with")
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.02], help="learning rates to adapt it with")
     parser.add_argument("--E0s", default="foundation", help="of the new data")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
