@@ -142,11 +142,6 @@ def _head(settings: TrainingSettings, name: str, heads: Mapping[str, HeadSetting
     keyed = frozenset(label for label in PROPERTIES if given.get(f"{label}_key"))
     weight = given.pop("weight", 1.0)
     is_replay = name == REPLAY_HEAD and replays(settings)
-    learned = [other for other in heads if other != REPLAY_HEAD or not replays(settings)]
-    if "test_dir" not in given and (is_replay or len(learned) > 1):
-        given["test_dir"] = None  # the files of a folder say nothing of heads
-        if settings.test_dir is not None and not is_replay:
-            _LOGGER.warning("Head %s has no --test_dir of its own in --heads, so it is not tested on that folder", name)
     in_common_files = [
         other for other in heads if other != REPLAY_HEAD or not replays(settings) or _is_shared(settings)
     ]
