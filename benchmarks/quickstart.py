@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mace.console.progress import TrainingProgress
 from mace.planning.objectives import make_losses
-from mace.preparation.reading import InputData, inspect_data, read_sets
+from mace.preparation.reading import read_and_check
 from mace.quickstart.pace import Pace, measure_pace
 from mace.quickstart.session import Outcome, run_quickstart
 from mace.settings import parse_training_settings
@@ -56,8 +56,7 @@ def default_epochs(options: argparse.Namespace, folder: Path, seconds: float) ->
     """Find how many epochs with default settings fit into a time."""
     settings = parse_training_settings(default_flags(options, folder))
     progress = TrainingProgress(Console(), "off")
-    losses, sets = make_losses(settings), read_sets(settings, progress)
-    data = InputData(sets, losses, inspect_data(settings, losses, sets, progress))
+    data = read_and_check(settings, make_losses(settings), progress, page=None)
     pace: Pace = measure_pace(settings, data, progress)
     epoch = pace.updates * pace.step + pace.save + pace.evaluation
     return max(1, math.ceil((seconds - 8.0 - pace.prepare - pace.final) / epoch))
