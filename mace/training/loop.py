@@ -156,8 +156,7 @@ class Trainer:
         if self.state.lbfgs is not None:
             return
         if settings.lbfgs and epoch >= settings.max_num_epochs:
-            best = state.best_epochs.get(state.stage)
-            self.state.begin_lbfgs()
+            best = self.state.begin_lbfgs()
             _LOGGER.info(
                 "L-BFGS: %s of all %d training structures at once, from the %s",
                 self.state.loss,

@@ -161,12 +161,16 @@ class TrainingState:
         state.stage_two, state.lowest_loss, state.evaluations_without_gain = True, math.inf, 0
         self.schedule.set_constant(self.settings.swa_lr * state.rate_factor)
 
-    def begin_lbfgs(self) -> None:
+    def begin_lbfgs(self) -> int | None:
         """Switch to L-BFGS; the optimizer begins anew.
 
         It starts from the best validated weights of the stage, or the latest validated corrections.
+
+        Returns:
+            The epoch of the weights it starts from; None for the latest ones.
         """
         moves_weights = not self.moved.state_dict()  # corrections cannot be told from the weights they give
+        best = self.progression.best_epochs.get(self.progression.stage) if moves_weights else None
         if moves_weights and self.progression.stage in self.best:
             self.model.load_state_dict(self.best[self.progression.stage])
         elif self.average is not None:
@@ -180,6 +184,7 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] *= self.progression.rate_factor
         self.lbfgs = LBFGS(flat(trainable(self.moved)), self.settings.lbfgs_history)
+        return best
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to resume."""
