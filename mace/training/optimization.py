@@ -192,7 +192,7 @@ class MovingAverage:
 
     def assign(self) -> None:
         """Give the parameters their averages for good."""
-        self._copy(self.averages)
+        self._copy([self.averages[place] for place in self._moving])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -156,7 +156,7 @@ def test_a_namespace_trains_like_its_words(kind: str, tmp_path: Path, water: Pat
         ({"lr": -1.0}, "--lr must be a number above 0"),
         ({"learning_rate": 0.1}, "the namespace has 'learning_rate', which is not a setting"),
         ({"max_epochs": 3}, "did you mean max_num_epochs?"),
-        ({"lbfgs": True}, "L-BFGS is not available"),
+        ({"use_so3": True}, "energies are the same for mirror images"),
     ],
 )
 def test_what_a_namespace_cannot_have(change: dict[str, Any], expected: str, water: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_fraction_has_no_meaning_beside_a_validation_file(data: Path, tmp_path
         (["--compute_atomic_dipole=True"], ["--compute_atomic_dipole=True changes nothing: --model decides it"]),
         (["--num_samples_pt=7", "--foundation_head=a"], ["--num_samples_pt=7 has no", "--foundation_head=a has no"]),
         (["--hidden_irreps=4x0e", "--num_channels=8", "--max_L=1"], ["--hidden_irreps='4x0e' is overruled"]),
-        (["--wandb_project=p", "--head_key=h"], ["--wandb_project=p has no effect without --wandb", "--head_key=h"]),
+        (["--wandb_project=p", "--lora_rank=2"], ["--wandb_project=p has no effect without --wandb", "--lora_rank=2"]),
         (["--num_workers=0", "--enable_cueq=False", "--pin_memory=True", "--launcher=slurm"], []),
     ],
 )
