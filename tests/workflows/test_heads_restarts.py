@@ -58,7 +58,9 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(name, marks=[] if name == "balanced" else pytest.mark.slow) for name in SAMPLINGS]
+)
 def test_killed_inside_an_epoch_and_resumed_is_uninterrupted(
     tmp_path: Path, files: dict[str, Path], trainers: Trainers, sampling: str
 ) -> None:

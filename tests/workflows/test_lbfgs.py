@@ -156,9 +156,9 @@ def test_killed_between_any_two_evaluations_it_ends_the_same(
 @pytest.mark.parametrize(
     ("module", "name", "call", "place"),
     [
-        (lbfgs, "loss_gradient", 1, "saved before epoch 2"),
+        pytest.param(lbfgs, "loss_gradient", 1, "saved before epoch 2", marks=pytest.mark.slow),
         (lbfgs, "loss_gradient", 4, "saved after evaluation 1 of L-BFGS in epoch 2"),
-        (lbfgs, "loss_gradient", 12, "saved "),
+        pytest.param(lbfgs, "loss_gradient", 12, "saved ", marks=pytest.mark.slow),
         (evaluation, "predict", 10, "saved after 9 of 9 structures of epoch 2"),
     ],
 )

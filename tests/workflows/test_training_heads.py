@@ -164,7 +164,14 @@ def test_a_head_has_its_own_scale_and_shift(tmp_path: Path, low: Path, high: Pat
 
 
 @pytest.mark.parametrize(
-    "loss", ["weighted", "forces_only", "virials", "stress", "huber", "universal", "l1l2energyforces"]
+    "loss",  # the others are tried in units/training/test_head_losses.py too
+    [
+        *("weighted", "universal"),
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("forces_only", "virials", "stress", "huber", "l1l2energyforces")
+        ),
+    ],
 )
 def test_every_loss_obeys_the_weight_of_a_head(tmp_path: Path, loss: str) -> None:
     """In training and in validation, and so in the choice of the best model."""
