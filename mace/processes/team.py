@@ -271,6 +271,7 @@ class DistributedTeam(Team):
         first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
         if self.is_first:
             time.sleep(3 * INTERVAL)  # this process serves the store, from which the others must still read the error
+        self._watchdog.stop()
         if isinstance(error, RunInterrupted):
             first = self.is_first
         if not first and isinstance(error, (UserError, RunInterrupted)) and not isinstance(error, LostProcess):

@@ -130,6 +130,12 @@ class Watchdog(threading.Thread):
             return "process 0 has ended or cannot be reached"
         return f"{' and '.join(gone)} {'has' if len(gone) == 1 else 'have'} ended without a word" if gone else None
 
+    def stop(self) -> None:
+        """Stop watching, as this process ends: a thread in a native call then would abort it."""
+        self._told.set()
+        if self.is_alive():
+            self.join(timeout=PATIENCE)
+
     def leave(self) -> None:
         """Stop watching, and tell the other processes that this one left on purpose."""
         self.left = True
