@@ -172,6 +172,7 @@ def test_two_processes_equal_one_with_heads(tmp_path: Path) -> None:
     assert states[0]["draws"] == states[1]["draws"] == [[5, 8], [10, 7]]
 
 
+@pytest.mark.slow
 def test_two_processes_correct_and_freeze_as_one(tmp_path: Path, data: Path) -> None:
     """Low-rank corrections, whose gradients are added up, and a part without gradients."""
     shared = (f"--train_file={data}", "--max_num_epochs=3", "--lora=True", "--lora_rank=2", "--freeze=products.0")
