@@ -76,6 +76,12 @@ class LowRankCorrections(MovedParameters):
         for name, factors in self._factors.items():
             yield from zip(_names_of_factors(name), factors, strict=True)
 
+    def forget_gradients(self) -> None:
+        """See `MovedParameters`."""
+        super().forget_gradients()
+        for parameter in self.parameters():
+            parameter.grad = None
+
     @torch.no_grad()
     def take_gradients(self) -> None:
         """See `MovedParameters`; the gradients by the weights are removed."""

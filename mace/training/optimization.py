@@ -34,10 +34,11 @@ class MovedParameters:
 
     def __init__(self, model: MACE) -> None:
         self.model, self.roles = model, model.roles
+        self._named = list(model.named_parameters())  # to walk through the modules in every step would take time
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the names and the parameters."""
-        return self.model.named_parameters()
+        return iter(self._named)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters."""
@@ -45,7 +46,7 @@ class MovedParameters:
 
     def forget_gradients(self) -> None:
         """Remove the gradients of the parameters and of the model."""
-        for parameter in (*self.parameters(), *self.model.parameters()):
+        for _, parameter in self._named:
             parameter.grad = None
 
     def take_gradients(self) -> None:
