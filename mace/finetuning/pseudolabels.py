@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mace.elements import ElementTable, chemical_symbol
+from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.files.durable import write_durably
 from mace.finetuning.foundation import Foundation
@@ -31,6 +31,7 @@ from mace.model.model_file import carry_to
 from mace.model.prediction import nonsense, predict
 from mace.properties import PREDICTED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.splitting import first_with_others
 from mace.training.memory import EdgeLimit
 
 _LOGGER = logging.getLogger(__name__)
@@ -297,10 +298,8 @@ def _check_elements(foundation: Foundation, configurations: Sequence[Configurati
     Raises:
         UserError: If not; the message names the structure.
     """
-    known = set(foundation.plan.atomic_numbers)
-    for configuration in configurations:
-        if unknown := sorted(set(configuration.atomic_numbers.tolist()) - known):
-            raise UserError(
-                f"{configuration.where()} contains {' and '.join(map(chemical_symbol, unknown))}, which the foundation "
-                f"model {foundation.source} does not know, so that it cannot label the structure; take it out."
-            )
+    if found := first_with_others(foundation.plan.atomic_numbers, configurations):
+        raise UserError(
+            f"{found[0].where()} contains {found[1]}, which the foundation model {foundation.source} does not know, so "
+            "that it cannot label the structure; take it out."
+        )

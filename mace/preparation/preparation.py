@@ -285,7 +285,7 @@ def _scaling(head: Head, train: Sequence[Configuration], energies: ReferenceEner
     """Decide scale and shift of a head, and log what they cannot be computed from."""
     scaling = decide_scaling(head.settings, summarize(train, energies.energies))
     for warning in scaling.warnings:
-        _LOGGER.warning(warning if head.is_alone else f"Head {head.name}: {warning}")
+        _LOGGER.warning("%s%s", head.prefix, warning)
     return scaling
 
 

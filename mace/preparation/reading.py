@@ -248,6 +248,9 @@ def read_sets(
     if not head.is_alone:
         _LOGGER.info("=============    Processing head %s     ===========", head.name)
 
+    # what holds for a shared file is said once, with the first head
+    is_first = head.name == next((name for name in head.names if name != REPLAY_HEAD), head.name)
+
     def read(role: str, what: str, file: Files | None = None, given: Sequence[Source] | None = None) -> ReadResult:
         reading = ReadingProgress(progress)
         files = getattr(settings, role) if file is None else file
@@ -272,9 +275,6 @@ def read_sets(
                 f"{role} in --heads, or leave it out."
             )
         for each in result.report.files:
-            is_first = head.name == next(
-                name for name in head.names if name != REPLAY_HEAD
-            )  # others would say the same
             if is_shared and is_first and each.frames and not each.keys["info", head.key]:
                 _LOGGER.warning(
                     "%s: no structure names its head with %s=, so all are for every head", each.file, head.key

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mace.conditions import Condition
 from mace.console.progress import TrainingProgress
-from mace.elements import chemical_symbol
+from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.files.published import REPLAY_SETS
 from mace.finetuning.foundation import Foundation
@@ -23,12 +23,13 @@ from mace.preparation.heads import Head
 from mace.processes.devices import choose_device
 from mace.processes.team import Team
 from mace.settings import TrainingSettings, provided
+from mace.settings.declaration import as_list
 from mace.settings.heads import REPLAY_HEAD
-from mace.settings.labels import FileSettings
 from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels, LabelCoverage, LabelReport
 from mace.structures.reading import ReadResult
 from mace.structures.sources import Source, sources_of
+from mace.structures.splitting import first_with_others
 from mace.training.memory import EdgeLimit
 
 _LOGGER = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def replay_sources(
     files = settings.train_file
     assert files is not None, "asked with files only"
     sources, is_published = list[Source](), False
-    for item in [files] if isinstance(files, (str, FileSettings)) else files:
+    for item in as_list(files):
         if isinstance(item, str) and _is_name_of_set(item):
             source = team.once(partial(replay_source, item, progress.track))
             sources.append(replace(source, conditions=conditions))
@@ -114,14 +115,14 @@ def check_replayed(head: Head, result: ReadResult, foundation: Foundation) -> No
     Raises:
         UserError: If it does not know an element, unless the head was given reference energies of its own.
     """
-    known = set(foundation.plan.atomic_numbers)
-    for configuration in result.configurations if head.settings.E0s == "foundation" else ():
-        if unknown := sorted(set(configuration.atomic_numbers.tolist()) - known):
-            raise UserError(
-                f"Head {REPLAY_HEAD}: {configuration.where()} contains {' and '.join(map(chemical_symbol, unknown))}, "
-                f"which the foundation model {foundation.source} does not know, so that it was not trained on it; take "
-                "it out, or select others with --filter_type_pt."
-            )
+    if head.settings.E0s != "foundation":
+        return
+    if found := first_with_others(foundation.plan.atomic_numbers, result.configurations):
+        raise UserError(
+            f"Head {REPLAY_HEAD}: {found[0].where()} contains {found[1]}, which the foundation model "
+            f"{foundation.source} does not know, so that it was not trained on it; take it out, or select others with "
+            "--filter_type_pt."
+        )
 
 
 def log_replay(result: ReadResult, labels: str) -> None:
@@ -214,4 +215,4 @@ def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> Fil
 
 def elements_of(results: Iterable[ReadResult]) -> frozenset[int]:
     """Return the elements of all structures."""
-    return frozenset(int(z) for result in results for c in result.configurations for z in c.atomic_numbers)
+    return frozenset(ElementTable.from_arrays(c.atomic_numbers for result in results for c in result.configurations))

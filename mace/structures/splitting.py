@@ -196,12 +196,27 @@ def check_elements(
     Raises:
         UserError: If a structure contains another element; the message names its file, its index and the element.
     """
-    known = frozenset(training_elements)
-    for configuration in others:
-        unknown = sorted(set(configuration.atomic_numbers.tolist()) - known)
-        if unknown:
-            names = " and ".join(chemical_symbol(number) for number in unknown)
-            raise UserError(
-                f"{configuration.where()} contains {names}, which {purpose} does not; "
-                "add structures with it to the training data, or take this one out."
-            )
+    if found := first_with_others(training_elements, others):
+        raise UserError(
+            f"{found[0].where()} contains {found[1]}, which {purpose} does not; "
+            "add structures with it to the training data, or take this one out."
+        )
+
+
+def first_with_others(
+    elements: Iterable[int], configurations: Iterable[Configuration]
+) -> tuple[Configuration, str] | None:
+    """Find the first structure with other elements than some.
+
+    Args:
+        elements: Atomic numbers, for example an `ElementTable`.
+        configurations: The structures.
+
+    Returns:
+        The structure, and the symbols of its other elements in words; None if there is none.
+    """
+    known = frozenset(elements)
+    for configuration in configurations:
+        if unknown := sorted(set(configuration.atomic_numbers.tolist()) - known):
+            return configuration, " and ".join(map(chemical_symbol, unknown))
+    return None

@@ -305,6 +305,10 @@ def test_a_single_head_with_a_name_is_a_model_without_heads(tmp_path: Path, low:
     assert plans[0] == plans[1] and not plans[0].heads
 
 
+def test_the_name_of_the_head_of_replay_is_no_other_without_a_foundation_model(tmp_path: Path, low: Path) -> None:
+    assert not prepared(tmp_path, heads(pt_head={"train_file": low})).plan.heads
+
+
 def test_heads_with_conditions(tmp_path: Path) -> None:
     files = {}
     for seed, (name, key) in enumerate((("low", "total_charge"), ("high", "q"))):
