@@ -35,21 +35,19 @@ AREAS = {
     "dynamics": Area(("mace/dynamics",), ("tests/units/dynamics", "tests/workflows/test_dynamics.py")),
     "structures": Area(
         tuple(
-            f"mace/structures/{name}.py"
+            f"mace/structures/{name}"
             for name in (
-                "checks",
-                "comment_line",
-                "condition_values",
-                "sources",
-                "extended_xyz",
-                "formats",
-                "labels",
-                "plain_extended_xyz",
-                "reading",
-                "reference_energies",
-                "splitting",
-                "statistics",
-                "stress",
+                "checks.py",
+                "file_formats",
+                "condition_values.py",
+                "sources.py",
+                "formats.py",
+                "labels.py",
+                "reading.py",
+                "reference_energies.py",
+                "splitting.py",
+                "statistics.py",
+                "stress.py",
             )
         ),
         ("tests/units/structures", "tests/contract/test_malformed_inputs.py", "tests/contract/test_bad_input.py"),
