@@ -10,6 +10,7 @@ from mace.structures.file_formats.by_ase import AseFile, TrajectoryFile
 from mace.structures.file_formats.databases import DatabaseFile
 from mace.structures.file_formats.extended_xyz import COMPRESSIONS, UNREADABLE_TEXT, ExtendedXYZFile
 from mace.structures.file_formats.frame_file import FrameFile, reason_of
+from mace.structures.file_formats.hdf5 import HDF5File
 from mace.structures.frame import Frame
 
 ENDINGS = {
@@ -21,6 +22,8 @@ ENDINGS = {
     "cif": "cif",
     "aselmdb": "aselmdb",
     "lmdb": "aselmdb",
+    "h5": "hdf5",
+    "hdf5": "hdf5",
 }
 """Formats by endings that decide: ASE looks at the rest of a name first, and takes OUTCAR_1.xyz for one of VASP."""
 
@@ -49,6 +52,8 @@ def open_frames(file: str) -> FrameFile:
             )
     if file_format == "extxyz":
         return ExtendedXYZFile(file)
+    if file_format == "hdf5":
+        return HDF5File(file)
     if file_format in ("db", "json", "aselmdb"):
         return DatabaseFile(file, file_format)
     return TrajectoryFile(file) if file_format == "traj" else AseFile(file, file_format)
@@ -63,11 +68,11 @@ def iterate_frames(file: str, start: int = 0, stop: int | None = None) -> Iterat
         UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
             names its index, counted from zero.
     """
-    is_empty = True
-    for frame in open_frames(file).frames(start, stop):
+    opened, is_empty = open_frames(file), True
+    for frame in opened.frames(start, stop):
         is_empty = False
         yield frame
-    if is_empty and start == 0 and stop != 0:
+    if is_empty and start == 0 and stop != 0 and not opened.may_be_empty:
         raise UserError(f"{file}: the file holds no structure.")
 
 
@@ -78,6 +83,15 @@ def count_frames(file: str) -> int:
         UserError: If the format is unknown, or the file is damaged so that it cannot be known.
     """
     return open_frames(file).count()
+
+
+def names_properties(file: str | Path) -> bool:
+    """Return whether a file has its labels under the names of their properties, so that no key can be meant.
+
+    >>> names_properties("train/train_0.h5"), names_properties("train.xyz")
+    (True, False)
+    """
+    return ENDINGS.get(ending_of(file)) == "hdf5"
 
 
 def ending_of(file: str | Path) -> str:

@@ -30,6 +30,9 @@ class FrameFile(ABC):
     seeks = True
     """Whether a range is reached without reading all that stands before it."""
 
+    may_be_empty = False
+    """Whether a file without any structure is nothing unusual."""
+
     def __init__(self, path: str) -> None:
         self.path = path
 
