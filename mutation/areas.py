@@ -34,22 +34,7 @@ AREAS = {
     ),
     "dynamics": Area(("mace/dynamics",), ("tests/units/dynamics", "tests/workflows/test_dynamics.py")),
     "structures": Area(
-        tuple(
-            f"mace/structures/{name}"
-            for name in (
-                "checks.py",
-                "file_formats",
-                "condition_values.py",
-                "sources.py",
-                "formats.py",
-                "labels.py",
-                "reading.py",
-                "reference_energies.py",
-                "splitting.py",
-                "statistics.py",
-                "stress.py",
-            )
-        ),
+        ("mace/formats", "mace/structures"),
         ("tests/units/structures", "tests/contract/test_malformed_inputs.py", "tests/contract/test_bad_input.py"),
     ),
     "foreign files": Area(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.file_formats.extended_xyz import COMPRESSIONS, ExtendedXYZFile
-from mace.structures.formats import ENDINGS, WITHOUT_COLUMNS, ending_of
+from mace.formats.extended_xyz import COMPRESSIONS, ExtendedXYZFile
+from mace.formats.reading import ENDINGS, WITHOUT_COLUMNS, ending_of
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.db import connect
 from ase.io import write
 
-from mace.structures.formats import count_frames, iterate_frames, open_frames
+from mace.formats.reading import count_frames, iterate_frames, open_frames
 
 FRAME = "2\nProperties=species:S:1:pos:R:3 energy={}\nO 0 0 0\nH 0 0 1\n"
 COUNT = 70

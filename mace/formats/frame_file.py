@@ -10,8 +10,8 @@ import numpy as np
 
 from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
+from mace.formats.frame import Frame
 from mace.properties import PROPERTIES
-from mace.structures.frame import Frame
 
 _OF_STRUCTURES = ("virial", *CONDITION_KEYS, *(name for name, item in PROPERTIES.items() if not item.of_atoms))
 """What says something of a structure as a whole, and may have as many rows as it has atoms."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mace.structures.file_formats.frame_file import FrameFile, with_columns
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, with_columns
 
 
 class AseFile(FrameFile):

@@ -1,8 +1,8 @@
 """HDF5 files that ``mace_prepare_data`` of mace-torch wrote, with their labels by property.
 
 A file has groups ``config_batch_<i>`` of groups ``config_<j>``, one per structure, with a data set for each of its
-arrays. The labels are in a group ``properties`` and their weights in ``property_weights``, where the text ``None`` says
-that something is missing. In files of earlier versions labels stand beside the arrays, and a missing one is zero, with a
+arrays. The labels are in a group ``properties`` and their weights in ``property_weights``; the text ``None`` says that
+something is missing. In files of earlier versions labels stand beside the arrays, and a missing one is zero, with a
 weight of zero.
 """
 
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY
-from mace.structures.file_formats.frame_file import FrameFile, reason_of, with_columns
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, reason_of, with_columns
 
 if TYPE_CHECKING:
     from h5py import Group
 
 _BATCH, _STRUCTURE = "config_batch_", "config_"
+_HEAD, _DEFAULT = "head", "Default"
 _WEIGHED_BEFORE = ("energy", "forces", "stress", "virials")
 """Labels that files of earlier versions have weights of, without which zeros cannot be told from labels."""
 
@@ -79,7 +79,7 @@ def _frame_of(group: Group) -> Frame:
     info: dict[str, Any] = {}
     if "properties" in group:
         labels, weights = group["properties"], group["property_weights"]
-        head = _text(labels, HEAD_KEY)
+        head = _text(labels, _HEAD)
         for name in labels:
             if (value := _value(labels, name)) is not None:
                 info[name] = value
@@ -87,15 +87,15 @@ def _frame_of(group: Group) -> Frame:
                 if weight is not None and weight != 1:
                     info[f"config_{name}_weight"] = weight
     else:
-        head = _text(group, HEAD_KEY).replace(DEFAULT_HEAD, "")  # written where a structure named none
+        head = _text(group, _HEAD).replace(_DEFAULT, "")  # written where a structure named none
         for name in _WEIGHED_BEFORE:
             if weight := _value(group, f"{name}_weight"):
                 info[name], info[f"config_{name}_weight"] = _value(group, name), weight
     if head:
-        info[HEAD_KEY] = head
+        info[_HEAD] = head
     if (weight := _value(group, "weight")) is not None and weight != 1:
         info["config_weight"] = weight
-    info["config_type"] = _text(group, "config_type") or DEFAULT_TYPE
+    info["config_type"] = _text(group, "config_type") or _DEFAULT
     cell, pbc = _value(group, "cell"), _value(group, "pbc")
     frame = Frame(
         numbers=np.asarray(_value(group, "atomic_numbers"), dtype=np.int64),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from mace.errors import UserError
-from mace.structures.file_formats.frame_file import FrameFile, with_columns
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, with_columns
 
 if TYPE_CHECKING:
     from ase.db.row import AtomsRow

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mace.errors import UserError
-from mace.structures.file_formats.by_ase import AseFile, TrajectoryFile
-from mace.structures.file_formats.databases import DatabaseFile
-from mace.structures.file_formats.extended_xyz import COMPRESSIONS, UNREADABLE_TEXT, ExtendedXYZFile
-from mace.structures.file_formats.frame_file import FrameFile, reason_of
-from mace.structures.file_formats.hdf5 import HDF5File
-from mace.structures.frame import Frame
+from mace.formats.by_ase import AseFile, TrajectoryFile
+from mace.formats.databases import DatabaseFile
+from mace.formats.extended_xyz import COMPRESSIONS, UNREADABLE_TEXT, ExtendedXYZFile
+from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, reason_of
+from mace.formats.hdf5 import HDF5File
 
 ENDINGS = {
     "xyz": "extxyz",

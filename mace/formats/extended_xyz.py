@@ -17,10 +17,10 @@ import numpy as np
 
 from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
-from mace.structures.file_formats.comment_line import first_repeated, parse_comment
-from mace.structures.file_formats.frame_file import FrameFile, reason_of, unreadable
-from mace.structures.file_formats.plain_extended_xyz import read_plain_frames
-from mace.structures.frame import Frame
+from mace.formats.comment_line import first_repeated, parse_comment
+from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, reason_of, unreadable
+from mace.formats.plain_extended_xyz import read_plain_frames
 
 UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""
