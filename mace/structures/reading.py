@@ -16,6 +16,9 @@ import numpy as np
 
 from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
+from mace.formats.frame import Frame
+from mace.formats.near_keys import is_near
+from mace.formats.reading import iterate_frames
 from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
@@ -28,8 +31,6 @@ from mace.structures.checks import (
 )
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
-from mace.structures.formats import iterate_frames
-from mace.structures.frame import Frame
 from mace.structures.labels import (
     PLACES,
     FileLabels,
@@ -38,7 +39,6 @@ from mace.structures.labels import (
     LabelReport,
     Places,
     choose_key,
-    is_near,
     no_places,
     order_of_label,
 )
@@ -432,7 +432,7 @@ def _remarks(
     """Count structures by what is legal but suspicious about them; see `FileLabels.remarks`."""
     found = Counter[tuple[str, str, str]]()
     if "stress" in keys and source.units.leave_stress_open:
-        found["stress unit", "stress", ""] = len(structures)
+        found["stress unit", "stress", ""] = sum(keys["stress"] in structure.found for structure in structures)
     for name, key in keys.items():
         for other in source.keys.candidates(name):
             found["other key", name, other] = sum(

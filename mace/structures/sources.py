@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
+from mace.formats.frame import Frame
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings
 from mace.structures.configuration import DEFAULT_HEAD
-from mace.structures.frame import Frame
 from mace.structures.labels import LabelKeys
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
