@@ -29,15 +29,15 @@ FRAMES = [
     "REF_energy=inf energy=-6 config_type=IsolatedAtom",
     "forces_in_words=no REF_energy=-7 REF_charges_of=1",
 ]
-COLUMNS = "species:S:1:pos:R:3:forces:R:3:move_mask:L:1"
+COLUMNS = "species:S:1:pos:R:3:forces:R:3"
 
 
 def text_of(frames: list[str], with_atom: bool = True) -> str:
     """Two atoms in each structure, of which one is fixed in every third; isolated atoms stand between them."""
     text = ""
     for place, info in enumerate(frames):
-        mask = "T" if place % 3 else "F"
-        text += f"2\n{info} Properties={COLUMNS}\nO 0 0 0 1 2 {place} {mask}\nH 0 0 1 3 4 5 T\n"
+        fixed, free, column = ("", "", "") if place % 3 else ("F", "T", ":move_mask:L:1")
+        text += f"2\n{info} Properties={COLUMNS}{column}\nO 0 0 0 1 2 {place} {fixed}\nH 0 0 1 3 4 5 {free}\n"
         if with_atom and place % 4 == 1:
             text += "1\nconfig_type=IsolatedAtom REF_energy=-0.5\nH 0 0 0\n"
     return text
