@@ -218,7 +218,16 @@ class PartResult:
 
 
 class UncertainKeyError(UserError):
-    """A label under a key that the part of a file chose for itself is wrong; another part may have a better key."""
+    """A label under a key that the part of a file chose for itself is wrong; another part may have a better key.
+
+    Args:
+        text: One sentence about the label.
+        labels: Which keys the part has, for `choose_keys`; nothing else is known.
+    """
+
+    def __init__(self, text: str, labels: FileLabels) -> None:
+        super().__init__(text)
+        self.labels = labels
 
 
 def choose_keys(files: Sequence[FileLabels]) -> dict[str, str]:
@@ -272,7 +281,8 @@ def read_part(
             _attach_labels(structure, keys, source)
     except UserError as error:
         if is_uncertain:
-            raise UncertainKeyError(str(error)) from error
+            unknown = tuple(_coverage(name, None, candidates[name], ()) for name in PROPERTIES)
+            raise UncertainKeyError(str(error), FileLabels(part.file, 0, 0, n_with_key, unknown)) from error
         raise
     ordinary = [structure for structure in structures if not structure.is_isolated_atom]
     labels = FileLabels(
