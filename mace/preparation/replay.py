@@ -210,7 +210,7 @@ def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> Fil
         for entry in file.coverage
         for count in [sum(getattr(configuration, entry.name) is not None for configuration in configurations)]
     )
-    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, faults=(), misspelled=())
+    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, not_finite={}, near_keys={})
 
 
 def elements_of(results: Iterable[ReadResult]) -> frozenset[int]:
