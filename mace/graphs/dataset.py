@@ -65,7 +65,7 @@ class Dataset(Sequence[Configuration]):
     """Structures that can be gathered into batches of graphs; as a sequence, the structures themselves.
 
     A data set of another kind, such as one on disk, defines what is abstract here, and what else it knows a faster way
-    for.
+    for. Several threads may ask for graphs and labels at once.
 
     Attributes:
         r_max: Cutoff in Angstrom within which neighbors are known.
@@ -150,7 +150,7 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and index, as in ``train.xyz: structures 3, 17``."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``; not by reading what may hang."""
         places: dict[str, list[int]] = {}
         for index in structures:
             configuration = self[int(index)]
@@ -172,6 +172,7 @@ class Subset(Dataset):
 
     def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
         self._whole, self._structures, self.r_max = whole, np.asarray(structures, dtype=np.int64), whole.r_max
+        self._labeled = dict[str, np.ndarray]()
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -204,7 +205,9 @@ class Subset(Dataset):
 
     def labeled(self, name: str) -> np.ndarray:
         """Return which structures have a label, ``[structures]``."""
-        return self._whole.labeled(name)[self._structures]
+        if name not in self._labeled:
+            self._labeled[name] = self._whole.labeled(name)[self._structures]
+        return self._labeled[name]
 
     def _atoms(self) -> np.ndarray:
         """Return the atoms of the structures among those of the whole."""
