@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_plan import consecutive
 from mace.graphs.dataset import Batch, Dataset
+from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -29,12 +31,14 @@ class Evaluation:
         metrics: Errors by name.
         by_type: Errors of each config_type.
         compared: References and predictions of all labeled values, by property.
+        waited: Seconds that this process waited for its batches.
     """
 
     loss: float
     metrics: dict[str, float]
     by_type: dict[str, dict[str, float]] = field(default_factory=dict)
     compared: dict[str, Compared] = field(default_factory=dict)
+    waited: float = 0.0
 
 
 def evaluate(
@@ -45,9 +49,10 @@ def evaluate(
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter,
     limit: EdgeLimit | None = None,
     team: Team | None = None,
+    feeding: Feeding | None = None,
 ) -> Evaluation:
     """Predict every structure and measure the errors for labels with nonzero weight.
 
@@ -59,9 +64,10 @@ def evaluate(
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
         keep_details: Whether to keep all predictions, and the errors of each config_type.
-        progress: Wraps the iteration over batches, each given by the index of its first structure.
+        progress: Wraps the iteration over batches, each given by its structures.
         limit: Limit on the edges computed at a time, in addition to the batch size.
         team: The processes that share the work; all of them get the full result.
+        feeding: How the batches are gathered.
 
     Returns:
         Loss and errors.
@@ -73,31 +79,25 @@ def evaluate(
     sums = {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
     found = _Found()
 
+    feeding = feeding or Feeding()
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
     types = dataset.config_types
-    for start in progress(range(0, len(own), batch_size)):
-        for part in limit.parts(dataset, own[start : start + batch_size]):
-            with part:
-                batch = dataset.batch(part.structures)
-                moved = batch.to(device)
-                prediction = predict(model, moved.graph, forces, stress)
-                with torch.no_grad():
-                    of_batch = loss.sums_and_counts(prediction, moved.targets)
-                rows = _labeled_rows(prediction, batch)
-            if not part.fits:
-                continue
-            for name, pair in of_batch.items():
-                sums[name].append(pair)
-            present = np.unique(types[part.structures]).tolist() if keep_details else []
-            kinds = {kind: found.by_type.setdefault(kind, ErrorAccumulator()) for kind in present}
-            for name, row in rows.items():
-                atoms_of, kind_of = n_atoms[row.structure], types[row.structure]
-                found.total.add(name, row.reference, row.prediction, atoms_of)
-                for kind, accumulator in kinds.items():
-                    mask = kind_of == kind
-                    accumulator.add(name, row.reference[mask], row.prediction[mask], atoms_of[mask])
-                if keep_details:
-                    found.compared.setdefault(name, []).append(row)
+    batches = list(consecutive(own, batch_size))
+    with feeding.open(dataset, batches, lambda structures: limit.split(dataset, structures)) as feed:
+        for structures in progress(feed):
+            for part in limit.parts(dataset, structures):
+                with part:
+                    batch = feed.batch(part.structures)
+                    moved = batch.to(device, pinned=feeding.device is not None)
+                    prediction = predict(model, moved.graph, forces, stress)
+                    with torch.no_grad():
+                        of_batch = loss.sums_and_counts(prediction, moved.targets)
+                    rows = _labeled_rows(prediction, batch)
+                if not part.fits:
+                    continue
+                for name, pair in of_batch.items():
+                    sums[name].append(pair)
+                found.add(rows, n_atoms, types, part.structures if keep_details else None)
     combined = {
         name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
         for name, parts in sums.items()
@@ -115,6 +115,7 @@ def evaluate(
         found.total.result(),
         {kind: accumulator.result() for kind, accumulator in found.by_type.items()},
         {name: _joined(parts) for name, parts in found.compared.items()},
+        feed.waited,
     )
 
 
@@ -125,6 +126,28 @@ class _Found:
     total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
     by_type: dict[str, ErrorAccumulator] = field(default_factory=dict)
     compared: dict[str, list[Compared]] = field(default_factory=dict)
+
+    def add(
+        self, rows: Mapping[str, Compared], n_atoms: np.ndarray, types: np.ndarray, detailed: np.ndarray | None
+    ) -> None:
+        """Add the results of a batch.
+
+        Args:
+            rows: What was compared, by property.
+            n_atoms: Number of atoms of each structure of the set.
+            types: The config_type of each structure of the set.
+            detailed: The structures of the batch if errors by config_type and predictions are wanted too.
+        """
+        present = [] if detailed is None else np.unique(types[detailed]).tolist()
+        kinds = {kind: self.by_type.setdefault(kind, ErrorAccumulator()) for kind in present}
+        for name, row in rows.items():
+            atoms_of, kind_of = n_atoms[row.structure], types[row.structure]
+            self.total.add(name, row.reference, row.prediction, atoms_of)
+            for kind, accumulator in kinds.items():
+                mask = kind_of == kind
+                accumulator.add(name, row.reference[mask], row.prediction[mask], atoms_of[mask])
+            if detailed is not None:
+                self.compared.setdefault(name, []).append(row)
 
     def merge(self, other: _Found) -> None:
         """Add the results of another process."""
