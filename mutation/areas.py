@@ -34,24 +34,7 @@ AREAS = {
     ),
     "dynamics": Area(("mace/dynamics",), ("tests/units/dynamics", "tests/workflows/test_dynamics.py")),
     "structures": Area(
-        tuple(
-            f"mace/structures/{name}.py"
-            for name in (
-                "checks",
-                "comment_line",
-                "condition_values",
-                "sources",
-                "extended_xyz",
-                "formats",
-                "labels",
-                "plain_extended_xyz",
-                "reading",
-                "reference_energies",
-                "splitting",
-                "statistics",
-                "stress",
-            )
-        ),
+        ("mace/formats", "mace/structures"),
         ("tests/units/structures", "tests/contract/test_malformed_inputs.py", "tests/contract/test_bad_input.py"),
     ),
     "foreign files": Area(

@@ -28,9 +28,9 @@ from mace.settings.reading import parse_settings
 if TYPE_CHECKING:
     from mace.finetuning.farthest_points import ElementRows
     from mace.finetuning.selection import Describe, Selection, SelectionRule, Track
+    from mace.formats.frame import Frame
     from mace.potential.potential import Potential
     from mace.structures.configuration import Configuration
-    from mace.structures.frame import Frame
     from mace.structures.sources import Source
 
 _LOGGER = logging.getLogger("mace.cli.fine_tuning_select")  # by name: as a program this module is called __main__
@@ -196,7 +196,7 @@ def _check_outputs(settings: SelectSettings) -> tuple[Path, Path | None]:
         UserError: If not.
     """
     from mace.files.published import REPLAY_SETS
-    from mace.structures.formats import COMPRESSIONS, ending_of
+    from mace.formats.reading import COMPRESSIONS, ending_of
     from mace.structures.sources import expand_paths
 
     output = Path(settings.output)
@@ -310,7 +310,7 @@ def _description(settings: SelectSettings, potential: Potential | None) -> Descr
 def _write(settings: SelectSettings, selection: Selection, output: Path, combined: Path | None) -> None:
     """Write what was selected and, behind it in a second file, the structures of the fine-tuning."""
     from mace.evaluation.annotation import AnnotatedFile
-    from mace.structures.formats import iterate_frames
+    from mace.formats.reading import iterate_frames
     from mace.structures.sources import expand_paths
 
     with ExitStack() as stack:

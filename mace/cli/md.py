@@ -230,9 +230,9 @@ def ns_per_day(steps_per_second: float, plan: SimulationPlan) -> float:
 
 def _read_structure(settings: DynamicsSettings, plan: SimulationPlan) -> Atoms:
     """Read the structure and refuse what cannot be simulated."""
+    from mace.formats.reading import iterate_frames
     from mace.structures.checks import check_geometry
     from mace.structures.configuration import Configuration
-    from mace.structures.formats import iterate_frames
     from mace.structures.sources import expand_paths
 
     (file,) = expand_paths(settings.structure)[:1]

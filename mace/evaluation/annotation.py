@@ -15,7 +15,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from mace.errors import UserError
 from mace.evaluation.extended_xyz import frame_texts
 from mace.evaluation.output_formats import check_output_format, write_as
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
 
 Predicted = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
 """New columns, and new entries of the comment line, for a structure."""

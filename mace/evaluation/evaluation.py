@@ -19,6 +19,7 @@ from mace.evaluation.annotation import AnnotatedFile, annotated_text, partial_pa
 from mace.evaluation.comparison import Comparison
 from mace.evaluation.resuming import predicted_before
 from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
+from mace.formats.frame import Frame
 from mace.model.heads import default_head
 from mace.model.prediction import nonsense
 from mace.pages.plots import plot_parity
@@ -27,7 +28,6 @@ from mace.potential.potential import Potential, divide_by_structure, stack_membe
 from mace.processes.garbage_collection import objects_frozen
 from mace.properties import COMPARED, PROPERTIES
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
-from mace.structures.frame import Frame
 from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, expand_paths

@@ -11,7 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.io.extxyz import PROPERTY_NAME_MAP, SPECIAL_3_3_KEYS, escape, key_val_dict_to_str, write_xyz
 
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
 
 _FORMATS = {"f": ("R", "%16.8f"), "i": ("I", "%8d"), "U": ("S", "%-2s"), "b": ("L", " %.1s")}
 """Type letter in the comment line and format of each kind of NumPy type, as in ASE."""

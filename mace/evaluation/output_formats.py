@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.extended_xyz import iterate_extended_xyz
-from mace.structures.formats import COMPRESSIONS, ENDINGS, WITHOUT_COLUMNS, ending_of
+from mace.formats.extended_xyz import iterate_extended_xyz
+from mace.formats.reading import COMPRESSIONS, ENDINGS, WITHOUT_COLUMNS, ending_of
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
+from mace.formats.extended_xyz import iterate_extended_xyz
 from mace.properties import COMPARED
 from mace.structures.configuration import Configuration
-from mace.structures.extended_xyz import iterate_extended_xyz
 from mace.structures.stress import full_tensor
 
 _WRITTEN_DIGITS = 1.0e-7

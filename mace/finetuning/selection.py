@@ -16,11 +16,11 @@ import numpy as np
 from mace.elements import chemical_symbol
 from mace.errors import UserError
 from mace.finetuning.farthest_points import ElementRows, farthest_points
+from mace.formats.frame import Frame
+from mace.formats.reading import iterate_frames
 from mace.structures.checks import check_geometry
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_TYPE, Configuration
-from mace.structures.formats import iterate_frames
-from mace.structures.frame import Frame
 from mace.structures.reading import ISOLATED_ATOM_TYPES
 from mace.structures.sources import Source, expand_sources
 

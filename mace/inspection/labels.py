@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mace.formats.near_keys import is_near
 from mace.inspection.findings import Finding, found
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
-from mace.structures.labels import FileLabels, is_near
+from mace.structures.labels import FileLabels
 
 LARGEST_FORCE = 100.0
 """eV/Angstrom; forces above it are rarely wanted."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.finetuning.foundation import FROM_FOUNDATION
+from mace.formats.reading import iterate_frames
 from mace.model.plan import OUTPUTS
 from mace.planning.replay import OF_MATERIALS_PROJECT, asked_by, replays
 from mace.properties import PROPERTIES
@@ -16,7 +17,6 @@ from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import inert_notes, shown
 from mace.settings.heads import REPLAY_HEAD, HeadSettings, fault_of_name
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY
-from mace.structures.formats import iterate_frames
 from mace.structures.sources import files_of
 
 _LOGGER = logging.getLogger(__name__)

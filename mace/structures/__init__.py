@@ -1,1 +1,1 @@
-"""From files on disk to `Configuration`s: reading, label keys, splitting, reference energies, statistics."""
+"""From `Frame`s to `Configuration`s and collections of them: label keys, splitting, reference energies, statistics."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from mace.elements import LARGEST_ATOMIC_NUMBER
 from mace.errors import UserError
+from mace.formats.frame import Frame
 from mace.properties import PROPERTIES
 from mace.structures.configuration import DEFAULT_TYPE, Configuration
-from mace.structures.frame import Frame
 from mace.structures.stress import full_tensor
 
 _WEIGHT_KEYS = frozenset({"config_weight", *(f"config_{name}_weight" for name in PROPERTIES)})

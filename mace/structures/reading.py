@@ -14,6 +14,9 @@ import numpy as np
 
 from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
+from mace.formats.frame import Frame
+from mace.formats.near_keys import is_near
+from mace.formats.reading import iterate_frames
 from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
@@ -26,8 +29,6 @@ from mace.structures.checks import (
 )
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
-from mace.structures.formats import iterate_frames
-from mace.structures.frame import Frame
 from mace.structures.labels import (
     PLACES,
     FileLabels,
@@ -36,7 +37,6 @@ from mace.structures.labels import (
     LabelKeys,
     LabelReport,
     choose_key,
-    is_near,
 )
 from mace.structures.sources import FileUnits, Source, expand_sources
 from mace.structures.stress import convert_stress_virials, is_asymmetric

@@ -16,7 +16,7 @@ import numpy as np
 
 from mace.elements import ElementTable, atomic_number, chemical_symbol
 from mace.errors import UserError
-from mace.structures.comment_line import first_repeated
+from mace.formats.comment_line import first_repeated
 from mace.structures.configuration import Configuration
 from mace.structures.statistics import interaction_energies_per_atom
 

@@ -38,9 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"errors", "equivariant", "graphs"},
 }
 ORDER = (
-    *("files", "console", "processes", "settings", "structures", "graphs", "inspection", "reporting", "pages"),
-    *("equivariant", "kernels", "model", "compat", "potential", "training", "planning", "finetuning", "preparation"),
-    *("runs", "quickstart", "evaluation", "calculators", "dynamics", "cli", "testing"),
+    *("files", "console", "processes", "settings", "formats", "structures", "graphs", "inspection", "reporting"),
+    *("pages", "equivariant", "kernels", "model", "compat", "potential", "training", "planning", "finetuning"),
+    *("preparation", "runs", "quickstart", "evaluation", "calculators", "dynamics", "cli", "testing"),
 )
 """The rooms; each may use those before it and the vocabulary, and those in the table above less."""
 

@@ -23,10 +23,10 @@ from mace.calculators import MACECalculator
 from mace.cli import command, eval_configs
 from mace.errors import RunInterrupted, UserError
 from mace.evaluation import evaluation
+from mace.formats.reading import iterate_frames
 from mace.model.mace import MACE
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
-from mace.structures.formats import iterate_frames
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

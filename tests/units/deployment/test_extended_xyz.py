@@ -13,7 +13,7 @@ from ase.io.extxyz import write_xyz
 
 import mace.evaluation.extended_xyz as extended_xyz
 from mace.evaluation.extended_xyz import frame_texts
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
 
 
 def _of_ase(atoms: Atoms) -> str:

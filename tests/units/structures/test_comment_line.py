@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mace.errors import UserError
-from mace.structures.formats import iterate_frames
-from mace.structures.frame import Frame
-from mace.structures.labels import LabelKeys, is_near
+from mace.formats.frame import Frame
+from mace.formats.near_keys import is_near
+from mace.formats.reading import iterate_frames
+from mace.structures.labels import LabelKeys
 from mace.structures.reading import read_configurations
 
 ROWS = "Properties=species:S:1:pos:R:3"

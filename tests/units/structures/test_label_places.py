@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from mace.structures.frame import Frame
+from mace.formats.frame import Frame
 from mace.structures.labels import LabelKeys
 from mace.structures.reading import ReadResult, read_configurations
 

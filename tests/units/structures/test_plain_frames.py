@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace.errors import UserError
-from mace.structures import extended_xyz
-from mace.structures.formats import iterate_frames
-from mace.structures.frame import Frame
-from mace.structures.plain_extended_xyz import read_plain_frames
+from mace.formats import extended_xyz
+from mace.formats.frame import Frame
+from mace.formats.plain_extended_xyz import read_plain_frames
+from mace.formats.reading import iterate_frames
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*/*.xyz"))

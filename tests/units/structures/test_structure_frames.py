@@ -14,7 +14,7 @@ from ase.db import connect
 from ase.io import write
 
 from mace.errors import UserError
-from mace.structures.formats import iterate_frames
+from mace.formats.reading import iterate_frames
 from mace.structures.reading import read_configurations
 from mace.structures.sources import expand_paths
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.structures.labels import is_near
+from mace.formats.near_keys import is_near
 
 RESERVED = {"lattice": "Lattice", "pbc": "pbc", "properties": "Properties"}
 """Words with a meaning of their own, in small letters and as the format has them."""

@@ -13,9 +13,9 @@ import numpy as np
 
 from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
-from mace.structures.comment_line import first_repeated, parse_comment
-from mace.structures.frame import Frame
-from mace.structures.plain_extended_xyz import read_plain_frames
+from mace.formats.comment_line import first_repeated, parse_comment
+from mace.formats.frame import Frame
+from mace.formats.plain_extended_xyz import read_plain_frames
 
 UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""

@@ -2,7 +2,7 @@
 
 ASE's parser goes through a comment line character by character and makes a record array of every structure, which takes
 longer than computing the forces with a small model. Only what is unambiguous is read here; everything else is left to
-`mace.structures.extended_xyz`, which uses ASE.
+`mace.formats.extended_xyz`, which uses ASE.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mace.structures.comment_line import RESERVED, find_mistaken
-from mace.structures.frame import Frame
+from mace.formats.comment_line import RESERVED, find_mistaken
+from mace.formats.frame import Frame
 
 _ENTRY = re.compile(r"""([A-Za-z_][A-Za-z0-9_-]*)=(?:"([^"'\\{}\[\]=]+)"|([^\s"'\\{}\[\]=]+))(?: +|$)""")
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"

@@ -11,9 +11,9 @@ import numpy as np
 
 from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
+from mace.formats.extended_xyz import UNREADABLE_TEXT, iterate_extended_xyz, reason_of, unreadable
+from mace.formats.frame import Frame
 from mace.properties import PROPERTIES
-from mace.structures.extended_xyz import UNREADABLE_TEXT, iterate_extended_xyz, reason_of, unreadable
-from mace.structures.frame import Frame
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -1,0 +1,1 @@
+"""Files as they are: structures of any format as `Frame`s, before labels are interpreted."""
