@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from mace.graphs.batch_plan import consecutive
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import ragged_rows
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.configuration import Configuration
 
 
@@ -111,6 +113,11 @@ class Dataset(Sequence[Configuration]):
     @abstractmethod
     def neighbor_counts(self) -> np.ndarray:
         """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
+
+    @cached_property
+    def structures(self) -> StructureCollection:
+        """The structures as a collection."""
+        return ListedStructures(list(self))
 
     @property
     def config_types(self) -> np.ndarray:

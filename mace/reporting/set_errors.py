@@ -32,6 +32,9 @@ _DIGITS, _EXACT = 5, 1 << 17
 
 _ELEMENT_BYTES = 16
 
+OTHER = "all others"
+"""What is said of all that is not told apart."""
+
 VALUE = np.dtype(
     [
         ("reference", "f8"),
@@ -146,10 +149,10 @@ class PropertyTally:
         grouped = np.split(error[np.argsort(cell_of, kind="stable")], np.cumsum(counts)[:-1])
         for place, key in enumerate(unique.tolist()):
             cell = self.cells.setdefault((key // n_parts, parts[key % n_parts].tobytes()), CellErrors())
-            found = CellErrors(int(counts[place]), *(float(each[place]) for each in sums))
-            found.largest = float(np.abs(grouped[place]).max())
-            found.spread.add(grouped[place])
-            cell.merge(found)
+            absolute, squared, signed = (float(each[place]) for each in sums)
+            largest = float(np.abs(grouped[place]).max())
+            cell.merge(CellErrors(int(counts[place]), absolute, squared, signed, largest))
+            cell.spread.add(grouped[place])
         for limits, name in zip(self.limits, ("reference", "whole"), strict=True):
             both = (values[name], values[name] + error)
             limits[:] = min(limits[0], *(v.min() for v in both)), max(limits[1], *(v.max() for v in both))
@@ -194,8 +197,8 @@ class StructureErrors:
     """Errors of a structure.
 
     Attributes:
-        errors: By property, in the units of labels: the error of the energy per atom; the length of the largest error of
-            a force; of others the root mean square.
+        errors: By property, in the units of labels: the error of the energy per atom; the length of the largest error
+            of a force; of others the root mean square.
         force_errors: Error of the force on each atom, ``[atoms, 3]``, NaN where there is no label; None without labels.
     """
 
@@ -236,11 +239,14 @@ class _Chunk:
             parts = [chunk.rows[name] for chunk in chunks if name in chunk.rows]
             atoms = [part.atom for part in parts if part.atom is not None]
             rows[name] = Compared(
-                *(np.concatenate([getattr(p, x) for p in parts]) for x in ("reference", "prediction", "structure")),
-                np.concatenate(atoms) if atoms else None,
+                reference=np.concatenate([part.reference for part in parts]),
+                prediction=np.concatenate([part.prediction for part in parts]),
+                structure=np.concatenate([part.structure for part in parts]),
+                atom=np.concatenate(atoms) if atoms else None,
             )
         columns = ("structures", "types", "head", "n_atoms", "element")
-        return cls(*(np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in columns), rows)
+        joined = {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in columns}
+        return cls(**joined, rows=rows)
 
 
 class SetErrors:
@@ -248,29 +254,39 @@ class SetErrors:
 
     Args:
         types: Names of the config_types, of which batches have the numbers.
-        energies: E0 in eV by head and element of the model, ``[heads, elements]``.
+        atomic_numbers: Of the elements of the model.
+        energies: E0 in eV by head and element, ``[heads, elements]``.
 
     Attributes:
         types: As given.
         tallies: Errors by property.
         by_type: Errors by number of the config_type.
         compositions: Elements of the structures as in `VALUE`; None if there are more than `MOST_COMPOSITIONS`.
-        elements: Which elements of the model occur, ``[elements]``.
         worst: By property the structures with the largest errors, the largest first: its size, and index of the
             structure.
         of_structures: The errors of those.
     """
 
-    def __init__(self, types: Sequence[str], energies: np.ndarray) -> None:
-        self.types, self._energies = tuple(types), energies
+    def __init__(self, types: Sequence[str], atomic_numbers: Sequence[int], energies: np.ndarray) -> None:
+        self.types, self._atomic_numbers, self._energies = tuple(types), tuple(atomic_numbers), energies
         self.tallies: dict[str, PropertyTally] = {}
         self.by_type: dict[int, ErrorAccumulator] = {}
         self.compositions: set[bytes] | None = set()
-        self.elements = np.zeros(energies.shape[1], dtype=bool)
+        self._seen = np.zeros(len(atomic_numbers), dtype=bool)
         self.worst: dict[str, list[tuple[float, int]]] = {}
         self.of_structures: dict[int, StructureErrors] = {}
         self._waiting = list[_Chunk]()
         self._waiting_size = 0
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur."""
+        return [number for number, seen in zip(self._atomic_numbers, self._seen, strict=True) if seen]
+
+    def elements_of(self, part: bytes) -> tuple[int, ...]:
+        """Return the atomic numbers that a part stands for, see `VALUE`."""
+        places = np.flatnonzero(np.unpackbits(np.frombuffer(part, dtype=np.uint8)))
+        return tuple(sorted(self._atomic_numbers[place] for place in places.tolist()))
 
     def add(self, batch: Batch, types: np.ndarray, rows: Mapping[str, Compared]) -> None:
         """Add the predictions for a batch.
@@ -293,10 +309,10 @@ class SetErrors:
             return
         chunk = _Chunk.joined(self._waiting)
         self._waiting, self._waiting_size = [], 0
-        n_structures, n_elements = len(chunk.structures), len(self.elements)
+        n_structures, n_elements = len(chunk.structures), len(self._seen)
         present = np.zeros((n_structures, 8 * _ELEMENT_BYTES), dtype=bool)
         present[np.repeat(np.arange(n_structures), chunk.n_atoms), chunk.element] = True
-        self.elements |= present[:, :n_elements].any(0)
+        self._seen |= present[:, :n_elements].any(0)
         compositions, composition_of = np.unique(np.packbits(present, axis=1), axis=0, return_inverse=True)
         self._see({row.tobytes() for row in compositions})
         elements = np.packbits(np.eye(n_elements, 8 * _ELEMENT_BYTES, dtype=bool), axis=1)
@@ -304,6 +320,8 @@ class SetErrors:
         first_atom = np.cumsum(chunk.n_atoms) - chunk.n_atoms
         scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name, compared in chunk.rows.items():
+            if not compared.reference.size:
+                continue
             place = sorter[np.searchsorted(chunk.structures, compared.structure, sorter=sorter)]
             values = self._values(name, compared, place, chunk)
             if compared.atom is not None:
@@ -311,11 +329,11 @@ class SetErrors:
             else:
                 part, parts = composition_of.ravel()[place], compositions * (self.compositions is not None)
             each = max(values["error"][:1].size, 1)
-            row = (0 if compared.atom is None else compared.atom * each)[..., None] + np.arange(each)
+            first_row = np.zeros_like(place) if compared.atom is None else compared.atom * each
             self.tallies.setdefault(name, PropertyTally()).add(
                 {key: value.ravel() for key, value in values.items()},
                 np.repeat(compared.structure, each),
-                np.broadcast_to(row, (len(place), each)).ravel(),
+                (first_row[:, None] + np.arange(each)).ravel(),
                 np.repeat(chunk.types[place], each),
                 np.repeat(part, each),
                 parts,
@@ -332,11 +350,18 @@ class SetErrors:
             self.tallies.setdefault(name, PropertyTally()).merge(tally)
         for kind, accumulator in other.by_type.items():
             self.by_type.setdefault(kind, ErrorAccumulator(percentiles=False)).merge(accumulator)
-        self.elements |= other.elements
+        self._seen |= other._seen
         self._see(other.compositions)
         for name, entries in other.worst.items():
             self.worst[name] = sorted(self.worst.get(name, []) + entries, reverse=True)[:MOST_WORST]
         self._forget(self.of_structures | other.of_structures)
+
+    def errors_by_type(self) -> dict[str, dict[str, float]]:
+        """Return the errors of every config_type that occurs, without percentiles."""
+        return {self.types[kind]: self.by_type[kind].result() for kind in sorted(self.by_type, key=self._order)}
+
+    def _order(self, kind: int) -> tuple[bool, str]:
+        return self.types[kind] == OTHER, self.types[kind]
 
     def _values(self, name: str, compared: Compared, place: np.ndarray, chunk: _Chunk) -> dict[str, np.ndarray]:
         """Return labels and errors of a property, of extensive ones per atom; ``whole`` is with E0s."""
@@ -395,7 +420,7 @@ class SetErrors:
         self.of_structures = {structure: of_structures[structure] for structure in sorted(remembered)}
 
 
-def chosen_values(tallies: Sequence[PropertyTally], most: int, n_worst: int) -> np.ndarray:
+def chosen_values(tallies: Sequence[PropertyTally], most: int, n_worst: int) -> tuple[np.ndarray, np.ndarray]:
     """Choose values to draw: all, or the worst and a reproducible random choice of the others.
 
     Args:
@@ -404,15 +429,18 @@ def chosen_values(tallies: Sequence[PropertyTally], most: int, n_worst: int) -> 
         n_worst: How many of these have the largest errors, up to `WORST_VALUES`.
 
     Returns:
-        Of the kind `VALUE`, by set and structure if they are all there are; else the worst ones last.
+        Values of the kind `VALUE`, and for each the place of its set; by set and structure if they are all there are,
+        else the worst ones last.
     """
     values = np.concatenate([t.values[np.lexsort((t.values["row"], t.values["structure"]))] for t in tallies])
+    of_set = np.repeat(np.arange(len(tallies)), [len(tally.values) for tally in tallies])
     if sum(tally.count for tally in tallies) <= most:
-        return values
+        return values, of_set
     worst = _largest(np.nan_to_num(np.abs(values["error"]), nan=np.inf), n_worst)
     others = np.delete(np.arange(len(values)), worst)
     drawn = others[np.argsort(values["lot"][others], kind="stable")[: most - n_worst]]
-    return values[np.concatenate([drawn, worst])]
+    chosen = np.concatenate([drawn, worst])
+    return values[chosen], of_set[chosen]
 
 
 def _largest(sizes: np.ndarray, count: int) -> np.ndarray:

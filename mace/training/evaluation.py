@@ -15,9 +15,13 @@ from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
 from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.metrics import ErrorAccumulator
-from mace.reporting.predictions import Compared
+from mace.reporting.predictions import frequent_types
+from mace.reporting.set_errors import Compared, SetErrors
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
+
+MOST_TYPES = 100
+"""Errors are told apart by so many config_types, the most frequent ones."""
 
 
 @dataclass
@@ -28,13 +32,13 @@ class Evaluation:
         loss: The loss over all structures.
         metrics: Errors by name.
         by_type: Errors of each config_type.
-        compared: References and predictions of all labeled values, by property.
+        details: Errors in every part of the set, if they were asked for.
     """
 
     loss: float
     metrics: dict[str, float]
     by_type: dict[str, dict[str, float]] = field(default_factory=dict)
-    compared: dict[str, Compared] = field(default_factory=dict)
+    details: SetErrors | None = None
 
 
 def evaluate(
@@ -58,7 +62,7 @@ def evaluate(
         batch_size: Number of structures per batch.
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
-        keep_details: Whether to keep all predictions, and the errors of each config_type.
+        keep_details: Whether to find out the errors in every part of the set, and those of each config_type.
         progress: Wraps the iteration over batches, each given by the index of its first structure.
         limit: Limit on the edges computed at a time, in addition to the batch size.
         team: The processes that share the work; all of them get the full result.
@@ -74,7 +78,10 @@ def evaluate(
     found = _Found()
 
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
-    types = dataset.config_types
+    types = frequent_types(dataset.structures.config_types, MOST_TYPES)
+    if keep_details:
+        energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
+        found.details = SetErrors(types.names, model.plan.atomic_numbers, energies)
     for start in progress(range(0, len(own), batch_size)):
         for part in limit.parts(dataset, own[start : start + batch_size]):
             with part:
@@ -88,51 +95,44 @@ def evaluate(
                 continue
             for name, pair in of_batch.items():
                 sums[name].append(pair)
-            present = np.unique(types[part.structures]).tolist() if keep_details else []
-            kinds = {kind: found.by_type.setdefault(kind, ErrorAccumulator()) for kind in present}
             for name, row in rows.items():
-                atoms_of, kind_of = n_atoms[row.structure], types[row.structure]
-                found.total.add(name, row.reference, row.prediction, atoms_of)
-                for kind, accumulator in kinds.items():
-                    mask = kind_of == kind
-                    accumulator.add(name, row.reference[mask], row.prediction[mask], atoms_of[mask])
-                if keep_details:
-                    found.compared.setdefault(name, []).append(row)
+                found.total.add(name, row.reference, row.prediction, n_atoms[row.structure])
+            if found.details is not None:
+                found.details.add(batch, types.codes[part.structures], rows)
     combined = {
         name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
         for name, parts in sums.items()
     }
+    if found.details is not None:
+        found.details.settle()
     if team.size > 1:  # every process gets the full result, divided by the common counts
         gathered = team.gather(({name: (float(s), float(c)) for name, (s, c) in combined.items()}, found))
         for name in combined:
             numbers = torch.tensor([of_one[name] for of_one, _ in gathered], dtype=torch.float64).sum(0)
             combined[name] = (numbers[0], numbers[1])
-        found = _Found()
-        for _, other in gathered:
+        found = gathered[0][1]
+        for _, other in gathered[1:]:
             found.merge(other)
     return Evaluation(
         float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
         found.total.result(),
-        {kind: accumulator.result() for kind, accumulator in found.by_type.items()},
-        {name: _joined(parts) for name, parts in found.compared.items()},
+        found.details.errors_by_type() if found.details is not None else {},
+        found.details,
     )
 
 
 @dataclass
 class _Found:
-    """Total errors, errors by config_type, and predictions with their references, of one or all processes."""
+    """Errors of all structures and, if asked for, in every part of them, as found by one or all processes."""
 
     total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
-    by_type: dict[str, ErrorAccumulator] = field(default_factory=dict)
-    compared: dict[str, list[Compared]] = field(default_factory=dict)
+    details: SetErrors | None = None
 
     def merge(self, other: _Found) -> None:
         """Add the results of another process."""
         self.total.merge(other.total)
-        for kind, accumulator in other.by_type.items():
-            self.by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
-        for name, parts in other.compared.items():
-            self.compared.setdefault(name, []).extend(parts)
+        if self.details is not None and other.details is not None:
+            self.details.merge(other.details)
 
 
 def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
@@ -161,14 +161,3 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
         atom = None if atom is None else atom[mask][usable]
         rows[name] = Compared(reference[usable], values[usable], batch.structures[structure], atom)
     return rows
-
-
-def _joined(parts: list[Compared]) -> Compared:
-    """Concatenate the comparisons of several batches."""
-    atoms = [part.atom for part in parts if part.atom is not None]
-    return Compared(
-        np.concatenate([part.reference for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-        np.concatenate([part.structure for part in parts]),
-        np.concatenate(atoms) if atoms else None,
-    )
