@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,14 +74,15 @@ def evaluate(
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)
-    sums = {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
-    found = _Found()
 
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
     types = frequent_types(dataset.structures.config_types, MOST_TYPES)
-    if keep_details:
-        energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
-        found.details = SetErrors(types.names, model.plan.atomic_numbers, energies)
+    energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
+
+    def nothing() -> _Found:
+        return _Found(details=SetErrors(types.names, model.plan.atomic_numbers, energies) if keep_details else None)
+
+    found = nothing()
     for start in progress(range(0, len(own), batch_size)):
         for part in limit.parts(dataset, own[start : start + batch_size]):
             with part:
@@ -91,30 +92,18 @@ def evaluate(
                 with torch.no_grad():
                     of_batch = loss.sums_and_counts(prediction, moved.targets)
                 rows = _labeled_rows(prediction, batch)
-            if not part.fits:
-                continue
-            for name, pair in of_batch.items():
-                sums[name].append(pair)
-            for name, row in rows.items():
-                found.total.add(name, row.reference, row.prediction, n_atoms[row.structure])
-            if found.details is not None:
-                found.details.add(batch, types.codes[part.structures], rows)
-    combined = {
-        name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
-        for name, parts in sums.items()
-    }
+            if part.fits:
+                found.add(batch, of_batch, rows, n_atoms, types.codes)
     if found.details is not None:
         found.details.settle()
     if team.size > 1:  # every process gets the full result, divided by the common counts
-        gathered = team.gather(({name: (float(s), float(c)) for name, (s, c) in combined.items()}, found))
-        for name in combined:
-            numbers = torch.tensor([of_one[name] for of_one, _ in gathered], dtype=torch.float64).sum(0)
-            combined[name] = (numbers[0], numbers[1])
-        found = gathered[0][1]
-        for _, other in gathered[1:]:
+        found.sums = {name: (s.cpu().double(), c.cpu().double()) for name, (s, c) in found.sums.items()}
+        of_all, found = team.gather(found), nothing()
+        for other in of_all:
             found.merge(other)
+    zero = torch.zeros(())
     return Evaluation(
-        float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
+        float(loss.combine({term.name: found.sums.get(term.name, (zero, zero)) for term in loss.terms})),
         found.total.result(),
         found.details.errors_by_type() if found.details is not None else {},
         found.details,
@@ -123,16 +112,46 @@ def evaluate(
 
 @dataclass
 class _Found:
-    """Errors of all structures and, if asked for, in every part of them, as found by one or all processes."""
+    """Sums and counts of the loss and errors, in every part of the set if asked for, of one or all processes."""
 
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
     details: SetErrors | None = None
 
+    def add(
+        self,
+        batch: Batch,
+        sums: Mapping[str, tuple[Tensor, Tensor]],
+        rows: Mapping[str, Compared],
+        n_atoms: np.ndarray,
+        types: np.ndarray,
+    ) -> None:
+        """Add the results of a batch.
+
+        Args:
+            batch: The structures.
+            sums: Sum and count of every term of the loss.
+            rows: What was compared, by property.
+            n_atoms: Number of atoms of each structure of the set.
+            types: Number of the config_type of each structure of the set.
+        """
+        self._add_sums(sums)
+        for name, row in rows.items():
+            self.total.add(name, row.reference, row.prediction, n_atoms[row.structure])
+        if self.details is not None:
+            self.details.add(batch, types[batch.structures], rows)
+
     def merge(self, other: _Found) -> None:
         """Add the results of another process."""
+        self._add_sums(other.sums)
         self.total.merge(other.total)
         if self.details is not None and other.details is not None:
             self.details.merge(other.details)
+
+    def _add_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (total, count) in sums.items():
+            known = self.sums.get(name)
+            self.sums[name] = (total, count) if known is None else (known[0] + total, known[1] + count)
 
 
 def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
