@@ -94,6 +94,15 @@ def names_properties(file: str | Path) -> bool:
     return ENDINGS.get(ending_of(file)) == "hdf5"
 
 
+def key_of_heads(file: str | Path, key: str | None) -> str | None:
+    """Return the entry with the head of a structure in a file, given that in files which have keys of their own.
+
+    >>> key_of_heads("train.xyz", "level"), key_of_heads("train.h5", "level"), key_of_heads("train.h5", None)
+    ('level', 'head', None)
+    """
+    return "head" if key is not None and names_properties(file) else key
+
+
 def ending_of(file: str | Path) -> str:
     """Return the extension of a file name that indicates its format, in lower case.
 

@@ -301,8 +301,9 @@ def read_sets(
         folder = Path(settings.test_dir)
         if not folder.is_dir():
             raise UserError(f"--test_dir: {folder} is not a folder.")
-        for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[path.stem] = read("test_dir", "Test set", str(path))
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith(".") and not path.name.endswith("-lock"):  # of LMDB
+                tests[path.name if path.is_dir() else path.stem] = read("test_dir", "Test set", str(path))
     return DataSets(training, validation, tests)
 
 

@@ -29,7 +29,7 @@ class UnsupportedSettings(Settings):
         inert="batches are cut from arrays that are prepared once, so no processes load data",
     )
     multi_processed_test: bool = setting(
-        False, "preprocessed test data come in several parts", inert="test structures are read from files ASE reads"
+        False, "preprocessed test data come in several parts", inert="a folder in --test_dir is one test set"
     )
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 

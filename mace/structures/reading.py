@@ -16,7 +16,7 @@ from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
 from mace.formats.frame import Frame
 from mace.formats.near_keys import is_near
-from mace.formats.reading import iterate_frames
+from mace.formats.reading import iterate_frames, key_of_heads, names_properties
 from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
@@ -147,7 +147,7 @@ def read_configurations(
     """Read labeled structures from files that all share the same keys, units and weights; see `read_sources`.
 
     Args:
-        paths: File names and glob patterns.
+        paths: Names of files, folders and patterns; see `mace.structures.sources.expand_paths`.
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
         config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
         progress: Called for every structure read.
@@ -171,7 +171,7 @@ def read_sources(
     head_key: str | None = None,
     heads: Sequence[str] = (),
 ) -> ReadResult:
-    """Read labeled structures from files of any format that ASE supports.
+    """Read labeled structures from files of any format.
 
     A label that a structure lacks is ``None``, never zero. Forces are the labeled ones, even on constrained atoms.
     Stress and virials are derived from each other if only one is given and the cell has a volume.
@@ -199,23 +199,29 @@ def read_sources(
     structures: list[_Structure] = []
     with collection_paused():
         for file, source in expanded:
-            naming = _HeadNaming(head, head_key, tuple(heads))
+            naming = _HeadNaming(head, key_of_heads(file, head_key), tuple(heads))
             described, read = _read_file(file, source, naming, observe, progress, skip_non_finite)
             files.append(described)
             structures += read
     types: dict[str, set[str]] = {}
     for structure in structures:
         types.setdefault(structure.configuration.file, set()).add(structure.configuration.config_type)
-    for place, (_, source) in enumerate(expanded):
+    for place, (file, source) in enumerate(expanded):
         weights = source.config_type_weights
         if any(later.config_type_weights == weights for _, later in expanded[place + 1 :]):
             continue  # files with the same weights are checked together, after the last of them
         present = set().union(
-            *(types.get(file, ()) for file, other in expanded if other.config_type_weights == weights)
+            *(types.get(name, ()) for name, other in expanded if other.config_type_weights == weights)
         )
         if unused := [name for name in weights if name != DEFAULT_TYPE and name not in present]:
             names, known = (", ".join(f"'{name}'" for name in words) for words in (unused, sorted(present)))
             note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
+            files[place] = replace(files[place], notes=(*files[place].notes, note))
+        if names_properties(file) and any(weight != 1.0 for weight in weights.values()):
+            note = (
+                f"{file}: --config_type_weights multiplies the weights that this file holds; leave it out if the file "
+                "was prepared with it."
+            )
             files[place] = replace(files[place], notes=(*files[place].notes, note))
     return ReadResult(
         [structure.complete for structure in structures if not structure.is_isolated_atom],
