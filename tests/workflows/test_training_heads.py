@@ -14,6 +14,7 @@ from ase.io import read
 from training_runs import at_level, copper, isolated_atoms, prepared, same, train, water, write_frames
 
 from mace.calculators import MACECalculator
+from mace.errors import UserError
 from mace.model.model_file import load_model
 from mace.preparation.preparation import Preparation
 from mace.settings import parse_training_settings
@@ -278,6 +279,9 @@ def test_files_of_a_head_may_be_folders_lists_and_databases(tmp_path: Path, low:
         assert found.sampling.sizes == {"low": 9, "high": 6}
         sizes = {name: len(tests) for name, tests in found.tests.items()}
         assert sizes == {"cold_high": 4, "hot_high": 8, "lmdb_high": 3}
+    write_frames(tmp_path / "tests" / "hot.xyz", water(2))
+    with pytest.raises(UserError, match="tests/hot and .*tests/hot.xyz would both be the test set hot; rename"):
+        prepared(tmp_path, f"--train_file={low}", f"--test_dir={tmp_path / 'tests'}")
 
 
 def test_structures_of_hdf5_go_to_the_head_of_their_file_and_to_the_one_they_name(tmp_path: Path, low: Path) -> None:
