@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
@@ -87,14 +89,24 @@ class BatchStep:
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
+        self._counts: tuple[Loss, dict[str, np.ndarray]] | None = None
 
-    def take(self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool]) -> StepOutcome:
-        """Take one optimizer step on a batch.
+    def counts_of(self, loss: Loss) -> dict[str, np.ndarray]:
+        """Return how many labeled entries each structure has, by property; those of the latest loss are kept."""
+        if self._counts is None or self._counts[0] is not loss:
+            self._counts = loss, loss.counts_in(self._dataset)
+        return self._counts[1]
+
+    def take(
+        self, step: Step, loss: Loss, requests: tuple[bool, bool], counts: Mapping[str, Tensor] | None = None
+    ) -> StepOutcome:
+        """Take one optimizer step.
 
         Args:
-            structures: Indices of the structures in the batch, over all processes.
+            step: The structures of all processes.
             loss: The loss.
             requests: Whether this process was asked to stop, and whether it finds that a save is due.
+            counts: Counts to divide the terms of the loss by; those of the step if None.
 
         Returns:
             The outcome.
@@ -103,14 +115,16 @@ class BatchStep:
         model, dataset, team, settings = self._state.model, self._dataset, self._team, self._settings
         device = model.embedding.device
         clock = PhaseClock(device)
-        own = team.share(structures, dataset.edges_of(structures))
+        structures = step.structures
+        own = team.share(structures, dataset.edges_of(structures)) if step.batches is None else step.batches[team.rank]
         moved = self._state.moved
         moved.forget_gradients()
-        losses, counts = list[Tensor](), None
+        losses = list[Tensor]()
         for part in self._limit.parts(dataset, own):
             with part:
                 if counts is None and len(part.structures) < len(structures):
-                    counts = loss.counts(dataset.targets(structures).to(device))
+                    of_each = self.counts_of(loss)
+                    counts = {name: torch.tensor(n[structures].sum(), device=device) for name, n in of_each.items()}
                 batch = dataset.batch(part.structures).to(device, pinned=settings.pin_memory)
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))

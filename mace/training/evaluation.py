@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_size import BatchSize
 from mace.graphs.dataset import Batch, Dataset
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
@@ -41,7 +42,7 @@ def evaluate(
     model: MACE,
     dataset: Dataset,
     loss: Loss,
-    batch_size: int,
+    batch_size: BatchSize | int,
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
@@ -55,11 +56,11 @@ def evaluate(
         model: The model.
         dataset: The structures.
         loss: The loss to evaluate; its value does not depend on the batch size.
-        batch_size: Number of structures per batch.
+        batch_size: How much goes into a batch; a number is one of structures.
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
         keep_details: Whether to keep all predictions, and the errors of each config_type.
-        progress: Wraps the iteration over batches, each given by the index of its first structure.
+        progress: Wraps the iteration over the numbers of batches.
         limit: Limit on the edges computed at a time, in addition to the batch size.
         team: The processes that share the work; all of them get the full result.
 
@@ -73,10 +74,10 @@ def evaluate(
     sums = {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
     found = _Found()
 
-    own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
-    types = dataset.config_types
-    for start in progress(range(0, len(own), batch_size)):
-        for part in limit.parts(dataset, own[start : start + batch_size]):
+    batches = _batches(dataset, BatchSize(batch_size) if isinstance(batch_size, int) else batch_size, team)
+    types, n_atoms = dataset.config_types, dataset.atoms_of(np.arange(len(dataset)))
+    for number in progress(range(len(batches))):
+        for part in limit.parts(dataset, batches[number]):
             with part:
                 batch = dataset.batch(part.structures)
                 moved = batch.to(device)
@@ -116,6 +117,14 @@ def evaluate(
         {kind: accumulator.result() for kind, accumulator in found.by_type.items()},
         {name: _joined(parts) for name, parts in found.compared.items()},
     )
+
+
+def _batches(dataset: Dataset, size: BatchSize, team: Team) -> list[np.ndarray]:
+    """Divide the structures of a set into the batches of this process; all processes have about the same work."""
+    everything = np.arange(len(dataset))
+    if size.unit == "structures":
+        return size.divide(dataset, own_part(everything, team))
+    return size.divide(dataset, everything)[team.rank :: team.size]
 
 
 @dataclass

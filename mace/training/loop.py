@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from mace.graphs.batch_plan import BatchPlan, HeadSampling, one_head
+from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
+from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
@@ -60,6 +63,23 @@ def selection_rule(select_by: str, shares: Mapping[str, float]) -> str:
     return f"mean of the validation losses of the heads by their shares of an epoch, {words} (--select_by=all)"
 
 
+def expected_counts(
+    plan: BatchPlan, epoch: int, counts: Mapping[str, np.ndarray], device: torch.device
+) -> dict[str, Tensor] | None:
+    """Return what the terms of a loss are divided by in every step of an epoch; None for the counts of the step.
+
+    Args:
+        plan: The batches.
+        epoch: Counted from zero.
+        counts: By property, the number of labeled entries of each structure of the training set, ``[structures]``.
+        device: Device of the result.
+    """
+    if not isinstance(plan, EqualWork):
+        return None
+    expected = {name: plan.expected_count(epoch, of_each) for name, of_each in counts.items()}
+    return {name: torch.tensor(count, dtype=torch.float64, device=device) for name, count in expected.items()}
+
+
 class _StopRequested(Exception):
     """A signal to stop arrived during validation."""
 
@@ -94,7 +114,7 @@ class Trainer:
         edges = {name: self.settings.max_edges_per_batch for name in ("training", "validation")}
         self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
         sampling = sampling or one_head(len(train_set))
-        self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
+        self.batch_plan = plan_batches(self.settings, train_set, sampling, self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
         limit = self._limits["training"]
         self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling)
@@ -206,30 +226,40 @@ class Trainer:
         if lbfgs.stuck:
             _LOGGER.info("L-BFGS has ended: no step lowers the loss of the training set any more, to rounding")
 
-    def _run_epoch(self, epoch: int) -> None:
-        """Take the remaining steps of an epoch."""
-        state, size = self.progression, self.batch_plan.n_structures
-        sampling = self.batch_plan.sampling
+    def _begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch, or go on within one if its batches are still the same."""
+        state, plan = self.progression, self.batch_plan
+        size, sampling, batches = plan.n_structures, plan.sampling, plan.fingerprint(epoch)
         draws = [[sampling.sizes[head], count] for head, count in sampling.draws.items()]
         if state.structures_done and (state.structures != size or state.draws not in ([], draws)):
             before, now = (state.structures, size) if state.structures != size else (state.draws, draws)
             _LOGGER.warning("There were %s training structures, now %s: epoch %d begins anew", before, now, epoch)
             state.structures_done = 0
-        state.structures, state.draws = size, draws
+        elif state.structures_done and state.batches != batches:
+            _LOGGER.warning("The batches are filled in another way now: epoch %d begins anew", epoch)
+            state.structures_done = 0
+        state.structures, state.draws, state.batches = size, draws, batches
         if state.structures_done < size:
             self.state.optimizer_mode("train")
+            self._progress.begin_epoch(plan.n_steps(epoch))
+
+    def _run_epoch(self, epoch: int) -> None:
+        """Take the remaining steps of an epoch."""
+        self._begin_epoch(epoch)
+        state, plan, loss = self.progression, self.batch_plan, self.state.loss
+        counts = expected_counts(plan, epoch, self.batch_step.counts_of(loss), self.state.model.embedding.device)
         late: deque[StepOutcome] = deque()
         structures = np.zeros(0, dtype=np.int64)
-        first = state.structures_done // self.batch_plan.structures_per_step
-        for step, structures in enumerate(self.batch_plan.steps(epoch, state.structures_done), start=first):
-            requests = self._interruption.requested, self.keeper.due
-            outcome = self.batch_step.take(structures, self.state.loss, requests)
+        first = plan.steps_done(epoch, state.structures_done)
+        for number, step in enumerate(plan.steps(epoch, state.structures_done), start=first):
+            structures, requests = step.structures, (self._interruption.requested, self.keeper.due)
+            outcome = self.batch_step.take(step, loss, requests, counts)
             state.structures_done += len(structures)
-            self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
+            self._progress.step(epoch, number, outcome.loss, outcome.n_atoms)
             late.append(outcome)
             # on an accelerator, results are read one step late because reading one waits for the device
             stop, due = self._settle(late, epoch, left=outcome.latency)
-            if (stop or due) and state.structures_done < size:
+            if (stop or due) and state.structures_done < plan.n_structures:
                 self._settle(late, epoch)
                 self._require_finite_weights(structures)
                 self.save()
@@ -311,7 +341,7 @@ class Trainer:
                 self.state.model,
                 dataset,
                 self.state.loss,
-                self.settings.valid_batch_size,
+                validation_batch(self.settings),
                 stress=self.settings.compute_stress,
                 forces=self.settings.compute_forces,
                 keep_details=self.settings.report,

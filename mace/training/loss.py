@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.dataset import Targets
+from mace.graphs.dataset import Dataset, Targets
 from mace.model.prediction import Prediction
 from mace.properties import PROPERTIES
 
@@ -83,8 +84,18 @@ class Term:
         labeled, values = targets.labeled[self.name], targets.values[self.name]
         if PROPERTIES[self.name].of_atoms:
             labeled = labeled * targets.atoms_per_structure
-        row = values.new_zeros(1, *values.shape[1:])
-        return labeled.sum() * self.penalty(row, row).numel()
+        return labeled.sum() * self._entries(values.shape[1:])
+
+    def counts_in(self, dataset: Dataset) -> np.ndarray:
+        """Count the labeled entries of every structure of a data set, ``[structures]``, without reading the labels."""
+        about = PROPERTIES[self.name]
+        atoms = dataset.atoms_of(range(len(dataset))) if about.of_atoms else 1
+        return (dataset.labeled(self.name) * atoms * self._entries(about.shape)).astype(np.int32)
+
+    def _entries(self, shape: tuple[int, ...]) -> int:
+        """Return how many penalties there are for a structure, or an atom, with a property of some shape."""
+        row = torch.zeros(1, *shape)
+        return self.penalty(row, row).numel()
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,9 @@ class Loss:
         """Return the sum and count of every term, by property."""
         return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
 
-    def counts(self, targets: Targets) -> dict[str, Tensor]:
-        """Return the count of every term, by property; this depends on the labels alone."""
-        return {term.name: term.count(targets) for term in self.terms}
+    def counts_in(self, dataset: Dataset) -> dict[str, np.ndarray]:
+        """Return the counts of every term in every structure of a data set, by property, each ``[structures]``."""
+        return {term.name: term.counts_in(dataset) for term in self.terms}
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""

@@ -159,7 +159,7 @@ def test_batches_add_up_to_the_loss_of_the_whole(name: str, sizes: tuple[int, ..
 def test_parts_divided_by_the_counts_of_the_whole_add_up_to_its_loss(name: str, sizes: tuple[int, ...]) -> None:
     loss = make_loss(name, WEIGHTS)
     items = [structure(n, energy=None if n == 3 else 0.5, stress=None if n < 4 else CELL) for n in range(2, 7)]
-    counts, total, start = loss.counts(targets_of(*items)), 0.0, 0
+    counts, total, start = {term.name: term.count(targets_of(*items)) for term in loss.terms}, 0.0, 0
     for size in sizes:
         part = items[start : start + size]
         start += size
