@@ -27,6 +27,7 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
 from mace.structures.labels import (
@@ -57,7 +58,7 @@ class ReadResult:
         report: Where the labels were found.
     """
 
-    configurations: list[Configuration]
+    configurations: StructureCollection
     isolated_atoms: list[Configuration]
     report: LabelReport
 
@@ -218,7 +219,7 @@ def read_sources(
             note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
             files[place] = replace(files[place], notes=(*files[place].notes, note))
     return ReadResult(
-        [structure.complete for structure in structures if not structure.is_isolated_atom],
+        ListedStructures(structure.complete for structure in structures if not structure.is_isolated_atom),
         [structure.complete for structure in structures if structure.is_isolated_atom],
         LabelReport(tuple(files)),
     )
