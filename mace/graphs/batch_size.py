@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +29,7 @@ class BatchSize:
         """As shown in logs and tables, a bare number if it is one of structures."""
         return str(self.amount) if self.unit == "structures" else f"up to {self.amount} {self.unit}"
 
-    def sizes(self, dataset: Dataset, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+    def sizes(self, dataset: Dataset, structures: np.ndarray) -> np.ndarray:
         """Return how much each of some structures counts, ``[structures]``."""
         if self.unit == "structures":
             return np.ones(len(structures), dtype=np.int64)
@@ -79,7 +78,7 @@ def plan_batches(settings: TrainingSettings, train: Dataset, sampling: HeadSampl
     size = training_batch(settings)
     if size.unit == "structures":
         return EqualNumbers(sampling, settings.seed, size.amount * processes)
-    return EqualWork(sampling, settings.seed, size.sizes(train, range(len(train))), size.amount, processes)
+    return EqualWork(sampling, settings.seed, size.sizes(train, np.arange(len(train))), size.amount, processes)
 
 
 @dataclass(frozen=True)

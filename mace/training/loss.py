@@ -89,7 +89,7 @@ class Term:
     def counts_in(self, dataset: Dataset) -> np.ndarray:
         """Count the labeled entries of every structure of a data set, ``[structures]``, without reading the labels."""
         about = PROPERTIES[self.name]
-        atoms = dataset.atoms_of(range(len(dataset))) if about.of_atoms else 1
+        atoms = dataset.atoms_of(np.arange(len(dataset))) if about.of_atoms else 1
         return (dataset.labeled(self.name) * atoms * self._entries(about.shape)).astype(np.int32)
 
     def _entries(self, shape: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import original_files as files
@@ -102,7 +103,7 @@ def assert_same(found: Gradient, expected: Gradient, factor: float) -> None:
 
 
 def equal_work(dataset: InMemoryDataset, capacity: int, sampling: HeadSampling, processes: int = 1) -> EqualWork:
-    sizes = BatchSize(capacity, "edges").sizes(dataset, range(len(dataset)))
+    sizes = BatchSize(capacity, "edges").sizes(dataset, np.arange(len(dataset)))
     return EqualWork(sampling, 3, sizes, capacity, processes)
 
 
@@ -153,9 +154,14 @@ def test_no_process_looks_at_the_labels_of_another(
     model: MACE, dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, asked = equal_work(dataset, 1800, all_of(dataset), processes=2), set[int]()
-    targets, graph = InMemoryDataset.targets, InMemoryDataset.graph
-    monkeypatch.setattr(InMemoryDataset, "targets", lambda s, i: asked.update(np.asarray(i).tolist()) or targets(s, i))
-    monkeypatch.setattr(InMemoryDataset, "graph", lambda s, i: asked.update(np.asarray(i).tolist()) or graph(s, i))
+    for of, name in ((type(dataset.structures), "flat"), (InMemoryDataset, "neighbors")):
+        gather = getattr(of, name)
+
+        def noted(self: object, structures: np.ndarray, gather: Any = gather) -> Any:
+            asked.update(structures.tolist())
+            return gather(self, structures)
+
+        monkeypatch.setattr(of, name, noted)
     gradients_of_epoch(model, dataset, make_loss("weighted", WEIGHTS), plan, OneOfTwo(1))
     assert asked == {int(i) for step in plan.steps(1) for i in (step.batches or ())[1]} and len(asked) < COUNT
 
