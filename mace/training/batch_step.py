@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Gather
+from mace.graphs.graph import carry
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
@@ -89,16 +91,23 @@ class BatchStep:
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
-        self._counts: tuple[Loss, dict[str, np.ndarray]] | None = None
 
-    def counts_of(self, loss: Loss) -> dict[str, np.ndarray]:
-        """Return how many labeled entries each structure has, by property; those of the latest loss are kept."""
-        if self._counts is None or self._counts[0] is not loss:
-            self._counts = loss, loss.counts_in(self._dataset)
-        return self._counts[1]
+    def divide(self, step: Step) -> list[np.ndarray]:
+        """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
+        return self._limit.split(self._dataset, self._share(step))
+
+    def _share(self, step: Step) -> np.ndarray:
+        if step.batches is not None:
+            return step.batches[self._team.rank]
+        return self._team.share(step.structures, self._dataset.edges_of(step.structures))
 
     def take(
-        self, step: Step, loss: Loss, requests: tuple[bool, bool], counts: Mapping[str, Tensor] | None = None
+        self,
+        step: Step,
+        loss: Loss,
+        requests: tuple[bool, bool],
+        gather: Gather | None = None,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> StepOutcome:
         """Take one optimizer step.
 
@@ -106,6 +115,7 @@ class BatchStep:
             step: The structures of all processes.
             loss: The loss.
             requests: Whether this process was asked to stop, and whether it finds that a save is due.
+            gather: Returns the batch of some structures; by default, the data set does.
             counts: Counts to divide the terms of the loss by; those of the step if None.
 
         Returns:
@@ -115,17 +125,15 @@ class BatchStep:
         model, dataset, team, settings = self._state.model, self._dataset, self._team, self._settings
         device = model.embedding.device
         clock = PhaseClock(device)
-        structures = step.structures
-        own = team.share(structures, dataset.edges_of(structures)) if step.batches is None else step.batches[team.rank]
+        gather = gather or dataset.batch
         moved = self._state.moved
         moved.forget_gradients()
-        losses = list[Tensor]()
-        for part in self._limit.parts(dataset, own):
+        losses, structures = list[Tensor](), step.structures
+        for part in self._limit.parts(dataset, self._share(step)):
             with part:
                 if counts is None and len(part.structures) < len(structures):
-                    of_each = self.counts_of(loss)
-                    counts = {name: torch.tensor(n[structures].sum(), device=device) for name, n in of_each.items()}
-                batch = dataset.batch(part.structures).to(device, pinned=settings.pin_memory)
+                    counts = carry(loss.counts(dataset, structures), device)
+                batch = gather(part.structures).to(device, pinned=settings.pin_memory)
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
         moved.take_gradients()

@@ -77,25 +77,13 @@ class Term:
         else:
             penalty = self.penalty(error, reference) * property_weight
         total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, self.count(targets)
+        return total, self.counts(targets.labeled[self.name], targets.atoms_per_structure).sum()
 
-    def count(self, targets: Targets) -> Tensor:
-        """Count the labeled entries of a batch; this depends on the labels alone."""
-        labeled, values = targets.labeled[self.name], targets.values[self.name]
-        if PROPERTIES[self.name].of_atoms:
-            labeled = labeled * targets.atoms_per_structure
-        return labeled.sum() * self._entries(values.shape[1:])
-
-    def counts_in(self, dataset: Dataset) -> np.ndarray:
-        """Count the labeled entries of every structure of a data set, ``[structures]``, without reading the labels."""
-        about = PROPERTIES[self.name]
-        atoms = dataset.atoms_of(np.arange(len(dataset))) if about.of_atoms else 1
-        return (dataset.labeled(self.name) * atoms * self._entries(about.shape)).astype(np.int32)
-
-    def _entries(self, shape: tuple[int, ...]) -> int:
-        """Return how many penalties there are for a structure, or an atom, with a property of some shape."""
-        row = torch.zeros(1, *shape)
-        return self.penalty(row, row).numel()
+    def counts(self, labeled: Tensor, n_atoms: Tensor) -> Tensor:
+        """Count the labeled entries of each of some structures, given which are labeled and their numbers of atoms."""
+        row = torch.zeros(1, *PROPERTIES[self.name].shape, dtype=torch.float64)
+        entries = labeled * self.penalty(row, row).numel()
+        return entries * n_atoms if PROPERTIES[self.name].of_atoms else entries
 
 
 @dataclass(frozen=True)
@@ -124,9 +112,15 @@ class Loss:
         """Return the sum and count of every term, by property."""
         return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
 
-    def counts_in(self, dataset: Dataset) -> dict[str, np.ndarray]:
-        """Return the counts of every term in every structure of a data set, by property, each ``[structures]``."""
-        return {term.name: term.counts_in(dataset) for term in self.terms}
+    def counts(self, dataset: Dataset, structures: np.ndarray) -> dict[str, Tensor]:
+        """Return the count of every term for some structures, by property, without reading their labels."""
+        return {name: counts.sum() for name, counts in self.counts_of_each(dataset, structures).items()}
+
+    def counts_of_each(self, dataset: Dataset, structures: np.ndarray) -> dict[str, Tensor]:
+        """Return the count of every term for each of some structures, by property, each ``[structures]``."""
+        n_atoms = torch.from_numpy(dataset.atoms_of(structures))
+        labeled = {term.name: torch.from_numpy(dataset.labeled(term.name)[structures]) for term in self.terms}
+        return {term.name: term.counts(labeled[term.name], n_atoms) for term in self.terms}
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""

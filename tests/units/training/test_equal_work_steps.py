@@ -79,11 +79,11 @@ def gradients_of_epoch(
     for group in state.optimizer.param_groups:
         group["lr"] = 0.0
     step = BatchStep(state, dataset, EdgeLimit(most, "training"), settings, team)
-    counts = expected_counts(plan, 1, step.counts_of(loss), model.embedding.device)
+    counts = expected_counts(plan, 1, loss, dataset, model.embedding.device)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, total = list[float](), {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for taken in plan.steps(1):
-        losses.append(float(step.take(taken, loss, (False, False), counts).loss))
+        losses.append(float(step.take(taken, loss, (False, False), counts=counts).loss))
         for name, parameter in model.named_parameters():
             total[name] += 0.0 if parameter.grad is None else parameter.grad
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -119,7 +119,7 @@ def test_the_steps_of_an_epoch_add_up_to_the_loss_of_all_structures(
     loss = make_loss(word, WEIGHTS, 0.3)
     plan = equal_work(dataset, 1500, all_of(dataset, draws))
     batches = [step.structures for step in plan.steps(1)]
-    labels = loss.counts_in(dataset)
+    labels = loss.counts_of_each(dataset, np.arange(COUNT))
     assert len(batches) > 2 and all(labels[name][batch].any() for name in labels for batch in batches)
     assert len({len(batch) for batch in batches}) > 1, "batches are to differ in what is averaged"
     value, expected = gradient_of_all(model, dataset, loss, np.concatenate(batches))
@@ -170,7 +170,7 @@ def test_a_rare_label_counts_in_the_steps_that_have_it(model: MACE, dataset: InM
     """As in batches of equal numbers: there it is divided by the labels of the step, of which few steps have any."""
     loss, plan = make_loss("stress", WEIGHTS), equal_work(dataset, 700, all_of(dataset))
     steps = [step.structures for step in plan.steps(1)]
-    labels = loss.counts_in(dataset)
+    labels = loss.counts_of_each(dataset, np.arange(COUNT))
     having = {name: sum(bool(counts[step].any()) for step in steps) for name, counts in labels.items()}
     assert having["stress"] < len(steps)
     _, found = gradients_of_epoch(model, dataset, loss, plan, Team())
