@@ -69,9 +69,11 @@ class Dataset(Sequence[Configuration]):
 
     Attributes:
         r_max: Cutoff in Angstrom within which neighbors are known.
+        on_disk: Whether gathering a batch takes more than copying from memory: reading it, or searching its neighbors.
     """
 
     r_max: float
+    on_disk = False
 
     @overload
     def __getitem__(self, place: int) -> Configuration: ...
@@ -172,7 +174,7 @@ class Subset(Dataset):
 
     def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
         self._whole, self._structures, self.r_max = whole, np.asarray(structures, dtype=np.int64), whole.r_max
-        self._labeled = dict[str, np.ndarray]()
+        self.on_disk, self._labeled = whole.on_disk, dict[str, np.ndarray]()
 
     def __len__(self) -> int:
         """Return the number of structures."""

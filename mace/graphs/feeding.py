@@ -69,12 +69,13 @@ class Feeding:
     """How the steps of a run get their batches.
 
     Attributes:
-        workers: Number of threads that gather batches ahead; with none, steps gather them themselves.
+        workers: Number of threads that gather batches ahead; with none, steps gather them themselves. If None, there is
+            one where that saves time.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
     """
 
-    workers: int = 0
+    workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
 
@@ -83,6 +84,10 @@ class Feeding:
         """Return what the settings of a run ask for."""
         is_locked = settings.pin_memory and device.type == "cuda"
         return cls(settings.num_workers, device if is_locked else None, heed)
+
+    def threads_for(self, dataset: Dataset) -> int:
+        """Return how many threads gather the batches of a data set."""
+        return int(dataset.on_disk) if self.workers is None else self.workers
 
     def open(self, dataset: Dataset, batches: Iterable[np.ndarray], divide: Divide = _at_once) -> Feed:
         """Return the batches of a pass through a data set, for a ``with`` statement.
@@ -128,7 +133,8 @@ class Feed:
         self._step, self._steps, self._tasks = 0, deque[np.ndarray](), deque[_Task]()
         self._plan = self._planned()
         self._queue, self._closing = SimpleQueue["_Task | None"](), threading.Event()
-        self._threads, self._most_threads = list[threading.Thread](), feeding.workers
+        self._workers = feeding.threads_for(dataset)
+        self._threads, self._most_threads = list[threading.Thread](), self._workers
         self.waited = 0.0
 
     def __len__(self) -> int:
@@ -137,7 +143,7 @@ class Feed:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the structures of each step, over all processes."""
-        if not self._feeding.workers:
+        if not self._workers:
             yield from self._batches
             return
         while True:
@@ -176,7 +182,7 @@ class Feed:
 
     def _fill(self) -> None:
         """Hand the threads as many tasks as may be gathered ahead, one at least."""
-        most = AHEAD_OF_EACH * self._feeding.workers
+        most = AHEAD_OF_EACH * self._workers
         while not self._tasks or (len(self._tasks) < most and sum(task.n_edges for task in self._tasks) < EDGES_AHEAD):
             task = next(self._plan, None)
             if task is None:
@@ -196,9 +202,7 @@ class Feed:
         try:
             thread.start()
         except RuntimeError as error:  # there is a limit on the processes and threads of a user
-            wanted = (
-                f"--num_workers={self._feeding.workers}: only {len(self._threads)} threads can be started ({error})"
-            )
+            wanted = f"--num_workers={self._workers}: only {len(self._threads)} threads can be started ({error})"
             if not self._threads:
                 raise UserError(f"{wanted}; with --num_workers=0 none is needed.") from error
             self._most_threads = len(self._threads)
@@ -251,7 +255,7 @@ class Feed:
 
     def __enter__(self) -> Feed:
         """Return the object itself; what the data set makes on first use is made here, once for all threads."""
-        if self._feeding.workers:
+        if self._workers:
             self._dataset.labeled("energy")
         return self
 

@@ -22,7 +22,7 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs import feeding
 from mace.graphs.batch_plan import consecutive
-from mace.graphs.dataset import Batch
+from mace.graphs.dataset import Batch, Subset
 from mace.graphs.feeding import Feeding
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
@@ -114,6 +114,19 @@ def test_batches_are_the_same_whoever_gathers_them(workers: int) -> None:
     assert len(found) == 14 and feed.waited > 0.0
     mine = threading.main_thread().name
     assert workers == 0 or sum(name != mine for name in dataset.threads) >= min(workers, 4)
+
+
+def test_unless_a_number_is_given_a_thread_gathers_what_is_on_disk() -> None:
+    for on_disk, wanted, threads in ((False, None, 0), (True, None, 1), (False, 4, 4), (True, 0, 0)):
+        dataset = Observed()
+        dataset.on_disk = on_disk
+        for each in (dataset, Subset(dataset, np.arange(40))):
+            dataset.threads.clear()
+            assert Feeding(wanted).threads_for(each) == threads
+            with Feeding(wanted).open(each, steps()) as feed:
+                for structures in feed:
+                    feed.batch(structures)
+            assert len(dataset.threads - {threading.main_thread().name}) == threads
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
