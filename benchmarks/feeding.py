@@ -15,7 +15,6 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,10 @@ import torch
 from molecules import read_molecules
 
 from mace.elements import ElementTable
-from mace.graphs.assembly import graph_of_structures
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
-from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors, find_all_neighbors
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -44,11 +42,10 @@ class Searching(InMemoryDataset):
 
     delay = 0.0
 
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        """Gather the graph of some structures."""
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        """Search the neighbors of some structures."""
         time.sleep(self.delay * len(structures))
-        chosen = [self._configurations[int(place)] for place in structures]
-        return graph_of_structures(chosen, ElementTable((1, 6, 8)), self.r_max)
+        return find_all_neighbors([self.structures[int(place)] for place in structures], self.r_max)
 
 
 def _configurations(folder: Path) -> list[Configuration]:

@@ -218,10 +218,14 @@ class Feed:
             looks += 1
             is_alive = task.worker.is_alive() if task.worker else any(thread.is_alive() for thread in self._threads)
             if not is_alive and not task.batch.done():
-                raise UserError(f"The thread that was to read {self._named(task.structures)} has ended; {_WAY_OUT}")
+                raise UserError(
+                    f"The thread that was to read {self._dataset.describe(task.structures)} has ended; {_WAY_OUT}"
+                )
             if looks in (shown, LONGEST):
                 shown *= 2
-                waiting = f"No answer for {looks * LOOK:.0f} s to the request for {self._named(task.structures)}"
+                waiting = (
+                    f"No answer for {looks * LOOK:.0f} s to the request for {self._dataset.describe(task.structures)}"
+                )
                 if looks == LONGEST:
                     raise UserError(f"{waiting}; see whether its disk can be reached; {_WAY_OUT}")
                 _LOGGER.warning("%s; can its disk be reached?", waiting)
@@ -242,21 +246,12 @@ class Feed:
         _LOGGER.debug("A batch cannot be gathered", exc_info=error)
         alone = [self._attempt(structures[[place]]).exception() for place in range(len(structures))]
         faulty = [found is not None for found in alone]
-        named = self._named(structures[faulty] if any(faulty) else structures)
+        named = self._dataset.describe(structures[faulty] if any(faulty) else structures)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{named} cannot be made into a batch: {reason.rstrip('.')}.") from error
 
-    def _named(self, structures: np.ndarray) -> str:
-        """Name structures by file and index, or by their places where that cannot be read either."""
-        try:
-            return self._dataset.describe(structures)
-        except (OSError, ValueError):
-            return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
-
     def __enter__(self) -> Feed:
-        """Return the object itself; what the data set makes on first use is made here, once for all threads."""
-        if self._workers:
-            self._dataset.labeled("energy")
+        """Return the object itself."""
         return self
 
     def __exit__(

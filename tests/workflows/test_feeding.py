@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from training_runs import Run, same, train, untimed, water, write_water
 
 from mace.errors import RunInterrupted, UserError
 from mace.graphs import feeding
-from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors
 from mace.training import phases
 from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import load_safely
@@ -98,14 +98,14 @@ def test_what_was_gathered_ahead_does_not_count_as_done(
 def test_a_structure_that_cannot_be_read_ends_the_run_by_its_name(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    graph = InMemoryDataset.graph
+    neighbors = InMemoryDataset.neighbors
 
-    def failing(dataset: InMemoryDataset, structures: Sequence[int] | np.ndarray) -> Graph:
+    def failing(dataset: InMemoryDataset, structures: np.ndarray) -> Neighbors:
         if 7 in [dataset[int(place)].index for place in structures]:
             raise OSError(5, "Input/output error")
-        return graph(dataset, structures)
+        return neighbors(dataset, structures)
 
-    monkeypatch.setattr(InMemoryDataset, "graph", failing)
+    monkeypatch.setattr(InMemoryDataset, "neighbors", failing)
     with pytest.raises(UserError, match=r"train.xyz: structure 7 cannot be made into a batch: OSError: .*Input/output"):
         train(tmp_path, data, f"--num_workers={workers}")
 
@@ -115,12 +115,12 @@ def test_a_signal_while_the_disk_does_not_answer_saves_and_ends(
 ) -> None:
     write_water(data, 30)
     straight = train(tmp_path / "straight", data)
-    graph, take, answer, taken = InMemoryDataset.graph, BatchStep.take, threading.Event(), [0]
+    neighbors, take, answer, taken = InMemoryDataset.neighbors, BatchStep.take, threading.Event(), [0]
     answer.set()
 
-    def waiting(dataset: InMemoryDataset, structures: Sequence[int] | np.ndarray) -> Graph:
+    def waiting(dataset: InMemoryDataset, structures: np.ndarray) -> Neighbors:
         answer.wait()
-        return graph(dataset, structures)
+        return neighbors(dataset, structures)
 
     def counted(step: BatchStep, *arguments: Any) -> Any:
         taken[0] += 1
@@ -130,7 +130,7 @@ def test_a_signal_while_the_disk_does_not_answer_saves_and_ends(
         return take(step, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(InMemoryDataset, "graph", waiting)
+        patch.setattr(InMemoryDataset, "neighbors", waiting)
         patch.setattr(BatchStep, "take", counted)
         patch.setattr(feeding, "LOOK", 0.05)
         patch.setattr(feeding, "CLOSING", 0.1)

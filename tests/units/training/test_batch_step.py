@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mace.elements import ElementTable
-from mace.graphs.dataset import Targets
+from mace.graphs.dataset import Batch, Targets
 from mace.graphs.feeding import Feeding
-from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 from mace.processes.team import Team
 from mace.settings import parse_training_settings
@@ -45,13 +44,13 @@ class Member(Team):
 
 
 class Read(InMemoryDataset):
-    """Remembers of which structures it was asked for graphs and labels."""
+    """Remembers which structures it was asked for."""
 
     read: list[int]
 
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
+    def batch(self, structures: Sequence[int] | np.ndarray) -> Batch:
         self.read += np.asarray(structures).tolist()
-        return super().graph(structures)
+        return super().batch(structures)
 
     def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
         self.read += np.asarray(structures).tolist()
@@ -100,7 +99,7 @@ def test_a_process_reads_what_it_computes_and_shares_add_up(workers: int, edges:
         dataset.read.clear()
         members.append(taken(dataset, structures, Member(rank, 2), workers, edges))
         own = members[-1].share(structures, dataset.edges_of(structures)).tolist()
-        assert sorted(dataset.read) == sorted(2 * own), "once for the graph and once for the labels"
+        assert sorted(dataset.read) == sorted(own)
     assert sum(float(member.numbers[0]) for member in members) == pytest.approx(loss, rel=1e-12)
     for *parts, both in zip(*(member.gradients for member in members), whole, strict=True):
         torch.testing.assert_close(sum(parts), both, rtol=1e-9, atol=1e-10)
