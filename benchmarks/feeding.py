@@ -86,13 +86,15 @@ class Steps:
         self.average = MovingAverage(self.model.parameters(), 0.99)
         self.loss = make_loss("weighted", {"energy": 1.0, "forces": 100.0})
 
-    def take(self, dataset: Dataset, batches: list[np.ndarray], workers: int) -> tuple[float, float, float]:
+    def take(self, dataset: Dataset, batches: list[np.ndarray], workers: int, idle: bool) -> tuple[float, float, float]:
         """Take steps; return seconds, seconds of processors and seconds of waiting, each per step."""
         start, busy = time.perf_counter(), time.process_time()
         with Feeding(workers).open(dataset, batches) as feed:
             for structures in feed:
-                loss_gradient(self.model, feed.batch(structures), self.loss)
-                update_parameters(self.model, self.optimizer, 10.0, self.average)
+                batch = feed.batch(structures)
+                if not idle:
+                    loss_gradient(self.model, batch, self.loss)
+                    update_parameters(self.model, self.optimizer, 10.0, self.average)
         ends = time.perf_counter() - start, time.process_time() - busy, feed.waited
         return ends[0] / len(batches), ends[1] / len(batches), ends[2] / len(batches)
 
@@ -108,6 +110,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15, help="of each round and number of workers")
+    parser.add_argument("--without-steps", action="store_true", help="gather only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_default_dtype(torch.float32)
@@ -117,12 +120,12 @@ def main() -> int:
     if isinstance(dataset, Searching) and options.source == "disk":
         dataset.delay = 1e-3 * options.delay
     steps, rng = Steps(options.channels), np.random.default_rng(0)
-    steps.take(dataset, [np.arange(10)] * 5, 0)
+    steps.take(dataset, [np.arange(10)] * 5, 0, False)
     found: dict[int, list[tuple[float, float, float]]] = {workers: [] for workers in options.workers}
     for _ in range(options.rounds):
         for workers in rng.permutation(options.workers).tolist():
             batches = [rng.choice(len(dataset), 10, replace=False) for _ in range(options.steps)]
-            found[workers].append(steps.take(dataset, batches, workers))
+            found[workers].append(steps.take(dataset, batches, workers, options.without_steps))
     print(f"source {options.source}; milliseconds per step, medians of {options.rounds} rounds and best")
     for workers, times in found.items():
         wall, busy, waited = (1e3 * np.median(np.array(times), axis=0)).tolist()

@@ -246,6 +246,10 @@ class Subset(Dataset):
         """Return the neighbors of some structures, in the order given."""
         return self._whole.neighbors(self._places[structures])
 
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        return self._whole.atoms_of(self._places[np.asarray(structures, dtype=np.int64)])
+
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""
         return self._whole.edges_of(self._places[np.asarray(structures, dtype=np.int64)])

@@ -218,17 +218,22 @@ class Feed:
             looks += 1
             is_alive = task.worker.is_alive() if task.worker else any(thread.is_alive() for thread in self._threads)
             if not is_alive and not task.batch.done():
-                raise UserError(
-                    f"The thread that was to read {self._dataset.describe(task.structures)} has ended; {_WAY_OUT}"
-                )
+                raise UserError(f"The thread that was to read {self._named(task.structures)} has ended; {_WAY_OUT}")
             if looks in (shown, LONGEST):
                 shown *= 2
-                waiting = (
-                    f"No answer for {looks * LOOK:.0f} s to the request for {self._dataset.describe(task.structures)}"
-                )
+                waiting = f"No answer for {looks * LOOK:.0f} s to the request for {self._named(task.structures)}"
                 if looks == LONGEST:
                     raise UserError(f"{waiting}; see whether its disk can be reached; {_WAY_OUT}")
                 _LOGGER.warning("%s; can its disk be reached?", waiting)
+
+    def _named(self, structures: np.ndarray) -> str:
+        """Name structures by file and index, or by their places if the disk does not even tell that."""
+        named: Future[str] = Future()
+        describe = self._dataset.describe
+        threading.Thread(target=lambda: named.set_result(describe(structures)), daemon=True).start()
+        if wait([named], LOOK).done:
+            return named.result()
+        return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
 
     def _attempt(self, structures: np.ndarray) -> Future[Batch]:
         """Gather a batch in this thread."""

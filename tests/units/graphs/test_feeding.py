@@ -278,6 +278,21 @@ def test_a_disk_that_does_not_answer_is_told_and_does_not_hang_the_run(
         thread.join(10.0)
 
 
+def test_a_disk_that_does_not_even_tell_names_does_not_hang_the_message(impatient: None) -> None:
+    dataset, permission = Observed(), threading.Event()
+    dataset.permission = permission
+    dataset.describe = lambda structures: str(permission.wait())  # type: ignore[method-assign]
+    with (
+        pytest.raises(UserError, match="request for structures 5, 12, 30 of the set; see whether"),
+        Feeding(2).open(dataset, [np.array([30, 5, 12])]) as feed,
+    ):
+        for structures in feed:
+            feed.batch(structures)
+    permission.set()
+    for thread in feeders():
+        thread.join(10.0)
+
+
 def test_who_waits_can_be_told_to_stop(impatient: None) -> None:
     dataset, looks = Observed(), [0]
     dataset.permission = threading.Event()
