@@ -79,7 +79,12 @@ class Dataset(Sequence[Configuration]):
 
     Raises:
         UserError: If a structure is for a head that the model lacks.
+
+    Attributes:
+        on_disk: Whether gathering a batch takes more than copying from memory: reading it, or searching its neighbors.
     """
+
+    on_disk = False
 
     def __init__(
         self,
@@ -199,11 +204,11 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and index, as in ``train.xyz: structures 3, 17``; not by reading what may hang."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``, without reading them."""
+        files, place_in_file = self.structures.files, self.structures.file_index
         places: dict[str, list[int]] = {}
-        for index in structures:
-            configuration = self[int(index)]
-            places.setdefault(configuration.file, []).append(configuration.index)
+        for structure in structures:
+            places.setdefault(files[structure], []).append(int(place_in_file[structure]))
         named = []
         for file, found in places.items():
             numbers = ", ".join(str(number) for number in sorted(found))
@@ -235,10 +240,15 @@ class Subset(Dataset):
     def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
         self._whole, self._places = whole, np.asarray(structures, dtype=np.int64)
         super().__init__(whole.structures.take(self._places), whole.elements, whole.r_max, whole.heads)
+        self.on_disk = whole.on_disk
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""
         return self._whole.neighbors(self._places[structures])
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        return self._whole.atoms_of(self._places[np.asarray(structures, dtype=np.int64)])
 
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""
