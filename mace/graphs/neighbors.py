@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 
 from mace.graphs.pairs import find_pairs
+from mace.graphs.small_structures import Cells
 from mace.structures.configuration import Configuration
+from mace.structures.flat import ragged_rows
 
 _MOST_TOGETHER, _NEAR = 1000, 1000.0
 """Atoms of a structure, and Angstrom from the origin, up to which it can be searched together with others."""
@@ -66,12 +68,6 @@ class Neighbors:
         return counts
 
 
-def ragged_rows(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the indices of consecutive rows, of which the first ones and their numbers are given."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
-
-
 def join_neighbors(parts: Sequence[Neighbors]) -> Neighbors:
     """Put the neighbors of one or more structures, or groups of structures, one after the other."""
     if len(parts) == 1:
@@ -103,8 +99,12 @@ def find_neighbors(
     Raises:
         UserError: See `mace.graphs.pairs.find_pairs`.
     """
-    # a hair beyond, so that only the comparison in `select_near` decides
-    return select_near(*find_pairs(positions, cell, pbc, r_max * (1.0 + 1e-9), where), positions, cell, r_max)
+    return select_near(*find_pairs(positions, cell, pbc, _beyond(r_max), where), positions, cell, r_max)
+
+
+def _beyond(r_max: float) -> float:
+    """Return a cutoff a hair larger, so that only the comparison in `_near` decides."""
+    return r_max * (1.0 + 1e-9)
 
 
 def select_near(
@@ -123,35 +123,52 @@ def select_near(
     Returns:
         Pairs, in the order given, and directed edges.
     """
-    vectors = positions[receiver] - positions[sender] + shift @ cell
-    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
-    sender, receiver, shift = sender[near], receiver[near], shift[near]
-    # edges are sorted by receiver
-    n_pairs = len(sender)
-    pair = np.arange(n_pairs)
+    near = _near(sender, receiver, shift, positions, cell, r_max)
+    return edges_of_pairs(np.array([len(positions)]), np.array([len(near)]), near)
+
+
+def edges_of_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) -> Neighbors:
+    """Arrange the pairs of one or more structures, and the directed edges that they stand for.
+
+    Args:
+        n_atoms: ``[structures]``.
+        n_pairs: ``[structures]``.
+        pairs: Sender and receiver, from zero in every structure, and the lattice translations of the receiver's image,
+            int64, ``[pairs, 5]``.
+
+    Returns:
+        The pairs in the order given, and the edges of each structure in the order of their receivers.
+    """
+    total, first_atom = len(pairs), np.cumsum(n_atoms) - n_atoms
+    sender, receiver = pairs[:, 0], pairs[:, 1]
+    atom_offset, pair_offset = np.repeat(first_atom, n_pairs), np.repeat(np.cumsum(n_pairs) - n_pairs, n_pairs)
     edge_sender, edge_receiver = np.concatenate([sender, receiver]), np.concatenate([receiver, sender])
-    order = np.argsort(edge_receiver, kind="stable")
+    of_all = edge_receiver + np.concatenate([atom_offset, atom_offset])
+    order = np.argsort(of_all, kind="stable")
+    of_all = of_all[order]
     place = np.empty_like(order)
-    place[order] = np.arange(2 * n_pairs)
-    edge_receiver = edge_receiver[order]
-    first = np.searchsorted(edge_receiver, np.arange(len(positions)))
+    place[order] = np.arange(2 * total)
+    place -= 2 * np.concatenate([pair_offset, pair_offset])  # from zero in every structure
+    first = np.searchsorted(of_all, np.arange(int(n_atoms.sum())))
+    pair = np.arange(total) - pair_offset
+    both = np.arange(total)
     return Neighbors(
-        n_pairs=np.array([n_pairs]),
+        n_pairs=n_pairs,
         pair_sender=sender,
         pair_receiver=receiver,
-        pair_shift=shift,
-        pair_edges=np.stack([place[:n_pairs], place[n_pairs:]], axis=1),
+        pair_shift=pairs[:, 2:],
+        pair_edges=np.stack([place[:total], place[total:]], axis=1),
         edge_sender=edge_sender[order],
-        edge_receiver=edge_receiver,
-        edge_rank=np.arange(2 * n_pairs) - first[edge_receiver] if n_pairs else np.zeros(0, dtype=np.int64),
+        edge_receiver=edge_receiver[order],
+        edge_rank=np.arange(2 * total) - first[of_all] if total else np.zeros(0, dtype=np.int64),
         edge_pair=np.concatenate([pair, pair])[order],
-        edge_sign=np.concatenate([np.ones(n_pairs), -np.ones(n_pairs)])[order],
-        edge_reverse=place[np.concatenate([pair + n_pairs, pair])][order],
+        edge_sign=np.concatenate([np.ones(total), -np.ones(total)])[order],
+        edge_reverse=place[np.concatenate([both + total, both])][order],
     )
 
 
 def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> Neighbors:
-    """Find the neighbors of many structures; those that repeat in no direction are searched together, which is faster.
+    """Find the neighbors of many structures; see `find_all_pairs`.
 
     Args:
         configurations: The structures, one at least.
@@ -163,19 +180,50 @@ def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) ->
     Raises:
         UserError: See `mace.graphs.pairs.find_pairs`.
     """
-    together, alone = list[int](), list[int]()
-    for place, c in enumerate(configurations):
-        is_free = not any(c.pbc) and c.n_atoms <= _MOST_TOGETHER and np.abs(c.positions).max() < _NEAR
-        (together if is_free else alone).append(place)
-    parts = [_find_apart([configurations[place].positions for place in together], r_max)] if together else []
-    for c in map(configurations.__getitem__, alone):
-        parts.append(find_neighbors(c.positions, c.cell, c.pbc, r_max, c.where()))
-    found = join_neighbors(parts)
-    return found.take(np.argsort([*together, *alone])) if together and alone else found
+    n_atoms = np.array([configuration.n_atoms for configuration in configurations])
+    return edges_of_pairs(n_atoms, *find_all_pairs(configurations, r_max))
 
 
-def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> Neighbors:
-    """Find the neighbors of structures without images: put them side by side, out of each other's reach."""
+def find_all_pairs(configurations: Sequence[Configuration], r_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the pairs of neighbors in many structures.
+
+    Small ones are searched together, and so are others that repeat in no direction, which is faster.
+
+    Args:
+        configurations: The structures, one at least.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        How many pairs each structure has, ``[structures]``, and the pairs, one structure after the other: sender and
+        receiver, from zero in each structure, and the lattice translations of the receiver's image, ``[pairs, 5]``.
+
+    Raises:
+        UserError: See `mace.graphs.pairs.find_pairs`.
+    """
+    cells = Cells.of(configurations, r_max)
+    is_small = cells.are_small()
+    small = np.flatnonzero(is_small)
+    n_pairs, pairs, is_doubtful = cells.take(small).search()
+    is_small[small[is_doubtful]] = False
+    if is_small.all():
+        return n_pairs, pairs
+    found, order = [(n_pairs[~is_doubtful], pairs)], [small[~is_doubtful]]
+    is_free = ~is_small & ~cells.pbc.any(axis=1) & (cells.n_atoms <= _MOST_TOGETHER) & (cells.farthest < _NEAR)
+    if is_free.any():
+        order.append(np.flatnonzero(is_free))
+        found.append(_find_apart([configurations[place].positions for place in order[-1].tolist()], r_max))
+    for place in np.flatnonzero(~is_small & ~is_free).tolist():
+        c = configurations[place]
+        near = _near(*find_pairs(c.positions, c.cell, c.pbc, _beyond(r_max), c.where()), c.positions, c.cell, r_max)
+        order.append(np.array([place]))
+        found.append((np.array([len(near)]), near))
+    counts, rows = (np.concatenate(column) for column in zip(*found, strict=True))
+    back = np.argsort(np.concatenate(order))
+    return counts[back], rows[ragged_rows((np.cumsum(counts) - counts)[back], counts[back])]
+
+
+def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the pairs of structures without images: put them side by side, out of each other's reach."""
     n_atoms = np.array([len(positions) for positions in structures])
     first_atom = np.concatenate([[0], np.cumsum(n_atoms)])
     positions = np.concatenate(structures)
@@ -185,21 +233,17 @@ def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> Neighbors:
     widths = extents[:, 0] + reach + 1.0
     lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
     apart = positions - np.repeat(lowest, n_atoms, axis=0)
-    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), reach * (1.0 + 1e-9))
-    found = select_near(*pairs, positions, np.zeros((3, 3)), r_max)
-    # let the indices of every structure start from zero
-    first_pair = np.searchsorted(found.pair_sender, first_atom)
-    of_pair, of_edge = np.diff(first_pair), 2 * np.diff(first_pair)
-    atom_of_pair, atom_of_edge = np.repeat(first_atom[:-1], of_pair), np.repeat(first_atom[:-1], of_edge)
-    pair_of_edge, edge_of_pair = np.repeat(first_pair[:-1], of_edge), 2 * np.repeat(first_pair[:-1], of_pair)
-    return replace(
-        found,
-        n_pairs=of_pair,
-        pair_sender=found.pair_sender - atom_of_pair,
-        pair_receiver=found.pair_receiver - atom_of_pair,
-        pair_edges=found.pair_edges - edge_of_pair[:, None],
-        edge_sender=found.edge_sender - atom_of_edge,
-        edge_receiver=found.edge_receiver - atom_of_edge,
-        edge_pair=found.edge_pair - pair_of_edge,
-        edge_reverse=found.edge_reverse - 2 * pair_of_edge,
-    )
+    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), _beyond(reach))
+    near = _near(*pairs, positions, np.zeros((3, 3)), r_max)
+    n_pairs = np.diff(np.searchsorted(near[:, 0], first_atom))
+    near[:, :2] -= np.repeat(first_atom[:-1], n_pairs)[:, None]  # let atoms of every structure count from zero
+    return n_pairs, near
+
+
+def _near(
+    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float
+) -> np.ndarray:
+    """Keep the pairs closer than the cutoff, ``[pairs, 5]``; see `select_near`."""
+    vectors = positions[receiver] - positions[sender] + shift @ cell
+    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
+    return np.column_stack([sender[near], receiver[near], shift[near]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
@@ -102,8 +102,8 @@ class StructureCollection(Sequence[Configuration]):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
 
     @abstractmethod
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
 
     @property
     @abstractmethod
@@ -170,12 +170,18 @@ class ListedStructures(StructureCollection):
         configurations: The structures.
     """
 
-    def __init__(self, configurations: Sequence[Configuration]) -> None:
+    def __init__(self, configurations: Iterable[Configuration]) -> None:
         self._listed = list(configurations)
 
     def __len__(self) -> int:
         """Return the number of structures."""
         return len(self._listed)
+
+    @cached_property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur, in rising order."""
+        numbers = [c.atomic_numbers for c in self._listed]
+        return tuple(np.unique(np.concatenate(numbers)).tolist()) if numbers else ()
 
     def __iter__(self) -> Iterator[Configuration]:
         """Iterate over the structures."""
@@ -236,9 +242,9 @@ class ListedStructures(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return np.array([c.has_weight(name) for c in self._listed], dtype=bool)
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return ListedStructures([replace(c, weight=c.weight * factor) for c in self._listed])
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return ListedStructures(replace(c, weight=c.weight * factor, head=head or c.head) for c in self._listed)
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -306,9 +312,9 @@ class Selection(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return self.whole.has_weight(name)[self.structures]
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return Selection(self.whole.weighted(factor), self.structures)
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return Selection(self.whole.changed(factor, head), self.structures)
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -396,9 +402,9 @@ class Joined(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return np.concatenate([part.has_weight(name) for part in self.parts])
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return Joined([part.weighted(factor) for part in self.parts])
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return Joined([part.changed(factor, head) for part in self.parts])
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -414,3 +420,8 @@ def together(collections: Sequence[StructureCollection]) -> StructureCollection:
     if all(isinstance(each, ListedStructures) for each in filled):
         return ListedStructures([configuration for each in filled for configuration in each])
     return Joined(filled)
+
+
+def collected(structures: Iterable[Configuration]) -> StructureCollection:
+    """Return structures as they are if they are a collection, else a list of them."""
+    return structures if isinstance(structures, StructureCollection) else ListedStructures(structures)

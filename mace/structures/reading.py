@@ -29,6 +29,7 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
 from mace.structures.labels import (
@@ -61,7 +62,7 @@ class ReadResult:
         report: Where the labels were found.
     """
 
-    configurations: list[Configuration]
+    configurations: StructureCollection
     isolated_atoms: list[Configuration]
     report: LabelReport
 
@@ -174,7 +175,7 @@ def read_sources(
             configurations += found.configurations
             isolated_atoms += found.isolated_atoms
     report = LabelReport(note_unused_weights(files, [source.config_type_weights for _, source in expanded]))
-    return ReadResult(configurations, isolated_atoms, report)
+    return ReadResult(ListedStructures(configurations), isolated_atoms, report)
 
 
 def note_unused_weights(
