@@ -57,7 +57,8 @@ class Cells:
         cell = np.stack([c.cell for c in configurations])
         pbc = np.array([c.pbc for c in configurations], dtype=bool)
         box = np.where(pbc[:, :, None], cell, np.eye(3))
-        for place in np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1)):
+        is_finite = np.isfinite(cell).all(axis=(1, 2))
+        for place in np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1) & is_finite):
             box[place, ~pbc[place]] = np.linalg.svd(cell[place, pbc[place]])[2][pbc[place].sum() :]
         lengths = np.linalg.norm(box, axis=2)
         with np.errstate(all="ignore"):  # what is not finite is searched alone, and refused there
