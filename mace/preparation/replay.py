@@ -150,6 +150,7 @@ def own_structures(results: Sequence[ReadResult]) -> ReadResult:
         together([result.configurations for result in results]).changed(head=REPLAY_HEAD),
         [],
         LabelReport(tuple(file for result in results for file in result.report.files)),
+        tuple(path for result in results for path in result.paths),
     )
 
 
@@ -192,7 +193,7 @@ def labeled_by_foundation(
     for configuration in labeled:
         by_file.setdefault(configuration.file, []).append(configuration)
     files = tuple(_relabeled(file, by_file.get(file.file, [])) for file in result.report.files)
-    return ReadResult(ListedStructures(labeled), [], LabelReport(files))
+    return ReadResult(ListedStructures(labeled), [], LabelReport(files), result.paths)
 
 
 def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> FileLabels:

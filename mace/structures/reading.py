@@ -29,7 +29,7 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
-from mace.structures.collection import ListedStructures, StructureCollection
+from mace.structures.collection import ListedStructures, StructureCollection, together
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
 from mace.structures.labels import (
@@ -43,7 +43,9 @@ from mace.structures.labels import (
     no_places,
     order_of_label,
 )
+from mace.structures.prepared import is_prepared
 from mace.structures.sources import FilePart, FileUnits, HeadNaming, Source, expand_sources
+from mace.structures.stored_reading import StoredPart, read_stored
 from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 Progress = Callable[[str, int], None]
@@ -60,11 +62,15 @@ class ReadResult:
         configurations: Structures in the order of the files, isolated atoms left out.
         isolated_atoms: Single atoms whose ``config_type`` is IsolatedAtom or isolated_atom, in upper or lower case.
         report: Where the labels were found.
+        paths: The files, and the folders of prepared sets.
+        stored: What comes from prepared sets.
     """
 
     configurations: StructureCollection
     isolated_atoms: list[Configuration]
     report: LabelReport
+    paths: tuple[str, ...] = ()
+    stored: tuple[StoredPart, ...] = ()
 
 
 @dataclass
@@ -165,17 +171,28 @@ def read_sources(
     expanded = expand_sources(sources)
     naming = HeadNaming(head, head_key, tuple(heads))
     files: list[FileLabels] = []
+    parts: list[StructureCollection] = []
     configurations: list[Configuration] = []
     isolated_atoms: list[Configuration] = []
+    stored: list[StoredPart] = []
     with collection_paused():
         for file, source in expanded:
+            if is_prepared(file):
+                opened = read_stored(file, source, naming)
+                parts += [ListedStructures(configurations), opened.configurations]
+                isolated_atoms += opened.isolated_atoms
+                files += opened.labels
+                stored.append(opened)
+                configurations = []
+                continue
             part = FilePart(file, source, naming)
             found = read_part(part, observe=observe, progress=progress, skip_non_finite=skip_non_finite)
             files.append(found.labels)
             configurations += found.configurations
             isolated_atoms += found.isolated_atoms
     report = LabelReport(note_unused_weights(files, [source.config_type_weights for _, source in expanded]))
-    return ReadResult(ListedStructures(configurations), isolated_atoms, report)
+    structures = together([*parts, ListedStructures(configurations)])
+    return ReadResult(structures, isolated_atoms, report, tuple(file for file, _ in expanded), tuple(stored))
 
 
 def note_unused_weights(

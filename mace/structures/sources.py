@@ -17,6 +17,7 @@ from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelKeys
+from mace.structures.prepared import is_prepared
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 Item = TypeVar("Item")
@@ -195,7 +196,9 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
         if Path(given).exists() or not glob.has_magic(given):
             files.append(given)
             continue
-        matches = sorted(match for match in glob.glob(given, recursive=True) if not Path(match).is_dir())
+        matches = sorted(
+            match for match in glob.glob(given, recursive=True) if not Path(match).is_dir() or is_prepared(match)
+        )
         if not matches:
             raise UserError(f"{given}: no file matches this pattern, seen from {Path.cwd()}.")
         files += matches
@@ -205,6 +208,8 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
         path = Path(file)
         if not file.strip():
             raise UserError("The name of a structure file is empty.")
+        if is_prepared(path):
+            continue
         if path.is_dir():
             raise UserError(
                 f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'."
