@@ -196,7 +196,8 @@ def _check_outputs(settings: SelectSettings) -> tuple[Path, Path | None]:
         UserError: If not.
     """
     from mace.files.published import REPLAY_SETS
-    from mace.formats.reading import COMPRESSIONS, ending_of
+    from mace.formats.extended_xyz import COMPRESSIONS
+    from mace.formats.reading import ending_of
     from mace.structures.sources import expand_paths
 
     output = Path(settings.output)

@@ -27,6 +27,7 @@ from mace.potential.descriptors import descriptors
 from mace.potential.potential import Potential, divide_by_structure, stack_members
 from mace.processes.garbage_collection import objects_frozen
 from mace.properties import COMPARED, PROPERTIES
+from mace.structures.collection import collected
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.labels import LabelKeys, LabelReport
 from mace.structures.reading import ReadResult, read_sources
@@ -253,7 +254,7 @@ def _read_checked(
     together = [*reading.configurations, *reading.isolated_atoms]  # reading separates them
     configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
     for known in dict.fromkeys(names):
-        check_heads(known, configurations)
+        check_heads(known, collected(configurations))
     check_elements(potential.elements, configurations, "the model's training data")
     for file in reading.report.files:  # predictions must not replace labels
         keys = {key for _, key in file.keys}

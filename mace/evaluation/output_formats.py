@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.formats.extended_xyz import iterate_extended_xyz
-from mace.formats.reading import COMPRESSIONS, ENDINGS, WITHOUT_COLUMNS, ending_of
+from mace.formats.extended_xyz import COMPRESSIONS, ExtendedXYZFile
+from mace.formats.reading import ENDINGS, WITHOUT_COLUMNS, ending_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -64,7 +64,7 @@ def write_as(text: Path, path: Path) -> Path:
             shutil.copyfileobj(source, target)
         return beside
     beside.unlink(missing_ok=True)
-    structures = (frame.to_atoms() for frame in iterate_extended_xyz(str(text)))
+    structures = (frame.to_atoms() for frame in ExtendedXYZFile(str(text)).frames())
     if found == "traj":
         from ase.io.trajectory import Trajectory
 

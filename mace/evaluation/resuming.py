@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.formats.extended_xyz import iterate_extended_xyz
+from mace.formats.extended_xyz import ExtendedXYZFile
 from mace.properties import COMPARED
 from mace.structures.configuration import Configuration
 from mace.structures.stress import full_tensor
@@ -60,7 +60,7 @@ def predicted_before(
             file.truncate(end)
     except OSError as error:
         raise UserError(f"{partial}: the unfinished output cannot be read ({error.strerror or error}).") from error
-    done = list(iterate_extended_xyz(str(partial))) if end else []
+    done = list(ExtendedXYZFile(str(partial)).frames()) if end else []
     advice = "or leave out --resume to begin again."
     same = f"continue with the same --configs and flags, {advice}"
     if len(done) > len(configurations):

@@ -12,6 +12,7 @@ from mace.elements import ElementTable
 from mace.finetuning.foundation import Foundation
 from mace.graphs.assembly import graph_of_structures
 from mace.model.prediction import predict
+from mace.structures.collection import collected
 from mace.structures.configuration import Configuration
 from mace.structures.reference_energies import fit_reference_energies, require_foundation
 from mace.structures.statistics import interaction_energies_per_atom
@@ -47,7 +48,8 @@ def estimate_energies(
         UserError: If no structure has an energy with weight, or the foundation model does not know an element.
     """
     require_foundation(foundation.energies, elements, "estimated")
-    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
+    structures = collected(configurations)
+    labeled = structures.take(np.flatnonzero(structures.has_weight("energy")))
     table, predicted = ElementTable(foundation.plan.atomic_numbers), list[float]()
     for start in range(0, len(labeled), batch_size):  # so that memory does not grow with the data
         graph = graph_of_structures(labeled[start : start + batch_size], table, foundation.plan.r_max)

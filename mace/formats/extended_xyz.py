@@ -7,7 +7,11 @@ import itertools
 import lzma
 import re
 import zlib
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -15,40 +19,114 @@ from mace.elements import ISOTOPES, mass_of
 from mace.errors import UserError
 from mace.formats.comment_line import first_repeated, parse_comment
 from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile, reason_of, unreadable
 from mace.formats.plain_extended_xyz import read_plain_frames
 
 UNREADABLE_TEXT = (UnicodeDecodeError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What opening and decompressing a text file may raise."""
 
+COMPRESSIONS = (".gz", ".bz2", ".xz")
+"""Endings of compressed files, which stand behind those that tell the format."""
+
 _READ_TOGETHER = 64
 """How many frames are cut before they are read."""
+
+_STRIDE = 16
+"""Every how many frames the place in the file is kept: half a byte per frame, and a few frames too many to cut."""
 
 _PROPERTIES = re.compile(r"""(?<![\w-])(?i:Properties)\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""")
 
 
-def iterate_extended_xyz(file: str) -> Iterator[Frame]:
-    """Yield the structures of an extended XYZ file, regardless of the file's name.
+class ExtendedXYZFile(FrameFile):
+    """An extended XYZ file, regardless of its name; also a compressed one, which is read from its beginning."""
 
-    Raises:
-        UserError: If a structure cannot be read; the message names its index, counted from zero.
+    @cached_property
+    def _places(self) -> _Places:
+        return _find_frames(self.path)
+
+    def count(self) -> int:
+        """Return the number of structures, from one look at all lines that converts none of them to numbers.
+
+        Raises:
+            UserError: If it cannot be told where a structure ends; the message names its index.
+        """
+        if self._places.complete:
+            return self._places.count
+        index, offset = self._places.before(self._places.count)
+        return index + sum(1 for _ in _cut_extended_xyz(self.path, index, offset))
+
+    def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
+        index, offset = self._places.before(start) if start else (0, 0)
+        # split into frames first: ASE's own loop neither names the bad frame nor continues after an empty line
+        frames = _cut_extended_xyz(self.path, index, offset)
+        frames = itertools.islice(frames, start - index, None if stop is None else stop - index)
+        while True:
+            cut: list[list[str]] = []
+            failure: UserError | None = None
+            try:
+                for lines in itertools.islice(frames, _READ_TOGETHER):
+                    cut.append(lines)
+            except UserError as error:  # raised after the frames before it
+                failure = error
+            for lines, frame in zip(cut, read_plain_frames(cut), strict=True):
+                yield frame if frame is not None else _ask_ase("".join(lines), self.path, start)
+                start += 1
+            if failure is not None:
+                raise failure
+            if not cut:
+                return
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where structures begin in a file.
+
+    Attributes:
+        offsets: Position in bytes of every `_STRIDE`-th structure, as far as the file is as usual.
+        count: How many structures there are so far.
+        complete: Whether that is all of the file.
     """
-    # split into frames first: ASE's own loop neither names the bad frame nor continues after an empty line
-    index, frames = 0, _cut_extended_xyz(file)
-    while True:
-        cut: list[list[str]] = []
-        failure: UserError | None = None
-        try:
-            for lines in itertools.islice(frames, _READ_TOGETHER):
-                cut.append(lines)
-        except UserError as error:  # raised after the frames before it
-            failure = error
-        for lines, frame in zip(cut, read_plain_frames(cut), strict=True):
-            yield frame if frame is not None else _ask_ase("".join(lines), file, index)
-            index += 1
-        if failure is not None:
-            raise failure
-        if not cut:
-            return
+
+    offsets: array[int]
+    count: int
+    complete: bool
+
+    def before(self, index: int) -> tuple[int, int]:
+        """Return index and position of the last known structure that is not behind one."""
+        known = min(index // _STRIDE, len(self.offsets) - 1)
+        return (known * _STRIDE, self.offsets[known]) if known >= 0 else (0, 0)
+
+
+def _find_frames(file: str) -> _Places:
+    """Find where structures begin, up to the first line that only `_cut_extended_xyz` understands."""
+    offsets = array("q")
+    count = offset = 0
+    if Path(file).suffix.lower() in COMPRESSIONS:
+        return _Places(offsets, 0, complete=False)
+    with open(file, "rb", buffering=1 << 20) as stream:
+        line = stream.readline()
+        while line:
+            if line.isspace():
+                offset += len(line)
+                line = stream.readline()
+                continue
+            if not line.strip().isdigit():
+                break
+            n_atoms = int(line)
+            lines = list(itertools.islice(stream, n_atoms + 1))
+            frame = b"".join(lines)
+            # a carriage return alone ends a line of text too
+            if len(lines) != n_atoms + 1 or (b"\r" in frame and frame.count(b"\r") != frame.count(b"\r\n")):
+                break
+            if count % _STRIDE == 0:
+                offsets.append(offset)
+            count += 1
+            offset += len(line) + len(frame)
+            line = stream.readline()
+            while line.lstrip().startswith(b"VEC"):
+                offset += len(line)
+                line = stream.readline()
+    return _Places(offsets, count, complete=not line)
 
 
 def _ask_ase(text: str, file: str, index: int) -> Frame:
@@ -69,10 +147,15 @@ def _ask_ase(text: str, file: str, index: int) -> Frame:
     return frame
 
 
-def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
-    """Yield the lines of each frame; empty lines between frames are skipped."""
-    lines = _lines(file)
-    index = 0
+def _cut_extended_xyz(file: str, index: int = 0, offset: int = 0) -> Iterator[list[str]]:
+    """Yield the lines of each frame; empty lines between frames are skipped.
+
+    Args:
+        file: Name of the file.
+        index: Index of the first frame.
+        offset: Where it begins, in bytes.
+    """
+    lines = _lines(file, offset)
     line = next(lines, "").removeprefix("\N{BYTE ORDER MARK}") or None
     while line is not None:
         if not line.strip():
@@ -96,13 +179,15 @@ def _cut_extended_xyz(file: str) -> Iterator[list[str]]:
         index += 1
 
 
-def _lines(file: str) -> Iterator[str]:
+def _lines(file: str, offset: int = 0) -> Iterator[str]:
     """Yield the lines of a text file, which may be compressed, as UTF-8 regardless of the locale."""
     from ase.io.formats import open_with_compression
 
     try:
-        with open_with_compression(file, "rb") as binary, io.TextIOWrapper(binary, encoding="utf-8") as stream:
-            yield from stream
+        with open_with_compression(file, "rb") as binary:
+            binary.seek(offset)
+            with io.TextIOWrapper(binary, encoding="utf-8") as stream:
+                yield from stream
     except UNREADABLE_TEXT as error:
         raise UserError(f"{file}: this is not a readable text file ({reason_of(error)}).") from error
 
@@ -153,18 +238,3 @@ def _check_columns(text: str) -> tuple[str, np.ndarray | None]:
             rows[place] = " ".join(words) + "\n"
     masses = None if "masses" in names else np.array([mass_of(symbol) for symbol in symbols])
     return "".join([count, comment, *rows]), masses
-
-
-def unreadable(file: str, index: int, reason: str) -> UserError:
-    """Return the error that names a structure and says what is wrong with it."""
-    return UserError(f"{file}: structure {index} cannot be read: {reason}; correct it or take it out.")
-
-
-def reason_of(error: BaseException) -> str:
-    """Describe an error in one line, with its type if the text alone would not be clear."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    if isinstance(error, KeyError):
-        return f"{text} is not known"
-    return f"{type(error).__name__}: {text}"[:200].rstrip(": ")

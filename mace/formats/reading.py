@@ -1,42 +1,41 @@
-"""Reads structures one at a time from files of any format that ASE supports."""
+"""Reads structures one at a time, or a range of them, from files of any format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
-from mace.formats.extended_xyz import UNREADABLE_TEXT, iterate_extended_xyz, reason_of, unreadable
+from mace.formats.by_ase import AseFile, TrajectoryFile
+from mace.formats.databases import DatabaseFile
+from mace.formats.extended_xyz import COMPRESSIONS, UNREADABLE_TEXT, ExtendedXYZFile
 from mace.formats.frame import Frame
-from mace.properties import PROPERTIES
+from mace.formats.frame_file import FrameFile, reason_of
+from mace.formats.hdf5 import HDF5File
 
-if TYPE_CHECKING:
-    from ase import Atoms
-
-ENDINGS = {"xyz": "extxyz", "extxyz": "extxyz", "traj": "traj", "db": "db", "json": "json", "cif": "cif"}
+ENDINGS = {
+    "xyz": "extxyz",
+    "extxyz": "extxyz",
+    "traj": "traj",
+    "db": "db",
+    "json": "json",
+    "cif": "cif",
+    "aselmdb": "aselmdb",
+    "lmdb": "aselmdb",
+    "h5": "hdf5",
+    "hdf5": "hdf5",
+}
 """Formats by endings that decide: ASE looks at the rest of a name first, and takes OUTCAR_1.xyz for one of VASP."""
 
 WITHOUT_COLUMNS = ("db", "json", "traj")
 """Formats that have no room for columns of one's own."""
 
-_OF_STRUCTURES = ("virial", *CONDITION_KEYS, *(name for name, item in PROPERTIES.items() if not item.of_atoms))
-"""What says something of a structure as a whole, and may have as many rows as it has atoms."""
 
-COMPRESSIONS = (".gz", ".bz2", ".xz")
-"""Endings of compressed files, which stand behind those that tell the format."""
-
-
-def iterate_frames(file: str) -> Iterator[Frame]:
-    """Yield the structures of any file that ASE can read, in order.
+def open_frames(file: str) -> FrameFile:
+    """Return the reader of a file, which tells how many structures there are and reads any range of them.
 
     Raises:
-        UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
-            names its index, counted from zero.
+        UserError: If the format is unknown.
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -51,13 +50,48 @@ def iterate_frames(file: str) -> Iterator[Frame]:
                 f"{file}: ASE knows no format with the ending '.{ending}'; rename the file so that it ends in .xyz if "
                 "it is extended XYZ."
             )
-    frames = iterate_extended_xyz(file) if file_format == "extxyz" else _frames_by_ase(file, file_format)
-    is_empty = True
-    for frame in frames:
+    if file_format == "extxyz":
+        return ExtendedXYZFile(file)
+    if file_format == "hdf5":
+        return HDF5File(file)
+    if file_format in ("db", "json", "aselmdb"):
+        return DatabaseFile(file, file_format)
+    return TrajectoryFile(file) if file_format == "traj" else AseFile(file, file_format)
+
+
+def iterate_frames(file: str, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
+    """Yield the structures of a file, or a range of them, in order; see `FrameFile.frames`.
+
+    Whoever reads many ranges of a file should keep what `open_frames` returns, which looks through the file once.
+
+    Raises:
+        UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
+            names its index, counted from zero.
+    """
+    opened, is_empty = open_frames(file), True
+    for frame in opened.frames(start, stop):
         is_empty = False
         yield frame
-    if is_empty:
+    if is_empty and start == 0 and stop != 0 and not opened.may_be_empty:
         raise UserError(f"{file}: the file holds no structure.")
+
+
+def count_frames(file: str) -> int:
+    """Return the number of structures of a file, without reading them where its format allows.
+
+    Raises:
+        UserError: If the format is unknown, or the file is damaged so that it cannot be known.
+    """
+    return open_frames(file).count()
+
+
+def names_properties(file: str | Path) -> bool:
+    """Return whether a file has its labels under the names of their properties, so that no key can be meant.
+
+    >>> names_properties("train/train_0.h5"), names_properties("train.xyz")
+    (True, False)
+    """
+    return ENDINGS.get(ending_of(file)) == "hdf5"
 
 
 def ending_of(file: str | Path) -> str:
@@ -70,41 +104,3 @@ def ending_of(file: str | Path) -> str:
     if path.suffix.lower() in COMPRESSIONS:
         path = path.with_suffix("")
     return path.suffix.lower().removeprefix(".")
-
-
-def _frames_by_ase(file: str, file_format: str) -> Iterator[Frame]:
-    from ase.io import iread
-
-    count = 0
-    try:
-        if file_format in ("db", "json"):
-            images = _database_rows(file)
-        else:
-            images = iread(file, index=":", format=file_format, do_not_split_by_at_sign=True)
-        for atoms in images:
-            frame = Frame.of_atoms(atoms)
-            if file_format in WITHOUT_COLUMNS:
-                # an entry with one row per atom becomes a column
-                for key, value in list(frame.info.items()):
-                    with suppress(ValueError):  # rows of different lengths
-                        array = np.asarray(value)
-                        is_of_atoms = array.shape[:1] == (len(frame),) and array.ndim <= 2
-                        is_free = key.removeprefix("REF_") not in _OF_STRUCTURES
-                        if is_of_atoms and is_free and array.dtype.kind in "biuf":
-                            frame.arrays[key] = array
-                            del frame.info[key]
-            yield frame
-            count += 1
-    except Exception as error:  # ASE has a reader per format, and each fails in its own way
-        raise unreadable(file, count, reason_of(error)) from error
-
-
-def _database_rows(file: str) -> Iterator[Atoms]:
-    """Yield the rows of an ASE database including their additional data, which ASE's file reader omits."""
-    from ase.db import connect
-
-    with connect(file, use_lock_file=False) as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            atoms.info.update({**row.key_value_pairs, **row.data})
-            yield atoms

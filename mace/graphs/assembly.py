@@ -14,8 +14,9 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import Neighbors, find_all_neighbors, join_neighbors
-from mace.structures.condition_values import conditions_of_atoms
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.flat import FlatStructures
 from mace.structures.splitting import check_heads
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,46 +56,64 @@ class StructureArrays:
     head: np.ndarray
 
     @classmethod
-    def of(
-        cls, configurations: Sequence[Configuration], elements: ElementTable, heads: Sequence[str]
-    ) -> StructureArrays:
-        """Collect the arrays of some structures; see `graph_of_structures`."""
-        element = elements.index(np.concatenate([c.atomic_numbers for c in configurations]))
-        check_heads(heads, configurations)
-        cell = np.stack([c.cell for c in configurations])
+    def of(cls, structures: FlatStructures, elements: ElementTable, head: np.ndarray) -> StructureArrays:
+        """Take what a graph holds from structures.
+
+        Args:
+            structures: The structures.
+            elements: The model's table of elements.
+            head: Index of the head of the model, ``[structures]``.
+
+        Raises:
+            UserError: If a structure has an element that the table lacks.
+        """
+        cell = structures.columns["cell"]
         volume = np.abs(np.linalg.det(cell))
-        for configuration, size in zip(configurations, volume, strict=True):
-            if configuration.stress is not None and not size > 0.0:
-                raise UserError(
-                    f"{configuration.where()} has a stress but its cell has no volume, so the stress has no meaning; "
-                    "give it a cell of three independent vectors or remove the label."
-                )
-        place = {name: index for index, name in enumerate(heads)}
-        charges = [np.zeros(c.n_atoms) if c.charges is None else c.charges for c in configurations]
         return cls(
-            n_atoms=np.array([c.n_atoms for c in configurations], dtype=np.int64),
-            element=element,
-            positions=np.concatenate([c.positions for c in configurations]),
-            charges=np.concatenate(charges),
-            conditions=conditions_of_atoms(configurations),
+            n_atoms=structures.n_atoms.astype(np.int64, copy=False),
+            element=elements.index(structures.numbers),
+            positions=structures.columns["positions"],
+            charges=structures.labels("charges"),
+            conditions=structures.conditions(),
             cell=cell,
             volume=np.where(volume > 0.0, volume, np.nan),
-            # a single head is for all structures
-            head=np.array([place[c.head] if len(heads) > 1 else 0 for c in configurations], dtype=np.int64),
+            head=head,
         )
 
-    def take(self, structures: np.ndarray, atoms: np.ndarray) -> StructureArrays:
-        """Gather the arrays of some structures, and of their atoms."""
-        return StructureArrays(
-            n_atoms=self.n_atoms[structures],
-            element=self.element[atoms],
-            positions=self.positions[atoms],
-            charges=self.charges[atoms],
-            conditions={name: values[atoms] for name, values in self.conditions.items()},
-            cell=self.cell[structures],
-            volume=self.volume[structures],
-            head=self.head[structures],
-        )
+
+def indices_of_heads(heads: Sequence[str], structures: StructureCollection) -> np.ndarray:
+    """Return the index of the head of the model that each structure is for, ``[structures]``.
+
+    Args:
+        heads: Names of the model's heads; a single one is for all structures.
+        structures: The structures.
+
+    Raises:
+        UserError: If a structure is for a head that the model lacks.
+    """
+    if len(heads) == 1:
+        return np.zeros(len(structures), dtype=np.int64)
+    check_heads(heads, structures)
+    names = structures.heads
+    places = np.array([heads.index(name) if name in heads else -1 for name in names.names], dtype=np.int64)
+    return places[names.codes]
+
+
+def check_volumes(structures: StructureCollection) -> None:
+    """Check that every stress has a volume that it refers to.
+
+    Raises:
+        UserError: If one has none.
+    """
+    first = 0
+    for block in structures.blocks():
+        volume = np.abs(np.linalg.det(block.columns["cell"]))
+        if (empty := block.labeled("stress") & ~(volume > 0.0)).any():
+            raise UserError(
+                f"{structures[first + int(empty.argmax())].where()} has a stress but its cell has no volume, so the "
+                "stress has no meaning; give it a cell of three independent vectors or remove the label."
+            )
+        first += len(block)
 
 
 def search_neighbors(
@@ -162,7 +181,10 @@ def graph_of_structures(
         UserError: If a structure has an element that the table lacks, is for a head that the model lacks, or has a
             stress without a volume.
     """
-    arrays = StructureArrays.of(configurations, elements, heads)
+    structures = ListedStructures(configurations)
+    check_volumes(structures)
+    flat = FlatStructures.of(configurations)
+    arrays = StructureArrays.of(flat, elements, indices_of_heads(heads, structures))
     return assemble_graph(arrays, search_neighbors(configurations, r_max, search))
 
 

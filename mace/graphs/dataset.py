@@ -5,16 +5,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mace.elements import ElementTable
+from mace.graphs.assembly import StructureArrays, assemble_graph, indices_of_heads
 from mace.graphs.batch_plan import consecutive
 from mace.graphs.graph import Graph, carry
-from mace.graphs.neighbors import ragged_rows
-from mace.structures.configuration import Configuration
+from mace.graphs.neighbors import Neighbors
+from mace.properties import PREDICTED, PROPERTIES
+from mace.structures.collection import IN_A_BLOCK, StructureCollection, in_blocks
+from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.flat import FlatStructures
 
 
 @dataclass(frozen=True)
@@ -64,73 +69,116 @@ class Batch:
 class Dataset(Sequence[Configuration]):
     """Structures that can be gathered into batches of graphs; as a sequence, the structures themselves.
 
-    A data set of another kind, such as one on disk, defines what is abstract here, and what else it knows a faster way
-    for.
+    A data set of another kind defines how neighbors come about. Several threads may ask for graphs and labels at once.
 
-    Attributes:
+    Args:
+        structures: The structures.
+        elements: The model's table of elements.
         r_max: Cutoff in Angstrom within which neighbors are known.
+        heads: Names of the model's heads; a single one is for all structures.
+
+    Raises:
+        UserError: If a structure is for a head that the model lacks.
     """
 
-    r_max: float
-
-    @overload
-    def __getitem__(self, place: int) -> Configuration: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Configuration]: ...
-
-    @abstractmethod
-    def __getitem__(self, place: int | slice) -> Configuration | Sequence[Configuration]:
-        """Return a structure, or several of them."""
-
-    @abstractmethod
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        """Gather the graph of some structures, without their labels, on the CPU."""
+    def __init__(
+        self,
+        structures: StructureCollection,
+        elements: ElementTable,
+        r_max: float,
+        heads: Sequence[str] = (DEFAULT_HEAD,),
+    ) -> None:
+        self.structures, self.elements, self.r_max, self.heads = structures, elements, r_max, tuple(heads)
+        self._head = indices_of_heads(heads, structures).astype(np.int16)
+        self._labeled = dict[str, np.ndarray]()
 
     @abstractmethod
-    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
-        """Gather the labels of some structures, without their graph, on the CPU."""
-
-    @abstractmethod
-    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Count the atoms of each of some structures."""
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        """Return the neighbors of some structures, in the order given."""
 
     @abstractmethod
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""
 
     @abstractmethod
+    def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures that have a neighbor."""
+
+    def __len__(self) -> int:
+        """Return the number of structures."""
+        return len(self.structures)
+
+    @overload
+    def __getitem__(self, place: int) -> Configuration: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> StructureCollection: ...
+
+    def __getitem__(self, place: int | slice) -> Configuration | StructureCollection:
+        """Return a structure, or several of them."""
+        return self.structures[place]
+
+    def __iter__(self) -> Iterator[Configuration]:
+        """Iterate over the structures."""
+        return iter(self.structures)
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        return self.structures.n_atoms[np.asarray(structures, dtype=np.int64)]
+
     def labeled(self, name: str) -> np.ndarray:
         """Return which structures have a label, ``[structures]``."""
+        if name not in self._labeled:
+            self._labeled[name] = self.structures.labeled(name)
+        return self._labeled[name]
 
     @property
-    @abstractmethod
     def element(self) -> np.ndarray:
         """Place of the element of every atom of all structures in the model's table, ``[atoms]``."""
+        return np.concatenate([self.elements.index(block.numbers) for block in self.structures.blocks()])
 
-    @abstractmethod
     def neighbor_counts(self) -> np.ndarray:
         """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
+        found = []
+        for places in in_blocks(len(self), IN_A_BLOCK):
+            neighbors, n_atoms = self.neighbors(places), self.atoms_of(places)
+            offset = np.repeat(np.cumsum(n_atoms) - n_atoms, 2 * neighbors.n_pairs)
+            found.append(np.bincount(neighbors.edge_receiver + offset, minlength=int(n_atoms.sum())))
+        return np.concatenate(found)
 
     @property
     def config_types(self) -> np.ndarray:
         """The config_type of each structure, ``[structures]``."""
-        return np.array([configuration.config_type for configuration in self])
+        types = self.structures.config_types
+        return np.array(types.names)[types.codes]
 
     @property
     def n_atoms(self) -> int:
         """Number of atoms in all structures."""
-        return int(self.atoms_of(range(len(self))).sum())
+        return int(self.structures.n_atoms.sum())
 
     @property
     def n_edges(self) -> int:
         """Number of directed edges in all structures."""
-        return int(self.edges_of(range(len(self))).sum())
+        return int(self.edges_of(np.arange(len(self))).sum())
 
     def average_neighbors(self) -> float:
         """Return the mean number of neighbors of the atoms that have any, as the original counts; 1 if none has."""
-        with_neighbors = np.count_nonzero(self.neighbor_counts())
+        with_neighbors = int(self.atoms_with_neighbors(np.arange(len(self))).sum())
         return self.n_edges / with_neighbors if with_neighbors else 1.0
+
+    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
+        """Gather the graph of some structures, without their labels, on the CPU."""
+        chosen = np.asarray(structures, dtype=np.int64)
+        return self._graph(self.structures.flat(chosen), chosen)
+
+    def _graph(self, flat: FlatStructures, chosen: np.ndarray) -> Graph:
+        arrays = StructureArrays.of(flat, self.elements, self._head[chosen].astype(np.int64))
+        return assemble_graph(arrays, self.neighbors(chosen))
+
+    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
+        """Gather the labels of some structures, without their graph, on the CPU."""
+        return targets_of(self.structures.flat(np.asarray(structures, dtype=np.int64)))
 
     def batch(self, structures: Sequence[int] | np.ndarray) -> Batch:
         """Gather some structures.
@@ -142,7 +190,8 @@ class Dataset(Sequence[Configuration]):
             A batch on the CPU.
         """
         chosen = np.asarray(structures, dtype=np.int64)
-        return Batch(self.graph(chosen), self.targets(chosen), chosen)
+        flat = self.structures.flat(chosen)
+        return Batch(self._graph(flat, chosen), targets_of(flat), chosen)
 
     def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
         """Yield batches of consecutive structures, the last one as large as what is left."""
@@ -150,7 +199,7 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and index, as in ``train.xyz: structures 3, 17``."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``; not by reading what may hang."""
         places: dict[str, list[int]] = {}
         for index in structures:
             configuration = self[int(index)]
@@ -162,6 +211,19 @@ class Dataset(Sequence[Configuration]):
         return "; ".join(named)
 
 
+def targets_of(flat: FlatStructures) -> Targets:
+    """Return the labels of structures with their weights."""
+    of_atoms = [name for name in PREDICTED if PROPERTIES[name].of_atoms]
+    return Targets(
+        {name: torch.from_numpy(flat.labels(name)) for name in PREDICTED},
+        {name: torch.from_numpy(flat.labeled(name)) for name in PREDICTED},
+        torch.from_numpy(flat.weights()),
+        {name: torch.from_numpy(flat.weights(name)) for name in PREDICTED},
+        {name: torch.from_numpy(flat.atom_weights(name)) for name in of_atoms},
+        torch.from_numpy(flat.n_atoms.astype(np.int64, copy=False)),
+    )
+
+
 class Subset(Dataset):
     """Some structures of a data set, as a data set.
 
@@ -171,51 +233,17 @@ class Subset(Dataset):
     """
 
     def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
-        self._whole, self._structures, self.r_max = whole, np.asarray(structures, dtype=np.int64), whole.r_max
+        self._whole, self._places = whole, np.asarray(structures, dtype=np.int64)
+        super().__init__(whole.structures.take(self._places), whole.elements, whole.r_max, whole.heads)
 
-    def __len__(self) -> int:
-        """Return the number of structures."""
-        return len(self._structures)
-
-    def __getitem__(self, place: Any) -> Any:
-        """Return a structure, or several of them."""
-        if isinstance(place, slice):
-            return [self._whole[int(index)] for index in self._structures[place]]
-        return self._whole[int(self._structures[place])]
-
-    def _in_whole(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
-        return self._structures[np.asarray(structures, dtype=np.int64)]
-
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        """Gather the graph of some structures, without their labels, on the CPU."""
-        return self._whole.graph(self._in_whole(structures))
-
-    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
-        """Gather the labels of some structures, without their graph, on the CPU."""
-        return self._whole.targets(self._in_whole(structures))
-
-    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Count the atoms of each of some structures."""
-        return self._whole.atoms_of(self._in_whole(structures))
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        """Return the neighbors of some structures, in the order given."""
+        return self._whole.neighbors(self._places[structures])
 
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""
-        return self._whole.edges_of(self._in_whole(structures))
+        return self._whole.edges_of(self._places[np.asarray(structures, dtype=np.int64)])
 
-    def labeled(self, name: str) -> np.ndarray:
-        """Return which structures have a label, ``[structures]``."""
-        return self._whole.labeled(name)[self._structures]
-
-    def _atoms(self) -> np.ndarray:
-        """Return the atoms of the structures among those of the whole."""
-        counts = self._whole.atoms_of(range(len(self._whole)))
-        return ragged_rows((np.cumsum(counts) - counts)[self._structures], counts[self._structures])
-
-    @property
-    def element(self) -> np.ndarray:
-        """Place of the element of every atom of all structures in the model's table, ``[atoms]``."""
-        return self._whole.element[self._atoms()]
-
-    def neighbor_counts(self) -> np.ndarray:
-        """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
-        return self._whole.neighbor_counts()[self._atoms()]
+    def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures that have a neighbor."""
+        return self._whole.atoms_with_neighbors(self._places[np.asarray(structures, dtype=np.int64)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 
 from mace.graphs.pairs import find_pairs
 from mace.structures.configuration import Configuration
+from mace.structures.flat import ragged_rows
 
 _MOST_TOGETHER, _NEAR = 1000, 1000.0
 """Atoms of a structure, and Angstrom from the origin, up to which it can be searched together with others."""
@@ -66,12 +67,6 @@ class Neighbors:
         return counts
 
 
-def ragged_rows(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the indices of consecutive rows, of which the first ones and their numbers are given."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
-
-
 def join_neighbors(parts: Sequence[Neighbors]) -> Neighbors:
     """Put the neighbors of one or more structures, or groups of structures, one after the other."""
     if len(parts) == 1:
@@ -123,30 +118,47 @@ def select_near(
     Returns:
         Pairs, in the order given, and directed edges.
     """
-    vectors = positions[receiver] - positions[sender] + shift @ cell
-    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
-    sender, receiver, shift = sender[near], receiver[near], shift[near]
-    # edges are sorted by receiver
-    n_pairs = len(sender)
-    pair = np.arange(n_pairs)
+    near = _near(sender, receiver, shift, positions, cell, r_max)
+    return edges_of_pairs(np.array([len(positions)]), np.array([len(near)]), near)
+
+
+def edges_of_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) -> Neighbors:
+    """Arrange the pairs of one or more structures, and the directed edges that they stand for.
+
+    Args:
+        n_atoms: ``[structures]``.
+        n_pairs: ``[structures]``.
+        pairs: Sender and receiver, from zero in every structure, and the lattice translations of the receiver's image,
+            int64, ``[pairs, 5]``.
+
+    Returns:
+        The pairs in the order given, and the edges of each structure in the order of their receivers.
+    """
+    total, first_atom = len(pairs), np.cumsum(n_atoms) - n_atoms
+    sender, receiver = pairs[:, 0], pairs[:, 1]
+    atom_offset, pair_offset = np.repeat(first_atom, n_pairs), np.repeat(np.cumsum(n_pairs) - n_pairs, n_pairs)
     edge_sender, edge_receiver = np.concatenate([sender, receiver]), np.concatenate([receiver, sender])
-    order = np.argsort(edge_receiver, kind="stable")
+    of_all = edge_receiver + np.concatenate([atom_offset, atom_offset])
+    order = np.argsort(of_all, kind="stable")
+    of_all = of_all[order]
     place = np.empty_like(order)
-    place[order] = np.arange(2 * n_pairs)
-    edge_receiver = edge_receiver[order]
-    first = np.searchsorted(edge_receiver, np.arange(len(positions)))
+    place[order] = np.arange(2 * total)
+    place -= 2 * np.concatenate([pair_offset, pair_offset])  # from zero in every structure
+    first = np.searchsorted(of_all, np.arange(int(n_atoms.sum())))
+    pair = np.arange(total) - pair_offset
+    both = np.arange(total)
     return Neighbors(
-        n_pairs=np.array([n_pairs]),
+        n_pairs=n_pairs,
         pair_sender=sender,
         pair_receiver=receiver,
-        pair_shift=shift,
-        pair_edges=np.stack([place[:n_pairs], place[n_pairs:]], axis=1),
+        pair_shift=pairs[:, 2:],
+        pair_edges=np.stack([place[:total], place[total:]], axis=1),
         edge_sender=edge_sender[order],
-        edge_receiver=edge_receiver,
-        edge_rank=np.arange(2 * n_pairs) - first[edge_receiver] if n_pairs else np.zeros(0, dtype=np.int64),
+        edge_receiver=edge_receiver[order],
+        edge_rank=np.arange(2 * total) - first[of_all] if total else np.zeros(0, dtype=np.int64),
         edge_pair=np.concatenate([pair, pair])[order],
-        edge_sign=np.concatenate([np.ones(n_pairs), -np.ones(n_pairs)])[order],
-        edge_reverse=place[np.concatenate([pair + n_pairs, pair])][order],
+        edge_sign=np.concatenate([np.ones(total), -np.ones(total)])[order],
+        edge_reverse=place[np.concatenate([both + total, both])][order],
     )
 
 
@@ -186,20 +198,16 @@ def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> Neighbors:
     lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
     apart = positions - np.repeat(lowest, n_atoms, axis=0)
     pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), reach * (1.0 + 1e-9))
-    found = select_near(*pairs, positions, np.zeros((3, 3)), r_max)
-    # let the indices of every structure start from zero
-    first_pair = np.searchsorted(found.pair_sender, first_atom)
-    of_pair, of_edge = np.diff(first_pair), 2 * np.diff(first_pair)
-    atom_of_pair, atom_of_edge = np.repeat(first_atom[:-1], of_pair), np.repeat(first_atom[:-1], of_edge)
-    pair_of_edge, edge_of_pair = np.repeat(first_pair[:-1], of_edge), 2 * np.repeat(first_pair[:-1], of_pair)
-    return replace(
-        found,
-        n_pairs=of_pair,
-        pair_sender=found.pair_sender - atom_of_pair,
-        pair_receiver=found.pair_receiver - atom_of_pair,
-        pair_edges=found.pair_edges - edge_of_pair[:, None],
-        edge_sender=found.edge_sender - atom_of_edge,
-        edge_receiver=found.edge_receiver - atom_of_edge,
-        edge_pair=found.edge_pair - pair_of_edge,
-        edge_reverse=found.edge_reverse - 2 * pair_of_edge,
-    )
+    near = _near(*pairs, positions, np.zeros((3, 3)), r_max)
+    n_pairs = np.diff(np.searchsorted(near[:, 0], first_atom))
+    near[:, :2] -= np.repeat(first_atom[:-1], n_pairs)[:, None]  # let atoms of every structure count from zero
+    return edges_of_pairs(n_atoms, n_pairs, near)
+
+
+def _near(
+    sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float
+) -> np.ndarray:
+    """Keep the pairs closer than the cutoff, ``[pairs, 5]``; see `select_near`."""
+    vectors = positions[receiver] - positions[sender] + shift @ cell
+    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
+    return np.column_stack([sender[near], receiver[near], shift[near]])

@@ -88,7 +88,7 @@ def _suspect(suspect: Suspect, names: Mapping[str, str]) -> dict[str, Any]:
     configuration, numbers = suspect.configuration, suspect.configuration.atomic_numbers
     counts: Mapping[int, int] = Counter(numbers.tolist())
     found: dict[str, Any] = {
-        "where": replace(configuration, file=names[configuration.file]).where(),
+        "where": replace(configuration, file=names.get(configuration.file, configuration.file)).where(),
         "set": suspect.set,
         "role": suspect.role,
         "head": suspect.head,

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from mace.pages.curves import MEASURED, Panel
 from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.history import RunHistory
 from mace.reporting.records import read_records
+from mace.reporting.set_errors import MOST_VALUES, WORST_VALUES
 from mace.units import MILLI
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ _SET_COLORS = {"train": "#999999", "valid": "#E69F00"}
 _GRID = "#DDDDDD"
 _GRAY = "#666666"
 _DOTS_PER_INCH = 150
-_MOST_POINTS = 20_000
-_WORST_POINTS = 1_000
 _MOST_NAMED, _LONGEST_NAME = 6, 24
 
 
@@ -128,8 +128,41 @@ def plot_panels(panels: Sequence[Panel], output_path: Path | str, linear: bool =
     _save(figure, output_path)
 
 
+@dataclass(frozen=True)
+class ParityPoints:
+    """Labels and predictions to draw, and what is known of all the values that they stand for.
+
+    Attributes:
+        reference: ``[points]``.
+        prediction: ``[points]``.
+        count: Number of all values.
+        rmse: Root-mean-square error of all values.
+        lowest: The lowest label or prediction of all.
+        highest: The highest.
+    """
+
+    reference: np.ndarray
+    prediction: np.ndarray
+    count: int
+    rmse: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, reference: np.ndarray, prediction: np.ndarray) -> ParityPoints:
+        """Choose what is drawn of all values, one at least."""
+        reference, prediction = np.ravel(reference), np.ravel(prediction)
+        error = prediction - reference
+        shown, both = _points_to_draw(np.abs(error)), (reference, prediction)
+        low, high = float(min(v.min() for v in both)), float(max(v.max() for v in both))
+        rmse = float(np.sqrt(np.mean(np.square(error))))
+        return cls(reference[shown], prediction[shown], len(error), rmse, low, high)
+
+
 def plot_parity(
-    data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], output_path: Path | str, title: str
+    data: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray] | ParityPoints]],
+    output_path: Path | str,
+    title: str,
 ) -> None:
     """Draw predictions against labels, and the errors below, one column per property, as a PNG.
 
@@ -139,6 +172,7 @@ def plot_parity(
     Args:
         data: ``data[set name][property] = (reference, prediction)``, arrays of the same shape with what is labeled,
             in eV, Angstrom and e*Angstrom; energies, with the E0s or without (``interaction_energy``), are per atom.
+            Of many values the points may be chosen already.
         output_path: The PNG; its folder is created.
         title: Heading of the picture.
 
@@ -147,24 +181,26 @@ def plot_parity(
     """
     _load_matplotlib()
     for set_name, sets in data.items():
-        for name, (reference, prediction) in sets.items():
+        for name, values in sets.items():
             if name not in _AXES:
                 raise ValueError(f"There is no parity plot of '{name}'; choose from {', '.join(_AXES)}.")
-            if np.shape(reference) != np.shape(prediction):
-                shapes = f"{np.shape(reference)} and {np.shape(prediction)}"
+            if isinstance(values, tuple) and np.shape(values[0]) != np.shape(values[1]):
+                shapes = f"{np.shape(values[0])} and {np.shape(values[1])}"
                 raise ValueError(f"{set_name}: labels and predictions of {name} have shapes {shapes}.")
-    pairs = {
-        name: {s: (np.ravel(sets[name][0]), np.ravel(sets[name][1])) for s, sets in data.items() if name in sets}
-        for name in _AXES
-    }
-    pairs = {name: {s: pair for s, pair in of_sets.items() if pair[0].size} for name, of_sets in pairs.items()}
-    properties = [name for name in pairs if pairs[name]]
+    points: dict[str, dict[str, ParityPoints]] = {name: {} for name in _AXES}
+    for set_name, sets in data.items():
+        for name, values in sets.items():
+            if isinstance(values, ParityPoints):
+                points[name][set_name] = values
+            elif np.size(values[0]):
+                points[name][set_name] = ParityPoints.of(*values)
+    properties = [name for name in points if points[name]]
     if not properties:
         raise ValueError("There are no labels and predictions to draw.")
     figure = _figure(4.4 * len(properties) + 0.2, 6.6)
     grid = figure.subplots(2, len(properties), squeeze=False, sharex="col", gridspec_kw={"height_ratios": (2.4, 1.0)})
     for column, name in enumerate(properties):
-        _draw_parity(grid[0, column], grid[1, column], *_AXES[name], pairs[name])
+        _draw_parity(grid[0, column], grid[1, column], *_AXES[name], points[name])
     figure.suptitle(title)
     _save(figure, output_path)
 
@@ -192,38 +228,34 @@ def _finish_learning_axis(axis: Axes, epochs: list[int], first_epochs: Mapping[s
             axis.text(first - 0.5, 1.01, stage, transform=place, fontsize=8, color=_GRAY, ha="center")
 
 
-def _draw_parity(
-    parity: Axes, errors: Axes, name: str, unit: str, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
+def _draw_parity(parity: Axes, errors: Axes, name: str, unit: str, of_sets: Mapping[str, ParityPoints]) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-    origin, low, high = _frame_of([values for pair in pairs.values() for values in pair])
-    others = [set_name for set_name in pairs if set_name.split("_")[0] not in _SET_COLORS]
+    origin, low, high = _frame_of(min(p.lowest for p in of_sets.values()), max(p.highest for p in of_sets.values()))
+    others = [set_name for set_name in of_sets if set_name.split("_")[0] not in _SET_COLORS]
     palette = [color for color in _COLORS if color not in _SET_COLORS.values()]
-    for place, (set_name, (reference, prediction)) in enumerate(pairs.items()):
-        error = (prediction - reference) * (1.0 / MILLI)
-        rmse = float(np.sqrt(np.mean(np.square(error))))
-        shown = _points_to_draw(np.abs(error))
-        count = f"{len(error)}" if len(shown) == len(error) else f"{len(shown)} of {len(error)} drawn"
+    for place, (set_name, points) in enumerate(of_sets.items()):
+        error = (points.prediction - points.reference) * (1.0 / MILLI)
+        count = f"{points.count}" if len(error) == points.count else f"{len(error)} of {points.count} drawn"
         kind = set_name.split("_")[0]
         color = _SET_COLORS[kind] if kind in _SET_COLORS else palette[others.index(set_name) % len(palette)]
         # Small sets lie above large ones, which would hide them.
-        order = 2.0 + 1.0 / len(error)
+        order = 2.0 + 1.0 / points.count
         # large enough to be seen alone, small enough for thousands
-        size = float(np.clip(400.0 / math.sqrt(len(shown)), 3.0, 18.0))
+        size = float(np.clip(400.0 / math.sqrt(len(error)), 3.0, 18.0))
         style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0.0, "zorder": order}
         fits = len(set_name) <= _LONGEST_NAME
         name_of_set = set_name if fits else f"{set_name[: _LONGEST_NAME - 3]}..."
-        label = f"{name_of_set}: RMSE {rmse:.3g} m{unit} ({count})"
-        if place == _MOST_NAMED and len(pairs) > _MOST_NAMED + 1:
-            label = f"and {len(pairs) - _MOST_NAMED} more"
+        label = f"{name_of_set}: RMSE {points.rmse / MILLI:.3g} m{unit} ({count})"
+        if place == _MOST_NAMED and len(of_sets) > _MOST_NAMED + 1:
+            label = f"and {len(of_sets) - _MOST_NAMED} more"
         parity.scatter(
-            reference[shown] - origin,
-            prediction[shown] - origin,
+            points.reference - origin,
+            points.prediction - origin,
             label=label if place <= _MOST_NAMED else "_left out",
             **style,
         )
-        errors.scatter(reference[shown] - origin, error[shown], **style)
+        errors.scatter(points.reference - origin, error, **style)
     parity.plot((low, high), (low, high), color="#444444", linewidth=0.8, zorder=1)
     parity.set_xlim(low, high)
     parity.set_ylim(low, high)
@@ -244,16 +276,16 @@ def _draw_parity(
     _tidy(errors)
 
 
-def _frame_of(values: list[np.ndarray]) -> tuple[float, float, float]:
+def _frame_of(low: float, high: float) -> tuple[float, float, float]:
     """Choose what a parity plot shows.
 
     Args:
-        values: Labels and predictions, arrays of any length.
+        low: The lowest label or prediction.
+        high: The highest.
 
     Returns:
         What is subtracted from all values, zero unless they differ by little of what they are; and the limits then.
     """
-    low, high = float(min(v.min() for v in values)), float(max(v.max() for v in values))
     span = max(high - low, 1e-6)  # a single structure has none
     origin = float(f"{low:.0f}") if max(abs(low), abs(high)) > 100.0 * span and abs(low) >= 100.0 else 0.0
     return origin, low - origin - 0.05 * span, high - origin + 0.05 * span
@@ -261,11 +293,11 @@ def _frame_of(values: list[np.ndarray]) -> tuple[float, float, float]:
 
 def _points_to_draw(absolute_error: np.ndarray) -> np.ndarray:
     """Choose the values to draw: all, or the worst and a reproducible random choice of the others."""
-    if len(absolute_error) <= _MOST_POINTS:
+    if len(absolute_error) <= MOST_VALUES:
         return np.arange(len(absolute_error))
     by_error = np.argsort(absolute_error)
-    others = np.random.default_rng(0).permutation(by_error[:-_WORST_POINTS])[: _MOST_POINTS - _WORST_POINTS]
-    return np.concatenate([others, by_error[-_WORST_POINTS:]])
+    others = np.random.default_rng(0).permutation(by_error[:-WORST_VALUES])[: MOST_VALUES - WORST_VALUES]
+    return np.concatenate([others, by_error[-WORST_VALUES:]])
 
 
 def _line(axis: Axes, values: Mapping[int, float], label: str, color: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,14 +13,14 @@ from mace.finetuning.estimated_energies import estimate_energies
 from mace.preparation.heads import Head
 from mace.preparation.reading import InputData
 from mace.reporting.tables import residual_table
-from mace.structures.configuration import Configuration
+from mace.structures.collection import StructureCollection
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def reference_energies(
-    data: InputData, train: Mapping[str, Sequence[Configuration]], elements: ElementTable
+    data: InputData, train: Mapping[str, StructureCollection], elements: ElementTable
 ) -> dict[str, ReferenceEnergies]:
     """Determine and log the reference energies of every head for all elements of the model.
 
@@ -70,10 +70,10 @@ def reference_energies(
     return complete
 
 
-def _of_head(head: Head, data: InputData, train: Sequence[Configuration], elements: ElementTable) -> ReferenceEnergies:
+def _of_head(head: Head, data: InputData, train: StructureCollection, elements: ElementTable) -> ReferenceEnergies:
     """Determine the reference energies of the elements in a head's structures."""
     settings, foundation = head.settings, data.foundation
-    own = elements if head.is_alone else ElementTable.from_arrays(c.atomic_numbers for c in train)
+    own = elements if head.is_alone else ElementTable(train.elements)
     known, fit = None, None
     if foundation is not None:
         known = foundation.energies

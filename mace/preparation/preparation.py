@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mace.errors import UserError
 from mace.finetuning.foundation import foundation_plan
 from mace.graphs.batch_plan import HeadSampling, sampled
 from mace.graphs.dataset import Dataset, Subset
-from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.prepared import dataset_of
 from mace.model.plan import OUTPUTS, ModelPlan, first_problem
 from mace.planning.model_plan import NO_SCALING, decide_neighbors, decide_scaling, plan_model
 from mace.planning.objectives import ways_out
@@ -29,7 +30,7 @@ from mace.preparation.reading import InputData, labels_needed
 from mace.reporting.set_names import table_row
 from mace.reporting.tables import contents_line
 from mace.settings import TrainingSettings
-from mace.structures.configuration import Configuration
+from mace.structures.collection import ListedStructures, StructureCollection, together
 from mace.structures.labels import require_labels
 from mace.structures.reference_energies import ReferenceEnergies
 from mace.structures.sources import files_of
@@ -105,9 +106,9 @@ class Division:
         is_split: Whether those to validate on were taken from the training files.
     """
 
-    train: list[Configuration]
-    valid: list[Configuration]
-    tests: dict[str, list[Configuration]]
+    train: StructureCollection
+    valid: StructureCollection
+    tests: dict[str, StructureCollection]
     is_split: bool
 
 
@@ -134,34 +135,36 @@ def divide(head: Head, data: InputData) -> Division:
         _LOGGER.info("%s%s", head.prefix, contents_line("Random Split Validation set", valid))
     else:
         train, valid = configurations, sets.validation.configurations
-        if not valid:
+        if not len(valid):
             names = ", ".join(files_of(settings.valid_file or ()))
             raise UserError(f"{names}: there is no structure to validate with, isolated atoms only.")
     if settings.keep_isolated_atoms:
         # added after the split, because isolated atoms are useless for validation
-        train = [*train, *training.isolated_atoms]
+        train = together([train, ListedStructures(training.isolated_atoms)])
     # unless the sampling weights the heads already
     factor = 1.0 if settings.head_sampling == "weight" else head.weight
     if factor != 1.0:
-        train, valid = ([replace(c, weight=c.weight * factor) for c in each] for each in (train, valid))
+        train, valid = train.changed(factor), valid.changed(factor)
     for loss in filter(None, data.losses):
         _require_weight(train, loss, "training", head)
         _require_weight(valid, loss, "validation", head)
-    tests = dict[str, list[Configuration]]()
+    tests = dict[str, StructureCollection]()
     for name, result in sets.tests.items():
-        for each in result.configurations:
-            # structures of a test file are split by config_type; those of a folder form one set per file
-            row = name or table_row(each.config_type, each.head)
-            tests.setdefault(row if head.is_alone or not name else table_row(name, head.name), []).append(each)
+        structures = result.configurations
+        if name:  # those of a folder form one set per file
+            tests[name if head.is_alone else table_row(name, head.name)] = structures
+            continue
+        for kind in structures.config_types.present():
+            tests[table_row(kind, head.name)] = structures.take(np.flatnonzero(structures.config_types.where(kind)))
     counts = ", ".join(f"{name}: {len(items)}" for name, items in tests.items())
     text = "%sTotal number of configurations: train=%d, valid=%d, tests=[%s]"
     _LOGGER.info(text, head.prefix, len(train), len(valid), counts)
     return Division(train, valid, tests, is_split=sets.validation is None)
 
 
-def _require_weight(configurations: Sequence[Configuration], loss: Loss, purpose: str, head: Head) -> None:
+def _require_weight(configurations: StructureCollection, loss: Loss, purpose: str, head: Head) -> None:
     """Check that a set has labels for a loss: without labels the loss would be zero, and so seem the lowest."""
-    missing = [term.name for term in loss.terms if not any(c.has_weight(term.name) for c in configurations)]
+    missing = [term.name for term in loss.terms if not configurations.has_weight(term.name).any()]
     file = configurations[0].file
     of_head = "" if head.is_alone else f" for the head {head.name}"
     if len(missing) == len(loss.terms):
@@ -199,7 +202,7 @@ def prepare(
         with head.named_in_errors():
             divisions[name] = divide(head, data)
     if split := {name: division.valid for name, division in divisions.items() if division.is_split}:
-        every = [configuration for of_head in split.values() for configuration in of_head]
+        every = together(list(split.values()))
         path = write_valid_indices(settings.work_dir, settings.name, settings.seed, every) if writes else ""
         for name in split:
             _LOGGER.info(
@@ -217,17 +220,15 @@ def prepare(
         scaling = {name: _scaling(head, to_learn[name], energies[name]) for name, head in heads.items()}
         elements = ElementTable(tuple(sorted(next(iter(energies.values())).energies)))
     if "dipole" in OUTPUTS[settings.model]:
-        _log_charges([c for division in divisions.values() for c in (*division.train, *division.valid)])
+        _log_charges(together([each for division in divisions.values() for each in (division.train, division.valid)]))
     r_max = settings.r_max if foundation is None else foundation.plan.r_max
 
-    def search(configurations: Sequence[Configuration], name: str) -> Dataset:
-        description = f"Neighbors of {name}"
-        return InMemoryDataset(
-            configurations, elements, r_max, lambda items: progress.track(items, description), heads=tuple(heads)
-        )
+    def search(structures: StructureCollection, name: str) -> Dataset:
+        track = partial(progress.track, description=f"Neighbors of {name}")
+        return dataset_of(structures, elements, r_max, tuple(heads), track)
 
     sampling = _sampling(settings, heads, {name: len(division.train) for name, division in divisions.items()})
-    train = search([c for division in divisions.values() for c in division.train], "the training set")
+    train = search(together([division.train for division in divisions.values()]), "the training set")
     valid = {name: search(division.valid, "the validation set") for name, division in divisions.items()}
     # built before training, so that errors in test sets appear early and not at the end
     tests = {name: search(configurations, name) for name, configurations in _tests_of_all(divisions).items()}
@@ -266,9 +267,9 @@ def _repeated(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapp
     return {name: size if heads[name].is_replay else times * size for name, size in sizes.items()}
 
 
-def _tests_of_all(divisions: Mapping[str, Division]) -> dict[str, list[Configuration]]:
+def _tests_of_all(divisions: Mapping[str, Division]) -> dict[str, StructureCollection]:
     """Return the test structures of all heads by name of the set, checking that no two sets have the same."""
-    tests = dict[str, list[Configuration]]()
+    tests = dict[str, StructureCollection]()
     others = {table_row(role, head) for role in ("train", "valid") for head in divisions}
     for division in divisions.values():
         for name, configurations in division.tests.items():
@@ -281,7 +282,7 @@ def _tests_of_all(divisions: Mapping[str, Division]) -> dict[str, list[Configura
     return tests
 
 
-def _scaling(head: Head, train: Sequence[Configuration], energies: ReferenceEnergies) -> Scaling:
+def _scaling(head: Head, train: StructureCollection, energies: ReferenceEnergies) -> Scaling:
     """Decide scale and shift of a head, and log what they cannot be computed from."""
     scaling = decide_scaling(head.settings, summarize(train, energies.energies))
     for warning in scaling.warnings:
@@ -297,7 +298,7 @@ def _elements(settings: TrainingSettings, heads: Mapping[str, Head], divisions: 
     given = None if settings.atomic_numbers is None else ElementTable(tuple(settings.atomic_numbers))
     found: set[int] = set()
     for name, division in divisions.items():
-        own = ElementTable.from_arrays(c.atomic_numbers for c in division.train)
+        own = ElementTable(division.train.elements)
         if given is not None and not heads[name].is_replay:
             check_elements(given, division.train, purpose="--atomic_numbers")
             own = given
@@ -326,20 +327,21 @@ def _sampling(settings: TrainingSettings, heads: Mapping[str, Head], sizes: Mapp
     return sampling
 
 
-def _log_charges(configurations: Sequence[Configuration]) -> None:
+def _log_charges(structures: StructureCollection) -> None:
     """Log whether charges contribute to dipoles: a model trained without charges is wrong with them."""
-    count = sum(configuration.charges is not None for configuration in configurations)
+    charged = structures.labeled("charges")
+    count = int(np.count_nonzero(charged))
     if count == 0:
         _LOGGER.info("The structures have no charges, so the whole dipole is learned")
         return
     _LOGGER.info("Charges of %d structures enter their dipoles as charge times position", count)
-    if count < len(configurations):
+    if count < len(structures):
         _LOGGER.warning(
             "%d of %d structures have no charges and count as uncharged; give all of them charges, or none",
-            len(configurations) - count,
-            len(configurations),
+            len(structures) - count,
+            len(structures),
         )
-    if any(c.charges is not None and any(c.pbc) for c in configurations):
+    if any((block.labeled("charges") & block.columns["pbc"].any(axis=1)).any() for block in structures.blocks()):
         _LOGGER.warning(
             "Charges of periodic structures make their dipoles depend on which images of the atoms the files give"
         )

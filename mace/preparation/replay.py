@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mace.conditions import Condition
 from mace.console.progress import TrainingProgress
-from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.files.published import REPLAY_SETS
 from mace.finetuning.foundation import Foundation
@@ -25,6 +24,7 @@ from mace.processes.team import Team
 from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import as_list
 from mace.settings.heads import REPLAY_HEAD
+from mace.structures.collection import ListedStructures, together
 from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels, LabelCoverage, LabelReport
 from mace.structures.reading import ReadResult
@@ -147,9 +147,10 @@ def warn_of_common_files(result: ReadResult, others: Iterable[ReadResult]) -> No
 def own_structures(results: Sequence[ReadResult]) -> ReadResult:
     """Return the structures of all other heads as those of the foundation model, to be labeled by it."""
     return ReadResult(
-        [replace(c, head=REPLAY_HEAD) for result in results for c in result.configurations],
+        together([result.configurations for result in results]).changed(head=REPLAY_HEAD),
         [],
         LabelReport(tuple(file for result in results for file in result.report.files)),
+        tuple(path for result in results for path in result.paths),
     )
 
 
@@ -192,7 +193,7 @@ def labeled_by_foundation(
     for configuration in labeled:
         by_file.setdefault(configuration.file, []).append(configuration)
     files = tuple(_relabeled(file, by_file.get(file.file, [])) for file in result.report.files)
-    return ReadResult(labeled, [], LabelReport(files))
+    return ReadResult(ListedStructures(labeled), [], LabelReport(files), result.paths)
 
 
 def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> FileLabels:
@@ -210,9 +211,9 @@ def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> Fil
         for entry in file.coverage
         for count in [sum(getattr(configuration, entry.name) is not None for configuration in configurations)]
     )
-    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, faults=(), misspelled=())
+    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, not_finite={}, near_keys={})
 
 
 def elements_of(results: Iterable[ReadResult]) -> frozenset[int]:
     """Return the elements of all structures."""
-    return frozenset(ElementTable.from_arrays(c.atomic_numbers for result in results for c in result.configurations))
+    return frozenset().union(*(result.configurations.elements for result in results))

@@ -142,7 +142,7 @@ def _sampled(sets: DataSets, seed: int) -> DataSets:
         if len(configurations) <= _LARGEST_SAMPLE:
             return result
         places = np.sort(rng.choice(len(configurations), _LARGEST_SAMPLE, replace=False))
-        return replace(result, configurations=[configurations[place] for place in places.tolist()])
+        return replace(result, configurations=configurations.take(places))
 
     validation = some(sets.validation) if sets.validation is not None else None
     return DataSets(some(sets.training), validation, {name: some(result) for name, result in sets.tests.items()})

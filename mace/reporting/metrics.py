@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mace.properties import PROPERTIES
+from mace.reporting.spread import Spread, percentile
 
 _MEASURED = {name: row for name, row in PROPERTIES.items() if row.suffix}
 
@@ -15,9 +16,13 @@ _TINY = 1.0e-9
 """Added to the size of the labels, so that labels which are all zero give a huge relative error and not a crash."""
 
 
+_DIGITS, _EXACT = 12, 1 << 18
+"""Percentiles are exact up to so many values; beyond, they are right to one part in four thousand or better."""
+
+
 @dataclass
 class _Sums:
-    """Running sums over the components of one property; absolute errors are kept, because a percentile needs all."""
+    """Running sums over the components of one property, and how the absolute errors are spread."""
 
     count: int = 0
     absolute: float = 0.0
@@ -26,18 +31,24 @@ class _Sums:
     squared_per_atom: float = 0.0
     absolute_reference: float = 0.0
     squared_reference: float = 0.0
-    absolute_errors: list[np.ndarray] = field(default_factory=list)
+    absolute_errors: Spread = field(default_factory=lambda: Spread(_DIGITS, _EXACT))
 
     def merge(self, other: _Sums) -> None:
         for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+            if item.name != "absolute_errors":
+                setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        self.absolute_errors.merge(other.absolute_errors)
 
 
 class ErrorAccumulator:
     """Gather errors over batches and return them as one flat dictionary of metrics.
 
     Every component counts once: forces average over atoms and directions, stress and virials over all nine components.
-    Sums are kept in float64 whatever the model's precision. Nothing stays on the accelerator between batches.
+    Sums are kept in float64 whatever the model's precision. Nothing stays on the accelerator between batches. Of any
+    number of structures it takes a few megabytes.
+
+    Args:
+        percentiles: Whether to find percentiles too, which takes most of the memory.
 
     Example:
         >>> import numpy as np
@@ -47,8 +58,8 @@ class ErrorAccumulator:
         (0.5, 0.1)
     """
 
-    def __init__(self) -> None:
-        """Start with nothing seen."""
+    def __init__(self, percentiles: bool = True) -> None:
+        self._percentiles = percentiles
         self._sums: dict[str, _Sums] = {}
 
     def add(
@@ -95,8 +106,9 @@ class ErrorAccumulator:
         sums.count += error.size
         sums.absolute += float(absolute.sum())
         sums.squared += float(np.square(error).sum())
-        # Only the percentile reads these, so they need no more digits than the prediction has.
-        sums.absolute_errors.append(absolute.ravel().astype(guess.dtype, copy=False))
+        if self._percentiles:
+            # they need no more digits than the prediction has
+            sums.absolute_errors.add(absolute.astype(guess.dtype, copy=False))
         if per_atom is not None:
             sums.absolute_per_atom += float(np.abs(per_atom).sum())
             sums.squared_per_atom += float(np.square(per_atom).sum())
@@ -135,7 +147,8 @@ class ErrorAccumulator:
             if row.relative:
                 size = float(np.sqrt(sums.squared_reference / count))
                 metrics[f"rel_rmse_{suffix}"] = 100.0 * rmse / (size + _TINY)
-            metrics[f"q95_{suffix}"] = float(np.percentile(np.concatenate(sums.absolute_errors), 95.0))
+            if self._percentiles:
+                metrics[f"q95_{suffix}"] = percentile([sums.absolute_errors], 95.0)
         return metrics
 
 

@@ -3,63 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from mace.elements import chemical_symbol
+from mace.graphs.dataset import Dataset
 from mace.properties import PREDICTED, PROPERTIES
-from mace.structures.configuration import Configuration
+from mace.reporting.set_errors import MOST_COMPOSITIONS, OTHER, CellErrors, PropertyTally, SetErrors, chosen_values
+from mace.reporting.spread import percentile
+from mace.structures.collection import Names
 from mace.units import MILLI
 
 BINS = 61
-MOST_SETS, MOST_TYPES, MOST_COMPOSITIONS = 24, 40, 60
+MOST_SETS, MOST_TYPES = 24, 40
 MOST_POINTS = 10_000
 _WORST_SHARE = 0.1
-OTHER = "all others"
-
-EnergiesOfHeads = Mapping[str, Mapping[int, float]]
-"""E0 in eV by head and atomic number."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Labels and predictions of one property, row by row.
-
-    Attributes:
-        reference: ``[rows, ...]``; total energies in eV, eV/Angstrom, eV/Angstrom^3, e*Angstrom.
-        prediction: Of the same shape.
-        structure: Place of each row's structure in its set, ``[rows]``.
-        atom: Place of each row's atom in its structure; None for properties of structures.
-    """
-
-    reference: np.ndarray
-    prediction: np.ndarray
-    structure: np.ndarray
-    atom: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class PredictedSet:
-    """A set of structures, all for one head, with its predictions.
+    """A set of structures, all for one head, with the errors of its predictions.
 
     Attributes:
         name: Name of the set.
         role: ``train``, ``valid`` or ``test``.
-        configurations: Its structures.
-        compared: What is labeled and predicted, by property.
+        dataset: Its structures.
+        errors: Of its predictions.
     """
 
     name: str
     role: str
-    configurations: Sequence[Configuration]
-    compared: Mapping[str, Compared]
+    dataset: Dataset
+    errors: SetErrors
 
     @property
     def head(self) -> str:
         """The head that all its structures are for."""
-        return self.configurations[0].head
+        return self.dataset[0].head
 
 
 @dataclass(frozen=True)
@@ -150,144 +132,130 @@ class Predictions:
     heads: tuple[str, ...] = ()
 
 
-def summarize_predictions(sets: Sequence[PredictedSet], reference_energies: EnergiesOfHeads) -> Predictions:
-    """Add up the errors of predictions.
+def summarize_predictions(sets: Sequence[PredictedSet]) -> Predictions:
+    """Gather the errors of predictions for several sets.
 
     Args:
         sets: The sets, those to train and validate with first.
-        reference_energies: E0 in eV by head and atomic number, subtracted from energies.
     """
-    counts = Counter(c.config_type for one in sets for c in one.configurations)
+    counts = Counter[str]()
+    for one in sets:
+        counts.update(_counted(one.dataset.structures.config_types))
     types = {name: place for place, (name, _) in enumerate(counts.most_common(MOST_TYPES))}
-    names_of_files = dict.fromkeys(c.file for one in sets for c in one.configurations)
-    files = {name: place for place, name in enumerate(names_of_files)}
     several = len({one.head for one in sets}) > 1
     names = [(one.name, one.role, one.head) for one in sets[:MOST_SETS]]
     names += [(f"{OTHER} of {one.head}" if several else OTHER, one.role, one.head) for one in sets[MOST_SETS:]]
     numbers = {entry: place for place, entry in enumerate(dict.fromkeys(names))}
-    number_of = [numbers[entry] for entry in names]
-    found = []
+    numbered = [(numbers[entry], one) for entry, one in zip(names, sets, strict=True)]
+    files, found = dict[str, int](), []
     for name in PREDICTED:
-        if PROPERTIES[name].derived and any("stress" in one.compared for one in sets):
+        if PROPERTIES[name].derived and any("stress" in one.errors.tallies for one in sets):
             continue
-        if any(name in one.compared for one in sets):
-            found.append(_of_property(name, sets, number_of, types, files, reference_energies))
+        present = [(number, one) for number, one in numbered if name in one.errors.tallies]
+        if present:
+            found.append(_of_property(name, present, types, files))
     shown = [*types] + ([OTHER] if len(counts) > len(types) else [])
     shown_sets, heads = tuple((name, role) for name, role, _ in numbers), tuple(head for *_, head in numbers)
     return Predictions(shown_sets, tuple(files), tuple(shown), tuple(found), heads)
 
 
-def per_atom_values(name: str, one: PredictedSet, reference_energies: EnergiesOfHeads) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and errors as they are shown: energies without E0s, per atom where the error tables are.
+def frequent_types(types: Names, most: int) -> Names:
+    """Keep the most frequent config_types; the others together are `OTHER`."""
+    if len(types.names) <= most:
+        return types
+    kept = [name for name, _ in Counter(_counted(types)).most_common(most)]
+    place = {name: number for number, name in enumerate(kept)}
+    codes = np.array([place.get(name, len(kept)) for name in types.names], dtype=np.int32)[types.codes]
+    return Names((*kept, OTHER), codes)
 
-    Returns:
-        Labels and prediction minus label, ``[rows, ...]``.
-    """
-    compared = one.compared[name]
-    reference, error = compared.reference, compared.prediction - compared.reference
-    if not PROPERTIES[name].extensive:
-        return reference, error
-    configurations = [one.configurations[place] for place in compared.structure.tolist()]
-    if name == "energy":
-        own = reference_energies[one.head]
-        reference = reference - [sum(own[z] for z in c.atomic_numbers.tolist()) for c in configurations]
-    atoms = np.array([c.n_atoms for c in configurations]).reshape(-1, *[1] * (reference.ndim - 1))
-    return reference / atoms, error / atoms
+
+def _counted(column: Names) -> dict[str, int]:
+    """Count the structures of each name, in the order in which the names first occur."""
+    counts, first = np.bincount(column.codes, minlength=len(column.names)), np.full(len(column.names), -1)
+    first[column.codes[::-1]] = np.arange(len(column.codes))[::-1]
+    return {column.names[place]: int(counts[place]) for place in np.argsort(first).tolist() if counts[place]}
 
 
 def _of_property(
-    name: str,
-    sets: Sequence[PredictedSet],
-    number_of: Sequence[int],
-    types: Mapping[str, int],
-    files: Mapping[str, int],
-    reference_energies: EnergiesOfHeads,
+    name: str, present: Sequence[tuple[int, PredictedSet]], types: Mapping[str, int], files: dict[str, int]
 ) -> PropertyErrors:
-    present = [(place, one) for place, one in enumerate(sets) if name in one.compared]
-    if present[0][1].compared[name].atom is not None:
-        numbers = {z for _, one in present for c in one.configurations for z in c.atomic_numbers.tolist()}
-        parts = [chemical_symbol(z) for z in sorted(numbers)]
-    else:
-        parts = list(dict.fromkeys(_composition(c) for _, one in present for c in one.configurations))
-        parts = parts if len(parts) <= MOST_COMPOSITIONS else [""]
-    order = {part: place for place, part in enumerate(parts)}
-    values = []
-    for place, one in present:
-        compared, (reference, error) = one.compared[name], per_atom_values(name, one, reference_energies)
-        structures = np.array(
-            [
-                (
-                    types.get(c.config_type, len(types)),
-                    files[c.file],
-                    c.index,
-                    order.get(_composition(c), 0) if compared.atom is None else 0,
-                )
-                for c in one.configurations
-            ]
-        )
-        type_of, file_of, index_of, part_of = structures[compared.structure].T
-        if compared.atom is not None:
-            first = np.cumsum([0, *(c.n_atoms for c in one.configurations)])
-            numbers_of = np.concatenate([c.atomic_numbers for c in one.configurations])
-            unique, inverse = np.unique(numbers_of[first[compared.structure] + compared.atom], return_inverse=True)
-            part_of = np.array([order[chemical_symbol(z)] for z in unique.tolist()])[inverse]
-        rows = [np.repeat(row, reference[:1].size) for row in (type_of, part_of, file_of, index_of)]
-        set_of = np.full(reference.size, number_of[place])
-        values.append(Points(reference.ravel(), error.ravel(), set_of, *rows))
-    joined = Points(*(np.concatenate([getattr(v, field.name) for v in values]) for field in fields(Points)))
-    absolute = np.abs(joined.error)
-    limit = float(np.percentile(absolute, 99.0)) * 1.5 or float(absolute.max()) or MILLI
-    return PropertyErrors(name, tuple(parts), limit, tuple(_cells(joined, limit)), _thin(joined))
+    """Join the errors of a property in several sets, each with its number; files that are new get a number."""
+    sets, tallies = [one for _, one in present], [one.errors.tallies[name] for _, one in present]
+    parts = _parts(name, sets)
+    cells: dict[tuple[int, int, int], CellErrors] = {}
+    for (number, one), tally in zip(present, tallies, strict=True):
+        for (kind, part), cell in tally.cells.items():
+            key = number, types.get(one.errors.types[kind], len(types)), _part(one, part, parts)
+            cells.setdefault(key, CellErrors()).merge(cell)
+    largest = max(cell.largest for cell in cells.values())
+    limit = percentile([cell.spread for cell in cells.values()], 99.0) * 1.5 or largest or MILLI
+    found = tuple(
+        Cell(*key, c.count, c.absolute, c.squared, c.signed, c.largest, c.spread.histogram(limit, BINS))
+        for key, c in sorted(cells.items(), key=lambda entry: entry[0])
+    )
+    shares = _shares([number for number, _ in present], sets, tallies)
+    points = [_points(number, one, values, types, parts, files) for number, one, values in shares]
+    joined = Points(*(np.concatenate([getattr(p, field.name) for p in points]) for field in fields(Points)))
+    return PropertyErrors(name, tuple(parts), limit, found, joined)
 
 
-def _composition(configuration: Configuration) -> str:
-    return " ".join(chemical_symbol(z) for z in np.unique(configuration.atomic_numbers).tolist())
+def _parts(name: str, sets: Sequence[PredictedSet]) -> dict[str, int]:
+    """Number the elements of some sets, or their compositions if there are not too many."""
+    if PROPERTIES[name].of_atoms:
+        numbers = sorted({z for one in sets for z in one.errors.elements})
+        return {chemical_symbol(z): place for place, z in enumerate(numbers)}
+    found = set[tuple[int, ...]]()
+    for one in sets:
+        if one.errors.compositions is None:
+            return {"": 0}
+        found |= {one.errors.elements_of(part) for part in one.errors.compositions}
+    if len(found) > MOST_COMPOSITIONS:
+        return {"": 0}
+    return {" ".join(map(chemical_symbol, numbers)): place for place, numbers in enumerate(sorted(found))}
 
 
-def _cells(values: Points, limit: float) -> list[Cell]:
-    """Add up errors by set, type and part."""
-    n_types, n_parts = int(values.type.max()) + 1, int(values.part.max()) + 1
-    keys = (values.set * n_types + values.type) * n_parts + values.part
-    unique, cell = np.unique(keys, return_inverse=True)
-    absolute = np.abs(values.error)
-    largest = np.zeros(len(unique))
-    np.maximum.at(largest, cell, absolute)
-    bins = np.clip(((values.error + limit) / (2.0 * limit) * BINS).astype(np.int64), 0, BINS - 1)
-    histograms = np.bincount(cell * BINS + bins, minlength=len(unique) * BINS).reshape(-1, BINS)
-    counts = np.bincount(cell)
-    sums, squares = np.bincount(cell, absolute), np.bincount(cell, np.square(values.error))
-    signed = np.bincount(cell, values.error)
-    return [
-        Cell(
-            int(key) // (n_types * n_parts),
-            int(key) // n_parts % n_types,
-            int(key) % n_parts,
-            int(counts[place]),
-            float(sums[place]),
-            float(squares[place]),
-            float(signed[place]),
-            float(largest[place]),
-            histograms[place],
-        )
-        for place, key in enumerate(unique)
-    ]
+def _part(one: PredictedSet, part: bytes, parts: Mapping[str, int]) -> int:
+    """Return the number of a part, zero if parts are not told apart."""
+    return parts.get(" ".join(map(chemical_symbol, one.errors.elements_of(part))), 0)
 
 
-def _thin(values: Points) -> Points:
-    """Choose values to draw, of every set a fair share."""
-    chosen, sets = [], np.unique(values.set)
+def _shares(
+    numbers: Sequence[int], sets: Sequence[PredictedSet], tallies: Sequence[PropertyTally]
+) -> Iterator[tuple[int, PredictedSet, np.ndarray]]:
+    """Choose values to draw, of every number a fair share; yield those of each set."""
+    members = {number: [place for place, n in enumerate(numbers) if n == number] for number in sorted(set(numbers))}
+    counts = {number: sum(tallies[place].count for place in places) for number, places in members.items()}
     open_slots = MOST_POINTS
-    by_size = sorted(sets.tolist(), key=lambda place: int((values.set == place).sum()))
-    for done, place in enumerate(by_size):
-        members = np.flatnonzero(values.set == place)
-        share = open_slots // (len(by_size) - done)
-        if len(members) > share:
-            # the worst, and a reproducible random choice of the others
-            worst = max(int(share * _WORST_SHARE), 1)
-            by_error = np.argpartition(np.abs(values.error[members]), len(members) - worst)
-            others = np.random.default_rng(0).choice(by_error[:-worst], share - worst, replace=False)
-            members = members[np.concatenate([others, by_error[-worst:]])]
-        chosen.append(members)
-        open_slots -= len(members)
-    order = np.concatenate(chosen)
-    return Points(*(getattr(values, field.name)[order] for field in fields(Points)))
+    for done, number in enumerate(sorted(members, key=lambda number: counts[number])):
+        share = open_slots // (len(members) - done)
+        of_number = [tallies[place] for place in members[number]]
+        values, source = chosen_values(of_number, share, max(int(share * _WORST_SHARE), 1))
+        open_slots -= len(values)
+        for place, of_set in enumerate(members[number]):
+            yield number, sets[of_set], values[source == place]
+
+
+def _points(
+    number: int,
+    one: PredictedSet,
+    values: np.ndarray,
+    types: Mapping[str, int],
+    parts: Mapping[str, int],
+    files: dict[str, int],
+) -> Points:
+    """Say of chosen values of a set where they belong."""
+    structures, file_names = values["structure"], one.dataset.structures.files
+    type_of = np.array([types.get(name, len(types)) for name in one.errors.types], dtype=np.int64)
+    unique, part_of = np.unique(values["part"], axis=0, return_inverse=True)
+    part_numbers = np.array([_part(one, part.tobytes(), parts) for part in unique], dtype=np.int64)
+    file_of = file_names.codes[structures].tolist()
+    file_numbers = {code: files.setdefault(file_names.names[code], len(files)) for code in sorted(set(file_of))}
+    return Points(
+        values["reference"],
+        values["error"],
+        np.full(len(values), number),
+        type_of[values["type"]],
+        part_numbers[part_of.ravel()],
+        np.array([file_numbers[code] for code in file_of], dtype=np.int64),
+        one.dataset.structures.file_index[structures],
+    )

@@ -15,7 +15,7 @@ from mace.conditions import SETTABLE
 from mace.console.terminal import PlainConsole
 from mace.errors import UserError
 from mace.properties import PROPERTIES
-from mace.structures.configuration import Configuration
+from mace.structures.collection import StructureCollection
 from mace.structures.reference_energies import Residual
 from mace.units import DEBYE, MILLI
 
@@ -244,22 +244,22 @@ def errors_in_words(kind: str) -> Callable[[Mapping[str, float]], str]:
     return table.in_words
 
 
-def contents_line(name: str, configurations: Sequence[Configuration]) -> str:
+def contents_line(name: str, structures: StructureCollection) -> str:
     """Say how many structures of a set have each label, in one line with the words and the order of mace-torch.
 
     Args:
         name: Of the set, such as ``Total Training set``.
-        configurations: Its structures.
+        structures: Its structures.
 
     Returns:
         For example ``Total Training set [energy: 10, stress: 0, virials: 0, ..., forces: 10, charges: 0]``.
     """
-    labels = {label: sum(getattr(c, label) is not None for c in configurations) for label in PROPERTIES}
-    given = {word: sum(word in c.conditions for c in configurations) for word in SETTABLE}
+    labels = structures.label_counts()
+    given = {word: len(structures) * (word in structures.condition_names) for word in SETTABLE}
     words = {
         **{label: labels[label] for label in ("energy", "stress", "virials")},
         "dipole components": 3 * labels["dipole"],
-        "head": len(configurations),
+        "head": len(structures),
         "elec_temp": given["elec_temp"],
         "total_charge": given["total_charge"],
         "polarizability": labels["polarizability"],

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mace.properties import PROPERTIES
-from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
+from mace.properties import PREDICTED
+from mace.reporting.predictions import PredictedSet
+from mace.reporting.set_errors import MOST_ATOMS, MOST_WORST
 from mace.structures.configuration import Configuration
 
-COUNT, MOST_LISTED = 20, 400
-"""Structures of each list, and of all lists by one property, which are shorter where there are many."""
-
-MOST_ATOMS = 20_000
-"""Atoms of all structures that can be looked at; of what is beyond, only numbers are shown."""
+MOST_LISTED = 400
+"""Structures of all lists by one property, which are shorter where there are many."""
 
 
 @dataclass
@@ -42,30 +40,29 @@ class Suspect:
     drawn: bool = False
 
 
-def worst_structures(sets: Sequence[PredictedSet], reference_energies: EnergiesOfHeads) -> dict[str, list[Suspect]]:
+def worst_structures(sets: Sequence[PredictedSet]) -> dict[str, list[Suspect]]:
     """Find the structures with the largest errors.
 
     Args:
         sets: The sets.
-        reference_energies: E0 in eV by head and atomic number.
 
     Returns:
-        By property, up to `COUNT` structures of each role and head, the worst first.
+        By property, up to `MOST_WORST` structures of each role and head, the worst first.
     """
-    scores = [{name: _scores(name, one, reference_energies) for name in one.compared} for one in sets]
     lists: dict[str, list[Suspect]] = {}
     known: dict[tuple[int, int], Suspect] = {}
-    for name in dict.fromkeys(name for found in scores for name in found if not PROPERTIES[name].derived):
-        kinds = dict.fromkeys((one.role, one.head) for one in sets)
-        count = min(COUNT, max(1, MOST_LISTED // len(kinds)))
-        for kind in kinds:
-            places = [p for p, one in enumerate(sets) if (one.role, one.head) == kind and name in scores[p]]
-            entries = [(abs(score), place, s) for place in places for s, score in scores[place][name].items()]
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for place, one in enumerate(sets):
+        kinds.setdefault((one.role, one.head), []).append(place)
+    count = min(MOST_WORST, max(1, MOST_LISTED // max(len(kinds), 1)))
+    for name in (name for name in PREDICTED if any(name in one.errors.worst for one in sets)):
+        for places in kinds.values():
+            entries = [(size, place, s) for place in places for size, s in sets[place].errors.worst.get(name, [])]
             for _, place, structure in sorted(entries, reverse=True)[:count]:
                 if (place, structure) not in known:
-                    known[place, structure] = _suspect(sets[place], structure, scores[place])
+                    known[place, structure] = _suspect(sets[place], structure)
                 lists.setdefault(name, []).append(known[place, structure])
-        lists[name] = sorted(lists.get(name, []), key=lambda suspect: -abs(suspect.errors[name]))
+        lists[name] = sorted(lists[name], key=lambda suspect: -abs(suspect.errors[name]))
     # the worst of every list are drawn first, until there is no room
     room = MOST_ATOMS
     by_rank = [
@@ -81,28 +78,6 @@ def worst_structures(sets: Sequence[PredictedSet], reference_energies: EnergiesO
     return lists
 
 
-def _scores(name: str, one: PredictedSet, reference_energies: EnergiesOfHeads) -> dict[int, float]:
-    """Give each structure of a set that has the label one number."""
-    compared = one.compared[name]
-    _, error = per_atom_values(name, one, reference_energies)
-    if name == "energy":
-        numbers = error
-    elif name == "forces":
-        lengths = np.linalg.norm(error, axis=1)
-        numbers = np.zeros(len(one.configurations))
-        np.maximum.at(numbers, compared.structure, lengths)
-        present = np.unique(compared.structure)
-        return dict(zip(present.tolist(), numbers[present].tolist(), strict=True))
-    else:
-        numbers = np.sqrt(np.mean(np.square(error.reshape(len(error), -1)), axis=1))
-    return dict(zip(compared.structure.tolist(), numbers.tolist(), strict=True))
-
-
-def _suspect(one: PredictedSet, structure: int, scores: Mapping[str, dict[int, float]]) -> Suspect:
-    configuration, forces, force_errors = one.configurations[structure], one.compared.get("forces"), None
-    errors = {name: found[structure] for name, found in scores.items() if structure in found}
-    rows = np.flatnonzero(forces.structure == structure) if forces is not None else np.zeros(0)
-    if forces is not None and forces.atom is not None and len(rows):
-        force_errors = np.full((configuration.n_atoms, 3), np.nan)
-        force_errors[forces.atom[rows]] = forces.prediction[rows] - forces.reference[rows]
-    return Suspect(configuration, one.name, one.role, one.head, errors, force_errors)
+def _suspect(one: PredictedSet, structure: int) -> Suspect:
+    found = one.errors.of_structures[structure]
+    return Suspect(one.dataset[structure], one.name, one.role, one.head, found.errors, found.force_errors)

@@ -10,13 +10,15 @@ import numpy as np
 
 from mace.console.optional_outputs import OptionalOutput
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
-from mace.pages.plots import plot_parity
+from mace.pages.plots import ParityPoints, plot_parity
 from mace.planning.model_choices import reported_table
 from mace.preparation.preparation import Preparation
 from mace.properties import PROPERTIES
-from mace.reporting.predictions import EnergiesOfHeads, PredictedSet, per_atom_values
+from mace.reporting.predictions import PredictedSet
+from mace.reporting.set_errors import MOST_VALUES, WORST_VALUES, PropertyTally, chosen_values
 from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.tables import error_table, tables_of
 from mace.runs.context import RunContext
@@ -58,19 +60,20 @@ def write_final_report(
             keep_details=True,
             progress=partial(run.progress.track, description=f"Evaluating {row}"),
             limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {row}"),
+            feeding=Feeding.of(settings, run.device),
         )
         errors[role][row] = results[row].metrics
-        predicted.append(PredictedSet(shown_name(row), role, dataset, results[row].compared))
+        if (details := results[row].details) is not None:
+            predicted.append(PredictedSet(shown_name(row), role, dataset, details))
     # the main error tables come last, as in mace-torch, because programs that read logs take the last table
     _log_types(predicted, results, table, model.plan)
     _LOGGER.info("Error-table on TRAIN and VALID:\n%s", error_table(table, errors["train"] | errors["valid"]))
     if errors["test"]:
         _LOGGER.info("Error-table on TEST:\n%s", error_table(table, errors["test"]))
     if settings.plot:
-        energies = dict(zip(preparation.valid, model.plan.energies_of_heads(), strict=True))
         for head in dict.fromkeys(one.head for one in predicted):
-            of_head = "" if len(energies) == 1 else head
-            _plot([one for one in predicted if one.head == head], energies, run, stage, of_head)
+            of_head = "" if len(preparation.valid) == 1 else head
+            _plot([one for one in predicted if one.head == head], run, stage, of_head)
     return {row: result.metrics for row, result in results.items()}, predicted
 
 
@@ -104,33 +107,27 @@ def _log_types(predicted: Sequence[PredictedSet], results: dict[str, Evaluation]
             _LOGGER.info("%s by config_type:\n%s", measure, error_table(kind, rows))
 
 
-def _plot(predicted: Sequence[PredictedSet], energies: EnergiesOfHeads, run: RunContext, stage: str, head: str) -> None:
+def _plot(predicted: Sequence[PredictedSet], run: RunContext, stage: str, head: str) -> None:
     """Plot predictions against labels; energies are total or interaction energies, depending on the settings.
 
     Args:
         predicted: The sets.
-        energies: Reference energies.
         run: The context of the run.
         stage: ``one`` or ``two``.
         head: Which head of several the sets are for; empty if there is only one.
     """
-    folders, settings = run.folders, run.settings
-    interaction = settings.plot_interaction_e
-    parts: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    folders, interaction = run.folders, run.settings.plot_interaction_e
+    tallies: dict[str, dict[str, list[PropertyTally]]] = {}
     for one in predicted:
-        for name, compared in one.compared.items():
-            reference, prediction = compared.reference, compared.prediction
-            if name == "energy":
-                reference, error = per_atom_values(name, one, energies if interaction else _without_any(energies))
-                prediction = reference + error
+        for name, tally in one.errors.tallies.items():
             if not PROPERTIES[name].derived:
-                shown = "interaction_energy" if name == "energy" and interaction else name
-                parts.setdefault(one.role, {}).setdefault(shown, []).append((reference, prediction))
+                tallies.setdefault(one.role, {}).setdefault(name, []).append(tally)
     data = {
         role: {
-            name: (np.concatenate([r for r, _ in of]), np.concatenate([p for _, p in of])) for name, of in by.items()
+            "interaction_energy" if name == "energy" and interaction else name: _points(of, interaction)
+            for name, of in by_name.items()
         }
-        for role, by in parts.items()
+        for role, by_name in tallies.items()
     }
     path = folders.results / f"{folders.tag}{head and f'_{head}'}_parity_stage_{stage}.png"
     with OptionalOutput(path):
@@ -138,6 +135,13 @@ def _plot(predicted: Sequence[PredictedSet], energies: EnergiesOfHeads, run: Run
         _LOGGER.info("Saved plot to %s", path)
 
 
-def _without_any(energies: EnergiesOfHeads) -> EnergiesOfHeads:
-    """Return reference energies of zero for the same heads and elements."""
-    return {head: dict.fromkeys(own, 0.0) for head, own in energies.items()}
+def _points(tallies: Sequence[PropertyTally], interaction: bool) -> ParityPoints:
+    """Choose what is drawn of a property in some sets; energies are with E0s unless they are interaction energies."""
+    values, _ = chosen_values(tallies, MOST_VALUES, WORST_VALUES)
+    reference, limits = values["reference" if interaction else "whole"], np.stack([t.limits for t in tallies])
+    limits = limits[:, 0 if interaction else 1]
+    cells = [cell for tally in tallies for cell in tally.cells.values()]
+    count = sum(cell.count for cell in cells)
+    rmse = float(np.sqrt(sum(cell.squared for cell in cells) / count))
+    lowest, highest = float(limits[:, 0].min()), float(limits[:, 1].max())
+    return ParityPoints(reference, reference + values["error"], count, rmse, lowest, highest)

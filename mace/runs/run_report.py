@@ -87,8 +87,6 @@ class RunReport:
             return
         with OptionalOutput(self.path):
             self._facts = gather(self._started)
-            energies = trainer.state.model.plan.energies_of_heads()
-            self._energies = dict(zip(trainer.valid_sets, energies, strict=True))
         self._write("running", "Training begins.")
 
     def refresh(self, report: EpochReport) -> None:
@@ -152,8 +150,8 @@ class RunReport:
     def _measured(
         self, stage: str, epoch: int | None, metrics: SetErrors, predicted: list[PredictedSet]
     ) -> MeasuredStage:
-        worst, heads = worst_structures(predicted, self._energies), tuple(self._trainer.valid_sets)
-        predictions = summarize_predictions(predicted, self._energies)
+        worst, heads = worst_structures(predicted), tuple(self._trainer.valid_sets)
+        predictions = summarize_predictions(predicted)
         head_of = {one.name: one.head for one in predicted}
         return MeasuredStage(stage, epoch, metrics, predictions, worst, heads, head_of)
 
@@ -164,9 +162,9 @@ class RunReport:
             return None
         rows = {head: table_row("valid", head) for head in report.evaluations}
         predicted = [
-            PredictedSet(shown_name(rows[head]), "valid", self._trainer.valid_sets[head], found.compared)
+            PredictedSet(shown_name(rows[head]), "valid", self._trainer.valid_sets[head], found.details)
             for head, found in report.evaluations.items()
-            if found.compared
+            if found.details is not None
         ]
         if not predicted:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
@@ -61,8 +61,13 @@ class Names:
 class StructureCollection(Sequence[Configuration]):
     """Labeled structures of which single ones, columns of all, and blocks of consecutive ones can be had.
 
-    A collection in which the structures of a large set do not fit into memory takes a few numbers of each.
+    A collection of more structures than fit into memory holds a few numbers of each.
+
+    Attributes:
+        condition_names: Names of the conditions that all structures are under.
     """
+
+    condition_names: tuple[str, ...]
 
     @property
     @abstractmethod
@@ -102,13 +107,8 @@ class StructureCollection(Sequence[Configuration]):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
 
     @abstractmethod
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-
-    @property
-    @abstractmethod
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
 
     def _configurations(self, structures: np.ndarray) -> list[Configuration]:
         """Build some structures one by one."""
@@ -170,12 +170,19 @@ class ListedStructures(StructureCollection):
         configurations: The structures.
     """
 
-    def __init__(self, configurations: Sequence[Configuration]) -> None:
+    def __init__(self, configurations: Iterable[Configuration]) -> None:
         self._listed = list(configurations)
+        self.condition_names = tuple(self._listed[0].conditions) if self._listed else ()
 
     def __len__(self) -> int:
         """Return the number of structures."""
         return len(self._listed)
+
+    @cached_property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur, in rising order."""
+        numbers = [c.atomic_numbers for c in self._listed]
+        return tuple(np.unique(np.concatenate(numbers)).tolist()) if numbers else ()
 
     def __iter__(self) -> Iterator[Configuration]:
         """Iterate over the structures."""
@@ -236,14 +243,9 @@ class ListedStructures(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return np.array([c.has_weight(name) for c in self._listed], dtype=bool)
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return ListedStructures([replace(c, weight=c.weight * factor) for c in self._listed])
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return tuple(self._listed[0].conditions) if self._listed else ()
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return ListedStructures(replace(c, weight=c.weight * factor, head=head or c.head) for c in self._listed)
 
 
 class Selection(StructureCollection):
@@ -255,7 +257,7 @@ class Selection(StructureCollection):
     """
 
     def __init__(self, whole: StructureCollection, structures: np.ndarray) -> None:
-        self.whole, self.structures = whole, structures
+        self.whole, self.structures, self.condition_names = whole, structures, whole.condition_names
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -306,14 +308,9 @@ class Selection(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return self.whole.has_weight(name)[self.structures]
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return Selection(self.whole.weighted(factor), self.structures)
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return self.whole.condition_names
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return Selection(self.whole.changed(factor, head), self.structures)
 
 
 class Joined(StructureCollection):
@@ -324,7 +321,7 @@ class Joined(StructureCollection):
     """
 
     def __init__(self, parts: Sequence[StructureCollection]) -> None:
-        self.parts = list(parts)
+        self.parts, self.condition_names = list(parts), parts[0].condition_names
         self.ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -396,14 +393,9 @@ class Joined(StructureCollection):
         """Return which structures have a label with weight in the loss, ``[structures]``."""
         return np.concatenate([part.has_weight(name) for part in self.parts])
 
-    def weighted(self, factor: float) -> StructureCollection:
-        """Return the same structures with weights times a factor."""
-        return Joined([part.weighted(factor) for part in self.parts])
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return self.parts[0].condition_names
+    def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
+        """Return the same structures with weights times a factor, for a head if one is named."""
+        return Joined([part.changed(factor, head) for part in self.parts])
 
 
 def together(collections: Sequence[StructureCollection]) -> StructureCollection:
@@ -414,3 +406,8 @@ def together(collections: Sequence[StructureCollection]) -> StructureCollection:
     if all(isinstance(each, ListedStructures) for each in filled):
         return ListedStructures([configuration for each in filled for configuration in each])
     return Joined(filled)
+
+
+def collected(structures: Iterable[Configuration]) -> StructureCollection:
+    """Return structures as they are if they are a collection, else a list of them."""
+    return structures if isinstance(structures, StructureCollection) else ListedStructures(structures)

@@ -17,6 +17,7 @@ import numpy as np
 from mace.elements import ElementTable, atomic_number, chemical_symbol
 from mace.errors import UserError
 from mace.formats.comment_line import first_repeated
+from mace.structures.collection import collected
 from mace.structures.configuration import Configuration
 from mace.structures.statistics import interaction_energies_per_atom
 
@@ -279,23 +280,28 @@ def fit_reference_energies(
     Raises:
         UserError: If no structure has an energy of nonzero weight.
     """
-    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
-    if not labeled:
+    structures = collected(configurations)
+    labeled = structures.take(np.flatnonzero(structures.has_weight("energy")))
+    if not len(labeled):
         raise UserError(
             f"--E0s {asked} needs structures with an energy that has weight, and no training structure does."
         )
-    counts = np.zeros((len(labeled), len(elements)))
-    for row, configuration in enumerate(labeled):
-        np.add.at(counts[row], elements.index(configuration.atomic_numbers), 1.0)
-    energies = np.array([configuration.energy for configuration in labeled], dtype=np.float64)
-    weights = np.sqrt([c.weight * c.property_weights.get("energy", 1.0) for c in labeled])
     solution = np.array([(known or {}).get(number, np.nan) for number in elements])
     is_open = np.isnan(solution)
-    energies -= counts[:, ~is_open] @ solution[~is_open]
-    counts = counts[:, is_open]
-    solution[is_open] = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)[0]
+    fitted, shares = _LeastSquares(int(is_open.sum())), _LeastSquares(int(is_open.sum()))
+    for block in labeled.blocks():
+        counts, weights = (
+            block.compositions(elements.atomic_numbers),
+            np.sqrt(block.weights() * block.weights("energy")),
+        )
+        energies = block.labels("energy") - counts[:, ~is_open] @ solution[~is_open]
+        counts = counts[:, is_open]
+        fitted.add(counts * weights[:, None], energies * weights)
+        counts = counts[counts.any(axis=1)]
+        shares.add(counts / np.linalg.norm(counts, axis=1, keepdims=True))
+    solution[is_open] = fitted.solution()
     warnings = []
-    undetermined = undetermined_elements(counts[counts.any(axis=1)])
+    undetermined = undetermined_elements(shares.rows, shares.n_rows)
     if undetermined:
         symbols = np.array(elements.symbols)[is_open]
         names = ", ".join(symbols[place] for place in undetermined)
@@ -313,23 +319,54 @@ def fit_residuals(configurations: Sequence[Configuration], energies: Mapping[int
     Returns:
         One entry for each type, in alphabetical order.
     """
-    labeled = [configuration for configuration in configurations if configuration.has_weight("energy")]
-    rest = np.abs(interaction_energies_per_atom(labeled, energies))
-    types = np.array([configuration.config_type for configuration in labeled])
+    structures = collected(configurations)
+    labeled = structures.take(np.flatnonzero(structures.has_weight("energy")))
+    rest, types = np.abs(interaction_energies_per_atom(labeled, energies)), labeled.config_types
     residuals = []
-    for kind in np.unique(types):
-        places = np.flatnonzero(types == kind)
+    for kind in sorted(types.present()):
+        places = np.flatnonzero(types.where(kind))
         worst = places[rest[places].argmax()]
         rms = float(np.sqrt(np.square(rest[places]).mean()))
-        residuals.append(Residual(str(kind), len(places), rms, float(rest[worst]), labeled[worst].where()))
+        residuals.append(Residual(kind, len(places), rms, float(rest[worst]), labeled[int(worst)].where()))
     return tuple(residuals)
 
 
-def undetermined_elements(counts: np.ndarray) -> list[int]:
+class _LeastSquares:
+    """A least-squares fit to rows that come in blocks, of which only as many are kept as there are unknowns.
+
+    A block is replaced by its triangular factor, which has the same normal equations. A single block is kept as it is.
+
+    Attributes:
+        rows: ``[rows, unknowns]``.
+        n_rows: How many rows have been added.
+    """
+
+    def __init__(self, n_unknowns: int) -> None:
+        self.rows, self._values, self.n_rows = np.zeros((0, n_unknowns)), np.zeros(0), 0
+
+    def add(self, rows: np.ndarray, values: np.ndarray | None = None) -> None:
+        """Add rows, and the values that they are to give, zero if None."""
+        values, n_new = np.zeros(len(rows)) if values is None else values, len(rows)
+        if self.n_rows and len(rows):
+            both = np.column_stack([np.concatenate([self.rows, rows]), np.concatenate([self._values, values])])
+            triangle = np.asarray(np.linalg.qr(both, mode="r"))
+            self.rows, self._values = triangle[:, :-1], triangle[:, -1]
+        elif len(rows):
+            self.rows, self._values = rows, values
+        self.n_rows += n_new
+
+    def solution(self) -> np.ndarray:
+        """Return the solution with the smallest norm."""
+        tolerance = np.finfo(np.float64).eps * max(self.n_rows, self.rows.shape[1])
+        return np.linalg.lstsq(self.rows, self._values, rcond=tolerance)[0]
+
+
+def undetermined_elements(shares: np.ndarray, n_rows: int | None = None) -> list[int]:
     """Find the elements whose reference energy the compositions leave undetermined, whatever the energies are.
 
     Args:
-        counts: Number of atoms of each element in each structure, ``[structures, elements]``.
+        shares: Composition of each structure, ``[structures, elements]``, or rows that span the same.
+        n_rows: Number of structures, if there are other rows in their place.
 
     Returns:
         Indices of the elements whose unit vector is not a combination of the rows.
@@ -337,12 +374,11 @@ def undetermined_elements(counts: np.ndarray) -> list[int]:
     >>> undetermined_elements(np.array([[2.0, 1.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
     [0, 1]
     """
-    shares = counts / np.linalg.norm(counts, axis=1, keepdims=True)
-    padding = np.zeros((max(counts.shape[1] - len(counts), 0), counts.shape[1]))  # to get every direction
+    padding = np.zeros((max(shares.shape[1] - len(shares), 0), shares.shape[1]))  # to get every direction
     _, values, directions = np.linalg.svd(np.concatenate([shares, padding]), full_matrices=False)
-    rank = int((values > values[0] * max(counts.shape) * np.finfo(np.float64).eps).sum())
+    rank = int((values > values[0] * max(n_rows or 0, *shares.shape) * np.finfo(np.float64).eps).sum())
     outside = np.linalg.norm(directions[rank:], axis=0)
-    return [place for place in range(counts.shape[1]) if outside[place] > 1.0e-8]
+    return [place for place in range(shares.shape[1]) if outside[place] > 1.0e-8]
 
 
 def _from_isolated_atoms(
@@ -397,7 +433,8 @@ def _names_missing(energies: Mapping[int, float], elements: ElementTable) -> str
 
 def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration]) -> list[str]:
     """Return warnings if the reference energies make some of the structures absurdly stable or unstable."""
-    labeled = [configuration for configuration in configurations if configuration.energy is not None]
+    structures = collected(configurations)
+    labeled = structures.take(np.flatnonzero(structures.labeled("energy")))
     atomization = -interaction_energies_per_atom(labeled, energies)
     if not len(atomization):
         return []
@@ -413,5 +450,5 @@ def _judge(energies: Mapping[int, float], configurations: Sequence[Configuration
     worst = outside[np.abs(atomization[outside] - mean).argmax()]
     return [
         f"With these reference energies the atomization energy of {len(outside)} training structures is outside {span} "
-        f"eV per atom, most of all {atomization[worst]:.2f} of {labeled[worst].where()}; are their energies right?"
+        f"eV per atom, most of all {atomization[worst]:.2f} of {labeled[int(worst)].where()}; are their energies right?"
     ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from mace.elements import chemical_symbol
 from mace.errors import UserError
+from mace.structures.collection import StructureCollection, collected
 from mace.structures.configuration import HEAD_KEY, Configuration
 
 
@@ -25,8 +26,8 @@ class Split:
         notes: Sentences about what could not be done as requested.
     """
 
-    train: list[Configuration]
-    valid: list[Configuration]
+    train: StructureCollection
+    valid: StructureCollection
     indices: list[int]
     notes: tuple[str, ...] = ()
 
@@ -58,11 +59,11 @@ def split_validation(
             f"{file}{count} structures cannot be divided into training and validation; "
             "add structures, or name validation data with --valid_file."
         )
-    order = list(range(count))
+    structures, order = collected(configurations), np.arange(count)
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
     n_valid = max(int(fraction * count), 1)
-    wanted = order[count - n_valid :]
-    spared = _spare(configurations, order[: count - n_valid], wanted, labels)
+    wanted = order[count - n_valid :].tolist()
+    spared = _spare(structures, order[: count - n_valid], wanted, labels)
     notes = []
     if len(spared) < n_valid:
         notes.append(
@@ -71,9 +72,9 @@ def split_validation(
             + ("" if spared else f", so {n_valid} are both trained on and validated with")
             + "; add structures, or name others with --valid_file."
         )
-    indices, left_out = sorted(spared or wanted), set(spared)
-    train = [configuration for place, configuration in enumerate(configurations) if place not in left_out]
-    return Split(train, [configurations[place] for place in indices], indices, tuple(notes))
+    indices = sorted(spared or wanted)
+    train, valid = structures.take(np.delete(np.arange(count), spared)), structures.take(np.array(indices))
+    return Split(train, valid, indices, tuple(notes))
 
 
 _Subject = tuple[str, Hashable]
@@ -81,7 +82,7 @@ _Subject = tuple[str, Hashable]
 
 
 def _spare(
-    configurations: Sequence[Configuration], train: Sequence[int], valid: Sequence[int], labels: Sequence[str]
+    configurations: StructureCollection, train: np.ndarray, valid: Sequence[int], labels: Sequence[str]
 ) -> list[int]:
     """Choose validation structures that the training set can do without.
 
@@ -94,7 +95,8 @@ def _spare(
     Returns:
         ``valid`` if nothing is missing from ``train`` then; otherwise ``valid`` with as few exchanges as possible.
     """
-    types = Counter(configuration.config_type for configuration in configurations)
+    kinds = configurations.config_types
+    types = dict(zip(kinds.names, np.bincount(kinds.codes, minlength=len(kinds.names)).tolist(), strict=True))
 
     def subjects(place: int) -> set[_Subject]:
         """List what can be learned from a structure; a type with a single structure does not count."""
@@ -106,13 +108,13 @@ def _spare(
 
     missing = set().union(*map(subjects, valid))
     is_labeled = not labels or _has_label(missing)
-    for place in train:  # as a rule, the first few have everything
+    for place in train.tolist():  # as a rule, the first few have everything
         if not missing:
             break
         missing -= subjects(place)
     if not missing and is_labeled:
         return list(valid)
-    counts: Counter[_Subject] = Counter(subject for place in train for subject in subjects(place))
+    counts = _count_subjects(configurations.take(train), labels)
     kept = []
     for place in valid:
         if missing & subjects(place):
@@ -123,7 +125,7 @@ def _spare(
 
     def take(accept: Callable[[set[_Subject]], bool]) -> list[int]:
         """Find the next structure whose subjects also occur in other training structures."""
-        for place in reversed(train):
+        for place in train[::-1].tolist():
             own = subjects(place)
             if place not in kept and accept(own) and all(counts[subject] > 1 for subject in own):
                 counts.subtract(own)
@@ -135,6 +137,20 @@ def _spare(
     while len(kept) < len(valid) and (found := take(lambda own: True)):
         kept += found
     return kept
+
+
+def _count_subjects(structures: StructureCollection, labels: Sequence[str]) -> Counter[_Subject]:
+    """Count the structures from which each subject can be learned."""
+    elements, kinds, heads = structures.elements, structures.config_types, structures.heads
+    counts: Counter[_Subject] = Counter({("type", name): kinds.count(name) for name in kinds.present()})
+    counts.update({("head", name): heads.count(name) for name in heads.present()})
+    with_element = sum((block.compositions(elements) > 0.0).sum(axis=0) for block in structures.blocks())
+    counts.update({("element", number): int(n) for number, n in zip(elements, np.ravel(with_element), strict=True)})
+    for label in labels:
+        has_weight = structures.has_weight(label)
+        for name in heads.present():
+            counts["label", (name, label)] = int(np.count_nonzero(has_weight & heads.where(name)))
+    return counts
 
 
 def _has_label(subjects: Iterable[_Subject]) -> bool:
@@ -162,24 +178,25 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
     return path
 
 
-def check_heads(names: Sequence[str], configurations: Iterable[Configuration]) -> None:
+def check_heads(names: Sequence[str], structures: StructureCollection) -> None:
     """Check that a model with several heads has the head of every structure.
 
     Args:
         names: The heads of the model; a single head is used for all structures.
-        configurations: The structures.
+        structures: The structures.
 
     Raises:
         UserError: If a structure is for another head; the message names its file, its index and the existing heads.
     """
     if len(names) == 1:
         return
-    for configuration in configurations:
-        if configuration.head not in names:
+    for head in structures.heads.present():
+        if head not in names:
+            first = structures[int(structures.heads.where(head).argmax())]
             raise UserError(
-                f"{configuration.where()} is for the head '{configuration.head}', which the model does not have; its "
-                f"heads are {', '.join(names)}. Name one for all structures with --head, or for each with {HEAD_KEY}= "
-                "in its comment line."
+                f"{first.where()} is for the head '{head}', which the model does not have; its heads are "
+                f"{', '.join(names)}. Name one for all structures with --head, or for each with {HEAD_KEY}= in its "
+                "comment line."
             )
 
 
@@ -216,6 +233,8 @@ def first_with_others(
         The structure, and the symbols of its other elements in words; None if there is none.
     """
     known = frozenset(elements)
+    if isinstance(configurations, StructureCollection) and known.issuperset(configurations.elements):
+        return None
     for configuration in configurations:
         if unknown := sorted(set(configuration.atomic_numbers.tolist()) - known):
             return configuration, " and ".join(map(chemical_symbol, unknown))

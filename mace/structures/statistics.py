@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mace.errors import UserError
+from mace.structures.collection import collected
 from mace.structures.configuration import Configuration
 
 
@@ -42,27 +43,31 @@ def interaction_energies_per_atom(
     Raises:
         KeyError: If an element has no reference energy; `resolve_reference_energies` ensures that all have one.
     """
-    return np.array(
-        [
-            (configuration.energy - math.fsum(reference_energies[z] for z in configuration.atomic_numbers.tolist()))
-            / configuration.n_atoms
-            for configuration in configurations
-            if configuration.energy is not None
-        ],
-        dtype=np.float64,
-    )
+    structures = collected(configurations)
+    elements = structures.elements
+    own = np.array([reference_energies[number] for number in elements])
+    found = [np.zeros(0)]
+    for block in structures.blocks():
+        labeled = block.labeled("energy")
+        rest = block.labels("energy") - (block.compositions(elements) * own).sum(axis=1)
+        found.append((rest / block.n_atoms)[labeled])
+    return np.concatenate(found)
 
 
 def summarize(configurations: Iterable[Configuration], reference_energies: Mapping[int, float]) -> Summary:
     """Compute the scales of a set of structures; those without a label are left out of the numbers based on it."""
-    configurations = list(configurations)
-    energies = interaction_energies_per_atom(configurations, reference_energies)
-    forces = [configuration.forces for configuration in configurations if configuration.forces is not None]
-    n_components = sum(array.size for array in forces)
+    structures = collected(configurations)
+    energies = interaction_energies_per_atom(structures, reference_energies)
+    squares, n_components = list[float](), 0
+    for block in structures.blocks():
+        if (labeled := block.labeled("forces")).any():
+            # zero where there is no label
+            squares.append(float(np.square(block.labels("forces")).sum()))
+            n_components += 3 * int(block.n_atoms[labeled].sum())
     return Summary(
         mean_energy=float(energies.mean()) if len(energies) else None,
         std_energy=float(energies.std(ddof=1)) if len(energies) > 1 else None,
-        rms_forces=math.sqrt(math.fsum(float((a * a).sum()) for a in forces) / n_components) if forces else None,
+        rms_forces=math.sqrt(math.fsum(squares) / n_components) if n_components else None,
     )
 
 

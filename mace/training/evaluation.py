@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_plan import consecutive
 from mace.graphs.dataset import Batch, Dataset
+from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
 from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.metrics import ErrorAccumulator
-from mace.reporting.predictions import Compared
+from mace.reporting.predictions import frequent_types
+from mace.reporting.set_errors import Compared, SetErrors
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
+
+MOST_TYPES = 100
+"""Errors are told apart by so many config_types, the most frequent ones."""
 
 
 @dataclass
@@ -28,13 +34,15 @@ class Evaluation:
         loss: The loss over all structures.
         metrics: Errors by name.
         by_type: Errors of each config_type.
-        compared: References and predictions of all labeled values, by property.
+        details: Errors in every part of the set, if they were asked for.
+        waited: Seconds that this process waited for its batches.
     """
 
     loss: float
     metrics: dict[str, float]
     by_type: dict[str, dict[str, float]] = field(default_factory=dict)
-    compared: dict[str, Compared] = field(default_factory=dict)
+    details: SetErrors | None = None
+    waited: float = 0.0
 
 
 def evaluate(
@@ -45,9 +53,10 @@ def evaluate(
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter,
     limit: EdgeLimit | None = None,
     team: Team | None = None,
+    feeding: Feeding | None = None,
 ) -> Evaluation:
     """Predict every structure and measure the errors for labels with nonzero weight.
 
@@ -58,10 +67,11 @@ def evaluate(
         batch_size: Number of structures per batch.
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
-        keep_details: Whether to keep all predictions, and the errors of each config_type.
-        progress: Wraps the iteration over batches, each given by the index of its first structure.
+        keep_details: Whether to find out the errors in every part of the set, and those of each config_type.
+        progress: Wraps the iteration over batches, each given by its structures.
         limit: Limit on the edges computed at a time, in addition to the batch size.
         team: The processes that share the work; all of them get the full result.
+        feeding: How the batches are gathered.
 
     Returns:
         Loss and errors.
@@ -70,69 +80,87 @@ def evaluate(
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)
-    sums = {term.name: list[tuple[Tensor, Tensor]]() for term in loss.terms}
-    found = _Found()
 
+    feeding = feeding or Feeding()
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
-    types = dataset.config_types
-    for start in progress(range(0, len(own), batch_size)):
-        for part in limit.parts(dataset, own[start : start + batch_size]):
-            with part:
-                batch = dataset.batch(part.structures)
-                moved = batch.to(device)
-                prediction = predict(model, moved.graph, forces, stress)
-                with torch.no_grad():
-                    of_batch = loss.sums_and_counts(prediction, moved.targets)
-                rows = _labeled_rows(prediction, batch)
-            if not part.fits:
-                continue
-            for name, pair in of_batch.items():
-                sums[name].append(pair)
-            present = np.unique(types[part.structures]).tolist() if keep_details else []
-            kinds = {kind: found.by_type.setdefault(kind, ErrorAccumulator()) for kind in present}
-            for name, row in rows.items():
-                atoms_of, kind_of = n_atoms[row.structure], types[row.structure]
-                found.total.add(name, row.reference, row.prediction, atoms_of)
-                for kind, accumulator in kinds.items():
-                    mask = kind_of == kind
-                    accumulator.add(name, row.reference[mask], row.prediction[mask], atoms_of[mask])
-                if keep_details:
-                    found.compared.setdefault(name, []).append(row)
-    combined = {
-        name: (sum(s for s, _ in parts), sum(c for _, c in parts)) if parts else (torch.zeros(()), torch.zeros(()))
-        for name, parts in sums.items()
-    }
+    types = frequent_types(dataset.structures.config_types, MOST_TYPES)
+    energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
+
+    def nothing() -> _Found:
+        return _Found(details=SetErrors(types.names, model.plan.atomic_numbers, energies) if keep_details else None)
+
+    found, batches = nothing(), list(consecutive(own, batch_size))
+    with feeding.open(dataset, batches, lambda structures: limit.split(dataset, structures)) as feed:
+        for structures in progress(feed):
+            for part in limit.parts(dataset, structures):
+                with part:
+                    batch = feed.batch(part.structures)
+                    moved = batch.to(device, pinned=feeding.device is not None)
+                    prediction = predict(model, moved.graph, forces, stress)
+                    with torch.no_grad():
+                        of_batch = loss.sums_and_counts(prediction, moved.targets)
+                    rows = _labeled_rows(prediction, batch)
+                if part.fits:
+                    found.add(batch, of_batch, rows, n_atoms, types.codes)
+    if found.details is not None:
+        found.details.settle()
     if team.size > 1:  # every process gets the full result, divided by the common counts
-        gathered = team.gather(({name: (float(s), float(c)) for name, (s, c) in combined.items()}, found))
-        for name in combined:
-            numbers = torch.tensor([of_one[name] for of_one, _ in gathered], dtype=torch.float64).sum(0)
-            combined[name] = (numbers[0], numbers[1])
-        found = _Found()
-        for _, other in gathered:
+        found.sums = {name: (s.cpu().double(), c.cpu().double()) for name, (s, c) in found.sums.items()}
+        of_all, found = team.gather(found), nothing()
+        for other in of_all:
             found.merge(other)
+    zero = torch.zeros(())
     return Evaluation(
-        float(loss.combine(combined)),  # type: ignore[arg-type]  # sums of tensors
+        float(loss.combine({term.name: found.sums.get(term.name, (zero, zero)) for term in loss.terms})),
         found.total.result(),
-        {kind: accumulator.result() for kind, accumulator in found.by_type.items()},
-        {name: _joined(parts) for name, parts in found.compared.items()},
+        found.details.errors_by_type() if found.details is not None else {},
+        found.details,
+        feed.waited,
     )
 
 
 @dataclass
 class _Found:
-    """Total errors, errors by config_type, and predictions with their references, of one or all processes."""
+    """Sums and counts of the loss and errors, in every part of the set if asked for, of one or all processes."""
 
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     total: ErrorAccumulator = field(default_factory=ErrorAccumulator)
-    by_type: dict[str, ErrorAccumulator] = field(default_factory=dict)
-    compared: dict[str, list[Compared]] = field(default_factory=dict)
+    details: SetErrors | None = None
+
+    def add(
+        self,
+        batch: Batch,
+        sums: Mapping[str, tuple[Tensor, Tensor]],
+        rows: Mapping[str, Compared],
+        n_atoms: np.ndarray,
+        types: np.ndarray,
+    ) -> None:
+        """Add the results of a batch.
+
+        Args:
+            batch: The structures.
+            sums: Sum and count of every term of the loss.
+            rows: What was compared, by property.
+            n_atoms: Number of atoms of each structure of the set.
+            types: Number of the config_type of each structure of the set.
+        """
+        self._add_sums(sums)
+        for name, row in rows.items():
+            self.total.add(name, row.reference, row.prediction, n_atoms[row.structure])
+        if self.details is not None:
+            self.details.add(batch, types[batch.structures], rows)
 
     def merge(self, other: _Found) -> None:
         """Add the results of another process."""
+        self._add_sums(other.sums)
         self.total.merge(other.total)
-        for kind, accumulator in other.by_type.items():
-            self.by_type.setdefault(kind, ErrorAccumulator()).merge(accumulator)
-        for name, parts in other.compared.items():
-            self.compared.setdefault(name, []).extend(parts)
+        if self.details is not None and other.details is not None:
+            self.details.merge(other.details)
+
+    def _add_sums(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (total, count) in sums.items():
+            known = self.sums.get(name)
+            self.sums[name] = (total, count) if known is None else (known[0] + total, known[1] + count)
 
 
 def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
@@ -161,14 +189,3 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
         atom = None if atom is None else atom[mask][usable]
         rows[name] = Compared(reference[usable], values[usable], batch.structures[structure], atom)
     return rows
-
-
-def _joined(parts: list[Compared]) -> Compared:
-    """Concatenate the comparisons of several batches."""
-    atoms = [part.atom for part in parts if part.atom is not None]
-    return Compared(
-        np.concatenate([part.reference for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-        np.concatenate([part.structure for part in parts]),
-        np.concatenate(atoms) if atoms else None,
-    )

@@ -165,9 +165,12 @@ def test_the_page_is_written_within_its_share(tmp_path: Path, monkeypatch: pytes
 
 def test_large_sets_stay_small(tmp_path: Path) -> None:
     """Many types, many structures and many atoms: what is drawn is thinned, what is added up is not."""
+    from predicted_sets import Made, errors_of
+
     from mace.pages.errors_document import errors_document
     from mace.pages.run_facts import MeasuredStage
-    from mace.reporting.predictions import Compared, PredictedSet, summarize_predictions
+    from mace.reporting.predictions import PredictedSet, summarize_predictions
+    from mace.reporting.set_errors import Compared
     from mace.reporting.worst import worst_structures
     from mace.structures.configuration import Configuration
 
@@ -180,20 +183,14 @@ def test_large_sets_stay_small(tmp_path: Path) -> None:
     ]
     energies, forces = rng.normal(size=count), rng.normal(size=(3 * count, 3))
     structure, atom = np.repeat(np.arange(count), 3), np.tile(np.arange(3), count)
-    predicted = [
-        PredictedSet(name, role, structures, {
-            "energy": Compared(energies, energies + 0.01, np.arange(count)),
-            "forces": Compared(forces, forces + 0.1 * rng.normal(size=forces.shape), structure, atom),
-        })
-        for name, role in (("train", "train"), ("test", "test"))
-    ]  # fmt: skip
-    E0s = {1: 0.0, 6: 0.0, 8: 0.0}
-    stages = [
-        MeasuredStage(
-            s, 1, {}, summarize_predictions(predicted, {"Default": E0s}), worst_structures(predicted, {"Default": E0s})
-        )
-        for s in ("one", "two")
-    ]
+    E0s = {"Default": {1: 0.0, 6: 0.0, 8: 0.0}}
+    compared = {
+        "energy": Compared(energies, energies + 0.01, np.arange(count)),
+        "forces": Compared(forces, forces + 0.1 * rng.normal(size=forces.shape), structure, atom),
+    }
+    errors = errors_of(structures, compared, E0s, batch_size=500)
+    sets = [PredictedSet(name, name, Made(structures), errors) for name in ("train", "test")]  # type: ignore[arg-type]
+    stages = [MeasuredStage(s, 1, {}, summarize_predictions(sets), worst_structures(sets)) for s in ("one", "two")]
     text = embedded("errors-data", errors_document(stages))
     assert len(text) < 4_000_000
     cells = stages[0].predictions.properties[1].cells

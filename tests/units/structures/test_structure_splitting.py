@@ -11,6 +11,7 @@ import pytest
 
 from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.structures.collection import ListedStructures
 from mace.structures.configuration import Configuration
 from mace.structures.splitting import check_elements, check_heads, split_validation, write_valid_indices
 
@@ -24,7 +25,7 @@ def test_parts_are_complete(
     train, valid, indices = split.train, split.valid, split.indices
     assert len(valid) == len(indices) == expected and len(train) == count - expected
     assert [configuration.index for configuration in valid] == indices
-    assert sorted(configuration.index for configuration in train + valid) == list(range(count))
+    assert sorted(configuration.index for configuration in [*train, *valid]) == list(range(count))
 
 
 def test_seed_decides(configure: Callable[..., Configuration]) -> None:
@@ -143,7 +144,7 @@ def test_validation_has_labels(configure: Callable[..., Configuration]) -> None:
 
 def test_structures_are_for_heads_that_exist(configure: Callable[..., Configuration]) -> None:
     items = [configure([1], head="low"), configure([1], head="hgih", file="train.xyz", index=3)]
-    check_heads(["any"], items)
-    check_heads(["low", "hgih"], items)
+    check_heads(["any"], ListedStructures(items))
+    check_heads(["low", "hgih"], ListedStructures(items))
     with pytest.raises(UserError, match="train.xyz: structure 3 is for the head 'hgih', .*; its heads are low, high"):
-        check_heads(["low", "high"], items)
+        check_heads(["low", "high"], ListedStructures(items))
