@@ -17,6 +17,7 @@ import torch
 import mace
 from mace.elements import atomic_number, chemical_symbol
 from mace.finetuning.freezing import moved_in_words
+from mace.graphs.batch_size import spreads, training_batch
 from mace.inspection.distributions import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
@@ -109,7 +110,10 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     if plan.heads:
         shares = preparation.sampling.shares
         found["best model"] = f"the one with the lowest {selection_rule(settings.select_by, shares)}"
-    found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
+    size, steps = training_batch(settings), trainer.batch_plan.steps_per_epoch
+    is_about = "about " * (size.unit != "structures")
+    found["optimizer steps"] = f"{is_about}{steps} in each of {settings.max_num_epochs} epochs"
+    found["batches"] = "; ".join([f"{size.in_words}", *map(str, spreads(trainer.batch_plan, preparation.train))])
     found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
