@@ -11,8 +11,8 @@ import pytest
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.structures.configuration import Configuration
 from mace.structures.collection import ListedStructures
+from mace.structures.configuration import Configuration
 from mace.structures.splitting import check_elements, check_heads, split_validation, write_valid_indices
 
 
