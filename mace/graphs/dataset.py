@@ -76,7 +76,7 @@ class Batch:
 class Dataset(Sequence[Configuration]):
     """Structures that can be gathered into batches of graphs; as a sequence, the structures themselves.
 
-    A data set of another kind defines how neighbors come about.
+    A data set of another kind defines how neighbors come about. Several threads may ask for graphs and labels at once.
 
     Args:
         structures: The structures.
@@ -97,6 +97,7 @@ class Dataset(Sequence[Configuration]):
     ) -> None:
         self.structures, self.elements, self.r_max, self.heads = structures, elements, r_max, tuple(heads)
         self._head = indices_of_heads(heads, structures).astype(np.int16)
+        self._labeled = dict[str, np.ndarray]()
         self._shortest: Distances | None = None
 
     @abstractmethod
@@ -135,7 +136,9 @@ class Dataset(Sequence[Configuration]):
 
     def labeled(self, name: str) -> np.ndarray:
         """Return which structures have a label, ``[structures]``."""
-        return self.structures.labeled(name)
+        if name not in self._labeled:
+            self._labeled[name] = self.structures.labeled(name)
+        return self._labeled[name]
 
     def element_counts(self) -> np.ndarray:
         """Count the atoms of each element of the model's table, ``[elements]``."""
@@ -214,7 +217,7 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and index, as in ``train.xyz: structures 3, 17``."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``; not by reading what may hang."""
         places: dict[str, list[int]] = {}
         for index in structures:
             configuration = self[int(index)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -139,20 +140,34 @@ def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _He
     Returns:
         The same there.
     """
-    held: Any = value
     kind = torch.device(device).type
+
+    def moved(tensor: Tensor) -> Tensor:
+        if kind == "mps" and tensor.dtype == torch.float64:
+            tensor = tensor.to(torch.float32)
+        return tensor.pin_memory().to(device, non_blocking=True) if pinned and kind == "cuda" else tensor.to(device)
+
+    return _with_each_tensor(value, moved)
+
+
+def page_locked(value: _Held) -> _Held:
+    """Copy what `carry` takes to page-locked memory, from which it is carried without being copied once more."""
+    return _with_each_tensor(value, Tensor.pin_memory)
+
+
+def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
+    """Return a tensor, dictionary or dataclass with every tensor replaced."""
+    held: Any = value
     if hasattr(held, "__dataclass_fields__"):
         # what has to be a Python number is read before the move, so that the program need not wait for the device
         read = {name: getattr(held, name) for name in _READ_BEFORE_A_MOVE if isinstance(held, Graph)}
-        held = replace(held, **{each.name: carry(getattr(held, each.name), device, pinned) for each in fields(held)})
+        changed = {each.name: _with_each_tensor(getattr(held, each.name), change) for each in fields(held)}
+        held = replace(held, **changed)
         held.__dict__.update(read)
     elif isinstance(held, dict):
-        held = {name: carry(one, device, pinned) for name, one in held.items()}
+        held = {name: _with_each_tensor(one, change) for name, one in held.items()}
     elif isinstance(held, Tensor):
-        if kind == "mps" and held.dtype == torch.float64:
-            held = held.to(torch.float32)
-        is_pinned = pinned and kind == "cuda"
-        held = held.pin_memory().to(device, non_blocking=True) if is_pinned else held.to(device)
+        held = change(held)
     return cast(_Held, held)
 
 

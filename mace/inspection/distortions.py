@@ -41,8 +41,8 @@ def compare_distorted(file: FlatFile) -> tuple[Comparison, Comparison]:
         What forces and what stress say; nothing is clear if there are too few pairs or both works go in step.
     """
     usable = file.has_forces & file.has_stress & np.isfinite(file.energies) & (file.n_atoms <= MOST_ATOMS)
-    groups = grouped(np.flatnonzero(usable).tolist(), file.identity_of_atoms)[:_MOST_GROUPS]
-    parts = [_works(file, spread(group, _SAMPLE)) for group in groups if len(group) >= _FEWEST_STRUCTURES]
+    groups = grouped(np.flatnonzero(usable), file.marks[usable], _FEWEST_STRUCTURES)[:_MOST_GROUPS]
+    parts = [_works(file, spread(group, _SAMPLE)) for group in groups]
     if sum(len(table) for table, _ in parts) < OVERWHELMING_PAIRS:
         return NOTHING, NOTHING
     table, sizes = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,18 @@ Level = Literal["error", "warning", "note"]
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
+MOST_PLACES = 1000
+"""Structures whose places a finding lists; the others are counted."""
+
 _NAMED_STRUCTURES = 5
+_SINGULAR = {
+    "have cells thinner": "has a cell thinner",
+    "have energies": "has an energy",
+    "hold a single atom each": "holds a single atom",
+    "have": "has",
+    "repeat": "repeats",
+}
+_PLURAL = re.compile(f"^({'|'.join(_SINGULAR)})\\b")
 
 
 @dataclass(frozen=True)
@@ -249,7 +260,9 @@ class Finding:
         name: Its kind, a key of `KINDS`.
         file: The file, as the user named it.
         sentence: What was found, with file, structures and way out.
-        structures: Places in the file of the structures concerned, counted from zero; empty where all are.
+        structures: Places in the file of the first `MOST_PLACES` structures concerned, counted from zero; empty where
+            all are.
+        count: How many structures are concerned, zero where all are.
         allowed: Whether the user let it pass by name.
     """
 
@@ -257,6 +270,7 @@ class Finding:
     file: str
     sentence: str
     structures: tuple[int, ...] = ()
+    count: int = 0
     allowed: bool = False
 
     @property
@@ -270,33 +284,107 @@ class Finding:
         return self.level == "error" and not self.allowed
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a check saw in a part of a file, which is a finding once all parts are known.
+
+    Attributes:
+        name: The kind of finding.
+        text: What was seen, as in `found`.
+        structures: Places in the file of the first `MOST_PLACES` structures concerned; empty if it is the whole part.
+        count: How many structures are concerned.
+        key: Evidence of the same kind under different keys becomes different findings.
+        severity: The text of the evidence with the largest one is taken for the whole file.
+        different: Structures concerned that are no copies of each other.
+        fewest: How many of these make a finding.
+        is_of_part: Whether it was decided from all structures of the part, so that it says nothing of other parts.
+        span: First and last place of the first part in which it was seen.
+        parts: In how many parts it was seen.
+    """
+
+    name: str
+    text: str
+    structures: tuple[int, ...] = ()
+    count: int = 0
+    key: str = ""
+    severity: float = 0.0
+    different: int = 0
+    fewest: int = 0
+    is_of_part: bool = False
+    span: tuple[int, int] = (0, 0)
+    parts: int = 1
+
+    def with_later(self, later: Evidence) -> Evidence:
+        """Add what was seen in later parts of the file."""
+        return replace(
+            max(self, later, key=lambda one: one.severity),
+            structures=(self.structures + later.structures)[:MOST_PLACES],
+            count=self.count + later.count,
+            different=self.different + later.different,
+            fewest=max(self.fewest, later.fewest),
+            span=self.span,
+            parts=self.parts + later.parts,
+        )
+
+    def finding(self, file: str, structures: int, parts: int) -> Finding:
+        """Write it as a sentence.
+
+        Args:
+            file: The file.
+            structures: Structures in it.
+            parts: Parts in which it was inspected.
+        """
+        text = self.text
+        if self.is_of_part and parts > 1:
+            first = "" if self.count else f", first in structures {self.span[0]} to {self.span[1]}"
+            text += f" (in {self.parts} of {parts} parts of the file{first}; numbers are those of the clearest)"
+        return found(self.name, file, text, self.structures, structures, self.count)
+
+
+def merge_evidence(parts: Iterable[Iterable[Evidence]]) -> tuple[Evidence, ...]:
+    """Bring together what was seen in consecutive parts of a file."""
+    merged: dict[tuple[str, str], Evidence] = {}
+    for part in parts:
+        for one in part:
+            earlier = merged.get((one.name, one.key))
+            merged[one.name, one.key] = one if earlier is None else earlier.with_later(one)
+    return tuple(merged.values())
+
+
 def found(
-    name: str, file: str, text: str, structures: Sequence[int] | np.ndarray = (), of: int | None = None
+    name: str,
+    file: str,
+    text: str,
+    structures: Sequence[int] | np.ndarray = (),
+    of: int | None = None,
+    count: int | None = None,
 ) -> Finding:
     """Write a finding as a sentence.
 
     Args:
         name: Its kind.
         file: The file.
-        text: The rest of the sentence after file and structures, without the way out; it may begin with a colon. If it
-            begins with "have", that becomes "has" for a single structure.
+        text: The rest of the sentence after file and structures, without the way out; it may begin with a colon. A verb
+            at its beginning, in the plural, becomes singular for a single structure.
         structures: Places of the structures concerned.
         of: Structures in the file, to be named with their number.
+        count: How many structures are concerned, if more than are given.
 
     >>> found("close-atoms", "a.xyz", "have atoms 0.1 Angstrom apart", [4]).sentence.partition(";")[0]
     'a.xyz: structure 4 has atoms 0.1 Angstrom apart'
     """
     kind = KINDS[name]
-    places = tuple(int(place) for place in structures)
-    if len(places) == 1:
-        text = re.sub("^have ", "has ", text)
-    subject = f"{describe_structures(places, of)}{'' if text.startswith(':') else ' '}" if places else ""
+    count = len(structures) if count is None else count
+    places = tuple(int(place) for place in structures[:MOST_PLACES])
+    if count == 1:
+        text = _PLURAL.sub(lambda match: _SINGULAR[match[0]], text)
+    subject = f"{describe_structures(places, of, count)}{'' if text.startswith(':') else ' '}" if places else ""
     allow = f", or let it pass with --allow {name}" if kind.level == "error" and kind.allowable else ""
     way_out = kind.way_out.replace("`", "")
-    return Finding(name, file, f"{file}: {subject}{text}; {way_out}{allow}.", places)
+    return Finding(name, file, f"{file}: {subject}{text}; {way_out}{allow}.", places, count)
 
 
-def describe_structures(places: Sequence[int], of: int | None = None) -> str:
+def describe_structures(places: Sequence[int], of: int | None = None, count: int | None = None) -> str:
     """Name structures: the first few of them, and how many they are.
 
     >>> describe_structures([3]), describe_structures([3, 5, 8], of=10)
@@ -304,12 +392,14 @@ def describe_structures(places: Sequence[int], of: int | None = None) -> str:
     >>> describe_structures(range(20))
     'structures 0, 1, 2, 3, 4 and 15 more'
     """
-    if len(places) == 1:
+    count = len(places) if count is None else count
+    if count == 1:
         return f"structure {places[0]}"
-    text = "structures " + ", ".join(str(place) for place in places[:_NAMED_STRUCTURES])
-    if len(places) > _NAMED_STRUCTURES:
-        text += f" and {len(places) - _NAMED_STRUCTURES} more"
-    return text if of is None else f"{text} ({len(places)} of {of})"
+    named = places[:_NAMED_STRUCTURES]
+    text = "structures " + ", ".join(str(place) for place in named)
+    if count > len(named):
+        text += f" and {count - len(named)} more"
+    return text if of is None else f"{text} ({count} of {of})"
 
 
 def check_allowed(names: Iterable[str]) -> frozenset[str]:

@@ -1,68 +1,113 @@
-"""The structures of one file as arrays over all their atoms, so that checks need no loop over structures."""
+"""Consecutive structures of one file as arrays over all their atoms, so that checks need no loop over structures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mace.graphs.pairs import find_pairs
-from mace.inspection.findings import Finding, found
-from mace.structures.condition_values import conditions_of_atoms
-from mace.structures.configuration import Configuration
+from mace.inspection.findings import MOST_PLACES, Evidence
+from mace.properties import PROPERTIES
+from mace.structures.collection import Names, StructureCollection
+from mace.structures.flat import FlatStructures
 from mace.structures.stress import SMALLEST_VOLUME
 
 
 @dataclass(frozen=True)
 class FlatFile:
-    """Structures of one file, isolated atoms left out; what is not labeled is NaN.
+    """Consecutive structures of one file, one at least; what is not labeled is NaN.
 
     Attributes:
         file: As the user named it.
-        role: ``training``, ``validation`` or ``test``.
-        configurations: The structures.
         index: Place of each in the file, ``[structures]``.
-        n_atoms: ``[structures]``.
-        first: First atom of each, ``[structures]``.
-        structure_of_atom: ``[atoms]``.
-        numbers: Atomic numbers, ``[atoms]``.
-        positions: Angstrom, ``[atoms, 3]``.
-        cells: Angstrom, ``[structures, 3, 3]``.
-        pbc: ``[structures, 3]``.
-        energies: eV, ``[structures]``.
-        forces: eV/Angstrom, ``[atoms, 3]``.
-        stresses: eV/Angstrom^3, ``[structures, 3, 3]``.
-        conditions: What each atom is under, ``[atoms, values]``; without columns where nothing is read of it.
+        config_types: The config_type of each.
+        heads: The head of each.
+        flat: Their columns.
     """
 
     file: str
-    role: str
-    configurations: Sequence[Configuration]
     index: np.ndarray
-    n_atoms: np.ndarray
-    first: np.ndarray
-    structure_of_atom: np.ndarray
-    numbers: np.ndarray
-    positions: np.ndarray
-    cells: np.ndarray
-    pbc: np.ndarray
-    energies: np.ndarray
-    forces: np.ndarray
-    stresses: np.ndarray
-    conditions: np.ndarray
+    config_types: Names
+    heads: Names
+    flat: FlatStructures
 
     def __len__(self) -> int:
         """Number of structures."""
-        return len(self.configurations)
+        return len(self.flat)
 
     @property
+    def n_atoms(self) -> np.ndarray:
+        """``[structures]``."""
+        return self.flat.n_atoms
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """First atom of each structure, ``[structures]``."""
+        return np.cumsum(self.n_atoms) - self.n_atoms
+
+    @cached_property
+    def structure_of_atom(self) -> np.ndarray:
+        """``[atoms]``."""
+        return np.repeat(np.arange(len(self)), self.n_atoms)
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers, ``[atoms]``."""
+        return self.flat.numbers
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Angstrom, ``[atoms, 3]``."""
+        return self.flat.columns["positions"]
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Angstrom, ``[structures, 3, 3]``."""
+        return self.flat.columns["cell"]
+
+    @property
+    def pbc(self) -> np.ndarray:
+        """``[structures, 3]``."""
+        return self.flat.columns["pbc"]
+
+    @cached_property
+    def energies(self) -> np.ndarray:
+        """eV, ``[structures]``."""
+        return self.values("energy")
+
+    @cached_property
+    def forces(self) -> np.ndarray:
+        """eV/Angstrom, ``[atoms, 3]``."""
+        return self.values("forces")
+
+    @cached_property
+    def stresses(self) -> np.ndarray:
+        """eV/Angstrom^3, ``[structures, 3, 3]``."""
+        return self.values("stress")
+
+    @cached_property
+    def conditions(self) -> np.ndarray:
+        """What each atom is under, ``[atoms, values]``; without columns where nothing is read of it."""
+        return np.concatenate([np.zeros((len(self.numbers), 0)), *self.flat.conditions().values()], axis=1)
+
+    def values(self, name: str) -> np.ndarray:
+        """The labels of a property, ``[structures, ...]`` or ``[atoms, ...]``."""
+        labeled, values = self.flat.labeled(name), self.flat.labels(name)
+        if labeled.all():
+            return values
+        values = np.array(values, dtype=np.float64)
+        values[~(labeled[self.structure_of_atom] if PROPERTIES[name].of_atoms else labeled)] = np.nan
+        return values
+
+    @cached_property
     def volumes(self) -> np.ndarray:
         """Angstrom^3 of structures that repeat in all directions, NaN of others, ``[structures]``."""
         volumes = np.abs(np.linalg.det(self.cells))
         return np.where(self.pbc.all(axis=1) & (volumes > SMALLEST_VOLUME), volumes, np.nan)
 
-    @property
+    @cached_property
     def heights(self) -> np.ndarray:
         """Distance of opposite faces of the cell in Angstrom, infinite where nothing repeats, ``[structures, 3]``."""
         return cell_heights(self.cells, self.pbc)
@@ -71,22 +116,38 @@ class FlatFile:
         """The atoms of one structure."""
         return slice(int(self.first[structure]), int(self.first[structure] + self.n_atoms[structure]))
 
-    def identity_of_atoms(self, structure: int, in_order: bool = True) -> bytes:
-        """Elements and conditions of the atoms of a structure; energies are compared where these are equal only."""
-        numbers, conditions = self.numbers[self.atoms_of(structure)], self.conditions[self.atoms_of(structure)]
-        if not in_order:
-            numbers, conditions = np.sort(numbers), np.sort(conditions, axis=0)
-        return numbers.tobytes() + conditions.tobytes()
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Add up over the atoms of each structure, ``[atoms, ...]`` to ``[structures, ...]``."""
+        added: np.ndarray = np.add.reduceat(values, self.first)
+        return added
 
-    @property
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Place of each atom in its structure, ``[atoms]``."""
+        return np.arange(len(self.numbers)) - self.first[self.structure_of_atom]
+
+    @cached_property
+    def marks(self) -> np.ndarray:
+        """Equal where elements and conditions of the atoms are, in the same order, ``[structures]``, uint64.
+
+        Energies are compared where these are equal only.
+        """
+        return self.sums(mixed(self.numbers, self.ranks, *self.conditions.T))
+
+    @cached_property
+    def unordered_marks(self) -> np.ndarray:
+        """The same in any order of the atoms."""
+        return self.sums(mixed(self.numbers, *self.conditions.T))
+
+    @cached_property
     def has_forces(self) -> np.ndarray:
         """Which structures have a force on every atom, ``[structures]``."""
-        return np.bincount(self.structure_of_atom, ~np.isfinite(self.forces.sum(axis=1)), len(self)) == 0
+        return self.flat.labeled("forces")
 
-    @property
+    @cached_property
     def has_stress(self) -> np.ndarray:
         """Which structures have a stress and a volume, ``[structures]``."""
-        return np.isfinite(self.stresses).all(axis=(1, 2)) & np.isfinite(self.volumes)
+        return self.flat.labeled("stress") & np.isfinite(self.volumes)
 
     def pairs(self, structure: int, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Find all pairs of atoms of one structure within a cutoff.
@@ -97,27 +158,88 @@ class FlatFile:
         """
         positions, cell = self.positions[self.atoms_of(structure)], self.cells[structure]
         a, b, c = self.pbc[structure].tolist()
-        where = self.configurations[structure].where()
+        where = f"{self.file}: structure {self.index[structure]}"
         first, second, shift = find_pairs(positions, cell, (a, b, c), cutoff, where)
         return first, second, positions[second] - positions[first] + shift @ cell
 
-    def found(self, name: str, text: str, chosen: np.ndarray | None = None) -> Finding:
-        """Write a finding, see `mace.inspection.findings.found`.
+    def saw(
+        self,
+        name: str,
+        text: str,
+        chosen: np.ndarray | None = None,
+        key: str = "",
+        severity: float = 0.0,
+        is_of_part: bool = False,
+    ) -> Evidence:
+        """Note what was seen, see `mace.inspection.findings.Evidence`.
 
         Args:
             name: Its kind.
             text: The rest of the sentence.
-            chosen: The structures concerned, by a mask or by indices; None for the whole file.
+            chosen: The structures concerned, by a mask or by indices; None if all together are.
+            key: Tells it from others of its kind.
+            severity: How bad it is.
+            is_of_part: Whether it was decided from all structures; it is if none are chosen.
         """
-        return found(name, self.file, text, () if chosen is None else self.index[chosen], len(self))
+        places = self.index[:0] if chosen is None else self.index[chosen]
+        return Evidence(
+            name,
+            text,
+            tuple(places[:MOST_PLACES].tolist()),
+            len(places),
+            key,
+            severity,
+            is_of_part=is_of_part or chosen is None,
+            span=(int(self.index[0]), int(self.index[-1])),
+        )
 
 
-def grouped(places: Iterable[int], key: Callable[[int], Hashable]) -> list[np.ndarray]:
-    """Collect places with the same key, the largest groups first."""
-    members: dict[Hashable, list[int]] = {}
-    for place in places:
-        members.setdefault(key(place), []).append(place)
-    return sorted(map(np.array, members.values()), key=len, reverse=True)
+def flatten(file: str, structures: StructureCollection) -> FlatFile:
+    """Collect structures of a file in arrays."""
+    return FlatFile(
+        file,
+        structures.file_index,
+        structures.config_types,
+        structures.heads,
+        structures.flat(np.arange(len(structures))),
+    )
+
+
+def mixed(*columns: np.ndarray) -> np.ndarray:
+    """Hash rows of numbers, by the finalizer of splitmix64 after every column.
+
+    Args:
+        *columns: Of 64-bit numbers, of which all bits count, ``[rows]`` each.
+
+    Returns:
+        ``[rows]``, uint64.
+    """
+    state = np.full(len(columns[0]), 0x9E3779B97F4A7C15, dtype=np.uint64)
+    for column in columns:
+        state += np.ascontiguousarray(column).view(np.uint64)
+        state += np.uint64(0x9E3779B97F4A7C15)
+        state ^= state >> np.uint64(30)
+        state *= np.uint64(0xBF58476D1CE4E5B9)
+        state ^= state >> np.uint64(27)
+        state *= np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state
+
+
+def grouped(places: np.ndarray, marks: np.ndarray, fewest: int = 1) -> list[np.ndarray]:
+    """Collect places with the same mark, the largest groups first.
+
+    Args:
+        places: Rising.
+        marks: Those of the places.
+        fewest: Smaller groups are left out.
+    """
+    order = np.argsort(marks, kind="stable")
+    starts = np.flatnonzero(np.diff(marks[order], prepend=~marks[order[:1]]))
+    sizes = np.diff(starts, append=len(marks))
+    kept = sizes >= fewest
+    groups = [places[order[start : start + size]] for start, size in zip(starts[kept], sizes[kept], strict=True)]
+    return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
 def spread(places: np.ndarray, most: int) -> np.ndarray:
@@ -125,37 +247,6 @@ def spread(places: np.ndarray, most: int) -> np.ndarray:
     if len(places) <= most:
         return places
     return places[np.unique(np.linspace(0, len(places) - 1, most).astype(int))]
-
-
-def flatten(file: str, role: str, configurations: Sequence[Configuration]) -> FlatFile:
-    """Collect the structures of a file in arrays."""
-    n_atoms = np.array([c.n_atoms for c in configurations], dtype=np.int64)
-    total = int(n_atoms.sum())
-    missing = np.full((3, 3), np.nan)
-    forces = [c.forces if c.forces is not None else np.full((c.n_atoms, 3), np.nan) for c in configurations]
-    return FlatFile(
-        file=file,
-        role=role,
-        configurations=configurations,
-        index=np.array([c.index for c in configurations], dtype=np.int64),
-        n_atoms=n_atoms,
-        first=np.cumsum(n_atoms) - n_atoms,
-        structure_of_atom=np.repeat(np.arange(len(configurations)), n_atoms),
-        numbers=_joined([c.atomic_numbers for c in configurations], (total,), np.int64),
-        positions=_joined([c.positions for c in configurations], (total, 3)),
-        cells=np.array([c.cell for c in configurations], dtype=np.float64).reshape(-1, 3, 3),
-        pbc=np.array([c.pbc for c in configurations], dtype=bool).reshape(-1, 3),
-        energies=np.array([np.nan if c.energy is None else c.energy for c in configurations], dtype=np.float64),
-        forces=_joined(forces, (total, 3)),
-        stresses=np.array(
-            [missing if c.stress is None else c.stress for c in configurations], dtype=np.float64
-        ).reshape(-1, 3, 3),
-        conditions=np.concatenate([np.zeros((total, 0)), *conditions_of_atoms(configurations).values()], axis=1),
-    )
-
-
-def _joined(parts: Sequence[np.ndarray], shape: tuple[int, ...], kind: type = np.float64) -> np.ndarray:
-    return np.concatenate(parts).astype(kind, copy=False).reshape(shape) if parts else np.zeros(shape, kind)
 
 
 def cell_heights(cells: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from mace.elements import chemical_symbol, covalent_radii
-from mace.inspection.findings import Finding
-from mace.inspection.flat import FlatFile, spread
+from mace.inspection.findings import Evidence, Finding, found
+from mace.inspection.flat import FlatFile, flatten, spread
+from mace.structures.collection import StructureCollection
 
 CLOSEST = 0.3
 """Angstrom; no two atoms are that close in any labeled structure that makes sense."""
+
+EXACT_FROM, FARTHEST = 3.0, 12.0
+"""Angstrom; between these, distances to nearest neighbors are measured exactly, whatever the cutoff will be."""
 
 _SAMPLE = 60
 _NEAREST_SEARCHED = 6.0
@@ -21,112 +27,186 @@ _UNBOUND = (2, 10, 18, 36, 54, 86)
 """Noble gases, whose distances say nothing about their radii."""
 
 
-def check_close_atoms(file: FlatFile) -> Iterator[Finding]:
-    """Find atoms closer than `CLOSEST`, periodic images included.
+@dataclass(frozen=True)
+class NearestNeighbors:
+    """The nearest neighbor of every atom, periodic images included.
 
-    All structures are searched in one tree, by their number as a fourth coordinate. Atoms near a face of the cell are
-    in it once more as images.
+    Attributes:
+        distance: Angstrom, infinite if there is none within `FARTHEST`, ``[atoms]``. Distances between `CLOSEST` and
+            `EXACT_FROM` may be too large in periodic structures, but stay in these bounds.
+        atom: Which atom it is, or of which it is an image, ``[atoms]``.
+    """
+
+    distance: np.ndarray
+    atom: np.ndarray
+
+
+def nearest_neighbors(file: FlatFile, exact_from: float = EXACT_FROM, farthest: float = FARTHEST) -> NearestNeighbors:
+    """Find the nearest neighbors of all atoms in one tree, with the number of the structure as a fourth coordinate.
+
+    Images are looked for where they may be nearer than what is found without them, or closer than `CLOSEST`.
+
+    Args:
+        file: The structures.
+        exact_from: Distances from here on are exact.
+        farthest: Neighbors beyond this distance are not looked for.
     """
     from scipy.spatial import cKDTree
 
-    positions, owner, atom = _with_images(file, CLOSEST)
-    nearest = np.full(len(file), np.inf)
-    first, second = np.zeros((2, len(file)), dtype=np.int64)
-    tree = cKDTree(np.column_stack([positions, owner * (10.0 * CLOSEST)]))
-    distance, neighbor = tree.query(tree.data, k=2, distance_upper_bound=CLOSEST)
-    near = np.flatnonzero(np.isfinite(distance[:, 1]))
-    near = near[np.argsort(-distance[near, 1])]  # of values assigned to one place the last, the closest, stays
+    gap = 2.0 * farthest
+    fractions, boxes = _wrapped(file)
+    points = np.einsum("ai,aij->aj", fractions, boxes[file.structure_of_atom])
+    tree = cKDTree(np.column_stack([points, file.structure_of_atom * gap]))
+    distances, neighbors = tree.query(tree.data, k=2, distance_upper_bound=farthest)
+    here = np.arange(len(points))
     # of two points at the same place either may come first
-    other = np.where(neighbor[near, 1] == near, neighbor[near, 0], neighbor[near, 1])
-    nearest[owner[near]] = distance[near, 1]
-    first[owner[near]], second[owner[near]] = atom[near], atom[other]
-    for structure in np.flatnonzero(file.heights.min(axis=1) < CLOSEST).tolist():
-        # images of images are in reach; such cells hardly occur, and are searched one by one
-        sender, receiver, vectors = file.pairs(structure, CLOSEST)
-        if len(vectors):
-            lengths = np.linalg.norm(vectors, axis=1)
-            place = int(np.argmin(lengths))
-            nearest[structure] = lengths[place]
-            first[structure], second[structure] = file.first[structure] + np.array([sender[place], receiver[place]])
-    bad = nearest < CLOSEST
-    if bad.any():
-        worst = np.argmin(nearest)
-        pair = "-".join(chemical_symbol(int(file.numbers[atom[worst]])) for atom in (first, second))
-        text = f"have atoms closer than {CLOSEST} Angstrom (closest: {pair}, {nearest[worst]:.3g} Angstrom)"
-        yield file.found("close-atoms", text, bad)
+    distance, atom = distances[:, 1], np.where(neighbors[:, 1] == here, neighbors[:, 0], neighbors[:, 1])
+    margin = np.where(distance < exact_from, CLOSEST, np.minimum(distance, farthest))
+    moved, original = _images(file, fractions, margin)
+    owners = file.structure_of_atom[original]
+    places = np.einsum("ai,aij->aj", moved, boxes[owners])
+    reached, other = tree.query(np.column_stack([places, owners * gap]), distance_upper_bound=farthest)
+    order = np.argsort(-reached, kind="stable")  # of values assigned to one atom the last, the nearest, stays
+    nearer = order[reached[order] < distance[original[order]]]
+    distance[original[nearer]], atom[original[nearer]] = reached[nearer], other[nearer]
+    _search_thin_cells(file, distance, atom, exact_from, farthest)
+    return NearestNeighbors(distance, atom)
 
 
-def _with_images(file: FlatFile, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wrap all atoms into their cells and add the images within a margin of the faces.
+def _wrapped(file: FlatFile) -> tuple[np.ndarray, np.ndarray]:
+    """Wrap all atoms into their cells.
 
     Returns:
-        Positions ``[points, 3]``, the structure ``[points]`` and the atom ``[points]`` each belongs to.
+        Coordinates ``[atoms, 3]`` along the rows of boxes ``[structures, 3, 3]``; these are lattice vectors where
+        these repeat, and unit vectors at right angles to them elsewhere.
     """
-    owners, atoms = file.structure_of_atom, np.arange(len(file.positions))
-    if not file.pbc.any():
-        return file.positions, owners, atoms
-    # along directions that do not repeat, unit vectors at right angles to the others
-    boxes = np.where(file.pbc[:, :, None], file.cells, 0.0)
-    for structure in np.flatnonzero(~file.pbc.all(axis=1)):
+    boxes = np.where(file.pbc[:, :, None], file.cells, np.eye(3))
+    for structure in np.flatnonzero(file.pbc.any(axis=1) & ~file.pbc.all(axis=1)):
         repeating = file.pbc[structure]
         boxes[structure][~repeating] = np.linalg.svd(boxes[structure][repeating])[2][repeating.sum() :]
-    points = np.einsum("ai,aij->aj", file.positions, np.linalg.inv(boxes)[owners])
-    repeats = file.pbc[owners]
-    points = np.where(repeats, points - np.floor(points), points)
-    near = (margin / file.heights)[owners]  # zero where nothing repeats
+    fractions = np.einsum("ai,aij->aj", file.positions, np.linalg.inv(boxes)[file.structure_of_atom])
+    return np.where(file.pbc[file.structure_of_atom], fractions - np.floor(fractions), fractions), boxes
+
+
+def _images(file: FlatFile, fractions: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Make the periodic images of atoms, in cells beside their own, that are within a margin of the atoms of the cell.
+
+    Args:
+        file: The structures.
+        fractions: Coordinates along the lattice vectors, ``[atoms, 3]``.
+        margin: For each atom, Angstrom, ``[atoms]``.
+
+    Returns:
+        Coordinates of the images ``[images, 3]``, and the atom ``[images]`` each is of.
+    """
+    repeats = file.pbc[file.structure_of_atom]
+    atoms = np.flatnonzero(repeats.any(axis=1))
+    start = len(atoms)
+    low, high = np.minimum.reduceat(fractions, file.first), np.maximum.reduceat(fractions, file.first)
+    low, high = low[file.structure_of_atom], high[file.structure_of_atom]
+    near = margin[:, None] / file.heights[file.structure_of_atom]  # zero where nothing repeats
+    points = fractions[atoms]
     for axis in range(3):
-        thickness = near[:, axis]
-        low = repeats[:, axis] & (points[:, axis] <= thickness)
-        high = repeats[:, axis] & (points[:, axis] >= 1.0 - thickness)
-        step = np.eye(3)[axis]
-        points = np.concatenate([points, points[low] + step, points[high] - step])
-        picked = np.concatenate([np.arange(len(owners)), np.flatnonzero(low), np.flatnonzero(high)])
-        owners, atoms, near, repeats = owners[picked], atoms[picked], near[picked], repeats[picked]
-    return np.einsum("ai,aij->aj", points, boxes[owners]), owners, atoms
+        moves = [points]
+        kept = [np.arange(len(atoms))]
+        for step in (1.0, -1.0):
+            place = points[:, axis] + step
+            is_near = (place <= high[atoms, axis] + near[atoms, axis]) & (place >= low[atoms, axis] - near[atoms, axis])
+            kept.append(np.flatnonzero(is_near & repeats[atoms, axis]))
+            moves.append(points[kept[-1]] + step * np.eye(3)[axis])
+        points, atoms = np.concatenate(moves), atoms[np.concatenate(kept)]
+    return points[start:], atoms[start:]  # those that were not moved come first
 
 
-def check_lone_atoms(file: FlatFile, r_max: float) -> Iterator[Finding]:
-    """Find atoms without a neighbor within the cutoff."""
-    from scipy.spatial import cKDTree
+def _search_thin_cells(
+    file: FlatFile, distance: np.ndarray, atom: np.ndarray, exact_from: float, farthest: float
+) -> None:
+    """Correct the nearest neighbors where images farther away than those in the cells beside may be nearer."""
+    thinnest = file.heights.min(axis=1)
+    reach = np.maximum.reduceat(distance, file.first)
+    far = (reach >= exact_from) & (thinnest < np.minimum(reach, farthest))
+    for structure in np.flatnonzero(far | (thinnest < CLOSEST)).tolist():
+        cutoff = min(1.001 * float(reach[structure]), farthest)
+        sender, receiver, vectors = file.pairs(structure, cutoff)
+        lengths, atoms = np.linalg.norm(vectors, axis=1), file.atoms_of(structure)
+        nearest, other = distance[atoms], atom[atoms]
+        order = np.argsort(-lengths, kind="stable")
+        for ends, others in ((sender[order], receiver[order]), (receiver[order], sender[order])):
+            nearer = lengths[order] < nearest[ends]
+            nearest[ends[nearer]], other[ends[nearer]] = (
+                lengths[order][nearer],
+                file.first[structure] + others[nearer],
+            )
 
-    if not len(file):
-        return
-    gap = 2.0 * r_max
-    tree = cKDTree(np.column_stack([file.positions, file.structure_of_atom * gap]))
-    distance = tree.query(tree.data, k=2, distance_upper_bound=r_max)[0][:, 1]
-    lone = []
-    for structure in np.unique(file.structure_of_atom[~np.isfinite(distance)]).tolist():
-        if file.pbc[structure].any():  # an atom may still see images
-            sender, receiver, _ = file.pairs(structure, r_max)
-            if len(np.union1d(sender, receiver)) == file.n_atoms[structure]:
-                continue
-        lone.append(structure)
-    if lone:
+
+def check_close_atoms(file: FlatFile, nearest: NearestNeighbors) -> Iterator[Evidence]:
+    """Find atoms closer than `CLOSEST`."""
+    worst = int(np.argmin(nearest.distance))
+    smallest = float(nearest.distance[worst])
+    if smallest < CLOSEST:
+        pair = "-".join(chemical_symbol(int(file.numbers[atom])) for atom in (worst, nearest.atom[worst]))
+        text = f"have atoms closer than {CLOSEST} Angstrom (closest: {pair}, {smallest:.3g} Angstrom)"
+        bad = np.minimum.reduceat(nearest.distance, file.first) < CLOSEST
+        yield file.saw("close-atoms", text, bad, severity=-smallest)
+
+
+def farthest_neighbors(file: FlatFile, nearest: NearestNeighbors) -> np.ndarray:
+    """Measure how far the atom of each structure that is the most alone is from its nearest neighbor.
+
+    Returns:
+        Angstrom, ``[structures]``, float32; see `NearestNeighbors` for its bounds.
+    """
+    reach: np.ndarray = np.maximum.reduceat(nearest.distance, file.first)
+    return reach.astype(np.float32)
+
+
+def check_lone_atoms(file: str, structures: StructureCollection, reach: np.ndarray, r_max: float) -> Iterator[Finding]:
+    """Find atoms without a neighbor within the cutoff.
+
+    Args:
+        file: The file.
+        structures: The structures.
+        reach: What `farthest_neighbors` gave.
+        r_max: Cutoff in Angstrom.
+    """
+    lone = np.flatnonzero(reach >= min(r_max, FARTHEST))
+    if not EXACT_FROM <= r_max <= FARTHEST:
+        measured = [np.zeros(0)]
+        for places in np.array_split(lone, max(len(lone) // 1000, 1)) if len(lone) else ():
+            flat = flatten(file, structures.take(places))
+            measured.append(farthest_neighbors(flat, nearest_neighbors(flat, r_max, r_max)))
+        lone = lone[np.concatenate(measured) >= r_max]
+    if len(lone):
         text = f"have atoms without a neighbor within {r_max:g} Angstrom"
-        yield file.found("lone-atoms", text, np.array(lone))
+        yield found("lone-atoms", file, text, structures.file_index[lone], len(reach))
 
 
-def check_unmarked_isolated_atoms(file: FlatFile) -> Iterator[Finding]:
-    """Find single atoms without surroundings that are not marked as isolated."""
-    single = (file.n_atoms == 1) & ~file.pbc.any(axis=1)
-    if single.any() and file.role == "training":
-        text = "holds a single atom" if single.sum() == 1 else "hold a single atom each"
-        yield file.found("unmarked-isolated-atoms", f"{text} without config_type=IsolatedAtom", single)
+def check_thin_cells(file: str, index: np.ndarray, thinnest: np.ndarray, r_max: float) -> Iterator[Finding]:
+    """Find cells thinner than the cutoff.
 
-
-def check_thin_cells(file: FlatFile, r_max: float) -> Iterator[Finding]:
-    """Find cells thinner than the cutoff."""
-    thinnest = file.heights.min(axis=1, initial=np.inf)
+    Args:
+        file: The file.
+        index: Places of the structures in it, ``[structures]``.
+        thinnest: Smallest distance between faces of the cell in Angstrom, ``[structures]``.
+        r_max: Cutoff in Angstrom.
+    """
     thin = thinnest < r_max
     if thin.any():
         text = (
-            f"{'has a cell' if thin.sum() == 1 else 'have cells'} thinner than the cutoff of {r_max:g} Angstrom "
-            f"(thinnest: {thinnest.min():.3g}); periodic images are taken into account exactly"
+            f"have cells thinner than the cutoff of {r_max:g} Angstrom (thinnest: {thinnest.min():.3g}); periodic "
+            "images are taken into account exactly"
         )
-        yield file.found("thin-cells", text, thin)
+        yield found("thin-cells", file, text, index[thin], len(index))
 
 
-def check_distances(file: FlatFile) -> Iterator[Finding]:
+def check_unmarked_isolated_atoms(file: FlatFile) -> Iterator[Evidence]:
+    """Find single atoms without surroundings that are not marked as isolated."""
+    single = (file.n_atoms == 1) & ~file.pbc.any(axis=1)
+    if single.any():
+        yield file.saw("unmarked-isolated-atoms", "hold a single atom each without config_type=IsolatedAtom", single)
+
+
+def check_distances(file: FlatFile) -> Iterator[Evidence]:
     """Compare the distance of nearest neighbors with the sum of covalent radii, on a sample of structures."""
     ratios = [np.zeros(0)]
     for structure in spread(np.arange(len(file)), _SAMPLE).tolist():
@@ -149,4 +229,4 @@ def check_distances(file: FlatFile) -> Iterator[Finding]:
         unit = "bohr" if 1.5 < median < 2.4 else "nm" if median < 0.2 else "another unit than Angstrom"
         reason = f"lengths were in {unit}"
     text = f"nearest neighbors are {median:.3g} times as far apart as covalent radii suggest, as if {reason}"
-    yield file.found("unlikely-distances", text)
+    yield file.saw("unlikely-distances", text, severity=abs(math.log(median)))

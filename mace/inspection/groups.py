@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mace.elements import chemical_symbol
+from mace.inspection.distributions import Distribution, Tally, tally, together
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
-from mace.structures.statistics import interaction_energies_per_atom
+from mace.structures.collection import StructureCollection
+from mace.structures.flat import ragged_rows
 
-BINS = 40
+MOST_GROUPS = 1000
+"""Of a file; structures of further types are described together."""
 
+MOST_DRAWN = 100
+"""Groups of several parts whose histograms are kept."""
 
-@dataclass(frozen=True)
-class Distribution:
-    """Numbers of one kind.
-
-    Attributes:
-        count: How many.
-        smallest: The smallest one.
-        mean: The mean.
-        rms: Root of the mean square.
-        largest: The largest one.
-        edges: Edges of the histogram, ``BINS + 1`` rising numbers.
-        counts: How many numbers lie in each bin, ``BINS``.
-    """
-
-    count: int
-    smallest: float
-    mean: float
-    rms: float
-    largest: float
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-def distribution(values: np.ndarray) -> Distribution | None:
-    """Describe numbers; those that are NaN do not count, and without any there is nothing to describe."""
-    values = np.ravel(values)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return None
-    low, high = float(values.min()), float(values.max())
-    size = max(abs(low), abs(high), 1.0)
-    margin = 1.0e-6 * size if high - low < 1.0e-9 * size else 0.0  # equal numbers need some width to be drawn
-    counts, edges = np.histogram(values, bins=BINS, range=(low - margin, high + margin))
-    return Distribution(
-        count=len(values),
-        smallest=low,
-        mean=float(values.mean()),
-        rms=float(np.sqrt(np.mean(values * values))),
-        largest=high,
-        edges=tuple(edges.tolist()),
-        counts=tuple(counts.tolist()),
-    )
+OTHER_TYPES = "other types"
 
 
 @dataclass(frozen=True)
@@ -92,65 +56,130 @@ class Group:
     stresses: Distribution | None
 
 
-def interaction_energies(file: FlatFile, reference_energies: Mapping[int, float] | None) -> np.ndarray:
-    """Energies per atom with the reference energies subtracted, NaN where one is missing.
+@dataclass(frozen=True)
+class GroupTally:
+    """A group to which structures can be added; see `Group`.
 
-    Args:
-        file: The structures.
-        reference_energies: E0 in eV by atomic number; None gives NaN everywhere.
-
-    Returns:
-        eV per atom, ``[structures]``.
+    Attributes:
+        head: Their head.
+        config_type: Their type.
+        frames: Structures.
+        atoms: Atoms in all of them.
+        smallest: Atoms of the smallest structure.
+        largest: Atoms of the largest structure.
+        elements: Atomic numbers, rising.
+        periodic: Structures that repeat in at least one direction.
+        labeled: Structures with each of `PROPERTIES`.
+        forces: Norms, eV/Angstrom.
+        stresses: Hydrostatic part, eV/Angstrom^3.
     """
-    energies = np.full(len(file), np.nan)
-    labeled = [configuration.energy is not None for configuration in file.configurations]
-    known = dict.fromkeys(np.unique(file.numbers).tolist(), np.nan) | dict(reference_energies or {})
-    energies[labeled] = interaction_energies_per_atom(file.configurations, known)
-    return energies
+
+    head: str
+    config_type: str
+    frames: int
+    atoms: int
+    smallest: int
+    largest: int
+    elements: tuple[int, ...]
+    periodic: int
+    labeled: Mapping[str, int]
+    forces: Tally | None
+    stresses: Tally | None
+
+    def with_later(self, later: GroupTally) -> GroupTally:
+        """Add the structures of another part."""
+        return GroupTally(
+            head=self.head,
+            config_type=self.config_type,
+            frames=self.frames + later.frames,
+            atoms=self.atoms + later.atoms,
+            smallest=min(self.smallest, later.smallest),
+            largest=max(self.largest, later.largest),
+            elements=tuple(sorted({*self.elements, *later.elements})),
+            periodic=self.periodic + later.periodic,
+            labeled={name: count + later.labeled[name] for name, count in self.labeled.items()},
+            forces=together(self.forces, later.forces),
+            stresses=together(self.stresses, later.stresses),
+        )
+
+    def without_histograms(self) -> GroupTally:
+        """Leave histograms out."""
+        forces, stresses = (None if one is None else one.without_histogram() for one in (self.forces, self.stresses))
+        return replace(self, forces=forces, stresses=stresses)
+
+    def group(self, energies: Distribution | None) -> Group:
+        """Describe the structures, with the energies of all of them."""
+        return Group(
+            **{
+                **vars(self),
+                "elements": tuple(map(chemical_symbol, self.elements)),
+                "energies": energies,
+                "forces": None if self.forces is None else self.forces.distribution(),
+                "stresses": None if self.stresses is None else self.stresses.distribution(),
+            }
+        )
 
 
-def group_file(file: FlatFile, energies: np.ndarray) -> tuple[Group, tuple[Group, ...]]:
-    """Describe a file as a whole and by head and config_type, in the order in which these occur.
-
-    Args:
-        file: The structures.
-        energies: eV per atom with the reference energies subtracted, ``[structures]``.
-    """
-    members: dict[tuple[str, str], list[int]] = {}
-    for place, configuration in enumerate(file.configurations):
-        members.setdefault((configuration.head, configuration.config_type), []).append(place)
-    heads = sorted({head for head, _ in members})
-    whole = _describe(file, energies, np.arange(len(file)), ", ".join(heads), "all")
-    groups = [_describe(file, energies, np.array(places), *key) for key, places in members.items()]
-    return whole, tuple(groups)
+NO_STRUCTURES = GroupTally("", "all", 0, 0, 0, 0, (), 0, dict.fromkeys(PROPERTIES, 0), None, None)
 
 
-def group_isolated(file: FlatFile) -> Group | None:
-    """Describe the isolated atoms of a file, which are in no other group and whose labels are not shown."""
-    if not len(file):
-        return None
-    first = file.configurations[0]
-    whole = _describe(file, np.zeros(len(file)), np.arange(len(file)), first.head, first.config_type)
-    return replace(whole, energies=None, forces=None, stresses=None)
+def tally_groups(file: FlatFile) -> tuple[GroupTally, ...]:
+    """Describe structures by head and config_type, in the order in which these occur."""
+    codes = file.heads.codes.astype(np.int64) * len(file.config_types.names) + file.config_types.codes
+    first, inverse = np.unique(codes, return_index=True, return_inverse=True)[1:]
+    order = np.argsort(inverse, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(inverse))[:-1])
+    groups = [
+        tally_structures(file, members[place], file.heads[int(first[place])], file.config_types[int(first[place])])
+        for place in np.argsort(first).tolist()
+    ]
+    return gather_groups(groups)
 
 
-def _describe(file: FlatFile, energies: np.ndarray, places: np.ndarray, head: str, config_type: str) -> Group:
-    chosen = np.zeros(len(file), dtype=bool)
-    chosen[places] = True
-    atoms = chosen[file.structure_of_atom]
+def tally_structures(file: FlatFile, places: np.ndarray, head: str, config_type: str) -> GroupTally:
+    """Describe some structures of a file together."""
     n_atoms = file.n_atoms[places]
-    configurations = [file.configurations[place] for place in places.tolist()]
-    return Group(
+    if len(places) == len(file):
+        atoms = np.arange(len(file.numbers))
+    else:
+        atoms = ragged_rows(file.first[places], n_atoms)
+    return GroupTally(
         head=head,
         config_type=config_type,
         frames=len(places),
         atoms=int(n_atoms.sum()),
-        smallest=int(n_atoms.min(initial=n_atoms.max(initial=0))),
-        largest=int(n_atoms.max(initial=0)),
-        elements=tuple(chemical_symbol(int(number)) for number in np.unique(file.numbers[atoms])),
+        smallest=int(n_atoms.min()),
+        largest=int(n_atoms.max()),
+        elements=tuple(np.flatnonzero(np.bincount(file.numbers[atoms])).tolist()),
         periodic=int(file.pbc[places].any(axis=1).sum()),
-        labeled={name: sum(getattr(c, name) is not None for c in configurations) for name in PROPERTIES},
-        energies=distribution(energies[places]),
-        forces=distribution(np.linalg.norm(file.forces[atoms], axis=1)),
-        stresses=distribution(np.trace(file.stresses[places], axis1=1, axis2=2) / 3.0),
+        labeled={name: int(file.flat.labeled(name)[places].sum()) for name in PROPERTIES},
+        forces=tally(np.linalg.norm(file.forces[atoms], axis=1)),
+        stresses=tally(np.trace(file.stresses[places], axis1=1, axis2=2) / 3.0),
     )
+
+
+def gather_groups(groups: Iterable[GroupTally]) -> tuple[GroupTally, ...]:
+    """Add up groups of the same head and type, in the order in which these come first."""
+    gathered: dict[tuple[str, str], GroupTally] = {}
+    for group in groups:
+        key = (group.head, group.config_type)
+        if key not in gathered and len(gathered) >= MOST_GROUPS:
+            key = (group.head, OTHER_TYPES)
+            group = replace(group, config_type=OTHER_TYPES)
+        gathered[key] = gathered[key].with_later(group) if key in gathered else group
+    return tuple(gathered.values())
+
+
+def places_of_groups(structures: StructureCollection, groups: Sequence[GroupTally]) -> list[np.ndarray]:
+    """Find which structures belong to each of the groups they were divided into."""
+    heads, types = structures.heads, structures.config_types
+    codes = heads.codes.astype(np.int64) * len(types.names) + types.codes
+    order = np.argsort(codes, kind="stable")
+    place_of = {(group.head, group.config_type): place for place, group in enumerate(groups)}
+    places: list[list[np.ndarray]] = [[] for _ in groups]
+    for members in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []:
+        head, config_type = heads[int(members[0])], types[int(members[0])]
+        found = place_of.get((head, config_type), place_of.get((head, OTHER_TYPES)))
+        if found is not None:
+            places[found].append(members)
+    return [np.sort(np.concatenate(each)) if each else np.zeros(0, dtype=np.int64) for each in places]

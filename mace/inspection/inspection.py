@@ -10,40 +10,24 @@ import numpy as np
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.inspection.distortions import compare_distorted
+from mace.inspection.distributions import distribution
 from mace.inspection.findings import KINDS, LEVELS, Finding, Level
-from mace.inspection.flat import FlatFile, flatten
-from mace.inspection.geometry import (
-    check_close_atoms,
-    check_distances,
-    check_lone_atoms,
-    check_thin_cells,
-    check_unmarked_isolated_atoms,
-)
-from mace.inspection.groups import Group, group_file, group_isolated, interaction_energies
-from mace.inspection.identity import check_duplicates, check_leakage
-from mace.inspection.labels import (
-    check_coverage,
-    check_energy_outliers,
-    check_file_labels,
-    check_large_forces,
-    check_large_stress,
-    check_net_forces,
-    check_zeroed_forces,
-)
-from mace.inspection.placeholders import check_placeholders
-from mace.inspection.stresses import check_stress, check_virials
-from mace.inspection.trajectories import check_forces_against_energies
-from mace.structures.configuration import Configuration
+from mace.inspection.geometry import check_lone_atoms, check_thin_cells
+from mace.inspection.groups import NO_STRUCTURES, Group, places_of_groups
+from mace.inspection.identity import FileIdentities, check_duplicates, check_leakage
+from mace.inspection.labels import check_energy_outliers, check_file_labels, is_partly_labeled
+from mace.inspection.parts import FilePart, PartReport, divide, inspect_part, merge_parts
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.labels import FileLabels, require_labels
 from mace.structures.reading import ReadResult
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
 from mace.structures.splitting import check_elements
 
-Track = Callable[[Sequence["_Work"], str], Iterable["_Work"]]
+Track = Callable[[Sequence["_Slice"], str], Iterable["_Slice"]]
 """Yields what it is given and shows how much is done, see `mace.console.progress.TrainingProgress.track`."""
 
-_Work = tuple[FlatFile, Callable[[FlatFile], Iterator[Finding]]]
+_Slice = tuple[int, np.ndarray]
+"""Number of a set, and places in it."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +37,18 @@ class StructureSet:
     Attributes:
         role: ``training``, ``validation`` or ``test``.
         result: What was read from its files.
+        seen: What checks saw in its structures, in the same order, if that is known already.
     """
 
     role: str
     result: ReadResult
+    seen: PartReport | None = None
+
+    @property
+    def structures(self) -> StructureCollection:
+        """Its structures, isolated atoms left out."""
+        given = self.result.configurations
+        return given if isinstance(given, StructureCollection) else ListedStructures(given)
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class DataReport:
 
 
 def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | None = None) -> DataReport:
-    """Inspect all structures of a training.
+    """Inspect all structures of a training, a part at a time; what was inspected before is only judged anew.
 
     Args:
         sets: The training set first.
@@ -153,39 +145,21 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
     Returns:
         The report; it never raises what it finds, see `DataReport.refuse_errors`.
     """
-    training = sets[0].result
-    references, findings = _reference_energies(training, demands)
+    seen = _inspect(sets, track)
+    references, findings = _reference_energies(sets[0], seen[0], demands)
     energies = references.energies if references is not None else None
-    findings += _unmet_demands(sets, demands)
+    findings += _unmet_demands(sets, seen, demands)
     is_split = all(part.role != "validation" for part in sets)
-    files: list[tuple[FlatFile, FileLabels, Group | None]] = []
-    for part in sets:
-        members: dict[str, list[Configuration]] = {labels.file: [] for labels in part.result.report.files}
-        isolated: dict[str, list[Configuration]] = {file: [] for file in members}
-        for found, of_file in ((part.result.configurations, members), (part.result.isolated_atoms, isolated)):
-            for configuration in found:
-                of_file[configuration.file].append(configuration)
-        for labels in part.result.report.files:
-            flat = flatten(labels.file, part.role, members[labels.file])
-            files.append((flat, labels, group_isolated(flatten(labels.file, part.role, isolated[labels.file]))))
-    work = [
-        (flat, check)
-        for flat, labels, _ in files
-        for check in _checks(labels, demands, is_split and flat.role == "training")
-    ]
-    for flat, check in track(work, "Checking the data") if track else work:
-        findings += check(flat)
-    findings += check_leakage([flat for flat, _, _ in files], is_split)
-    reports = []
-    for flat, labels, single in files:
-        interaction = interaction_energies(flat, energies)
-        findings += check_energy_outliers(flat, interaction)
-        whole, groups = group_file(flat, interaction)
-        reports.append(FileReport(flat.file, flat.role, labels, whole, (*groups, *([single] if single else []))))
+    files = [file for part, of_part in zip(sets, seen, strict=True) for file in _files(part, of_part, energies)]
+    for file in files:
+        findings += file.findings(demands, is_split and file.role == "training")
+    findings += check_leakage([file.identities for file in files], is_split)
+    for file in files:
+        findings += check_energy_outliers(file.labels.file, file.index, file.interaction)
     names = list(KINDS)
     marked = [replace(finding, allowed=finding.name in demands.allow) for finding in findings]
     return DataReport(
-        files=tuple(reports),
+        files=tuple(file.report() for file in files),
         findings=tuple(sorted(marked, key=lambda each: (LEVELS.index(each.level), names.index(each.name)))),
         r_max=demands.r_max,
         reference_energies=energies or {},
@@ -193,41 +167,136 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
     )
 
 
-def _checks(labels: FileLabels, demands: Demands, is_split: bool) -> list[Callable[[FlatFile], Iterator[Finding]]]:
-    """Every check of a single file, from which validation structures may be set aside."""
-
-    def check_consistency(file: FlatFile) -> Iterator[Finding]:
-        """Compare energies, forces and stress with each other."""
-        distorted_forces, distorted_stress = compare_distorted(file)
-        of_forces = list(check_forces_against_energies(file, distorted_forces))
-        yield from of_forces
-        yield from check_stress(file, distorted_stress, trust_forces=not of_forces)
-
-    return [
-        lambda flat: check_file_labels(labels),
-        check_close_atoms,
-        check_consistency,
-        check_virials,
-        check_large_stress,
-        check_large_forces,
-        lambda flat: check_placeholders(flat, labels),
-        check_net_forces,
-        lambda flat: check_zeroed_forces(flat, labels),
-        check_distances,
-        lambda flat: check_duplicates(flat, is_split),
-        check_unmarked_isolated_atoms,
-        check_coverage,
-        lambda flat: check_lone_atoms(flat, demands.r_max),
-        lambda flat: check_thin_cells(flat, demands.r_max),
-    ]
+def _inspect(sets: Sequence[StructureSet], track: Track | None) -> list[PartReport]:
+    """Inspect the structures of all sets that were not inspected before."""
+    work = [(place, chosen) for place, one in enumerate(sets) if one.seen is None for chosen in divide(one.structures)]
+    parts: list[list[tuple[np.ndarray, PartReport]]] = [[] for _ in sets]
+    for place, chosen in track(work, "Checking the data") if track else work:
+        structures = sets[place].structures.take(chosen)
+        name = structures.files[0]
+        labels = next(labels for labels in sets[place].result.report.files if labels.file == name)
+        labeled = [entry.name for entry in labels.coverage if entry.labeled]
+        report = inspect_part(structures, labeled=labeled, constrained={name: labels.constrained})
+        parts[place].append((chosen, report))
+    merged = []
+    for one, of_set in zip(sets, parts, strict=True):
+        if one.seen is not None:
+            merged.append(one.seen)
+            continue
+        isolated = inspect_part([], one.result.isolated_atoms)
+        report = merge_parts([*(each for _, each in of_set), isolated])
+        order = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *(chosen for chosen, _ in of_set)]))
+        merged.append(replace(report, columns={name: values[order] for name, values in report.columns.items()}))
+    return merged
 
 
-def _reference_energies(training: ReadResult, demands: Demands) -> tuple[ReferenceEnergies | None, list[Finding]]:
+@dataclass(frozen=True)
+class _File:
+    """One file, with what was seen in it and what its structures are to be judged by.
+
+    Attributes:
+        role: ``training``, ``validation`` or ``test``.
+        labels: Where its labels were found.
+        seen: What checks saw.
+        columns: See `mace.inspection.parts.COLUMNS`.
+        identities: Which structures it holds.
+        index: Place of each in the file, ``[structures]``.
+        interaction: eV per atom with the reference energies subtracted, NaN if not known, ``[structures]``.
+    """
+
+    role: str
+    labels: FileLabels
+    seen: FilePart
+    columns: Mapping[str, np.ndarray]
+    identities: FileIdentities
+    index: np.ndarray
+    interaction: np.ndarray
+
+    def findings(self, demands: Demands, is_split: bool) -> Iterator[Finding]:
+        """Say what was found in the file, from which validation structures may be set aside."""
+        structures, r_max = self.identities.structures, demands.r_max
+        yield from check_file_labels(self.labels)
+        labeled = self.seen.whole.labeled if self.seen.whole is not None else {}
+        for evidence in self.seen.evidence:
+            if evidence.name == "unmarked-isolated-atoms" and self.role != "training":
+                continue
+            if evidence.name == "partly-labeled" and not is_partly_labeled(evidence.key, labeled, self.seen.frames):
+                continue
+            if evidence.different >= evidence.fewest:
+                yield evidence.finding(self.seen.file, self.seen.frames, self.seen.parts)
+        yield from check_duplicates(self.identities, is_split)
+        yield from check_lone_atoms(self.seen.file, structures, self.columns["reach"], r_max)
+        yield from check_thin_cells(self.seen.file, self.index, self.columns["thinnest"], r_max)
+
+    def report(self) -> FileReport:
+        """Describe what the file holds."""
+        structures, groups = self.identities.structures, self.seen.groups
+        heads = structures.heads.present() if len(structures) else ()
+        stored = {group.head for group in groups}
+        if len(heads) == len(stored) == 1 and stored != set(heads):  # the same structures, for another head
+            groups = tuple(replace(group, head=heads[0]) for group in groups)
+        places = places_of_groups(structures, groups) if groups else []
+        described = [
+            group.group(distribution(self.interaction[of_group]))
+            for group, of_group in zip(groups, places, strict=True)
+        ]
+        whole = replace(self.seen.whole or NO_STRUCTURES, head=", ".join(sorted({group.head for group in groups})))
+        isolated = [] if self.seen.isolated is None else [self.seen.isolated.group(None)]
+        return FileReport(
+            self.seen.file,
+            self.role,
+            self.labels,
+            whole.group(distribution(self.interaction)),
+            (*described, *isolated),
+        )
+
+
+def _files(part: StructureSet, seen: PartReport, reference_energies: Mapping[int, float] | None) -> Iterator[_File]:
+    """Divide a set into its files."""
+    structures = part.structures
+    energies, interaction = _energies(structures, reference_energies)
+    for labels in part.result.report.files:
+        everything = len(structures) and structures.files.present() == (labels.file,)
+        places = np.arange(len(structures)) if everything else _places(structures, labels.file)
+        of_file = structures if everything else structures.take(places)
+        columns = {name: values[places] for name, values in seen.columns.items()}
+        marks = FileIdentities(labels.file, part.role, of_file, columns["identity"], energies[places])
+        index = of_file.file_index if len(places) else np.zeros(0, dtype=np.int64)
+        yield _File(part.role, labels, seen.of(labels.file), columns, marks, index, interaction[places])
+
+
+def _places(structures: StructureCollection, file: str) -> np.ndarray:
+    return np.flatnonzero(structures.files.where(file)) if len(structures) else np.zeros(0, dtype=np.int64)
+
+
+def _energies(
+    structures: StructureCollection, reference_energies: Mapping[int, float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Collect the energies of all structures, in blocks.
+
+    Returns:
+        In eV, and in eV per atom with the reference energies subtracted, ``[structures]`` each; NaN where they are not
+        known.
+    """
+    known = np.full(256, np.nan)
+    known[list(reference_energies or {})] = list((reference_energies or {}).values())
+    energies, interaction = [np.zeros(0)], [np.zeros(0)]
+    for block in structures.blocks():
+        energies.append(np.where(block.labeled("energy"), block.labels("energy"), np.nan))
+        own = np.add.reduceat(known[block.numbers], np.cumsum(block.n_atoms) - block.n_atoms)
+        interaction.append((energies[-1] - own) / block.n_atoms)
+    return np.concatenate(energies), np.concatenate(interaction)
+
+
+def _reference_energies(
+    part: StructureSet, seen: PartReport, demands: Demands
+) -> tuple[ReferenceEnergies | None, list[Finding]]:
     """Find the reference energies; without them, least squares shows the energies all the same."""
+    training = part.result
     configurations, file = training.configurations, training.report.files[0].file
-    if not configurations:
+    if not len(configurations):
         return None, []
-    elements = ElementTable.from_arrays(c.atomic_numbers for c in configurations)
+    elements = ElementTable(_elements(seen))
     if demands.atomic_numbers is not None and not demands.has_other_heads:
         elements = ElementTable((*elements, *demands.atomic_numbers))
     findings = []
@@ -236,7 +305,7 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
             demands.E0s, training.isolated_atoms, configurations, elements, demands.foundation_energies
         )
     except UserError as error:
-        if not any(c.energy is not None for c in configurations):
+        if not any(file.whole.labeled["energy"] for file in seen.files if file.whole is not None):
             return None, []  # the finding is that labels are missing
         # where isolated atoms have an energy that is not finite, that is an error already
         isolated = {(atom.file, atom.index) for atom in training.isolated_atoms}
@@ -252,7 +321,13 @@ def _reference_energies(training: ReadResult, demands: Demands) -> tuple[Referen
     return references, findings
 
 
-def _unmet_demands(sets: Sequence[StructureSet], demands: Demands) -> Iterator[Finding]:
+def _elements(seen: PartReport) -> tuple[int, ...]:
+    """Atomic numbers that occur in a set, isolated atoms left out, in rising order."""
+    wholes = [file.whole for file in seen.files if file.whole is not None]
+    return tuple(sorted({number for whole in wholes for number in whole.elements}))
+
+
+def _unmet_demands(sets: Sequence[StructureSet], seen: Sequence[PartReport], demands: Demands) -> Iterator[Finding]:
     """Look for labels that the training set lacks, and in the other sets for elements that it lacks."""
     training = sets[0].result
     files = training.report.files
@@ -265,11 +340,12 @@ def _unmet_demands(sets: Sequence[StructureSet], demands: Demands) -> Iterator[F
         require_labels(training.report, [name for name in demands.labels if name not in faulty], demands.ways_out)
     except UserError as error:
         yield Finding("missing-label", files[0].file, str(error))
-    known = {number for c in training.configurations for number in np.unique(c.atomic_numbers).tolist()}
-    purpose, others = "the training data", sets[1:]
+    known, purpose, first = set(_elements(seen[0])), "the training data", 1
     if demands.atomic_numbers is not None:
-        known, purpose, others = set(demands.atomic_numbers), "--atomic_numbers", sets
-    for part in others:
+        known, purpose, first = set(demands.atomic_numbers), "--atomic_numbers", 0
+    for part, of_part in zip(sets[first:], seen[first:], strict=True):
+        if known.issuperset(_elements(of_part)):
+            continue
         try:
             check_elements(known, part.result.configurations, purpose)
         except UserError as error:

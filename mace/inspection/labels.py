@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from mace.formats.near_keys import is_near
-from mace.inspection.findings import Finding, found
+from mace.inspection.findings import Evidence, Finding, found
 from mace.inspection.flat import FlatFile
 from mace.properties import PROPERTIES
 from mace.structures.labels import FileLabels
@@ -49,77 +49,85 @@ def check_file_labels(labels: FileLabels) -> Iterator[Finding]:
         yield found("constraints", labels.file, "have constraints", labels.constrained, frames)
 
 
-def check_coverage(file: FlatFile) -> Iterator[Finding]:
-    """Find labels that only a part of the structures has."""
-    labeled = {
-        name: np.array([getattr(c, name) is not None for c in file.configurations], dtype=bool) for name in PROPERTIES
-    }
-    for name, has in labeled.items():
-        is_converted = name == "virials" and np.array_equal(has, labeled["stress"])
-        if has.any() and not has.all() and not is_converted:
-            yield file.found("partly-labeled", f"have no label '{name}', which others have", ~has)
+def check_coverage(file: FlatFile) -> Iterator[Evidence]:
+    """Note the structures without a label; it is a finding if others have it, see `is_partly_labeled`."""
+    for name in PROPERTIES:
+        labeled = file.flat.labeled(name)
+        if not labeled.all():
+            yield file.saw("partly-labeled", f"have no label '{name}', which others have", ~labeled, key=name)
 
 
-def check_large_forces(file: FlatFile) -> Iterator[Finding]:
+def is_partly_labeled(name: str, labeled: Mapping[str, int], frames: int) -> bool:
+    """Whether a label that some structures lack is worth a note.
+
+    Args:
+        name: The label.
+        labeled: How many structures have each label.
+        frames: How many structures there are.
+    """
+    is_converted = name == "virials" and labeled["virials"] == labeled["stress"]
+    return 0 < labeled[name] < frames and not is_converted
+
+
+def check_large_forces(file: FlatFile) -> Iterator[Evidence]:
     """Find forces above `LARGEST_FORCE`."""
     norms = np.linalg.norm(file.forces, axis=1)
     large = norms > LARGEST_FORCE  # false for NaN
     if large.any():
-        text = f"have forces above {LARGEST_FORCE:g} eV/Angstrom (largest: {np.nanmax(norms):.4g})"
-        yield file.found("large-forces", text, np.unique(file.structure_of_atom[large]))
+        largest = float(np.nanmax(norms))
+        text = f"have forces above {LARGEST_FORCE:g} eV/Angstrom (largest: {largest:.4g})"
+        yield file.saw("large-forces", text, np.unique(file.structure_of_atom[large]), severity=largest)
 
 
-def check_large_stress(file: FlatFile) -> Iterator[Finding]:
+def check_large_stress(file: FlatFile) -> Iterator[Evidence]:
     """Find a file most of whose stresses are beyond what matter bears."""
     largest = np.abs(file.stresses).reshape(-1, 9).max(axis=1, initial=0.0)
     labeled = np.isfinite(largest)
     if labeled.any() and np.median(largest[labeled]) > LARGEST_STRESS:
         large = labeled & (largest > LARGEST_STRESS)
-        median = np.median(largest[labeled])
+        median = float(np.median(largest[labeled]))
         text = f"have a stress above {LARGEST_STRESS:g} eV/Angstrom^3 (median of the largest component: {median:.4g})"
-        yield file.found("large-stress", text, large)
+        yield file.saw("large-stress", text, large, severity=median, is_of_part=True)
 
 
-def check_net_forces(file: FlatFile) -> Iterator[Finding]:
+def check_net_forces(file: FlatFile) -> Iterator[Evidence]:
     """Find molecules all of which are pushed away as a whole; where a few are, see `check_zeroed_forces`."""
-    if not len(file):
-        return
-    rest = np.linalg.norm(np.add.reduceat(file.forces, file.first), axis=1)
-    size = np.sqrt(np.add.reduceat((file.forces**2).sum(axis=1), file.first) / file.n_atoms)
+    rest = np.linalg.norm(file.sums(file.forces), axis=1)
+    size = np.sqrt(file.sums((file.forces**2).sum(axis=1)) / file.n_atoms)
     molecules = ~file.pbc.any(axis=1) & (file.n_atoms > 1) & np.isfinite(rest) & (size > 0.0)
     pushed = molecules & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
     if pushed.sum() >= _FEWEST_PUSHED and pushed.sum() > _MOST * molecules.sum():
-        text = f"have forces that add up to {np.median(rest[pushed]):.3g} eV/Angstrom (median), not zero"
-        yield file.found("net-forces", text, pushed)
+        median = float(np.median(rest[pushed]))
+        text = f"have forces that add up to {median:.3g} eV/Angstrom (median), not zero"
+        yield file.saw("net-forces", text, pushed, severity=median, is_of_part=True)
 
 
-def check_zeroed_forces(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
+def check_zeroed_forces(file: FlatFile, constrained: Collection[int]) -> Iterator[Evidence]:
     """Find structures where some but not all forces are exactly zero, and not by symmetry.
 
     Symmetry makes pairs of forces cancel, so their sum stays zero; forces that were set to zero are missing from it.
     """
-    if not len(file):
-        return
     zero = (file.forces == 0.0).all(axis=1)
-    counts = np.bincount(file.structure_of_atom, weights=zero, minlength=len(file))
+    counts = file.sums(zero.astype(np.int64))
     some = (counts > 0) & (counts < file.n_atoms)
-    size = np.sqrt(np.add.reduceat((file.forces**2).sum(axis=1), file.first) / np.maximum(file.n_atoms - counts, 1))
-    rest = np.linalg.norm(np.add.reduceat(file.forces, file.first), axis=1)
-    constrained = some & np.isin(file.index, labels.constrained)
+    size = np.sqrt(file.sums((file.forces**2).sum(axis=1)) / np.maximum(file.n_atoms - counts, 1))
+    rest = np.linalg.norm(file.sums(file.forces), axis=1)
+    held = some & np.isin(file.index, list(constrained))
     unbalanced = some & (rest > _UNBALANCED * size) & (rest > _SOME_FORCE)
-    for chosen, what in ((constrained, "constraints and atoms"), (unbalanced & ~constrained, "atoms")):
+    for chosen, what in ((held, "constraints and atoms"), (unbalanced & ~held, "atoms")):
         if chosen.any():
             text = f"have {what} whose forces are exactly zero"
             if what == "atoms":
                 text += f", and forces that add up to {rest[chosen].max():.3g} eV/Angstrom, not zero"
-            yield file.found("zeroed-forces", text, chosen)
+            yield file.saw("zeroed-forces", text, chosen, key=what, severity=float(rest[chosen].max()))
 
 
-def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Finding]:
+def check_energy_outliers(file: str, index: np.ndarray, energies: np.ndarray) -> Iterator[Finding]:
     """Find energies far from all others.
 
     Args:
-        file: The structures.
+        file: The file.
+        index: Places of the structures in it, ``[structures]``.
         energies: eV per atom with the reference energies subtracted, ``[structures]``.
     """
     labeled = np.isfinite(energies)
@@ -131,7 +139,7 @@ def check_energy_outliers(file: FlatFile, energies: np.ndarray) -> Iterator[Find
     far = distance > max(_OUTLIER_WIDTHS * width, _OUTLIER_ENERGY)
     if far.any():
         text = (
-            f"{'has an energy' if far.sum() == 1 else 'have energies'} per atom (E0s subtracted) up to "
-            f"{np.nanmax(distance):.4g} eV from the median of {middle:.4g}"
+            f"have energies per atom (E0s subtracted) up to {np.nanmax(distance):.4g} eV from the median of "
+            f"{middle:.4g}"
         )
-        yield file.found("energy-outliers", text, far)
+        yield found("energy-outliers", file, text, index[far], len(index))

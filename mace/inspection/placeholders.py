@@ -6,16 +6,14 @@ that differ by a rotation only; both are decided from distances and directions t
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from mace.inspection.findings import Finding
-from mace.inspection.flat import FlatFile
+from mace.inspection.findings import Evidence
+from mace.inspection.flat import FlatFile, grouped, mixed, spread
 from mace.properties import PROPERTIES
-from mace.structures.labels import FileLabels
 
 CUTOFF = 5.0
 """Angstrom."""
@@ -36,41 +34,55 @@ _SYMMETRIC = 1.0e-3
 _SAME_GEOMETRY = 1.0e-5
 
 
-def check_placeholders(file: FlatFile, labels: FileLabels) -> Iterator[Finding]:
-    """Find labels that are exactly the same in different structures; charges are given and may well be."""
+def check_placeholders(file: FlatFile, labeled: Collection[str]) -> Iterator[Evidence]:
+    """Find labels that are exactly the same in different structures; charges are given and may well be.
+
+    Args:
+        file: The structures.
+        labeled: Labels that are in the file; converted ones are left out.
+    """
     for name in PROPERTIES:
-        if name == "charges" or not labels.of(name).labeled:
+        if name == "charges" or name not in labeled:
             continue
-        groups: dict[float | bytes, list[int]] = defaultdict(list)
-        for place, configuration in enumerate(file.configurations):
-            if configuration.n_atoms > 1 and configuration.has_weight(name):
-                label = np.asarray(getattr(configuration, name), dtype=np.float64) + 0.0  # makes zero of minus zero
-                first = float(label.flat[0])
-                is_one = (label == first).all()  # else a hash stands for all the numbers
-                content = first if is_one else hashlib.blake2b(label.tobytes(), digest_size=16).digest()
-                groups[content].append(place)
-        n_labeled = sum(map(len, groups.values()))
-        for value, places in groups.items():
-            fewest = FEWEST_ZEROS if value == 0.0 else max(FEWEST_EQUAL, int(LEAST_SHARE * n_labeled))
-            if len(places) < fewest:
-                continue
+        usable = np.flatnonzero((file.n_atoms > 1) & file.flat.has_weight(name))
+        marks, values = _contents(file, name)
+        zeros = usable[values[usable] == 0.0]
+        others = usable[values[usable] != 0.0]
+        fewest = max(FEWEST_EQUAL, int(LEAST_SHARE * len(usable)))
+        groups = [*grouped(others, marks[others], fewest), *([zeros] if len(zeros) else [])]
+        for places in sorted(groups, key=lambda group: int(group[0])):
+            mark, value = int(marks[places[0]]), float(values[places[0]])
             doubtful = places
             if value == 0.0 and PROPERTIES[name].parity < 0:  # a vector may be zero by symmetry
-                sample = _spread(places)
-                lopsided = [place for place in sample if _is_lopsided(file, place, PROPERTIES[name].of_atoms)]
-                doubtful = lopsided if len(lopsided) < len(sample) else places
-            if _count_different(file, doubtful) < fewest:
+                sample = spread(places, SAMPLE)
+                is_lopsided = [_is_lopsided(file, place, PROPERTIES[name].of_atoms) for place in sample.tolist()]
+                doubtful = places if all(is_lopsided) else sample[is_lopsided]
+            different = _count_different(file, doubtful)
+            if different < (1 if value == 0.0 else fewest):  # other parts of the file may have more zeros
                 continue
             kind = "zero-energies" if name == "energy" and value == 0.0 else "placeholder-labels"
-            number = "the same" if isinstance(value, bytes) else f"{value:.10g}" if value else "zero"
+            number = "the same" if np.isnan(value) else f"{value:.10g}" if value else "zero"
             text = f"have labels '{name}' that are exactly {number}"
-            yield file.found(kind, text, np.array(doubtful))
+            seen = file.saw(kind, text, doubtful, key=f"{name} {mark:x}", is_of_part=value != 0.0)
+            yield replace(seen, different=different, fewest=FEWEST_ZEROS if value == 0.0 else fewest)
 
 
-def _spread(places: Sequence[int]) -> list[int]:
-    """Choose some structures from all over the file."""
-    chosen = np.unique(np.linspace(0, max(len(places) - 1, 0), SAMPLE).round().astype(int))
-    return [places[place] for place in chosen.tolist()] if places else []
+def _contents(file: FlatFile, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Describe the labels of a property.
+
+    Returns:
+        Marks that are equal where labels are, ``[structures]``, uint64, and the number that a label consists of, NaN if
+        it has several, ``[structures]``.
+    """
+    of_atoms = PROPERTIES[name].of_atoms
+    values = file.flat.labels(name).astype(np.float64) + 0.0  # makes zero of minus zero
+    rows = values.reshape(len(values), -1)
+    marks = mixed(*rows.T, *([file.ranks] if of_atoms else []))
+    first = rows[file.first if of_atoms else slice(None), 0]
+    same = (rows == (first[file.structure_of_atom] if of_atoms else first)[:, None]).all(axis=1)
+    if of_atoms:
+        marks, same = file.sums(marks), np.logical_and.reduceat(same, file.first)
+    return np.where(same, mixed(first), marks), np.where(same, first, np.nan)
 
 
 def _is_lopsided(file: FlatFile, place: int, of_atoms: bool) -> bool:
@@ -100,10 +112,10 @@ def _neighbors(file: FlatFile, place: int) -> tuple[np.ndarray, np.ndarray, np.n
     return ends, np.tile(weights, 2) * numbers[others], np.concatenate([directions, -directions])
 
 
-def _count_different(file: FlatFile, places: Sequence[int]) -> int:
+def _count_different(file: FlatFile, places: np.ndarray) -> int:
     """Count structures that are no rotated, shifted or reordered copies of each other, at most `SAMPLE`."""
     sums = []
-    for place in _spread(places):
+    for place in spread(places, SAMPLE).tolist():
         ends, weights, _ = _neighbors(file, place)
         numbers = file.numbers[file.atoms_of(place)]
         sums.append(float(weights @ numbers[ends] + numbers.sum()))

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, permutations
+from itertools import permutations
 
 import numpy as np
 
 from mace.inspection.distortions import LARGEST_STRAIN, SMALLEST_STRAIN, strain_between
-from mace.inspection.findings import Finding
-from mace.inspection.flat import FlatFile, grouped, spread
+from mace.inspection.findings import Evidence
+from mace.inspection.flat import FlatFile, grouped, mixed, spread
 from mace.inspection.pair_interaction import MOST_ATOMS, SAMPLE, fit_pair_interaction
 from mace.inspection.unit_guesses import (
     EXPLAINED_WITHIN,
@@ -35,7 +35,7 @@ _OFF_DIAGONAL = ((1, 2), (0, 2), (0, 1))
 _OFF_DIAGONAL_NAMES = ("yz", "xz", "xy")
 
 
-def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = True) -> Iterator[Finding]:
+def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = True) -> Iterator[Evidence]:
     """Compare the stress with energies of strained cells, and with a pair interaction where these say nothing.
 
     Args:
@@ -43,9 +43,9 @@ def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = Tru
         distorted: What energies of strained cells with displaced atoms say, see `mace.inspection.distortions`.
         trust_forces: Whether the forces may be compared with; if they are wrong themselves, they prove nothing.
     """
-    measured, expected = strain_energies(file, file.stresses)
-    result = compare(measured, expected)
-    as_virials = compare(measured, strain_energies(file, _from_virials(file))[1])
+    pairs = strained_pairs(file)
+    result = compare(*strain_energies(file, file.stresses, pairs))
+    as_virials = compare(*strain_energies(file, _from_virials(file), pairs))
     is_told = result.is_clear or as_virials.is_clear or distorted.is_rough
     if result.is_clear or as_virials.is_clear:
         if not (result.is_clear and result.is_alike):
@@ -55,7 +55,7 @@ def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = Tru
         yield _strain_finding(file, distorted, replace(distorted, ratio=-volume * distorted.ratio))
     if not trust_forces:
         return
-    forces = np.bincount(file.structure_of_atom, np.abs(file.forces).sum(axis=1), len(file))
+    forces = file.sums(np.abs(file.forces).sum(axis=1))
     usable = file.has_stress & np.isfinite(forces) & (forces > _SOME_FORCE) & (file.n_atoms <= MOST_ATOMS)
     chosen = spread(np.flatnonzero(usable), SAMPLE)
     fit = fit_pair_interaction(file, chosen.tolist())
@@ -71,11 +71,13 @@ def check_stress(file: FlatFile, distorted: Comparison, trust_forces: bool = Tru
         reasons = [explain(result.ratio, STRESS_EXPLANATIONS, EXPLAINED_WITHIN)]
         if _is_one(as_virials):
             reasons.append(_virials_reason(as_virials))
-        yield file.found(
+        yield file.saw(
             "suspicious-stress",
             f"a pair interaction fitted to the forces of {len(chosen)} structures gives {result.ratio:.3g} times the "
             f"labeled stress without its trace (correlation {abs(result.correlation):.2f}); it looks as if "
             f"{' or '.join(filter(None, reasons)) or 'the sign or the unit is another one'}",
+            key="by forces",
+            severity=abs(result.correlation),
         )
 
 
@@ -84,7 +86,7 @@ def _from_virials(file: FlatFile) -> np.ndarray:
     return -file.stresses / file.volumes[:, None, None]
 
 
-def _strain_finding(file: FlatFile, result: Comparison, as_virials: Comparison) -> Finding:
+def _strain_finding(file: FlatFile, result: Comparison, as_virials: Comparison) -> Evidence:
     reason = explain(result.ratio, STRESS_EXPLANATIONS) if result.is_rough else None
     is_better = abs(as_virials.correlation) > abs(result.correlation) or not reason
     if as_virials.is_rough and is_better and _is_one(as_virials):
@@ -100,40 +102,50 @@ def _virials_reason(as_virials: Comparison) -> str:
     return "it is the virials, -volume * stress" if as_virials.ratio > 0 else "it is volume * stress"
 
 
-def strain_energies(file: FlatFile, stresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Measure pairs of strained copies of the same cell: with the same atoms at the same fractional coordinates.
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def strained_pairs(file: FlatFile) -> Pairs:
+    """Find pairs of strained copies of the same cell: with the same atoms at the same fractional coordinates.
+
+    Returns:
+        Both structures and the strain between them, ``[pairs]``, ``[pairs]``, ``[pairs, 3, 3]``.
+    """
+    usable = np.isfinite(file.energies) & file.has_stress
+    inverse = np.linalg.inv(np.where(usable[:, None, None], file.cells, np.eye(3)))
+    fractional = np.einsum("ai,aij->aj", file.positions, inverse[file.structure_of_atom])
+    relative = fractional - fractional[file.first][file.structure_of_atom]
+    steps = np.rint((relative - np.floor(relative + 0.5 * _FRACTIONAL)) / _FRACTIONAL).astype(np.int64)
+    marks = file.marks + file.sums(mixed(file.ranks, *steps.T))
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for group in grouped(np.flatnonzero(usable), marks[usable], fewest=2):
+        for order in (group, group[np.argsort(file.volumes[group], kind="stable")]):  # neighbors in file, and in volume
+            found.append(np.sort(np.column_stack([order[:-1], order[1:]]), axis=1))
+    one, other = np.unique(np.concatenate(found), axis=0).T
+    strain, _ = strain_between(file.cells[one], file.cells[other])
+    size = np.abs(strain).max(axis=(1, 2))
+    small = (size < LARGEST_STRAIN) & (size > SMALLEST_STRAIN)
+    return one[small], other[small], strain[small]
+
+
+def strain_energies(file: FlatFile, stresses: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Compare energies of strained copies of a cell with the work of a stress.
 
     Args:
         file: The structures.
         stresses: +dE/dstrain/V in eV/Angstrom^3, ``[structures, 3, 3]``.
+        pairs: The copies, see `strained_pairs`.
 
     Returns:
         Differences of the energies in eV, and what the stress says in eV, ``[pairs]``.
     """
-    volumes = file.volumes
-
-    def atoms_in_cell(place: int) -> tuple[bytes, bytes]:
-        fractional = file.positions[file.atoms_of(place)] @ np.linalg.inv(file.cells[place])
-        relative = fractional - fractional[0]
-        steps = np.rint((relative - np.floor(relative + 0.5 * _FRACTIONAL)) / _FRACTIONAL).astype(np.int64)
-        return file.identity_of_atoms(place), steps.tobytes()
-
-    usable = np.isfinite(file.energies) & np.isfinite(stresses).all(axis=(1, 2)) & np.isfinite(volumes)
-    pairs: set[tuple[int, int]] = set()
-    for group in grouped(np.flatnonzero(usable).tolist(), atoms_in_cell):
-        for order in (group, group[np.argsort(volumes[group], kind="stable")]):  # neighbors in file, and in volume
-            pairs.update((min(pair), max(pair)) for pair in pairwise(order.tolist()))
-    one, other = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
-    strain, _ = strain_between(file.cells[one], file.cells[other])
-    size = np.abs(strain).max(axis=(1, 2))
-    small = (size < LARGEST_STRAIN) & (size > SMALLEST_STRAIN)
-    one, other, strain = one[small], other[small], strain[small]
-    work = volumes[:, None, None] * stresses
+    one, other, strain = pairs
+    work = file.volumes[:, None, None] * stresses
     expected = 0.5 * ((work[one] + work[other]) * strain).sum(axis=(1, 2))
     return file.energies[other] - file.energies[one], expected
 
 
-def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iterator[Finding]:
+def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iterator[Evidence]:
     """Try all orders of the three components off the diagonal."""
     label = np.stack([labels[:, a, b] for a, b in _OFF_DIAGONAL], axis=1)
     expected = np.stack([fitted[:, a, b] for a, b in _OFF_DIAGONAL], axis=1)
@@ -144,10 +156,11 @@ def _check_order(file: FlatFile, labels: np.ndarray, fitted: np.ndarray) -> Iter
     if correlation < _IN_ORDER or as_given > correlation - _BETTER_BY:
         return
     written = " ".join(_OFF_DIAGONAL_NAMES[best.index(place)] for place in range(3))
-    yield file.found(
+    yield file.saw(
         "swapped-stress",
         f"the stress goes with the forces if its last three components are taken as {written} (correlation "
         f"{correlation:.2f}) instead of yz xz xy ({as_given:.2f})",
+        severity=correlation,
     )
 
 
@@ -155,13 +168,14 @@ def _without_trace(tensors: np.ndarray) -> np.ndarray:
     return tensors - np.trace(tensors, axis1=1, axis2=2)[:, None, None] * np.eye(3) / 3.0
 
 
-def check_virials(file: FlatFile) -> Iterator[Finding]:
+def check_virials(file: FlatFile) -> Iterator[Evidence]:
     """Compare labeled virials with -volume * labeled stress."""
-    bad = np.flatnonzero([disagree(configuration) for configuration in file.configurations])
-    if not len(bad):
+    virials, from_stress = file.values("virials"), -file.volumes[:, None, None] * file.stresses
+    bad = disagree(file.stresses, virials, file.volumes)
+    if not bad.any():
         return
-    virials = np.array([file.configurations[place].virials for place in bad.tolist()])
-    result = compare(virials, -file.volumes[bad, None, None] * file.stresses[bad])
+    result = compare(virials[bad], from_stress[bad])
     sign = "; the sign of one of them is opposite" if result.is_clear and -1.6 < result.ratio < -0.6 else ""
     times = f"they are {result.ratio:.4g} times that{sign}" if result.is_clear else "they are unrelated to it"
-    yield file.found("contradicting-virials", f"have virials that are not -volume * stress ({times})", bad)
+    text = f"have virials that are not -volume * stress ({times})"
+    yield file.saw("contradicting-virials", text, bad, severity=float(bad.sum()))

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from mace.inspection.distortions import FARTHEST
-from mace.inspection.findings import Finding
-from mace.inspection.flat import FlatFile, grouped, spread
+from mace.inspection.findings import Evidence
+from mace.inspection.flat import FlatFile, grouped, mixed, spread
 from mace.inspection.pair_interaction import FEWEST_FITTED, MOST_ATOMS, SAMPLE, fit_pair_interaction
 from mace.inspection.unit_guesses import (
     EXPLAINED_WITHIN,
@@ -36,7 +36,7 @@ _UNRELATED = 0.5
 _PAIRS_FOR_UNRELATED = 20
 
 
-def check_forces_against_energies(file: FlatFile, distorted: Comparison) -> Iterator[Finding]:
+def check_forces_against_energies(file: FlatFile, distorted: Comparison) -> Iterator[Evidence]:
     """Compare differences of energies with what the forces say.
 
     Args:
@@ -53,10 +53,12 @@ def check_forces_against_energies(file: FlatFile, distorted: Comparison) -> Iter
             yield contradiction(file, "forces", "almost equal structures", result, reason)
         return
     if result.count >= _PAIRS_FOR_UNRELATED and abs(result.correlation) < _UNRELATED:
-        yield file.found(
+        yield file.saw(
             "suspicious-forces",
             f"energies of {result.count} pairs of almost equal structures (such as {places[0][0]} and {places[0][1]}) "
             f"do not go with the forces at all (correlation {result.correlation:.2f})",
+            key="unrelated",
+            severity=float(result.count),
         )
         return
     # where nothing is almost equal: energies of comparable structures, and of a pair interaction fitted to the forces
@@ -71,11 +73,13 @@ def check_forces_against_energies(file: FlatFile, distorted: Comparison) -> Iter
     result = compare(measured, expected)
     if result.is_rough and not result.is_plausible:
         reason = explain(result.ratio, _explanations(file.n_atoms[chosen]), EXPLAINED_WITHIN)
-        yield file.found(
+        yield file.saw(
             "suspicious-forces",
             f"energies of {len(chosen)} structures differ by {result.ratio:.3g} times what a pair interaction fitted "
             f"to their forces says (correlation {abs(result.correlation):.2f}); it looks as if "
             f"{reason or 'a sign or a unit is wrong'}",
+            key="by forces",
+            severity=abs(result.correlation),
         )
 
 
@@ -90,10 +94,10 @@ def _comparable(file: FlatFile, places: np.ndarray) -> tuple[np.ndarray, np.ndar
         Their places, and the number of the group each belongs to, ``[chosen]`` each.
     """
     places = places[file.n_atoms[places] <= MOST_ATOMS]
-    cells = np.rint(file.cells * 1.0e3).astype(np.int64)
-    atoms = {place: file.identity_of_atoms(place, in_order=False) for place in places.tolist()}
-    for groups in (grouped(atoms, lambda place: (atoms[place], cells[place].tobytes())), grouped(atoms, atoms.get)):
-        chosen = [spread(group, SAMPLE) for group in groups if len(group) >= _FEWEST_IN_GROUP]
+    atoms = file.unordered_marks
+    cells = mixed(*np.rint(file.cells * 1.0e3).astype(np.int64).reshape(-1, 9).T)
+    for marks in (atoms ^ cells, atoms):
+        chosen = [spread(group, SAMPLE) for group in grouped(places, marks[places], _FEWEST_IN_GROUP)]
         if sum(map(len, chosen)) >= FEWEST_FITTED:
             numbers = np.repeat(np.arange(len(chosen)), [len(group) for group in chosen])
             return np.concatenate(chosen)[:SAMPLE], numbers[:SAMPLE]
@@ -107,15 +111,10 @@ def _energy_differences(file: FlatFile, labeled: np.ndarray) -> tuple[np.ndarray
         Differences of the energies in eV, what the forces say in eV, and the places of both structures in the file,
         the most similar pairs first: ``[pairs]``, ``[pairs]``, ``[pairs, 2]``.
     """
-    cells = np.rint(file.cells * 1.0e4).astype(np.int64)
-    groups = grouped(
-        labeled.tolist(),
-        lambda place: (file.identity_of_atoms(place), cells[place].tobytes(), file.pbc[place].tobytes()),
-    )
+    cells = np.rint(file.cells * 1.0e4).astype(np.int64).reshape(-1, 9)
+    marks = file.marks ^ mixed(*cells.T, *file.pbc.T.astype(np.int64))
     parts = []
-    for group in groups[:_MOST_GROUPS]:
-        if len(group) < 2:
-            break
+    for group in grouped(labeled, marks[labeled], fewest=2)[:_MOST_GROUPS]:
         if len(group) > _MOST_IN_GROUP:
             # a stretch of neighbors, and structures from everywhere
             places = np.arange(len(group))

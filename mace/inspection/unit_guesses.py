@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mace.inspection.findings import Finding
+from mace.inspection.findings import Evidence
 from mace.inspection.flat import FlatFile
 from mace.units import BOHR, GIGAPASCAL, HARTREE, KCAL_PER_MOL, KILOBAR, KJ_PER_MOL
 
@@ -127,7 +127,7 @@ def _compare(measured: np.ndarray, expected: np.ndarray) -> Comparison:
     return Comparison(math.copysign(size / other, correlation), correlation, len(measured))
 
 
-def contradiction(file: FlatFile, label: str, pairs: str, result: Comparison, reason: str | None) -> Finding:
+def contradiction(file: FlatFile, label: str, pairs: str, result: Comparison, reason: str | None) -> Evidence:
     """Write that energies do not change by what a label says.
 
     Args:
@@ -140,10 +140,11 @@ def contradiction(file: FlatFile, label: str, pairs: str, result: Comparison, re
     name = f"{'contradicting' if reason and result.is_overwhelming else 'suspicious'}-{label}"
     says = "the forces say" if label == "forces" else "the stress says"
     guess = f"; it looks as if {reason}" if reason else ""
-    return file.found(
+    return file.saw(
         name,
         f"over {result.count} pairs of {pairs}, energies change by {result.ratio:.4g} times what {says} (correlation "
         f"{abs(result.correlation):.3f}){guess}",
+        severity=result.count * abs(result.correlation),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from mace.inspection.groups import Distribution
+from mace.inspection.distributions import Distribution
 
 _WIDTH, _HEIGHT = 360.0, 170.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 10.0, 34.0

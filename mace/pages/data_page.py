@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import mace
 from mace.elements import atomic_number, chemical_symbol
+from mace.inspection.distributions import Distribution
 from mace.inspection.findings import KINDS, LEVELS, Finding
-from mace.inspection.groups import Distribution
 from mace.inspection.inspection import DataReport, FileReport
 from mace.pages.charts import histogram, sparkline
 from mace.pages.html import Drawing, row_of_tiles, table, whole_page

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from mace.inspection.groups import Distribution
+from mace.inspection.distributions import Distribution
 from mace.inspection.inspection import DataReport
 from mace.reporting.history import RunHistory
 from mace.reporting.predictions import Predictions

@@ -30,7 +30,7 @@ _COMMAND = (
 )
 
 PHASE_WORDS = {
-    "data": "gathering batches",
+    "data": "waiting for data",
     "forward": "model and loss",
     "backward": "gradient",
     "communication": "exchange between processes",
@@ -165,6 +165,8 @@ def _speed_of(name: str, history: RunHistory) -> str:
     rate = f"{atoms / working:,.0f} atoms per second in steps; " if atoms and working else ""
     heading = f"<h3>{escape(name)}</h3>" if name else ""
     said = f"{rate}{steps:,} steps, {1000 * working / steps:.3g} ms each; {duration(total)} in all"
+    if "data" in phases:
+        said += f"; {100 * phases['data'] / working:.1f} % of the time of steps spent waiting for data"
     label = "; ".join(f"{PHASE_WORDS.get(phase, phase)} {100 * s / total:.0f} %" for phase, s in phases.items())
     bar = f'<div class="share" role="img" aria-label="{escape(label)}">{"".join(bars)}</div>'
     shares = table(("what", "time", "share", "per step"), rows, "where the time goes")

@@ -17,6 +17,7 @@ from mace.settings import TrainingSettings, provided
 from mace.settings.declaration import inert_notes, shown
 from mace.settings.heads import REPLAY_HEAD, HeadSettings, fault_of_name
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY
+from mace.structures.prepared import StoredStructures, is_prepared
 from mace.structures.sources import files_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -201,6 +202,10 @@ def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
     assert settings.train_file is not None, "required where no heads are given"
     names: dict[str | None, str] = {}
     for file in files_of(settings.train_file):
+        if is_prepared(file):
+            present = StoredStructures(file).heads.present()
+            names |= {None if name == DEFAULT_HEAD else name: f"{file}: a structure" for name in present}
+            continue
         for index, frame in enumerate(iterate_frames(file)):
             name = None if frame.info.get(key) is None else str(frame.info[key])
             names.setdefault(name, f"{file}: structure {index}")

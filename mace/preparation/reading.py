@@ -16,6 +16,7 @@ from mace.finetuning.foundation import Foundation, open_foundation
 from mace.finetuning.starting_weights import StartingWeights
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
+from mace.inspection.parts import COLUMNS, PartReport
 from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
@@ -62,9 +63,9 @@ class DataSets:
 
     def with_roles(self) -> list[StructureSet]:
         """Return the sets with their roles for the checks, the training set first."""
-        validation = [StructureSet("validation", self.validation)] if self.validation is not None else []
-        tests = [StructureSet("test", result) for result in self.tests.values()]
-        return [StructureSet("training", self.training), *validation, *tests]
+        roles = [("training", self.training), ("validation", self.validation)]
+        roles += [("test", result) for result in self.tests.values()]
+        return [StructureSet(role, result, inspected(result)) for role, result in roles if result is not None]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,23 @@ class InputData:
     weights: StartingWeights | None = None
 
     def files(self) -> list[str]:
-        """List the training and validation files of all heads."""
+        """List the training and validation files and prepared sets of all heads."""
         results = [result for sets in self.sets.values() for result in (sets.training, sets.validation)]
-        files = (file.file for result in results if result is not None for file in result.report.files)
+        files = (path for result in results if result is not None for path in result.paths)
         return list(dict.fromkeys(files))
+
+
+def inspected(result: ReadResult) -> PartReport | None:
+    """Return what was found in structures when they were prepared; None if they are not all of one prepared set."""
+    if len(result.stored) != 1 or len(result.paths) != 1:
+        return None
+    (part,) = result.stored
+    documents = part.stored.manifest.inspection
+    heads = result.configurations.heads.present()
+    document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
+    if document is None or len(heads) != 1:
+        return None
+    return PartReport.from_document(document, {name: part.stored.kept(name)[part.places] for name in COLUMNS})
 
 
 def read_and_check(

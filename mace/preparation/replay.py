@@ -150,6 +150,7 @@ def own_structures(results: Sequence[ReadResult]) -> ReadResult:
         together([result.configurations for result in results]).changed(head=REPLAY_HEAD),
         [],
         LabelReport(tuple(file for result in results for file in result.report.files)),
+        tuple(path for result in results for path in result.paths),
     )
 
 
@@ -192,7 +193,7 @@ def labeled_by_foundation(
     for configuration in labeled:
         by_file.setdefault(configuration.file, []).append(configuration)
     files = tuple(_relabeled(file, by_file.get(file.file, [])) for file in result.report.files)
-    return ReadResult(ListedStructures(labeled), [], LabelReport(files))
+    return ReadResult(ListedStructures(labeled), [], LabelReport(files), result.paths)
 
 
 def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> FileLabels:
@@ -210,7 +211,7 @@ def _relabeled(file: FileLabels, configurations: Sequence[Configuration]) -> Fil
         for entry in file.coverage
         for count in [sum(getattr(configuration, entry.name) is not None for configuration in configurations)]
     )
-    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, faults=(), misspelled=())
+    return replace(file, frames=len(configurations), isolated_atoms=0, coverage=coverage, not_finite={}, near_keys={})
 
 
 def elements_of(results: Iterable[ReadResult]) -> frozenset[int]:

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from mace.console.terminal import PlainConsole
 from mace.elements import chemical_symbol
+from mace.inspection.distributions import Distribution
 from mace.inspection.findings import LEVELS, Level
-from mace.inspection.groups import Distribution, Group
+from mace.inspection.groups import Group
 from mace.inspection.inspection import DataReport, FileReport
 from mace.properties import PROPERTIES
 

@@ -19,7 +19,7 @@ import mace
 from mace.elements import atomic_number, chemical_symbol
 from mace.finetuning.freezing import moved_in_words
 from mace.graphs.dataset import Dataset
-from mace.inspection.groups import Distribution, distribution
+from mace.inspection.distributions import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
 from mace.preparation.preparation import Preparation

@@ -10,6 +10,7 @@ import numpy as np
 
 from mace.console.optional_outputs import OptionalOutput
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan
 from mace.pages.plots import ParityPoints, plot_parity
@@ -59,6 +60,7 @@ def write_final_report(
             keep_details=True,
             progress=partial(run.progress.track, description=f"Evaluating {row}"),
             limit=EdgeLimit(settings.max_edges_per_batch, f"evaluating {row}"),
+            feeding=Feeding.of(settings, run.device),
         )
         errors[role][row] = results[row].metrics
         if (details := results[row].details) is not None:

@@ -135,6 +135,8 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
         run.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"
         if run.team.any(run.interruption.requested):
             raise run.interruption.error(run.interruption.advice)
+        waiting = max(run.team.gather(trainer.waiting.share))
+        _LOGGER.info("Share of the time spent waiting for data: %.1f %%", 100.0 * waiting)
         _LOGGER.info("Training complete")
     return trainer
 

@@ -142,6 +142,12 @@ class DeviceSettings(Settings):
         "program that started the processes of a distributed run; none for one process, auto for the one noticed",
         group="Devices and speed",
     )
+    num_workers: int = setting(
+        0,
+        "threads that read and gather batches ahead of the steps; with 0, the steps do it themselves",
+        group="Devices and speed",
+        ge=0,
+    )
     pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
 
 

@@ -23,11 +23,6 @@ class UnsupportedSettings(Settings):
     enable_cueq: bool = setting(False, "use cuEquivariance", inert=_KERNELS)
     only_cueq: bool = setting(False, "use cuEquivariance throughout", inert=_KERNELS)
     enable_oeq: bool = setting(False, "use OpenEquivariance", inert=_KERNELS)
-    num_workers: int = setting(
-        0,
-        "processes that load data",
-        inert="batches are cut from arrays that are prepared once, so no processes load data",
-    )
     multi_processed_test: bool = setting(
         False, "preprocessed test data come in several parts", inert="test structures are read from files ASE reads"
     )

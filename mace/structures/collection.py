@@ -61,8 +61,13 @@ class Names:
 class StructureCollection(Sequence[Configuration]):
     """Labeled structures of which single ones, columns of all, and blocks of consecutive ones can be had.
 
-    A collection in which the structures of a large set do not fit into memory takes a few numbers of each.
+    A collection of more structures than fit into memory holds a few numbers of each.
+
+    Attributes:
+        condition_names: Names of the conditions that all structures are under.
     """
+
+    condition_names: tuple[str, ...]
 
     @property
     @abstractmethod
@@ -104,11 +109,6 @@ class StructureCollection(Sequence[Configuration]):
     @abstractmethod
     def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
         """Return the same structures with weights times a factor, for a head if one is named."""
-
-    @property
-    @abstractmethod
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
 
     def _configurations(self, structures: np.ndarray) -> list[Configuration]:
         """Build some structures one by one."""
@@ -172,6 +172,7 @@ class ListedStructures(StructureCollection):
 
     def __init__(self, configurations: Iterable[Configuration]) -> None:
         self._listed = list(configurations)
+        self.condition_names = tuple(self._listed[0].conditions) if self._listed else ()
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -246,11 +247,6 @@ class ListedStructures(StructureCollection):
         """Return the same structures with weights times a factor, for a head if one is named."""
         return ListedStructures(replace(c, weight=c.weight * factor, head=head or c.head) for c in self._listed)
 
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return tuple(self._listed[0].conditions) if self._listed else ()
-
 
 class Selection(StructureCollection):
     """Some structures of a collection, in any order.
@@ -261,7 +257,7 @@ class Selection(StructureCollection):
     """
 
     def __init__(self, whole: StructureCollection, structures: np.ndarray) -> None:
-        self.whole, self.structures = whole, structures
+        self.whole, self.structures, self.condition_names = whole, structures, whole.condition_names
 
     def __len__(self) -> int:
         """Return the number of structures."""
@@ -316,11 +312,6 @@ class Selection(StructureCollection):
         """Return the same structures with weights times a factor, for a head if one is named."""
         return Selection(self.whole.changed(factor, head), self.structures)
 
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return self.whole.condition_names
-
 
 class Joined(StructureCollection):
     """The structures of several collections, one after the other.
@@ -330,7 +321,7 @@ class Joined(StructureCollection):
     """
 
     def __init__(self, parts: Sequence[StructureCollection]) -> None:
-        self.parts = list(parts)
+        self.parts, self.condition_names = list(parts), parts[0].condition_names
         self.ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -405,11 +396,6 @@ class Joined(StructureCollection):
     def changed(self, factor: float = 1.0, head: str | None = None) -> StructureCollection:
         """Return the same structures with weights times a factor, for a head if one is named."""
         return Joined([part.changed(factor, head) for part in self.parts])
-
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return self.parts[0].condition_names
 
 
 def together(collections: Sequence[StructureCollection]) -> StructureCollection:

@@ -70,8 +70,8 @@ class Manifest:
         keys: Key of each label in the files; None where each file decided.
         units: Units of the files.
         conditions: Names of the conditions that structures are under.
-        labels: Where labels were found, as a document.
-        inspection: What was found in the data, as a document.
+        labels: Where labels were found, by head, for each file as `FileLabels.document`.
+        inspection: What was found in the data, by head, as `mace.inspection.parts.PartReport.as_document`.
         statistics: Means and deviations of the set, for people and programs that ask.
         units_inside: Units of all numbers of the set.
     """
@@ -92,8 +92,8 @@ class Manifest:
     keys: dict[str, str | None] = field(default_factory=dict)
     units: dict[str, str | None] = field(default_factory=dict)
     conditions: list[str] = field(default_factory=list)
-    labels: Any = None
-    inspection: Any = None
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    inspection: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     units_inside: str = "eV, Angstrom, eV/Angstrom^3 (stress = dE/dstrain/volume), elementary charges"
 
@@ -218,7 +218,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 class StoredStructures(StructureCollection):
-    """The structures of a prepared set, those left out included; see `open_set`.
+    """The structures of a prepared set, those left out included; see `select`.
 
     Of all structures only a few numbers are held in memory; everything else is read when it is asked for. Threads may
     read at the same time.
@@ -249,6 +249,7 @@ class StoredStructures(StructureCollection):
         self._lock = threading.Lock()
         self.ends = np.cumsum([entry.structures for entry in self.manifest.shards])
         self._factor, self._head = 1.0, ""
+        self.condition_names = tuple(self.manifest.conditions)
         self.config_type_weights: Mapping[str, float] = self.manifest.config_type_weights
 
     def __len__(self) -> int:
@@ -298,11 +299,6 @@ class StoredStructures(StructureCollection):
         """Atomic numbers that occur, in rising order."""
         return tuple(self.manifest.elements)
 
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """Names of the conditions that all structures are under."""
-        return tuple(self.manifest.conditions)
-
     def labeled(self, name: str) -> np.ndarray:
         """Return which structures have a label, ``[structures]``."""
         if f"labeled/{name}" in self._index.tensors:
@@ -331,6 +327,12 @@ class StoredStructures(StructureCollection):
         other._factor, other._head = self._factor * factor, head or self._head
         return other
 
+    def under(self, conditions: Sequence[str]) -> StoredStructures:
+        """Return the same structures with some of their conditions only."""
+        other = copy.copy(self)
+        other.condition_names = tuple(conditions)
+        return other
+
     def with_type_weights(self, weights: Mapping[str, float]) -> StoredStructures:
         """Return the same structures with other weights of config_types than the set was prepared with."""
         other = copy.copy(self)
@@ -341,7 +343,11 @@ class StoredStructures(StructureCollection):
         """Gather some structures, in any order; a column is read when it is first asked for."""
         chosen = np.asarray(structures, dtype=np.int64)
         rows = _Rows(self, chosen)
-        columns: dict[str, Callable[[], np.ndarray]] = {name: partial(rows.column, name) for name in self._of_floats}
+        columns: dict[str, Callable[[], np.ndarray]] = {
+            name: partial(rows.column, name)
+            for name in self._of_floats
+            if "condition/" not in name or name.partition("/")[2] in self.condition_names
+        }
         columns["numbers"] = partial(rows.tensor, "numbers")
         for name in self._index.tensors:
             if name == "pbc" or name.startswith(("labeled/", "weight/")):
@@ -483,26 +489,17 @@ class _Columns(Mapping[str, np.ndarray]):
         return len(self._read)
 
 
-def open_set(folder: str | Path) -> tuple[StructureCollection, StoredStructures]:
-    """Open a prepared set.
+def select(stored: StoredStructures, structures: np.ndarray) -> tuple[StructureCollection, np.ndarray]:
+    """Choose some structures of a prepared set, without those that are left out.
 
     Returns:
-        Its structures, and these with those that are left out.
-
-    Raises:
-        UserError: See `StoredStructures`.
+        The structures, which are the set itself if these are all, and their places in it.
     """
-    stored = StoredStructures(folder)
-    return select(stored, np.arange(len(stored))), stored
-
-
-def select(stored: StoredStructures, structures: np.ndarray) -> StructureCollection:
-    """Return those of some structures that are not left out; the collection itself if these are all."""
     entry = stored.manifest.left_out
     if entry is not None:
         out = ShardFile(stored.folder / LEFT_OUT, entry).tensor("structures")
         structures = structures[~np.isin(structures, out)]
-    return stored if len(structures) == len(stored) else stored.take(structures)
+    return (stored if len(structures) == len(stored) else stored.take(structures)), structures
 
 
 def isolated_atoms_of(stored: StoredStructures) -> list[Configuration]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,19 +29,23 @@ from mace.structures.checks import (
     check_type_weights,
     parse_label,
 )
-from mace.structures.collection import ListedStructures, StructureCollection
+from mace.structures.collection import ListedStructures, StructureCollection, together
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
 from mace.structures.labels import (
     PLACES,
     FileLabels,
     LabelCoverage,
-    LabelFault,
     LabelKeys,
     LabelReport,
+    Places,
     choose_key,
+    no_places,
+    order_of_label,
 )
-from mace.structures.sources import FileUnits, Source, expand_sources
+from mace.structures.prepared import is_prepared
+from mace.structures.sources import FilePart, FileUnits, HeadNaming, Source, expand_sources
+from mace.structures.stored_reading import StoredPart, read_stored
 from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 Progress = Callable[[str, int], None]
@@ -56,11 +62,15 @@ class ReadResult:
         configurations: Structures in the order of the files, isolated atoms left out.
         isolated_atoms: Single atoms whose ``config_type`` is IsolatedAtom or isolated_atom, in upper or lower case.
         report: Where the labels were found.
+        paths: The files, and the folders of prepared sets.
+        stored: What comes from prepared sets.
     """
 
     configurations: StructureCollection
     isolated_atoms: list[Configuration]
     report: LabelReport
+    paths: tuple[str, ...] = ()
+    stored: tuple[StoredPart, ...] = ()
 
 
 @dataclass
@@ -97,43 +107,6 @@ class _Structure:
     def is_isolated_atom(self) -> bool:
         """Whether it is an isolated atom."""
         return self.has_isolated_type and self.configuration.n_atoms == 1
-
-
-@dataclass(frozen=True)
-class _HeadNaming:
-    """Which head structures are for; see `read_sources`."""
-
-    head: str
-    key: str | None
-    known: tuple[str, ...]
-
-    def head_of(self, frame: Frame, file: str, index: int, names_heads: bool) -> str | None:
-        """Return the head of a structure; None to leave the structure out.
-
-        Args:
-            frame: The structure.
-            file: The file it is from.
-            index: Its index there.
-            names_heads: Whether the first structure of that file names its head; then all must, else none may.
-
-        Raises:
-            UserError: If it names no head where others do, or one that does not exist.
-        """
-        named = None if self.key is None else frame.info.get(self.key)
-        if not self.known or (named is None and not names_heads):
-            return self.head if named is None else str(named)
-        if not names_heads:
-            raise UserError(
-                f"{file}: structure {index} names its head in {self.key}=, but structure 0 does not; name the head of "
-                "all structures, or give each head its own file in --heads."
-            )
-        if named is None or str(named) not in self.known:
-            what = f"has no {self.key}= in its comment line" if named is None else f"is for the head '{named}'"
-            raise UserError(
-                f"{file}: structure {index} {what}; this file is for several heads, and its structures name one of "
-                f"{', '.join(self.known)}. Mend the name, add it to --heads, or give each head its own file there."
-            )
-        return str(named) if str(named) == self.head else None
 
 
 def read_configurations(
@@ -196,53 +169,178 @@ def read_sources(
     for source in sources:
         check_type_weights(source.config_type_weights)
     expanded = expand_sources(sources)
+    naming = HeadNaming(head, head_key, tuple(heads))
     files: list[FileLabels] = []
-    structures: list[_Structure] = []
+    parts: list[StructureCollection] = []
+    configurations: list[Configuration] = []
+    isolated_atoms: list[Configuration] = []
+    stored: list[StoredPart] = []
     with collection_paused():
         for file, source in expanded:
-            naming = _HeadNaming(head, head_key, tuple(heads))
-            described, read = _read_file(file, source, naming, observe, progress, skip_non_finite)
-            files.append(described)
-            structures += read
-    types: dict[str, set[str]] = {}
-    for structure in structures:
-        types.setdefault(structure.configuration.file, set()).add(structure.configuration.config_type)
-    for place, (_, source) in enumerate(expanded):
-        weights = source.config_type_weights
-        if any(later.config_type_weights == weights for _, later in expanded[place + 1 :]):
+            if is_prepared(file):
+                opened = read_stored(file, source, naming)
+                parts += [ListedStructures(configurations), opened.configurations]
+                isolated_atoms += opened.isolated_atoms
+                files += opened.labels
+                stored.append(opened)
+                configurations = []
+                continue
+            part = FilePart(file, source, naming)
+            found = read_part(part, observe=observe, progress=progress, skip_non_finite=skip_non_finite)
+            files.append(found.labels)
+            configurations += found.configurations
+            isolated_atoms += found.isolated_atoms
+    report = LabelReport(note_unused_weights(files, [source.config_type_weights for _, source in expanded]))
+    structures = together([*parts, ListedStructures(configurations)])
+    return ReadResult(structures, isolated_atoms, report, tuple(file for file, _ in expanded), tuple(stored))
+
+
+def note_unused_weights(
+    files: Sequence[FileLabels], weights_of_files: Sequence[Mapping[str, float]]
+) -> tuple[FileLabels, ...]:
+    """Add a note where weights name a ``config_type`` that none of the files with the same weights has.
+
+    Args:
+        files: What was found in each file.
+        weights_of_files: The weights that each was read with, by ``config_type``.
+
+    Returns:
+        The same files, the last of those with such weights with a note.
+    """
+    noted = list(files)
+    for place, weights in enumerate(weights_of_files):
+        if any(later == weights for later in weights_of_files[place + 1 :]):
             continue  # files with the same weights are checked together, after the last of them
-        present = set().union(
-            *(types.get(file, ()) for file, other in expanded if other.config_type_weights == weights)
-        )
+        same = (file for file, others in zip(files, weights_of_files, strict=True) if others == weights)
+        present = {name for file in same for name in file.config_types}
         if unused := [name for name in weights if name != DEFAULT_TYPE and name not in present]:
             names, known = (", ".join(f"'{name}'" for name in words) for words in (unused, sorted(present)))
             note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
-            files[place] = replace(files[place], notes=(*files[place].notes, note))
-    return ReadResult(
-        ListedStructures(structure.complete for structure in structures if not structure.is_isolated_atom),
+            noted[place] = replace(files[place], further_notes=(*files[place].further_notes, note))
+    return tuple(noted)
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What was read of a part of a file.
+
+    Attributes:
+        configurations: Its structures, isolated atoms left out.
+        isolated_atoms: Its isolated atoms.
+        labels: Where their labels were found; see `mace.structures.labels.merge_labels`.
+    """
+
+    configurations: list[Configuration]
+    isolated_atoms: list[Configuration]
+    labels: FileLabels
+
+
+class UncertainKeyError(UserError):
+    """A label under a key that the part of a file chose for itself is wrong; another part may have a better key.
+
+    Args:
+        text: One sentence about the label.
+        labels: Which keys the part has, for `choose_keys`; nothing else is known.
+    """
+
+    def __init__(self, text: str, labels: FileLabels) -> None:
+        super().__init__(text)
+        self.labels = labels
+
+
+def choose_keys(files: Sequence[FileLabels]) -> dict[str, str]:
+    """Choose the key of each property for a file of which some parts have been read, with whatever keys.
+
+    Args:
+        files: What was found in each part.
+
+    Returns:
+        By property, of those that any structure has. Parts for which `FileLabels.agrees_with` says that they were read
+        with others are to be read again with these, see `read_part`; then all is as if the file had been read at once.
+    """
+    present = {key for file in files for _, key in file.keys}
+    chosen = {entry.name: choose_key(entry.candidates, present) for file in files for entry in file.coverage}
+    return {name: key for name, key in chosen.items() if key is not None}
+
+
+def read_part(
+    part: FilePart,
+    keys: Mapping[str, str] | None = None,
+    observe: Callable[[Frame], None] | None = None,
+    progress: Progress | None = None,
+    skip_non_finite: bool = False,
+) -> PartResult:
+    """Read the structures of a part of a file with their labels, and report where the labels were found.
+
+    Args:
+        part: The part; labels are looked for under the same key in all of its structures.
+        keys: That key by property; without it, the part decides for itself, as if there were nothing else in the file.
+        observe: Called with every structure as it is in the file.
+        progress: Called for every structure read.
+        skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
+
+    Raises:
+        UncertainKeyError: If a label is wrong under a key that is not the one that all parts may agree on.
+        UserError: See `read_sources`.
+    """
+    structures, n_with_key = _read_structures(part, observe, progress)
+    source = part.source
+    candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
+    present = {key for structure in structures for key in structure.found}
+    if keys is None:
+        keys = {name: key for name in PROPERTIES if (key := choose_key(candidates[name], present)) is not None}
+        is_uncertain = any(key != candidates[name][0] for name, key in keys.items())
+    else:  # those of other parts of the file change nothing here
+        keys = {name: key for name, key in keys.items() if not present.isdisjoint(candidates[name])}
+        is_uncertain = False
+    not_finite = _leave_out_non_finite(structures, keys) if skip_non_finite else {}
+    try:
+        for structure in structures:
+            _attach_labels(structure, keys, source)
+    except UserError as error:
+        if is_uncertain:
+            unknown = tuple(_coverage(name, None, candidates[name], ()) for name in PROPERTIES)
+            raise UncertainKeyError(str(error), FileLabels(part.file, 0, 0, n_with_key, unknown)) from error
+        raise
+    ordinary = [structure for structure in structures if not structure.is_isolated_atom]
+    labels = FileLabels(
+        part.file,
+        frames=len(ordinary),
+        isolated_atoms=len(structures) - len(ordinary),
+        keys=n_with_key,
+        coverage=tuple(_coverage(name, keys.get(name), candidates[name], structures) for name in PROPERTIES),
+        remarks=_remarks(source, keys, structures),
+        not_finite=not_finite,
+        near_keys=_near_keys(structures, candidates),
+        constrained=array("I", [structure.configuration.index for structure in structures if structure.constrained]),
+        units=source.units.text,
+        other_heads=tuple(sorted({structure.other_head for structure in structures if structure.other_head})),
+        **_conditions(source, ordinary),
+        config_types=Counter(structure.configuration.config_type for structure in structures),
+    )
+    return PartResult(
+        [structure.complete for structure in ordinary],
         [structure.complete for structure in structures if structure.is_isolated_atom],
-        LabelReport(tuple(files)),
+        labels,
     )
 
 
 def _read_structures(
-    file: str,
-    source: Source,
-    naming: _HeadNaming,
-    observe: Callable[[Frame], None] | None,
-    progress: Progress | None,
+    part: FilePart, observe: Callable[[Frame], None] | None, progress: Progress | None
 ) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
-    """Read and check the structures of a file, keeping only what may be needed for the labels of each.
+    """Read and check the structures of a part of a file, keeping only what may be needed for the labels of each.
 
     Returns:
         The structures, and the number of them that have each key, by place and key.
     """
+    file, source, naming = part.file, part.source, part.naming
     wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
-    names_heads: bool | None = None
-    for index, frame in source.indexed(iterate_frames(file)):
-        names_heads = naming.key in frame.info if names_heads is None else names_heads
+    names_heads = naming.names_heads
+    frames = itertools.islice(iterate_frames(file), part.start, part.stop)
+    for index, frame in source.indexed(frames, part.start):
+        names_heads = naming.names_own(frame) if names_heads is None else names_heads
         if (head := naming.head_of(frame, file, index, names_heads)) is None:
             continue
         configuration = Configuration(
@@ -285,69 +383,44 @@ def _read_structures(
     return structures, n_with_key
 
 
-def _read_file(
-    file: str,
-    source: Source,
-    naming: _HeadNaming,
-    observe: Callable[[Frame], None] | None,
-    progress: Progress | None,
-    skip_non_finite: bool,
-) -> tuple[FileLabels, list[_Structure]]:
-    """Read the structures of one file with their labels, and report where the labels were found."""
-    structures, n_with_key = _read_structures(file, source, naming, observe, progress)
-    candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
-    present = {key for structure in structures for key in structure.found}
-    keys = {name: key for name in PROPERTIES if (key := choose_key(candidates[name], present)) is not None}
-    faults: list[LabelFault] = []
-    misspelled: list[LabelFault] = []
-    if skip_non_finite:
-        for name, key in keys.items():
-            for structure in structures:
-                value = structure.found.get(key, ("", None))[1]
-                # a value that is not a number is kept, to be refused later
-                is_number = isinstance(value, (int, float, np.number))
-                is_number |= getattr(value, "dtype", np.dtype(object)).kind == "f"
-                if is_number and not np.isfinite(value).all():
-                    del structure.found[key]
-                    faults.append(LabelFault(name, key, structure.configuration.index))
-    factors = {name: source.units.of_label(name) for name in keys}
+def _attach_labels(structure: _Structure, keys: Mapping[str, str], source: Source) -> None:
+    """Give a structure the labels that it has under the chosen keys."""
+    configuration = structure.configuration
+    parsed = {
+        name: parse_label(name, key, structure.found[key][1], configuration, source.units.of_label(name))
+        for name, key in keys.items()
+        if key in structure.found
+    }
+    if parsed:  # the same as `replace`, in half the time
+        structure.configuration = Configuration(**{**vars(configuration), **parsed})
+
+
+def _near_keys(structures: Sequence[_Structure], candidates: Mapping[str, tuple[str, ...]]) -> Places:
+    """Find values that have the form of a label that their structure lacks, under almost the same key."""
+    found: Places = {}
     for structure in structures:
-        configuration = structure.configuration
-        labels = {
-            name: parse_label(name, key, structure.found[key][1], configuration, factors[name])
-            for name, key in keys.items()
-            if key in structure.found
-        }
-        if labels:  # the same as `replace`, in half the time
-            structure.configuration = Configuration(**{**vars(configuration), **labels})
         for near, value in structure.near:
             for name, possible in candidates.items():
                 if is_near(near, possible) and structure.found.keys().isdisjoint(possible):
                     with suppress(UserError):
-                        parse_label(name, near, value, configuration)
-                        misspelled.append(LabelFault(name, near, configuration.index))
-    return (
-        FileLabels(
-            file,
-            frames=sum(not structure.is_isolated_atom for structure in structures),
-            isolated_atoms=sum(structure.is_isolated_atom for structure in structures),
-            keys=n_with_key,
-            coverage=tuple(_coverage(name, keys.get(name), candidates[name], structures) for name in PROPERTIES),
-            notes=tuple(f"{file}: {note}" for note in _notes(source, keys, structures)),
-            faults=tuple(faults),
-            misspelled=tuple(misspelled),
-            constrained=tuple(structure.configuration.index for structure in structures if structure.constrained),
-            units=source.units.text,
-            other_heads=tuple(sorted({structure.other_head for structure in structures if structure.other_head})),
-            conditions=tuple(
-                f"{name} {sum(keys_of.values())} of {len(found)}"
-                + (f" ({' and '.join(repr(key) for key in keys_of)})" if keys_of else "")
-                for name, found in _condition_keys(structures).items()
-                for keys_of in [Counter(key for key in found if key is not None)]
-            ),
-        ),
-        structures,
-    )
+                        parse_label(name, near, value, structure.configuration)
+                        found.setdefault((name, near), no_places()).append(structure.configuration.index)
+    return {label: found[label] for label in sorted(found, key=order_of_label)}
+
+
+def _leave_out_non_finite(structures: Sequence[_Structure], keys: Mapping[str, str]) -> Places:
+    """Remove labels that are NaN or infinite, and return which structures had them."""
+    faults: Places = {}
+    for name, key in keys.items():
+        for structure in structures:
+            value = structure.found.get(key, ("", None))[1]
+            # a value that is not a number is kept, to be refused later
+            is_number = isinstance(value, (int, float, np.number))
+            is_number |= getattr(value, "dtype", np.dtype(object)).kind == "f"
+            if is_number and not np.isfinite(value).all():
+                del structure.found[key]
+                faults.setdefault((name, key), no_places()).append(structure.configuration.index)
+    return faults
 
 
 def _coverage(
@@ -369,42 +442,37 @@ def _coverage(
     )
 
 
-def _condition_keys(structures: Sequence[_Structure]) -> dict[str, list[str | None]]:
-    """Collect, by condition, the key under which each structure has it, without isolated atoms."""
-    ordinary = [structure.condition_keys for structure in structures if not structure.is_isolated_atom]
-    return {name: [keys[name] for keys in ordinary] for name in (ordinary[0] if ordinary else ())}
+def _conditions(source: Source, ordinary: Sequence[_Structure]) -> dict[str, Any]:
+    """Count where structures have the requested conditions, and collect the values that are taken where they do not."""
+    counts: dict[str, Counter[str]] = {condition.name: Counter() for condition in source.conditions}
+    assumed: dict[str, float] = {}
+    for structure in ordinary:
+        for name, key in structure.condition_keys.items():
+            counts[name][key or ""] += 1
+            if key is None and name not in assumed:
+                assumed[name] = float(structure.configuration.conditions[name].item())
+    return {"condition_keys": counts, "assumed": assumed}
 
 
-def _notes(source: Source, keys: Mapping[str, str], structures: Sequence[_Structure]) -> Iterator[str]:
-    """Yield sentences about what is legal but suspicious."""
+def _remarks(
+    source: Source, keys: Mapping[str, str], structures: Sequence[_Structure]
+) -> Counter[tuple[str, str, str]]:
+    """Count structures by what is legal but suspicious about them; see `FileLabels.remarks`."""
+    found = Counter[tuple[str, str, str]]()
     if "stress" in keys and source.units.leave_stress_open:
-        yield "stresses are read as eV/Angstrom^3 though other units are given; name their unit with --stress_unit."
+        found["stress unit", "stress", ""] = sum(keys["stress"] in structure.found for structure in structures)
     for name, key in keys.items():
         for other in source.keys.candidates(name):
-            count = sum(key not in structure.found and other in structure.found for structure in structures)
-            if count:
-                yield (
-                    f"{count} structures have '{other}' but no '{key}', which was chosen for the whole file; "
-                    f"they have no {name}. Name one of the two with --{name}_key."
-                )
+            found["other key", name, other] = sum(
+                key not in structure.found and other in structure.found for structure in structures
+            )
     for name in ("stress", "virials"):
-        count = sum(is_asymmetric(getattr(structure.configuration, name)) for structure in structures)
-        if count:
-            yield f"the {name} of {count} structures is not symmetric, which no potential can reproduce."
-    count = sum(
-        (structure.complete.stress is None) != (structure.complete.virials is None) and not structure.is_isolated_atom
-        for structure in structures
-    )
-    if count:
-        yield (
-            f"{count} structures do not repeat in all three directions, so their stress and virials cannot be "
-            "converted into each other."
+        found["asymmetric", name, ""] = sum(
+            is_asymmetric(getattr(structure.configuration, name)) for structure in structures
         )
-    count = sum(structure.has_isolated_type and not structure.is_isolated_atom for structure in structures)
-    if count:
-        yield f"{count} structures are of the type IsolatedAtom but have several atoms; they are read as ordinary ones."
-    ordinary = [structure.configuration for structure in structures if not structure.is_isolated_atom]
-    for name, found in _condition_keys(structures).items():
-        if assumed := [place for place, key in enumerate(found) if key is None]:
-            value = ordinary[assumed[0]].conditions[name].item()
-            yield f"{len(assumed)} of {len(found)} structures do not say {name}; {value:g} is taken."
+    for structure in structures:
+        if not structure.is_isolated_atom:
+            complete = structure.complete
+            found["not converted", "", ""] += (complete.stress is None) != (complete.virials is None)
+            found["several atoms", "", ""] += structure.has_isolated_type
+    return +found  # without what occurs nowhere

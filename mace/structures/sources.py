@@ -11,10 +11,13 @@ from typing import Any, TypeVar
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
+from mace.formats.frame import Frame
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings
+from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelKeys
+from mace.structures.prepared import is_prepared
 from mace.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
 Item = TypeVar("Item")
@@ -97,12 +100,86 @@ class Source:
     condition_keys: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[int] | None = None
 
-    def indexed(self, items: Iterable[Item]) -> Iterator[tuple[int, Item]]:
-        """Yield what is read of one file's structures, each with its index."""
-        last = None if self.only is None else max(self.only, default=-1) + 1
-        for index, item in enumerate(itertools.islice(items, last)):
+    def indexed(self, items: Iterable[Item], first: int = 0) -> Iterator[tuple[int, Item]]:
+        """Yield what is read of one file's structures, each with its index.
+
+        Args:
+            items: The structures.
+            first: Index of the first of them.
+        """
+        last = None if self.only is None else max(max(self.only, default=-1) + 1 - first, 0)
+        for index, item in enumerate(itertools.islice(items, last), first):
             if self.only is None or index in self.only:
                 yield index, item
+
+
+@dataclass(frozen=True)
+class HeadNaming:
+    """Which head the structures of a file are for; see `mace.structures.reading.read_sources`.
+
+    Attributes:
+        head: Name of the readout head that is read for.
+        key: Entry of the comment line that names a structure's own head, if it has one.
+        known: Names of all heads, in files with structures of several.
+        names_heads: Whether the first structure of the file names its head: then all must, else none may. None if the
+            part that is read begins with it.
+    """
+
+    head: str = DEFAULT_HEAD
+    key: str | None = None
+    known: tuple[str, ...] = ()
+    names_heads: bool | None = None
+
+    def names_own(self, frame: Frame) -> bool:
+        """Return whether a structure names its head."""
+        return self.key in frame.info
+
+    def head_of(self, frame: Frame, file: str, index: int, names_heads: bool) -> str | None:
+        """Return the head of a structure; None to leave the structure out.
+
+        Args:
+            frame: The structure.
+            file: The file it is from.
+            index: Its index there.
+            names_heads: What `names_heads` is about.
+
+        Raises:
+            UserError: If it names no head where others do, or one that does not exist.
+        """
+        named = None if self.key is None else frame.info.get(self.key)
+        if not self.known or (named is None and not names_heads):
+            return self.head if named is None else str(named)
+        if not names_heads:
+            raise UserError(
+                f"{file}: structure {index} names its head in {self.key}=, but structure 0 does not; name the head of "
+                "all structures, or give each head its own file in --heads."
+            )
+        if named is None or str(named) not in self.known:
+            what = f"has no {self.key}= in its comment line" if named is None else f"is for the head '{named}'"
+            raise UserError(
+                f"{file}: structure {index} {what}; this file is for several heads, and its structures name one of "
+                f"{', '.join(self.known)}. Mend the name, add it to --heads, or give each head its own file there."
+            )
+        return str(named) if str(named) == self.head else None
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """Consecutive structures of one file, which are read together.
+
+    Attributes:
+        file: The file.
+        source: How it is read.
+        naming: Which head its structures are for.
+        start: Index of the first structure.
+        stop: Index after the last one; None for the end of the file.
+    """
+
+    file: str
+    source: Source
+    naming: HeadNaming = HeadNaming()
+    start: int = 0
+    stop: int | None = None
 
 
 def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
@@ -119,7 +196,9 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
         if Path(given).exists() or not glob.has_magic(given):
             files.append(given)
             continue
-        matches = sorted(match for match in glob.glob(given, recursive=True) if not Path(match).is_dir())
+        matches = sorted(
+            match for match in glob.glob(given, recursive=True) if not Path(match).is_dir() or is_prepared(match)
+        )
         if not matches:
             raise UserError(f"{given}: no file matches this pattern, seen from {Path.cwd()}.")
         files += matches
@@ -129,6 +208,8 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
         path = Path(file)
         if not file.strip():
             raise UserError("The name of a structure file is empty.")
+        if is_prepared(path):
+            continue
         if path.is_dir():
             raise UserError(
                 f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'."

@@ -78,15 +78,23 @@ def convert_stress_virials(configuration: Configuration) -> Configuration:
     return replace(configuration, stress=-virials / volume, property_weights=weights)
 
 
-def disagree(configuration: Configuration, tolerance: float = 1.0e-2) -> bool:
-    """Return whether labeled stress and virials differ by more than a fraction ``tolerance`` of the larger one."""
-    volume = cell_volume(configuration)
-    if configuration.stress is None or configuration.virials is None or volume is None:
-        return False
-    from_stress = -volume * configuration.stress
-    difference = np.abs(from_stress - configuration.virials).max()
-    size = max(np.abs(from_stress).max(), np.abs(configuration.virials).max())
-    return bool(difference > tolerance * size + 1.0e-6)
+def disagree(stresses: np.ndarray, virials: np.ndarray, volumes: np.ndarray, tolerance: float = 1.0e-2) -> np.ndarray:
+    """Return where labeled stress and virials differ by more than a fraction ``tolerance`` of the larger one.
+
+    Args:
+        stresses: eV/Angstrom^3, NaN where there is none, ``[structures, 3, 3]``.
+        virials: eV, NaN where there are none, ``[structures, 3, 3]``.
+        volumes: Angstrom^3, NaN where there is none, ``[structures]``.
+        tolerance: The fraction.
+
+    Returns:
+        False where one of them is missing, ``[structures]``.
+    """
+    from_stress = -volumes[:, None, None] * stresses
+    difference = np.abs(from_stress - virials).max(axis=(1, 2))
+    size = np.maximum(np.abs(from_stress), np.abs(virials)).max(axis=(1, 2))
+    different: np.ndarray = difference > tolerance * size + 1.0e-6
+    return different
 
 
 def is_asymmetric(tensor: np.ndarray | None, tolerance: float = 1.0e-3) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Gather
+from mace.graphs.graph import carry
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
@@ -88,13 +90,23 @@ class BatchStep:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
 
-    def take(self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool]) -> StepOutcome:
+    def divide(self, structures: np.ndarray) -> list[np.ndarray]:
+        """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
+        return self._limit.split(self._dataset, self._share(structures))
+
+    def _share(self, structures: np.ndarray) -> np.ndarray:
+        return self._team.share(structures, self._dataset.edges_of(structures))
+
+    def take(
+        self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool], gather: Gather | None = None
+    ) -> StepOutcome:
         """Take one optimizer step on a batch.
 
         Args:
             structures: Indices of the structures in the batch, over all processes.
             loss: The loss.
             requests: Whether this process was asked to stop, and whether it finds that a save is due.
+            gather: Returns the batch of some structures; by default, the data set does.
 
         Returns:
             The outcome.
@@ -103,15 +115,15 @@ class BatchStep:
         model, dataset, team, settings = self._state.model, self._dataset, self._team, self._settings
         device = model.embedding.device
         clock = PhaseClock(device)
-        own = team.share(structures, dataset.edges_of(structures))
+        gather = gather or dataset.batch
         moved = self._state.moved
         moved.forget_gradients()
         losses, counts = list[Tensor](), None
-        for part in self._limit.parts(dataset, own):
+        for part in self._limit.parts(dataset, self._share(structures)):
             with part:
                 if counts is None and len(part.structures) < len(structures):
-                    counts = loss.counts(dataset.targets(structures).to(device))
-                batch = dataset.batch(part.structures).to(device, pinned=settings.pin_memory)
+                    counts = carry(loss.counts(dataset, structures), device)
+                batch = gather(part.structures).to(device, pinned=settings.pin_memory)
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
         moved.take_gradients()

@@ -29,6 +29,7 @@ from mace.errors import UserError
 from mace.files.archives import sha256_of
 from mace.files.durable import free_name, synchronize_folder, temporary_beside, write_durably
 from mace.model.plan import ModelPlan
+from mace.structures.prepared import MANIFEST
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -364,5 +365,5 @@ def _structure(plan: ModelPlan, name: str) -> Any:
 
 
 def file_digests(paths: Iterable[Path | str]) -> dict[str, str]:
-    """Return the SHA-256 of each file in hexadecimal, by its path as given."""
-    return {str(path): sha256_of(Path(path)) for path in paths}
+    """Return the SHA-256 of each file, or of the manifest of a prepared set, in hexadecimal, by its path as given."""
+    return {str(path): sha256_of(Path(path) / MANIFEST if Path(path).is_dir() else Path(path)) for path in paths}

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_plan import consecutive
 from mace.graphs.dataset import Batch, Dataset
+from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -33,12 +35,14 @@ class Evaluation:
         metrics: Errors by name.
         by_type: Errors of each config_type.
         details: Errors in every part of the set, if they were asked for.
+        waited: Seconds that this process waited for its batches.
     """
 
     loss: float
     metrics: dict[str, float]
     by_type: dict[str, dict[str, float]] = field(default_factory=dict)
     details: SetErrors | None = None
+    waited: float = 0.0
 
 
 def evaluate(
@@ -49,9 +53,10 @@ def evaluate(
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]] = iter,
     limit: EdgeLimit | None = None,
     team: Team | None = None,
+    feeding: Feeding | None = None,
 ) -> Evaluation:
     """Predict every structure and measure the errors for labels with nonzero weight.
 
@@ -63,9 +68,10 @@ def evaluate(
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
         keep_details: Whether to find out the errors in every part of the set, and those of each config_type.
-        progress: Wraps the iteration over batches, each given by the index of its first structure.
+        progress: Wraps the iteration over batches, each given by its structures.
         limit: Limit on the edges computed at a time, in addition to the batch size.
         team: The processes that share the work; all of them get the full result.
+        feeding: How the batches are gathered.
 
     Returns:
         Loss and errors.
@@ -75,6 +81,7 @@ def evaluate(
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
     stress = loss.needs_stress or (stress and labeled_stress)
 
+    feeding = feeding or Feeding()
     own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
     types = frequent_types(dataset.structures.config_types, MOST_TYPES)
     energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
@@ -82,18 +89,19 @@ def evaluate(
     def nothing() -> _Found:
         return _Found(details=SetErrors(types.names, model.plan.atomic_numbers, energies) if keep_details else None)
 
-    found = nothing()
-    for start in progress(range(0, len(own), batch_size)):
-        for part in limit.parts(dataset, own[start : start + batch_size]):
-            with part:
-                batch = dataset.batch(part.structures)
-                moved = batch.to(device)
-                prediction = predict(model, moved.graph, forces, stress)
-                with torch.no_grad():
-                    of_batch = loss.sums_and_counts(prediction, moved.targets)
-                rows = _labeled_rows(prediction, batch)
-            if part.fits:
-                found.add(batch, of_batch, rows, n_atoms, types.codes)
+    found, batches = nothing(), list(consecutive(own, batch_size))
+    with feeding.open(dataset, batches, lambda structures: limit.split(dataset, structures)) as feed:
+        for structures in progress(feed):
+            for part in limit.parts(dataset, structures):
+                with part:
+                    batch = feed.batch(part.structures)
+                    moved = batch.to(device, pinned=feeding.device is not None)
+                    prediction = predict(model, moved.graph, forces, stress)
+                    with torch.no_grad():
+                        of_batch = loss.sums_and_counts(prediction, moved.targets)
+                    rows = _labeled_rows(prediction, batch)
+                if part.fits:
+                    found.add(batch, of_batch, rows, n_atoms, types.codes)
     if found.details is not None:
         found.details.settle()
     if team.size > 1:  # every process gets the full result, divided by the common counts
@@ -107,6 +115,7 @@ def evaluate(
         found.total.result(),
         found.details.errors_by_type() if found.details is not None else {},
         found.details,
+        feed.waited,
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mace.graphs.batch_plan import HeadSampling, consecutive
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Feeding
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.finiteness import Diverged
@@ -260,6 +261,7 @@ class FullBatch:
         settings: The settings; read only.
         team: The processes of the run.
         sampling: How often the structures of each head are used in an epoch.
+        feeding: How the batches are gathered.
 
     Attributes:
         n_atoms: Number of atoms of all structures.
@@ -274,7 +276,9 @@ class FullBatch:
         settings: TrainingSettings,
         team: Team,
         sampling: HeadSampling,
+        feeding: Feeding | None = None,
     ) -> None:
+        self._feeding = feeding or Feeding()
         self._moved, self._model, self._dataset, self._limit, self._team = moved, moved.model, dataset, limit, team
         self._batch_size, self._pinned = settings.batch_size, settings.pin_memory
         self._parameters, self._counts = trainable(moved), dict[Loss, dict[str, Tensor]]()
@@ -311,14 +315,14 @@ class FullBatch:
         device, team, counts = self._model.embedding.device, self._team, self._counts_of(loss)
         clock, losses = PhaseClock(device), list[Tensor]()
         self._moved.forget_gradients()
-        for structures in watch(self._batches()):
-            own = team.share(structures, self._dataset.edges_of(structures))
-            for part in self._limit.parts(self._dataset, own):
-                with part:
-                    batch = self._dataset.batch(part.structures).to(device, pinned=self._pinned)
-                    clock.mark("data")
-                    shares = _divided(counts, self._factors[structures[0]])
-                    losses.append(loss_gradient(self._model, batch, loss, shares, add=True, mark=clock.mark))
+        with self._feeding.open(self._dataset, self._batches(), self._divide) as feed:
+            for structures in watch(feed):
+                for part in self._limit.parts(self._dataset, self._share(structures)):
+                    with part:
+                        batch = feed.batch(part.structures).to(device, pinned=self._pinned)
+                        clock.mark("data")
+                        shares = _divided(counts, self._factors[structures[0]])
+                        losses.append(loss_gradient(self._model, batch, loss, shares, add=True, mark=clock.mark))
         self._moved.take_gradients()
         value = float(torch.stack(losses).double().sum()) if losses else 0.0
         if team.size > 1:
@@ -332,6 +336,12 @@ class FullBatch:
         self.phases = {k: self.phases.get(k, 0.0) + v for k, v in clock.read().items()}
         return value, gradient
 
+    def _share(self, structures: np.ndarray) -> np.ndarray:
+        return self._team.share(structures, self._dataset.edges_of(structures))
+
+    def _divide(self, structures: np.ndarray) -> list[np.ndarray]:
+        return self._limit.split(self._dataset, self._share(structures))
+
     def _batches(self) -> Iterator[np.ndarray]:
         """Yield the structures of each batch, of all processes, in the order of the data; a batch has one factor."""
         places = np.arange(len(self._dataset))
@@ -342,7 +352,7 @@ class FullBatch:
         """Count the labels of all structures, once for each loss; a label counts by the factor of its structure."""
         if loss not in self._counts:
             counted = [
-                _divided(loss.counts(self._dataset.targets(structures)), 1.0 / self._factors[structures[0]])
+                _divided(loss.counts(self._dataset, structures), 1.0 / self._factors[structures[0]])
                 for structures in self._batches()
             ]
             device = self._model.embedding.device

@@ -13,6 +13,7 @@ import numpy as np
 
 from mace.graphs.batch_plan import BatchPlan, HeadSampling, one_head
 from mace.graphs.dataset import Dataset
+from mace.graphs.feeding import Feeding
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
@@ -20,6 +21,7 @@ from mace.training.evaluation import Evaluation, evaluate
 from mace.training.finiteness import Diverged, NotFinite
 from mace.training.lbfgs import LBFGS, FullBatch
 from mace.training.memory import EdgeLimit
+from mace.training.phases import WaitingTime
 from mace.training.saving import StateKeeper
 from mace.training.stages import total_epochs
 from mace.training.state import Progression, TrainingState
@@ -77,6 +79,7 @@ class Trainer:
 
     Attributes:
         batch_plan: Which structures are used in each step.
+        waiting: How much of its time this process has waited for data.
     """
 
     def __init__(
@@ -97,7 +100,9 @@ class Trainer:
         self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
         limit = self._limits["training"]
-        self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling)
+        self._feeding = Feeding.of(self.settings, context.device, self._heed)
+        self.waiting = WaitingTime(self.settings.num_workers)
+        self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, self._feeding)
 
     @property
     def progression(self) -> Progression:
@@ -176,8 +181,7 @@ class Trainer:
 
         def watched(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             for number, structures in enumerate(batches):
-                if self._interruption.requested and team.size == 1:
-                    raise _StopRequested
+                self._heed()
                 yield structures
                 loss = lbfgs.loss if math.isfinite(lbfgs.loss) else None
                 self._progress.step(epoch, number, loss, int(self.train_set.atoms_of(structures).sum()))
@@ -202,6 +206,7 @@ class Trainer:
             stage_two=state.stage_two,
             evaluations=lbfgs.evaluations,
         )
+        self.waiting.add_phases(self.full_batch.phases)
         lbfgs.evaluations, self.full_batch.phases, state.structures_done = 0, {}, self.batch_plan.n_structures
         if lbfgs.stuck:
             _LOGGER.info("L-BFGS has ended: no step lowers the loss of the training set any more, to rounding")
@@ -219,24 +224,31 @@ class Trainer:
         if state.structures_done < size:
             self.state.optimizer_mode("train")
         late: deque[StepOutcome] = deque()
-        structures = np.zeros(0, dtype=np.int64)
+        structures, is_stopped = np.zeros(0, dtype=np.int64), False
         first = state.structures_done // self.batch_plan.structures_per_step
-        for step, structures in enumerate(self.batch_plan.steps(epoch, state.structures_done), start=first):
-            requests = self._interruption.requested, self.keeper.due
-            outcome = self.batch_step.take(structures, self.state.loss, requests)
-            state.structures_done += len(structures)
-            self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
-            late.append(outcome)
-            # on an accelerator, results are read one step late because reading one waits for the device
-            stop, due = self._settle(late, epoch, left=outcome.latency)
-            if (stop or due) and state.structures_done < size:
-                self._settle(late, epoch)
-                self._require_finite_weights(structures)
-                self.save()
-                if stop:
-                    self._stop(saved=True)
+        batches = self.batch_plan.steps(epoch, state.structures_done)
+        try:
+            with self._feeding.open(self.train_set, batches, self.batch_step.divide) as feed:
+                for step, structures in enumerate(feed, start=first):
+                    requests = self._interruption.requested, self.keeper.due
+                    outcome = self.batch_step.take(structures, self.state.loss, requests, feed.batch)
+                    state.structures_done += len(structures)
+                    self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
+                    late.append(outcome)
+                    # on an accelerator, results are read one step late because reading one waits for the device
+                    stop, due = self._settle(late, epoch, left=outcome.latency)
+                    if (stop or due) and state.structures_done < size:
+                        self._settle(late, epoch)
+                        self._require_finite_weights(structures)
+                        self.save()
+                        if stop:
+                            self._stop(saved=True)
+        except _StopRequested:  # while a step waited for data; it has not changed anything
+            is_stopped = True
         self._settle(late, epoch)
         self._require_finite_weights(structures)
+        if is_stopped:
+            self._stop()
 
     def _require_finite_weights(self, structures: np.ndarray) -> None:
         """Raise an error if a weight is not finite, so that no such state is ever saved."""
@@ -261,6 +273,7 @@ class Trainer:
                 phases=numbers.phases,
                 stage_two=self.progression.stage_two,
             )
+            self.waiting.add_phases(numbers.phases)
             stop, due = stop or numbers.stop, due or numbers.due
         return stop, due
 
@@ -275,6 +288,7 @@ class Trainer:
             except _StopRequested:
                 self._stop()
             seconds = time.perf_counter() - start
+            self.waiting.add(found.waited, seconds)
             self._records.evaluation(loss=found.loss, metrics=found.metrics, seconds=seconds, epoch=epoch, head=head)
             self._progress.evaluated(found.metrics, head if len(self.valid_sets) > 1 else "")
             evaluations[head] = found
@@ -318,14 +332,19 @@ class Trainer:
                 progress=self._watched,
                 limit=self._limits["validation"],
                 team=self._team,
+                feeding=self._feeding,
             )
 
-    def _watched(self, batches: Iterable[int]) -> Iterator[int]:
-        """Show the progress of a validation; a single process stops at a signal, several stop together after it."""
+    def _watched(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Show the progress of a validation; see `_heed`."""
         for batch in self._progress.track(batches, "Validating"):
-            if self._interruption.requested and self._team.size == 1:
-                raise _StopRequested
+            self._heed()
             yield batch
+
+    def _heed(self) -> None:
+        """Stop a single process at a signal; several stop together, after a step or a validation."""
+        if self._interruption.requested and self._team.size == 1:
+            raise _StopRequested
 
     def _judge(self, epoch: int, valid_loss: float) -> bool:
         """Return whether the loss is the lowest so far, and count patience; a NaN loss is never an improvement."""

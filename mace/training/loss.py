@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.dataset import Targets
+from mace.graphs.dataset import Dataset, Targets
 from mace.model.prediction import Prediction
 from mace.properties import PROPERTIES
 
@@ -76,14 +77,13 @@ class Term:
         else:
             penalty = self.penalty(error, reference) * property_weight
         total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, self.count(targets)
+        return total, self.count(targets.labeled[self.name], targets.atoms_per_structure)
 
-    def count(self, targets: Targets) -> Tensor:
-        """Count the labeled entries of a batch; this depends on the labels alone."""
-        labeled, values = targets.labeled[self.name], targets.values[self.name]
+    def count(self, labeled: Tensor, n_atoms: Tensor) -> Tensor:
+        """Count the labeled entries of some structures, given which are labeled and how many atoms they have."""
         if PROPERTIES[self.name].of_atoms:
-            labeled = labeled * targets.atoms_per_structure
-        row = values.new_zeros(1, *values.shape[1:])
+            labeled = labeled * n_atoms
+        row = torch.zeros(1, *PROPERTIES[self.name].shape, dtype=torch.float64)
         return labeled.sum() * self.penalty(row, row).numel()
 
 
@@ -113,9 +113,11 @@ class Loss:
         """Return the sum and count of every term, by property."""
         return {term.name: term.sum_and_count(prediction, targets) for term in self.terms}
 
-    def counts(self, targets: Targets) -> dict[str, Tensor]:
-        """Return the count of every term, by property; this depends on the labels alone."""
-        return {term.name: term.count(targets) for term in self.terms}
+    def counts(self, dataset: Dataset, structures: np.ndarray) -> dict[str, Tensor]:
+        """Return the count of every term for some structures, by property, without reading their labels."""
+        n_atoms = torch.from_numpy(dataset.atoms_of(structures))
+        labeled = {term.name: torch.from_numpy(dataset.labeled(term.name)[structures]) for term in self.terms}
+        return {term.name: term.count(labeled[term.name], n_atoms) for term in self.terms}
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""

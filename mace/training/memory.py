@@ -50,8 +50,25 @@ class EdgeLimit:
     def __init__(self, edges: int | None, purpose: str) -> None:
         self.edges, self._purpose = edges, purpose
 
-    def parts(self, dataset: Dataset, structures: np.ndarray) -> Iterator[Part]:
+    def split(self, dataset: Dataset, structures: np.ndarray) -> list[np.ndarray]:
         """Divide a batch into consecutive parts within the limit; a structure above the limit forms a part of its own.
+
+        Args:
+            dataset: The structures.
+            structures: Indices of the structures in the batch.
+        """
+        if self.edges is None or len(structures) < 2:
+            return [structures] if len(structures) else []
+        starts, total = [0], 0
+        for place, edges in enumerate(dataset.edges_of(structures).tolist()):
+            if place > starts[-1] and total + edges > self.edges:
+                starts.append(place)
+                total = 0
+            total += edges
+        return np.split(structures, starts[1:])
+
+    def parts(self, dataset: Dataset, structures: np.ndarray) -> Iterator[Part]:
+        """Yield the parts of a batch one by one; see `split`.
 
         If a part does not fit into memory, the limit is lowered and the two halves of the part come next.
 
@@ -62,15 +79,7 @@ class EdgeLimit:
         Raises:
             UserError: If a single structure does not fit.
         """
-        waiting = [structures] if len(structures) else []
-        if self.edges is not None and len(structures) > 1:
-            starts, total = [0], 0
-            for place, edges in enumerate(dataset.edges_of(structures).tolist()):
-                if place > starts[-1] and total + edges > self.edges:
-                    starts.append(place)
-                    total = 0
-                total += edges
-            waiting = np.split(structures, starts[1:])
+        waiting = self.split(dataset, structures)
         while waiting:
             part = Part(waiting.pop(0))
             yield part

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
+_LOGGER = logging.getLogger(__name__)
+
+MUCH_WAITING = 0.1
+"""Share of waiting for data in the time of a run above which a warning says what can be done."""
+
+JUDGED_FROM = 30.0
+"""Seconds of a run before which its waiting is not judged: compilers and caches are slow at first."""
+
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
-"""Assembling a batch; model and loss; gradient; summing gradients over processes; updating the weights."""
+"""Waiting for a batch and carrying it to the device; model and loss; gradient; summing gradients over processes;
+updating the weights."""
 
 Mark = Callable[[str], None]
 """A function that is called with the name of a phase when it ends."""
@@ -50,3 +60,42 @@ class PhaseClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+class WaitingTime:
+    """How much of the time of steps and evaluations goes by while they wait for data; warns once if it is much.
+
+    Args:
+        workers: Number of threads that gather batches ahead.
+
+    Attributes:
+        waited: Seconds spent waiting, or gathering batches where no thread does that.
+        total: Seconds of all steps and evaluations.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.waited = self.total = 0.0
+        self._workers, self._has_warned = workers, False
+
+    @property
+    def share(self) -> float:
+        """The part of the time that was spent waiting, between zero and one."""
+        return self.waited / self.total if self.total else 0.0
+
+    def add_phases(self, phases: Mapping[str, float]) -> None:
+        """Add the seconds of the phases of a step."""
+        self.add(phases.get("data", 0.0), sum(phases.values()))
+
+    def add(self, waited: float, total: float) -> None:
+        """Add the seconds of some work, and those of them spent waiting."""
+        self.waited, self.total = self.waited + waited, self.total + total
+        if self._has_warned or self.total < JUDGED_FROM or self.share <= MUCH_WAITING:
+            return
+        self._has_warned = True
+        more = f"more threads than --num_workers={self._workers}" if self._workers else "--num_workers=4"
+        _LOGGER.warning(
+            "%.0f %% of the time so far was spent waiting for data; %s, a faster disk or a set prepared with its "
+            "neighbors (mace_prepare_data) makes that less",
+            100.0 * self.share,
+            more,
+        )

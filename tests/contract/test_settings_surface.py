@@ -24,6 +24,7 @@ SUPPORTED = set(
     use_last_readout_only max_ell correlation num_interactions MLP_irreps radial_MLP
     hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
     compute_forces train_file valid_file valid_fraction test_file test_dir pin_memory atomic_numbers mean std E0s
+    num_workers
     keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key polarizability_key loss
     forces_weight
     swa_forces_weight energy_weight swa_energy_weight virials_weight swa_virials_weight stress_weight
@@ -65,7 +66,7 @@ REFUSED_CHOICES = {
 
 INERT = set(
     """
-    downloads_dir enable_cueq only_cueq enable_oeq num_workers multi_processed_test compute_polarizability
+    downloads_dir enable_cueq only_cueq enable_oeq multi_processed_test compute_polarizability
     compute_atomic_dipole les_arguments kspace_cutoff_factor atomic_multipoles_max_l atomic_multipoles_smearing_width
     field_feature_max_l field_feature_widths field_feature_norms num_recursion_steps field_si
     include_electrostatic_self_interaction add_local_electron_energy quadrupole_feature_corrections

@@ -20,6 +20,7 @@ from mace.inspection.distortions import compare_distorted, strain_between
 from mace.inspection.findings import KINDS, check_allowed
 from mace.inspection.flat import flatten
 from mace.inspection.inspection import DataReport
+from mace.structures.collection import ListedStructures
 from mace.structures.configuration import Configuration
 from mace.structures.stress import full_tensor
 
@@ -408,7 +409,7 @@ def test_forces_and_stress_are_told_apart(factors: dict[str, float], ratios: tup
         Configuration(a.numbers, a.positions, a.cell.array, (True,) * 3, **labels_of(a))
         for a in changed(crystals(30), **factors)
     ]
-    found = compare_distorted(flatten("crystals.xyz", "training", frames))
+    found = compare_distorted(flatten("crystals.xyz", ListedStructures(frames)))
     assert [result.ratio for result in found] == pytest.approx(ratios, rel=0.2)
     assert all(result.is_rough for result in found)
 

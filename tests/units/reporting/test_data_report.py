@@ -17,7 +17,7 @@ from ase.io import write
 from rich.console import Console
 from training_runs import copper, isolated_atoms, water
 
-from mace.inspection.groups import distribution
+from mace.inspection.distributions import distribution
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
 from mace.pages.charts import histogram
 from mace.pages.data_page import write_page

@@ -62,7 +62,7 @@ def test_a_batch_is_the_sum_of_its_structures(word: str) -> None:
     """Each computed in a graph of its own, where only one head is evaluated, and divided by the counts of all."""
     model, loss, members = files.model(files.with_heads(*HEADS)), make_loss(word, WEIGHTS, 0.3), structures((1.0, 2.5))
     value, found = gradient(model, members, loss)
-    counts = loss.counts(dataset(model, members).targets(range(5)))
+    counts = loss.counts(dataset(model, members), np.arange(5))
     expected, summed = 0.0, {name: torch.zeros_like(each) for name, each in found.items()}
     for configuration in members:
         batch = dataset(model, [configuration]).batch([0])
@@ -73,7 +73,10 @@ def test_a_batch_is_the_sum_of_its_structures(word: str) -> None:
         # the loss alone divides by its own counts, term by term
         for term in loss.terms:
             own = Loss(loss.name, (term,))
-            here, whole = int(term.count(batch.targets)), int(counts[term.name])
+            here, whole = (
+                int(term.count(batch.targets.labeled[term.name], batch.targets.atoms_per_structure)),
+                int(counts[term.name]),
+            )
             if here:
                 _, of_term = gradient(model, [configuration], own)
                 for name, each in of_term.items():

@@ -39,9 +39,12 @@ def structure(n_atoms: int, seed: int = 0, **labels: Any) -> Configuration:
     )
 
 
+def dataset_of(*structures: Configuration) -> InMemoryDataset:
+    return InMemoryDataset(structures, ElementTable((1,)), 0.5)
+
+
 def targets_of(*structures: Configuration) -> Targets:
-    dataset = InMemoryDataset(structures, ElementTable((1,)), 0.5)
-    return dataset.batch(range(len(structures))).targets
+    return dataset_of(*structures).batch(range(len(structures))).targets
 
 
 def prediction_of(*structures: Configuration, dtype: torch.dtype = torch.float64) -> Prediction:
@@ -159,7 +162,7 @@ def test_batches_add_up_to_the_loss_of_the_whole(name: str, sizes: tuple[int, ..
 def test_parts_divided_by_the_counts_of_the_whole_add_up_to_its_loss(name: str, sizes: tuple[int, ...]) -> None:
     loss = make_loss(name, WEIGHTS)
     items = [structure(n, energy=None if n == 3 else 0.5, stress=None if n < 4 else CELL) for n in range(2, 7)]
-    counts, total, start = loss.counts(targets_of(*items)), 0.0, 0
+    counts, total, start = loss.counts(dataset_of(*items), np.arange(len(items))), 0.0, 0
     for size in sizes:
         part = items[start : start + size]
         start += size
