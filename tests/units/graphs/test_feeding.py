@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ from mace.graphs.dataset import Batch, Subset
 from mace.graphs.feeding import Feeding
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
+from mace.graphs.prepared import StoredDataset
 from mace.structures.configuration import Configuration
+from mace.structures.prepared import StoredStructures, finish_set
+from mace.structures.shards import shard_content, write_file
 from mace.training.memory import EdgeLimit
 
 WORKERS = (0, 1, 4, 16)
@@ -165,6 +169,41 @@ def test_batches_gathered_ahead_have_no_more_edges_than_agreed(monkeypatch: pyte
         for taken, structures in enumerate(feed):
             time.sleep(0.005)
             assert len(dataset.gathered) <= taken + 1
+            feed.batch(structures)
+
+
+def stored(folder: Path) -> StoredDataset:
+    """Write the structures as a prepared set of three parts without neighbors, and open it."""
+    parts = [PLAIN.structures.take(places) for places in np.array_split(np.arange(40), 3)]
+    entries = [
+        write_file(folder / f"shard-{number}.safetensors", shard_content(part), len(part))
+        for number, part in enumerate(parts)
+    ]
+    finish_set(folder, entries, written_by="a test", r_max=None)
+    return StoredDataset(StoredStructures(folder), ElementTable((1, 8)), 2.5, ("Default",))
+
+
+def test_what_is_on_disk_is_gathered_by_threads_as_from_memory(tmp_path: Path) -> None:
+    for workers in (None, 0, 4):
+        with Feeding(workers).open(stored(tmp_path), steps()) as feed:
+            for structures in feed:
+                assert same(contents(feed.batch(structures)), contents(PLAIN.batch(structures)))
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_damaged_part_is_named_with_the_structures_that_need_it(tmp_path: Path, workers: int) -> None:
+    dataset, path = stored(tmp_path), tmp_path / "shard-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    dataset.stored._opened.clear()
+    path.write_bytes(content)
+    with (
+        pytest.raises(
+            UserError, match=r"^train.xyz: structures? [\d, ]+ cannot be made .*shard-1.safetensors: .*damaged"
+        ),
+        Feeding(workers).open(dataset, steps()) as feed,
+    ):
+        for structures in feed:
             feed.batch(structures)
 
 
@@ -396,7 +435,10 @@ from mace.elements import ElementTable
 from mace.graphs import feeding
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
+from mace.graphs.prepared import StoredDataset
 from mace.structures.configuration import Configuration
+from mace.structures.prepared import StoredStructures, finish_set
+from mace.structures.shards import shard_content, write_file
 
 class Hanging(InMemoryDataset):
     def neighbors(self, structures):
