@@ -82,7 +82,7 @@ class StoredDataset(Dataset):
 
     def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the atoms of each of some structures that have a neighbor."""
-        bonded = self.stored.kept("atoms_with_neighbors") if self._has_pairs else self._bonded
+        bonded = self.stored.kept("n_connected") if self._has_pairs else self._bonded
         return bonded[np.asarray(structures, dtype=np.int64)]
 
 

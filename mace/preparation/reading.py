@@ -312,12 +312,30 @@ def read_sets(
     # the set of the test file has no name
     tests = {"": read("test_file", "Test set")} if settings.test_file is not None else {}
     if settings.test_dir is not None:
-        folder = Path(settings.test_dir)
-        if not folder.is_dir():
-            raise UserError(f"--test_dir: {folder} is not a folder.")
-        for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[path.stem] = read("test_dir", "Test set", str(path))
+        for name, path in _test_sets_in(Path(settings.test_dir)).items():
+            tests[name] = read("test_dir", "Test set", path)
     return DataSets(training, validation, tests)
+
+
+def _test_sets_in(folder: Path) -> dict[str, str]:
+    """List the test sets of a folder by name: files, and folders of their parts.
+
+    Raises:
+        UserError: If it is no folder, or two of them have one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--test_dir: {folder} is not a folder.")
+    found: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.endswith("-lock"):  # which LMDB leaves beside its files
+            continue
+        name = path.name if path.is_dir() else path.stem
+        if name in found:
+            raise UserError(
+                f"--test_dir: {found[name]} and {path} would both be the test set {name}; rename one of them."
+            )
+        found[name] = str(path)
+    return found
 
 
 def inspect_data(

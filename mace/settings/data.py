@@ -84,7 +84,7 @@ class DataSettings(Settings):
 
     train_file: Files | None = setting(
         None,
-        "structures to train on (any format ASE reads)",
+        "structures to train on (any format ASE reads, HDF5 of mace-torch, LMDB; also folders)",
         group="Data",
         kind="several",
         placeholder="FILE...",
@@ -117,7 +117,7 @@ class DataSettings(Settings):
         expects=_FILES,
     )
     test_dir: str | None = setting(
-        None, "folder with several test sets, one file each", group="Data", placeholder="DIR"
+        None, "folder with several test sets, each a file or a folder of parts", group="Data", placeholder="DIR"
     )
     batch_size: int = setting(10, "structures per training step, of each process", group="Data", ge=1)
     batch_edges: int | None = setting(

@@ -24,7 +24,7 @@ class UnsupportedSettings(Settings):
     only_cueq: bool = setting(False, "use cuEquivariance throughout", inert=_KERNELS)
     enable_oeq: bool = setting(False, "use OpenEquivariance", inert=_KERNELS)
     multi_processed_test: bool = setting(
-        False, "preprocessed test data come in several parts", inert="test structures are read from files ASE reads"
+        False, "preprocessed test data come in several parts", inert="a folder in --test_dir is one test set"
     )
     statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
