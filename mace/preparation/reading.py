@@ -16,7 +16,7 @@ from mace.finetuning.foundation import Foundation, open_foundation
 from mace.finetuning.starting_weights import StartingWeights
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
-from mace.inspection.parts import COLUMNS, PartReport
+from mace.inspection.parts import COLUMNS, PartReport, merge_parts
 from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
@@ -43,6 +43,7 @@ from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, sources_of
+from mace.structures.stored_reading import StoredPart
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,12 +97,17 @@ class InputData:
 
 
 def inspected(result: ReadResult) -> PartReport | None:
-    """Return what was found in structures when they were prepared; None if they are not all of one prepared set."""
-    if len(result.stored) != 1 or len(result.paths) != 1:
+    """Return what was found in structures when they were prepared; None if they are not all of prepared sets."""
+    if not result.stored or len(result.stored) != len(result.paths):
         return None
-    (part,) = result.stored
+    reports = [_report_of(part) for part in result.stored]
+    return None if None in reports else merge_parts(report for report in reports if report is not None)
+
+
+def _report_of(part: StoredPart) -> PartReport | None:
+    """Return what was found in the structures that a prepared set has for a head; None if it was not stored."""
     documents = part.stored.manifest.inspection
-    heads = result.configurations.heads.present()
+    heads = part.configurations.heads.present()
     document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
     if document is None or len(heads) != 1:
         return None

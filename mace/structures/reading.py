@@ -174,6 +174,7 @@ def read_sources(
     configurations: list[Configuration] = []
     isolated_atoms: list[Configuration] = []
     stored: list[StoredPart] = []
+    weights: list[Mapping[str, float]] = []
     with collection_paused():
         for file, source in expanded:
             if is_prepared(file):
@@ -181,15 +182,17 @@ def read_sources(
                 parts += [ListedStructures(configurations), opened.configurations]
                 isolated_atoms += opened.isolated_atoms
                 files += opened.labels
+                weights += [source.config_type_weights] * len(opened.labels)
                 stored.append(opened)
                 configurations = []
                 continue
             part = FilePart(file, source, naming)
             found = read_part(part, observe=observe, progress=progress, skip_non_finite=skip_non_finite)
             files.append(found.labels)
+            weights.append(source.config_type_weights)
             configurations += found.configurations
             isolated_atoms += found.isolated_atoms
-    report = LabelReport(note_unused_weights(files, [source.config_type_weights for _, source in expanded]))
+    report = LabelReport(note_unused_weights(files, weights))
     structures = together([*parts, ListedStructures(configurations)])
     return ReadResult(structures, isolated_atoms, report, tuple(file for file, _ in expanded), tuple(stored))
 
