@@ -73,12 +73,13 @@ class Feeding:
     """How the steps of a run get their batches.
 
     Attributes:
-        workers: Number of threads that gather batches ahead; with none, steps gather them themselves.
+        workers: Number of threads that gather batches ahead; with none, steps gather them themselves. If None, there is
+            one where that saves time.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
     """
 
-    workers: int = 0
+    workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
 
@@ -87,6 +88,10 @@ class Feeding:
         """Return what the settings of a run ask for."""
         is_locked = settings.pin_memory and device.type == "cuda"
         return cls(settings.num_workers, device if is_locked else None, heed)
+
+    def threads_for(self, dataset: Dataset) -> int:
+        """Return how many threads gather the batches of a data set."""
+        return int(dataset.on_disk) if self.workers is None else self.workers
 
     def open(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step] = _at_once) -> Feed[Step]:
         """Return the batches of a pass through a data set, for a ``with`` statement.
@@ -132,7 +137,8 @@ class Feed(Generic[Step]):
         self._step, self._steps, self._tasks = 0, deque[Step](), deque[_Task]()
         self._plan = self._planned()
         self._queue, self._closing = SimpleQueue["_Task | None"](), threading.Event()
-        self._threads, self._most_threads = list[threading.Thread](), feeding.workers
+        self._workers = feeding.threads_for(dataset)
+        self._threads, self._most_threads = list[threading.Thread](), self._workers
         self.waited = 0.0
 
     def __len__(self) -> int:
@@ -141,7 +147,7 @@ class Feed(Generic[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps."""
-        if not self._feeding.workers:
+        if not self._workers:
             yield from self._pass
             return
         while True:
@@ -180,7 +186,7 @@ class Feed(Generic[Step]):
 
     def _fill(self) -> None:
         """Hand the threads as many tasks as may be gathered ahead, one at least."""
-        most = AHEAD_OF_EACH * self._feeding.workers
+        most = AHEAD_OF_EACH * self._workers
         while not self._tasks or (len(self._tasks) < most and sum(task.n_edges for task in self._tasks) < EDGES_AHEAD):
             task = next(self._plan, None)
             if task is None:
@@ -200,9 +206,7 @@ class Feed(Generic[Step]):
         try:
             thread.start()
         except RuntimeError as error:  # there is a limit on the processes and threads of a user
-            wanted = (
-                f"--num_workers={self._feeding.workers}: only {len(self._threads)} threads can be started ({error})"
-            )
+            wanted = f"--num_workers={self._workers}: only {len(self._threads)} threads can be started ({error})"
             if not self._threads:
                 raise UserError(f"{wanted}; with --num_workers=0 none is needed.") from error
             self._most_threads = len(self._threads)
@@ -226,6 +230,15 @@ class Feed(Generic[Step]):
                     raise UserError(f"{waiting}; see whether its disk can be reached; {_WAY_OUT}")
                 _LOGGER.warning("%s; can its disk be reached?", waiting)
 
+    def _named(self, structures: np.ndarray) -> str:
+        """Name structures by file and index, or by their places if the disk does not even tell that."""
+        named: Future[str] = Future()
+        describe = self._dataset.describe
+        threading.Thread(target=lambda: named.set_result(describe(structures)), daemon=True).start()
+        if wait([named], LOOK).done:
+            return named.result()
+        return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
+
     def _attempt(self, structures: np.ndarray) -> Future[Batch]:
         """Gather a batch in this thread."""
         batch: Future[Batch] = Future()
@@ -242,21 +255,12 @@ class Feed(Generic[Step]):
         _LOGGER.debug("A batch cannot be gathered", exc_info=error)
         alone = [self._attempt(structures[[place]]).exception() for place in range(len(structures))]
         faulty = [found is not None for found in alone]
-        named = self._named(structures[faulty] if any(faulty) else structures)
+        named = self._dataset.describe(structures[faulty] if any(faulty) else structures)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{named} cannot be made into a batch: {reason.rstrip('.')}.") from error
 
-    def _named(self, structures: np.ndarray) -> str:
-        """Name structures by file and index, or by their places where that cannot be read either."""
-        try:
-            return self._dataset.describe(structures)
-        except (OSError, ValueError):
-            return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
-
     def __enter__(self) -> Feed[Step]:
-        """Return the object itself; what the data set makes on first use is made here, once for all threads."""
-        if self._feeding.workers:
-            self._dataset.labeled("energy")
+        """Return the object itself."""
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from mace.graphs.pairs import find_pairs
+from mace.graphs.small_structures import Cells
 from mace.structures.configuration import Configuration
 from mace.structures.flat import ragged_rows
 
@@ -98,8 +99,12 @@ def find_neighbors(
     Raises:
         UserError: See `mace.graphs.pairs.find_pairs`.
     """
-    # a hair beyond, so that only the comparison in `select_near` decides
-    return select_near(*find_pairs(positions, cell, pbc, r_max * (1.0 + 1e-9), where), positions, cell, r_max)
+    return select_near(*find_pairs(positions, cell, pbc, _beyond(r_max), where), positions, cell, r_max)
+
+
+def _beyond(r_max: float) -> float:
+    """Return a cutoff a hair larger, so that only the comparison in `_near` decides."""
+    return r_max * (1.0 + 1e-9)
 
 
 def select_near(
@@ -163,7 +168,7 @@ def edges_of_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) 
 
 
 def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> Neighbors:
-    """Find the neighbors of many structures; those that repeat in no direction are searched together, which is faster.
+    """Find the neighbors of many structures; see `find_all_pairs`.
 
     Args:
         configurations: The structures, one at least.
@@ -175,19 +180,50 @@ def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) ->
     Raises:
         UserError: See `mace.graphs.pairs.find_pairs`.
     """
-    together, alone = list[int](), list[int]()
-    for place, c in enumerate(configurations):
-        is_free = not any(c.pbc) and c.n_atoms <= _MOST_TOGETHER and np.abs(c.positions).max() < _NEAR
-        (together if is_free else alone).append(place)
-    parts = [_find_apart([configurations[place].positions for place in together], r_max)] if together else []
-    for c in map(configurations.__getitem__, alone):
-        parts.append(find_neighbors(c.positions, c.cell, c.pbc, r_max, c.where()))
-    found = join_neighbors(parts)
-    return found.take(np.argsort([*together, *alone])) if together and alone else found
+    n_atoms = np.array([configuration.n_atoms for configuration in configurations])
+    return edges_of_pairs(n_atoms, *find_all_pairs(configurations, r_max))
 
 
-def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> Neighbors:
-    """Find the neighbors of structures without images: put them side by side, out of each other's reach."""
+def find_all_pairs(configurations: Sequence[Configuration], r_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the pairs of neighbors in many structures.
+
+    Small ones are searched together, and so are others that repeat in no direction, which is faster.
+
+    Args:
+        configurations: The structures, one at least.
+        r_max: Cutoff in Angstrom.
+
+    Returns:
+        How many pairs each structure has, ``[structures]``, and the pairs, one structure after the other: sender and
+        receiver, from zero in each structure, and the lattice translations of the receiver's image, ``[pairs, 5]``.
+
+    Raises:
+        UserError: See `mace.graphs.pairs.find_pairs`.
+    """
+    cells = Cells.of(configurations, r_max)
+    is_small = cells.are_small()
+    small = np.flatnonzero(is_small)
+    n_pairs, pairs, is_doubtful = cells.take(small).search()
+    is_small[small[is_doubtful]] = False
+    if is_small.all():
+        return n_pairs, pairs
+    found, order = [(n_pairs[~is_doubtful], pairs)], [small[~is_doubtful]]
+    is_free = ~is_small & ~cells.pbc.any(axis=1) & (cells.n_atoms <= _MOST_TOGETHER) & (cells.farthest < _NEAR)
+    if is_free.any():
+        order.append(np.flatnonzero(is_free))
+        found.append(_find_apart([configurations[place].positions for place in order[-1].tolist()], r_max))
+    for place in np.flatnonzero(~is_small & ~is_free).tolist():
+        c = configurations[place]
+        near = _near(*find_pairs(c.positions, c.cell, c.pbc, _beyond(r_max), c.where()), c.positions, c.cell, r_max)
+        order.append(np.array([place]))
+        found.append((np.array([len(near)]), near))
+    counts, rows = (np.concatenate(column) for column in zip(*found, strict=True))
+    back = np.argsort(np.concatenate(order))
+    return counts[back], rows[ragged_rows((np.cumsum(counts) - counts)[back], counts[back])]
+
+
+def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the pairs of structures without images: put them side by side, out of each other's reach."""
     n_atoms = np.array([len(positions) for positions in structures])
     first_atom = np.concatenate([[0], np.cumsum(n_atoms)])
     positions = np.concatenate(structures)
@@ -197,11 +233,11 @@ def _find_apart(structures: Sequence[np.ndarray], r_max: float) -> Neighbors:
     widths = extents[:, 0] + reach + 1.0
     lowest[:, 0] -= np.concatenate([[0.0], np.cumsum(widths)[:-1]])
     apart = positions - np.repeat(lowest, n_atoms, axis=0)
-    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), reach * (1.0 + 1e-9))
+    pairs = find_pairs(apart, np.zeros((3, 3)), (False, False, False), _beyond(reach))
     near = _near(*pairs, positions, np.zeros((3, 3)), r_max)
     n_pairs = np.diff(np.searchsorted(near[:, 0], first_atom))
     near[:, :2] -= np.repeat(first_atom[:-1], n_pairs)[:, None]  # let atoms of every structure count from zero
-    return edges_of_pairs(n_atoms, n_pairs, near)
+    return n_pairs, near
 
 
 def _near(

@@ -47,7 +47,7 @@ def find_pairs(
     box, heights = _closed_cell(positions, cell, pbc, upright, r_max)
     _refuse_endless_search(len(positions), heights, pbc, r_max, where)
     if not any(pbc) and r_max > np.linalg.norm(heights):
-        sender, receiver = np.triu_indices(len(positions), 1)  # nobody is farther than that
+        receiver, sender = np.tril_indices(len(positions), -1)  # nobody is farther than that
         return sender, receiver, np.zeros((len(sender), 3), dtype=np.int64)
     # vesin is exact for atoms near the origin cell; far-away copies are brought home and their translations kept
     translation = np.zeros((len(positions), 3), dtype=np.int64)

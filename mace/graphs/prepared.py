@@ -35,6 +35,8 @@ class StoredDataset(Dataset):
             read.
     """
 
+    on_disk = True
+
     def __init__(
         self,
         structures: StoredStructures,
@@ -98,6 +100,7 @@ class JoinedDataset(Dataset):
         first = parts[0]
         super().__init__(structures, first.elements, first.r_max, first.heads)
         self._joined, self._parts = structures, list(parts)
+        self.on_disk = any(part.on_disk for part in parts)
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""

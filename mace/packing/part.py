@@ -13,7 +13,7 @@ import numpy as np
 
 from mace.errors import UserError
 from mace.files.durable import is_full
-from mace.graphs.neighbor_pairs import find_pairs_of_all
+from mace.graphs.neighbors import find_all_pairs
 from mace.processes.garbage_collection import collection_paused
 from mace.structures.collection import ListedStructures
 from mace.structures.configuration import Configuration
@@ -27,6 +27,12 @@ RECORDS = ".parts"
 
 MOST_ATOMS = 100_000
 """Atoms in a shard, unless a single structure has more."""
+
+COUNTED_PAIRS, BONDED = "counted_pairs", "atoms_with_neighbors"
+"""Columns with the number of pairs where these are not kept, and with that of atoms that have neighbors."""
+
+_SEARCHED_TOGETHER = 64
+"""How many structures the neighbors are searched of at once."""
 
 
 @dataclass(frozen=True)
@@ -178,13 +184,34 @@ def _divided(configurations: Sequence[Configuration]) -> Iterator[list[Configura
 
 def _write(path: Path, group: Sequence[Configuration], task: PartTask) -> FileEntry:
     """Write one shard, with the neighbors or their numbers if these are asked for."""
-    pairs, columns = None, {}
-    if task.r_max is not None:
-        found = find_pairs_of_all(group, task.r_max)
-        n_atoms = np.array([configuration.n_atoms for configuration in group])
-        columns = {"n_edges": (2 * found.n_pairs).astype(np.int32), "n_connected": found.count_connected(n_atoms)}
-        pairs = (found.n_pairs, found.rows) if task.keeps_pairs else None
-    return write_file(path, shard_content(ListedStructures(group), pairs, columns), len(group))
+    if task.r_max is None:
+        return write_file(path, shard_content(ListedStructures(group)), len(group))
+    searched = [
+        count_bonded(group[first : first + _SEARCHED_TOGETHER], task.r_max)
+        for first in range(0, len(group), _SEARCHED_TOGETHER)
+    ]
+    n_pairs, pairs, bonded = (np.concatenate(column) for column in zip(*searched, strict=True))
+    if task.keeps_pairs:
+        content = shard_content(ListedStructures(group), (n_pairs, pairs), {BONDED: bonded})
+    else:
+        content = shard_content(ListedStructures(group), None, {COUNTED_PAIRS: n_pairs, BONDED: bonded})
+    return write_file(path, content, len(group))
+
+
+def count_bonded(group: Sequence[Configuration], r_max: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Search some structures.
+
+    Returns:
+        How many pairs of neighbors each has, ``[structures]``; the pairs, see `find_all_pairs`, ``[pairs, 5]``; and how
+        many atoms of each have a neighbor, ``[structures]``; all int32.
+    """
+    n_pairs, pairs = find_all_pairs(group, r_max)
+    n_atoms = np.array([configuration.n_atoms for configuration in group])
+    first = np.cumsum(n_atoms) - n_atoms
+    bonded = np.zeros(int(n_atoms.sum()), dtype=np.int32)
+    bonded[pairs[:, 0] + np.repeat(first, n_pairs)] = 1
+    bonded[pairs[:, 1] + np.repeat(first, n_pairs)] = 1
+    return n_pairs.astype(np.int32), pairs.astype(np.int32), np.add.reduceat(bonded, first)
 
 
 def find_record(task: PartTask) -> PartRecord | None:

@@ -124,7 +124,7 @@ class Trainer:
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
         limit = self._limits["training"]
         self._feeding = Feeding.of(self.settings, context.device, self._heed)
-        self.waiting = WaitingTime(self.settings.num_workers)
+        self.waiting = WaitingTime(self._feeding.threads_for(train_set))
         self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, self._feeding)
 
     @property

@@ -109,6 +109,7 @@ SAMPLES = {
 DEFAULT_DIFFERENCES = {
     "plot_interaction_e": (False, True),
     "launcher": ("slurm", "auto"),
+    "num_workers": (0, None),
     **{
         f"{label}_key": (f"DefaultKeys.{label.upper()}.value", None)
         for label in (

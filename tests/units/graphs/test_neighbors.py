@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mace.graphs.neighbors import Neighbors, find_all_neighbors, find_neighbors
+from mace.graphs.small_structures import Cells
 from mace.structures.configuration import Configuration
 
 PBC = tuple(product((False, True), repeat=3))
@@ -144,6 +145,42 @@ def test_no_neighbors() -> None:
     n = find_neighbors(np.array([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]), np.zeros((3, 3)), (False,) * 3, 3.0)
     assert len(n.edge_sender) == len(n.pair_sender) == len(n.edge_rank) == 0
     assert n.pair_shift.shape == (0, 3) and n.pair_edges.shape == (0, 2)
+
+
+@QUICK
+@given(st.lists(boxes(), min_size=1, max_size=4))
+def test_small_structures_together_are_those_one_by_one(
+    given_boxes: list[tuple[np.ndarray, np.ndarray, tuple[bool, bool, bool], float]],
+) -> None:
+    """To the last bit and in the same order, whatever the cells are."""
+    r_max = given_boxes[0][3]
+    structures = [Configuration(np.ones(len(p), dtype=int), p, cell, pbc) for p, cell, pbc, _ in given_boxes]
+    assert_same_as_alone(structures, r_max)
+
+
+def test_distances_that_are_the_cutoff_are_decided_as_ever() -> None:
+    """In a crystal whole shells of neighbors are exactly there; which of them count is decided by rounding."""
+    rng = np.random.default_rng(5)
+    sites = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    structures = []
+    for lattice in (2.0, 2.5, 10.0 / 3.0, 5.0):
+        shaken = sites @ (lattice * np.eye(3)) + rng.normal(size=(4, 3))
+        structures += [
+            Configuration(np.ones(4, dtype=int), positions, lattice * np.eye(3), (True,) * 3)
+            for positions in (sites * lattice, sites * lattice - 17.3, shaken)
+        ]
+    assert Cells.of(structures, 5.0).are_small().all()
+    doubtful = Cells.of(structures, 5.0).search()[2]
+    assert doubtful.any() and not doubtful.all()
+    assert_same_as_alone(structures, 5.0)
+
+
+def assert_same_as_alone(structures: list[Configuration], r_max: float) -> None:
+    together = find_all_neighbors(structures, r_max)
+    for place, c in enumerate(structures):
+        found, alone = together.take(np.array([place])), find_neighbors(c.positions, c.cell, c.pbc, r_max)
+        for name in Neighbors.__dataclass_fields__:
+            assert np.array_equal(getattr(found, name), getattr(alone, name)), (place, name)
 
 
 def test_many_structures_at_once_are_those_one_by_one() -> None:

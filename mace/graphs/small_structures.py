@@ -1,13 +1,13 @@
-"""Pairs of neighbors in many structures at once; small structures are searched together, which is much faster."""
+"""Pairs of neighbors in many small structures together, which is several times faster than one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from mace.graphs.neighbors import find_all_neighbors
 from mace.structures.configuration import Configuration
 from mace.structures.flat import ragged_rows
 
@@ -15,83 +15,18 @@ _MOST_CANDIDATES = 20_000.0
 """Pairs and images of a structure up to which all of them are looked at, instead of dividing it into bins."""
 
 _NEAR = 1000.0
-"""Angstrom from the origin, up to which positions are precise enough for that."""
+"""Angstrom up to which positions and cells are precise enough for that; others may be senseless, too."""
 
 _FLATTEST = 1.0e-3
 """Volume of a cell with edges of one, below which images are not told from its inverse."""
-
-_TOGETHER = 64
-"""Structures that are searched at once."""
 
 _HAIR = 1.0e-9
 """Share of the cutoff within which rounding may decide whether two atoms are neighbors."""
 
 
 @dataclass(frozen=True)
-class NeighborPairs:
-    """The pairs of neighbors of some structures, one structure after the other.
-
-    Attributes:
-        n_pairs: How many pairs each structure has, ``[structures]``.
-        rows: For each pair sender, receiver and the lattice translations of the receiver's image, ``[pairs, 5]``. Atoms
-            are counted from zero in each structure; direction and order are those of `mace.graphs.pairs.find_pairs`.
-    """
-
-    n_pairs: np.ndarray
-    rows: np.ndarray
-
-    def count_connected(self, n_atoms: np.ndarray) -> np.ndarray:
-        """Count the atoms of each structure that have a neighbor.
-
-        Args:
-            n_atoms: Number of atoms of each structure, ``[structures]``.
-        """
-        first = np.repeat(np.cumsum(n_atoms) - n_atoms, self.n_pairs)
-        connected = np.zeros(int(n_atoms.sum()), dtype=np.int32)
-        connected[first + self.rows[:, 0]] = 1
-        connected[first + self.rows[:, 1]] = 1
-        return np.add.reduceat(connected, np.cumsum(n_atoms) - n_atoms)
-
-
-def find_pairs_of_all(configurations: Sequence[Configuration], r_max: float) -> NeighborPairs:
-    """Find the pairs of neighbors in many structures.
-
-    Args:
-        configurations: One at least.
-        r_max: Cutoff in Angstrom.
-
-    Returns:
-        The pairs of `mace.graphs.neighbors.find_neighbors`.
-
-    Raises:
-        UserError: See `mace.graphs.pairs.find_pairs`.
-    """
-    found = [_find(configurations[k : k + _TOGETHER], r_max) for k in range(0, len(configurations), _TOGETHER)]
-    return NeighborPairs(np.concatenate([part.n_pairs for part in found]), np.concatenate([p.rows for p in found]))
-
-
-def _find(configurations: Sequence[Configuration], r_max: float) -> NeighborPairs:
-    """Find the pairs of a few structures: of the small ones together, of all others one by one."""
-    cells = _Cells.of(configurations, r_max)
-    is_small = cells.are_small()
-    small = np.flatnonzero(is_small)
-    counts, rows, is_doubtful = cells.take(small).search()
-    is_small[small[is_doubtful]] = False
-    if is_small.all():
-        return NeighborPairs(counts, rows)
-    others = np.flatnonzero(~is_small)
-    searched = find_all_neighbors([configurations[place] for place in others.tolist()], r_max)
-    pairs = np.column_stack([searched.pair_sender, searched.pair_receiver, searched.pair_shift])
-    n_pairs, first = np.zeros(len(configurations), dtype=np.int64), np.zeros(len(configurations), dtype=np.int64)
-    n_pairs[small], first[small] = counts, np.cumsum(counts) - counts
-    n_pairs[others], first[others] = searched.n_pairs, len(rows) + searched.first_pair
-    together = np.concatenate([rows, pairs.astype(np.int32)])
-    return NeighborPairs(n_pairs, together[ragged_rows(first, n_pairs)])
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Structures with what bounds the images that are in reach.
+class Cells:
+    """Structures with what bounds the images of their atoms that are in reach.
 
     Attributes:
         r_max: Cutoff in Angstrom.
@@ -112,11 +47,18 @@ class _Cells:
     reach: np.ndarray
 
     @classmethod
-    def of(cls, configurations: Sequence[Configuration], r_max: float) -> _Cells:
+    def of(cls, configurations: Sequence[Configuration], r_max: float) -> Cells:
+        """Collect structures, one at least.
+
+        Args:
+            configurations: The structures.
+            r_max: Cutoff in Angstrom.
+        """
         cell = np.stack([c.cell for c in configurations])
         pbc = np.array([c.pbc for c in configurations], dtype=bool)
         box = np.where(pbc[:, :, None], cell, np.eye(3))
-        for place in np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1)):
+        is_finite = np.isfinite(cell).all(axis=(1, 2))
+        for place in np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1) & is_finite):
             box[place, ~pbc[place]] = np.linalg.svd(cell[place, pbc[place]])[2][pbc[place].sum() :]
         lengths = np.linalg.norm(box, axis=2)
         with np.errstate(all="ignore"):  # what is not finite is searched alone, and refused there
@@ -133,15 +75,20 @@ class _Cells:
         return np.cumsum(self.n_atoms) - self.n_atoms
 
     def are_small(self) -> np.ndarray:
-        """Return which structures have so few pairs and images that all of them can be looked at, ``[structures]``."""
+        """Return which structures have so few pairs and images that `search` can look at all, ``[structures]``."""
         images = np.where(self.pbc, 2.0 * self.reach + 1.0, 1.0).prod(axis=1)
-        farthest = np.maximum.reduceat(np.abs(self.positions).max(axis=1), self._first)  # NaN where there is any
-        return (0.5 * self.n_atoms**2 * images < _MOST_CANDIDATES) & (farthest < _NEAR)
+        largest = np.where(self.pbc[:, :, None] | ~np.isfinite(self.cell), np.abs(self.cell), 0.0).max(axis=(1, 2))
+        return (0.5 * self.n_atoms**2 * images < _MOST_CANDIDATES) & (self.farthest < _NEAR) & (largest < _NEAR)
 
-    def take(self, structures: np.ndarray) -> _Cells:
+    @cached_property
+    def farthest(self) -> np.ndarray:
+        """Largest coordinate of each structure in Angstrom, NaN where any is, ``[structures]``."""
+        return np.maximum.reduceat(np.abs(self.positions).max(axis=1), self._first)
+
+    def take(self, structures: np.ndarray) -> Cells:
         """Return some of the structures."""
         atoms = ragged_rows(self._first[structures], self.n_atoms[structures])
-        return _Cells(
+        return Cells(
             self.r_max,
             self.n_atoms[structures],
             self.positions[atoms],
@@ -152,8 +99,10 @@ class _Cells:
         """Look at all pairs and those of their images that may be in reach, in the agreed order.
 
         Returns:
-            How many pairs each structure has, ``[structures]``; the pairs, ``[pairs, 5]``; and in which structures
-            rounding decides, which have no pairs here, ``[structures]``.
+            How many pairs each structure has, ``[structures]``; for each pair sender, receiver and the lattice
+            translations of the receiver's image, ``[pairs, 5]``, with the directions and in the order of
+            `mace.graphs.pairs.find_pairs`; and in which structures rounding decides, which have no pairs here,
+            ``[structures]``.
         """
         n_all = self.n_atoms * (self.n_atoms + 1) // 2
         structure = np.repeat(np.arange(len(n_all)), n_all)
@@ -184,7 +133,7 @@ class _Cells:
         if is_doubtful.any():
             kept = ~is_doubtful[of_structure]
             pair, shift, of_structure = pair[kept], shift[kept], of_structure[kept]
-        rows = np.column_stack([sender[pair], receiver[pair], shift]).astype(np.int32)
+        rows = np.column_stack([sender[pair], receiver[pair], shift])
         return np.bincount(of_structure, minlength=len(n_all)), rows, is_doubtful
 
 
