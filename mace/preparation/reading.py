@@ -145,7 +145,7 @@ def read_and_check(
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
     pages = None if page is None or len(heads) == 1 else {name: page(name).name for name in heads}
     for name, report in reports.items():
-        _log_report(report, "" if len(heads) == 1 else f"{name}: ")
+        log_report(report, "" if len(heads) == 1 else f"{name}: ")
         if page is not None:
             path, run = page(name), page(DEFAULT_HEAD).stem.removesuffix("_data")
             with OptionalOutput(path):
@@ -233,7 +233,7 @@ def labels_of_all(sets: Mapping[str, DataSets]) -> LabelReport:
     return LabelReport(tuple(file for of_head in sets.values() for file in of_head.training.report.files))
 
 
-def _log_report(report: DataReport, prefix: str) -> None:
+def log_report(report: DataReport, prefix: str) -> None:
     """Log what the files of a head hold, and what deserves attention."""
     for line in summary_lines(report):
         _LOGGER.info("%s%s", prefix, line)

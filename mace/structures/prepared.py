@@ -506,9 +506,16 @@ def select(stored: StoredStructures, structures: np.ndarray) -> tuple[StructureC
 def isolated_atoms_of(stored: StoredStructures) -> list[Configuration]:
     """Return the frames of isolated atoms of a prepared set."""
     entry = stored.manifest.isolated
-    if entry is None:
-        return []
-    file = ShardFile(stored.folder / ISOLATED, entry)
+    return [] if entry is None else structures_in(stored.folder / ISOLATED, entry)
+
+
+def structures_in(path: Path, entry: FileEntry) -> list[Configuration]:
+    """Read a file of few structures, as a whole.
+
+    Raises:
+        UserError: If it cannot be read or is damaged.
+    """
+    file = ShardFile(path, entry)
     columns = file.columns()
     index, flat = columns.pop("index").tolist(), FlatStructures(columns.pop("n_atoms").astype(np.int64), columns)
     named = {name: [file.names[name][code] for code in columns.pop(name).tolist()] for name in NAMED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -170,11 +170,11 @@ def read_sources(
     expanded = expand_sources(sources)
     naming = HeadNaming(head, head_key, tuple(heads))
     files: list[FileLabels] = []
+    weights: list[Mapping[str, float]] = []
     parts: list[StructureCollection] = []
     configurations: list[Configuration] = []
     isolated_atoms: list[Configuration] = []
     stored: list[StoredPart] = []
-    weights: list[Mapping[str, float]] = []
     with collection_paused():
         for file, source in expanded:
             if is_prepared(file):
@@ -277,6 +277,7 @@ def read_part(
     observe: Callable[[Frame], None] | None = None,
     progress: Progress | None = None,
     skip_non_finite: bool = False,
+    frames: Iterator[Frame] | None = None,
 ) -> PartResult:
     """Read the structures of a part of a file with their labels, and report where the labels were found.
 
@@ -286,12 +287,13 @@ def read_part(
         observe: Called with every structure as it is in the file.
         progress: Called for every structure read.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
+        frames: The structures of the part, where the file has been opened already.
 
     Raises:
         UncertainKeyError: If a label is wrong under a key that is not the one that all parts may agree on.
         UserError: See `read_sources`.
     """
-    structures, n_with_key = _read_structures(part, observe, progress)
+    structures, n_with_key = _read_structures(part, observe, progress, frames)
     source = part.source
     candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
     present = {key for structure in structures for key in structure.found}
@@ -334,7 +336,10 @@ def read_part(
 
 
 def _read_structures(
-    part: FilePart, observe: Callable[[Frame], None] | None, progress: Progress | None
+    part: FilePart,
+    observe: Callable[[Frame], None] | None,
+    progress: Progress | None,
+    frames: Iterator[Frame] | None,
 ) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
     """Read and check the structures of a part of a file, keeping only what may be needed for the labels of each.
 
@@ -346,7 +351,7 @@ def _read_structures(
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
     names_heads = naming.names_heads
-    for index, frame in source.indexed(part.frames(), part.start):
+    for index, frame in source.indexed(part.frames() if frames is None else frames, part.start):
         names_heads = naming.names_own(frame) if names_heads is None else names_heads
         if (head := naming.head_of(frame, file, index, names_heads)) is None:
             continue

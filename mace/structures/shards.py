@@ -110,7 +110,8 @@ def shard_content(
 
 def _content(tensors: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]], layout: Layout) -> bytes:
     arrays = {name: np.ascontiguousarray(values) for name, values in sorted(tensors.items())}
-    return save(arrays, {"names": json.dumps(names), "layout": json.dumps(layout)})
+    # a single entry, because several would come in the order of chance
+    return save(arrays, {"about": json.dumps({"names": names, "layout": layout})})
 
 
 def index_content(columns: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> bytes:
@@ -155,11 +156,11 @@ class ShardFile:
                 self._verify(entry)
             length = int.from_bytes(self._pread(8, 0), "little")
             header = json.loads(self._pread(length, 8))
-            about = header.pop("__metadata__", {})
-            self.names: dict[str, list[str]] = json.loads(about.get("names", "{}"))
+            about = json.loads(header.pop("__metadata__", {}).get("about", "{}"))
+            self.names: dict[str, list[str]] = about.get("names", {})
             self.layout: Layout = {
                 tensor: [(name, tuple(shape)) for name, shape in columns]
-                for tensor, columns in json.loads(about.get("layout", "{}")).items()
+                for tensor, columns in about.get("layout", {}).items()
             }
             begin = 8 + length
             self.tensors = {

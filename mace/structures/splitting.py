@@ -169,7 +169,9 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
         UserError: If it cannot be written.
     """
     path = Path(directory) / f"{name}_valid_indices_{seed}.txt"
-    lines = [f"{configuration.index} {configuration.file}\n" for configuration in valid]
+    structures = collected(valid)
+    names = (structures.files.names[code] for code in structures.files.codes.tolist())
+    lines = [f"{index} {name}\n" for index, name in zip(structures.file_index.tolist(), names, strict=True)]
     try:
         path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
     except OSError as error:
