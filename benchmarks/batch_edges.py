@@ -3,9 +3,9 @@
     python benchmarks/batch_edges.py --folder runs/batch_edges --seeds 1 2 3
 
 Gold and copper with the labels of ASE's effective-medium potential: nine clusters of 3 to 13 atoms for each crystal of
-200. Both ways have about as many structures in a step on average, the same model, seeds and epochs. Printed are the sizes of
-the batches, peak memory and processor time of each step of an epoch (a process of its own, which measures before and
-after every step), and errors on test sets of both kinds. Trainings that are done are not repeated.
+200. Both ways have about as many structures in a step on average, the same model, seeds and epochs. Printed are the
+sizes of the batches, peak memory and processor time of each step of an epoch (a process of its own, which measures
+before and after every step), and errors on test sets of both kinds. Trainings that are done are not repeated.
 """
 
 from __future__ import annotations
