@@ -15,7 +15,6 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,10 @@ import torch
 from molecules import read_molecules
 
 from mace.elements import ElementTable
-from mace.graphs.assembly import graph_of_structures
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
-from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors, find_all_neighbors
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -44,11 +42,10 @@ class Searching(InMemoryDataset):
 
     delay = 0.0
 
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        """Gather the graph of some structures."""
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        """Search the neighbors of some structures."""
         time.sleep(self.delay * len(structures))
-        chosen = [self._configurations[int(place)] for place in structures]
-        return graph_of_structures(chosen, ElementTable((1, 6, 8)), self.r_max)
+        return find_all_neighbors([self.structures[int(place)] for place in structures], self.r_max)
 
 
 def _configurations(folder: Path) -> list[Configuration]:
@@ -89,13 +86,15 @@ class Steps:
         self.average = MovingAverage(self.model.parameters(), 0.99)
         self.loss = make_loss("weighted", {"energy": 1.0, "forces": 100.0})
 
-    def take(self, dataset: Dataset, batches: list[np.ndarray], workers: int) -> tuple[float, float, float]:
+    def take(self, dataset: Dataset, batches: list[np.ndarray], workers: int, idle: bool) -> tuple[float, float, float]:
         """Take steps; return seconds, seconds of processors and seconds of waiting, each per step."""
         start, busy = time.perf_counter(), time.process_time()
         with Feeding(workers).open(dataset, batches) as feed:
             for structures in feed:
-                loss_gradient(self.model, feed.batch(structures), self.loss)
-                update_parameters(self.model, self.optimizer, 10.0, self.average)
+                batch = feed.batch(structures)
+                if not idle:
+                    loss_gradient(self.model, batch, self.loss)
+                    update_parameters(self.model, self.optimizer, 10.0, self.average)
         ends = time.perf_counter() - start, time.process_time() - busy, feed.waited
         return ends[0] / len(batches), ends[1] / len(batches), ends[2] / len(batches)
 
@@ -111,6 +110,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15, help="of each round and number of workers")
+    parser.add_argument("--without-steps", action="store_true", help="gather only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_default_dtype(torch.float32)
@@ -120,12 +120,12 @@ def main() -> int:
     if isinstance(dataset, Searching) and options.source == "disk":
         dataset.delay = 1e-3 * options.delay
     steps, rng = Steps(options.channels), np.random.default_rng(0)
-    steps.take(dataset, [np.arange(10)] * 5, 0)
+    steps.take(dataset, [np.arange(10)] * 5, 0, False)
     found: dict[int, list[tuple[float, float, float]]] = {workers: [] for workers in options.workers}
     for _ in range(options.rounds):
         for workers in rng.permutation(options.workers).tolist():
             batches = [rng.choice(len(dataset), 10, replace=False) for _ in range(options.steps)]
-            found[workers].append(steps.take(dataset, batches, workers))
+            found[workers].append(steps.take(dataset, batches, workers, options.without_steps))
     print(f"source {options.source}; milliseconds per step, medians of {options.rounds} rounds and best")
     for workers, times in found.items():
         wall, busy, waited = (1e3 * np.median(np.array(times), axis=0)).tolist()

@@ -155,7 +155,9 @@ class Run:
 def settings_of(folder: Path, train_file: Path | str | None, *flags: str) -> TrainingSettings:
     """Read settings of a tiny run in a folder; later flags win."""
     files = () if train_file is None else (f"--train_file={train_file}",)
-    return parse_training_settings([*TINY_MODEL, *QUICK, f"--work_dir={folder}", *files, *flags])
+    by_size = any(flag.startswith(("--batch_edges", "--batch_atoms")) for flag in flags)
+    quick = [flag for flag in QUICK if not (by_size and flag.startswith("--batch_size"))]
+    return parse_training_settings([*TINY_MODEL, *quick, f"--work_dir={folder}", *files, *flags])
 
 
 def train(folder: Path, train_file: Path | str | None, *flags: str) -> Run:

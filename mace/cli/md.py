@@ -49,7 +49,7 @@ class DynamicsSettings(Settings):
         "and TRAJECTORY.state.npz, from which --restart goes on."
     )
 
-    structure: str = setting(..., "where to start: any file ASE reads", group=_START, placeholder="FILE")
+    structure: str = setting(..., "where to start: any file of structures", group=_START, placeholder="FILE")
     index: int = setting(0, "which structure of the file, from 0; -1 for the last", group=_START)
     model: list[str] = setting(
         ...,

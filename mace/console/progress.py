@@ -95,6 +95,11 @@ class TrainingProgress:
             self._live.start()
             self._draw()
 
+    def begin_epoch(self, batches: int) -> None:
+        """Say how many optimizer steps an epoch has, where that is not the same for all."""
+        self._require_start()
+        self._batches_per_epoch = batches
+
     def step(self, epoch: int, batch: int, loss: SupportsFloat | None, n_atoms: int) -> None:
         """Count one optimizer step.
 

@@ -159,7 +159,7 @@ def evaluate_files(
 
     Args:
         potential: The model; for a committee, mean and standard deviation (``_std``) are written.
-        paths: Files in any format that ASE reads, and patterns.
+        paths: Names of files, folders and patterns; see `mace.structures.sources.expand_paths`.
         output: The file to write.
         wanted: What to predict.
         batch_size: Structures per batch; on a CPU two batches run in parallel, see `mace.evaluation.side_by_side`.

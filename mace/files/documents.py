@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def to_document(value: Any) -> Any:
-    """Turn dataclasses, tuples, lists, mappings, numbers and texts into what JSON can hold.
+    """Turn dataclasses, tuples, mappings from texts, numbers and texts into what JSON can hold.
 
-    Attributes that have their default are left out. Mappings whose keys are no texts become lists of pairs.
+    Attributes that have their default are left out.
 
     Raises:
         TypeError: If there is anything else in it.
@@ -24,10 +23,8 @@ def to_document(value: Any) -> Any:
             name: to_document(each) for name, each in given.items() if each != _defaults(type(value)).get(name, ...)
         }
     if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value):
-            return {key: to_document(each) for key, each in value.items()}
-        return [[to_document(key), to_document(each)] for key, each in value.items()]
-    if isinstance(value, (tuple, list)):
+        return {key: to_document(each) for key, each in value.items()}
+    if isinstance(value, tuple):
         return [to_document(each) for each in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -56,15 +53,8 @@ def from_document(kind: Any, document: Any) -> Any:
     if origin is tuple:
         kinds = [inner[0]] * len(document) if inner[-1] is ... else inner
         return tuple(from_document(each, value) for each, value in zip(kinds, document, strict=True))
-    if origin is list:
-        return [from_document(inner[0], each) for each in document]
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        key_kind, value_kind = (inner[0], int) if origin is Counter else inner
-        pairs = document.items() if isinstance(document, Mapping) else document
-        made = {from_document(key_kind, key): from_document(value_kind, each) for key, each in pairs}
-        return Counter(made) if origin is Counter else made
-    if origin is Literal or kind is Any:
-        return document
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {key: from_document(inner[1], each) for key, each in _mapping(document).items()}
     if kind is float and isinstance(document, int):
         return float(document)
     if not isinstance(document, kind):

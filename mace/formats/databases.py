@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from mace.errors import UserError
 from mace.formats.frame import Frame
-from mace.formats.frame_file import FrameFile, with_columns
+from mace.formats.frame_file import FrameFile, reason_of, with_columns
 
 if TYPE_CHECKING:
     from ase.db.row import AtomsRow
@@ -51,9 +51,10 @@ class DatabaseFile(FrameFile):
             with connect(self.path, type=self.kind, use_lock_file=False) as database:
                 yield database
             return
+        place = str(Path(self.path).resolve())
         try:
-            place = str(Path(self.path).resolve())
             if (database := _OPEN.get(place)) is None:
+                _check_lmdb(self.path)
                 database = _OPEN[place] = connect(place, type=self.kind, use_lock_file=False, readonly=True)
         except ModuleNotFoundError as error:
             raise UserError(
@@ -78,6 +79,23 @@ class DatabaseFile(FrameFile):
             while rows:
                 yield from rows
                 rows = list(database.select([("id", ">", rows[-1].id)], sort="id", limit=_ROWS_AT_ONCE))
+
+
+def _check_lmdb(file: str) -> None:
+    """Check that a file is an LMDB and whole, because touching what is missing would kill the process.
+
+    Raises:
+        UserError: If it is not.
+    """
+    import lmdb
+
+    try:
+        with lmdb.open(file, subdir=False, readonly=True, lock=False) as environment:
+            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    except lmdb.Error as error:
+        raise UserError(f"{file}: this is not a readable LMDB file ({reason_of(error)}).") from error
+    if (size := Path(file).stat().st_size) < needed:
+        raise UserError(f"{file}: the file ends after {size} of its {needed} bytes; copy it once more.")
 
 
 def _frame_of(row: AtomsRow) -> Frame:

@@ -55,6 +55,13 @@ class ExtendedXYZFile(FrameFile):
         index, offset = self._places.before(self._places.count)
         return index + sum(1 for _ in _cut_extended_xyz(self.path, index, offset))
 
+    def starting_at(self, index: int) -> ExtendedXYZFile:
+        """Return a reader of the same file that knows where one structure begins."""
+        smaller = ExtendedXYZFile(self.path)
+        first, offset = self._places.before(index)
+        smaller._places = _Places(array("q", [offset]), first + 1, complete=False, first=first)
+        return smaller
+
     def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
         index, offset = self._places.before(start) if start else (0, 0)
         # split into frames first: ASE's own loop neither names the bad frame nor continues after an empty line
@@ -85,16 +92,18 @@ class _Places:
         offsets: Position in bytes of every `_STRIDE`-th structure, as far as the file is as usual.
         count: How many structures there are so far.
         complete: Whether that is all of the file.
+        first: Index of the first structure whose place is known.
     """
 
     offsets: array[int]
     count: int
     complete: bool
+    first: int = 0
 
     def before(self, index: int) -> tuple[int, int]:
         """Return index and position of the last known structure that is not behind one."""
-        known = min(index // _STRIDE, len(self.offsets) - 1)
-        return (known * _STRIDE, self.offsets[known]) if known >= 0 else (0, 0)
+        known = min((index - self.first) // _STRIDE, len(self.offsets) - 1)
+        return (self.first + known * _STRIDE, self.offsets[known]) if known >= 0 else (0, 0)
 
 
 def _find_frames(file: str) -> _Places:

@@ -44,6 +44,10 @@ class FrameFile(ABC):
             UserError: If the file is damaged so that it cannot be known.
         """
 
+    def starting_at(self, index: int) -> FrameFile:
+        """Return a reader of the same file that is small to send, and reaches structures from an index on at once."""
+        return self
+
     @abstractmethod
     def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
         """Yield the structures of a range; ``start`` is zero unless the file `seeks`."""

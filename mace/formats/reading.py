@@ -59,21 +59,24 @@ def open_frames(file: str) -> FrameFile:
     return TrajectoryFile(file) if file_format == "traj" else AseFile(file, file_format)
 
 
-def iterate_frames(file: str, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
-    """Yield the structures of a file, or a range of them, in order; see `FrameFile.frames`.
+def iterate_frames(file: str | FrameFile, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
+    """Yield the structures of a file, or a range of them, in order.
 
-    Whoever reads many ranges of a file should keep what `open_frames` returns, which looks through the file once.
+    Args:
+        file: Its name; or what `open_frames` returned, which looks through the file only once for many ranges.
+        start: Index of the first structure, counted from zero.
+        stop: Index after the last one; without it, or beyond the end, all that there are.
 
     Raises:
         UserError: If the format is unknown, the file holds no structure, or a structure cannot be read; the message
             names its index, counted from zero.
     """
-    opened, is_empty = open_frames(file), True
+    opened, is_empty = open_frames(file) if isinstance(file, str) else file, True
     for frame in opened.frames(start, stop):
         is_empty = False
         yield frame
     if is_empty and start == 0 and stop != 0 and not opened.may_be_empty:
-        raise UserError(f"{file}: the file holds no structure.")
+        raise UserError(f"{opened.path}: the file holds no structure.")
 
 
 def count_frames(file: str) -> int:
@@ -92,6 +95,15 @@ def names_properties(file: str | Path) -> bool:
     (True, False)
     """
     return ENDINGS.get(ending_of(file)) == "hdf5"
+
+
+def key_of_heads(file: str | Path, key: str | None) -> str | None:
+    """Return the entry with the head of a structure in a file, given that in files which have keys of their own.
+
+    >>> key_of_heads("train.xyz", "level"), key_of_heads("train.h5", "level"), key_of_heads("train.h5", None)
+    ('level', 'head', None)
+    """
+    return "head" if key is not None and names_properties(file) else key
 
 
 def ending_of(file: str | Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -14,12 +14,19 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.graphs.assembly import StructureArrays, assemble_graph, indices_of_heads
 from mace.graphs.batch_plan import consecutive
+from mace.graphs.distances import shortest_distances
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import Neighbors
 from mace.properties import PREDICTED, PROPERTIES
-from mace.structures.collection import IN_A_BLOCK, StructureCollection, in_blocks
+from mace.structures.collection import StructureCollection
 from mace.structures.configuration import DEFAULT_HEAD, Configuration
 from mace.structures.flat import FlatStructures
+
+Distances = dict[str, float]
+"""Angstrom by pair of elements."""
+
+_GATHERED = 64
+"""Structures whose neighbors are gone through together."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,12 @@ class Dataset(Sequence[Configuration]):
 
     Raises:
         UserError: If a structure is for a head that the model lacks.
+
+    Attributes:
+        on_disk: Whether gathering a batch takes more than copying from memory: reading it, or searching its neighbors.
     """
+
+    on_disk = False
 
     def __init__(
         self,
@@ -91,6 +103,7 @@ class Dataset(Sequence[Configuration]):
         self.structures, self.elements, self.r_max, self.heads = structures, elements, r_max, tuple(heads)
         self._head = indices_of_heads(heads, structures).astype(np.int16)
         self._labeled = dict[str, np.ndarray]()
+        self._shortest: Distances | None = None
 
     @abstractmethod
     def neighbors(self, structures: np.ndarray) -> Neighbors:
@@ -132,25 +145,35 @@ class Dataset(Sequence[Configuration]):
             self._labeled[name] = self.structures.labeled(name)
         return self._labeled[name]
 
-    @property
-    def element(self) -> np.ndarray:
-        """Place of the element of every atom of all structures in the model's table, ``[atoms]``."""
-        return np.concatenate([self.elements.index(block.numbers) for block in self.structures.blocks()])
+    def element_counts(self) -> np.ndarray:
+        """Count the atoms of each element of the model's table, ``[elements]``."""
+        counts = np.zeros(len(self.elements), dtype=np.int64)
+        for block in self.structures.blocks():
+            counts += np.bincount(self.elements.index(block.numbers), minlength=len(counts))
+        return counts
 
-    def neighbor_counts(self) -> np.ndarray:
-        """Return the number of neighbors of every atom of all structures, ``[atoms]``."""
-        found = []
-        for places in in_blocks(len(self), IN_A_BLOCK):
-            neighbors, n_atoms = self.neighbors(places), self.atoms_of(places)
-            offset = np.repeat(np.cumsum(n_atoms) - n_atoms, 2 * neighbors.n_pairs)
-            found.append(np.bincount(neighbors.edge_receiver + offset, minlength=int(n_atoms.sum())))
-        return np.concatenate(found)
+    def neighbor_histogram(self, structures: np.ndarray) -> np.ndarray:
+        """Count the atoms of some structures by element and number of neighbors, ``[elements, numbers]``."""
+        n_elements, found = len(self.elements), np.zeros(0, dtype=np.int64)
+        for places in consecutive(structures, _GATHERED):
+            flat, neighbors = self.structures.flat(places), self.neighbors(places)
+            offset = np.repeat(np.cumsum(flat.n_atoms) - flat.n_atoms, 2 * neighbors.n_pairs)
+            numbers = np.bincount(neighbors.edge_receiver + offset, minlength=len(flat.numbers))
+            counts = np.bincount(numbers * n_elements + self.elements.index(flat.numbers), minlength=len(found))
+            counts[: len(found)] += found
+            found = counts
+        return np.pad(found, (0, -len(found) % n_elements)).reshape(-1, n_elements).T
 
-    @property
-    def config_types(self) -> np.ndarray:
-        """The config_type of each structure, ``[structures]``."""
-        types = self.structures.config_types
-        return np.array(types.names)[types.codes]
+    def shortest_distances(self, progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter) -> Distances:
+        """Return the shortest distance of each pair of elements, see `mace.graphs.distances.shortest_distances`.
+
+        Args:
+            progress: Wraps the iteration over groups of structures the first time; then the result is known.
+        """
+        if self._shortest is None:
+            groups = list(consecutive(np.arange(len(self)), _GATHERED))
+            self._shortest = shortest_distances((self.graph(g) for g in progress(groups)), self.elements, self.r_max)
+        return self._shortest
 
     @property
     def n_atoms(self) -> int:
@@ -199,11 +222,11 @@ class Dataset(Sequence[Configuration]):
         return (self.batch(structures) for structures in consecutive(order, batch_size))
 
     def describe(self, structures: Iterable[int]) -> str:
-        """Name structures by file and index, as in ``train.xyz: structures 3, 17``; not by reading what may hang."""
+        """Name structures by file and index, as in ``train.xyz: structures 3, 17``, without reading them."""
+        files, place_in_file = self.structures.files, self.structures.file_index
         places: dict[str, list[int]] = {}
-        for index in structures:
-            configuration = self[int(index)]
-            places.setdefault(configuration.file, []).append(configuration.index)
+        for structure in structures:
+            places.setdefault(files[structure], []).append(int(place_in_file[structure]))
         named = []
         for file, found in places.items():
             numbers = ", ".join(str(number) for number in sorted(found))
@@ -235,10 +258,15 @@ class Subset(Dataset):
     def __init__(self, whole: Dataset, structures: Sequence[int] | np.ndarray) -> None:
         self._whole, self._places = whole, np.asarray(structures, dtype=np.int64)
         super().__init__(whole.structures.take(self._places), whole.elements, whole.r_max, whole.heads)
+        self.on_disk = whole.on_disk
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""
         return self._whole.neighbors(self._places[structures])
+
+    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Count the atoms of each of some structures."""
+        return self._whole.atoms_of(self._places[np.asarray(structures, dtype=np.int64)])
 
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""

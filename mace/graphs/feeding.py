@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -52,11 +53,14 @@ _WAY_OUT = "the same command with --restart_latest goes on from the last saved s
 Gather = Callable[[np.ndarray], Batch]
 """Returns the batch of some structures."""
 
-Divide = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Returns what this process computes of the structures of a step, in the parts it will ask for."""
+Step = TypeVar("Step")
+"""What a pass consists of: the structures of a step, or a step that tells them."""
+
+Divide = Callable[[Step], Sequence[np.ndarray]]
+"""Returns what this process computes of a step, in the parts it will ask for."""
 
 
-def _at_once(structures: np.ndarray) -> Sequence[np.ndarray]:
+def _at_once(structures: Any) -> Sequence[np.ndarray]:
     return (structures,)
 
 
@@ -69,12 +73,13 @@ class Feeding:
     """How the steps of a run get their batches.
 
     Attributes:
-        workers: Number of threads that gather batches ahead; with none, steps gather them themselves.
+        workers: Number of threads that gather batches ahead; with none, steps gather them themselves. If None, there is
+            one where that saves time.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
     """
 
-    workers: int = 0
+    workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
 
@@ -84,15 +89,19 @@ class Feeding:
         is_locked = settings.pin_memory and device.type == "cuda"
         return cls(settings.num_workers, device if is_locked else None, heed)
 
-    def open(self, dataset: Dataset, batches: Iterable[np.ndarray], divide: Divide = _at_once) -> Feed:
+    def threads_for(self, dataset: Dataset) -> int:
+        """Return how many threads gather the batches of a data set."""
+        return int(dataset.on_disk) if self.workers is None else self.workers
+
+    def open(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step] = _at_once) -> Feed[Step]:
         """Return the batches of a pass through a data set, for a ``with`` statement.
 
         Args:
             dataset: The structures.
-            batches: Those of each step.
-            divide: Divides those of a step.
+            steps: What the pass consists of.
+            divide: Returns the parts of a step; by default, it is its structures and has one.
         """
-        return Feed(dataset, batches, divide, self)
+        return Feed(dataset, steps, divide, self)
 
 
 class _Task:
@@ -112,10 +121,10 @@ class _Task:
         self.worker: threading.Thread | None = None
 
 
-class Feed:
+class Feed(Generic[Step]):
     """Hands out the batches of a pass through a data set, in a ``with`` block at whose end all threads end.
 
-    Iterating over it gives the structures of each step, which asks `batch` for the parts it computes. Of the parts that
+    Iterating over it gives each step, which asks `batch` for the parts it computes. Of the parts that
     are to be expected, a limited number is gathered ahead. A step that asks for other ones, because memory ran out
     meanwhile, gets them too; it gathers them itself.
 
@@ -123,22 +132,23 @@ class Feed:
         waited: Seconds that steps have waited for their batches, gathering them included where they did it themselves.
     """
 
-    def __init__(self, dataset: Dataset, batches: Iterable[np.ndarray], divide: Divide, feeding: Feeding) -> None:
-        self._dataset, self._batches, self._divide, self._feeding = dataset, batches, divide, feeding
-        self._step, self._steps, self._tasks = 0, deque[np.ndarray](), deque[_Task]()
+    def __init__(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step], feeding: Feeding) -> None:
+        self._dataset, self._pass, self._divide, self._feeding = dataset, steps, divide, feeding
+        self._step, self._steps, self._tasks = 0, deque[Step](), deque[_Task]()
         self._plan = self._planned()
         self._queue, self._closing = SimpleQueue["_Task | None"](), threading.Event()
-        self._threads, self._most_threads = list[threading.Thread](), feeding.workers
+        self._workers = feeding.threads_for(dataset)
+        self._threads, self._most_threads = list[threading.Thread](), self._workers
         self.waited = 0.0
 
     def __len__(self) -> int:
         """Return the number of steps, if it is known."""
-        return len(self._batches)  # type: ignore[arg-type]  # raises an error where it is not
+        return len(self._pass)  # type: ignore[arg-type]  # raises an error where it is not
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the structures of each step, over all processes."""
-        if not self._feeding.workers:
-            yield from self._batches
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the steps."""
+        if not self._workers:
+            yield from self._pass
             return
         while True:
             # parts may be left that were not asked for as they were planned
@@ -169,14 +179,14 @@ class Feed:
 
     def _planned(self) -> Iterator[_Task]:
         """Yield the tasks of all steps; those of a step are divided as memory allows when the first of them is due."""
-        for step, structures in enumerate(self._batches):
-            self._steps.append(structures)
-            for part in self._divide(structures):
-                yield _Task(step, part, int(self._dataset.edges_of(part).sum()))
+        for number, step in enumerate(self._pass):
+            self._steps.append(step)
+            for part in self._divide(step):
+                yield _Task(number, part, int(self._dataset.edges_of(part).sum()))
 
     def _fill(self) -> None:
         """Hand the threads as many tasks as may be gathered ahead, one at least."""
-        most = AHEAD_OF_EACH * self._feeding.workers
+        most = AHEAD_OF_EACH * self._workers
         while not self._tasks or (len(self._tasks) < most and sum(task.n_edges for task in self._tasks) < EDGES_AHEAD):
             task = next(self._plan, None)
             if task is None:
@@ -196,9 +206,7 @@ class Feed:
         try:
             thread.start()
         except RuntimeError as error:  # there is a limit on the processes and threads of a user
-            wanted = (
-                f"--num_workers={self._feeding.workers}: only {len(self._threads)} threads can be started ({error})"
-            )
+            wanted = f"--num_workers={self._workers}: only {len(self._threads)} threads can be started ({error})"
             if not self._threads:
                 raise UserError(f"{wanted}; with --num_workers=0 none is needed.") from error
             self._most_threads = len(self._threads)
@@ -222,6 +230,15 @@ class Feed:
                     raise UserError(f"{waiting}; see whether its disk can be reached; {_WAY_OUT}")
                 _LOGGER.warning("%s; can its disk be reached?", waiting)
 
+    def _named(self, structures: np.ndarray) -> str:
+        """Name structures by file and index, or by their places if the disk does not even tell that."""
+        named: Future[str] = Future()
+        describe = self._dataset.describe
+        threading.Thread(target=lambda: named.set_result(describe(structures)), daemon=True).start()
+        if wait([named], LOOK).done:
+            return named.result()
+        return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
+
     def _attempt(self, structures: np.ndarray) -> Future[Batch]:
         """Gather a batch in this thread."""
         batch: Future[Batch] = Future()
@@ -238,21 +255,12 @@ class Feed:
         _LOGGER.debug("A batch cannot be gathered", exc_info=error)
         alone = [self._attempt(structures[[place]]).exception() for place in range(len(structures))]
         faulty = [found is not None for found in alone]
-        named = self._named(structures[faulty] if any(faulty) else structures)
+        named = self._dataset.describe(structures[faulty] if any(faulty) else structures)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{named} cannot be made into a batch: {reason.rstrip('.')}.") from error
 
-    def _named(self, structures: np.ndarray) -> str:
-        """Name structures by file and index, or by their places where that cannot be read either."""
-        try:
-            return self._dataset.describe(structures)
-        except (OSError, ValueError):
-            return f"structures {', '.join(map(str, sorted(structures.tolist())))} of the set"
-
-    def __enter__(self) -> Feed:
-        """Return the object itself; what the data set makes on first use is made here, once for all threads."""
-        if self._feeding.workers:
-            self._dataset.labeled("energy")
+    def __enter__(self) -> Feed[Step]:
+        """Return the object itself."""
         return self
 
     def __exit__(

@@ -35,6 +35,8 @@ class StoredDataset(Dataset):
             read.
     """
 
+    on_disk = True
+
     def __init__(
         self,
         structures: StoredStructures,
@@ -44,12 +46,15 @@ class StoredDataset(Dataset):
         progress: Track = iter,
     ) -> None:
         super().__init__(structures, elements, r_max, heads)
-        self.stored, kept = structures, structures.manifest.r_max
+        self.stored, manifest = structures, structures.manifest
         elements.index(np.array(structures.elements))
-        self._has_pairs = kept == r_max
-        if self._has_pairs:
-            self._n_pairs = structures.kept("n_pairs")
+        is_counted = manifest.r_max == r_max
+        self._has_pairs = is_counted and manifest.pairs is not None
+        if is_counted:
+            self._n_pairs = structures.kept("n_pairs" if self._has_pairs else "counted_pairs")
+            self._bonded = structures.kept("atoms_with_neighbors")
             return
+        kept = manifest.r_max
         other = "holds no neighbors" if kept is None else f"holds the neighbors within {kept:g} Angstrom"
         _LOGGER.warning(
             "%s %s, not those within %g: they are searched now to be counted, and again in every epoch; prepare the "
@@ -82,8 +87,7 @@ class StoredDataset(Dataset):
 
     def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the atoms of each of some structures that have a neighbor."""
-        bonded = self.stored.kept("atoms_with_neighbors") if self._has_pairs else self._bonded
-        return bonded[np.asarray(structures, dtype=np.int64)]
+        return self._bonded[np.asarray(structures, dtype=np.int64)]
 
 
 class JoinedDataset(Dataset):
@@ -98,6 +102,7 @@ class JoinedDataset(Dataset):
         first = parts[0]
         super().__init__(structures, first.elements, first.r_max, first.heads)
         self._joined, self._parts = structures, list(parts)
+        self.on_disk = any(part.on_disk for part in parts)
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""

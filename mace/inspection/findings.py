@@ -337,7 +337,8 @@ class Evidence:
         text = self.text
         if self.is_of_part and parts > 1:
             first = "" if self.count else f", first in structures {self.span[0]} to {self.span[1]}"
-            text += f" (in {self.parts} of {parts} parts of the file{first}; numbers are those of the clearest)"
+            numbers = "; the numbers are those of the clearest part" if self.severity else ""
+            text += f" (in {self.parts} of {parts} parts of the file{first}{numbers})"
         return found(self.name, file, text, self.structures, structures, self.count)
 
 

@@ -16,8 +16,8 @@ from mace.inspection.geometry import check_lone_atoms, check_thin_cells
 from mace.inspection.groups import NO_STRUCTURES, Group, places_of_groups
 from mace.inspection.identity import FileIdentities, check_duplicates, check_leakage
 from mace.inspection.labels import check_energy_outliers, check_file_labels, is_partly_labeled
-from mace.inspection.parts import FilePart, PartReport, divide, inspect_part, merge_parts
-from mace.structures.collection import ListedStructures, StructureCollection
+from mace.inspection.parts import FileSummary, PartReport, divide, empty_columns, inspect_part, merge_parts
+from mace.structures.collection import StructureCollection
 from mace.structures.labels import FileLabels, require_labels
 from mace.structures.reading import ReadResult
 from mace.structures.reference_energies import ReferenceEnergies, resolve_reference_energies
@@ -43,12 +43,6 @@ class StructureSet:
     role: str
     result: ReadResult
     seen: PartReport | None = None
-
-    @property
-    def structures(self) -> StructureCollection:
-        """Its structures, isolated atoms left out."""
-        given = self.result.configurations
-        return given if isinstance(given, StructureCollection) else ListedStructures(given)
 
 
 @dataclass(frozen=True)
@@ -169,25 +163,23 @@ def inspect_sets(sets: Sequence[StructureSet], demands: Demands, track: Track | 
 
 def _inspect(sets: Sequence[StructureSet], track: Track | None) -> list[PartReport]:
     """Inspect the structures of all sets that were not inspected before."""
-    work = [(place, chosen) for place, one in enumerate(sets) if one.seen is None for chosen in divide(one.structures)]
-    parts: list[list[tuple[np.ndarray, PartReport]]] = [[] for _ in sets]
+    unseen = {place: one.result.configurations for place, one in enumerate(sets) if one.seen is None}
+    work = [(place, chosen) for place, structures in unseen.items() for chosen in divide(structures)]
+    seen = [PartReport() if one.seen is None else one.seen for one in sets]
+    columns = {place: empty_columns(len(structures)) for place, structures in unseen.items()}
     for place, chosen in track(work, "Checking the data") if track else work:
-        structures = sets[place].structures.take(chosen)
+        structures = unseen[place].take(chosen)
         name = structures.files[0]
         labels = next(labels for labels in sets[place].result.report.files if labels.file == name)
         labeled = [entry.name for entry in labels.coverage if entry.labeled]
-        report = inspect_part(structures, labeled=labeled, constrained={name: labels.constrained})
-        parts[place].append((chosen, report))
-    merged = []
-    for one, of_set in zip(sets, parts, strict=True):
-        if one.seen is not None:
-            merged.append(one.seen)
-            continue
-        isolated = inspect_part([], one.result.isolated_atoms)
-        report = merge_parts([*(each for _, each in of_set), isolated])
-        order = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *(chosen for chosen, _ in of_set)]))
-        merged.append(replace(report, columns={name: values[order] for name, values in report.columns.items()}))
-    return merged
+        part = inspect_part(structures, labeled=labeled, constrained={name: labels.constrained})
+        for column, values in part.columns.items():
+            columns[place][column][chosen] = values
+        seen[place] = merge_parts([seen[place], replace(part, columns={})])
+    for place, of_set in columns.items():
+        isolated = inspect_part([], sets[place].result.isolated_atoms)
+        seen[place] = replace(merge_parts([seen[place], isolated]), columns=of_set)
+    return seen
 
 
 @dataclass(frozen=True)
@@ -206,7 +198,7 @@ class _File:
 
     role: str
     labels: FileLabels
-    seen: FilePart
+    seen: FileSummary
     columns: Mapping[str, np.ndarray]
     identities: FileIdentities
     index: np.ndarray
@@ -253,20 +245,16 @@ class _File:
 
 def _files(part: StructureSet, seen: PartReport, reference_energies: Mapping[int, float] | None) -> Iterator[_File]:
     """Divide a set into its files."""
-    structures = part.structures
+    structures = part.result.configurations
     energies, interaction = _energies(structures, reference_energies)
+    files, index = structures.files, structures.file_index
+    present = files.present()
     for labels in part.result.report.files:
-        everything = len(structures) and structures.files.present() == (labels.file,)
-        places = np.arange(len(structures)) if everything else _places(structures, labels.file)
-        of_file = structures if everything else structures.take(places)
-        columns = {name: values[places] for name, values in seen.columns.items()}
-        marks = FileIdentities(labels.file, part.role, of_file, columns["identity"], energies[places])
-        index = of_file.file_index if len(places) else np.zeros(0, dtype=np.int64)
-        yield _File(part.role, labels, seen.of(labels.file), columns, marks, index, interaction[places])
-
-
-def _places(structures: StructureCollection, file: str) -> np.ndarray:
-    return np.flatnonzero(structures.files.where(file)) if len(structures) else np.zeros(0, dtype=np.int64)
+        chosen = slice(None) if present == (labels.file,) else np.flatnonzero(files.where(labels.file))
+        of_file = structures if isinstance(chosen, slice) else structures.take(chosen)
+        columns = {name: values[chosen] for name, values in seen.columns.items()}
+        marks = FileIdentities(labels.file, part.role, of_file, columns["identity"], energies[chosen])
+        yield _File(part.role, labels, seen.of(labels.file), columns, marks, index[chosen], interaction[chosen])
 
 
 def _energies(

@@ -48,8 +48,13 @@ from its nearest neighbor (`farthest_neighbors`), and the smallest distance betw
 infinite where there is none."""
 
 
+def empty_columns(count: int) -> dict[str, np.ndarray]:
+    """Make room for `COLUMNS` of some structures."""
+    return {name: np.zeros(count, kind) for name, kind in COLUMNS.items()}
+
+
 @dataclass(frozen=True)
-class FilePart:
+class FileSummary:
     """Structures of one file, in one part or several that were added up.
 
     Attributes:
@@ -70,13 +75,13 @@ class FilePart:
     groups: tuple[GroupTally, ...] = ()
     isolated: GroupTally | None = None
 
-    def with_later(self, later: FilePart) -> FilePart:
+    def with_later(self, later: FileSummary) -> FileSummary:
         """Add later structures of the same file."""
         groups = gather_groups([*self.groups, *later.groups])
         if self.parts and later.parts:
             drawn = (group.without_histograms() for group in groups[MOST_DRAWN:])
             groups = (*groups[:MOST_DRAWN], *drawn)
-        return FilePart(
+        return FileSummary(
             self.file,
             self.frames + later.frames,
             self.parts + later.parts,
@@ -100,14 +105,12 @@ class PartReport:
         columns: Numbers of each structure, in their order, ``[structures]``; see `COLUMNS`.
     """
 
-    files: tuple[FilePart, ...] = ()
-    columns: Mapping[str, np.ndarray] = field(
-        default_factory=lambda: {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
-    )
+    files: tuple[FileSummary, ...] = ()
+    columns: Mapping[str, np.ndarray] = field(default_factory=lambda: empty_columns(0))
 
-    def of(self, file: str) -> FilePart:
+    def of(self, file: str) -> FileSummary:
         """What was seen in a file; nothing if it is not named."""
-        return next((part for part in self.files if part.file == file), FilePart(file))
+        return next((part for part in self.files if part.file == file), FileSummary(file))
 
     def as_document(self) -> dict[str, Any]:
         """Turn all but the columns into what JSON can hold; its size does not grow with the number of structures."""
@@ -129,7 +132,7 @@ class PartReport:
                 f"The stored report on the data has the format {document.get('format')}, and this version reads "
                 f"{FORMAT}; prepare the data again."
             )
-        files = from_document(tuple[FilePart, ...], document["files"])
+        files = from_document(tuple[FileSummary, ...], document["files"])
         return cls(files, {name: np.asarray(columns[name], kind) for name, kind in COLUMNS.items()})
 
 
@@ -137,7 +140,7 @@ def inspect_part(
     structures: StructureCollection | Sequence[Configuration],
     isolated_atoms: Sequence[Configuration] = (),
     labeled: Collection[str] = tuple(PROPERTIES),
-    constrained: Mapping[str, Collection[int]] | None = None,
+    constrained: Mapping[str, Sequence[int]] | None = None,
 ) -> PartReport:
     """Look at consecutive structures with all checks that need no others; nothing depends on what they are used for.
 
@@ -149,13 +152,13 @@ def inspect_part(
     """
     if not isinstance(structures, StructureCollection):
         structures = ListedStructures(structures)
-    columns = {name: np.zeros(len(structures), kind) for name, kind in COLUMNS.items()}
+    columns = empty_columns(len(structures))
     reports = []
     for name in structures.files.present() if len(structures) else ():
         places = np.flatnonzero(structures.files.where(name))
         of_file = structures if len(places) == len(structures) else structures.take(places)
         flat = flatten(name, of_file)
-        report, of_each = _inspect_file(flat, labeled, np.array([*(constrained or {}).get(name, ())], dtype=np.int64))
+        report, of_each = _inspect_file(flat, labeled, np.array((constrained or {}).get(name, ()), dtype=np.int64))
         reports.append(PartReport((report,), {}))
         for column, values in of_each.items():
             columns[column][places] = values
@@ -163,13 +166,13 @@ def inspect_part(
     for name in isolated.files.present() if isolated_atoms else ():
         flat = flatten(name, isolated.take(np.flatnonzero(isolated.files.where(name))))
         group = tally_structures(flat, np.arange(len(flat)), flat.heads[0], flat.config_types[0])
-        reports.append(PartReport((FilePart(name, isolated=replace(group, forces=None, stresses=None)),), {}))
+        reports.append(PartReport((FileSummary(name, isolated=replace(group, forces=None, stresses=None)),), {}))
     return replace(merge_parts(reports), columns=columns)
 
 
 def merge_parts(parts: Iterable[PartReport]) -> PartReport:
     """Add up parts that follow each other."""
-    files: dict[str, FilePart] = {}
+    files: dict[str, FileSummary] = {}
     columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in COLUMNS.items()}
     for part in parts:
         for file in part.files:
@@ -192,7 +195,7 @@ def divide(structures: StructureCollection) -> Iterator[np.ndarray]:
 
 def _inspect_file(
     file: FlatFile, labeled: Collection[str], constrained: np.ndarray
-) -> tuple[FilePart, dict[str, np.ndarray]]:
+) -> tuple[FileSummary, dict[str, np.ndarray]]:
     """Run all checks of structures of one file."""
     nearest = nearest_neighbors(file)
 
@@ -224,4 +227,4 @@ def _inspect_file(
         "reach": farthest_neighbors(file, nearest),
         "thinnest": file.heights.min(axis=1).astype(np.float32),
     }
-    return FilePart(file.file, len(file), 1, tuple(evidence), whole, tally_groups(file)), columns
+    return FileSummary(file.file, len(file), 1, tuple(evidence), whole, tally_groups(file)), columns

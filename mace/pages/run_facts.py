@@ -51,7 +51,7 @@ class ElementFact:
         symbol: Its symbol.
         energy: E0 in eV; None for a model without energies.
         atoms: Atoms of it in the training set.
-        neighbors: Mean number of neighbors of these.
+        neighbors: Mean number of neighbors of these; None if there are none among those whose neighbors are counted.
         fewest: The smallest.
         most: The largest.
         head: Which of several heads E0 and training structures are of; empty for the only one.
@@ -60,7 +60,7 @@ class ElementFact:
     symbol: str
     energy: float | None
     atoms: int
-    neighbors: float
+    neighbors: float | None
     fewest: int
     most: int
     head: str = ""
@@ -121,6 +121,7 @@ class RunFacts:
         head_sampling: How their structures are mixed, a value of ``--head_sampling``.
         elements: Of the model, for each head.
         neighbors: Number of neighbors of the atoms of the training set of each head.
+        looked_at: Number of structures of each head, drawn by lot, whose neighbors were counted; 0 if all were.
         average_neighbors: The number that the model divides by.
         r_max: Cutoff in Angstrom.
         versions: Of programs.
@@ -144,6 +145,7 @@ class RunFacts:
     head_sampling: str
     elements: Sequence[ElementFact]
     neighbors: Mapping[str, Distribution]
+    looked_at: int
     average_neighbors: float
     r_max: float
     versions: Mapping[str, str]

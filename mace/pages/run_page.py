@@ -245,15 +245,18 @@ def _elements(facts: RunFacts) -> str:
     rows = []
     for element in facts.elements:
         energy = [f"{element.energy:.8g}"] if element.energy is not None else []
-        numbers = [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)]
+        numbers = ["\u2013"] * 3
+        if element.neighbors is not None:
+            numbers = [f"{element.neighbors:.1f}", str(element.fewest), str(element.most)]
         head = [element.head] if several else []
-        numbers = numbers if element.atoms else ["\u2013"] * 3
         rows.append([element.symbol, *head, *energy, f"{element.atoms:,}", *numbers])
     source = f"E0s from: {facts.heads[0].energies_source}. " if with_energies and not several else ""
     said = (
         f"{source}Neighbors are those within {facts.r_max:g} \u00c5; the model divides by their average, "
         f"{facts.average_neighbors:.4g}."
     )
+    if facts.looked_at:
+        said += f" Neighbors are shown of {facts.looked_at:,} structures that were drawn by lot."
     drawn = "".join(
         f"<figure{of_head(head * several)}><figcaption>Neighbors of the atoms of the training set"
         f"{f', head {escape(head)}' * several}</figcaption>{histogram(numbers, 'neighbors')}</figure>"

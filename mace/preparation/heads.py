@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mace.errors import UserError
 from mace.finetuning.foundation import FROM_FOUNDATION
-from mace.formats.reading import iterate_frames
+from mace.formats.reading import iterate_frames, key_of_heads
 from mace.model.plan import OUTPUTS
 from mace.planning.replay import OF_MATERIALS_PROJECT, asked_by, replays
 from mace.properties import PROPERTIES
@@ -206,8 +206,9 @@ def _names_in_files(settings: TrainingSettings, key: str) -> list[str]:
             present = StoredStructures(file).heads.present()
             names |= {None if name == DEFAULT_HEAD else name: f"{file}: a structure" for name in present}
             continue
+        entry = key_of_heads(file, key) or key
         for index, frame in enumerate(iterate_frames(file)):
-            name = None if frame.info.get(key) is None else str(frame.info[key])
+            name = None if frame.info.get(entry) is None else str(frame.info[entry])
             names.setdefault(name, f"{file}: structure {index}")
     if None in names and len(names) > 1:
         raise UserError(

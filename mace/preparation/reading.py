@@ -16,7 +16,7 @@ from mace.finetuning.foundation import Foundation, open_foundation
 from mace.finetuning.starting_weights import StartingWeights
 from mace.inspection.findings import check_allowed
 from mace.inspection.inspection import DataReport, Demands, StructureSet, inspect_sets
-from mace.inspection.parts import COLUMNS, PartReport
+from mace.inspection.parts import COLUMNS, PartReport, merge_parts
 from mace.model.plan import OUTPUTS
 from mace.pages.data_page import write_page
 from mace.planning.objectives import Losses, ways_out, with_labels
@@ -43,6 +43,7 @@ from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, sources_of
+from mace.structures.stored_reading import StoredPart
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,12 +97,17 @@ class InputData:
 
 
 def inspected(result: ReadResult) -> PartReport | None:
-    """Return what was found in structures when they were prepared; None if they are not all of one prepared set."""
-    if len(result.stored) != 1 or len(result.paths) != 1:
+    """Return what was found in structures when they were prepared; None if they are not all of prepared sets."""
+    if not result.stored or len(result.stored) != len(result.paths):
         return None
-    (part,) = result.stored
+    reports = [_report_of(part) for part in result.stored]
+    return None if None in reports else merge_parts(report for report in reports if report is not None)
+
+
+def _report_of(part: StoredPart) -> PartReport | None:
+    """Return what was found in the structures that a prepared set has for a head; None if it was not stored."""
     documents = part.stored.manifest.inspection
-    heads = result.configurations.heads.present()
+    heads = part.configurations.heads.present()
     document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
     if document is None or len(heads) != 1:
         return None
@@ -312,12 +318,30 @@ def read_sets(
     # the set of the test file has no name
     tests = {"": read("test_file", "Test set")} if settings.test_file is not None else {}
     if settings.test_dir is not None:
-        folder = Path(settings.test_dir)
-        if not folder.is_dir():
-            raise UserError(f"--test_dir: {folder} is not a folder.")
-        for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            tests[path.stem] = read("test_dir", "Test set", str(path))
+        for name, path in _test_sets_in(Path(settings.test_dir)).items():
+            tests[name] = read("test_dir", "Test set", path)
     return DataSets(training, validation, tests)
+
+
+def _test_sets_in(folder: Path) -> dict[str, str]:
+    """List the test sets of a folder by name: files, and folders of their parts.
+
+    Raises:
+        UserError: If it is no folder, or two of them have one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--test_dir: {folder} is not a folder.")
+    found: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.endswith("-lock"):  # which LMDB leaves beside its files
+            continue
+        name = path.name if path.is_dir() else path.stem
+        if name in found:
+            raise UserError(
+                f"--test_dir: {found[name]} and {path} would both be the test set {name}; rename one of them."
+            )
+        found[name] = str(path)
+    return found
 
 
 def inspect_data(

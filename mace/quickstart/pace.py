@@ -121,7 +121,7 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
         evaluation=per_edge * edges[1],
         final=per_edge * sum(edges),
         save=save,
-        updates=-(-n_train // settings.batch_size),
+        updates=round(trainer.batch_plan.steps_per_epoch * max(1.0, n_train / len(preparation.train))),
         training_structures=n_train,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         memory=peak_memory(device),
@@ -153,16 +153,15 @@ def _time_steps(trainer: Trainer) -> tuple[float, int]:
     dataset, state = trainer.train_set, trainer.state
     state.optimizer_mode("train")
     epoch = list(trainer.batch_plan.steps(0))
-    order, size = np.concatenate(epoch), len(epoch[0])
     spent, edges, done = 0.0, 0, 0
-    trainer.batch_step.take(order[:size], state.loss, (False, False)).read()  # to warm up: the first one is slow
+    trainer.batch_step.take(epoch[0], state.loss, (False, False)).read()  # to warm up: the first one is slow
     while done < FEWEST_STEPS or (spent < ENOUGH_SECONDS and done < _MOST_STEPS):
-        structures = np.take(order, np.arange(done * size, (done + 1) * size), mode="wrap")
+        step = epoch[done % len(epoch)]
         start = time.perf_counter()
         # reading the numbers waits for the device
-        trainer.batch_step.take(structures, state.loss, (False, False)).read()
+        trainer.batch_step.take(step, state.loss, (False, False)).read()
         spent += time.perf_counter() - start
-        edges += int(dataset.edges_of(structures).sum())
+        edges += int(dataset.edges_of(step.structures).sum())
         done += 1
     return spent * max(dataset.n_edges, 1) / max(edges, 1) / trainer.batch_plan.steps_per_epoch, done
 

@@ -172,19 +172,7 @@ def propose_data(proposal: Proposal, facts: Facts, machine: Machine) -> None:
     else:
         fraction, reason = choose_valid_fraction(facts.structures)
         proposal.put(section, "valid_fraction", fraction, reason)
-    train = facts.structures * (1.0 - (proposal.value("valid_fraction") or 0.0))
-    atoms = _ATOMS_PER_STEP_CPU if machine.is_cpu else _ATOMS_PER_STEP_GPU
-    batch = max(1, min(round(atoms / facts.mean_atoms), _LARGEST_BATCH, int(train // _UPDATES_PER_EPOCH)))
-    proposal.put(
-        section,
-        "batch_size",
-        batch,
-        f"about {batch * facts.mean_atoms:.3g} atoms a step: "
-        + ("a CPU gains nothing from more" if machine.is_cpu else "enough to keep a GPU busy")
-        + ", and small batches learn more from each structure",
-    )
-    valid_batch = max(1, min(round(_ATOMS_PER_EVALUATION / facts.mean_atoms), 64))
-    proposal.put(section, "valid_batch_size", valid_batch, "changes no number, only memory and time of evaluations")
+    _propose_batches(proposal, facts, machine)
     if proposal.value("model") == "AtomicDipolesMACE":
         return
     missing = [chemical_symbol(z) for z in facts.elements if z not in facts.isolated]
@@ -202,6 +190,27 @@ def propose_data(proposal: Proposal, facts: Facts, machine: Machine) -> None:
         f"there is no isolated atom of {', '.join(missing)}; least squares instead ({fit}). Better: add a structure "
         "with config_type=IsolatedAtom for each element, computed like the data",
     )
+
+
+def _propose_batches(proposal: Proposal, facts: Facts, machine: Machine) -> None:
+    """Decide how many structures are in a batch, unless batches are to be filled by size."""
+    section, filled = "Data", {n for n in ("batch_edges", "batch_atoms") if proposal.given.get(n) is not None}
+    train = facts.structures * (1.0 - (proposal.value("valid_fraction") or 0.0))
+    atoms = _ATOMS_PER_STEP_CPU if machine.is_cpu else _ATOMS_PER_STEP_GPU
+    batch = max(1, min(round(atoms / facts.mean_atoms), _LARGEST_BATCH, int(train // _UPDATES_PER_EPOCH)))
+    if not filled:
+        proposal.put(
+            section,
+            "batch_size",
+            batch,
+            f"about {batch * facts.mean_atoms:.3g} atoms a step: "
+            + ("a CPU gains nothing from more" if machine.is_cpu else "enough to keep a GPU busy")
+            + ", and small batches learn more from each structure",
+        )
+    filled |= {n for n in ("valid_batch_edges", "valid_batch_atoms") if proposal.given.get(n) is not None}
+    if not filled:
+        valid_batch = max(1, min(round(_ATOMS_PER_EVALUATION / facts.mean_atoms), 64))
+        proposal.put(section, "valid_batch_size", valid_batch, "changes no number, only memory and time of evaluations")
 
 
 def choose_valid_fraction(structures: int) -> tuple[float, str]:

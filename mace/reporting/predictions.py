@@ -193,7 +193,11 @@ def _of_property(
         Cell(*key, c.count, c.absolute, c.squared, c.signed, c.largest, c.spread.histogram(limit, BINS))
         for key, c in sorted(cells.items(), key=lambda entry: entry[0])
     )
-    shares = _shares([number for number, _ in present], sets, tallies)
+    shares = list(_shares([number for number, _ in present], sets, tallies))
+    for _, one, values in sorted(shares, key=lambda share: share[0]):
+        column = one.dataset.structures.files
+        for code in np.unique(column.codes[values["structure"]]).tolist():
+            files.setdefault(column.names[code], len(files))
     points = [_points(number, one, values, types, parts, files) for number, one, values in shares]
     joined = Points(*(np.concatenate([getattr(p, field.name) for p in points]) for field in fields(Points)))
     return PropertyErrors(name, tuple(parts), limit, found, joined)
@@ -241,21 +245,19 @@ def _points(
     values: np.ndarray,
     types: Mapping[str, int],
     parts: Mapping[str, int],
-    files: dict[str, int],
+    files: Mapping[str, int],
 ) -> Points:
     """Say of chosen values of a set where they belong."""
-    structures, file_names = values["structure"], one.dataset.structures.files
+    structures, column = values["structure"], one.dataset.structures.files
     type_of = np.array([types.get(name, len(types)) for name in one.errors.types], dtype=np.int64)
     unique, part_of = np.unique(values["part"], axis=0, return_inverse=True)
     part_numbers = np.array([_part(one, part.tobytes(), parts) for part in unique], dtype=np.int64)
-    file_of = file_names.codes[structures].tolist()
-    file_numbers = {code: files.setdefault(file_names.names[code], len(files)) for code in sorted(set(file_of))}
     return Points(
         values["reference"],
         values["error"],
         np.full(len(values), number),
         type_of[values["type"]],
         part_numbers[part_of.ravel()],
-        np.array([file_numbers[code] for code in file_of], dtype=np.int64),
+        np.array([files[column.names[code]] for code in column.codes[structures].tolist()], dtype=np.int64),
         one.dataset.structures.file_index[structures],
     )

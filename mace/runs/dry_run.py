@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
 from mace.elements import chemical_symbol
 from mace.finetuning.freezing import moved_in_words
+from mace.graphs.batch_size import plan_batches, spreads, training_batch
 from mace.preparation.preparation import Preparation
 from mace.processes.devices import peak_memory
 from mace.runs.context import RunContext
@@ -31,10 +33,11 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
         return
     settings, losses, model = run.settings, preparation.data.losses, moved.model
     plan, train = model.plan, preparation.train
-    structures = preparation.sampling.structures_per_epoch
-    batches = -(-structures // settings.batch_size)
+    size, batches = training_batch(settings), plan_batches(settings, train, preparation.sampling, run.team.size)
     # compute the gradient of the first batch twice (once to warm up), without changing the model
-    batch = train.batch(range(min(settings.batch_size, len(train)))).to(run.device)
+    shares = next(batches.steps(0)).batches
+    first = np.arange(min(size.amount, len(train))) if shares is None else max(shares, key=len)
+    batch = train.batch(first).to(run.device)
     loss_gradient(model, batch, losses[0])
     start = time.perf_counter()
     float(loss_gradient(model, batch, losses[0]))  # reading the number waits for the device
@@ -62,7 +65,8 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
         "parameters": moved_in_words(moved, settings),
         "loss": str(losses[0]),
         "stage two": "none" if losses[1] is None else f"{losses[1]} from epoch {stage_two_start(settings)}",
-        "batches per epoch": f"{batches} of {settings.batch_size}",
+        "batches per epoch": f"{batches.steps_per_epoch} of {size.in_words}",
+        "in a batch": "; ".join(map(str, spreads(batches, train))),
         "epochs": str(settings.max_num_epochs),
         "time per epoch": f"about {_duration(epoch)}, validation not counted (first batch measured)",
         "L-BFGS": f"{settings.lbfgs_steps} iterations after that" if settings.lbfgs else "none",

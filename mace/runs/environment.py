@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import mace
+from mace.graphs.batch_size import training_batch
 from mace.processes.devices import set_threads
 from mace.processes.team import Team
 from mace.settings import TrainingSettings, provided
@@ -41,11 +42,12 @@ def log_environment(settings: TrainingSettings, device: torch.device, team: Team
     )
     _LOGGER.info("Using %s, %s, %d thread%s", device, settings.default_dtype, threads, "s" * (threads != 1))
     if team.size > 1:
+        size = training_batch(settings)
         _LOGGER.info(
-            "%d processes with %d structures each in a step, %d together",
+            "%d processes with %s each in a step, %d together",
             team.size,
-            settings.batch_size,
-            team.size * settings.batch_size,
+            f"{size.in_words} structures" if size.unit == "structures" else size.in_words,
+            team.size * size.amount,
         )
     _LOGGER.info("Settings: %s", {name: plain_value(getattr(settings, name)) for name in sorted(provided(settings))})
     _LOGGER.info("Hash of all settings: %s", settings_digest(settings))

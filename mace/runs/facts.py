@@ -6,10 +6,11 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ import torch
 import mace
 from mace.elements import atomic_number, chemical_symbol
 from mace.finetuning.freezing import moved_in_words
+from mace.graphs.batch_size import spreads, training_batch
+from mace.graphs.dataset import Dataset
 from mace.inspection.distributions import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
@@ -32,6 +35,8 @@ from mace.training.loop import Trainer, selection_rule
 from mace.training.stages import has_stage_two, total_epochs
 
 _MOST_BARS = 80
+_MOST_LOOKED_AT = 20_000
+"""Structures whose neighbors are counted; of more, so many are drawn by lot."""
 
 
 def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, started: datetime) -> RunFacts:
@@ -49,6 +54,7 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     threads = f", {count} thread{'' if count == 1 else 's'}" if run.device.type == "cpu" else ""
     given, several = provided(settings), len(preparation.valid) > 1
     words = {"train": "training", "valid": "validation", "test": "test"}
+    counts = {head: _counted(preparation.train_of(head)) for head in preparation.valid}
     commit = commit_of_checkout()
     versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
     versions["Python"] = platform.python_version()
@@ -80,12 +86,11 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
         data_pages={head: folders.data_page(head).name for head in preparation.data.reports},
         heads=_heads(plan, preparation),
         head_sampling=settings.head_sampling,
-        elements=_elements(plan, preparation),
+        elements=_elements(plan, counts),
         neighbors={
-            head: found
-            for head in preparation.valid
-            if (found := _integers(preparation.train_of(head).neighbor_counts())) is not None
+            head: found for head, one in counts.items() if (found := _integers(one.neighbors.sum(0))) is not None
         },
+        looked_at=max(one.looked_at for one in counts.values()),
         average_neighbors=plan.avg_num_neighbors,
         r_max=plan.r_max,
         versions=versions,
@@ -109,7 +114,10 @@ def _decisions(trainer: Trainer, preparation: Preparation, settings: TrainingSet
     if plan.heads:
         shares = preparation.sampling.shares
         found["best model"] = f"the one with the lowest {selection_rule(settings.select_by, shares)}"
-    found["optimizer steps"] = f"{trainer.batch_plan.steps_per_epoch} in each of {settings.max_num_epochs} epochs"
+    size, steps = training_batch(settings), trainer.batch_plan.steps_per_epoch
+    is_about = "about " * (size.unit != "structures")
+    found["optimizer steps"] = f"{is_about}{steps} in each of {settings.max_num_epochs} epochs"
+    found["batches"] = "; ".join([f"{size.in_words}", *map(str, spreads(trainer.batch_plan, preparation.train))])
     found["loss"] = str(trainer.state.loss_of("one"))
     if has_stage_two(settings):
         start = trainer.progression.stage_two_start
@@ -139,28 +147,55 @@ def _heads(plan: ModelPlan, preparation: Preparation) -> list[HeadFact]:
     return facts
 
 
-def _elements(plan: ModelPlan, preparation: Preparation) -> list[ElementFact]:
+class _Counted(NamedTuple):
+    """Atoms of the training set of a head.
+
+    Attributes:
+        atoms: Of each element, ``[elements]``.
+        neighbors: Atoms by element and number of neighbors, ``[elements, numbers]``.
+        looked_at: Structures whose neighbors are counted; 0 for all.
+    """
+
+    atoms: np.ndarray
+    neighbors: np.ndarray
+    looked_at: int
+
+
+def _counted(train: Dataset) -> _Counted:
+    """Count atoms and, of so many structures at most as take no time, their neighbors."""
+    every, looked_at = np.arange(len(train)), 0
+    if len(train) > _MOST_LOOKED_AT:
+        every, looked_at = np.random.default_rng(0).choice(len(train), _MOST_LOOKED_AT, replace=False), _MOST_LOOKED_AT
+    return _Counted(train.element_counts(), train.neighbor_histogram(np.sort(every)), looked_at)
+
+
+def _elements(plan: ModelPlan, counted: Mapping[str, _Counted]) -> list[ElementFact]:
     """Gather facts on every element for every head, those of an element together."""
     facts = []
-    for name, planned in zip(preparation.valid, plan.every_head, strict=True):
-        train = preparation.train_of(name)
-        counts, energies = train.neighbor_counts(), planned.reference_energies or [None] * plan.n_elements
-        for place, (number, energy) in enumerate(zip(plan.atomic_numbers, energies, strict=True)):
-            own = counts[train.element == place]
-            numbers = (float(own.mean()), int(own.min()), int(own.max())) if len(own) else (0.0, 0, 0)
+    for (name, one), planned in zip(counted.items(), plan.every_head, strict=True):
+        energies = planned.reference_energies or [None] * plan.n_elements
+        for number, energy, atoms, counts in zip(plan.atomic_numbers, energies, one.atoms, one.neighbors, strict=True):
+            found = np.flatnonzero(counts)
+            mean = float(np.average(np.arange(len(counts)), weights=counts)) if len(found) else None
+            least, most = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
             of_head = name if plan.heads else ""
-            facts.append(ElementFact(chemical_symbol(number), energy, len(own), *numbers, of_head))
+            facts.append(ElementFact(chemical_symbol(number), energy, int(atoms), mean, least, most, of_head))
     return sorted(facts, key=lambda fact: plan.atomic_numbers.index(atomic_number(fact.symbol)))
 
 
-def _integers(counts: np.ndarray) -> Distribution | None:
-    """Return the distribution of integers, with one bin per value unless there would be too many bins."""
+def _integers(atoms: np.ndarray) -> Distribution | None:
+    """Return the distribution of integers, with one bin per value unless there would be too many bins.
+
+    Args:
+        atoms: How often each integer from zero occurs.
+    """
+    counts = np.repeat(np.arange(len(atoms)), atoms)
     found = distribution(counts.astype(np.float64))
     if found is None or found.largest - found.smallest > _MOST_BARS:
         return found
     low, high = int(found.smallest), int(found.largest)
     edges = tuple(value - 0.5 for value in range(low, high + 2))
-    return replace(found, edges=edges, counts=tuple(np.bincount(counts - low).tolist()))
+    return replace(found, edges=edges, counts=tuple(atoms[low : high + 1].tolist()))
 
 
 def _commands(run: RunContext, heads: Sequence[str]) -> list[CommandFact]:

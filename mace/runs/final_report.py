@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from mace.console.optional_outputs import OptionalOutput
+from mace.graphs.batch_size import validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
@@ -54,7 +55,7 @@ def write_final_report(
             model,
             dataset,
             loss,
-            settings.valid_batch_size,
+            validation_batch(settings),
             stress=settings.compute_stress,
             forces=settings.compute_forces,
             keep_details=True,

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from mace.console.optional_outputs import OptionalOutput
-from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.files.durable import free_name
-from mace.graphs.distances import shortest_distances
 from mace.model.model_file import ModelMetadata, save_model
 from mace.pages.plots import plot_learning_curves
 from mace.planning.model_choices import reported_table
@@ -134,8 +132,8 @@ def _write_model(
     """Write the current model, both under the run's name and under its name with the seed."""
     if not run.ownership.look():
         trainer.save()  # raises an error, as another process owns the files
-    settings, plan = run.settings, preparation.plan
-    graphs = (batch.graph for batch in preparation.train.batches(64))
+    settings = run.settings
+    looked_through = partial(run.progress.track, description="Looking for the shortest distances")
     metadata = ModelMetadata(
         name=settings.name,
         settings=settings.model_dump(mode="json"),
@@ -144,7 +142,7 @@ def _write_model(
         epoch=epoch,
         stage=stage,
         metrics={name: dict(values) for name, values in metrics.items()},
-        shortest_distances=shortest_distances(graphs, ElementTable(plan.atomic_numbers), plan.r_max),
+        shortest_distances=preparation.train.shortest_distances(looked_through),
     )
     shared, own = model_files(settings, run.folders, stage)
     # first under a name unique to this run: a run with another seed may be writing the shared file

@@ -183,8 +183,9 @@ def _with_best(
 
 def settings_of(saved: Mapping[str, Any]) -> TrainingSettings:
     """Read the settings of a saved state; settings that no longer exist are left out."""
-    found = json.loads(saved["settings"])
-    return TrainingSettings.model_validate({k: v for k, v in found.items() if k in TrainingSettings.model_fields})
+    found, known = json.loads(saved["settings"]), TrainingSettings.model_fields
+    # defaults were saved too, but nobody typed them
+    return TrainingSettings.model_validate({k: v for k, v in found.items() if k in known and v != known[k].default})
 
 
 def _changes(before: TrainingSettings, settings: TrainingSettings, names: list[str]) -> list[str]:

@@ -6,6 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
+from mace.graphs.batch_plan import BatchPlan, EqualWork
+from mace.graphs.batch_size import BatchSize, spreads, training_batch
+from mace.graphs.dataset import Dataset
 from mace.planning.objectives import Losses
 from mace.preparation.preparation import Preparation
 from mace.reporting.records import RecordWriter, results_path
@@ -52,6 +57,7 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
+        _log_batches(trainer.batch_plan, preparation.train, training_batch(settings))
         shares = preparation.sampling.shares
         if len(shares) > 1:
             _LOGGER.info("The best model has the lowest %s", selection_rule(settings.select_by, shares))
@@ -65,10 +71,11 @@ def _log_optimizer(settings: TrainingSettings, losses: Losses, batches_per_epoch
     """Log the optimizer and the losses."""
     _LOGGER.info("===========OPTIMIZER INFORMATION===========")
     _LOGGER.info("Using %s as parameter optimizer, amsgrad: %s", settings.optimizer.upper(), settings.amsgrad)
-    _LOGGER.info("Batch size: %d", settings.batch_size)
+    _LOGGER.info("Batch size: %s", training_batch(settings).in_words)
     if settings.ema:
         _LOGGER.info("Using Exponential Moving Average with decay: %s", settings.ema_decay)
-    _LOGGER.info("Number of gradient updates: %d", batches_per_epoch * settings.max_num_epochs)
+    is_about = "about " * (training_batch(settings).unit != "structures")
+    _LOGGER.info("Number of gradient updates: %s%d", is_about, batches_per_epoch * settings.max_num_epochs)
     _LOGGER.info("Learning rate: %s, weight decay: %s", settings.lr, settings.weight_decay)
     _LOGGER.info("%s", losses[0])
     if losses[1] is not None:
@@ -94,3 +101,25 @@ def _log_optimizer(settings: TrainingSettings, losses: Losses, batches_per_epoch
         )
     if settings.clip_grad is not None:
         _LOGGER.info("Using gradient clipping with tolerance=%.3f", settings.clip_grad)
+
+
+def _log_batches(plan: BatchPlan, train: Dataset, size: BatchSize) -> None:
+    """Log how alike the batches are if they are filled by size, and which structures are too large for that."""
+    if not isinstance(plan, EqualWork):
+        return
+    _LOGGER.info(
+        "Batches of the first epoch, %d steps: %s", plan.steps_per_epoch, "; ".join(map(str, spreads(plan, train)))
+    )
+    larger = np.flatnonzero(plan.sizes > size.amount)
+    if len(larger):
+        largest = int(np.argmax(plan.sizes))
+        _LOGGER.warning(
+            "%d training structure%s more than --batch_%s=%d, and %s: the largest one is %s with %d",
+            len(larger),
+            " has" if len(larger) == 1 else "s have",
+            size.unit,
+            size.amount,
+            "is a batch by itself" if len(larger) == 1 else "are batches by themselves",
+            train.describe([largest]),
+            int(plan.sizes[largest]),
+        )

@@ -84,7 +84,7 @@ class DataSettings(Settings):
 
     train_file: Files | None = setting(
         None,
-        "structures to train on (any format ASE reads)",
+        "structures to train on (any format ASE reads, HDF5 of mace-torch, LMDB; also folders)",
         group="Data",
         kind="several",
         placeholder="FILE...",
@@ -117,13 +117,41 @@ class DataSettings(Settings):
         expects=_FILES,
     )
     test_dir: str | None = setting(
-        None, "folder with several test sets, one file each", group="Data", placeholder="DIR"
+        None, "folder with several test sets, each a file or a folder of parts", group="Data", placeholder="DIR"
     )
     batch_size: int = setting(10, "structures per training step, of each process", group="Data", ge=1)
-    valid_batch_size: int = setting(10, "structures per evaluation step", group="Data", ge=1)
+    batch_edges: int | None = setting(
+        None,
+        "fill the batches of training, of each process, up to so many directed edges (a pair of neighbors has two) "
+        "instead of a number of structures, for structures of very different sizes; every structure counts as before",
+        group="Data",
+        ge=1,
+        default_words="batch_size decides",
+    )
+    batch_atoms: int | None = setting(
+        None, "the same, up to so many atoms", group="Data", ge=1, default_words="batch_size decides"
+    )
+    valid_batch_size: int = setting(
+        10,
+        "structures per evaluation step",
+        group="Data",
+        ge=1,
+        default_words="10, unless batch_edges or batch_atoms is given, which then hold for evaluations too",
+    )
+    valid_batch_edges: int | None = setting(
+        None,
+        "fill the batches of evaluations up to so many directed edges; no error depends on that",
+        group="Data",
+        ge=1,
+        default_words="as in training",
+    )
+    valid_batch_atoms: int | None = setting(
+        None, "the same, up to so many atoms", group="Data", ge=1, default_words="as in training"
+    )
     max_edges_per_batch: int | None = setting(
         None,
-        "edges computed at a time; a batch with more is divided, and its parts add up to the same loss",
+        "edges computed at a time; a batch with more is divided, and its parts add up to the same loss, so that it "
+        "saves memory and changes no number, unlike batch_edges, which chooses the structures of a step",
         group="Data",
         ge=1,
         default_words="no limit until memory runs out",
@@ -186,6 +214,13 @@ class ReferenceSettings(Settings):
         unit="eV or eV/Angstrom",
         gt=0,
         default_words="from the training set",
+    )
+    statistics_file: str | None = setting(
+        None,
+        "file statistics.json of mace_prepare_data, from which E0s, elements, scale, shift and the mean number of "
+        "neighbors are taken unless they are typed",
+        group="Reference energies and scaling",
+        placeholder="FILE",
     )
     compute_avg_num_neighbors: bool = setting(
         True, "measure the mean number of neighbors on the training set", group="Reference energies and scaling"

@@ -31,7 +31,7 @@ class HeadSettings(LabelSettings):
     valid_file: Files | None = setting(None, "structures to validate on", kind="several", placeholder="FILE...")
     valid_fraction: float | None = setting(None, "fraction of the training set to validate on", gt=0, lt=1)
     test_file: Files | None = setting(None, "structures to test on", kind="several", placeholder="FILE...")
-    test_dir: str | None = setting(None, "folder with test sets, one file each", placeholder="DIR")
+    test_dir: str | None = setting(None, "folder with test sets, each a file or a folder of parts", placeholder="DIR")
     weight: float | None = setting(None, "weight of the structures of this head in the loss", gt=0)
     config_type_weights: dict[str, Annotated[float, Field(ge=0)]] | None = setting(
         None,
@@ -55,9 +55,7 @@ class HeadSettings(LabelSettings):
         "elements",
         inert="the elements are those in the data of all heads, or of --atomic_numbers outside of --heads",
     )
-    statistics_file: str | None = setting(
-        None, "statistics of preprocessed data", unsupported="preprocessed data sets are not available yet."
-    )
+    statistics_file: str | None = setting(None, "file statistics.json of mace_prepare_data, for E0s, scale and shift")
     compute_avg_num_neighbors: bool | None = setting(
         None, "measure the mean number of neighbors", inert=_ONE_NUMBER, inactive=(True,)
     )

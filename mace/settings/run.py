@@ -142,11 +142,12 @@ class DeviceSettings(Settings):
         "program that started the processes of a distributed run; none for one process, auto for the one noticed",
         group="Devices and speed",
     )
-    num_workers: int = setting(
-        0,
+    num_workers: int | None = setting(
+        None,
         "threads that read and gather batches ahead of the steps; with 0, the steps do it themselves",
         group="Devices and speed",
         ge=0,
+        default_words="1 for data read from disk, 0 for data in memory",
     )
     pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
 

@@ -70,6 +70,13 @@ class TrainingSettings(
                 f"--correlation has {len(self.correlation)} entries for {self.num_interactions} layers; give one "
                 "number, or as many as --num_interactions."
             )
+        for prefix, what in (("", "training"), ("valid_", "evaluations")):
+            names = [f"{prefix}batch_{unit}" for unit in ("size", "edges", "atoms")]
+            given = [f"--{name}" for name in names if name in self.model_fields_set and getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(
+                    f"{' and '.join(given)} say how large batches of {what} are, each in its way; give one."
+                )
         return self
 
 

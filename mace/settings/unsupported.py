@@ -10,7 +10,6 @@ _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
-_PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
 
 class UnsupportedSettings(Settings):
@@ -24,9 +23,8 @@ class UnsupportedSettings(Settings):
     only_cueq: bool = setting(False, "use cuEquivariance throughout", inert=_KERNELS)
     enable_oeq: bool = setting(False, "use OpenEquivariance", inert=_KERNELS)
     multi_processed_test: bool = setting(
-        False, "preprocessed test data come in several parts", inert="test structures are read from files ASE reads"
+        False, "preprocessed test data come in several parts", inert="a folder in --test_dir is one test set"
     )
-    statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
     # variants of the model to come
     use_reduced_cg: bool = setting(

@@ -13,7 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,9 @@ def finish_set(
         **apart,
         **facts,
     )
-    document = {"format": "mace prepared set", "version": _VERSION, **asdict(manifest)}
-    write_file(folder / MANIFEST, (json.dumps(document, indent=1) + "\n").encode(), manifest.structures)
+    document = {"format": "mace prepared set", "version": _VERSION, **vars(manifest)}
+    text = json.dumps(document, indent=1, default=vars) + "\n"  # entries of files are the only other objects
+    write_file(folder / MANIFEST, text.encode(), manifest.structures)
     return manifest
 
 

@@ -17,7 +17,7 @@ from mace.conditions import CONDITION_KEYS
 from mace.errors import UserError
 from mace.formats.frame import Frame
 from mace.formats.near_keys import is_near
-from mace.formats.reading import iterate_frames
+from mace.formats.reading import names_properties
 from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.structures.checks import (
@@ -120,7 +120,7 @@ def read_configurations(
     """Read labeled structures from files that all share the same keys, units and weights; see `read_sources`.
 
     Args:
-        paths: File names and glob patterns.
+        paths: Names of files, folders and patterns; see `mace.structures.sources.expand_paths`.
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
         config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
         progress: Called for every structure read.
@@ -144,7 +144,7 @@ def read_sources(
     head_key: str | None = None,
     heads: Sequence[str] = (),
 ) -> ReadResult:
-    """Read labeled structures from files of any format that ASE supports.
+    """Read labeled structures from files of any format.
 
     A label that a structure lacks is ``None``, never zero. Forces are the labeled ones, even on constrained atoms.
     Stress and virials are derived from each other if only one is given and the cell has a volume.
@@ -200,7 +200,7 @@ def read_sources(
 def note_unused_weights(
     files: Sequence[FileLabels], weights_of_files: Sequence[Mapping[str, float]]
 ) -> tuple[FileLabels, ...]:
-    """Add a note where weights name a ``config_type`` that none of the files with the same weights has.
+    """Add a note where weights name a ``config_type`` that none of the files with the same weights has, or come twice.
 
     Args:
         files: What was found in each file.
@@ -219,6 +219,12 @@ def note_unused_weights(
             names, known = (", ".join(f"'{name}'" for name in words) for words in (unused, sorted(present)))
             note = f"--config_type_weights names {names}, which no structure has as config_type; there are {known}."
             noted[place] = replace(files[place], further_notes=(*files[place].further_notes, note))
+        if names_properties(files[place].file) and any(weight != 1.0 for weight in weights.values()):
+            note = (
+                f"{files[place].file}: --config_type_weights multiplies the weights that this file holds; leave it out "
+                "if the file was prepared with it."
+            )
+            noted[place] = replace(noted[place], further_notes=(*noted[place].further_notes, note))
     return tuple(noted)
 
 
@@ -340,13 +346,12 @@ def _read_structures(
     Returns:
         The structures, and the number of them that have each key, by place and key.
     """
-    file, source, naming = part.file, part.source, part.naming
+    file, source, naming = part.file, part.source, part.naming.of(part.file)
     wanted = tuple(key for name in PROPERTIES for key in source.keys.candidates(name))
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
     names_heads = naming.names_heads
-    frames = iterate_frames(file, part.start, part.stop) if frames is None else frames
-    for index, frame in source.indexed(frames, part.start):
+    for index, frame in source.indexed(part.frames() if frames is None else frames, part.start):
         names_heads = naming.names_own(frame) if names_heads is None else names_heads
         if (head := naming.head_of(frame, file, index, names_heads)) is None:
             continue

@@ -167,6 +167,8 @@ class ShardFile:
                 name: _Tensor(np.dtype(_KINDS[item["dtype"]]), tuple(item["shape"]), begin + item["data_offsets"][0])
                 for name, item in header.items()
             }
+        except UserError:  # which is a ValueError
+            raise
         except OSError as error:
             raise UserError(f"{path}: this prepared set cannot be read ({error.strerror or error}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mace.conditions import SETTABLE, Condition
 from mace.errors import UserError
 from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile
+from mace.formats.reading import ENDINGS, ending_of, iterate_frames, key_of_heads, names_properties
 from mace.properties import PROPERTIES
 from mace.settings import TrainingSettings
 from mace.settings.labels import FileSettings
@@ -83,7 +86,7 @@ class Source:
     """Files, and how to read them.
 
     Attributes:
-        paths: File names and patterns.
+        paths: Names of files and folders, lists and patterns; see `expand_paths`.
         keys: The labels' keys; without them every file decides, see `LabelKeys`.
         units: Units of the files' numbers.
         config_type_weights: Weight of each ``config_type``; other types have the weight of ``"Default"``, or one.
@@ -99,6 +102,13 @@ class Source:
     conditions: Sequence[Condition] = ()
     condition_keys: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[int] | None = None
+
+    def of(self, file: str) -> Source:
+        """Return how one of the files is read: a given key means nothing where labels go by their properties."""
+        if not names_properties(file):
+            return self
+        kept = {name: "" for name in PROPERTIES if self.keys.given(name) == ""}
+        return replace(self, keys=LabelKeys(**kept), condition_keys={})
 
     def indexed(self, items: Iterable[Item], first: int = 0) -> Iterator[tuple[int, Item]]:
         """Yield what is read of one file's structures, each with its index.
@@ -129,6 +139,10 @@ class HeadNaming:
     key: str | None = None
     known: tuple[str, ...] = ()
     names_heads: bool | None = None
+
+    def of(self, file: str) -> HeadNaming:
+        """Return how the structures of a file name their heads, which may have a key of its own for it."""
+        return replace(self, key=key_of_heads(file, self.key))
 
     def names_own(self, frame: Frame) -> bool:
         """Return whether a structure names its head."""
@@ -173,6 +187,7 @@ class FilePart:
         naming: Which head its structures are for.
         start: Index of the first structure.
         stop: Index after the last one; None for the end of the file.
+        opened: The file's reader, so that several parts share one look for where structures begin.
     """
 
     file: str
@@ -180,43 +195,37 @@ class FilePart:
     naming: HeadNaming = HeadNaming()
     start: int = 0
     stop: int | None = None
+    opened: FrameFile | None = None
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield its structures; see `mace.formats.reading.iterate_frames`."""
+        return iterate_frames(self.opened or self.file, self.start, self.stop)
 
 
 def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    """Turn file names and glob patterns into the list of existing files they stand for.
+    """Turn names of files and folders, lists ``a:b:c`` of them and glob patterns into the files they stand for.
 
-    A name that exists is taken literally even where it contains ``*``, ``?`` or ``[``. Files found by a pattern are
-    sorted by name; otherwise the given order is kept.
+    A name that exists is taken literally even where it contains ``*``, ``?``, ``[`` or ``:``. A folder stands for the
+    files in it, which must be of one kind. What a folder holds and a pattern finds is sorted by name; otherwise the
+    given order is kept. A prepared set is a folder that is kept as it is.
 
     Raises:
-        UserError: If a file is missing, empty, a directory or named twice, or if a pattern matches nothing.
+        UserError: If a file is missing, empty or named twice, a pattern matches nothing, or a folder holds no files
+            that can be read, or several kinds of them.
     """
     files: list[str] = []
     for given in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
-        if Path(given).exists() or not glob.has_magic(given):
-            files.append(given)
-            continue
-        matches = sorted(
-            match for match in glob.glob(given, recursive=True) if not Path(match).is_dir() or is_prepared(match)
-        )
-        if not matches:
-            raise UserError(f"{given}: no file matches this pattern, seen from {Path.cwd()}.")
-        files += matches
+        if not given.strip():
+            raise UserError("The name of a structure file is empty.")
+        for name in itertools.chain.from_iterable(map(_expand_pattern, _split_list(given))):
+            files += _files_in(name) if Path(name).is_dir() and not is_prepared(name) else [name]
     if not files:
         raise UserError("No structure file was given; name at least one.")
     for file in files:
         path = Path(file)
-        if not file.strip():
-            raise UserError("The name of a structure file is empty.")
-        if is_prepared(path):
-            continue
-        if path.is_dir():
-            raise UserError(
-                f"{file}: this is a directory; name the files in it, for example with '{file.rstrip('/')}/*'."
-            )
         if not path.exists():
             raise UserError(f"{file}: there is no such file, seen from {Path.cwd()}.")
-        if not path.is_file():
+        if not path.is_file() and not is_prepared(path):
             raise UserError(
                 f"{file}: this is not a regular file and cannot be read more than once; write it to one first."
             )
@@ -224,6 +233,67 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
             raise UserError(f"{file}: the file is empty.")
     refuse_repeated(files)
     return files
+
+
+def _split_list(given: str) -> list[str]:
+    """Split ``a:b:c`` into names, unless it is a name itself.
+
+    >>> _split_list("one.aselmdb:two.aselmdb"), _split_list("10:30.log")
+    (['one.aselmdb', 'two.aselmdb'], ['10:30.log'])
+    """
+    parts = [os.path.expanduser(part) for part in given.split(":")]
+    if len(parts) == 1 or Path(given).exists() or glob.glob(given, recursive=True):
+        return [given]
+    are_names = all(
+        part and (Path(part).exists() or glob.has_magic(part) or ending_of(part) in ENDINGS) for part in parts
+    )
+    return parts if are_names else [given]
+
+
+def _expand_pattern(name: str) -> list[str]:
+    """List the files that a pattern fits, or the folders if it fits no file; any other name is returned as it is.
+
+    Raises:
+        UserError: If it fits nothing.
+    """
+    if Path(name).exists() or not glob.has_magic(name):
+        return [name]
+    matches = sorted(glob.glob(name, recursive=True))
+    if not matches:
+        raise UserError(f"{name}: no file matches this pattern, seen from {Path.cwd()}.")
+    return [match for match in matches if not Path(match).is_dir() or is_prepared(match)] or matches
+
+
+def _files_in(folder: str) -> list[str]:
+    """List the files of a folder, which must be of one kind; what no structures can be in is left aside.
+
+    Raises:
+        UserError: If there are several kinds, or none.
+    """
+    try:
+        paths = sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: this folder cannot be read ({error.strerror or error}).") from error
+    kinds: dict[str, list[str]] = {}
+    for path in paths:
+        kind = ENDINGS.get(ending_of(path))
+        if kind is not None and path.is_file() and not path.name.startswith("."):
+            kinds.setdefault(kind, []).append(os.path.join(folder, path.name))
+    if len(kinds) > 1:  # beside data it holds statistics, or other notes on them
+        kinds.pop("json", None)
+    pattern = os.path.join(folder, "*")
+    if not kinds:
+        raise UserError(
+            f"{folder}: this folder holds no file with the ending of a format of structures (.{', .'.join(ENDINGS)}); "
+            f"name the files in it, for example with '{pattern}'."
+        )
+    if len(kinds) > 1:
+        listed = " and ".join(f"{len(files)} like {Path(files[0]).name}" for files in kinds.values())
+        raise UserError(
+            f"{folder}: this folder holds files of several formats, {listed}; name those that are meant, for example "
+            f"with '{pattern}{Path(next(iter(kinds.values()))[0]).suffix}'."
+        )
+    return next(iter(kinds.values()))
 
 
 def refuse_repeated(files: Sequence[str]) -> None:
@@ -249,7 +319,7 @@ def expand_sources(sources: Sequence[Source]) -> list[tuple[str, Source]]:
     Raises:
         UserError: See `expand_paths`; also if two sources name the same file.
     """
-    files = [(file, source) for source in sources for file in expand_paths(source.paths)]
+    files = [(file, source.of(file)) for source in sources for file in expand_paths(source.paths)]
     refuse_repeated([file for file, _ in files])
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Gather
 from mace.graphs.graph import carry
@@ -90,23 +92,31 @@ class BatchStep:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
 
-    def divide(self, structures: np.ndarray) -> list[np.ndarray]:
+    def divide(self, step: Step) -> list[np.ndarray]:
         """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
-        return self._limit.split(self._dataset, self._share(structures))
+        return self._limit.split(self._dataset, self._share(step))
 
-    def _share(self, structures: np.ndarray) -> np.ndarray:
-        return self._team.share(structures, self._dataset.edges_of(structures))
+    def _share(self, step: Step) -> np.ndarray:
+        if step.batches is not None:
+            return step.batches[self._team.rank]
+        return self._team.share(step.structures, self._dataset.edges_of(step.structures))
 
     def take(
-        self, structures: np.ndarray, loss: Loss, requests: tuple[bool, bool], gather: Gather | None = None
+        self,
+        step: Step,
+        loss: Loss,
+        requests: tuple[bool, bool],
+        gather: Gather | None = None,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> StepOutcome:
-        """Take one optimizer step on a batch.
+        """Take one optimizer step.
 
         Args:
-            structures: Indices of the structures in the batch, over all processes.
+            step: The structures of all processes.
             loss: The loss.
             requests: Whether this process was asked to stop, and whether it finds that a save is due.
             gather: Returns the batch of some structures; by default, the data set does.
+            counts: Counts to divide the terms of the loss by; those of the step if None.
 
         Returns:
             The outcome.
@@ -118,8 +128,8 @@ class BatchStep:
         gather = gather or dataset.batch
         moved = self._state.moved
         moved.forget_gradients()
-        losses, counts = list[Tensor](), None
-        for part in self._limit.parts(dataset, self._share(structures)):
+        losses, structures = list[Tensor](), step.structures
+        for part in self._limit.parts(dataset, self._share(step)):
             with part:
                 if counts is None and len(part.structures) < len(structures):
                     counts = carry(loss.counts(dataset, structures), device)

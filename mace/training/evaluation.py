@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.batch_plan import consecutive
+from mace.graphs.batch_size import BatchSize
 from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.feeding import Feeding
 from mace.model.mace import MACE
@@ -49,7 +49,7 @@ def evaluate(
     model: MACE,
     dataset: Dataset,
     loss: Loss,
-    batch_size: int,
+    batch_size: BatchSize | int,
     stress: bool = False,
     forces: bool = True,
     keep_details: bool = False,
@@ -64,7 +64,7 @@ def evaluate(
         model: The model.
         dataset: The structures.
         loss: The loss to evaluate; its value does not depend on the batch size.
-        batch_size: Number of structures per batch.
+        batch_size: How much goes into a batch; a number is one of structures.
         stress: Whether to predict stress and virials where they are labeled, even if the loss does not need them.
         forces: Whether to predict forces where they are labeled, even if the loss does not need them.
         keep_details: Whether to find out the errors in every part of the set, and those of each config_type.
@@ -82,14 +82,15 @@ def evaluate(
     stress = loss.needs_stress or (stress and labeled_stress)
 
     feeding = feeding or Feeding()
-    own, n_atoms = own_part(np.arange(len(dataset)), team), dataset.atoms_of(np.arange(len(dataset)))
+    n_atoms = dataset.atoms_of(np.arange(len(dataset)))
     types = frequent_types(dataset.structures.config_types, MOST_TYPES)
     energies = np.array([[*of_head.values()] for of_head in model.plan.energies_of_heads()])
 
     def nothing() -> _Found:
         return _Found(details=SetErrors(types.names, model.plan.atomic_numbers, energies) if keep_details else None)
 
-    found, batches = nothing(), list(consecutive(own, batch_size))
+    size = BatchSize(batch_size) if isinstance(batch_size, int) else batch_size
+    found, batches = nothing(), _batches(dataset, size, team)
     with feeding.open(dataset, batches, lambda structures: limit.split(dataset, structures)) as feed:
         for structures in progress(feed):
             for part in limit.parts(dataset, structures):
@@ -117,6 +118,14 @@ def evaluate(
         found.details,
         feed.waited,
     )
+
+
+def _batches(dataset: Dataset, size: BatchSize, team: Team) -> list[np.ndarray]:
+    """Divide the structures of a set into the batches of this process; all processes have about the same work."""
+    everything = np.arange(len(dataset))
+    if size.unit == "structures":
+        return size.divide(dataset, own_part(everything, team))
+    return size.divide(dataset, everything)[team.rank :: team.size]
 
 
 @dataclass

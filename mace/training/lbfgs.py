@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mace.graphs.batch_plan import HeadSampling, consecutive
+from mace.graphs.batch_plan import HeadSampling
+from mace.graphs.batch_size import training_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
 from mace.processes.team import Team
@@ -280,7 +281,7 @@ class FullBatch:
     ) -> None:
         self._feeding = feeding or Feeding()
         self._moved, self._model, self._dataset, self._limit, self._team = moved, moved.model, dataset, limit, team
-        self._batch_size, self._pinned = settings.batch_size, settings.pin_memory
+        self._size, self._pinned = training_batch(settings), settings.pin_memory
         self._parameters, self._counts = trainable(moved), dict[Loss, dict[str, Tensor]]()
         sizes = np.array(list(sampling.sizes.values()))
         self._factors = np.repeat(np.array(list(sampling.draws.values())) / sizes, sizes)
@@ -346,7 +347,7 @@ class FullBatch:
         """Yield the structures of each batch, of all processes, in the order of the data; a batch has one factor."""
         places = np.arange(len(self._dataset))
         for alike in np.split(places, np.flatnonzero(np.diff(self._factors)) + 1):
-            yield from consecutive(alike, self._batch_size * self._team.size)
+            yield from self._size.divide(self._dataset, alike, self._team.size)
 
     def _counts_of(self, loss: Loss) -> dict[str, Tensor]:
         """Count the labels of all structures, once for each loss; a label counts by the factor of its structure."""

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from mace.graphs.batch_plan import BatchPlan, HeadSampling, one_head
+from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
+from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
 from mace.training.batch_step import BatchStep, StepOutcome
@@ -20,6 +23,7 @@ from mace.training.context import TrainingContext
 from mace.training.evaluation import Evaluation, evaluate
 from mace.training.finiteness import Diverged, NotFinite
 from mace.training.lbfgs import LBFGS, FullBatch
+from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
 from mace.training.phases import WaitingTime
 from mace.training.saving import StateKeeper
@@ -62,6 +66,25 @@ def selection_rule(select_by: str, shares: Mapping[str, float]) -> str:
     return f"mean of the validation losses of the heads by their shares of an epoch, {words} (--select_by=all)"
 
 
+def expected_counts(
+    plan: BatchPlan, epoch: int, loss: Loss, dataset: Dataset, device: torch.device
+) -> dict[str, Tensor] | None:
+    """Return what the terms of a loss are divided by in every step of an epoch; None for the counts of the step.
+
+    Args:
+        plan: The batches.
+        epoch: Counted from zero.
+        loss: The loss.
+        dataset: The training structures.
+        device: Device of the result.
+    """
+    if not isinstance(plan, EqualWork):
+        return None
+    counts = loss.counts_of_each(dataset, np.arange(len(dataset)))
+    expected = {name: plan.expected_count(epoch, of_each.numpy()) for name, of_each in counts.items()}
+    return {name: torch.tensor(count, dtype=torch.float64, device=device) for name, count in expected.items()}
+
+
 class _StopRequested(Exception):
     """A signal to stop arrived during validation."""
 
@@ -97,11 +120,11 @@ class Trainer:
         edges = {name: self.settings.max_edges_per_batch for name in ("training", "validation")}
         self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
         sampling = sampling or one_head(len(train_set))
-        self.batch_plan = BatchPlan(sampling, self.settings.seed, self.settings.batch_size * self._team.size)
+        self.batch_plan = plan_batches(self.settings, train_set, sampling, self._team.size)
         self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
         limit = self._limits["training"]
         self._feeding = Feeding.of(self.settings, context.device, self._heed)
-        self.waiting = WaitingTime(self.settings.num_workers)
+        self.waiting = WaitingTime(self._feeding.threads_for(train_set))
         self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, self._feeding)
 
     @property
@@ -211,33 +234,43 @@ class Trainer:
         if lbfgs.stuck:
             _LOGGER.info("L-BFGS has ended: no step lowers the loss of the training set any more, to rounding")
 
-    def _run_epoch(self, epoch: int) -> None:
-        """Take the remaining steps of an epoch."""
-        state, size = self.progression, self.batch_plan.n_structures
-        sampling = self.batch_plan.sampling
+    def _begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch, or go on within one if its batches are still the same."""
+        state, plan = self.progression, self.batch_plan
+        size, sampling, batches = plan.n_structures, plan.sampling, plan.fingerprint(epoch)
         draws = [[sampling.sizes[head], count] for head, count in sampling.draws.items()]
         if state.structures_done and (state.structures != size or state.draws not in ([], draws)):
             before, now = (state.structures, size) if state.structures != size else (state.draws, draws)
             _LOGGER.warning("There were %s training structures, now %s: epoch %d begins anew", before, now, epoch)
             state.structures_done = 0
-        state.structures, state.draws = size, draws
+        elif state.structures_done and state.batches != batches:
+            _LOGGER.warning("The batches are filled in another way now: epoch %d begins anew", epoch)
+            state.structures_done = 0
+        state.structures, state.draws, state.batches = size, draws, batches
         if state.structures_done < size:
             self.state.optimizer_mode("train")
+            self._progress.begin_epoch(plan.n_steps(epoch))
+
+    def _run_epoch(self, epoch: int) -> None:
+        """Take the remaining steps of an epoch."""
+        self._begin_epoch(epoch)
+        state, plan, loss = self.progression, self.batch_plan, self.state.loss
+        counts = expected_counts(plan, epoch, loss, self.train_set, self.state.model.embedding.device)
         late: deque[StepOutcome] = deque()
         structures, is_stopped = np.zeros(0, dtype=np.int64), False
-        first = state.structures_done // self.batch_plan.structures_per_step
-        batches = self.batch_plan.steps(epoch, state.structures_done)
+        first = plan.steps_done(epoch, state.structures_done)
+        steps = plan.steps(epoch, state.structures_done)
         try:
-            with self._feeding.open(self.train_set, batches, self.batch_step.divide) as feed:
-                for step, structures in enumerate(feed, start=first):
-                    requests = self._interruption.requested, self.keeper.due
-                    outcome = self.batch_step.take(structures, self.state.loss, requests, feed.batch)
+            with self._feeding.open(self.train_set, steps, self.batch_step.divide) as feed:
+                for number, step in enumerate(feed, start=first):
+                    structures, requests = step.structures, (self._interruption.requested, self.keeper.due)
+                    outcome = self.batch_step.take(step, loss, requests, feed.batch, counts)
                     state.structures_done += len(structures)
-                    self._progress.step(epoch, step, outcome.loss, outcome.n_atoms)
+                    self._progress.step(epoch, number, outcome.loss, outcome.n_atoms)
                     late.append(outcome)
                     # on an accelerator, results are read one step late because reading one waits for the device
                     stop, due = self._settle(late, epoch, left=outcome.latency)
-                    if (stop or due) and state.structures_done < size:
+                    if (stop or due) and state.structures_done < plan.n_structures:
                         self._settle(late, epoch)
                         self._require_finite_weights(structures)
                         self.save()
@@ -325,7 +358,7 @@ class Trainer:
                 self.state.model,
                 dataset,
                 self.state.loss,
-                self.settings.valid_batch_size,
+                validation_batch(self.settings),
                 stress=self.settings.compute_stress,
                 forces=self.settings.compute_forces,
                 keep_details=self.settings.report,

@@ -77,14 +77,13 @@ class Term:
         else:
             penalty = self.penalty(error, reference) * property_weight
         total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, self.count(targets.labeled[self.name], targets.atoms_per_structure)
+        return total, self.counts(targets.labeled[self.name], targets.atoms_per_structure).sum()
 
-    def count(self, labeled: Tensor, n_atoms: Tensor) -> Tensor:
-        """Count the labeled entries of some structures, given which are labeled and how many atoms they have."""
-        if PROPERTIES[self.name].of_atoms:
-            labeled = labeled * n_atoms
+    def counts(self, labeled: Tensor, n_atoms: Tensor) -> Tensor:
+        """Count the labeled entries of each of some structures, given which are labeled and their numbers of atoms."""
         row = torch.zeros(1, *PROPERTIES[self.name].shape, dtype=torch.float64)
-        return labeled.sum() * self.penalty(row, row).numel()
+        entries = labeled * self.penalty(row, row).numel()
+        return entries * n_atoms if PROPERTIES[self.name].of_atoms else entries
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,13 @@ class Loss:
 
     def counts(self, dataset: Dataset, structures: np.ndarray) -> dict[str, Tensor]:
         """Return the count of every term for some structures, by property, without reading their labels."""
+        return {name: counts.sum() for name, counts in self.counts_of_each(dataset, structures).items()}
+
+    def counts_of_each(self, dataset: Dataset, structures: np.ndarray) -> dict[str, Tensor]:
+        """Return the count of every term for each of some structures, by property, each ``[structures]``."""
         n_atoms = torch.from_numpy(dataset.atoms_of(structures))
         labeled = {term.name: torch.from_numpy(dataset.labeled(term.name)[structures]) for term in self.terms}
-        return {term.name: term.count(labeled[term.name], n_atoms) for term in self.terms}
+        return {term.name: term.counts(labeled[term.name], n_atoms) for term in self.terms}
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""

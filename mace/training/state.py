@@ -35,6 +35,7 @@ class Progression:
         structures_done: Number of structures already used for training in this epoch.
         structures: Number of structures of an epoch when it began; their order depends on it.
         draws: By head, how many structures it has and how many of them were drawn; empty if it was not recorded.
+        batches: Fingerprint of the batches of the epoch, see `mace.graphs.batch_plan.BatchPlan.fingerprint`.
         evaluated_at_start: Whether the evaluation before the first step has been made.
         stage_two: Whether stage two has begun.
         stage_two_start: The epoch at which it begins; when patience ends stage one early, the run jumps there.
@@ -53,6 +54,7 @@ class Progression:
     structures_done: int = 0
     structures: int = 0
     draws: list[list[int]] = field(default_factory=list)
+    batches: int = 0
     evaluated_at_start: bool = False
     stage_two: bool = False
     stage_two_start: int | None = None

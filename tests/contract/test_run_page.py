@@ -70,7 +70,7 @@ def test_embedded_data_cannot_end_their_element() -> None:
 def test_the_page_says_what_became_of_the_run(run: Run) -> None:
     page = page_of(run)
     words = "finished,Training is complete,stage two,--start_swa,IsolatedAtom,mace_eval_configs,--restart_latest"
-    words += ",MACECalculator,gathering batches,torch,tiny_run-7_data.html"
+    words += ",MACECalculator,waiting for data,torch,tiny_run-7_data.html"
     for said in words.split(","):
         assert said in page, said
     assert len(page) < 5_000_000

@@ -47,6 +47,7 @@ OURS = set(
     """
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
+    batch_edges batch_atoms valid_batch_edges valid_batch_atoms
     report take_over head_sampling select_by lbfgs_steps lbfgs_history
     """.split()
 )
@@ -108,6 +109,7 @@ SAMPLES = {
 DEFAULT_DIFFERENCES = {
     "plot_interaction_e": (False, True),
     "launcher": ("slurm", "auto"),
+    "num_workers": (0, None),
     **{
         f"{label}_key": (f"DefaultKeys.{label.upper()}.value", None)
         for label in (

@@ -92,7 +92,7 @@ CASES = [
     # selection of structures
     ("mace_finetuning_select --configs_pt=good.xyz", "--output is required"),
     (SELECT.replace("=good.xyz", "=none.xyz"), "none.xyz: there is no such file"),
-    (SELECT.replace("=good.xyz", "=folder"), "folder: this is a directory"),
+    (SELECT.replace("=good.xyz", "=folder"), "folder: this folder holds no file with the ending"),
     (SELECT.replace("=good.xyz", "=no*.xyz"), "no*.xyz: no file matches"),
     (SELECT.replace("=good.xyz", " good.xyz good.xyz"), "good.xyz: the same file is given twice"),
     (SELECT.replace("=good.xyz", "=good.model"), "good.model: "),
@@ -146,7 +146,7 @@ CASES = [
     # evaluation
     (EVALUATE.replace("good.xyz", "none.xyz"), "none.xyz: there is no such file"),
     (EVALUATE.replace("good.xyz", "empty.file"), "empty.file: the file is empty"),
-    (EVALUATE.replace("good.xyz", "folder"), "folder: this is a directory"),
+    (EVALUATE.replace("good.xyz", "folder"), "folder: this folder holds no file with the ending"),
     (EVALUATE.replace("good.xyz", "no*.xyz"), "no*.xyz: no file matches"),
     (EVALUATE.replace("good.xyz", "good.model"), "good.model: "),
     (EVALUATE.replace("good.xyz", "nan.xyz"), "nan.xyz: structure 1 has a position that is NaN"),

@@ -22,7 +22,7 @@ def _named(name: str) -> list[str]:
 
 
 add("refused", "a file that is missing", lambda f: _named(str(f / "nowhere.xyz")), "there is no such file")
-add("refused", "a directory", lambda f: _named(str(f)), "this is a directory")
+add("refused", "a directory", lambda f: _named(str(f)), "this folder holds no file")
 add("refused", "a name of blanks", lambda f: _named("  "), "empty")
 add("refused", "no name", lambda f: _named(""), "--train_file")
 add("refused", "a pattern that fits nothing", lambda f: _named(str(f / "*.xyz")), "no file matches this pattern")

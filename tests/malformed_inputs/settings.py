@@ -121,11 +121,19 @@ for _flag, _words in (
     ("--freeze=7", "--freeze=7 freezes all that the model has"),
     ("--freeze=embedding,interactions,products,readouts", "freezes all that the model has"),
     ("--lora=maybe", "--lora must be True or False"),
+    ("--batch_edges=0", "--batch_edges must be a whole number of at least 1"),
+    ("--batch_atoms=many", "--batch_atoms must be a whole number of at least 1"),
 ):
     add("refused", f"the flag {_flag}", flags_case(_flag), _words)
 for _flags, _words in (
     (("--lora=True", "--lora_rank=0"), "--lora_rank must be"),
     (("--lora=True", "--lora_alpha=-1"), "--lora_alpha must be"),
+    (("--batch_edges=100", "--batch_size=10"), "--batch_size and --batch_edges say how large batches of training are"),
+    (
+        ("--batch_edges=100", "--batch_atoms=10"),
+        "--batch_edges and --batch_atoms say how large batches of training are",
+    ),
+    (("--valid_batch_edges=9", "--valid_batch_size=10"), "--valid_batch_size and --valid_batch_edges say how large"),
     (("--lora=True", "--lora_rank=1000"), "--lora_rank=1000 is above the width of embedding"),
     (("--lora=True", "--freeze=embedding,interactions,readouts,products.0.linear,products.1.linear"), "leaves no lin"),
 ):

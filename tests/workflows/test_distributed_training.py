@@ -117,7 +117,7 @@ def run_of(folder: Path, data: Path, *flags: str) -> Run:
 def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     """Eleven structures in steps of four: the last step of an epoch has three, and so one process one less."""
     shared = (f"--train_file={data}", "--max_num_epochs=3", "--swa", "--start_swa=2", "--lbfgs", "--lbfgs_steps=3")
-    processes = Processes(tmp_path / "two", *shared, "--batch_size=2", "--csv", "--plot=True")
+    processes = Processes(tmp_path / "two", *shared, "--batch_size=2", "--csv", "--plot=True", "--num_workers=2")
     one = train(tmp_path / "one", data, *FLAGS, *shared, "--batch_size=4")
     assert processes.wait() == [0, 0], processes.said(0) + processes.said(1)
     two = run_of(tmp_path / "two", data)

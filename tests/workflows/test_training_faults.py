@@ -17,6 +17,7 @@ from training_runs import TINY_MODEL, Run, settings_of, train, untimed, write_wa
 
 from mace.errors import RunInterrupted, UserError
 from mace.files import durable as durable_file
+from mace.graphs.batch_plan import Step
 from mace.model.model_file import load_model
 from mace.reporting import records
 from mace.runs import finishing
@@ -239,9 +240,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[np.ndarray]]:
     def install(which: Callable[[int, np.ndarray], bool]) -> list[np.ndarray]:
         take, gradient, batches = BatchStep.take, batch_step.loss_gradient, list[np.ndarray]()
 
-        def counted(step: BatchStep, structures: np.ndarray, *others: Any) -> Any:
-            batches.append(structures)
-            return take(step, structures, *others)
+        def counted(batch_step: BatchStep, step: Step, *others: Any) -> Any:
+            batches.append(step.structures)
+            return take(batch_step, step, *others)
 
         def spoiled(model: Any, *others: Any, **named: Any) -> Any:
             value = gradient(model, *others, **named)

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from ase.db import connect
 from ase.io import read
 from training_runs import at_level, copper, isolated_atoms, prepared, same, train, water, write_frames
 
 from mace.calculators import MACECalculator
+from mace.errors import UserError
 from mace.model.model_file import load_model
 from mace.preparation.preparation import Preparation
 from mace.settings import parse_training_settings
@@ -256,6 +259,54 @@ def test_files_of_a_head_may_be_lists_patterns_and_tables(tmp_path: Path, low: P
     assert found.sampling.sizes == {"low": 9, "high": 12} and np.isfinite(energies(found, "high")).all()
     used = {c.file for c in [*found.train_of("high"), *found.valid["high"]]}
     assert used == {str(tmp_path / name) for name in ("part0.xyz", "part1.xyz", "part2.xyz", "table.xyz")}
+
+
+def test_files_of_a_head_may_be_folders_lists_and_databases(tmp_path: Path, low: Path) -> None:
+    """Test sets too: a folder in ``--test_dir`` is one set, whatever its parts are called."""
+    files = ["parts/a.xyz", "parts/b.xyz", "tests/hot/0.xyz", "tests/hot/1.xyz", "tests/cold.xyz"]
+    for place, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_frames(tmp_path / name, water(4, 10 + place))
+    with connect(tmp_path / "tests" / "lmdb.aselmdb", type="aselmdb") as database:
+        for atoms in water(3, 30):
+            data = {**atoms.info, "REF_forces": atoms.arrays.pop("REF_forces")}
+            database.write(atoms, data=data)
+    parts = f"{tmp_path / 'parts' / 'a.xyz'}:{tmp_path / 'parts' / 'b.xyz'}"
+    E0s = {1: 3, 8: 4}
+    for given in (str(tmp_path / "parts"), parts, str(tmp_path / "part*"), [{"file": parts}]):
+        high = {"train_file": given, "test_dir": str(tmp_path / "tests"), "E0s": E0s}
+        found = prepared(tmp_path, heads(low={"train_file": low}, high=high), "--valid_fraction=0.25")
+        assert found.sampling.sizes == {"low": 9, "high": 6}
+        sizes = {name: len(tests) for name, tests in found.tests.items()}
+        assert sizes == {"cold_high": 4, "hot_high": 8, "lmdb_high": 3}
+    write_frames(tmp_path / "tests" / "hot.xyz", water(2))
+    with pytest.raises(UserError, match="tests/hot and .*tests/hot.xyz would both be the test set hot; rename"):
+        prepared(tmp_path, f"--train_file={low}", f"--test_dir={tmp_path / 'tests'}")
+
+
+def test_structures_of_hdf5_go_to_the_head_of_their_file_and_to_the_one_they_name(tmp_path: Path, low: Path) -> None:
+    frames = water(6, 9)
+    for folder, named in [("own", ""), ("both", "level")]:
+        (tmp_path / folder).mkdir()
+        with h5py.File(tmp_path / folder / "train_0.h5", "w") as file:
+            for place, atoms in enumerate(frames):
+                group = file.create_group(f"config_batch_0/config_{place}")
+                arrays = {"atomic_numbers": atoms.numbers, "positions": atoms.positions, "cell": "None", "pbc": "None"}
+                for key, value in {**arrays, "weight": 1.0, "config_type": "Default"}.items():
+                    group[key] = value
+                head = ("low", "high")[place % 2] if named else ""
+                labels = {"energy": -1.0 - place, "forces": atoms.arrays["REF_forces"], "head": head, "stress": "None"}
+                for key, value in labels.items():
+                    group[f"properties/{key}"], group[f"property_weights/{key}"] = value, float(key != "stress")
+    own = {"train_file": tmp_path / "own", "E0s": {1: 3, 8: 4}}
+    flags = ("--head_key=level", "--valid_fraction=0.2", "--energy_key=REF_energy")
+    found = prepared(tmp_path, heads(low={"train_file": low}, high=own), *flags)
+    assert found.sampling.sizes == {"low": 10, "high": 5}
+    assert set(energies(found, "high")) <= {-1.0 - place for place in range(6)}
+    found = prepared(tmp_path, f"--train_file={tmp_path / 'both'}", "--E0s={1: 3, 8: 4}", *flags)
+    assert found.plan.head_names == ("low", "high")
+    assert {c.energy for c in [*found.train_of("low"), *found.valid["low"]]} == {-1.0, -3.0, -5.0}
+    assert {c.energy for c in [*found.train_of("high"), *found.valid["high"]]} == {-2.0, -4.0, -6.0}
 
 
 def test_tests_of_each_head_and_of_all(tmp_path: Path, low: Path, high: Path) -> None:

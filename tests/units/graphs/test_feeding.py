@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,14 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs import feeding
 from mace.graphs.batch_plan import consecutive
-from mace.graphs.dataset import Batch
+from mace.graphs.dataset import Batch, Subset
 from mace.graphs.feeding import Feeding
-from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors
+from mace.graphs.prepared import StoredDataset
 from mace.structures.configuration import Configuration
+from mace.structures.prepared import StoredStructures, finish_set
+from mace.structures.shards import shard_content, write_file
 from mace.training.memory import EdgeLimit
 
 WORKERS = (0, 1, 4, 16)
@@ -56,8 +60,8 @@ class Observed(InMemoryDataset):
         self.permission: threading.Event | None = None
         self.faults: dict[int, BaseException] = {}
 
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        chosen = np.asarray(structures).tolist()
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        chosen = structures.tolist()
         if self.permission is not None:
             self.permission.wait()
         for place in chosen:
@@ -68,7 +72,7 @@ class Observed(InMemoryDataset):
         with self._lock:
             self.gathered.append(chosen)
             self.threads.add(threading.current_thread().name)
-        return super().graph(structures)
+        return super().neighbors(structures)
 
 
 PLAIN = InMemoryDataset([structure(place) for place in range(40)], ElementTable((1, 8)), 2.5)
@@ -116,6 +120,19 @@ def test_batches_are_the_same_whoever_gathers_them(workers: int) -> None:
     assert workers == 0 or sum(name != mine for name in dataset.threads) >= min(workers, 4)
 
 
+def test_unless_a_number_is_given_a_thread_gathers_what_is_on_disk() -> None:
+    for on_disk, wanted, threads in ((False, None, 0), (True, None, 1), (False, 4, 4), (True, 0, 0)):
+        dataset = Observed()
+        dataset.on_disk = on_disk
+        for each in (dataset, Subset(dataset, np.arange(40))):
+            dataset.threads.clear()
+            assert Feeding(wanted).threads_for(each) == threads
+            with Feeding(wanted).open(each, steps()) as feed:
+                for structures in feed:
+                    feed.batch(structures)
+            assert len(dataset.threads - {threading.main_thread().name}) == threads
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_no_more_batches_are_gathered_ahead_than_agreed(workers: int) -> None:
     dataset, most = Observed(), feeding.AHEAD_OF_EACH * workers
@@ -155,6 +172,41 @@ def test_batches_gathered_ahead_have_no_more_edges_than_agreed(monkeypatch: pyte
             feed.batch(structures)
 
 
+def stored(folder: Path) -> StoredDataset:
+    """Write the structures as a prepared set of three parts without neighbors, and open it."""
+    parts = [PLAIN.structures.take(places) for places in np.array_split(np.arange(40), 3)]
+    entries = [
+        write_file(folder / f"shard-{number}.safetensors", shard_content(part), len(part))
+        for number, part in enumerate(parts)
+    ]
+    finish_set(folder, entries, written_by="a test", r_max=None)
+    return StoredDataset(StoredStructures(folder), ElementTable((1, 8)), 2.5, ("Default",))
+
+
+def test_what_is_on_disk_is_gathered_by_threads_as_from_memory(tmp_path: Path) -> None:
+    for workers in (None, 0, 4):
+        with Feeding(workers).open(stored(tmp_path), steps()) as feed:
+            for structures in feed:
+                assert same(contents(feed.batch(structures)), contents(PLAIN.batch(structures)))
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_damaged_part_is_named_with_the_structures_that_need_it(tmp_path: Path, workers: int) -> None:
+    dataset, path = stored(tmp_path), tmp_path / "shard-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    dataset.stored._opened.clear()
+    path.write_bytes(content)
+    with (
+        pytest.raises(
+            UserError, match=r"^train.xyz: structures? [\d, ]+ cannot be made .*shard-1.safetensors: .*damaged"
+        ),
+        Feeding(workers).open(dataset, steps()) as feed,
+    ):
+        for structures in feed:
+            feed.batch(structures)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("error", "reason"),
@@ -181,15 +233,15 @@ def test_what_cannot_be_gathered_is_named(workers: int, error: BaseException, re
 
 
 def test_what_fails_once_names_all_structures_of_its_batch() -> None:
-    dataset, graph, calls = Observed(), InMemoryDataset.graph, [0]
+    dataset, calls = Observed(), [0]
 
-    def once(structures: np.ndarray) -> Graph:
+    def once(structures: np.ndarray) -> Neighbors:
         calls[0] += 1
         if calls[0] == 1:
             raise OSError(110, "Connection timed out")
-        return graph(dataset, structures)
+        return InMemoryDataset.neighbors(dataset, structures)
 
-    dataset.graph = once  # type: ignore[method-assign,assignment]
+    dataset.neighbors = once  # type: ignore[method-assign,assignment]
     with (
         pytest.raises(UserError, match="^train.xyz: structures 2, 3, 5 cannot be made.*Connection timed out"),
         Feeding(1).open(dataset, [np.array([5, 2, 3])]) as feed,
@@ -224,14 +276,14 @@ def test_a_batch_that_does_not_fit_is_halved_as_without_threads() -> None:
 
 
 def test_a_thread_that_runs_out_of_memory_makes_the_step_halve_its_batch() -> None:
-    dataset, graph, limit = Observed(), InMemoryDataset.graph, EdgeLimit(None, "a test")
+    dataset, limit = Observed(), EdgeLimit(None, "a test")
 
-    def small(structures: np.ndarray) -> Graph:
+    def small(structures: np.ndarray) -> Neighbors:
         if len(structures) > 4:
             raise MemoryError
-        return graph(dataset, structures)
+        return InMemoryDataset.neighbors(dataset, structures)
 
-    dataset.graph = small  # type: ignore[method-assign,assignment]
+    dataset.neighbors = small  # type: ignore[method-assign,assignment]
     done = list[int]()
     with Feeding(2).open(dataset, steps(40, 8), lambda structures: limit.split(dataset, structures)) as feed:
         for structures in feed:
@@ -261,6 +313,21 @@ def test_a_disk_that_does_not_answer_is_told_and_does_not_hang_the_run(
     assert len(warnings) == 2 and all("can its disk be reached?" in warning for warning in warnings)
     assert len(feeders()) == 2 and all(thread.daemon for thread in feeders()), "they hang still, and hold up nobody"
     dataset.permission.set()
+    for thread in feeders():
+        thread.join(10.0)
+
+
+def test_a_disk_that_does_not_even_tell_names_does_not_hang_the_message(impatient: None) -> None:
+    dataset, permission = Observed(), threading.Event()
+    dataset.permission = permission
+    dataset.describe = lambda structures: str(permission.wait())  # type: ignore[method-assign]
+    with (
+        pytest.raises(UserError, match="request for structures 5, 12, 30 of the set; see whether"),
+        Feeding(2).open(dataset, [np.array([30, 5, 12])]) as feed,
+    ):
+        for structures in feed:
+            feed.batch(structures)
+    permission.set()
     for thread in feeders():
         thread.join(10.0)
 
@@ -367,10 +434,14 @@ import threading, numpy as np
 from mace.elements import ElementTable
 from mace.graphs import feeding
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors
+from mace.graphs.prepared import StoredDataset
 from mace.structures.configuration import Configuration
+from mace.structures.prepared import StoredStructures, finish_set
+from mace.structures.shards import shard_content, write_file
 
 class Hanging(InMemoryDataset):
-    def graph(self, structures):
+    def neighbors(self, structures):
         threading.Event().wait()
 
 feeding.CLOSING = 0.2

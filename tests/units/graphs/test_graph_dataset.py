@@ -149,6 +149,24 @@ def test_average_neighbors_counts_atoms_that_have_any(dataset: InMemoryDataset) 
     assert dataset.n_edges == counts.sum() and dataset.n_atoms == len(counts)
 
 
+def test_atoms_are_counted_by_element_and_number_of_neighbors(
+    dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = np.zeros((len(ELEMENTS), 200), dtype=int)
+    for configuration in members():
+        for number, senders in zip(
+            configuration.atomic_numbers.tolist(), edges(build_graph(configuration, ELEMENTS, R_MAX)), strict=True
+        ):
+            found[list(ELEMENTS.atomic_numbers).index(number), len(senders)] += 1
+    assert dataset.element_counts().tolist() == found.sum(1).tolist()
+    for at_once in (1, 2, 64):
+        monkeypatch.setattr("mace.graphs.dataset._GATHERED", at_once)
+        counted = dataset.neighbor_histogram(np.arange(len(dataset)))
+        width = counted.shape[1]
+        assert counted.tolist() == found[:, :width].tolist() and not found[:, width:].any()
+    assert dataset.neighbor_histogram(np.array([1])).shape == (len(ELEMENTS), 1)
+
+
 def test_average_neighbors_without_any(dataset: InMemoryDataset) -> None:
     lonely = InMemoryDataset([members()[1], members()[3]], ELEMENTS, R_MAX)
     assert lonely.average_neighbors() == 1.0
@@ -225,10 +243,11 @@ def test_some_structures_are_a_dataset_of_their_own(dataset: InMemoryDataset, ch
     assert [one.energy for one in part[1:]] == [every[place].energy for place in chosen[1:]]
     assert part[-1].energy == every[chosen[-1]].energy
     assert part.n_atoms == alone.n_atoms and part.n_edges == alone.n_edges
-    assert part.element.tolist() == alone.element.tolist()
-    assert part.neighbor_counts().tolist() == alone.neighbor_counts().tolist()
+    assert part.element_counts().tolist() == alone.element_counts().tolist()
+    places = np.arange(len(chosen))
+    assert part.neighbor_histogram(places).tolist() == alone.neighbor_histogram(places).tolist()
+    assert part.shortest_distances() == alone.shortest_distances()
     assert part.average_neighbors() == alone.average_neighbors()
-    assert part.config_types.tolist() == alone.config_types.tolist()
     for name in ("energy", "forces", "stress", "dipole"):
         assert part.labeled(name).tolist() == alone.labeled(name).tolist()
     order = np.arange(len(chosen))[::-1]

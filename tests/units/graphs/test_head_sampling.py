@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace.graphs.batch_plan import BatchPlan, HeadSampling, sampled
+from mace.graphs.batch_plan import EqualNumbers, HeadSampling, sampled
 
 SIZES = {"a": 5, "b": 12, "c": 3}
 MANY = {
@@ -80,8 +80,8 @@ def test_seed_and_epoch_alone_decide(name: str) -> None:
 @pytest.mark.parametrize("name", MANY)
 def test_heads_are_mixed_within_batches(name: str) -> None:
     """Were the heads one after the other, most batches would be of one head."""
-    plan = BatchPlan(MANY[name], seed=0, structures_per_step=5)
-    batches = [HEAD_OF[batch] for epoch in range(20) for batch in plan.steps(epoch)]
+    plan = EqualNumbers(MANY[name], seed=0, structures_per_step=5)
+    batches = [HEAD_OF[step.structures] for epoch in range(20) for step in plan.steps(epoch)]
     assert plan.steps_per_epoch == 4 and all(len(batch) == 5 for batch in batches)
     assert np.mean([len(set(batch.tolist())) > 1 for batch in batches]) > 0.8
 
@@ -89,6 +89,6 @@ def test_heads_are_mixed_within_batches(name: str) -> None:
 @pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("done", [0, 5, 13, 20])
 def test_an_epoch_goes_on_where_it_was_left(name: str, done: int) -> None:
-    plan = BatchPlan(MANY[name], seed=2, structures_per_step=5)
-    everything = np.concatenate(list(plan.steps(4))).tolist()
-    assert sum((batch.tolist() for batch in plan.steps(4, done)), []) == everything[done:]
+    plan = EqualNumbers(MANY[name], seed=2, structures_per_step=5)
+    everything = np.concatenate([step.structures for step in plan.steps(4)]).tolist()
+    assert sum((step.structures.tolist() for step in plan.steps(4, done)), []) == everything[done:]

@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 1)
 FACTS = RunFacts(
     name="x", tag="x_run-1", identity="id", started=NOW, epochs=20, interval=1, patience=100, machine="cpu",
     settings=[], decisions={}, sets=[], data={}, data_pages={}, heads=[], head_sampling="all", elements=[],
-    neighbors={}, average_neighbors=1.0, r_max=5.0, versions={}, commands=[],
+    neighbors={}, looked_at=0, average_neighbors=1.0, r_max=5.0, versions={}, commands=[],
 )  # fmt: skip
 
 

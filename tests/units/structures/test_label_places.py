@@ -64,7 +64,7 @@ def test_the_order_of_the_places(
     frame = Frame(np.array([8, 1]), np.array([[0, 0, 0], [0, 0, 1.0]]), np.zeros((3, 3)), (False, False, False))
     for place in there:
         getattr(frame, place)["forces"] = values[place]
-    monkeypatch.setattr("mace.structures.reading.iterate_frames", lambda file: iter([frame]))
+    monkeypatch.setattr("mace.structures.sources.iterate_frames", lambda *part: iter([frame]))
     (tmp_path / "a.xyz").write_text("not read")
     result = read_configurations(tmp_path / "a.xyz")
     np.testing.assert_array_equal(result.configurations[0].forces, values[expected])

@@ -13,10 +13,9 @@ import original_files as files
 import pytest
 
 from mace.elements import ElementTable
-from mace.graphs.assembly import graph_of_structures
-from mace.graphs.dataset import Dataset, Targets
-from mace.graphs.graph import Graph
+from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
+from mace.graphs.neighbors import Neighbors, find_all_neighbors
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team
 from mace.structures.configuration import Configuration
@@ -152,41 +151,20 @@ def test_values_say_where_they_belong() -> None:
 
 
 class OnDemand(Dataset):
-    """A data set that keeps no neighbors, as one on disk need not: it says only what the interface asks for."""
+    """A data set that keeps no neighbors, as one on disk need not."""
 
     def __init__(self, kept: InMemoryDataset) -> None:
-        self.kept, self.r_max = kept, kept.r_max
+        super().__init__(kept.structures, kept.elements, kept.r_max)
+        self.kept = kept
 
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.kept[place]
-
-    def _some(self, structures: Sequence[int] | np.ndarray) -> InMemoryDataset:
-        return dataset([self.kept[int(place)] for place in structures])
-
-    def graph(self, structures: Sequence[int] | np.ndarray) -> Graph:
-        return graph_of_structures(self._some(structures)[:], ElementTable(MODEL.plan.atomic_numbers), self.r_max)
-
-    def targets(self, structures: Sequence[int] | np.ndarray) -> Targets:
-        return self._some(structures).targets(range(len(structures)))
-
-    def atoms_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.array([self.kept[int(place)].n_atoms for place in structures])
+    def neighbors(self, structures: np.ndarray) -> Neighbors:
+        return find_all_neighbors([self[int(place)] for place in structures], self.r_max)
 
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         return self.kept.edges_of(structures)
 
-    def labeled(self, name: str) -> np.ndarray:
-        return np.array([getattr(structure, name) is not None for structure in self.kept])
-
-    @property
-    def element(self) -> np.ndarray:
-        return self.kept.element
-
-    def neighbor_counts(self) -> np.ndarray:
-        return self.kept.neighbor_counts()
+    def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.kept.atoms_with_neighbors(structures)
 
 
 def test_any_data_set_can_be_evaluated() -> None:

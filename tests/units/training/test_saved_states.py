@@ -12,6 +12,7 @@ import torch
 from training_runs import train, write_water
 
 from mace.errors import RunInterrupted
+from mace.graphs.batch_plan import Step
 from mace.training.batch_step import BatchStep
 from mace.training.checkpoints import load_safely
 from mace.training.saving import StateKeeper
@@ -81,9 +82,9 @@ def test_the_place_in_an_epoch_is_that_of_the_data_it_was_begun_with(
     trained = list[int]()
     take = BatchStep.take
 
-    def counted(step: BatchStep, structures: Any, *arguments: Any) -> Any:
-        trained.append(len(structures))
-        return take(step, structures, *arguments)
+    def counted(batch_step: BatchStep, step: Step, *arguments: Any) -> Any:
+        trained.append(len(step.structures))
+        return take(batch_step, step, *arguments)
 
     monkeypatch.setattr(BatchStep, "take", counted)
     run = train(tmp_path, data, "--max_num_epochs=3", "--valid_fraction=0.1", RESUME)
