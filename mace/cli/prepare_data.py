@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,19 +13,27 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mace.cli.command import check_arguments, run_program
+from mace.compat.arguments import settings_of
 from mace.settings.other_commands import PrepareSettings
 from mace.settings.reading import parse_settings
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str] | argparse.Namespace) -> None:
     """Prepare with the given command-line arguments.
+
+    Args:
+        arguments: The words after the name of the program, or the namespace that a parser made of them.
 
     Raises:
         UserError: If settings or files do not allow it; what is finished is kept.
         SystemExit: With status 0 after ``--help``.
     """
-    check_arguments(arguments, "mace_prepare_data")
-    settings = parse_settings(PrepareSettings, arguments)
+    if isinstance(arguments, argparse.Namespace):
+        settings = settings_of(arguments, PrepareSettings)
+        assert isinstance(settings, PrepareSettings)
+    else:
+        check_arguments(arguments, "mace_prepare_data")
+        settings = parse_settings(PrepareSettings, arguments)
     from mace.packing.packing import prepare_data  # torch is loaded only once the settings are known to be good
 
     prepare_data(settings)

@@ -1,9 +1,18 @@
-"""Stands where mace-torch has the command mace_prepare_data: says what to use instead."""
+"""The command ``mace_prepare_data`` under the name that its module has in mace-torch."""
 
-from mace.cli.original.commands import refusal, refused_call
+from __future__ import annotations
 
-main = refusal("mace_prepare_data")
-run = refused_call("mace_prepare_data")
+import sys
+
+if __name__ == "__main__" and __package__ in (None, ""):
+    # run as a file from a checkout: the package is two folders up, and this folder must not hide other modules
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mace.cli.prepare_data import main, run
+
+__all__ = ["main", "run"]
 
 if __name__ == "__main__":
     main()

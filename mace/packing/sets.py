@@ -35,8 +35,8 @@ from mace.structures.sources import FileUnits
 
 _LOGGER = logging.getLogger(__name__)
 
-Show = Callable[[Iterable[None], str, int], Iterable[None]]
-"""Shows progress: gets what is yielded for every structure that is done, words, and the number of structures."""
+Show = Callable[[Iterable[int], str, int], Iterable[int]]
+"""Shows progress: gets the number of structures of each part as it is done, words, and the number of all structures."""
 
 
 @dataclass(frozen=True)
@@ -283,11 +283,10 @@ def _done(
     """Do tasks and show how many structures are done."""
     results: list[tuple[int, Any]] = []
 
-    def steps() -> Iterator[None]:
+    def steps() -> Iterator[int]:
         for place, result in workers.run(work, tasks):
             results.append((place, result))
-            for _ in range(tasks[place].n_structures):
-                yield None
+            yield tasks[place].n_structures
 
     for _ in show(steps(), words, sum(task.n_structures for task in tasks)) if tasks else ():
         pass
