@@ -580,8 +580,15 @@ def select(stored: StoredStructures, structures: np.ndarray) -> tuple[StructureC
 
 def isolated_atoms_of(stored: StoredStructures) -> list[Configuration]:
     """Return the frames of isolated atoms of a prepared set, under its conditions and with the weights of types."""
-    entry = stored.manifest.isolated
-    return [] if entry is None else structures_in(stored.folder / ISOLATED, entry)
+    entry, given = stored.manifest.isolated, stored.config_type_weights
+    return [
+        replace(
+            atom,
+            conditions={name: atom.conditions[name] for name in stored.condition_names},
+            weight=given.get(atom.config_type, given.get(DEFAULT_TYPE, 1.0)) * atom.weight,
+        )
+        for atom in ([] if entry is None else structures_in(stored.folder / ISOLATED, entry))
+    ]
 
 
 def structures_in(path: Path, entry: FileEntry) -> list[Configuration]:
@@ -594,12 +601,4 @@ def structures_in(path: Path, entry: FileEntry) -> list[Configuration]:
     columns = file.columns()
     index, flat = columns.pop("index").tolist(), FlatStructures(columns.pop("n_atoms").astype(np.int64), columns)
     named = {name: [file.names[name][code] for code in columns.pop(name).tolist()] for name in NAMED}
-    given = stored.config_type_weights
-    return [
-        replace(
-            atom,
-            conditions={name: atom.conditions[name] for name in stored.condition_names},
-            weight=given.get(atom.config_type, given.get(DEFAULT_TYPE, 1.0)) * atom.weight,
-        )
-        for atom in flat.configurations(index=index, **named)
-    ]
+    return flat.configurations(index=index, **named)
