@@ -11,6 +11,7 @@ import numpy as np
 
 from mace.graphs.assembly import search_neighbors
 from mace.inspection.parts import inspect_part, merge_parts
+from mace.packing.part import BONDED, COUNTED_PAIRS
 from mace.properties import PROPERTIES
 from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.configuration import Configuration
@@ -24,6 +25,7 @@ def write_set(
     structures: Sequence[Configuration],
     per_shard: int | Sequence[int] = 5,
     r_max: float | None = None,
+    keeps_pairs: bool = True,
     isolated_atoms: Sequence[Configuration] = (),
     left_out: Sequence[int] = (),
     is_inspected: bool = False,
@@ -36,6 +38,7 @@ def write_set(
         structures: The structures, one at least.
         per_shard: Number of structures in each shard, or in all but the last one.
         r_max: Cutoff within which neighbors are stored; none are stored without it.
+        keeps_pairs: Whether the neighbors are stored, not only their numbers.
         isolated_atoms: Frames of isolated atoms.
         left_out: Structures that are not in the set.
         is_inspected: Whether what checks see in them is stored.
@@ -56,7 +59,9 @@ def write_set(
             of_edge = np.repeat(np.arange(len(part)), 2 * found.n_pairs)
             connected = np.bincount(of_edge[found.edge_rank == 0], minlength=len(part))
             pairs = (found.n_pairs, rows)
-            columns |= {"n_connected": connected.astype(np.int32), "n_edges": (2 * found.n_pairs).astype(np.int32)}
+            columns[BONDED] = connected.astype(np.int32)
+            if not keeps_pairs:
+                pairs, columns[COUNTED_PAIRS] = None, found.n_pairs.astype(np.int32)
         content = shard_content(part, pairs, columns)
         entries.append(write_file(folder / f"shard-{number:05d}.safetensors", content, len(part)))
     heads = listed.heads.present()

@@ -53,21 +53,24 @@ class StoredDataset(Dataset):
         if is_counted:
             self._n_pairs = structures.kept("n_pairs" if self._has_pairs else "counted_pairs")
             return
-        kept = manifest.r_max
+        # kept with the structures, because those to train on and to validate on may be parts of the same set
+        self._n_pairs, self._bonded = structures.kept(
+            f"neighbors within {r_max!r}", lambda: self._count_all(manifest.r_max, progress)
+        )
+
+    def _count_all(self, kept: float | None, progress: Track) -> np.ndarray:
+        """Count the pairs of all structures, and the atoms with neighbors, ``[2, structures]``."""
         other = "holds no neighbors" if kept is None else f"holds the neighbors within {kept:g} Angstrom"
         _LOGGER.warning(
             "%s %s, not those within %g: they are searched now to be counted, and again in every epoch; prepare the "
             "set with --r_max=%g to have them ready",
-            structures.folder,
+            self.stored.folder,
             other,
-            r_max,
-            r_max,
+            self.r_max,
+            self.r_max,
         )
-        blocks = list(in_blocks(len(structures), IN_A_BLOCK // 8))
-        # kept with the structures, because those to train on and to validate on may be parts of the same set
-        self._n_pairs, self._bonded = structures.kept(
-            f"neighbors within {r_max!r}", lambda: np.concatenate([*map(self._count, progress(blocks))], axis=1)
-        )
+        blocks = list(in_blocks(len(self), IN_A_BLOCK // 8))
+        return np.concatenate([*map(self._count, progress(blocks))], axis=1)
 
     def _count(self, places: np.ndarray) -> np.ndarray:
         """Count the pairs of some structures, and the atoms with neighbors, ``[2, structures]``."""
