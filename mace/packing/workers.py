@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -193,13 +194,19 @@ def serve() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         work, task = tasks.get()
+        done: Future[Any] = Future()
         try:
-            answer = ("done", work(task))
-        except UserError as error:
-            answer = ("refused", error)
-        except Exception as error:  # noqa: BLE001  # a defect, which the first process shows with its traceback
-            answer = ("failed", RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}"))
+            done.set_result(work(task))
+        except Exception as error:  # noqa: BLE001  # the first process shows it
+            done.set_exception(error)
+        error = done.exception()
         try:
-            _send(answers, answer)
+            if error is None:
+                _send(answers, ("done", done.result()))
+            elif isinstance(error, UserError):
+                _send(answers, ("refused", error))
+            else:  # a defect
+                lines = "".join(traceback.format_exception(error))
+                _send(answers, ("failed", RuntimeError(f"{error!r} in a worker:\n{lines}")))
         except OSError:
             os._exit(1)
