@@ -111,7 +111,7 @@ def _report_of(part: StoredPart) -> PartReport | None:
     document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
     if document is None or len(heads) != 1:
         return None
-    return PartReport.from_document(document, {name: part.stored.kept(name)[part.places] for name in COLUMNS})
+    return PartReport.from_document(document, {name: part.stored.column(name)[part.places] for name in COLUMNS})
 
 
 def read_and_check(
