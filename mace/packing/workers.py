@@ -197,9 +197,11 @@ def serve() -> None:
         done: Future[Any] = Future()
         try:
             done.set_result(work(task))
-        except Exception as error:  # noqa: BLE001  # the first process shows it
-            done.set_exception(error)
-        error = done.exception()
+        except Exception as error:  # noqa: BLE001  # the first process raises it
+            trace = RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}")
+            done.set_exception(error if isinstance(error, UserError) else trace)
+        problem = done.exception()
+        answer = ("done", done.result()) if problem is None else ("failed", problem)
         try:
             if error is None:
                 _send(answers, ("done", done.result()))
