@@ -203,12 +203,6 @@ def serve() -> None:
         problem = done.exception()
         answer = ("done", done.result()) if problem is None else ("failed", problem)
         try:
-            if error is None:
-                _send(answers, ("done", done.result()))
-            elif isinstance(error, UserError):
-                _send(answers, ("refused", error))
-            else:  # a defect
-                lines = "".join(traceback.format_exception(error))
-                _send(answers, ("failed", RuntimeError(f"{error!r} in a worker:\n{lines}")))
+            _send(answers, answer)
         except OSError:
             os._exit(1)
