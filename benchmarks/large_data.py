@@ -240,7 +240,7 @@ def _until(program: Program, work: Path, steps: int) -> tuple[float, float, list
 
 def measure(side: str, python: str, structures: int, options: argparse.Namespace) -> tuple[Preparing, list[Stepping]]:
     """Make a set if it is not there, prepare it and train from it."""
-    data = (options.folder / str(structures)).resolve()
+    data = options.folder.resolve() / str(structures)
     if not data.is_dir():
         partial = data.with_name(f"{data.name}.partial")
         files = max(1, structures // 50_000) if side == "ours" else 1
