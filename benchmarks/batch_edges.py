@@ -43,7 +43,7 @@ def main() -> None:
     """Train both ways with all seeds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=40, help="crystals to train on; of clusters, nine times as many")
-    parser.add_argument("--epochs", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--edges", type=int, default=18_000, help="in a batch, at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/batch_edges"), help="folder for data and runs")

@@ -179,9 +179,8 @@ def run(arguments: Sequence[str]) -> None:
             settings.model, settings.device, settings.default_dtype, settings.head, caller="--model"
         )
 
-        def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
-            mode = "off" if settings.quiet else "auto"
-            return track(batches, f"Evaluating {settings.configs}", total, console=console, mode=mode)
+        def progress(items: Iterable[_Item], words: str, total: int | None) -> Iterable[_Item]:
+            return track(items, words, total, console=console, mode="off" if settings.quiet else "auto")
 
         if settings.charges_key is not None and "dipole" not in potential.outputs:
             kind = potential.models[0].plan.model

@@ -30,7 +30,7 @@ from mace.structures.checks import (
 )
 from mace.structures.collection import ListedStructures, StructureCollection, together
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, ISOLATED_ATOM_TYPES, Configuration
 from mace.structures.labels import (
     PLACES,
     FileLabels,
@@ -49,8 +49,6 @@ from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
-
-ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,10 @@ class _Structure:
         """Whether its ``config_type`` is that of isolated atoms."""
         return self.configuration.config_type.lower() in ISOLATED_ATOM_TYPES
 
-    @property
+    @cached_property
     def is_isolated_atom(self) -> bool:
         """Whether it is an isolated atom."""
-        return self.has_isolated_type and self.configuration.n_atoms == 1
+        return self.configuration.is_isolated_atom
 
 
 def read_configurations(

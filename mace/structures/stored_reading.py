@@ -63,7 +63,7 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
     present = [name for name in stored.heads.present()]
     names_heads = present != [DEFAULT_HEAD]
     if not naming.known:
-        if naming.key is None:
+        if naming.key is None or not names_heads:
             stored = stored.changed(head=naming.head)
             isolated = [replace(atom, head=naming.head) for atom in isolated]
         found = [each for files in labels.values() for each in files]

@@ -27,7 +27,7 @@ from training_runs import QUICK, TINY_MODEL, write_water
 
 from mace.calculators import MACECalculator, mace_mp
 from mace.calculators.foundations_models import get_cache_dir
-from mace.cli import prepare_data, run_train
+from mace.cli import preprocess_data, run_train
 from mace.compat.arguments import settings_of
 from mace.data import get_neighborhood
 from mace.errors import UserError
@@ -190,10 +190,10 @@ def test_data_are_prepared_by_a_namespace(water: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
     config.write_text(f"train_file: {water}\nvalid_fraction: 0.2\n", encoding="utf-8")
     words = ["--config", str(config), "--h5_prefix", f"{tmp_path}/", "--num_process=1", f"--work_dir={tmp_path}"]
-    prepare_data.run(build_preprocess_arg_parser().parse_args([*words, "--E0s=average", "--compute_statistics"]))
+    preprocess_data.run(build_preprocess_arg_parser().parse_args([*words, "--E0s=average", "--compute_statistics"]))
     assert (tmp_path / "train" / "manifest.json").exists() and (tmp_path / "statistics.json").exists()
     with pytest.raises(UserError, match="takes the arguments as a list of strings"):
-        prepare_data.run("something")  # type: ignore[arg-type]
+        preprocess_data.run("something")  # type: ignore[arg-type]
 
 
 # models called with dictionaries
