@@ -24,6 +24,9 @@ _LOGGER = logging.getLogger(__name__)
 MADE_FROM = "made_from.json"
 """File in the folder of a set that says what it is made from."""
 
+LABELS = "labels.json"
+"""File beside several sets that were made from the same files: where the labels of these were found."""
+
 STRUCTURES_IN_A_PART = 4096
 """So many take a few seconds, and some megabytes on disk."""
 
@@ -198,7 +201,7 @@ def _is_ours(path: Path, has_groups: bool) -> bool:
     """Return whether something in the folder of a set is part of it, or of one that was interrupted."""
     if has_groups and path.is_dir() and path.name != RECORDS:
         return all(_is_ours(each, False) for each in path.iterdir())
-    known = (RECORDS, MADE_FROM, MANIFEST, INDEX, ISOLATED, LEFT_OUT)
+    known = (RECORDS, MADE_FROM, LABELS, MANIFEST, INDEX, ISOLATED, LEFT_OUT)
     name = path.name.removeprefix(".").removesuffix(".tmp") if path.name.endswith(".tmp") else path.name
     return name in known or (name.startswith("shard-") and name.endswith(".safetensors"))
 

@@ -105,9 +105,9 @@ def prepare_data(settings: PrepareSettings, console: Console | None = None) -> d
             foundation = open_foundation(settings, PRECISIONS[settings.default_dtype])
             conditions = conditions_of(settings, foundation)
 
-            def show(items: Iterable[None], words: str, total: int) -> Iterator[None]:
+            def show(items: Iterable[int], words: str, total: int) -> Iterator[int]:
                 rate = "{:.0f} structures/s".format
-                yield from track(items, words, total, console=console, mode=mode, rate=rate)
+                return track(items, words, total, console=console, mode=mode, rate=rate, size=int)
 
             preparing = Preparing(settings, heads_of(settings), conditions, losses, workers, progress, show)
             return _prepare(preparing, foundation)

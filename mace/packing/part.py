@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from mace.errors import UserError
 from mace.files.documents import from_document, to_document
 from mace.files.durable import is_full
 from mace.formats.frame import Frame
+from mace.formats.frame_file import FrameFile
 from mace.formats.reading import open_frames
 from mace.graphs.neighbors import find_all_pairs
 from mace.inspection.parts import COLUMNS, inspect_part
@@ -27,7 +29,7 @@ from mace.reporting.set_names import table_row
 from mace.structures.collection import ListedStructures
 from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels
-from mace.structures.prepared import StoredStructures
+from mace.structures.prepared import MANIFEST, StoredStructures
 from mace.structures.reading import UncertainKeyError, read_part
 from mace.structures.shards import FileEntry, shard_content, write_file
 from mace.structures.sources import FilePart
@@ -207,9 +209,9 @@ def pack_part(task: PartTask) -> PartRecord:
             if uncertain:
                 return PartRecord(task.digest, labels, uncertain=uncertain)
         else:
-            stored = _stored(task.chosen.folder).with_type_weights(
-                {}
-            )  # the set that is written has them in its manifest
+            manifest = Path(task.chosen.folder) / MANIFEST
+            # without weights by type, which the manifest of the set that is written has
+            stored = _stored(task.chosen.folder, _content(manifest)).with_type_weights({})
             labels, batches = (), [_Batch(list(stored.take(task.chosen.places)), [], _labels_of(stored))]
         try:
             return _write(task, labels, batches)
@@ -245,23 +247,39 @@ def _labels_of(stored: StoredStructures) -> list[str]:
     return [name for name in PROPERTIES if any(file.of(name).labeled for file in files)]
 
 
-_opened = lru_cache(maxsize=64)(open_frames)
-_stored = lru_cache(maxsize=2)(StoredStructures)
-_streams: dict[str, tuple[Iterator[Frame], int]] = {}
+@lru_cache(maxsize=64)
+def _opened(file: str, content: Hashable) -> FrameFile:
+    """Open a file once for all of its parts; another content is another file."""
+    return open_frames(file)
+
+
+@lru_cache(maxsize=2)
+def _stored(folder: str, content: Hashable) -> StoredStructures:
+    """Open a set once for all parts that are made from it."""
+    return StoredStructures(folder)
+
+
+def _content(path: str | Path) -> tuple[int, ...]:
+    """Return what changes with the content of a file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+_streams: dict[FrameFile, tuple[Iterator[Frame], int]] = {}
 """Files that cannot be read from the middle, with the number of structures that have been read of each."""
 
 
 def _frames(piece: FilePart) -> Iterator[Frame]:
     """Read a range of a file; one that can be read only from its beginning is kept open for the next range."""
-    opened, stop = _opened(piece.file), piece.stop or 0
+    opened, stop = _opened(piece.file, _content(piece.file)), piece.stop or 0
     if opened.seeks:
         return opened.frames(piece.start, stop)
-    stream, done = _streams.pop(piece.file, (iter(()), stop))
+    stream, done = _streams.pop(opened, (iter(()), stop))
     if done > piece.start:
         stream, done = opened.frames(), 0
     for _ in itertools.islice(stream, piece.start - done):
         pass
-    _streams[piece.file] = (stream, stop)
+    _streams[opened] = (stream, stop)
     return itertools.islice(stream, stop - piece.start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from array import array
@@ -15,7 +16,7 @@ import numpy as np
 
 from mace import __version__
 from mace.inspection.parts import COLUMNS, PartReport, merge_parts
-from mace.packing.folder import SetPlan
+from mace.packing.folder import LABELS, SetPlan
 from mace.packing.part import RECORDS, PartRecord, PartTask, find_record, pack_part
 from mace.packing.workers import Workers
 from mace.properties import PROPERTIES
@@ -30,13 +31,13 @@ from mace.structures.prepared import (
     structures_in,
 )
 from mace.structures.reading import choose_keys, note_unused_weights
-from mace.structures.shards import FileEntry
+from mace.structures.shards import FileEntry, write_file
 from mace.structures.sources import FileUnits
 
 _LOGGER = logging.getLogger(__name__)
 
-Show = Callable[[Iterable[None], str, int], Iterable[None]]
-"""Shows progress: gets what is yielded for every structure that is done, words, and the number of structures."""
+Show = Callable[[Iterable[int], str, int], Iterable[int]]
+"""Shows progress: gets the number of structures of each part as it is done, words, and the number of all structures."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class PackedSet:
         Raises:
             UserError: If a shard is damaged, or something cannot be written.
         """
+        self.staged.mkdir(exist_ok=True)
         shards = [replace(entry, file=f"../{entry.file}") for entry in self.shards]
         finish_set(self.staged, shards, self.isolated_atoms, **self._facts(self.labels, None))
         return StoredStructures(self.staged)
@@ -86,6 +88,8 @@ class PackedSet:
         if not self.plan.has_groups:
             finish_set(folder, self.shards, self.isolated_atoms, left_out, **self._facts(self.labels, None), **facts)
         else:
+            whole = {head: [each.document() for each in files] for head, files in self.labels.items()}
+            write_file(folder / LABELS, json.dumps(whole).encode(), 0)
             staged = StoredStructures(self.staged)
             ends = np.cumsum([entry.structures for entry in self.shards])
             group_of = [entry.file.rpartition("/")[0] for entry in self.shards]
@@ -104,7 +108,7 @@ class PackedSet:
         plan = self.plan
         source = plan.files[0].source
         seen: dict[str, list[PartReport]] = {}
-        for (of_group, head), report in self.seen.items():
+        for (of_group, head), report in sorted(self.seen.items(), key=lambda item: item[0]):
             if group in (None, of_group):
                 seen.setdefault(head, []).append(report)
         return {
@@ -212,19 +216,20 @@ def finished_set(plan: SetPlan) -> PackedSet:
     folder = plan.folder
     groups = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")) if plan.has_groups else [""]
     shards, isolated_atoms = list[FileEntry](), list[Configuration]()
-    labels, seen = dict[str, dict[str, list[FileLabels]]](), dict[tuple[str, str], PartReport]()
+    documents, seen = dict[str, list[Any]](), dict[tuple[str, str], PartReport]()
     for group in groups:
         stored = StoredStructures(folder / group)
         prefix = f"{group}/" if group else ""
         shards += [replace(entry, file=f"{prefix}{entry.file}") for entry in stored.manifest.shards]
         isolated_atoms += isolated_atoms_of(stored)
-        for head, files in stored.manifest.labels.items():
-            for each in map(FileLabels.of_document, files):
-                labels.setdefault(head, {}).setdefault(each.file, []).append(each)
+        documents = stored.manifest.labels
         for head, document in stored.manifest.inspection.items():
             seen[group, head] = PartReport.from_document(document, _NO_COLUMNS)
-    merged = {head: [merge_labels(parts) for parts in files.values()] for head, files in labels.items()}
-    return PackedSet(plan, tuple(shards), isolated_atoms, merged, seen)
+    if plan.has_groups:
+        documents = json.loads((folder / LABELS).read_bytes())
+    labels = {head: list(map(FileLabels.of_document, files)) for head, files in documents.items()}
+    shards.sort(key=lambda entry: (entry.file.rpartition("/")[2], entry.file))  # as they were made
+    return PackedSet(plan, tuple(shards), isolated_atoms, labels, seen)
 
 
 def selected_labels(
@@ -283,11 +288,10 @@ def _done(
     """Do tasks and show how many structures are done."""
     results: list[tuple[int, Any]] = []
 
-    def steps() -> Iterator[None]:
+    def steps() -> Iterator[int]:
         for place, result in workers.run(work, tasks):
             results.append((place, result))
-            for _ in range(tasks[place].n_structures):
-                yield None
+            yield tasks[place].n_structures
 
     for _ in show(steps(), words, sum(task.n_structures for task in tasks)) if tasks else ():
         pass

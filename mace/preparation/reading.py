@@ -39,6 +39,7 @@ from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.settings.heads import REPLAY_HEAD
 from mace.settings.labels import Files
+from mace.structures.collection import ListedStructures
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
 from mace.structures.reading import ReadResult, read_sources
@@ -46,6 +47,9 @@ from mace.structures.sources import Source, sources_of
 from mace.structures.stored_reading import StoredPart
 
 _LOGGER = logging.getLogger(__name__)
+
+MANY_IN_MEMORY = 200_000
+"""Structures in memory, some gigabytes, from which a warning names the other way."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _report_of(part: StoredPart) -> PartReport | None:
     document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
     if document is None or len(heads) != 1:
         return None
-    return PartReport.from_document(document, {name: part.stored.kept(name)[part.places] for name in COLUMNS})
+    return PartReport.from_document(document, {name: part.stored.column(name)[part.places] for name in COLUMNS})
 
 
 def read_and_check(
@@ -312,6 +316,12 @@ def read_sets(
     if training is None:
         training = read("train_file", "Training set", given=training_sources)
     _LOGGER.info(contents_line("Total Training set", training.configurations))
+    if isinstance(training.configurations, ListedStructures) and len(training.configurations) > MANY_IN_MEMORY:
+        _LOGGER.warning(
+            "All %d training structures and their neighbors are held in memory, in every process; mace_prepare_data "
+            "writes them to disk once, from where runs of any size read them",
+            len(training.configurations),
+        )
     validation = read("valid_file", "Validation set") if settings.valid_file else None
     if validation is not None:
         _LOGGER.info(contents_line("Total Validation set", validation.configurations))

@@ -115,7 +115,8 @@ def _plot(predicted: Sequence[PredictedSet], run: RunContext, stage: str, head: 
         stage: ``one`` or ``two``.
         head: Which head of several the sets are for; empty if there is only one.
     """
-    folders, interaction = run.folders, run.settings.plot_interaction_e
+    settings, folders = run.settings, run.folders
+    interaction = settings.plot_interaction_e
     tallies: dict[str, dict[str, list[PropertyTally]]] = {}
     for one in predicted:
         for name, tally in one.errors.tallies.items():
