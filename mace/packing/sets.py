@@ -113,7 +113,7 @@ class PackedSet:
                 seen.setdefault(head, []).append(report)
         return {
             "written_by": __version__,
-            "r_max": plan.r_max if plan.keeps_pairs else None,
+            "r_max": plan.r_max,
             "config_type_weights": dict(plan.type_weights),
             "labels": {head: [each.document() for each in files] for head, files in labels.items()},
             "inspection": {head: merge_parts(reports).as_document() for head, reports in seen.items()},

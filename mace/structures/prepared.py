@@ -60,7 +60,7 @@ class Manifest:
         structures: Number of structures, those left out included.
         atoms: Number of their atoms.
         pairs: Number of their pairs of neighbors; None without neighbors.
-        r_max: Cutoff of the neighbors in Angstrom; None without.
+        r_max: Cutoff in Angstrom within which neighbors are stored, or at least counted; None without.
         elements: Atomic numbers that occur.
         layout: Columns of float64 of the shards, see `mace.structures.shards.Layout`.
         kinds: Kind of numbers in every other tensor of the shards.
