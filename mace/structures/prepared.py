@@ -237,23 +237,22 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: If it cannot be read, or is of a version that is not known.
     """
     path = folder / MANIFEST
-    damaged = (
-        f"{path}: this is no manifest of a prepared set, or it is damaged; copy it again, or prepare the set again."
-    )
+    damaged = f"{path}: this is no manifest of a prepared set, or it is damaged; copy it again, or prepare the set."
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document.pop("format") != _FORMAT:
-            raise UserError(damaged)
-        if document["version"] > _VERSION:
-            raise UserError(f"{path}: this prepared set was made by a newer version; install it, or prepare it again.")
-        if document.pop("sha256") != _digest({"format": _FORMAT, **document}):
-            raise UserError(damaged)
+        is_newer = document["format"] == _FORMAT and document["version"] > _VERSION
+        is_whole = document.pop("sha256", "") == _digest(document)
         known = {item.name for item in fields(Manifest)}
-        manifest: Manifest = from_document(Manifest, {name: each for name, each in document.items() if name in known})
+        given = {name: value for name, value in document.items() if name in known and is_whole and not is_newer}
+        manifest: Manifest | None = from_document(Manifest, given) if given else None
     except OSError as error:
         raise UserError(f"{path}: this prepared set cannot be read ({error.strerror or error}).") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(damaged) from error
+    if is_newer:
+        raise UserError(f"{path}: this prepared set was made by a newer version; install it, or prepare it again.")
+    if manifest is None or document["format"] != _FORMAT:
+        raise UserError(damaged)
     return manifest
 
 
