@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 from ase.db import connect
 
-from mace.cli import eval_configs, prepare_data
+from mace.cli import eval_configs, preprocess_data
 from mace.errors import UserError
 from mace.evaluation import evaluation, inputs
 from mace.evaluation.comparison import Comparison
@@ -228,7 +228,15 @@ def test_prepared_sets(tmp_path: Path, model: Path, capsys: pytest.CaptureFixtur
     frames = [atoms for place, atoms in enumerate(molecules()) if place > 5]
     configs = written(tmp_path, frames)
     valid = written(tmp_path, frames[:1], "valid.xyz")
-    prepare_data.run([f"--train_file={configs}", f"--valid_file={valid}", f"--h5_prefix={tmp_path}/", "--E0s=average"])
+    preprocess_data.run(
+        [
+            f"--train_file={configs}",
+            f"--valid_file={valid}",
+            f"--h5_prefix={tmp_path}/",
+            "--E0s=average",
+            f"--work_dir={tmp_path}",
+        ]
+    )
     plain = evaluate(tmp_path, model, configs)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     found = list(iterate_frames(str(evaluate(tmp_path, model, tmp_path / "train", output="stored.xyz"))))
@@ -255,7 +263,15 @@ def test_prepared_sets_of_no_head_are_for_the_default_one(tmp_path: Path) -> Non
         atoms.rattle(0.05, seed=place)
         atoms.info["REF_energy"], atoms.arrays["REF_forces"] = -10.0, 0.0 * atoms.positions
     configs, valid = written(tmp_path, frames), written(tmp_path, frames[:1], "valid.xyz")
-    prepare_data.run([f"--train_file={configs}", f"--valid_file={valid}", f"--h5_prefix={tmp_path}/", "--E0s=average"])
+    preprocess_data.run(
+        [
+            f"--train_file={configs}",
+            f"--valid_file={valid}",
+            f"--h5_prefix={tmp_path}/",
+            "--E0s=average",
+            f"--work_dir={tmp_path}",
+        ]
+    )
     outputs = [evaluate(tmp_path, path, tmp_path / name, output=f"{name}.out.xyz") for name in ("in.xyz", "train")]
     one, other = ([frame.info["MACE_energy"] for frame in iterate_frames(str(output))] for output in outputs)
     assert one == pytest.approx(other, abs=1e-9)

@@ -19,21 +19,13 @@ import pytest
 from prepared_sets import assert_same_structures, write_set
 
 from mace.errors import UserError
+from mace.packing.finishing import finish_set
 from mace.structures import prepared
 from mace.structures.collection import ListedStructures
 from mace.structures.configuration import Configuration
-from mace.structures.prepared import (
-    INDEX,
-    ISOLATED,
-    LEFT_OUT,
-    MANIFEST,
-    StoredStructures,
-    finish_set,
-    isolated_atoms_of,
-    select,
-)
+from mace.structures.prepared import INDEX, ISOLATED, LEFT_OUT, MANIFEST, StoredStructures, isolated_atoms_of, select
 from mace.structures.reading import read_configurations
-from mace.structures.shards import ShardFile
+from mace.structures.shards import ShardFile, write_file
 
 FREE = (False, False, False)
 FIRST, SECOND = "shard-00000.safetensors", "shard-00001.safetensors"
@@ -165,7 +157,7 @@ def test_a_manifest_with_values_of_other_kinds(original: Path, tmp_path: Path) -
             if name in ("inspection", "statistics", "isolated", "left_out", "pairs", "r_max") and other is None:
                 continue
             changed = {**document, name: other}
-            changed["sha256"] = prepared._digest(changed)
+            changed["sha256"] = prepared.digest_of_manifest(changed)
             (folder / MANIFEST).write_text(json.dumps(changed))
             try:
                 everything(folder)
@@ -273,7 +265,7 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(content)
         try:
-            file = ShardFile(path, prepared.write_file(path, content, 1))
+            file = ShardFile(path, write_file(path, content, 1))
         except UserError as error:
             assert str(path) in str(error)
         else:
