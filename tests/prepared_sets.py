@@ -11,11 +11,11 @@ import numpy as np
 
 from mace.graphs.assembly import search_neighbors
 from mace.inspection.parts import inspect_part, merge_parts
+from mace.packing.finishing import finish_set
 from mace.packing.part import BONDED, COUNTED_PAIRS
 from mace.properties import PROPERTIES
 from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.configuration import Configuration
-from mace.structures.prepared import finish_set
 from mace.structures.reading import read_configurations
 from mace.structures.shards import shard_content, write_file
 

@@ -36,7 +36,9 @@ class EvaluationSettings(Settings):
     program: ClassVar[str] = "mace_eval_configs"
     description: ClassVar[str] = "Predict all structures of a file and write them with all they had before."
 
-    configs: str = setting(..., "structures: a file, a folder or a pattern", group="Files", placeholder="FILE")
+    configs: str = setting(
+        ..., "structures: a file, a folder, a pattern, a list or a prepared set", group="Files", placeholder="FILE"
+    )
     model: list[str] = setting(
         ...,
         "model file of this program or of mace-torch; several, or a pattern, form a committee: means and, as ..._std, "

@@ -25,7 +25,7 @@ from mace.structures.stored_reading import read_stored
 READ_TOGETHER = 1000
 """How many structures are read at once."""
 
-MOST_KEPT = 100_000
+MOST_KEPT = 200_000
 """Atoms of structures that are kept once they are checked; larger files are read a second time."""
 
 Read = tuple[Configuration, Frame]

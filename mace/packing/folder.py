@@ -21,10 +21,13 @@ from mace.structures.sources import FilePart
 
 _LOGGER = logging.getLogger(__name__)
 
-MADE_FROM = "made_from.json"
+ABOUT = ".about"
+"""Folder in that of a set, for what is no part of it; a folder of test sets may hold nothing else but these."""
+
+MADE_FROM = f"{ABOUT}/made_from.json"
 """File in the folder of a set that says what it is made from."""
 
-LABELS = "labels.json"
+LABELS = f"{ABOUT}/labels.json"
 """File beside several sets that were made from the same files: where the labels of these were found."""
 
 STRUCTURES_IN_A_PART = 4096
@@ -199,16 +202,16 @@ def _content(folder: Path) -> list[Path]:
 
 def _is_ours(path: Path, has_groups: bool) -> bool:
     """Return whether something in the folder of a set is part of it, or of one that was interrupted."""
-    if has_groups and path.is_dir() and path.name != RECORDS:
+    if has_groups and path.is_dir() and path.name not in (RECORDS, ABOUT):
         return all(_is_ours(each, False) for each in path.iterdir())
-    known = (RECORDS, MADE_FROM, LABELS, MANIFEST, INDEX, ISOLATED, LEFT_OUT)
+    known = (RECORDS, ABOUT, MANIFEST, INDEX, ISOLATED, LEFT_OUT)
     name = path.name.removeprefix(".").removesuffix(".tmp") if path.name.endswith(".tmp") else path.name
     return name in known or (name.startswith("shard-") and name.endswith(".safetensors"))
 
 
 def clear(folder: Path) -> None:
     """Remove a set, its manifest first and what it is made from last."""
-    order = {MANIFEST: 0, MADE_FROM: 2}
+    order = {MANIFEST: 0, ABOUT: 2}
     for path in sorted(_content(folder), key=lambda path: order.get(path.name, 1)):
         if path.is_dir():
             shutil.rmtree(path)

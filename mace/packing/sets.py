@@ -16,6 +16,7 @@ import numpy as np
 
 from mace import __version__
 from mace.inspection.parts import COLUMNS, PartReport, merge_parts
+from mace.packing.finishing import finish_set
 from mace.packing.folder import LABELS, SetPlan
 from mace.packing.part import RECORDS, PartRecord, PartTask, find_record, pack_part
 from mace.packing.workers import Workers
@@ -23,13 +24,7 @@ from mace.properties import PROPERTIES
 from mace.structures.collection import StructureCollection
 from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels, merge_labels
-from mace.structures.prepared import (
-    MANIFEST,
-    StoredStructures,
-    finish_set,
-    isolated_atoms_of,
-    structures_in,
-)
+from mace.structures.prepared import MANIFEST, StoredStructures, isolated_atoms_of, structures_in
 from mace.structures.reading import choose_keys, note_unused_weights
 from mace.structures.shards import FileEntry, write_file
 from mace.structures.sources import FileUnits

@@ -42,6 +42,7 @@ from mace.settings.labels import Files
 from mace.structures.collection import ListedStructures
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
+from mace.structures.prepared import is_prepared
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, sources_of
 from mace.structures.stored_reading import StoredPart
@@ -334,15 +335,19 @@ def read_sets(
 
 
 def _test_sets_in(folder: Path) -> dict[str, str]:
-    """List the test sets of a folder by name: files, and folders of their parts.
+    """List the test sets of a folder by name: prepared sets if there are any, else files, and folders of their parts.
 
     Raises:
         UserError: If it is no folder, or two of them have one name.
     """
     if not folder.is_dir():
         raise UserError(f"--test_dir: {folder} is not a folder.")
+    if is_prepared(folder):
+        return {folder.name: str(folder)}
     found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
+    paths = sorted(folder.iterdir())
+    # beside those that were prepared stand notes on them
+    for path in [path for path in paths if is_prepared(path)] or paths:
         if path.name.startswith(".") or path.name.endswith("-lock"):  # which LMDB leaves beside its files
             continue
         name = path.name if path.is_dir() else path.stem

@@ -165,8 +165,9 @@ class ShardFile:
         self._opened: _Descriptor | None = None
         self.open()
         length = int.from_bytes(self._read(8, 0), "little")
+        content = self._read(min(length, max(entry.size - 8, 0)), 8)
         try:
-            header = json.loads(self._read(min(length, entry.size), 8))
+            header = json.loads(content)
             about = json.loads(header.pop("__metadata__", {}).get("about", "{}"))
             self.names: dict[str, list[str]] = about.get("names", {})
             self.layout: Layout = {

@@ -106,7 +106,8 @@ def _spare(
         found |= {("label", (head, name)) for name in labels if configuration.has_weight(name)}
         return found | {("head", head)} | ({("type", kind)} if types[kind] > 1 else set())
 
-    missing = set().union(*map(subjects, valid))
+    in_valid = _count_subjects(configurations.take(np.sort(np.array(valid))), labels)
+    missing = {(kind, one) for (kind, one), n in in_valid.items() if n and (kind != "type" or types[str(one)] > 1)}
     is_labeled = not labels or _has_label(missing)
     for place in train.tolist():  # as a rule, the first few have everything
         if not missing:

@@ -10,7 +10,7 @@ import numpy as np
 from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.structures.collection import StructureCollection
-from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
 from mace.structures.labels import FileLabels
 from mace.structures.prepared import StoredStructures, isolated_atoms_of, select
 from mace.structures.sources import FileUnits, HeadNaming, Source
@@ -57,7 +57,7 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
             "again with the same --embedding_specs and keys."
         )
     stored = stored.under([item.name for item in source.conditions])
-    if any(weight != 1.0 for weight in source.config_type_weights.values()):
+    if dict(source.config_type_weights) not in ({}, {DEFAULT_TYPE: 1.0}):  # what a run has that gives none
         stored = stored.with_type_weights(source.config_type_weights)
     isolated, chosen = isolated_atoms_of(stored), np.arange(len(stored))
     present = [name for name in stored.heads.present()]

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared_sets import assert_same_flat, assert_same_structure, assert_same_structures, write_set
 
+from mace.packing.finishing import finish_set
 from mace.properties import PROPERTIES
 from mace.structures import prepared
 from mace.structures.collection import Joined, ListedStructures, together
 from mace.structures.configuration import Configuration
-from mace.structures.prepared import StoredStructures, finish_set, isolated_atoms_of, select
+from mace.structures.prepared import StoredStructures, isolated_atoms_of, select
 from mace.structures.shards import ShardFile
 
 FREE, ALL = (False, False, False), (True, True, True)
