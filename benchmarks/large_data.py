@@ -30,7 +30,7 @@ TRAINING = [
     "--name=large", "--model=MACE", "--r_max=5.0", "--batch_size=10", "--loss=stress", "--default_dtype=float32",
     "--device=cpu", "--seed=1", "--max_num_epochs=100", f"--E0s={reference_energies()}",
 ]  # fmt: skip
-PREPARE = {"ours": "mace.cli.prepare_data", "peer": "mace.cli.preprocess_data"}
+PREPARE = {"ours": "mace.cli.preprocess_data", "peer": "mace.cli.preprocess_data"}
 LOOK = 0.05
 """Seconds between two looks at a program."""
 
@@ -190,7 +190,7 @@ def prepare(side: str, python: str, data: Path, options: argparse.Namespace) -> 
     words = [f"--train_file={files}", f"--valid_fraction={VALIDATION / structures}", "--r_max=5.0", "--seed=1"]
     words += [f"--num_process={options.processes}", "--h5_prefix=prepared/", f"--E0s={reference_energies()}"]
     words += ["--compute_statistics"]
-    seconds, processor, peak = Program([python, "-m", PREPARE[side], *words], folder, 1).finish()
+    seconds, processor, peak = Program([python, "-m", PREPARE, *words], folder, 1).finish()
     size = sum(file.stat().st_size for file in (folder / "prepared").rglob("*") if file.is_file())
     return Preparing(side, structures, options.processes, seconds, processor, size / 1e6, peak)
 
@@ -240,7 +240,7 @@ def _until(program: Program, work: Path, steps: int) -> tuple[float, float, list
 
 def measure(side: str, python: str, structures: int, options: argparse.Namespace) -> tuple[Preparing, list[Stepping]]:
     """Make a set if it is not there, prepare it and train from it."""
-    data = (options.folder / str(structures)).resolve()
+    data = options.folder.resolve() / str(structures)
     if not data.is_dir():
         partial = data.with_name(f"{data.name}.partial")
         files = max(1, structures // 50_000) if side == "ours" else 1

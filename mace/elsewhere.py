@@ -14,7 +14,6 @@ _LAMMPS = (
     "LAMMPS reads what mace-torch converts: write the model for it with 'mace_export --format mace-torch new.model "
     "old.model --python PYTHON_WITH_MACE_TORCH', and convert old.model there with mace_create_lammps_model"
 )
-_FORMAT = "training reads structure files directly; give them to mace_run_train --train_file"
 _DEVICE = "model files here open on any device; use them as they are"
 
 MODULES = {
@@ -27,7 +26,6 @@ MODULES = {
 
 COMMANDS = {
     "mace_create_lammps_model": _LAMMPS,
-    "mace_prepare_data": _FORMAT,
     "mace_convert_device": _DEVICE,
     "mace_e3nn_cueq": _LIBRARIES,
     "mace_cueq_to_e3nn": _LIBRARIES,

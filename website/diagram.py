@@ -43,6 +43,7 @@ PARTS = {
     "planning": (2, "settings to a plan"),
     "finetuning": (1, "from other models"),
     "preparation": (2, "before the first step"),
+    "packing": (3, "prepared sets"),
     "runs": (2, "a whole run"),
     "quickstart": (2, "proposed settings"),
     "evaluation": (4, "files with predictions"),

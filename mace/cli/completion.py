@@ -25,7 +25,7 @@ from mace.cli.plot_train import PlotSettings
 from mace.cli.select_head import SelectHeadSettings
 from mace.settings.command_line import SettingsParser
 from mace.settings.declaration import Settings, setting
-from mace.settings.other_commands import CheckSettings, QuickstartSettings
+from mace.settings.other_commands import CheckSettings, PrepareSettings, QuickstartSettings
 from mace.settings.reading import parse_settings
 from mace.settings.training import TrainingSettings
 
@@ -50,6 +50,7 @@ class CompletionSettings(Settings):
 COMMANDS: tuple[type[Settings], ...] = (
     TrainingSettings,
     CheckSettings,
+    PrepareSettings,
     QuickstartSettings,
     EvaluationSettings,
     DynamicsSettings,

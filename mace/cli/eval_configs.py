@@ -36,7 +36,9 @@ class EvaluationSettings(Settings):
     program: ClassVar[str] = "mace_eval_configs"
     description: ClassVar[str] = "Predict all structures of a file and write them with all they had before."
 
-    configs: str = setting(..., "structures: a file, a folder or a pattern", group="Files", placeholder="FILE")
+    configs: str = setting(
+        ..., "structures: a file, a folder, a pattern, a list or a prepared set", group="Files", placeholder="FILE"
+    )
     model: list[str] = setting(
         ...,
         "model file of this program or of mace-torch; several, or a pattern, form a committee: means and, as ..._std, "
@@ -179,9 +181,8 @@ def run(arguments: Sequence[str]) -> None:
             settings.model, settings.device, settings.default_dtype, settings.head, caller="--model"
         )
 
-        def progress(batches: Iterable[_Item], total: int) -> Iterable[_Item]:
-            mode = "off" if settings.quiet else "auto"
-            return track(batches, f"Evaluating {settings.configs}", total, console=console, mode=mode)
+        def progress(items: Iterable[_Item], words: str, total: int | None) -> Iterable[_Item]:
+            return track(items, words, total, console=console, mode="off" if settings.quiet else "auto")
 
         if settings.charges_key is not None and "dipole" not in potential.outputs:
             kind = potential.models[0].plan.model

@@ -1,16 +1,16 @@
-"""The parser of ``mace_run_train`` as programs for mace-torch use it: arguments, a namespace, ``run(namespace)``."""
+"""The parsers of commands as programs for mace-torch use them: arguments, a namespace, ``run(namespace)``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from mace.elsewhere import absence
 from mace.errors import UserError
 from mace.settings.command_line import Given, SettingsParser
 from mace.settings.declaration import nearest
+from mace.settings.other_commands import PrepareSettings
 from mace.settings.reading import build_settings, layered
 from mace.settings.training import TrainingSettings
 
@@ -28,8 +28,9 @@ class TrainingArguments(argparse.Namespace):
 class TrainingParser(SettingsParser):
     """The parser of all settings; `parse_args` reads the YAML file too, and checks the values."""
 
-    def __init__(self) -> None:
-        super().__init__(TrainingSettings)
+    def __init__(self, model: type[TrainingSettings] = TrainingSettings) -> None:
+        super().__init__(model)
+        self.settings_class = model
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> TrainingArguments:  # type: ignore[override]
         """Read and check arguments.
@@ -39,7 +40,7 @@ class TrainingParser(SettingsParser):
             namespace: Must be None.
 
         Returns:
-            A namespace for `mace.cli.run_train.run`. Its values may be changed before.
+            A namespace for ``run`` of the command. Its values may be changed before.
 
         Raises:
             UserError: If an argument cannot be understood or obeyed, or a namespace is given.
@@ -47,7 +48,7 @@ class TrainingParser(SettingsParser):
         if namespace is not None:
             raise UserError("parse_args of the settings makes a namespace of its own; leave namespace out.")
         typed = layered(self, sys.argv[1:] if args is None else args)
-        return TrainingArguments(build_settings(TrainingSettings, typed), typed)
+        return TrainingArguments(build_settings(self.settings_class, typed), typed)
 
 
 def build_default_arg_parser() -> TrainingParser:
@@ -55,20 +56,17 @@ def build_default_arg_parser() -> TrainingParser:
     return TrainingParser()
 
 
-def build_preprocess_arg_parser() -> NoReturn:
-    """Refuse to prepare data, which other programs begin by asking mace-torch for this parser.
-
-    Raises:
-        UserError: Always; it says what to do instead.
-    """
-    raise UserError(absence("mace_prepare_data"))
+def build_preprocess_arg_parser() -> TrainingParser:
+    """Return the parser of ``mace_prepare_data``, under the name by which other programs ask mace-torch for it."""
+    return TrainingParser(PrepareSettings)
 
 
-def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
+def settings_of(arguments: argparse.Namespace, model: type[TrainingSettings] = TrainingSettings) -> TrainingSettings:
     """Understand a namespace, whether `TrainingParser` made it or somebody else.
 
     Args:
         arguments: Its attributes are settings. Those at their default count as not given, unless they were typed.
+        model: The settings of the command.
 
     Returns:
         The checked settings.
@@ -76,7 +74,7 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
     Raises:
         UserError: If an attribute is no setting, or has a value that cannot be obeyed.
     """
-    fields, given = TrainingSettings.model_fields, {}
+    fields, given = model.model_fields, {}
     before = arguments if isinstance(arguments, TrainingArguments) else None
     for name, value in vars(arguments).items():
         if name not in fields:
@@ -88,4 +86,4 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
                 given[name] = before.typed[name]
         elif value != fields[name].default:
             given[name] = Given(value, f"--{name}")
-    return build_settings(TrainingSettings, given)
+    return build_settings(model, given)

@@ -279,6 +279,7 @@ def track(
     interval: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
     rate: Callable[[float], str] = lambda per_second: "",
+    size: Callable[[_Item], int] = lambda item: 1,
 ) -> Iterator[_Item]:
     """Yield the items and show how many are done; work within a training run uses `TrainingProgress.track`.
 
@@ -291,6 +292,7 @@ def track(
         interval: Seconds between two log lines where there is no bar; work that takes less time writes none.
         clock: Returns the seconds since some fixed time.
         rate: Describes the speed in words, given the items per second.
+        size: As how many an item counts.
 
     Raises:
         UserError: If the mode is unknown.
@@ -300,8 +302,8 @@ def track(
         return iter(items)
     counter = _Counter(description, _length(items, total), clock, rate)
     if shown_as == "bar":
-        return _with_bar(items, counter, console)
-    return _counted(items, counter, lambda: _LOGGER.info("%s", counter.line()), interval)
+        return _with_bar(items, counter, console, size)
+    return _counted(items, counter, lambda: _LOGGER.info("%s", counter.line()), interval, size)
 
 
 def resolve_mode(mode: str, console: Console) -> str:
@@ -360,20 +362,28 @@ class _Counter:
         )
 
 
-def _counted(items: Iterable[_Item], counter: _Counter, show: Callable[[], None], interval: float) -> Iterator[_Item]:
+def _counted(
+    items: Iterable[_Item],
+    counter: _Counter,
+    show: Callable[[], None],
+    interval: float,
+    size: Callable[[_Item], int] = lambda item: 1,
+) -> Iterator[_Item]:
     """Yield the items and count them, calling ``show`` every ``interval`` seconds."""
     last_shown = counter.clock()
     for item in items:
         yield item
-        counter.done += 1
+        counter.done += size(item)
         if counter.clock() - last_shown >= interval:
             show()
             last_shown = counter.clock()
 
 
-def _with_bar(items: Iterable[_Item], counter: _Counter, console: Console | None) -> Iterator[_Item]:
+def _with_bar(
+    items: Iterable[_Item], counter: _Counter, console: Console | None, size: Callable[[_Item], int]
+) -> Iterator[_Item]:
     with Live(counter.row(), console=console, auto_refresh=False, transient=True) as live:
-        yield from _counted(items, counter, lambda: live.update(counter.row(), refresh=True), _BAR_INTERVAL)
+        yield from _counted(items, counter, lambda: live.update(counter.row(), refresh=True), _BAR_INTERVAL, size)
 
 
 def _row(*cells: RenderableType) -> Table:

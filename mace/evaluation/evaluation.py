@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,9 @@ from mace.console.interruption import Interruption
 from mace.errors import UserError
 from mace.evaluation.annotation import AnnotatedFile, annotated_text, partial_path
 from mace.evaluation.comparison import Comparison
+from mace.evaluation.inputs import Inputs, Progress, Read
 from mace.evaluation.resuming import predicted_before
-from mace.evaluation.side_by_side import choose_lanes, work_in_lanes
+from mace.evaluation.side_by_side import choose_lanes, divided, work_in_lanes
 from mace.formats.frame import Frame
 from mace.model.heads import default_head
 from mace.model.prediction import nonsense
@@ -27,11 +28,10 @@ from mace.potential.descriptors import descriptors
 from mace.potential.potential import Potential, divide_by_structure, stack_members
 from mace.processes.garbage_collection import objects_frozen
 from mace.properties import COMPARED, PROPERTIES
-from mace.structures.collection import collected
+from mace.structures.collection import StructureCollection
 from mace.structures.configuration import DEFAULT_HEAD, HEAD_KEY, Configuration
 from mace.structures.labels import LabelKeys, LabelReport
-from mace.structures.reading import ReadResult, read_sources
-from mace.structures.sources import Source, expand_paths
+from mace.structures.sources import HeadNaming, Source, expand_paths
 from mace.structures.splitting import check_elements, check_heads
 from mace.structures.stress import SMALLEST_VOLUME
 
@@ -39,8 +39,6 @@ _PER_ATOM = (*(name for name in COMPARED if PROPERTIES[name].of_atoms), "node_en
 _IN_FILES = sorted(COMPARED, key="stress".__eq__)
 """Properties that are predicted if the model has them, in their order in files."""
 _COLUMNS = (*_PER_ATOM, *(f"{name}_std" for name in _PER_ATOM))
-
-Batches = Iterable[list[Configuration]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class EvaluationSummary:
         report: Where labels were found.
         n_structures: Number of structures.
         n_atoms: Total number of atoms.
-        seconds: Time for neighbors, predictions and writing, without reading.
+        seconds: Time for neighbors, predictions and writing, and for reading again what was not kept.
         without_stress: Number of structures without stress because their cell has no volume.
         errors: Metrics by config_type without isolated atoms, and of all structures as ``"all"``, for labeled
             properties only; by head too if there are several, see `Comparison.errors`.
@@ -106,33 +104,32 @@ class Tally:
     """Counts and errors accumulated during an evaluation.
 
     Args:
-        reading: The structures that were read.
+        report: Where labels were found.
         heads: Number of structures for each head.
-        keep: Whether to keep all values, for a plot.
+        plot: PNG file for a plot, drawn if there are labels.
         wanted: What is predicted.
     """
 
-    def __init__(self, reading: ReadResult, heads: Counter[str], keep: bool, wanted: Wanted) -> None:
-        self.summary, self._comparison = EvaluationSummary(reading.report, heads=heads), Comparison(keep, heads)
-        self._isolated = {id(configuration) for configuration in reading.isolated_atoms}
-        self._wanted = wanted
+    def __init__(self, report: LabelReport, heads: Mapping[str, int], plot: str | Path | None, wanted: Wanted) -> None:
+        self.summary = EvaluationSummary(report, heads=dict(heads))
+        self._comparison, self._plot, self._wanted = Comparison(plot is not None, heads), plot, wanted
 
     def add(self, batch: Sequence[Configuration], predictions: Sequence[dict[str, Any]]) -> None:
         """Count and compare a batch; isolated atoms are not compared."""
-        labeled = [place for place, configuration in enumerate(batch) if id(configuration) not in self._isolated]
+        labeled = [place for place, configuration in enumerate(batch) if not configuration.is_isolated_atom]
         self._comparison.add([batch[place] for place in labeled], [predictions[place] for place in labeled])
         summary = self.summary
         summary.n_structures += len(batch)
         summary.n_atoms += sum(configuration.n_atoms for configuration in batch)
         summary.without_stress += sum(self._wanted.stress and "stress" not in prediction for prediction in predictions)
 
-    def finish(self, seconds: float, plot: str | Path | None) -> EvaluationSummary:
+    def finish(self, seconds: float) -> EvaluationSummary:
         """Return the summary with the errors, and draw the plot if one is requested and there are labels."""
         summary = self.summary
         summary.seconds, summary.errors = seconds, self._comparison.errors()
-        if plot is not None and summary.errors:
-            plot_parity(self._comparison.parity(), plot, "Predictions against labels")
-            summary.plot = Path(plot)
+        if self._plot is not None and summary.errors:
+            plot_parity(self._comparison.parity(), self._plot, "Predictions against labels")
+            summary.plot = Path(self._plot)
         return summary
 
 
@@ -144,7 +141,7 @@ def evaluate_files(
     batch_size: int = 64,
     charges_key: str | None = None,
     condition_keys: Mapping[str, str] | None = None,
-    progress: Callable[[Batches, int], Batches] = lambda batches, total: batches,
+    progress: Progress = lambda items, words, total: items,
     plot: str | Path | None = None,
     interruption: Interruption | None = None,
     resume: bool = False,
@@ -155,7 +152,8 @@ def evaluate_files(
     default.
 
     Everything in the files is kept: labels, other keys, constraints. The output gets its name only once it is complete,
-    so it may overwrite the input; see `AnnotatedFile`.
+    so it may overwrite the input; see `AnnotatedFile`. Memory does not grow with the files: they are read and checked
+    part by part, and then read again as batches need them.
 
     Args:
         potential: The model; for a committee, mean and standard deviation (``_std``) are written.
@@ -165,7 +163,7 @@ def evaluate_files(
         batch_size: Structures per batch; on a CPU two batches run in parallel, see `mace.evaluation.side_by_side`.
         charges_key: Key of the charges that contribute to dipoles; see `mace.structures.labels.LabelKeys`.
         condition_keys: Keys of conditions, by name; conditions not named have their usual keys.
-        progress: Wraps the iteration over batches, given their number.
+        progress: Shows how far reading and predicting are.
         plot: PNG file for a plot of predictions against labels, drawn if there are labels.
         interruption: Records signals to stop after the current batch.
         resume: Whether to continue an earlier evaluation that was interrupted, if there is one.
@@ -178,57 +176,53 @@ def evaluate_files(
         UserError: If a file cannot be read or written, a structure has an element that the model does not know, a
             prediction would replace a label, or the model does not predict what is requested.
     """
-    reading, configurations, frames = _read_checked(potential, paths, charges_key, condition_keys or {}, wanted)
-    heads = Counter(c.head for c in configurations if any(model.plan.heads for model in potential.models))
-    tally = Tally(reading, heads, plot is not None, wanted)
-    done: list[dict[str, Any]] = []
+    inputs = _open_checked(potential, paths, charges_key, condition_keys or {}, wanted, progress)
+    tally = Tally(inputs.report, inputs.heads if any(m.plan.heads for m in potential.models) else {}, plot, wanted)
+    structures, n_done = iter(inputs), 0
     if resume:
-        done = predicted_before(
+        n_done = predicted_before(
             partial_path(output),
-            configurations,
+            structures,
+            len(inputs),
             wanted.keys(potential),
             wanted.prefix,
             lambda last: predict_configurations(potential, [last], wanted)[0],
+            tally.add,
         )
-    if done:
-        tally.add(configurations[: len(done)], done)
-    tally.summary.resumed = len(done)
-    places = [slice(start, start + batch_size) for start in range(len(done), len(configurations), batch_size)]
+    tally.summary.resumed = n_done
 
-    def evaluate(place: slice) -> tuple[str, list[dict[str, Any]]]:
-        predictions = predict_configurations(potential, configurations[place], wanted)
-        annotations = [_annotations(*pair, wanted) for pair in zip(predictions, frames[place], strict=True)]
-        where = [configuration.where() for configuration in configurations[place]]
-        return annotated_text(frames[place], annotations, where), predictions
+    def evaluate(batch: list[Read]) -> tuple[str, list[Configuration], list[dict[str, Any]]]:
+        configurations, frames = map(list, zip(*batch, strict=True))
+        predictions = predict_configurations(potential, configurations, wanted)
+        annotations = [_annotations(*pair, wanted) for pair in zip(predictions, frames, strict=True)]
+        where = [configuration.where() for configuration in configurations]
+        return annotated_text(frames, annotations, where), configurations, predictions
 
-    results = work_in_lanes(evaluate, places, choose_lanes(potential.device))
-    batches = progress([configurations[place] for place in places], len(places))
+    results = work_in_lanes(evaluate, divided(structures, batch_size), choose_lanes(potential.device))
+    total = math.ceil((len(inputs) - n_done) / batch_size)
     began = time.perf_counter()
     with AnnotatedFile(output, resume) as stream, objects_frozen(), closing(results):
-        for batch, (text, predictions) in zip(batches, results, strict=True):
+        for text, batch, predictions in progress(results, f"Evaluating {paths}", total):
             stream.write(text)
             tally.add(batch, predictions)
             n_done = tally.summary.n_structures
-            if interruption is not None and interruption.requested and n_done < len(configurations):
+            if interruption is not None and interruption.requested and n_done < len(inputs):
                 raise interruption.error(
-                    f"{n_done} of {len(configurations)} structures are done; they are in {stream.partial}, and the "
+                    f"{n_done} of {len(inputs)} structures are done; they are in {stream.partial}, and the "
                     "same command with --resume goes on"
                 )
-    return tally.finish(time.perf_counter() - began, plot)
+    return tally.finish(time.perf_counter() - began)
 
 
-def _read_checked(
+def _open_checked(
     potential: Potential,
     paths: str | Path | Sequence[str | Path],
     charges_key: str | None,
     condition_keys: Mapping[str, str],
     wanted: Wanted,
-) -> tuple[ReadResult, list[Configuration], list[Frame]]:
-    """Read files and check, before anything is written, that the models can predict what is requested.
-
-    Returns:
-        What was read, and all structures in the order of the files, as configurations and as frames of the files.
-    """
+    progress: Progress,
+) -> Inputs:
+    """Read files and check, before anything is written, that the models can predict what is requested."""
     files = expand_paths(paths)
     for name, on in (("stress", wanted.stress), ("energies of atoms", wanted.node_energies)):
         if on and "energy" not in potential.outputs:
@@ -236,7 +230,6 @@ def _read_checked(
             raise UserError(f"The model is of the kind {kind} and predicts dipoles only; do not ask for {name}.")
     if len(potential.models) > 1 and wanted.descriptors:
         raise UserError("Features of several models have no mean; ask for descriptors with one model at a time.")
-    frames: list[Frame] = []
     source = Source(
         files,
         LabelKeys(charges=charges_key),
@@ -244,28 +237,22 @@ def _read_checked(
         condition_keys=condition_keys,
     )
     names = [model.plan.head_names for model in potential.models if model.plan.heads]
-    reading = read_sources(
-        [source],
-        head=(names and default_head(names[0])) or DEFAULT_HEAD,
-        observe=frames.append,
-        head_key=HEAD_KEY if names else None,
-    )
-    place = {file: i for i, file in enumerate(files)}
-    together = [*reading.configurations, *reading.isolated_atoms]  # reading separates them
-    configurations = sorted(together, key=lambda configuration: (place[configuration.file], configuration.index))
-    for known in dict.fromkeys(names):
-        check_heads(known, collected(configurations))
-    check_elements(potential.elements, configurations, "the model's training data")
-    for file in reading.report.files:  # predictions must not replace labels
-        keys = {key for _, key in file.keys}
-        labels = {file.of(name).key for name in PROPERTIES} | (keys if not wanted.prefix else set())
+
+    def check(structures: StructureCollection) -> None:
+        for known in dict.fromkeys(names):
+            check_heads(known, structures)
+        check_elements(potential.elements, structures, "the model's training data")
+
+    naming = HeadNaming((names and default_head(names[0])) or DEFAULT_HEAD, HEAD_KEY if names else None)
+    inputs = Inputs(source, naming, check, progress)
+    for file, (labels, keys) in inputs.labels.items():  # predictions must not replace labels
         for key in wanted.keys(potential):
-            if key in labels & keys:
+            if key in (labels if wanted.prefix else keys):
                 raise UserError(
-                    f"{file.file}: with --info_prefix='{wanted.prefix}' predictions would take the place of the "
+                    f"{file}: with --info_prefix='{wanted.prefix}' predictions would take the place of the "
                     f"label '{key}'; choose another prefix, such as MACE_."
                 )
-    return reading, configurations, frames
+    return inputs
 
 
 def predict_configurations(

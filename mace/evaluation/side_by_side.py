@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,12 @@ def choose_lanes(device: torch.device) -> int:
     Every lane gets the same number of threads, so that results do not depend on the lane.
     """
     return LANES if device.type == "cpu" and torch.get_num_threads() % LANES == 0 else 1
+
+
+def divided(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of some items each, which are taken from the iteration when a list is asked for."""
+    items = iter(items)
+    return iter(lambda: list(islice(items, size)), [])
 
 
 def work_in_lanes(work: Callable[[Item], Result], items: Iterable[Item], lanes: int) -> Generator[Result, None, None]:

@@ -53,11 +53,15 @@ def from_document(kind: Any, document: Any) -> Any:
     if origin is tuple:
         kinds = [inner[0]] * len(document) if inner[-1] is ... else inner
         return tuple(from_document(each, value) for each, value in zip(kinds, document, strict=True))
+    if origin is list:
+        if not isinstance(document, list):
+            raise TypeError(f"{document!r} is no list")
+        return [from_document(inner[0], each) for each in document]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {key: from_document(inner[1], each) for key, each in _mapping(document).items()}
     if kind is float and isinstance(document, int):
         return float(document)
-    if not isinstance(document, kind):
+    if kind is not Any and not isinstance(document, kind):
         raise TypeError(f"{document!r} is no {kind.__name__}")
     return document
 

@@ -20,8 +20,7 @@ from mace.formats.frame import Frame
 from mace.formats.reading import iterate_frames
 from mace.structures.checks import check_geometry
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import DEFAULT_TYPE, Configuration
-from mace.structures.reading import ISOLATED_ATOM_TYPES
+from mace.structures.configuration import DEFAULT_TYPE, ISOLATED_ATOM_TYPES, Configuration
 from mace.structures.sources import Source, expand_sources
 
 _LOGGER = logging.getLogger(__name__)

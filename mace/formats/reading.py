@@ -79,6 +79,39 @@ def iterate_frames(file: str | FrameFile, start: int = 0, stop: int | None = Non
         raise UserError(f"{opened.path}: the file holds no structure.")
 
 
+class FramesInOrder(FrameFile):
+    """A file of which ranges that follow each other are read in one go, whatever its format.
+
+    Args:
+        path: Name of the file.
+
+    Raises:
+        UserError: See `iterate_frames`.
+    """
+
+    may_be_empty = True  # or refused already
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._frames = iterate_frames(path)
+        self._next = next(self._frames, None)
+
+    def count(self) -> int:
+        """Return the number of structures."""
+        return count_frames(self.path)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all structures have been read."""
+        return self._next is None
+
+    def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
+        while self._next is not None and (stop is None or start < stop):
+            yield self._next
+            self._next = next(self._frames, None)
+            start += 1
+
+
 def count_frames(file: str) -> int:
     """Return the number of structures of a file, without reading them where its format allows.
 

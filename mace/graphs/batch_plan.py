@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mace.graphs.packing import pack, windows
+from mace.graphs.filling import pack, windows
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class EqualWork(BatchPlan):
     """About the same work in every batch, and thus for every process: so many edges, or atoms.
 
     The random order of the epoch is cut into windows worth some tens of steps. The structures of a window are packed
-    into batches (`mace.graphs.packing.pack`), of which those of about equal size form a step, one for each process;
+    into batches (`mace.graphs.filling.pack`), of which those of about equal size form a step, one for each process;
     the steps of the window follow in random order.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from mace.elements import ElementTable
+from mace.graphs.assembly import check_volumes
 from mace.graphs.dataset import Dataset, Subset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors, edges_of_pairs, find_all_neighbors, join_neighbors
@@ -31,8 +32,7 @@ class StoredDataset(Dataset):
         progress: Wraps the iteration over blocks of structures if neighbors have to be counted.
 
     Raises:
-        UserError: If a structure has an element that the table lacks, is for a head that the model lacks, or cannot be
-            read.
+        UserError: If a structure is for a head that the model lacks, or cannot be read.
     """
 
     on_disk = True
@@ -46,30 +46,38 @@ class StoredDataset(Dataset):
         progress: Track = iter,
     ) -> None:
         super().__init__(structures, elements, r_max, heads)
-        self.stored, kept = structures, structures.manifest.r_max
-        elements.index(np.array(structures.elements))
-        self._has_pairs = kept == r_max
-        if self._has_pairs:
-            self._n_pairs = structures.kept("n_pairs")
+        self.stored, manifest = structures, structures.manifest
+        is_counted = manifest.r_max == r_max
+        self._has_pairs = is_counted and manifest.pairs is not None
+        self._bonded: np.ndarray | None = None
+        if is_counted:
+            self._n_pairs = structures.kept("n_pairs" if self._has_pairs else "counted_pairs")
             return
+        # kept with the structures, because those to train on and to validate on may be parts of the same set
+        self._n_pairs, self._bonded = structures.kept(
+            f"neighbors within {r_max!r}", lambda: self._count_all(manifest.r_max, progress)
+        )
+
+    def _count_all(self, kept: float | None, progress: Track) -> np.ndarray:
+        """Count the pairs of all structures, and the atoms with neighbors, ``[2, structures]``."""
         other = "holds no neighbors" if kept is None else f"holds the neighbors within {kept:g} Angstrom"
         _LOGGER.warning(
             "%s %s, not those within %g: they are searched now to be counted, and again in every epoch; prepare the "
             "set with --r_max=%g to have them ready",
-            structures.folder,
+            self.stored.folder,
             other,
-            r_max,
-            r_max,
+            self.r_max,
+            self.r_max,
         )
-        counted = [self._count(places) for places in progress(list(in_blocks(len(structures), IN_A_BLOCK // 8)))]
-        self._n_pairs, self._bonded = (np.concatenate(column) for column in zip(*counted, strict=True))
+        blocks = list(in_blocks(len(self), IN_A_BLOCK // 8))
+        return np.concatenate([*map(self._count, progress(blocks))], axis=1)
 
-    def _count(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Count the pairs of some structures, and the atoms with neighbors."""
+    def _count(self, places: np.ndarray) -> np.ndarray:
+        """Count the pairs of some structures, and the atoms with neighbors, ``[2, structures]``."""
         found = self.neighbors(places)
         structure_of_edge = np.repeat(np.arange(len(places)), 2 * found.n_pairs)
         bonded = np.bincount(structure_of_edge[found.edge_rank == 0], minlength=len(places))
-        return found.n_pairs.astype(np.int32), bonded.astype(np.int32)
+        return np.stack([found.n_pairs, bonded]).astype(np.int32)
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""
@@ -84,7 +92,8 @@ class StoredDataset(Dataset):
 
     def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the atoms of each of some structures that have a neighbor."""
-        bonded = self.stored.kept("n_connected") if self._has_pairs else self._bonded
+        # asked for once, so not worth holding in memory
+        bonded = self.stored.column("atoms_with_neighbors") if self._bonded is None else self._bonded
         return bonded[np.asarray(structures, dtype=np.int64)]
 
 
@@ -146,12 +155,31 @@ def dataset_of(
         UserError: If a structure has an element that the table lacks, is for a head that the model lacks, has a stress
             without a volume, or cannot be read.
     """
+    _check_elements(structures, elements)
+    if structures.labeled("stress").any():
+        check_volumes(structures)
+    return _dataset_of(structures, elements, r_max, heads, progress)
+
+
+def _dataset_of(
+    structures: StructureCollection,
+    elements: ElementTable,
+    r_max: float,
+    heads: Sequence[str],
+    progress: Callable[[Sequence[object]], Iterable[object]],
+) -> Dataset:
     if isinstance(structures, StoredStructures):
         return StoredDataset(structures, elements, r_max, heads, progress)  # type: ignore[arg-type]  # of any items
     if isinstance(structures, Selection):
-        return Subset(dataset_of(structures.whole, elements, r_max, heads, progress), structures.structures)
+        return Subset(_dataset_of(structures.whole, elements, r_max, heads, progress), structures.structures)
     if isinstance(structures, Joined):
-        return JoinedDataset(
-            structures, [dataset_of(each, elements, r_max, heads, progress) for each in structures.parts]
-        )
+        parts = [_dataset_of(each, elements, r_max, heads, progress) for each in structures.parts]
+        return JoinedDataset(structures, parts)
     return InMemoryDataset(structures, elements, r_max, progress, heads=heads)  # type: ignore[arg-type]  # of any items
+
+
+def _check_elements(structures: StructureCollection, elements: ElementTable) -> None:
+    """Check that a table has all elements; structures are gone through only where their whole set has others."""
+    whole = structures.whole if isinstance(structures, Selection) else structures
+    if not set(whole.elements) <= set(elements):
+        elements.index(np.array(structures.elements))

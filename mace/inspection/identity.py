@@ -111,6 +111,12 @@ def _in_same_order(copies: StructureCollection) -> bool:
     return bool(np.allclose(positions, positions[0], rtol=0.0, atol=2 * RESOLUTION))
 
 
+def _distinct(marks: np.ndarray) -> np.ndarray:
+    """Return every number once, in rising order; faster than `np.unique` for so many bits."""
+    ordered = np.sort(marks)
+    return ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
+
+
 def check_leakage(files: Sequence[FileIdentities], is_split: bool = False) -> Iterator[Finding]:
     """Find structures that occur in two sets of different roles, or in two training files.
 
@@ -118,9 +124,11 @@ def check_leakage(files: Sequence[FileIdentities], is_split: bool = False) -> It
         files: Of all sets.
         is_split: Whether validation structures will be set aside from the training files.
     """
-    distinct = [np.unique(file.marks) for file in files]
+    if len(files) < 2:
+        return
+    distinct = [_distinct(file.marks) for file in files]
     all_of_them = np.sort(np.concatenate(distinct))
-    repeated = np.unique(all_of_them[1:][all_of_them[1:] == all_of_them[:-1]])
+    repeated = _distinct(all_of_them[1:][all_of_them[1:] == all_of_them[:-1]])
     concerned = [place for place, marks in enumerate(distinct) if np.isin(marks, repeated).any()]
     for first, second in combinations([files[place] for place in concerned], 2):
         if first.role == second.role != "training":

@@ -247,18 +247,14 @@ def _files(part: StructureSet, seen: PartReport, reference_energies: Mapping[int
     """Divide a set into its files."""
     structures = part.result.configurations
     energies, interaction = _energies(structures, reference_energies)
+    files, index = structures.files, structures.file_index
+    present = files.present()
     for labels in part.result.report.files:
-        everything = len(structures) and structures.files.present() == (labels.file,)
-        places = np.arange(len(structures)) if everything else _places(structures, labels.file)
-        of_file = structures if everything else structures.take(places)
-        columns = {name: values[places] for name, values in seen.columns.items()}
-        marks = FileIdentities(labels.file, part.role, of_file, columns["identity"], energies[places])
-        index = of_file.file_index if len(places) else np.zeros(0, dtype=np.int64)
-        yield _File(part.role, labels, seen.of(labels.file), columns, marks, index, interaction[places])
-
-
-def _places(structures: StructureCollection, file: str) -> np.ndarray:
-    return np.flatnonzero(structures.files.where(file)) if len(structures) else np.zeros(0, dtype=np.int64)
+        chosen = slice(None) if present == (labels.file,) else np.flatnonzero(files.where(labels.file))
+        of_file = structures if isinstance(chosen, slice) else structures.take(chosen)
+        columns = {name: values[chosen] for name, values in seen.columns.items()}
+        marks = FileIdentities(labels.file, part.role, of_file, columns["identity"], energies[chosen])
+        yield _File(part.role, labels, seen.of(labels.file), columns, marks, index[chosen], interaction[chosen])
 
 
 def _energies(

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -193,12 +194,14 @@ def serve() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         work, task = tasks.get()
+        done: Future[Any] = Future()
         try:
-            answer = ("done", work(task))
-        except UserError as error:
-            answer = ("refused", error)
-        except Exception as error:  # noqa: BLE001  # a defect, which the first process shows with its traceback
-            answer = ("failed", RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}"))
+            done.set_result(work(task))
+        except Exception as error:  # noqa: BLE001  # the first process raises it
+            trace = RuntimeError(f"{error!r} in a worker:\n{traceback.format_exc()}")
+            done.set_exception(error if isinstance(error, UserError) else trace)
+        problem = done.exception()
+        answer = ("done", done.result()) if problem is None else ("failed", problem)
         try:
             _send(answers, answer)
         except OSError:

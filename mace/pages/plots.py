@@ -17,7 +17,7 @@ from mace.pages.curves import MEASURED, Panel
 from mace.properties import PREDICTED, PROPERTIES
 from mace.reporting.history import RunHistory
 from mace.reporting.records import read_records
-from mace.reporting.set_errors import MOST_VALUES, WORST_VALUES
+from mace.reporting.set_errors import MOST_VALUES, WORST_VALUES, PropertyTally, chosen_values
 from mace.units import MILLI
 
 if TYPE_CHECKING:
@@ -157,6 +157,23 @@ class ParityPoints:
         low, high = float(min(v.min() for v in both)), float(max(v.max() for v in both))
         rmse = float(np.sqrt(np.mean(np.square(error))))
         return cls(reference[shown], prediction[shown], len(error), rmse, low, high)
+
+    @classmethod
+    def chosen(cls, tallies: Sequence[PropertyTally], interaction: bool = False) -> ParityPoints:
+        """Choose what is drawn of a property in some sets.
+
+        Args:
+            tallies: Errors of the property in each set.
+            interaction: Whether energies are drawn without E0s.
+        """
+        values, _ = chosen_values(tallies, MOST_VALUES, WORST_VALUES)
+        reference, limits = values["reference" if interaction else "whole"], np.stack([t.limits for t in tallies])
+        limits = limits[:, 0 if interaction else 1]
+        cells = [cell for tally in tallies for cell in tally.cells.values()]
+        count = sum(cell.count for cell in cells)
+        rmse = float(np.sqrt(sum(cell.squared for cell in cells) / count))
+        lowest, highest = float(limits[:, 0].min()), float(limits[:, 1].max())
+        return cls(reference, reference + values["error"], count, rmse, lowest, highest)
 
 
 def plot_parity(

@@ -39,13 +39,18 @@ from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.settings.heads import REPLAY_HEAD
 from mace.settings.labels import Files
+from mace.structures.collection import ListedStructures
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
+from mace.structures.prepared import is_prepared
 from mace.structures.reading import ReadResult, read_sources
 from mace.structures.sources import Source, sources_of
 from mace.structures.stored_reading import StoredPart
 
 _LOGGER = logging.getLogger(__name__)
+
+MANY_IN_MEMORY = 200_000
+"""Structures in memory, some gigabytes, from which a warning names the other way."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def _report_of(part: StoredPart) -> PartReport | None:
     document = documents.get(heads[0]) if len(documents) > 1 else next(iter(documents.values()), None)
     if document is None or len(heads) != 1:
         return None
-    return PartReport.from_document(document, {name: part.stored.kept(name)[part.places] for name in COLUMNS})
+    return PartReport.from_document(document, {name: part.stored.column(name)[part.places] for name in COLUMNS})
 
 
 def read_and_check(
@@ -145,7 +150,7 @@ def read_and_check(
     reports = {name: inspect_data(head, losses, sets, progress, foundation) for name, head in heads.items()}
     pages = None if page is None or len(heads) == 1 else {name: page(name).name for name in heads}
     for name, report in reports.items():
-        _log_report(report, "" if len(heads) == 1 else f"{name}: ")
+        log_report(report, "" if len(heads) == 1 else f"{name}: ")
         if page is not None:
             path, run = page(name), page(DEFAULT_HEAD).stem.removesuffix("_data")
             with OptionalOutput(path):
@@ -233,7 +238,7 @@ def labels_of_all(sets: Mapping[str, DataSets]) -> LabelReport:
     return LabelReport(tuple(file for of_head in sets.values() for file in of_head.training.report.files))
 
 
-def _log_report(report: DataReport, prefix: str) -> None:
+def log_report(report: DataReport, prefix: str) -> None:
     """Log what the files of a head hold, and what deserves attention."""
     for line in summary_lines(report):
         _LOGGER.info("%s%s", prefix, line)
@@ -312,6 +317,12 @@ def read_sets(
     if training is None:
         training = read("train_file", "Training set", given=training_sources)
     _LOGGER.info(contents_line("Total Training set", training.configurations))
+    if isinstance(training.configurations, ListedStructures) and len(training.configurations) > MANY_IN_MEMORY:
+        _LOGGER.warning(
+            "All %d training structures and their neighbors are held in memory, in every process; mace_prepare_data "
+            "writes them to disk once, from where runs of any size read them",
+            len(training.configurations),
+        )
     validation = read("valid_file", "Validation set") if settings.valid_file else None
     if validation is not None:
         _LOGGER.info(contents_line("Total Validation set", validation.configurations))
@@ -324,15 +335,19 @@ def read_sets(
 
 
 def _test_sets_in(folder: Path) -> dict[str, str]:
-    """List the test sets of a folder by name: files, and folders of their parts.
+    """List the test sets of a folder by name: prepared sets if there are any, else files, and folders of their parts.
 
     Raises:
         UserError: If it is no folder, or two of them have one name.
     """
     if not folder.is_dir():
         raise UserError(f"--test_dir: {folder} is not a folder.")
+    if is_prepared(folder):
+        return {folder.name: str(folder)}
     found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
+    paths = sorted(folder.iterdir())
+    # beside those that were prepared stand notes on them
+    for path in [path for path in paths if is_prepared(path)] or paths:
         if path.name.startswith(".") or path.name.endswith("-lock"):  # which LMDB leaves beside its files
             continue
         name = path.name if path.is_dir() else path.stem

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from mace.console.optional_outputs import OptionalOutput
 from mace.graphs.batch_size import validation_batch
 from mace.graphs.dataset import Dataset
@@ -19,7 +17,7 @@ from mace.planning.model_choices import reported_table
 from mace.preparation.preparation import Preparation
 from mace.properties import PROPERTIES
 from mace.reporting.predictions import PredictedSet
-from mace.reporting.set_errors import MOST_VALUES, WORST_VALUES, PropertyTally, chosen_values
+from mace.reporting.set_errors import PropertyTally
 from mace.reporting.set_names import shown_name, table_row
 from mace.reporting.tables import error_table, tables_of
 from mace.runs.context import RunContext
@@ -117,7 +115,8 @@ def _plot(predicted: Sequence[PredictedSet], run: RunContext, stage: str, head: 
         stage: ``one`` or ``two``.
         head: Which head of several the sets are for; empty if there is only one.
     """
-    folders, interaction = run.folders, run.settings.plot_interaction_e
+    settings, folders = run.settings, run.folders
+    interaction = settings.plot_interaction_e
     tallies: dict[str, dict[str, list[PropertyTally]]] = {}
     for one in predicted:
         for name, tally in one.errors.tallies.items():
@@ -125,7 +124,7 @@ def _plot(predicted: Sequence[PredictedSet], run: RunContext, stage: str, head: 
                 tallies.setdefault(one.role, {}).setdefault(name, []).append(tally)
     data = {
         role: {
-            "interaction_energy" if name == "energy" and interaction else name: _points(of, interaction)
+            "interaction_energy" if name == "energy" and interaction else name: ParityPoints.chosen(of, interaction)
             for name, of in by_name.items()
         }
         for role, by_name in tallies.items()
@@ -134,15 +133,3 @@ def _plot(predicted: Sequence[PredictedSet], run: RunContext, stage: str, head: 
     with OptionalOutput(path):
         plot_parity(data, path, title=f"{folders.tag}, {head and f'head {head}, '}stage {stage}")
         _LOGGER.info("Saved plot to %s", path)
-
-
-def _points(tallies: Sequence[PropertyTally], interaction: bool) -> ParityPoints:
-    """Choose what is drawn of a property in some sets; energies are with E0s unless they are interaction energies."""
-    values, _ = chosen_values(tallies, MOST_VALUES, WORST_VALUES)
-    reference, limits = values["reference" if interaction else "whole"], np.stack([t.limits for t in tallies])
-    limits = limits[:, 0 if interaction else 1]
-    cells = [cell for tally in tallies for cell in tally.cells.values()]
-    count = sum(cell.count for cell in cells)
-    rmse = float(np.sqrt(sum(cell.squared for cell in cells) / count))
-    lowest, highest = float(limits[:, 0].min()), float(limits[:, 1].max())
-    return ParityPoints(reference, reference + values["error"], count, rmse, lowest, highest)

@@ -16,6 +16,7 @@ from mace.model.plan import ModelPlan
 from mace.planning.model_choices import notes_on, settings_for_model
 from mace.planning.model_plan import hidden_features, readout_widths, sent_features
 from mace.planning.objectives import Losses, make_losses
+from mace.planning.statistics_file import with_statistics
 from mace.preparation.preparation import Preparation, prepare
 from mace.preparation.reading import InputData, read_and_check
 from mace.processes.devices import choose_device, keep_freed_memory
@@ -67,7 +68,9 @@ def settle_choices(settings: TrainingSettings) -> Choices:
     """Complete the settings, and reject those that make no sense before anything is read."""
     keep_freed_memory()
     warnings = notes_on(settings)
+    settings, taken = with_statistics(settings)
     settings, notes = settings_for_model(settings)
+    notes += taken
     losses = make_losses(settings)
     require_optimizer(settings)
     require_trackers(settings)

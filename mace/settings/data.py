@@ -215,6 +215,13 @@ class ReferenceSettings(Settings):
         gt=0,
         default_words="from the training set",
     )
+    statistics_file: str | None = setting(
+        None,
+        "file statistics.json of mace_prepare_data, from which E0s, elements, scale, shift and the mean number of "
+        "neighbors are taken unless they are typed",
+        group="Reference energies and scaling",
+        placeholder="FILE",
+    )
     compute_avg_num_neighbors: bool = setting(
         True, "measure the mean number of neighbors on the training set", group="Reference energies and scaling"
     )

@@ -55,9 +55,7 @@ class HeadSettings(LabelSettings):
         "elements",
         inert="the elements are those in the data of all heads, or of --atomic_numbers outside of --heads",
     )
-    statistics_file: str | None = setting(
-        None, "statistics of preprocessed data", unsupported="preprocessed data sets are not available yet."
-    )
+    statistics_file: str | None = setting(None, "file statistics.json of mace_prepare_data, for E0s, scale and shift")
     compute_avg_num_neighbors: bool | None = setting(
         None, "measure the mean number of neighbors", inert=_ONE_NUMBER, inactive=(True,)
     )

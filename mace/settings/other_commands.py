@@ -1,4 +1,4 @@
-"""Settings of the commands beside the training: `mace_quickstart` and `mace_check_data`."""
+"""Settings of the commands beside the training: `mace_quickstart`, `mace_check_data` and `mace_prepare_data`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mace.settings.declaration import setting
 from mace.settings.training import TrainingSettings
 
 _GROUP = "Quickstart"
+_PREPARED = "Prepared sets"
 _SECONDS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -94,4 +95,62 @@ class CheckSettings(TrainingSettings):
     )
     json_file: str | None = setting(
         None, "JSON document to write", group="Run", aliases=("json",), placeholder="FILE", default_words="none"
+    )
+
+
+class PrepareSettings(TrainingSettings):
+    """Which data are prepared, how, and where the prepared sets are written."""
+
+    program: ClassVar[str] = "mace_prepare_data"
+    description: ClassVar[str] = (
+        "Read labeled structures once, check them, find their neighbors, and write them as prepared sets, from which a "
+        "training of any size starts at once and reads what it needs: <h5_prefix>train, <h5_prefix>val and "
+        "<h5_prefix>test/<name>. Several processes work on parts; an interrupted call goes on where it was. All "
+        "settings of mace_run_train are taken; those that only concern the model or the course of training change "
+        "nothing here."
+    )
+    help_groups: ClassVar[tuple[str, ...]] = (
+        _PREPARED,
+        "Data",
+        "Labels and keys",
+        "Reference energies and scaling",
+        "Heads",
+    )
+
+    name: str = setting("prepared", "name of the data in the log", group="Run", placeholder="NAME")
+    h5_prefix: str = setting(
+        "",
+        "beginning of the names of all that is written; with a slash at its end it is a folder",
+        group=_PREPARED,
+        placeholder="DIR/",
+        default_words="none: the working directory",
+    )
+    num_process: int | None = setting(
+        None, "processes that read, search and write", group=_PREPARED, ge=1, default_words="one for each core"
+    )
+    neighbors: bool = setting(
+        True,
+        "keep the neighbors within r_max; without them sets are a third of the size, and every epoch searches anew",
+        group=_PREPARED,
+    )
+    compute_statistics: bool = setting(
+        False,
+        "write <h5_prefix>statistics.json for --statistics_file of mace_run_train: E0s, mean number of neighbors, mean "
+        "and scale of the energies",
+        group=_PREPARED,
+        kind="switch",
+    )
+    overwrite: bool = setting(
+        False, "replace finished sets that were made from other files or in another way", group=_PREPARED, kind="switch"
+    )
+    shuffle: bool = setting(
+        True, "shuffle the structures", inert="sets keep the order of the files, and training shuffles in every epoch"
+    )
+    batch_size: int = setting(
+        16, "structures per batch", inert="statistics are those of all structures, however they are divided", ge=1
+    )
+    scaling: Literal["std_scaling", "rms_forces_scaling", "no_scaling"] = setting(
+        "rms_forces_scaling",
+        "what the learned energies are measured in",
+        inert="the file of statistics has the root mean square of the forces, and --scaling of the training decides",
     )

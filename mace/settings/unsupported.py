@@ -10,7 +10,6 @@ _POLAR = "only PolarMACE has these numbers, which does not exist here yet"
 _POLARIZABILITIES = "no model here predicts polarizabilities yet"
 _KERNELS = "this library is not used, --kernels=auto takes the fastest kernels at hand"
 _MIRROR = "energies are the same for mirror images here; remove the flag."
-_PREPROCESSED = "preprocessed data sets are not available yet; give the structures as files ASE reads."
 
 
 class UnsupportedSettings(Settings):
@@ -26,7 +25,6 @@ class UnsupportedSettings(Settings):
     multi_processed_test: bool = setting(
         False, "preprocessed test data come in several parts", inert="a folder in --test_dir is one test set"
     )
-    statistics_file: str | None = setting(None, "statistics of preprocessed data", unsupported=_PREPROCESSED)
 
     # variants of the model to come
     use_reduced_cg: bool = setting(

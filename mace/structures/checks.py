@@ -87,6 +87,8 @@ def check_places(positions: np.ndarray, cell: np.ndarray, pbc: tuple[bool, bool,
         ("position", positions, positions, FARTHEST),
         ("cell", cell, cell[list(pbc)], LARGEST_CELL),
     ):
+        if np.abs(values).max(initial=0.0) < limit:  # which is not so if one is NaN
+            continue
         if not np.isfinite(values).all():
             raise UserError(f"{where} has a {name} that is NaN or infinite; correct it or take the structure out.")
         if np.abs(limited).max(initial=0.0) >= limit:

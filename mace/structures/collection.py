@@ -328,6 +328,11 @@ class Joined(StructureCollection):
         """Return the number of structures."""
         return int(self.ends[-1])
 
+    @cached_property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that occur, in rising order."""
+        return tuple(sorted({number for part in self.parts for number in part.elements}))
+
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in self.parts])
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mace.conditions import Condition
 from mace.errors import UserError
+from mace.structures.collection import StructureCollection
 from mace.structures.configuration import Configuration
 
 
@@ -122,6 +123,30 @@ def _checked(condition: Condition, value: Any, n_atoms: int, what: str) -> np.nd
             "structure out."
         )
     return values
+
+
+def check_values(conditions: Sequence[Condition], structures: StructureCollection) -> None:
+    """Check that values that structures were read with, perhaps for another model, are among those of conditions.
+
+    Args:
+        conditions: The conditions; their values have the shape that they ask for.
+        structures: The structures.
+
+    Raises:
+        UserError: If a value is not of the right kind or range.
+    """
+    first = 0
+    for block in structures.blocks() if any(condition.n_classes for condition in conditions) else ():
+        for condition in conditions:
+            low, high = condition.bounds if condition.n_classes else (-np.inf, np.inf)
+            values = block.conditions()[condition.name]
+            is_wrong = ((values < low) | (values > high) | (values != np.rint(values))).any(axis=1)
+            if condition.n_classes and is_wrong.any():
+                place = int(np.searchsorted(np.cumsum(block.n_atoms), is_wrong.argmax(), side="right"))
+                found = structures[first + place]
+                what = f"{found.where()}: {condition.name}"
+                _checked(condition, found.conditions[condition.name], found.n_atoms, what)
+        first += len(block)
 
 
 def check_condition_keys(argument: str, keys: Mapping[Any, Any], conditions: Sequence[Condition]) -> None:

@@ -12,6 +12,9 @@ DEFAULT_HEAD = "Default"
 DEFAULT_TYPE = "Default"
 """The config_type of a structure that names none, and in weights what stands for all types that are not named."""
 
+ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
+"""The config_type of single atoms whose energies are references, in lower case."""
+
 HEAD_KEY = "head"
 """Entry of ``Atoms.info`` with the head that a structure is for, where a model has several."""
 
@@ -67,6 +70,11 @@ class Configuration:
     def n_atoms(self) -> int:
         """Number of atoms."""
         return len(self.atomic_numbers)
+
+    @property
+    def is_isolated_atom(self) -> bool:
+        """Whether it is a single atom with the ``config_type`` of isolated atoms."""
+        return self.n_atoms == 1 and self.config_type.lower() in ISOLATED_ATOM_TYPES
 
     def has_weight(self, name: str) -> bool:
         """Return whether the label of a property exists and has weight in the loss, for at least one atom."""

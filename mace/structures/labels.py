@@ -257,6 +257,8 @@ class FileLabels:
             "not_finite": [(key, _runs(places)) for key, places in self.not_finite.items()],
             "near_keys": [(key, _runs(places)) for key, places in self.near_keys.items()],
             "constrained": _runs(self.constrained),
+            "condition_keys": {name: dict(counts) for name, counts in self.condition_keys.items()},
+            "config_types": dict(self.config_types),
         }
 
     @classmethod

@@ -13,7 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,19 @@ from typing import Any
 import numpy as np
 
 from mace.errors import UserError
-from mace.properties import PROPERTIES
-from mace.structures.collection import ListedStructures, Names, StructureCollection
+from mace.files.documents import from_document
+from mace.structures.collection import Names, StructureCollection
 from mace.structures.configuration import DEFAULT_TYPE, Configuration
 from mace.structures.flat import FlatStructures
 from mace.structures.shards import (
     NAMED,
-    OF_ATOMS,
     OF_STRUCTURES,
     PAIRS,
     FileEntry,
     Layout,
     ShardFile,
-    index_content,
-    shard_content,
     unpacked,
     width_of,
-    write_file,
 )
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
@@ -45,8 +41,10 @@ ISOLATED, LEFT_OUT = "isolated.safetensors", "left_out.safetensors"
 
 STRUCTURES_PER_SHARD = 8192
 
-_VERSION = 1
-_OPEN_FILES = 256
+FORMAT, VERSION = "mace prepared set", 1
+
+_OPEN_FILES = 128
+"""Of one set at the same time; a process may have some hundred."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Manifest:
         structures: Number of structures, those left out included.
         atoms: Number of their atoms.
         pairs: Number of their pairs of neighbors; None without neighbors.
-        r_max: Cutoff of the neighbors in Angstrom; None without.
+        r_max: Cutoff in Angstrom within which neighbors are stored, or at least counted; None without.
         elements: Atomic numbers that occur.
         layout: Columns of float64 of the shards, see `mace.structures.shards.Layout`.
         kinds: Kind of numbers in every other tensor of the shards.
@@ -99,97 +97,20 @@ class Manifest:
 
 
 def is_prepared(path: str | Path) -> bool:
-    """Return whether a path is the folder of a prepared set."""
-    return (Path(path) / MANIFEST).is_file()
-
-
-def finish_set(
-    folder: Path,
-    shards: Sequence[FileEntry],
-    isolated_atoms: Sequence[Configuration] = (),
-    left_out: np.ndarray | None = None,
-    **facts: Any,
-) -> Manifest:
-    """Write the index and the manifest of a set whose shards are there.
-
-    Args:
-        folder: The folder of the set.
-        shards: Its shards, in order.
-        isolated_atoms: Frames of isolated atoms.
-        left_out: Structures of the shards that are not in the set.
-        **facts: The entries of the manifest that are not found in the shards.
+    """Return whether a path is the folder of a prepared set.
 
     Raises:
-        UserError: If a shard is damaged, or something cannot be written.
+        UserError: If that cannot be found out.
     """
-    files = [ShardFile(folder / entry.file, entry) for entry in shards]
-    layout: Layout = {
-        tensor: sorted(dict.fromkeys(column for file in files for column in file.layout[tensor]))
-        for tensor in (OF_ATOMS, OF_STRUCTURES)
-    }
-    of_floats = [name for columns in layout.values() for name, _ in columns]
-    kinds: dict[str, Any] = {}
-    for file in files:
-        for name, tensor in file.tensors.items():
-            kinds[name] = np.promote_types(tensor.kind, kinds.get(name, tensor.kind))
-    small = {name for name in kinds if name not in (OF_ATOMS, OF_STRUCTURES, PAIRS, "numbers")}
-    small |= {f"labeled/{name}" for name in PROPERTIES if f"label/{name}" in of_floats}
-    small |= {name for name in of_floats if name.partition("/")[0] == "weight"}
-    names = {name: tuple(dict.fromkeys(each for file in files for each in file.names[name])) for name in NAMED}
-    index = {name: np.concatenate([_small_column(file, name, names) for file in files]) for name in sorted(small)}
-    index = {name: values for name, values in index.items() if not (name.startswith("labeled/") and values.all())}
-    for name in [name for name in of_floats if name.startswith("atom_weight/")]:
-        # whether any atom of a structure has weight
-        index[name.replace("atom_weight/", "any_weight/")] = np.concatenate([_any_weight(file, name) for file in files])
-    elements = np.unique(np.concatenate([np.unique(file.tensor("numbers")) for file in files]))
-    entry = write_file(folder / INDEX, index_content(index, names), len(index["n_atoms"]))
-    apart = dict[str, Any]()
-    if isolated_atoms:
-        content = shard_content(ListedStructures(isolated_atoms))
-        apart["isolated"] = write_file(folder / ISOLATED, content, len(isolated_atoms))
-    if left_out is not None and len(left_out):
-        content = index_content({"structures": np.sort(left_out).astype(np.int64)}, {})
-        apart["left_out"] = write_file(folder / LEFT_OUT, content, len(left_out))
-    manifest = Manifest(
-        structures=len(index["n_atoms"]),
-        atoms=int(index["n_atoms"].sum()),
-        pairs=int(index["n_pairs"].sum()) if "n_pairs" in index else None,
-        elements=elements.tolist(),
-        layout=layout,
-        kinds={name: kind.str.lstrip("|<") for name, kind in sorted(kinds.items())},
-        shards=list(shards),
-        index=entry,
-        **apart,
-        **facts,
-    )
-    document = {"format": "mace prepared set", "version": _VERSION, **vars(manifest)}
-    text = json.dumps(document, indent=1, default=vars) + "\n"  # entries of files are the only other objects
-    write_file(folder / MANIFEST, text.encode(), manifest.structures)
-    return manifest
+    try:
+        return (Path(path) / MANIFEST).is_file()
+    except OSError as error:
+        raise UserError(f"{path}: this cannot be read ({error.strerror or error}).") from error
 
 
-def _small_column(file: ShardFile, name: str, names: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-    """Read a column with a row per structure from a shard, with the values that it leaves out."""
-    count, own = file.tensors["n_atoms"].shape[0], [column for columns in file.layout.values() for column, _ in columns]
-    if name in own:
-        return unpacked(file.tensor(OF_STRUCTURES), file.layout[OF_STRUCTURES])[name]
-    if name in file.tensors:
-        values = file.tensor(name)
-        if name in names:
-            values = np.array([names[name].index(each) for each in file.names[name]], dtype=np.int32)[values]
-        return values
-    if name.startswith("labeled/"):
-        return np.full(count, name.replace("labeled/", "label/") in own)
-    if name.partition("/")[0] == "weight":
-        return np.ones(count)
-    raise UserError(f"{file.path}: this part of a prepared set has no '{name}', which others have; prepare it again.")
-
-
-def _any_weight(file: ShardFile, name: str) -> np.ndarray:
-    n_atoms, columns = file.tensor("n_atoms"), unpacked(file.tensor(OF_ATOMS), file.layout[OF_ATOMS])
-    if name not in columns:
-        return np.ones(len(n_atoms), dtype=bool)
-    return np.logical_or.reduceat(columns[name] > 0.0, np.cumsum(n_atoms) - n_atoms)
+def digest_of_manifest(document: Mapping[str, Any]) -> str:
+    """Return the checksum that a manifest holds of everything else in it."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -199,23 +120,23 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: If it cannot be read, or is of a version that is not known.
     """
     path = folder / MANIFEST
+    damaged = f"{path}: this is no manifest of a prepared set, or it is damaged; copy it again, or prepare the set."
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != "mace prepared set" or document["version"] > _VERSION:
-            raise UserError(f"{path}: this prepared set was made by a newer version; install it, or prepare it again.")
+        is_newer = document["format"] == FORMAT and document["version"] > VERSION
+        is_whole = document.pop("sha256", "") == digest_of_manifest(document)
         known = {item.name for item in fields(Manifest)}
-        given = {name: value for name, value in document.items() if name in known}
-        for name in ("index", "isolated", "left_out"):
-            given[name] = given.get(name) and FileEntry(**given[name])
-        given["shards"] = [FileEntry(**entry) for entry in given["shards"]]
-        given["layout"] = {
-            tensor: [(name, tuple(shape)) for name, shape in columns] for tensor, columns in given["layout"].items()
-        }
-        return Manifest(**given)
+        given = {name: value for name, value in document.items() if name in known and is_whole and not is_newer}
+        manifest: Manifest | None = from_document(Manifest, given) if given else None
     except OSError as error:
         raise UserError(f"{path}: this prepared set cannot be read ({error.strerror or error}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: this is no manifest, or it is damaged; prepare the set again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(damaged) from error
+    if is_newer:
+        raise UserError(f"{path}: this prepared set was made by a newer version; install it, or prepare it again.")
+    if manifest is None or document["format"] != FORMAT:
+        raise UserError(damaged)
+    return manifest
 
 
 class StoredStructures(StructureCollection):
@@ -236,16 +157,10 @@ class StoredStructures(StructureCollection):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         for entry in self.manifest.shards:
-            path = self.folder / entry.file
-            size = path.stat().st_size if path.is_file() else None
-            if size != entry.size:
-                found = "is missing" if size is None else f"is damaged ({size} bytes instead of {entry.size})"
-                raise UserError(
-                    f"{path}: this part of the prepared set {found}; copy it again, or run mace_prepare_data again, "
-                    "which makes what is missing."
-                )
+            _check_size(self.folder / entry.file, entry)
         self._index = ShardFile(self.folder / INDEX, self.manifest.index)
         self._kept: dict[str, np.ndarray] = {}
+        self._shards: dict[int, ShardFile] = {}
         self._opened: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self.ends = np.cumsum([entry.structures for entry in self.manifest.shards])
@@ -257,11 +172,15 @@ class StoredStructures(StructureCollection):
         """Return the number of structures."""
         return self.manifest.structures
 
-    def kept(self, name: str) -> np.ndarray:
-        """Return a column of the index, which is held in memory once it was asked for."""
+    def kept(self, name: str, find: Callable[[], np.ndarray] | None = None) -> np.ndarray:
+        """Return a column of the index, or what else is found; it is held in memory once it was asked for."""
         if name not in self._kept:
-            self._kept[name] = self._index.tensor(name)
+            self._kept[name] = self.column(name) if find is None else find()
         return self._kept[name]
+
+    def column(self, name: str) -> np.ndarray:
+        """Read a column of the index."""
+        return self._index.tensor(name)
 
     @property
     def n_atoms(self) -> np.ndarray:
@@ -293,7 +212,7 @@ class StoredStructures(StructureCollection):
     @property
     def file_index(self) -> np.ndarray:
         """Place of each structure in its file, counted from zero, ``[structures]``."""
-        return self._index.tensor("index")
+        return self.column("index")
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -306,12 +225,13 @@ class StoredStructures(StructureCollection):
             return self.kept(f"labeled/{name}")
         return np.broadcast_to(np.bool_(f"label/{name}" in self._of_floats), len(self))
 
-    def weights(self) -> np.ndarray:
+    def weights(self, structures: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the weights of structures, ``[structures]``."""
         own = self.kept("weight") if "weight" in self._index.tensors else np.broadcast_to(1.0, len(self))
         types, given = self.config_types, self.config_type_weights
-        of_types = np.array([given.get(name, given.get(DEFAULT_TYPE, 1.0)) for name in types.names]) * self._factor
-        return own if (of_types == 1.0).all() else own * of_types[types.codes]
+        of_types = np.array([given.get(name, given.get(DEFAULT_TYPE, 1.0)) for name in types.names])
+        # in the order in which the weights of structures from files are multiplied
+        return own[structures] * of_types[types.codes[structures]] * self._factor
 
     def has_weight(self, name: str) -> np.ndarray:
         """Return which structures have a label with weight in the loss, ``[structures]``."""
@@ -345,17 +265,18 @@ class StoredStructures(StructureCollection):
         chosen = np.asarray(structures, dtype=np.int64)
         rows = _Rows(self, chosen)
         columns: dict[str, Callable[[], np.ndarray]] = {
-            name: partial(rows.column, name)
-            for name in self._of_floats
-            if "condition/" not in name or name.partition("/")[2] in self.condition_names
+            name: partial(rows.column, name) for name in self._of_floats if "condition/" not in name
         }
+        for condition in self.condition_names:
+            name = next(f"{kind}/{condition}" for kind in _CONDITIONS if f"{kind}/{condition}" in self._of_floats)
+            columns[name] = partial(rows.column, name)
         columns["numbers"] = partial(rows.tensor, "numbers")
         for name in self._index.tensors:
             if name == "pbc" or name.startswith(("labeled/", "weight/")):
                 columns[name] = partial(np.take, self.kept(name), chosen, axis=0)
         columns.pop("weight", None)
         if self.config_type_weights or self._factor != 1.0 or "weight" in self._index.tensors:
-            columns["weight"] = lambda: self.weights()[chosen]
+            columns["weight"] = partial(self.weights, chosen)
         return FlatStructures(self.n_atoms[chosen].astype(np.int64), _Columns(columns))
 
     @cached_property
@@ -371,16 +292,31 @@ class StoredStructures(StructureCollection):
         """
         return self.kept("n_pairs")[structures].astype(np.int64), _Rows(self, structures).tensor(PAIRS)
 
+    def first_rows(self, counts: str) -> np.ndarray:
+        """Return the first row of each structure in tensors of its shard, of which it has so many, ``[structures]``."""
+
+        def find() -> np.ndarray:
+            rows, first, begin = self.kept(counts), np.zeros(len(self), dtype=np.int32), 0
+            for end in self.ends.tolist():
+                np.cumsum(rows[begin : end - 1], out=first[begin + 1 : end])
+                begin = end
+            return first
+
+        return self.kept(f"first row by {counts}", find)
+
     def shard(self, number: int) -> ShardFile:
-        """Return an opened shard; those not used for long are closed when too many are open."""
+        """Return an opened shard; when too many are open, those that were used longest ago are closed."""
+        file = self._shards.get(number)
+        if file is None:  # two threads may both read it to compare it with its checksum
+            entry = self.manifest.shards[number]
+            file = self._shards.setdefault(number, ShardFile(self.folder / entry.file, entry))
         with self._lock:
-            if (file := self._opened.get(number)) is None:
-                entry = self.manifest.shards[number]
-                file = self._opened[number] = ShardFile(self.folder / entry.file, entry)
-                while len(self._opened) > _OPEN_FILES:
-                    self._opened.popitem(last=False)  # closed once no thread reads from it any more
+            file.open()
+            self._opened[number] = file
             self._opened.move_to_end(number)
-            return file
+            if len(self._opened) > _OPEN_FILES:
+                self._opened.popitem(last=False)[1].close()
+        return file
 
     def _configurations(self, structures: np.ndarray) -> list[Configuration]:
         """Build some structures one by one."""
@@ -403,6 +339,24 @@ class StoredStructures(StructureCollection):
         return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
 
 
+def _check_size(path: Path, entry: FileEntry) -> None:
+    """Check that a file is there, as large as it should be."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        found = "is missing"
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+    else:
+        if size == entry.size:
+            return
+        found = f"is damaged ({size} bytes instead of {entry.size})"
+    raise UserError(
+        f"{path}: this part of the prepared set {found}; copy it again, or run mace_prepare_data again, which makes "
+        "what is missing."
+    )
+
+
 class _Rows:
     """Rows of some structures in the tensors of the shards."""
 
@@ -411,41 +365,41 @@ class _Rows:
         self._found: dict[str, dict[str, np.ndarray]] = {}
 
     @cached_property
-    def _runs(self) -> list[tuple[ShardFile, int, int]]:
-        """Runs of consecutive structures of a shard: the shard, the first one there, and the end."""
-        structures, ends = self._structures, self._stored.ends
-        shard = np.searchsorted(ends, structures, side="right")
-        first = structures - np.where(shard > 0, ends[shard - 1], 0)
+    def _runs(self) -> tuple[np.ndarray, list[ShardFile]]:
+        """Runs of consecutive structures of a shard: where they start among the given ones, and the shards."""
+        structures = self._structures
+        shard = np.searchsorted(self._stored.ends, structures, side="right")
         is_new = np.ones(len(structures), dtype=bool)
         is_new[1:] = (structures[1:] - structures[:-1] != 1) | (shard[1:] != shard[:-1])
         starts = np.flatnonzero(is_new)
-        counts = np.diff(starts, append=len(structures))
-        rows = zip(shard[starts].tolist(), first[starts].tolist(), counts.tolist(), strict=True)
-        return [(self._stored.shard(number), begin, begin + count) for number, begin, count in rows]
+        return starts, [self._stored.shard(number) for number in shard[starts].tolist()]
+
+    def _rows_of_runs(self, counts: str) -> tuple[list[int], list[int]]:
+        """First row and number of rows of each run in tensors of which each structure has so many rows, or one."""
+        stored, structures, starts = self._stored, self._structures, self._runs[0]
+        if counts:
+            n_rows = np.add.reduceat(stored.kept(counts)[structures], starts) if len(starts) else starts
+            return stored.first_rows(counts)[structures[starts]].tolist(), n_rows.tolist()
+        first, shard = structures[starts], np.searchsorted(stored.ends, structures[starts], side="right")
+        first = first - np.where(shard > 0, stored.ends[shard - 1], 0)
+        return first.tolist(), np.diff(starts, append=len(structures)).tolist()
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor, with the columns that the manifest says."""
-        stored, manifest = self._stored, self._stored.manifest
+        manifest, (_, files) = self._stored.manifest, self._runs
+        first_rows, n_rows = self._rows_of_runs({PAIRS: "n_pairs", OF_STRUCTURES: ""}.get(name, "n_atoms"))
         layout = manifest.layout.get(name)
         width = (5,) if name == PAIRS else () if layout is None else (width_of(layout),)
-        by = OF_ATOMS if name in (OF_ATOMS, "numbers") else name
-        if name == OF_STRUCTURES:
-            total = len(self._structures)
-        else:
-            total = int((stored.kept("n_pairs") if name == PAIRS else stored.n_atoms)[self._structures].sum())
-        values, done = np.empty((total, *width), np.dtype(manifest.kinds[name])), 0
-        for file, first, last in self._runs:
-            if name != OF_STRUCTURES:
-                rows = file.first_rows[by]
-                first, last = int(rows[first]), int(rows[last])
-            own = values[done : done + last - first]
+        values, done = np.empty((sum(n_rows), *width), np.dtype(manifest.kinds[name])), 0
+        for file, first, count in zip(files, first_rows, n_rows, strict=True):
+            own = values[done : done + count]
             if layout is None or file.layout[name] == layout:
                 file.rows(name, first, own)
             else:
-                found = np.empty((last - first, width_of(file.layout[name])))
+                found = np.empty((count, width_of(file.layout[name])))
                 file.rows(name, first, found)
-                own[...] = _rearranged(unpacked(found, file.layout[name]), layout, last - first)
-            done += last - first
+                own[...] = _rearranged(unpacked(found, file.layout[name]), layout, count)
+            done += count
         return values
 
     def column(self, name: str) -> np.ndarray:
@@ -467,6 +421,9 @@ def _rearranged(
         values = columns[name] if name in columns else np.full((n_rows, *shape), left_out)
         parts.append(values.reshape(n_rows, -1))
     return np.concatenate(parts, axis=1)
+
+
+_CONDITIONS = ("condition", "atom_condition")
 
 
 class _Columns(Mapping[str, np.ndarray]):
@@ -504,11 +461,25 @@ def select(stored: StoredStructures, structures: np.ndarray) -> tuple[StructureC
 
 
 def isolated_atoms_of(stored: StoredStructures) -> list[Configuration]:
-    """Return the frames of isolated atoms of a prepared set."""
-    entry = stored.manifest.isolated
-    if entry is None:
-        return []
-    file = ShardFile(stored.folder / ISOLATED, entry)
+    """Return the frames of isolated atoms of a prepared set, under its conditions and with the weights of types."""
+    entry, given = stored.manifest.isolated, stored.config_type_weights
+    return [
+        replace(
+            atom,
+            conditions={name: atom.conditions[name] for name in stored.condition_names},
+            weight=given.get(atom.config_type, given.get(DEFAULT_TYPE, 1.0)) * atom.weight,
+        )
+        for atom in ([] if entry is None else structures_in(stored.folder / ISOLATED, entry))
+    ]
+
+
+def structures_in(path: Path, entry: FileEntry) -> list[Configuration]:
+    """Read a file of few structures, as a whole.
+
+    Raises:
+        UserError: If it cannot be read or is damaged.
+    """
+    file = ShardFile(path, entry)
     columns = file.columns()
     index, flat = columns.pop("index").tolist(), FlatStructures(columns.pop("n_atoms").astype(np.int64), columns)
     named = {name: [file.names[name][code] for code in columns.pop(name).tolist()] for name in NAMED}

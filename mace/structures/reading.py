@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from mace.structures.checks import (
 )
 from mace.structures.collection import ListedStructures, StructureCollection, together
 from mace.structures.condition_values import find_conditions
-from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, Configuration
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, HEAD_KEY, ISOLATED_ATOM_TYPES, Configuration
 from mace.structures.labels import (
     PLACES,
     FileLabels,
@@ -49,8 +49,6 @@ from mace.structures.stress import convert_stress_virials, is_asymmetric
 
 Progress = Callable[[str, int], None]
 """Called after every structure with the file and the number of structures read from it so far."""
-
-ISOLATED_ATOM_TYPES = ("isolatedatom", "isolated_atom")
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,10 @@ class _Structure:
         """Whether its ``config_type`` is that of isolated atoms."""
         return self.configuration.config_type.lower() in ISOLATED_ATOM_TYPES
 
-    @property
+    @cached_property
     def is_isolated_atom(self) -> bool:
         """Whether it is an isolated atom."""
-        return self.has_isolated_type and self.configuration.n_atoms == 1
+        return self.configuration.is_isolated_atom
 
 
 def read_configurations(
@@ -170,6 +168,7 @@ def read_sources(
     expanded = expand_sources(sources)
     naming = HeadNaming(head, head_key, tuple(heads))
     files: list[FileLabels] = []
+    weights: list[Mapping[str, float]] = []
     parts: list[StructureCollection] = []
     configurations: list[Configuration] = []
     isolated_atoms: list[Configuration] = []
@@ -181,15 +180,17 @@ def read_sources(
                 parts += [ListedStructures(configurations), opened.configurations]
                 isolated_atoms += opened.isolated_atoms
                 files += opened.labels
+                weights += [source.config_type_weights] * len(opened.labels)
                 stored.append(opened)
                 configurations = []
                 continue
             part = FilePart(file, source, naming)
             found = read_part(part, observe=observe, progress=progress, skip_non_finite=skip_non_finite)
             files.append(found.labels)
+            weights.append(source.config_type_weights)
             configurations += found.configurations
             isolated_atoms += found.isolated_atoms
-    report = LabelReport(note_unused_weights(files, [source.config_type_weights for _, source in expanded]))
+    report = LabelReport(note_unused_weights(files, weights))
     structures = together([*parts, ListedStructures(configurations)])
     return ReadResult(structures, isolated_atoms, report, tuple(file for file, _ in expanded), tuple(stored))
 
@@ -274,6 +275,7 @@ def read_part(
     observe: Callable[[Frame], None] | None = None,
     progress: Progress | None = None,
     skip_non_finite: bool = False,
+    frames: Iterator[Frame] | None = None,
 ) -> PartResult:
     """Read the structures of a part of a file with their labels, and report where the labels were found.
 
@@ -283,12 +285,13 @@ def read_part(
         observe: Called with every structure as it is in the file.
         progress: Called for every structure read.
         skip_non_finite: Leave labels out that are NaN or infinite, and list them in the report, instead of stopping.
+        frames: The structures of the part, where the file has been opened already.
 
     Raises:
         UncertainKeyError: If a label is wrong under a key that is not the one that all parts may agree on.
         UserError: See `read_sources`.
     """
-    structures, n_with_key = _read_structures(part, observe, progress)
+    structures, n_with_key = _read_structures(part, observe, progress, frames)
     source = part.source
     candidates = {name: source.keys.candidates(name) for name in PROPERTIES}
     present = {key for structure in structures for key in structure.found}
@@ -331,7 +334,10 @@ def read_part(
 
 
 def _read_structures(
-    part: FilePart, observe: Callable[[Frame], None] | None, progress: Progress | None
+    part: FilePart,
+    observe: Callable[[Frame], None] | None,
+    progress: Progress | None,
+    frames: Iterator[Frame] | None,
 ) -> tuple[list[_Structure], Counter[tuple[str, str]]]:
     """Read and check the structures of a part of a file, keeping only what may be needed for the labels of each.
 
@@ -343,7 +349,7 @@ def _read_structures(
     structures: list[_Structure] = []
     n_with_key: Counter[tuple[str, str]] = Counter()
     names_heads = naming.names_heads
-    for index, frame in source.indexed(part.frames(), part.start):
+    for index, frame in source.indexed(part.frames() if frames is None else frames, part.start):
         names_heads = naming.names_own(frame) if names_heads is None else names_heads
         if (head := naming.head_of(frame, file, index, names_heads)) is None:
             continue

@@ -15,7 +15,6 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +109,8 @@ def shard_content(
 
 def _content(tensors: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]], layout: Layout) -> bytes:
     arrays = {name: np.ascontiguousarray(values) for name, values in sorted(tensors.items())}
-    return save(arrays, {"names": json.dumps(names), "layout": json.dumps(layout)})
+    # a single entry, because several would come in the order of chance
+    return save(arrays, {"about": json.dumps({"names": names, "layout": layout})})
 
 
 def index_content(columns: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> bytes:
@@ -136,30 +136,43 @@ def write_file(path: Path, content: bytes, structures: int) -> FileEntry:
     return FileEntry(path.name, len(content), zlib.crc32(content), structures)
 
 
+class _Descriptor:
+    """A file open for reading, until nothing refers to it any more."""
+
+    number = -1
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
 class ShardFile:
     """A file of a prepared set, opened for reading single rows from any number of threads.
 
     Args:
         path: The file.
-        entry: What it must be; None to take it as it is.
+        entry: What it must be.
 
     Raises:
         UserError: If it cannot be read, or is not as the manifest says.
     """
 
-    def __init__(self, path: Path, entry: FileEntry | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, entry: FileEntry) -> None:
+        self.path, self._entry, self._seen = path, entry, tuple[int, ...]()
+        self._opened: _Descriptor | None = None
+        self.open()
+        length = int.from_bytes(self._read(8, 0), "little")
+        content = self._read(min(length, max(entry.size - 8, 0)), 8)
         try:
-            self._stream = open(path, "rb", buffering=0)
-            if entry is not None:
-                self._verify(entry)
-            length = int.from_bytes(self._pread(8, 0), "little")
-            header = json.loads(self._pread(length, 8))
-            about = header.pop("__metadata__", {})
-            self.names: dict[str, list[str]] = json.loads(about.get("names", "{}"))
+            header = json.loads(content)
+            about = json.loads(header.pop("__metadata__", {}).get("about", "{}"))
+            self.names: dict[str, list[str]] = about.get("names", {})
             self.layout: Layout = {
                 tensor: [(name, tuple(shape)) for name, shape in columns]
-                for tensor, columns in json.loads(about.get("layout", "{}")).items()
+                for tensor, columns in about.get("layout", {}).items()
             }
             begin = 8 + length
             self.tensors = {
@@ -168,17 +181,41 @@ class ShardFile:
             }
         except UserError:  # which is a ValueError
             raise
-        except OSError as error:
-            raise UserError(f"{path}: this prepared set cannot be read ({error.strerror or error}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: this is no part of a prepared set; prepare the set again.") from error
 
-    def _verify(self, entry: FileEntry) -> None:
+    def open(self) -> None:
+        """Keep the file open until `close` is called; while it is closed, it is opened for every access.
+
+        Raises:
+            UserError: If it cannot be opened, or has changed since it was compared with the manifest, to the worse.
+        """
+        self._opened = self._opened or self._descriptor()
+
+    def close(self) -> None:
+        """Close the file, as soon as no thread reads from it."""
+        self._opened = None
+
+    def _descriptor(self) -> _Descriptor:
+        try:
+            opened = _Descriptor(self.path)
+            status = os.fstat(opened.number)
+            seen = (status.st_size, status.st_mtime_ns, status.st_ino)
+            if seen != self._seen:
+                self._verify(opened, status.st_size)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        self._seen = seen
+        return opened
+
+    def _unreadable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path}: this prepared set cannot be read ({error.strerror or error}).")
+
+    def _verify(self, opened: _Descriptor, size: int) -> None:
         """Compare size and checksum with those of the manifest."""
-        size, checksum = os.fstat(self._stream.fileno()).st_size, 0
-        if size == entry.size:
-            for offset in range(0, size, _CHUNK):
-                checksum = zlib.crc32(self._pread(min(_CHUNK, size - offset), offset), checksum)
+        entry, done, checksum = self._entry, 0, 0
+        while size == entry.size and (found := os.pread(opened.number, _CHUNK, done)):
+            checksum, done = zlib.crc32(found, checksum), done + len(found)
         if size != entry.size or checksum != entry.crc32:
             told = f"{size} bytes instead of {entry.size}" if size != entry.size else "another checksum than written"
             raise UserError(
@@ -186,14 +223,17 @@ class ShardFile:
                 "mace_prepare_data again, which makes what is missing."
             )
 
-    def _pread(self, size: int, offset: int) -> bytes:
-        return os.pread(self._stream.fileno(), size, offset)
+    def _read(self, size: int, offset: int) -> bytearray:
+        found = bytearray(size)
+        self._fill(memoryview(found), offset)
+        return found
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a whole tensor."""
         kind, shape, offset = self.tensors[name]
         values = np.empty(shape, kind)
-        self._fill(values, offset)
+        if values.nbytes:
+            self._fill(values.data.cast("B"), offset)
         return values
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -210,29 +250,19 @@ class ShardFile:
             found = np.empty(values.shape, tensor.kind)
             self.rows(name, first, found)
             values[...] = found
-        elif len(values):
-            self._fill(values, tensor.offset + first * (values.nbytes // len(values)))
+        elif values.nbytes:
+            self._fill(values.data.cast("B"), tensor.offset + first * (values.nbytes // len(values)))
 
-    def _fill(self, values: np.ndarray, offset: int) -> None:
-        if not values.nbytes:
-            return
-        view, done = memoryview(values.data).cast("B"), 0
-        while done < len(view):
-            read = self._pread(len(view) - done, offset + done)
-            if not read:
-                raise UserError(f"{self.path}: this part of the prepared set has become shorter; copy it again.")
-            view[done : done + len(read)] = read
-            done += len(read)
-
-    @cached_property
-    def first_rows(self) -> dict[str, np.ndarray]:
-        """First row of each structure, and the end, in tensors with a row per atom or pair, ``[structures + 1]``."""
-        counts = {OF_ATOMS: "n_atoms", PAIRS: "n_pairs"}
-        return {
-            kind: np.concatenate([[0], np.cumsum(self.tensor(name))]).astype(np.int32)
-            for kind, name in counts.items()
-            if name in self.tensors
-        }
+    def _fill(self, view: memoryview, offset: int) -> None:
+        opened = self._opened or self._descriptor()  # which is not closed as long as it is held here
+        try:
+            while view:
+                read = os.preadv(opened.number, [view], offset)
+                if not read:
+                    raise UserError(f"{self.path}: this part of the prepared set has become shorter; copy it again.")
+                view, offset = view[read:], offset + read
+        except OSError as error:
+            raise self._unreadable(error) from error
 
 
 def unpacked(tensor: np.ndarray, layout: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:

@@ -210,9 +210,16 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
     given order is kept. A prepared set is a folder that is kept as it is.
 
     Raises:
-        UserError: If a file is missing, empty or named twice, a pattern matches nothing, or a folder holds no files
-            that can be read, or several kinds of them.
+        UserError: If a file is missing, out of reach, empty or named twice, a pattern matches nothing, or a folder
+            holds no files that can be read, or several kinds of them.
     """
+    try:
+        return _expand_paths(paths)
+    except OSError as error:
+        raise UserError(f"{error.filename}: this cannot be read ({error.strerror or error}).") from error
+
+
+def _expand_paths(paths: str | Path | Sequence[str | Path]) -> list[str]:
     files: list[str] = []
     for given in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
         if not given.strip():

@@ -106,7 +106,8 @@ def _spare(
         found |= {("label", (head, name)) for name in labels if configuration.has_weight(name)}
         return found | {("head", head)} | ({("type", kind)} if types[kind] > 1 else set())
 
-    missing = set().union(*map(subjects, valid))
+    in_valid = _count_subjects(configurations.take(np.sort(np.array(valid))), labels)
+    missing = {(kind, one) for (kind, one), n in in_valid.items() if n and (kind != "type" or types[str(one)] > 1)}
     is_labeled = not labels or _has_label(missing)
     for place in train.tolist():  # as a rule, the first few have everything
         if not missing:
@@ -169,7 +170,9 @@ def write_valid_indices(directory: str | Path, name: str, seed: int, valid: Sequ
         UserError: If it cannot be written.
     """
     path = Path(directory) / f"{name}_valid_indices_{seed}.txt"
-    lines = [f"{configuration.index} {configuration.file}\n" for configuration in valid]
+    structures = collected(valid)
+    names = (structures.files.names[code] for code in structures.files.codes.tolist())
+    lines = [f"{index} {name}\n" for index, name in zip(structures.file_index.tolist(), names, strict=True)]
     try:
         path.write_text("".join(["# place in the file, counted from zero; file\n", *lines]), encoding="utf-8")
     except OSError as error:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from mace.conditions import Condition
 from mace.errors import UserError
 from mace.properties import PROPERTIES
 from mace.structures.collection import StructureCollection
-from mace.structures.configuration import DEFAULT_HEAD, Configuration
+from mace.structures.condition_values import check_values
+from mace.structures.configuration import DEFAULT_HEAD, DEFAULT_TYPE, Configuration
 from mace.structures.labels import FileLabels
 from mace.structures.prepared import StoredStructures, isolated_atoms_of, select
 from mace.structures.sources import FileUnits, HeadNaming, Source
@@ -51,19 +53,20 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
     manifest = stored.manifest
     labels = {head: [FileLabels.of_document(each) for each in files] for head, files in manifest.labels.items()}
     _check_keys(folder, source, stored, [each for files in labels.values() for each in files])
-    if lacking := [item.name for item in source.conditions if item.name not in stored.condition_names]:
+    columns = [column for columns in manifest.layout.values() for column in columns]
+    if lacking := [item.name for item in source.conditions if _column(item) not in columns]:
         raise UserError(
-            f"{folder}: this set was prepared without {' and '.join(lacking)}, on which the model depends; prepare it "
-            "again with the same --embedding_specs and keys."
+            f"{folder}: this set was prepared without {' and '.join(lacking)}, on which the model depends, or in "
+            "another form; prepare it again with the same --embedding_specs and keys."
         )
     stored = stored.under([item.name for item in source.conditions])
-    if any(weight != 1.0 for weight in source.config_type_weights.values()):
+    if dict(source.config_type_weights) not in ({}, {DEFAULT_TYPE: 1.0}):  # what a run has that gives none
         stored = stored.with_type_weights(source.config_type_weights)
     isolated, chosen = isolated_atoms_of(stored), np.arange(len(stored))
     present = [name for name in stored.heads.present()]
     names_heads = present != [DEFAULT_HEAD]
     if not naming.known:
-        if naming.key is None:
+        if naming.key is None or not names_heads:
             stored = stored.changed(head=naming.head)
             isolated = [replace(atom, head=naming.head) for atom in isolated]
         found = [each for files in labels.values() for each in files]
@@ -85,7 +88,15 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
         isolated = [atom for atom in isolated if atom.head == naming.head]
         found = labels.get(naming.head, [])
     structures, places = select(stored, chosen)
+    check_values(source.conditions, structures)
     return StoredPart(stored, places, structures, isolated, tuple(found))
+
+
+def _column(condition: Condition) -> tuple[str, tuple[int, ...]]:
+    """Return the column in which a set holds a condition, and the shape of its rows."""
+    if condition.per == "structure":
+        return f"condition/{condition.name}", (1,)
+    return f"atom_condition/{condition.name}", (condition.n_values,)
 
 
 def _check_keys(folder: str, source: Source, stored: StoredStructures, labels: Sequence[FileLabels]) -> None:

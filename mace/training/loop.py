@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
@@ -67,7 +66,7 @@ def selection_rule(select_by: str, shares: Mapping[str, float]) -> str:
 
 
 def expected_counts(
-    plan: BatchPlan, epoch: int, loss: Loss, dataset: Dataset, device: torch.device
+    plan: BatchPlan, epoch: int, loss: Loss, dataset: Dataset, like: Tensor
 ) -> dict[str, Tensor] | None:
     """Return what the terms of a loss are divided by in every step of an epoch; None for the counts of the step.
 
@@ -76,13 +75,13 @@ def expected_counts(
         epoch: Counted from zero.
         loss: The loss.
         dataset: The training structures.
-        device: Device of the result.
+        like: Tensor with the device and precision of the result.
     """
     if not isinstance(plan, EqualWork):
         return None
     counts = loss.counts_of_each(dataset, np.arange(len(dataset)))
     expected = {name: plan.expected_count(epoch, of_each.numpy()) for name, of_each in counts.items()}
-    return {name: torch.tensor(count, dtype=torch.float64, device=device) for name, count in expected.items()}
+    return {name: like.new_tensor(count) for name, count in expected.items()}
 
 
 class _StopRequested(Exception):
@@ -255,7 +254,7 @@ class Trainer:
         """Take the remaining steps of an epoch."""
         self._begin_epoch(epoch)
         state, plan, loss = self.progression, self.batch_plan, self.state.loss
-        counts = expected_counts(plan, epoch, loss, self.train_set, self.state.model.embedding.device)
+        counts = expected_counts(plan, epoch, loss, self.train_set, self.state.model.embedding)
         late: deque[StepOutcome] = deque()
         structures, is_stopped = np.zeros(0, dtype=np.int64), False
         first = plan.steps_done(epoch, state.structures_done)

@@ -19,7 +19,6 @@ from ase.io import write
 from training_runs import isolated_atoms, labeled, rattled
 
 from mace.cli.run_train import run
-from mace.elsewhere import COMMANDS
 from mace.errors import UserError
 from mace.model.model_file import save_model
 from mace.model.plan import InteractionPlan, ModelPlan
@@ -281,8 +280,3 @@ def test_is_refused_by_name(
     with pytest.raises(UserError) as caught:
         told(files, monkeypatch, capsys, flags, config)
     assert answer in str(caught.value)
-
-
-def test_preprocessing_is_answered() -> None:
-    """The other program in these tests is ``mace_prepare_data``."""
-    assert "give them to mace_run_train --train_file" in COMMANDS["mace_prepare_data"]

@@ -27,7 +27,7 @@ from training_runs import QUICK, TINY_MODEL, write_water
 
 from mace.calculators import MACECalculator, mace_mp
 from mace.calculators.foundations_models import get_cache_dir
-from mace.cli import run_train
+from mace.cli import preprocess_data, run_train
 from mace.compat.arguments import settings_of
 from mace.data import get_neighborhood
 from mace.errors import UserError
@@ -175,17 +175,25 @@ def test_what_was_typed_is_kept_also_where_it_is_the_default(water: Path) -> Non
 
 @pytest.mark.parametrize(
     ("module", "words"),
-    [("preprocess_data", "mace_run_train --train_file"), ("convert_e3nn_cueq", "use model files as they are"),
-     ("convert_oeq_e3nn", "use model files as they are")],
-)  # fmt: skip
+    [
+        ("convert_e3nn_cueq", "use model files as they are"),
+        ("convert_oeq_e3nn", "use model files as they are"),
+    ],
+)
 def test_what_is_called_and_does_not_exist_says_what_to_do(module: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         importlib.import_module(f"mace.cli.{module}").run("something", device="cpu")
 
 
-def test_data_need_no_preparation() -> None:
-    with pytest.raises(UserError, match="give them to mace_run_train --train_file"):
-        build_preprocess_arg_parser().parse_args(["--config", "config.yml"])
+def test_data_are_prepared_by_a_namespace(water: Path, tmp_path: Path) -> None:
+    """Other programs make it by the parser, from a file of settings, and call ``run`` with it."""
+    config = tmp_path / "config.yml"
+    config.write_text(f"train_file: {water}\nvalid_fraction: 0.2\n", encoding="utf-8")
+    words = ["--config", str(config), "--h5_prefix", f"{tmp_path}/", "--num_process=1", f"--work_dir={tmp_path}"]
+    preprocess_data.run(build_preprocess_arg_parser().parse_args([*words, "--E0s=average", "--compute_statistics"]))
+    assert (tmp_path / "train" / "manifest.json").exists() and (tmp_path / "statistics.json").exists()
+    with pytest.raises(UserError, match="takes the arguments as a list of strings"):
+        preprocess_data.run("something")  # type: ignore[arg-type]
 
 
 # models called with dictionaries

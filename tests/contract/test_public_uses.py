@@ -160,7 +160,7 @@ def test_missing_commands_say_what_to_use(name: str, capsys: pytest.CaptureFixtu
 
 MODULES_OF_PROGRAMS = (
     "active_learning_md convert_cueq_e3nn convert_device convert_e3nn_cueq convert_e3nn_hybrid convert_e3nn_oeq "
-    "convert_oeq_e3nn create_lammps_model preprocess_data visualise_train"
+    "convert_oeq_e3nn create_lammps_model visualise_train"
 ).split()
 """Modules in ``mace.cli`` of mace-torch 0.3.16, without those that exist here."""
 
@@ -171,7 +171,7 @@ def test_missing_programs_are_answered_as_modules(name: str, capsys: pytest.Capt
     assert callable(importlib.import_module(f"mace.cli.{name}").main)
 
 
-@pytest.mark.parametrize("name", ["create_lammps_model", "preprocess_data"])
+@pytest.mark.parametrize("name", ["create_lammps_model"])
 def test_programs_that_are_documented_as_files_are_answered_there(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,9 +187,9 @@ def assert_answered(start: Callable[[], object], capsys: pytest.CaptureFixture[s
 
 
 def test_a_missing_program_is_answered_by_the_interpreter() -> None:
-    command = [sys.executable, str(ROOT / "mace" / "cli" / "preprocess_data.py"), "--train_file=a.xyz"]
+    command = [sys.executable, str(ROOT / "mace" / "cli" / "create_lammps_model.py"), "a.model"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.startswith("mace_prepare_data does not exist")
+    assert done.returncode == 2 and done.stderr.startswith("mace_create_lammps_model does not exist")
 
 
 def test_attributes_that_scripts_read(model_file: Path) -> None:

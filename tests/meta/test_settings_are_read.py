@@ -46,4 +46,4 @@ def test_every_supported_setting_is_read() -> None:
 
 
 def test_an_unread_setting_would_be_found() -> None:
-    assert "statistics_file" not in names_read()
+    assert "use_so3" not in names_read()

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 ORDER = (
     *("files", "console", "processes", "settings", "formats", "structures", "graphs", "inspection", "reporting"),
     *("pages", "equivariant", "kernels", "model", "compat", "potential", "training", "planning", "finetuning"),
-    *("preparation", "runs", "quickstart", "evaluation", "calculators", "dynamics", "cli", "testing"),
+    *("preparation", "packing", "runs", "quickstart", "evaluation", "calculators", "dynamics", "cli", "testing"),
 )
 """The rooms; each may use those before it and the vocabulary, and those in the table above less."""
 

@@ -121,8 +121,7 @@ def test_janus_core_trains_fine_tunes_and_simulates() -> None:
         described = ase.io.read("janus_results/start-descriptors.extxyz")
         mean = MACECalculator(model).get_descriptors(ase.io.read("start.xyz")).mean()
         assert described.info["mace_descriptor"] == pytest.approx(mean, abs=1e-6)
-    said = called(janus, "preprocess", "--mlip-config", "config.yml", "--no-tracker", status=1)
-    assert "mace_prepare_data does not exist" in said
+    called(janus, "preprocess", "--mlip-config", "config.yml", "--no-tracker")
 
 
 @needs("atomate2")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace.graphs.batch_plan import EqualWork, HeadSampling, one_head, sampled
-from mace.graphs.packing import pack, windows
+from mace.graphs.filling import pack, windows
 
 SIZES = st.one_of(
     st.lists(st.integers(1, 2000), min_size=1, max_size=300),

@@ -28,8 +28,9 @@ from mace.graphs.feeding import Feeding
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
 from mace.graphs.prepared import StoredDataset
+from mace.packing.finishing import finish_set
 from mace.structures.configuration import Configuration
-from mace.structures.prepared import StoredStructures, finish_set
+from mace.structures.prepared import StoredStructures
 from mace.structures.shards import shard_content, write_file
 from mace.training.memory import EdgeLimit
 
@@ -195,6 +196,7 @@ def test_a_damaged_part_is_named_with_the_structures_that_need_it(tmp_path: Path
     dataset, path = stored(tmp_path), tmp_path / "shard-1.safetensors"
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
+    dataset.stored._shards.clear()
     dataset.stored._opened.clear()
     path.write_bytes(content)
     with (
@@ -437,7 +439,8 @@ from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
 from mace.graphs.prepared import StoredDataset
 from mace.structures.configuration import Configuration
-from mace.structures.prepared import StoredStructures, finish_set
+from mace.packing.finishing import finish_set
+from mace.structures.prepared import StoredStructures
 from mace.structures.shards import shard_content, write_file
 
 class Hanging(InMemoryDataset):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.elements import ElementTable
+from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Batch, Targets
 from mace.graphs.feeding import Feeding
 from mace.graphs.in_memory import InMemoryDataset
@@ -78,7 +79,7 @@ def taken(dataset: InMemoryDataset, structures: np.ndarray, team: Member, worker
     step = BatchStep(
         TrainingState(model, settings, (LOSS, None)), dataset, EdgeLimit(edges, "training"), settings, team
     )
-    with Feeding(workers).open(dataset, [structures], step.divide) as feed:
+    with Feeding(workers).open(dataset, [Step(structures)], step.divide) as feed:
         for each in feed:
             step.take(each, LOSS, (False, False), feed.batch)
     return team

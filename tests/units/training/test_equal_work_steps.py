@@ -79,7 +79,7 @@ def gradients_of_epoch(
     for group in state.optimizer.param_groups:
         group["lr"] = 0.0
     step = BatchStep(state, dataset, EdgeLimit(most, "training"), settings, team)
-    counts = expected_counts(plan, 1, loss, dataset, model.embedding.device)
+    counts = expected_counts(plan, 1, loss, dataset, model.embedding)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, total = list[float](), {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for taken in plan.steps(1):

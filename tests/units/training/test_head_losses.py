@@ -74,7 +74,7 @@ def test_a_batch_is_the_sum_of_its_structures(word: str) -> None:
         for term in loss.terms:
             own = Loss(loss.name, (term,))
             here, whole = (
-                int(term.count(batch.targets.labeled[term.name], batch.targets.atoms_per_structure)),
+                int(term.counts(batch.targets.labeled[term.name], batch.targets.atoms_per_structure).sum()),
                 int(counts[term.name]),
             )
             if here:
