@@ -1,8 +1,8 @@
 """The processes of a run: sharing the work, summing gradients, agreeing on decisions, and ending together.
 
-Every process holds all structures and all weights. A step uses ``size * batch_size`` structures, of which each process
-computes a share; gradients are summed over the processes, so all update their weights in the same way. Decisions are
-based on numbers that all processes share; only the first process writes files.
+Every process holds all weights and knows all structures. A step uses ``size * batch_size`` structures, of which each
+process computes a share; gradients are summed over the processes, so all update their weights in the same way.
+Decisions are based on numbers that all processes share; only the first process writes files.
 """
 
 from __future__ import annotations

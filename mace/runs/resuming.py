@@ -106,9 +106,9 @@ def require_one_state(team: Team, checkpoints: CheckpointFolder) -> None:
         if seen not in (None, expected):
             has = "has none" if expected is None else "has another one"
             raise UserError(
-                f"--restart_latest: {checkpoints.last} on {machine}, where process {rank} runs, is a state of this run, "
-                f"but {first} {has}, from where process 0 reads it; put the folder of the run where all machines see "
-                f"it, or move the right state to {first}."
+                f"--restart_latest: process {rank} on {machine} finds a state of the run in {checkpoints.last}, but "
+                f"process 0 on {first} {has}; put the folder of the run where all machines see it, or move the right "
+                f"state to {first}."
             )
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ from torch.distributed import TCPStore
 from training_runs import TINY_MODEL, Run, settings_of, train, untimed, water, write_water
 
 from mace.console.interruption import Interruption
-from mace.errors import RunInterrupted
-from mace.processes.team import heeding_signals
-from mace.training.checkpoints import load_safely
+from mace.errors import RunInterrupted, UserError
+from mace.processes import watchdog
+from mace.processes.team import Team, heeding_signals
+from mace.runs.resuming import require_one_state
+from mace.training.checkpoints import CheckpointFolder, load_safely
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -289,6 +292,16 @@ def test_a_process_that_waits_for_others_heeds_a_signal() -> None:
     assert time.monotonic() - start < 5.0
 
 
+def test_a_program_that_is_ending_is_not_hurried() -> None:
+    """Launchers send signals to those that are about to say why they end."""
+    with Interruption() as interruption:
+        interruption.ignore()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+    assert not interruption.requested
+
+
 @pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt(), SystemExit(3)])
 def test_what_is_raised_while_waiting_is_raised_here(error: BaseException) -> None:
     def fail() -> None:
@@ -297,6 +310,39 @@ def test_what_is_raised_while_waiting_is_raised_here(error: BaseException) -> No
     with pytest.raises(type(error)):
         heeding_signals(fail)
     assert heeding_signals(lambda: 5) == 5
+
+
+def test_a_process_without_a_sign_of_life_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a machine that was cut off: nothing fails, nothing answers."""
+    monkeypatch.setattr(watchdog, "INTERVAL", 0.05)
+    monkeypatch.setattr(watchdog, "MISSED", 4)
+    port = free_port()
+    server = TCPStore("localhost", port, 1, True, timedelta(seconds=20), False)
+    server.set("mace/alive/1", "7")
+    watching = watchdog.Watchdog(TCPStore("localhost", port, 1, False, timedelta(seconds=20), False), 0, 2)
+    watching.watch(["here, process id 4", "there, process id 5"], "here:29400")
+    assert watching.found.result(20) == "process 1 (there, process id 5) has given no sign of life for 0 s"
+    assert watching.lost() == watching.found.result()
+    watching.stop()
+
+
+def test_a_state_on_another_machine_is_not_passed_over(tmp_path: Path) -> None:
+    class Two(Team):
+        def __init__(self, *others: Any) -> None:
+            self.others = others
+
+        def gather(self, item: Any) -> list[Any]:
+            return [item, *self.others]
+
+    folder = CheckpointFolder(tmp_path, "tiny_run-7")
+    require_one_state(Two(("there", None)), folder)
+    with pytest.raises(UserError, match=r"process 2 on there finds .*tiny_run-7_last.pt, but process 0 on .* has none"):
+        require_one_state(Two(("here", None), ("there", (5, 10**18))), folder)
+    folder.last.write_bytes(b"state")
+    os.utime(folder.last, ns=(10**18, 10**18))
+    require_one_state(Two(("there", (5, 10**18)), ("elsewhere", None)), folder)
+    with pytest.raises(UserError, match="has another one; put the folder of the run where all machines see it"):
+        require_one_state(Two(("there", (5, 2 * 10**18))), folder)
 
 
 def test_a_signal_after_a_death_names_the_dead(tmp_path: Path, data: Path) -> None:
