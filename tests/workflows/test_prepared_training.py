@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +11,25 @@ import numpy as np
 import original_files
 import pytest
 from ase import Atoms
-from killed_runs import Trainers
 from rich.console import Console
 from training_runs import (
     QUICK,
-    TINY_MODEL,
     Run,
     at_level,
     copper,
     isolated_atoms,
-    labeled,
     same,
-    settings_of,
     train,
     untimed,
     water,
     write_frames,
 )
 
-from mace.cli import check_data, eval_configs, preprocess_data
+from mace.cli import preprocess_data
 from mace.errors import UserError
 from mace.packing import folder as packing_folder
 from mace.runs.run import run_training
 from mace.settings import parse_training_settings
-from mace.structures.prepared import MANIFEST
-from mace.training.checkpoints import load_safely
 
 
 @pytest.fixture(autouse=True)
