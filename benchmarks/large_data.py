@@ -190,7 +190,7 @@ def prepare(side: str, python: str, data: Path, options: argparse.Namespace) -> 
     words = [f"--train_file={files}", f"--valid_fraction={VALIDATION / structures}", "--r_max=5.0", "--seed=1"]
     words += [f"--num_process={options.processes}", "--h5_prefix=prepared/", f"--E0s={reference_energies()}"]
     words += ["--compute_statistics"]
-    seconds, processor, peak = Program([python, "-m", PREPARE[side], *words], folder, 1).finish()
+    seconds, processor, peak = Program([python, "-m", PREPARE, *words], folder, 1).finish()
     size = sum(file.stat().st_size for file in (folder / "prepared").rglob("*") if file.is_file())
     return Preparing(side, structures, options.processes, seconds, processor, size / 1e6, peak)
 

@@ -26,7 +26,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._patient = False
+        self._patient, self._ignored = False, False
         self._before: dict[int, Any] = {}
         self.advice = "nothing was trained since the start of the program"
 
@@ -44,6 +44,10 @@ class Interruption:
         finally:
             self._patient = False
 
+    def ignore(self) -> None:
+        """Ignore further signals, because the program is ending already and has yet to say why."""
+        self._ignored = True
+
     def error(self, advice: str) -> RunInterrupted:
         """Return the exception to raise to end the program.
 
@@ -54,6 +58,8 @@ class Interruption:
         return RunInterrupted(f"Stopped by {signal.Signals(number).name}: {advice}.", 128 + number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ignored:
+            return
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -34,6 +34,9 @@ _Result = TypeVar("_Result")
 
 MEETING_TIME = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
+
+_TELLING_TIME = 3.0
+"""Seconds for telling the others of an error."""
 
 
 class LostProcess(UserError):
@@ -129,8 +132,12 @@ class Team:
                 )
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Report a lost process as such if its loss makes the launcher send a signal inside a ``with`` block."""
+    def explaining(self, ending: Callable[[], None]) -> Iterator[None]:
+        """Report a lost process as such if its loss makes the launcher send a signal inside a ``with`` block.
+
+        Args:
+            ending: Called once another process is known to be lost; may ignore further signals.
+        """
         yield
 
     def leave(self) -> None:
@@ -179,9 +186,11 @@ class DistributedTeam(Team):
                 f"({_first_line(error)}); check that all were started and that the port is free and open."
             ) from error
         self._store = store  # kept: the first process serves the others as long as it lives
-        self._watchdog = Watchdog(other, launch.rank, launch.size, f"{socket.gethostname()}, process id {os.getpid()}")
-        self._call(dist.barrier)
-        self._watchdog.start()
+        self._watchdog = Watchdog(other, launch.rank, launch.size)
+        self._watchdog.watch(
+            self.gather(f"{socket.gethostname()}, process id {os.getpid()}"),
+            f"{launch.address}:{launch.port}" if launch.has_store else None,
+        )
 
     def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
         """Return this process's share; structures are dealt out in order of their size."""
@@ -228,12 +237,27 @@ class DistributedTeam(Team):
             collective()
 
         try:
-            heeding_signals(work)
+            self._unless_lost(work)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             unknown = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
-            raise self._lost(self._watchdog.lost() or unknown) from error
+            raise self._lost(self._unless_lost(self._watchdog.lost) or unknown) from error
+
+    def _unless_lost(self, work: Callable[[], _Result]) -> _Result:
+        """Do work that waits for other processes, as long as there are all of them.
+
+        Nothing else ends it: a connection to a machine that was cut off or switched off looks like one that is idle.
+
+        Raises:
+            LostProcess: Once one of them is known to be gone.
+        """
+        result, found = _in_a_thread(work), self._watchdog.found
+        either: list[Future[Any]] = [result, found]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not result.done():
+            raise self._lost(found.result())
+        return result.result()
 
     def _lost(self, reason: str) -> LostProcess:
         return LostProcess(
@@ -242,13 +266,17 @@ class DistributedTeam(Team):
         )
 
     @contextmanager
-    def explaining(self) -> Iterator[None]:
+    def explaining(self, ending: Callable[[], None]) -> Iterator[None]:
         """Name the lost process: launchers end all others when one is gone, so the signal alone does not say which."""
         try:
-            yield
-        except RunInterrupted as error:
-            if reason := self._watchdog.lost():
-                raise self._lost(reason) from error
+            try:
+                yield
+            except RunInterrupted as error:
+                if reason := self._unless_lost(self._watchdog.lost):
+                    raise self._lost(reason) from error
+                raise
+        except LostProcess:
+            ending()
             raise
 
     def leave(self) -> None:
@@ -267,8 +295,11 @@ class DistributedTeam(Team):
         if error is None or self._watchdog.left:
             return
         status = error.status if isinstance(error, RunInterrupted) else 2
-        self._watchdog.end()
-        first = self._watchdog.report(f"process {self.rank}: {_first_line(error).rstrip('.')}", status)
+        text = _first_line(error).rstrip(".")
+        try:
+            first = _in_a_thread(lambda: self._watchdog.end(text, status)).result(_TELLING_TIME)
+        except TimeoutError:  # who would tell them is out of reach
+            first = True
         if self.is_first:
             time.sleep(3 * INTERVAL)  # this process serves the store, from which the others must still read the error
         self._watchdog.stop()
@@ -280,6 +311,10 @@ class DistributedTeam(Team):
 
 def heeding_signals(work: Callable[[], _Result]) -> _Result:
     """Run work that may wait long in native code in a separate thread, so that this one can react to signals."""
+    return _in_a_thread(work).result()
+
+
+def _in_a_thread(work: Callable[[], _Result]) -> Future[_Result]:
     future: Future[_Result] = Future()
 
     def run() -> None:
@@ -289,7 +324,7 @@ def heeding_signals(work: Callable[[], _Result]) -> _Result:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="mace collective").start()
-    return future.result()
+    return future
 
 
 def _short(value: str | None) -> str:

@@ -115,7 +115,7 @@ def run_context(choices: Choices, console: Console | None = None) -> Iterator[Ru
                 writes_page = team.is_first and settings.report and not settings.dry_run
                 page = folders.results / f"{folders.tag}.html" if writes_page else None
                 keeps_all = settings.keep_checkpoints or settings.save_all_checkpoints
-                with RunReport(page) as report, progress, team.explaining():
+                with RunReport(page) as report, progress, team.explaining(interruption.ignore):
                     yield RunContext(
                         settings=settings,
                         device=device,

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mace.errors import UserError
 from mace.files.durable import free_name
 from mace.model.model_file import load_model
 from mace.model.plan import ModelPlan
+from mace.processes.team import Team
 from mace.reporting.records import results_path
 from mace.runs.folders import RunFolders, model_files
 from mace.settings import TrainingSettings
@@ -81,6 +83,33 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder, plan: 
     if settings.init_from is not None:
         _LOGGER.info("--init_from has no effect on a run that is resumed")
     return {**saved, "file": str(path), "unusable": list(unusable)}
+
+
+def require_one_state(team: Team, checkpoints: CheckpointFolder) -> None:
+    """Check that the state from which all resume is not on the disk of another machine than that of the first process.
+
+    Launchers may put the first process on another machine than the last time. If only that machine has the folder of
+    the run, all would begin anew, or from an older state.
+
+    Raises:
+        UserError: If another process sees a state that is not the one the first process sees.
+    """
+    try:
+        with open(checkpoints.last, "rb") as file:  # network file systems tell what is true now of open files only
+            found = os.fstat(file.fileno())
+        mark = (found.st_size, found.st_mtime_ns)
+    except OSError:
+        mark = None
+    of_all = team.gather((socket.gethostname(), mark))
+    first, expected = of_all[0]
+    for rank, (machine, seen) in enumerate(of_all):
+        if seen not in (None, expected):
+            has = "has none" if expected is None else "has another one"
+            raise UserError(
+                f"--restart_latest: {checkpoints.last} on {machine}, where process {rank} runs, is a state of this run, "
+                f"but {first} {has}, from where process 0 reads it; put the folder of the run where all machines see "
+                f"it, or move the right state to {first}."
+            )
 
 
 def _is_original(path: Path) -> bool:

@@ -27,7 +27,7 @@ from mace.runs.context import Choices, RunContext, run_context
 from mace.runs.dry_run import show_plan
 from mace.runs.finishing import measure_models, plot_curves, show_epoch, write_models
 from mace.runs.initial_model import initial_model, log_model, model_inputs
-from mace.runs.resuming import find_state
+from mace.runs.resuming import find_state, require_one_state
 from mace.runs.trainer import open_trainer
 from mace.settings import TrainingSettings
 from mace.training.checkpoints import file_digests
@@ -95,6 +95,8 @@ def plan_model(run: RunContext, data: InputData) -> Preparation:
     preparation = prepare(settings, data, run.progress, team.is_first)
     team.require_agreement("data", preparation.digests | file_digests(model_inputs(settings)))
     _LOGGER.info("Hash of the training and validation files: %s", preparation.digest)
+    if settings.restart_latest:
+        require_one_state(team, run.checkpoints)
     # only the first process reads, so that all resume from the same state
     saved = team.broadcast(find_state(settings, run.checkpoints, preparation.plan) if team.is_first else None)
     if saved is not None:
