@@ -58,7 +58,7 @@ TRAINING: list[tuple[str, str]] = [
     ("--foundation_model=small --multiheads_finetuning=False --E0s=estimated --lr=0.001 --weight_decay=0.0", ""),
     ("--foundation_model=old.model --foundation_model_elements=True --multiheads_finetuning=False", ""),
     # preprocessed data
-    ("--statistics_file=statistics.json", "give the structures as files ASE reads"),
+    ("--statistics_file=statistics.json --num_workers=8", ""),
     # misspelled, or of other programs
     ("--learning_rate=0.001", "--learning_rate is not a setting"),
     ("--num_swa=100", "--num_swa is not a setting"),

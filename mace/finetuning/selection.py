@@ -21,6 +21,7 @@ from mace.formats.reading import iterate_frames
 from mace.structures.checks import check_geometry
 from mace.structures.condition_values import find_conditions
 from mace.structures.configuration import DEFAULT_TYPE, ISOLATED_ATOM_TYPES, Configuration
+from mace.structures.prepared import is_prepared
 from mace.structures.sources import Source, expand_sources
 
 _LOGGER = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def select_structures(
     flags = rule.flags
     if rule.filter_type != "none" and not rule.elements:
         raise UserError(f"{flags['filter']}={rule.filter_type} needs elements; name them with {flags['elements']}.")
-    files = [replace(source, paths=file) for file, source in expand_sources(sources)]
+    files = _files_of(sources)
     everything = list(_candidates(files, track))
     candidates = [place for place, each in enumerate(everything) if not each.is_isolated_atom]
     passing = [place for place in candidates if rule.passes(everything[place].elements)]
@@ -254,13 +255,24 @@ def _candidates(files: Sequence[Source], track: Track) -> Iterator[_Candidate]:
             yield _Candidate(number, index, known.setdefault(elements, elements), is_isolated)
 
 
+def _files_of(sources: Iterable[Source]) -> list[Source]:
+    """List the files of sources; prepared sets do not hold all that a selection keeps."""
+    files = [replace(source, paths=file) for file, source in expand_sources(list(sources))]
+    if sets := [file.paths for file in files if is_prepared(str(file.paths))]:
+        raise UserError(
+            f"{sets[0]}: structures are selected with all that their files hold, which a prepared set does not; give "
+            "the files that it was made from."
+        )
+    return files
+
+
 def elements_in(sources: Sequence[Source], track: Track = _without_progress) -> frozenset[int]:
     """Return the atomic numbers that occur in files.
 
     Raises:
         UserError: If a file cannot be read.
     """
-    files = [replace(source, paths=file) for file, source in expand_sources(sources)]
+    files = _files_of(sources)
     return frozenset[int]().union(*(each.elements for each in _candidates(files, track)))
 
 

@@ -39,7 +39,7 @@ from mace.reporting.terminal import summary_lines, verdict
 from mace.settings import TrainingSettings
 from mace.settings.heads import REPLAY_HEAD
 from mace.settings.labels import Files
-from mace.structures.collection import ListedStructures
+from mace.structures.collection import ListedStructures, StructureCollection
 from mace.structures.configuration import DEFAULT_HEAD
 from mace.structures.labels import LabelReport
 from mace.structures.prepared import is_prepared
@@ -317,12 +317,7 @@ def read_sets(
     if training is None:
         training = read("train_file", "Training set", given=training_sources)
     _LOGGER.info(contents_line("Total Training set", training.configurations))
-    if isinstance(training.configurations, ListedStructures) and len(training.configurations) > MANY_IN_MEMORY:
-        _LOGGER.warning(
-            "All %d training structures and their neighbors are held in memory, in every process; mace_prepare_data "
-            "writes them to disk once, from where runs of any size read them",
-            len(training.configurations),
-        )
+    _warn_of_many(training.configurations)
     validation = read("valid_file", "Validation set") if settings.valid_file else None
     if validation is not None:
         _LOGGER.info(contents_line("Total Validation set", validation.configurations))
@@ -357,6 +352,16 @@ def _test_sets_in(folder: Path) -> dict[str, str]:
             )
         found[name] = str(path)
     return found
+
+
+def _warn_of_many(structures: StructureCollection) -> None:
+    """Name the way to train from disk where very many structures are in memory."""
+    if isinstance(structures, ListedStructures) and len(structures) > MANY_IN_MEMORY:
+        _LOGGER.warning(
+            "All %d training structures and their neighbors are held in memory, in every process; mace_prepare_data "
+            "writes them to disk once, from where runs of any size read them",
+            len(structures),
+        )
 
 
 def inspect_data(

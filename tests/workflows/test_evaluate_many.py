@@ -257,7 +257,7 @@ def test_prepared_sets(tmp_path: Path, model: Path, capsys: pytest.CaptureFixtur
 
 def test_prepared_sets_of_no_head_are_for_the_default_one(tmp_path: Path) -> None:
     """As structures of files are that name none."""
-    path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "high")))
+    path = save_model(tmp_path / "heads.model", files.model(files.with_heads("low", "default")))
     frames = [ase.build.molecule("H2O") for _ in range(4)]
     for place, atoms in enumerate(frames):
         atoms.rattle(0.05, seed=place)
