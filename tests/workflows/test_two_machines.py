@@ -21,10 +21,7 @@ from mace.cli import preprocess_data
 from mace.packing import folder as packing_folder
 from mace.training.checkpoints import load_safely
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces can be made here: {why_not()}"),
-]
+pytestmark = pytest.mark.slow
 
 N_TRAIN, N_VALID = 240, 40
 # with the usual learning rate of models so small, differences in rounding grow to 1e-2 within three epochs
@@ -58,6 +55,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machines(tmp_path: Path, sets: Path) -> Iterator[TwoMachines]:
+    if reason := why_not():
+        pytest.skip(f"no network namespaces can be made here: {reason}")
     with TwoMachines(tmp_path) as two:
         for machine in MACHINES:
             shutil.copytree(sets, two.own(machine) / "sets")
