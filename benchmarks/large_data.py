@@ -30,7 +30,9 @@ TRAINING = [
     "--name=large", "--model=MACE", "--r_max=5.0", "--batch_size=10", "--loss=stress", "--default_dtype=float32",
     "--device=cpu", "--seed=1", "--max_num_epochs=100", f"--E0s={reference_energies()}",
 ]  # fmt: skip
-PREPARE = {"ours": "mace.cli.preprocess_data", "peer": "mace.cli.preprocess_data"}
+PREPARE = "mace.cli.preprocess_data"
+"""The module has the same name in both programs."""
+
 LOOK = 0.05
 """Seconds between two looks at a program."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from mace.console.interruption import Interruption
 from mace.console.progress import TrainingProgress
 from mace.elements import ElementTable
+from mace.graphs.batch_size import training_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
@@ -121,11 +122,19 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
         evaluation=per_edge * edges[1],
         final=per_edge * sum(edges),
         save=save,
-        updates=round(trainer.batch_plan.steps_per_epoch * max(1.0, n_train / len(preparation.train))),
+        updates=_updates(settings, trainer, n_train),
         training_structures=n_train,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         memory=peak_memory(device),
     )
+
+
+def _updates(settings: TrainingSettings, trainer: Trainer, n_train: int) -> int:
+    """Count the steps of an epoch of so many structures, from those of the part of them that was timed."""
+    size = training_batch(settings)
+    if size.unit == "structures":
+        return -(-n_train // size.amount)
+    return -(-n_train * trainer.batch_plan.steps_per_epoch // len(trainer.train_set))
 
 
 def _scaled_edges(count: int, timed: Sequence[Dataset]) -> float:

@@ -24,7 +24,7 @@ SUPPORTED = set(
     use_last_readout_only max_ell correlation num_interactions MLP_irreps radial_MLP
     hidden_irreps num_channels max_L gate scaling avg_num_neighbors compute_avg_num_neighbors compute_stress
     compute_forces train_file valid_file valid_fraction test_file test_dir pin_memory atomic_numbers mean std E0s
-    num_workers
+    num_workers statistics_file
     keep_isolated_atoms energy_key forces_key virials_key stress_key dipole_key charges_key polarizability_key loss
     forces_weight
     swa_forces_weight energy_weight swa_energy_weight virials_weight swa_virials_weight stress_weight

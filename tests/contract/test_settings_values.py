@@ -269,8 +269,8 @@ def test_defaults_are_not_shared():
 
 def test_unsupported_values_are_refused_in_python_too():
     """Whoever builds settings without a command line gets the same answer."""
-    with pytest.raises(ValidationError, match="preprocessed data sets"):
-        TrainingSettings(name="run", train_file="train.xyz", statistics_file="statistics.json")
+    with pytest.raises(ValidationError, match="reflection|mirror"):
+        TrainingSettings(name="run", train_file="train.xyz", use_so3=True)
 
 
 ODD_VALUES = [

@@ -135,7 +135,7 @@ for _key, _words in (
     ("'config_type_weights': \"{'Default': \"", "config_type_weights must be a dictionary of weights"),
     ("'config_type_weights': {'Default': 0}", "no training structure for the head b has a label with weight"),
     ("'keep_isolated_atoms': 'maybe'", "keep_isolated_atoms must be True or False"),
-    ("'statistics_file': 's.json'", "statistics_file: preprocessed data sets are not available yet"),
+    ("'statistics_file': 's.json'", "s.json: this file, given as --statistics_file, cannot be opened"),
     ("'E0s': {'H': -13.6}", "Head b: --E0s gives no reference energy for O"),
     ("'E0s': {'Q': -13.6}", "mistake in the head b: E0s must map elements"),
     ("'E0s': [-13.6, -432.0]", "E0s must map atomic numbers"),

@@ -82,7 +82,7 @@ def test_console_scripts_lead_to_programs() -> None:
     scripts = re.findall(r'^(mace_\w+) = "([\w.]+):(\w+)"', text, flags=re.MULTILINE)
     known = ["mace_run_train", "mace_eval_configs", "mace_check_data"]
     known += ["mace_import_model", "mace_export", "mace_finetuning_select", "mace_select_head", "mace_info", "mace_md"]
-    known += ["mace_plot_train", "mace_quickstart", "mace_completion"]
+    known += ["mace_plot_train", "mace_prepare_data", "mace_quickstart", "mace_completion"]
     assert [name for name, _, _ in scripts] == [*known, *sorted(COMMANDS)]  # the last say what to use instead
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))

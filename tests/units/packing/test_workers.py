@@ -23,9 +23,9 @@ def test_results_do_not_depend_on_the_number_of_processes(n_processes: int) -> N
             found = dict(workers.run(packing_work.square, tasks))
             assert {place: result[0] for place, result in found.items()} == {k: t * t for k, t in enumerate(tasks)}
             processes = {process for _, process in found.values()}
-            assert len(processes) == min(n_processes, len(tasks)) and (os.getpid() in processes) == (
-                len(tasks) == 1 or n_processes == 1 and len(tasks) > 0
-            )
+            # how many take part depends on how fast they start
+            assert (len(processes) > 0) == (len(tasks) > 0) and len(processes) <= n_processes
+            assert (os.getpid() in processes) == (len(tasks) == 1 or n_processes == 1 and len(tasks) > 0)
 
 
 @pytest.mark.parametrize("n_processes", [1, 3])
