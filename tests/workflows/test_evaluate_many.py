@@ -181,6 +181,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, model: Path, m
         evaluate(tmp_path, model, configs)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many structures only those of a part and of some batches exist at the same time."""
     monkeypatch.setattr(inputs, "READ_TOGETHER", 10)

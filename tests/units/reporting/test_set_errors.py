@@ -277,6 +277,7 @@ def batches(first: int, count: int, n_atoms: int = 12) -> Any:
         )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set() -> None:
     errors = SetErrors(("a", "b"), (1, 6, 8), np.zeros((1, 3)))
     sizes = {}
