@@ -182,7 +182,11 @@ def begin(plan: SetPlan, overwrite: bool) -> str:
     if plan.has_groups:  # of several manifests one is the last
         is_finished &= not any((folder / RECORDS).glob("[0-9]*.json"))
     if before == plan.made_from:
-        return "complete" if is_finished else "begun"
+        if not is_finished:
+            return "begun"
+        # the last call may have been killed before it removed them
+        shutil.rmtree(folder / RECORDS, ignore_errors=True)
+        return "complete"
     if is_finished and not overwrite:
         raise UserError(
             f"{folder}: a set made otherwise is there ({_difference(before, plan.made_from)}); choose another "
