@@ -24,7 +24,7 @@ _LOGGER = logging.getLogger(__name__)
 MANY_NEIGHBORS = 2000
 """Neighbors of an atom beyond which a warning asks for a smaller cutoff."""
 
-_SEARCHED_TOGETHER = 64
+SEARCHED_TOGETHER = 64
 """How many structures the neighbors are searched of at once."""
 
 Search = Callable[[Sequence[Configuration], float], Neighbors]
@@ -107,8 +107,8 @@ def check_volumes(structures: StructureCollection) -> None:
     """
     first = 0
     for block in structures.blocks():
-        volume = np.abs(np.linalg.det(block.columns["cell"]))
-        if (empty := block.labeled("stress") & ~(volume > 0.0)).any():
+        labeled = block.labeled("stress")
+        if labeled.any() and (empty := labeled & ~(np.abs(np.linalg.det(block.columns["cell"])) > 0.0)).any():
             raise UserError(
                 f"{structures[first + int(empty.argmax())].where()} has a stress but its cell has no volume, so the "
                 "stress has no meaning; give it a cell of three independent vectors or remove the label."
@@ -133,7 +133,7 @@ def search_neighbors(
     found, waiting = list[Neighbors](), list[Configuration]()
     for place, configuration in enumerate(progress(configurations), start=1):
         waiting.append(configuration)
-        if len(waiting) == _SEARCHED_TOGETHER or place == len(configurations):
+        if len(waiting) == SEARCHED_TOGETHER or place == len(configurations):
             found.append(search(waiting, r_max))
             waiting = []
     neighbors = join_neighbors(found)
@@ -183,7 +183,7 @@ def graph_of_structures(
     """
     structures = ListedStructures(configurations)
     check_volumes(structures)
-    flat = FlatStructures.of(configurations)
+    (flat,) = structures.blocks(len(structures))
     arrays = StructureArrays.of(flat, elements, indices_of_heads(heads, structures))
     return assemble_graph(arrays, search_neighbors(configurations, r_max, search))
 

@@ -56,9 +56,7 @@ class InMemoryDataset(Dataset):
 
     @cached_property
     def _atoms_with_neighbors(self) -> np.ndarray:
-        found = self._neighbors
-        structure_of_edge = np.repeat(np.arange(len(self)), 2 * found.n_pairs)
-        return np.bincount(structure_of_edge[found.edge_rank == 0], minlength=len(self))
+        return self._neighbors.atoms_with_neighbors()
 
     def atoms_with_neighbors(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the atoms of each of some structures that have a neighbor."""

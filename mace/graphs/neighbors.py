@@ -59,6 +59,11 @@ class Neighbors:
         names = [item.name for item in fields(self)]
         return Neighbors(**{name: getattr(self, name)[rows[name.split("_")[0]]] for name in names})
 
+    def atoms_with_neighbors(self) -> np.ndarray:
+        """Count the atoms of each structure that have a neighbor, ``[structures]``."""
+        structure_of_edge = np.repeat(np.arange(len(self.n_pairs)), 2 * self.n_pairs)
+        return np.bincount(structure_of_edge[self.edge_rank == 0], minlength=len(self.n_pairs))
+
     def largest_counts(self) -> np.ndarray:
         """Return the largest number of neighbors of any atom in each structure, ``[structures]``."""
         counts = np.zeros(len(self.n_pairs), dtype=np.int64)

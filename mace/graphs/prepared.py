@@ -12,7 +12,7 @@ from mace.graphs.assembly import check_volumes
 from mace.graphs.dataset import Dataset, Subset
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors, edges_of_pairs, find_all_neighbors, join_neighbors
-from mace.structures.collection import IN_A_BLOCK, Joined, Selection, StructureCollection, in_blocks
+from mace.structures.collection import IN_A_BLOCK, Joined, ListedStructures, Selection, StructureCollection, in_blocks
 from mace.structures.prepared import StoredStructures
 
 _LOGGER = logging.getLogger(__name__)
@@ -75,9 +75,7 @@ class StoredDataset(Dataset):
     def _count(self, places: np.ndarray) -> np.ndarray:
         """Count the pairs of some structures, and the atoms with neighbors, ``[2, structures]``."""
         found = self.neighbors(places)
-        structure_of_edge = np.repeat(np.arange(len(places)), 2 * found.n_pairs)
-        bonded = np.bincount(structure_of_edge[found.edge_rank == 0], minlength=len(places))
-        return np.stack([found.n_pairs, bonded]).astype(np.int32)
+        return np.stack([found.n_pairs, found.atoms_with_neighbors()]).astype(np.int32)
 
     def neighbors(self, structures: np.ndarray) -> Neighbors:
         """Return the neighbors of some structures, in the order given."""
@@ -155,8 +153,8 @@ def dataset_of(
         UserError: If a structure has an element that the table lacks, is for a head that the model lacks, has a stress
             without a volume, or cannot be read.
     """
-    _check_elements(structures, elements)
-    if structures.labeled("stress").any():
+    if not isinstance(structures, ListedStructures):  # of which a data set in memory is checked when it is made
+        _check_elements(structures, elements)
         check_volumes(structures)
     return _dataset_of(structures, elements, r_max, heads, progress)
 

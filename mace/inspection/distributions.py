@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
+
+
+class _Addable(Protocol):
+    """What is known of a part, to which that of a later part can be added."""
+
+    def with_later(self: Added, later: Added) -> Added: ...
+
+
+Added = TypeVar("Added", bound=_Addable)
 
 BINS = 40
 """Bins of a histogram that is shown."""
@@ -146,6 +156,6 @@ def _exponent(low: float, high: float) -> int:
     return math.ceil(math.log2(max((high - low) / (_FINE_BINS - 1), size * _SMALLEST_BIN)))
 
 
-def together(one: Tally | None, other: Tally | None) -> Tally | None:
-    """Add two tallies, where there are two."""
+def together(one: Added | None, other: Added | None) -> Added | None:
+    """Add up two parts, where there are two."""
     return one.with_later(other) if one is not None and other is not None else one or other

@@ -11,6 +11,7 @@ import numpy as np
 from mace.errors import UserError
 from mace.files.documents import from_document, to_document
 from mace.inspection.distortions import compare_distorted
+from mace.inspection.distributions import together
 from mace.inspection.findings import Evidence, merge_evidence
 from mace.inspection.flat import FlatFile, flatten
 from mace.inspection.geometry import (
@@ -86,14 +87,10 @@ class FileSummary:
             self.frames + later.frames,
             self.parts + later.parts,
             merge_evidence([self.evidence, later.evidence]),
-            _together(self.whole, later.whole),
+            together(self.whole, later.whole),
             groups,
-            _together(self.isolated, later.isolated),
+            together(self.isolated, later.isolated),
         )
-
-
-def _together(one: GroupTally | None, other: GroupTally | None) -> GroupTally | None:
-    return one.with_later(other) if one is not None and other is not None else one or other
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def inspect_part(
 def merge_parts(parts: Iterable[PartReport]) -> PartReport:
     """Add up parts that follow each other."""
     files: dict[str, FileSummary] = {}
-    columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, kind)] for name, kind in COLUMNS.items()}
+    columns = {name: [values] for name, values in empty_columns(0).items()}
     for part in parts:
         for file in part.files:
             files[file.file] = files[file.file].with_later(file) if file.file in files else file

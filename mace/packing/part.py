@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,8 +20,9 @@ from mace.files.durable import is_full
 from mace.formats.frame import Frame
 from mace.formats.frame_file import FrameFile
 from mace.formats.reading import open_frames
+from mace.graphs.assembly import SEARCHED_TOGETHER
 from mace.graphs.neighbors import find_all_pairs
-from mace.inspection.parts import COLUMNS, inspect_part
+from mace.inspection.parts import empty_columns, inspect_part
 from mace.processes.garbage_collection import collection_paused
 from mace.properties import PROPERTIES
 from mace.reporting.set_names import table_row
@@ -31,7 +31,7 @@ from mace.structures.configuration import Configuration
 from mace.structures.labels import FileLabels
 from mace.structures.prepared import MANIFEST, StoredStructures
 from mace.structures.reading import UncertainKeyError, read_part
-from mace.structures.shards import FileEntry, shard_content, write_file
+from mace.structures.shards import FileEntry, ShardFile, shard_content, write_file
 from mace.structures.sources import FilePart
 
 RECORDS = ".parts"
@@ -45,9 +45,6 @@ COUNTED_PAIRS, BONDED = "counted_pairs", "atoms_with_neighbors"
 
 BY_TYPE = "*"
 """In place of a folder: one for each ``config_type`` and head."""
-
-_SEARCHED_TOGETHER = 64
-"""How many structures the neighbors are searched of at once."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +286,7 @@ def _write(task: PartTask, labels: tuple[FileLabels, ...], batches: Sequence[_Ba
     groups = sorted({group for by_group in divided for group in by_group})
     shards, seen = list[FileEntry](), list[Seen]()
     for group in groups:
-        configurations, columns = list[Configuration](), {name: [np.zeros(0, kind)] for name, kind in COLUMNS.items()}
+        configurations, columns = list[Configuration](), {name: [none] for name, none in empty_columns(0).items()}
         for batch, by_group in zip(batches, divided, strict=True):
             isolated_atoms = batch.isolated_atoms if group == min(by_group, default=group) else []
             for head in dict.fromkeys(c.head for c in [*by_group.get(group, ()), *isolated_atoms]):
@@ -345,8 +342,8 @@ def _write_shard(
     pairs, columns = None, dict(columns)
     if task.r_max is not None:
         searched = [
-            search(configurations[first : first + _SEARCHED_TOGETHER], task.r_max)
-            for first in range(0, len(configurations), _SEARCHED_TOGETHER)
+            search(configurations[first : first + SEARCHED_TOGETHER], task.r_max)
+            for first in range(0, len(configurations), SEARCHED_TOGETHER)
         ]
         n_pairs, rows, bonded = (np.concatenate(column) for column in zip(*searched, strict=True))
         columns[BONDED] = bonded
@@ -390,7 +387,7 @@ def find_record(task: PartTask) -> PartRecord | None:
 def _is_as_written(folder: Path, entry: FileEntry) -> bool:
     """Compare a file with its size and checksum."""
     try:
-        content = (folder / entry.file).read_bytes()
-    except OSError:
+        ShardFile(folder / entry.file, entry)
+    except UserError:
         return False
-    return len(content) == entry.size and zlib.crc32(content) == entry.crc32
+    return True

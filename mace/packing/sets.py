@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mace import __version__
-from mace.inspection.parts import COLUMNS, PartReport, merge_parts
+from mace.inspection.parts import PartReport, empty_columns, merge_parts
 from mace.packing.finishing import finish_set
 from mace.packing.folder import LABELS, SetPlan
 from mace.packing.part import RECORDS, PartRecord, PartTask, find_record, pack_part
@@ -188,7 +188,9 @@ def _packed(plan: SetPlan, tasks: Sequence[PartTask], records: Sequence[PartReco
     seen: dict[tuple[str, str], list[PartReport]] = {}
     for record in records:
         for each in record.seen:
-            seen.setdefault((each.group, each.head), []).append(PartReport.from_document(each.document, _NO_COLUMNS))
+            seen.setdefault((each.group, each.head), []).append(
+                PartReport.from_document(each.document, empty_columns(0))
+            )
     isolated = [
         atom
         for task, record in zip(tasks, records, strict=True)
@@ -197,9 +199,6 @@ def _packed(plan: SetPlan, tasks: Sequence[PartTask], records: Sequence[PartReco
     ]
     shards = tuple(entry for record in records for entry in record.shards)
     return PackedSet(plan, shards, isolated, labels, {name: merge_parts(reports) for name, reports in seen.items()})
-
-
-_NO_COLUMNS = {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
 
 
 def finished_set(plan: SetPlan) -> PackedSet:
@@ -219,7 +218,7 @@ def finished_set(plan: SetPlan) -> PackedSet:
         isolated_atoms += isolated_atoms_of(stored)
         documents = stored.manifest.labels
         for head, document in stored.manifest.inspection.items():
-            seen[group, head] = PartReport.from_document(document, _NO_COLUMNS)
+            seen[group, head] = PartReport.from_document(document, empty_columns(0))
     if plan.has_groups:
         documents = json.loads((folder / LABELS).read_bytes())
     labels = {head: list(map(FileLabels.of_document, files)) for head, files in documents.items()}

@@ -39,8 +39,6 @@ from mace.structures.shards import (
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
 ISOLATED, LEFT_OUT = "isolated.safetensors", "left_out.safetensors"
 
-STRUCTURES_PER_SHARD = 8192
-
 FORMAT, VERSION = "mace prepared set", 1
 
 _OPEN_FILES = 128

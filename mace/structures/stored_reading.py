@@ -52,7 +52,8 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
     stored = StoredStructures(folder)
     manifest = stored.manifest
     labels = {head: [FileLabels.of_document(each) for each in files] for head, files in manifest.labels.items()}
-    _check_keys(folder, source, stored, [each for files in labels.values() for each in files])
+    found = [each for files in labels.values() for each in files]
+    _check_keys(folder, source, stored, found)
     columns = [column for columns in manifest.layout.values() for column in columns]
     if lacking := [item.name for item in source.conditions if _column(item) not in columns]:
         raise UserError(
@@ -63,21 +64,12 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
     if dict(source.config_type_weights) not in ({}, {DEFAULT_TYPE: 1.0}):  # what a run has that gives none
         stored = stored.with_type_weights(source.config_type_weights)
     isolated, chosen = isolated_atoms_of(stored), np.arange(len(stored))
-    present = [name for name in stored.heads.present()]
-    names_heads = present != [DEFAULT_HEAD]
-    if not naming.known:
-        if naming.key is None or not names_heads:
-            stored = stored.changed(head=naming.head)
-            isolated = [replace(atom, head=naming.head) for atom in isolated]
-        found = [each for files in labels.values() for each in files]
-        if len(present) > 1:
-            others = tuple(sorted({*present} - {naming.head}))
-            found = [replace(each, other_heads=others) for each in found]
-    elif not names_heads:
+    present = stored.heads.present()
+    names_heads = present != (DEFAULT_HEAD,)
+    if not names_heads or (not naming.known and naming.key is None):
         stored = stored.changed(head=naming.head)
         isolated = [replace(atom, head=naming.head) for atom in isolated]
-        found = labels[DEFAULT_HEAD]
-    else:
+    if naming.known and names_heads:
         if unknown := [name for name in present if name not in naming.known]:
             raise UserError(
                 f"{folder}: structures of this set are for the head '{unknown[0]}'; it is for several heads, and its "
@@ -87,6 +79,9 @@ def read_stored(folder: str, source: Source, naming: HeadNaming) -> StoredPart:
         chosen = np.flatnonzero(stored.heads.where(naming.head))
         isolated = [atom for atom in isolated if atom.head == naming.head]
         found = labels.get(naming.head, [])
+    elif len(present) > 1:
+        others = tuple(sorted({*present} - {naming.head}))
+        found = [replace(each, other_heads=others) for each in found]
     structures, places = select(stored, chosen)
     check_values(source.conditions, structures)
     return StoredPart(stored, places, structures, isolated, tuple(found))
