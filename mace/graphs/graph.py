@@ -186,15 +186,9 @@ def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:
     Returns:
         Angstrom, ``[pairs, 3]``.
     """
-    translation = torch.einsum(
-        "pi,pij->pj",
-        graph.pair_shift.to(graph.positions.dtype),
-        graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender)),
-    )
-    vectors = (
-        graph.positions.index_select(0, graph.pair_receiver)
-        - graph.positions.index_select(0, graph.pair_sender)
-        + translation
-    ).to(dtype)
+    shift = graph.pair_shift.to(graph.positions.dtype).unsqueeze(1)
+    cells = graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender))
+    ends, starts = (graph.positions.index_select(0, atoms) for atoms in (graph.pair_receiver, graph.pair_sender))
+    vectors = torch.baddbmm((ends - starts).unsqueeze(1), shift, cells).squeeze(1).to(dtype)
     vectors[-1] = torch.tensor([0.0, r_max, 0.0], dtype=dtype, device=vectors.device)
     return vectors
