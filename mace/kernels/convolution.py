@@ -206,10 +206,10 @@ class _Slots:
         )
 
     def padded(self, results: Sequence[Tensor], n_channels: int) -> Sequence[Tensor]:
-        """Arrange results by degree with zeros, ``[paths * atoms, 2 l_max + 1, channels]``; the adjoint of `results`."""
+        """Arrange results by degree as in `results`, with zeros; its adjoint."""
         _, reverse = self._places()
-        rows = [values.reshape(-1, n_channels) for values in results]
-        rows = torch.cat([*rows, rows[0].new_zeros(1, n_channels)]).index_select(0, reverse)
+        pieces = [values.reshape(-1, n_channels) for values in results]
+        rows = torch.cat([*pieces, pieces[0].new_zeros(1, n_channels)]).index_select(0, reverse)
         shaped = rows.unflatten(0, (-1, 2 * self.convolution.l_max + 1))
         return shaped.split([n * self.graph.n_atoms for n in self.convolution.n_paths])
 
