@@ -8,10 +8,13 @@ pair is its length :math:`r` and its direction :math:`u = v / r`, whose tangents
 
 and the gradient is the adjoint of that.
 
-All kernels get the same 12 pointers first, in the order of `GRAPH_POINTERS`, and the same four dimensions, those of
-`GRAPH_DIMENSIONS`; their own arrays and dimensions follow. Arrays of ``T`` have the precision of the model; indices are
-64-bit integers. An array that is said to be optional may be a null pointer. Units of work are single pairs, atoms or
-structures, so that any division among threads gives the same numbers.
+The kernels are ``pair_vectors``, ``geometry_value``, ``geometry_gradient``, ``geometry_tangent``,
+``radial_coefficients``, ``forces_value``, ``forces_adjoint``, ``strain_value``, ``strain_adjoint``,
+``repulsion_value``, ``repulsion_rows`` and ``repulsion_gradient``. All get the same pointers first, in the order of
+`GRAPH_POINTERS`, and the same dimensions, those of `GRAPH_DIMENSIONS`; their own arrays and dimensions follow. Arrays
+of ``T`` have the precision of the model; indices are 64-bit integers. An array that is said to be optional may be a
+null pointer. Units of work are single pairs, atoms or structures, so that any division among threads gives the same
+numbers.
 """
 
 from __future__ import annotations
@@ -24,31 +27,23 @@ import torch
 
 from mace.equivariant.spherical_harmonics import harmonic_polynomials
 from mace.kernels.emit import entry, lanes, prelude
+from mace.kernels.emit_radial import radial_functions
 from mace.kernels.radial_table import HERMITE, SHORTEST
-
-AGNESI_Q, AGNESI_P, AGNESI_A = 0.9183, 4.5791, 1.0805
-SOFT_STEEPNESS = 4.0
-ZBL_COEFFICIENTS = (0.1818, 0.5099, 0.2802, 0.02817)
-ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)
-ZBL_LENGTH, ZBL_POWER, ZBL_BOHR = 0.4543, 0.300, 0.529
-COULOMB = 14.3996
-"""Energy of two unit charges at a distance of one Angstrom in eV, rounded as in the original."""
 
 GRAPH_POINTERS = (
     *("neighbor_count", "slots_of_pair", "pair_sender", "pair_receiver", "structure_of_atom", "element"),
-    *("pair_of_slot", "sign_of_slot", "row_of_atom", "atoms_by_element"),
-    *("radii", "charges"),
+    *("pair_of_slot", "sign_of_slot", "row_of_atom", "radii", "charges"),
 )
-"""The first pointers of every kernel: ten tensors of `mace.graphs.graph.Graph` by name, ``sign_of_slot`` as float64;
+"""The first pointers of every kernel: nine tensors of `mace.graphs.graph.Graph` by name, ``sign_of_slot`` as float64;
 then two arrays of float64, one number per element: covalent radii in Angstrom, which may be null if neither a transform
 of the distance nor the repulsion is used, and atomic numbers, which may be null without the repulsion."""
 
-GRAPH_DIMENSIONS = ("atoms", "slots per atom", "pairs", "structures")
+GRAPH_DIMENSIONS = ("atoms", "slots per atom", "pairs")
 """The first dimensions of every kernel; the padding is one of the pairs."""
 
 _OWN = len(GRAPH_POINTERS)
 _TYPES = dict.fromkeys(GRAPH_POINTERS, "int64_t") | dict.fromkeys(("sign_of_slot", "radii", "charges"), "double")
-_GRAPH = "  const int64_t N = d[0], K = d[1], P = d[2], S = d[3];\n" + "".join(
+_GRAPH = "  const int64_t N = d[0], K = d[1], P = d[2];\n" + "".join(
     f"  const {_TYPES[name]} *{name} = (const {_TYPES[name]} *)p[{place}];\n"
     for place, name in enumerate(GRAPH_POINTERS)
 )
@@ -95,10 +90,9 @@ def geometry_source(shape: GeometryShape, dtype: torch.dtype) -> str:
         f"#define WIDTH {harmonics_width(shape.l_max, dtype)}",
         f"enum {{ BASIS = {shape.num_radial_basis}, HARMONICS = {shape.n_harmonics} }};",
         f"static const double r_max = {shape.r_max!r};",
-        _envelope(shape.num_cutoff_basis),
-        _transform(shape.distance_transform),
-        _BASES[shape.radial_type],
-        _radial(shape.cutoff_after_network),
+        radial_functions(
+            shape.radial_type, shape.num_cutoff_basis, shape.distance_transform, shape.cutoff_after_network
+        ),
         _harmonics(shape.l_max),
         _PLACES,
         emit_pair_vectors(),
@@ -118,98 +112,6 @@ def _kernel(name: str, body: str) -> str:
 static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_GRAPH}{body}}}
 {entry(name)}"""
-
-
-def _envelope(p: int) -> str:
-    """Return the function of `mace.model.radial.polynomial_envelope`, with its derivative."""
-    a, b, c = (p + 1) * (p + 2) / 2, float(p * (p + 2)), p * (p + 1) / 2
-    return f"""\
-static inline double envelope(double r, double last, int within, double *slope) {{
-  const double x = r / last;
-  double power = 1.0;
-  for (int k = 1; k < {p}; k++) power *= x;
-  *slope = within * (-{p * (p + 1) * (p + 2) / 2} * power * (1.0 - x) * (1.0 - x) / last);
-  return within * (1.0 - power * x * ({a} - {b} * x + {c} * x * x));
-}}
-"""
-
-
-def _transform(kind: str) -> str:
-    """Return the function that transforms a distance, with its derivative; ``s`` is the sum of the radii."""
-    code = {
-        "None": "  *slope = 1.0;\n  return r;\n",
-        "Agnesi": f"""\
-  const double x = r / (0.5 * s), a = pow(x, {AGNESI_Q}), b = pow(x, {AGNESI_Q - AGNESI_P!r});
-  const double w = {AGNESI_A} * a / (1.0 + b), t = 1.0 / (1.0 + w);
-  *slope = -t * t * w / r * ({AGNESI_Q} - {AGNESI_Q - AGNESI_P!r} * b / (1.0 + b));
-  return t;
-""",
-        "Soft": f"""\
-  const double near = 0.75 * s, far = 4.0 / 3.0 * s, k = {SOFT_STEEPNESS} / (far - near);
-  const double t = tanh(k * (r - 0.5 * (near + far))), on = 0.5 * (1.0 + t);
-  *slope = on + (r - near) * 0.5 * k * (1.0 - t * t);
-  return near + (r - near) * on;
-""",
-    }[kind]
-    return f"static inline double transformed(double r, double s, double *slope) {{\n{code}}}\n"
-
-
-_BASES = {
-    # sine and cosine of multiples of an angle by rotation, whose error grows only with the number of steps
-    "bessel": """\
-static inline void basis(double r, double *b, double *slope) {
-  const double w = 3.14159265358979323846 / r_max, s1 = sin(w * r), c1 = cos(w * r), scale = sqrt(2.0 / r_max) / r;
-  double s = s1, c = c1;
-  for (int k = 0; k < BASIS; k++) {
-    b[k] = scale * s;
-    slope[k] = scale * ((k + 1) * w * c - s / r);
-    const double next = s * c1 + c * s1;
-    c = c * c1 - s * s1;
-    s = next;
-  }
-}
-""",
-    "gaussian": """\
-static inline void basis(double r, double *b, double *slope) {
-  const double width = r_max / (BASIS > 1 ? BASIS - 1 : 1);
-  for (int k = 0; k < BASIS; k++) {
-    const double x = r / width - k;
-    b[k] = exp(-0.5 * x * x);
-    slope[k] = -x / width * b[k];
-  }
-}
-""",
-    "chebyshev": """\
-static inline void basis(double r, double *b, double *slope) {
-  double before = 1.0, before_slope = 0.0, now = r, now_slope = 1.0;
-  for (int k = 0; k < BASIS; k++) {
-    b[k] = now;
-    slope[k] = now_slope;
-    const double next = 2.0 * r * now - before, next_slope = 2.0 * now + 2.0 * r * now_slope - before_slope;
-    before = now, before_slope = now_slope;
-    now = next, now_slope = next_slope;
-  }
-}
-""",
-}
-"""Functions of the radial bases in `mace.model.radial`, with their derivatives."""
-
-
-def _radial(cutoff_after_network: bool) -> str:
-    """Return the function that evaluates basis and envelope of a pair, with their derivatives by its length."""
-    product = "" if cutoff_after_network else "slope[k] = slope[k] * *e + b[k] * *e_slope, b[k] *= *e;"
-    return f"""\
-static inline void radial(double r, double s, double *b, double *slope, double *e, double *e_slope) {{
-  double by_length;
-  // compared as rounded, so that the padding, as long as the cutoff, lies outside
-  *e = envelope(r, r_max, (T)r < (T)r_max, e_slope);
-  basis(transformed(r, s, &by_length), b, slope);
-  for (int k = 0; k < BASIS; k++) {{
-    slope[k] *= by_length;
-    {product}
-  }}
-}}
-"""
 
 
 def _monomials(degree: int) -> Iterator[str]:
@@ -396,15 +298,15 @@ def emit_gradient() -> str:
     }}
     V sums[2][WIDTH / L];
     memset(sums, 0, sizeof sums);
-    for (int64_t a = 0; a < d[5]; a++)
-      for (int64_t share = 0; share < d[6 + a]; share++)
+    for (int64_t a = 0; a < d[4]; a++)
+      for (int64_t share = 0; share < d[5 + a]; share++)
         for (int k = 0; k < 2; k++) {{
           const T *row = p[{_OWN + 5} + a] + (share * N * K + slots_of_pair[2 * q + k]) * WIDTH;
           for (int m = 0; m < WIDTH / L; m++) sums[k][m] += LOAD(row + m * L);
         }}
     T y[2][WIDTH];
     memcpy(y, sums, sizeof y);
-    if (d[4]) along += (double)y[0][0] + y[1][0];
+    if (d[3]) along += (double)y[0][0] + y[1][0];
     double turn[3] = {{0.0, 0.0, 0.0}};
     harmonic_slopes(u, s);
     for (int m = 1; m < HARMONICS; m++) {{
@@ -430,11 +332,11 @@ def emit_radial_coefficients() -> str:
         "radial_coefficients",
         f"""\
   static const double hermite[6][6] = {{{rows}}};
-  const double step = (r_max - {SHORTEST}) / (d[4] - 1);
+  const double step = (r_max - {SHORTEST}) / (d[3] - 1);
   for (int64_t q = begin; q < end; q++) {{
     const T length = p[{_OWN}][q];
     T *factors = p[{_OWN + 2}] + 12 * q;
-    const double place = (length - {SHORTEST}) / step, last = d[4] - 2;
+    const double place = (length - {SHORTEST}) / step, last = d[3] - 2;
     // a length that is no number must not become an index
     const double interval = place > 0.0 ? (place < last ? floor(place) : last) : 0.0, t = place - interval;
     ((int64_t *)p[{_OWN + 1}])[q] = interval;
@@ -536,20 +438,13 @@ def emit_repulsion() -> str:
     ``repulsion_gradient``, with pairs as units: pointers are the derivatives, the cotangents of the energies of the
     rows, and those of the lengths, to be written, ``[pairs]``.
     """
-    terms = list(zip(ZBL_COEFFICIENTS, ZBL_EXPONENTS, strict=True))
-    phi = " + ".join(f"{c} * exp(-{a} * x)" for c, a in terms)
-    slope = " - ".join(f"{c * a!r} * exp(-{a} * x)" for c, a in terms)
     value = f"""\
   for (int64_t q = begin; q < end; q++) {{
     const int64_t i = pair_sender[q], j = pair_receiver[q];
-    const double r = p[{_OWN}][q], a = charges[element[i]], b = charges[element[j]];
-    const double per_length = (pow(a, {ZBL_POWER}) + pow(b, {ZBL_POWER})) / {ZBL_LENGTH * ZBL_BOHR!r};
-    const double x = r * per_length, phi = {phi}, phi_slope = (-{slope}) * per_length;
-    const double last = sum_of_radii(radii, element, i, j), scale = {0.5 * COULOMB} * a * b / r;
-    // two large atoms may touch beyond the cutoff
-    double e_slope, e = envelope(r, last, r < last && (T)r < (T)r_max, &e_slope);
-    p[{_OWN + 1}][q] = scale * phi * e;
-    p[{_OWN + 2}][q] = scale * (phi_slope * e + phi * e_slope - phi * e / r);
+    double slope;
+    p[{_OWN + 1}][q] = repulsion(
+        p[{_OWN}][q], charges[element[i]], charges[element[j]], sum_of_radii(radii, element, i, j), &slope);
+    p[{_OWN + 2}][q] = slope;
   }}
 """
     rows = f"""\

@@ -73,7 +73,7 @@ class Kernels:
         graph, everything = self.graph, [*self.first, *arrays]
         assert all(array is None or array.is_contiguous() for array in everything)
         pointers = [None if array is None else array.data_ptr() for array in everything]
-        dimensions = (graph.n_atoms, graph.max_neighbors, self.n_pairs, graph.n_structures, *sizes)
+        dimensions = (graph.n_atoms, graph.max_neighbors, self.n_pairs, *sizes)
         pool = thread_pool()
         getattr(self.library, name)(
             (ctypes.c_void_p * len(pointers))(*pointers),
