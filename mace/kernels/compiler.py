@@ -186,7 +186,7 @@ def _run_compiler(command: tuple[str, ...], flags: Sequence[str], source: str, f
     try:
         file.write_text(source, encoding="utf-8")
         done = subprocess.run(
-            [*command, *flags, str(file), "-o", str(result)],
+            [*command, *flags, str(file), "-lm", "-o", str(result)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
