@@ -177,8 +177,9 @@ static void tile_by_rows(const Product *q, const T *A, const T *B, T *C, const T
         V sum = f * dots(K, a, b, db);
         if (left >= L || q->c_whole) STORE(c, q->add ? LOAD(c) + sum : sum);
         else for (int64_t j = 0; j < left; j++) c[j] = q->add ? c[j] + sum[j] : sum[j];
-      } else for (int64_t j = 0; j < left; j++) {
+      } else for (int64_t j = 0; j < L; j++) {
         T sum = 0;
+        if (j >= left) { if (q->c_whole && !q->add) c[j] = 0; continue; }
         for (int64_t k = 0; k < K; k++) sum += a[k] * b[j * db + k];
         c[j] = q->add ? c[j] + f * sum : f * sum;
       }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from mace.kernels.emit_contraction import ContractionTerms, contraction_source
 from mace.kernels.emit_matrices import EACH_GROUP
 from mace.program.libraries import kernel
@@ -29,6 +27,7 @@ class Contract(Block):
         width: The same in whole vectors.
         place: Place of each row's element among those present, an array of the caller.
         groups: The elements present, or a single group for all.
+        n_groups: Their number.
     """
 
     def __init__(
@@ -42,14 +41,16 @@ class Contract(Block):
         width: int,
         place: Array,
         groups: Groups,
+        n_groups: Extent,
     ) -> None:
         self.terms, self.weights, self.tables = terms, dict(weights), dict(tables)
         self.features, self.results = features, tuple(results)
         self.n_channels, self.width, self.place, self.groups = n_channels, width, place, groups
+        self.n_groups = n_groups
 
     def prepare(self, tape: Tape) -> None:
         """Carry the weights of paths onto terms, ``[elements present, blocks of channels, terms, lanes]``."""
-        self._carried = tape.new("weights of terms", "groups", self.terms.n_terms() * self.width, varies=False)
+        self._carried = tape.new("weights of terms", self.n_groups, self.terms.n_terms() * self.width, varies=False)
         if self.n_channels < self.width:
             tape.zero(self._carried)
         tape.adds(self._carried)
@@ -74,6 +75,7 @@ class Contract(Block):
                     c_group=self.terms.n_terms() * self.width,
                     c_whole=True,
                     grouping=EACH_GROUP,
+                    groups=self.n_groups,
                     group_index=self.groups.index,
                     group_starts=self.groups.starts,
                 )
@@ -130,6 +132,7 @@ class Contract(Block):
                     c_by_index=True,
                     add=True,
                     grouping=EACH_GROUP,
+                    groups=self.n_groups,
                     group_index=self.groups.index,
                     group_starts=self.groups.starts,
                 )
@@ -145,7 +148,3 @@ class Contract(Block):
         address = kernel(name, contraction_source, tape.dtype, self.terms)
         tape.launch(address, arrays, [Extent("atoms"), self.width, blocks, int(adds)], blocks)
 
-
-def carrying(terms: ContractionTerms) -> dict[tuple[int, int], np.ndarray]:
-    """Return, by degree and order, the coefficients of paths on terms, ``[terms, paths]``, in the order of the terms."""
-    return terms.tables()

@@ -77,11 +77,12 @@ class Groups:
 
 @dataclass(frozen=True)
 class Map:
-    """A linear map from one view to another."""
+    """A linear map from one view to another, times a factor."""
 
     source: View
     target: View
     weight: Weight
+    scale: float = 1.0
 
 
 class Linear(Block):
@@ -90,15 +91,12 @@ class Linear(Block):
     Args:
         maps: The maps.
         rows: What their rows belong to: ``atoms``, ``pairs`` or ``slots``.
-        scale: A factor on the results.
         groups: The elements, if each has matrices of its own.
         adds: Whether results are added to what another block has written.
     """
 
-    def __init__(
-        self, maps: Sequence[Map], rows: str, scale: float = 1.0, groups: Groups | None = None, adds: bool = False
-    ) -> None:
-        self.maps, self.rows, self.scale, self.groups, self.adds = tuple(maps), rows, scale, groups, adds
+    def __init__(self, maps: Sequence[Map], rows: str, groups: Groups | None = None, adds: bool = False) -> None:
+        self.maps, self.rows, self.groups, self.adds = tuple(maps), rows, groups, adds
         self._forward: dict[Map, Array] = {}
         self._backward: dict[Map, Array] = {}
 
@@ -153,7 +151,7 @@ class Linear(Block):
                     columns=w.n_out,
                     depth=w.n_in,
                     add=self.adds and tape.is_written(target),
-                    scale=self.scale,
+                    scale=entry.scale,
                 )
             )
         for entry in self.maps:
@@ -180,7 +178,7 @@ class Linear(Block):
                     columns=w.n_in,
                     depth=w.n_out,
                     add=tape.adds(target),
-                    scale=self.scale,
+                    scale=entry.scale,
                 )
             )
         tape.products(products)
@@ -232,7 +230,7 @@ class Linear(Block):
                     c_outer=w.distance,
                     c_vector=tape.lanes,
                     add=True,
-                    scale=self.scale,
+                    scale=entry.scale,
                     **groups,  # type: ignore[arg-type]
                 )
             )
@@ -303,8 +301,8 @@ class RadialOutput(Linear):
                 vector=n_paths * lanes,
             )
             w = Weight(weight, n_inputs, n_channels, offset=path * n_channels, row=n_paths * n_channels)
-            maps.append(Map(source, view, w))
-        super().__init__(maps, "pairs", scale)
+            maps.append(Map(source, view, w, scale))
+        super().__init__(maps, "pairs")
 
     def prepare(self, tape: Tape) -> None:
         """Pack the matrices of the paths, and the transpose of all of them in the order of the target."""
@@ -345,7 +343,7 @@ class RadialOutput(Linear):
                     c_vector=tape.lanes,
                     c_whole=x.padded,
                     add=tape.adds(target),
-                    scale=self.scale,
+                    scale=self.maps[0].scale,
                 )
             ]
         )
@@ -367,6 +365,7 @@ class Silu(Block):
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
+        tape.adds(self.target)
         self._launch(tape, "silu_value", self.source, self.target)
 
     def gradient(self, tape: Tape) -> None:

@@ -16,15 +16,16 @@ weights of the second sum and ``t``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
 from mace.kernels.emit import lanes
-from mace.program.products import Product
-from mace.program.record import Array, Extent, Pointer, Recorder
 from mace.program.libraries import matrix_kernel
+from mace.program.products import Product
+from mace.program.record import Array, Extent, Recorder
 
 
 class Pass(Enum):
@@ -73,20 +74,19 @@ class Tape(Recorder):
             self._companions[key] = Array(f"{kind.value} of {array.name}", array.rows, array.width, array.bytes)
         return self._companions[key]
 
-    def set_companion(self, kind: Pass, array: Array, companion: Array) -> None:
-        """Use an array of the caller as a companion."""
+    def use_companion(self, kind: Pass, array: Array, companion: Array) -> None:
+        """Use a given array as a companion."""
         self._companions[kind, array] = companion
-        self._written.add(companion)
 
     def adds(self, array: Array) -> bool:
         """Return whether an array has been written already, so that what comes must be added; note that it has."""
-        before = array in self._written
+        before = self.is_written(array)
         self._written.add(array)
         return before
 
     def is_written(self, array: Array) -> bool:
-        """Return whether anything was written to an array."""
-        return array in self._written
+        """Return whether an array has been written; the caller has written his own."""
+        return array.external or array in self._written
 
     def zero(self, array: Array) -> None:
         """Set an array to zero, unless something was written to it."""
@@ -137,4 +137,37 @@ class Block:
         """Record the gradient by the inputs and by the weights."""
 
 
-__all__ = ["Array", "Block", "Extent", "Pass", "Pointer", "Tape"]
+
+@dataclass(frozen=True)
+class Sections:
+    """Places of the launches of each pass in a recording: the first, and the one after the last."""
+
+    prepare: tuple[int, int]
+    value: tuple[int, int]
+    gradient: tuple[int, int]
+    tangent: tuple[int, int]
+    adjoint: tuple[int, int]
+
+
+def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> Sections:
+    """Record the passes of some blocks, in the order in which they will run.
+
+    Args:
+        tape: The tape.
+        blocks: The blocks, from the geometry to the energies.
+        gradient: Whether the gradient by the geometry is computed; without it there is no tangent pass either.
+    """
+    marks = [0]
+
+    def section(run: Callable[[Block], None], wanted: bool, backward: bool = False) -> None:
+        if wanted:
+            for block in reversed(blocks) if backward else blocks:
+                run(block)
+        marks.append(tape.n_launches)
+
+    section(lambda block: block.prepare(tape), True)
+    section(lambda block: block.value(tape), True)
+    section(lambda block: block.gradient(tape), gradient, backward=True)
+    section(lambda block: block.tangent(tape), gradient and tape.is_trained)
+    section(lambda block: block.adjoint(tape), tape.is_trained, backward=True)
+    return Sections(*zip(marks[:-1], marks[1:], strict=True))

@@ -19,9 +19,9 @@ import torch
 from mace.kernels.compiler import compile_and_load, thread_pool
 from mace.kernels.emit import launcher_source
 
-SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "structures", "threads")
-"""Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present (or one
-if weights are shared by all), structures; and the number of threads."""
+SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "threads", "slots of shares")
+"""Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present; the
+number of threads, and slots times threads."""
 
 _ALIGNMENT = 64
 
@@ -233,11 +233,12 @@ class Workspace:
         """Lay out the arrays for a graph, in more memory if needed, and fill in sizes and addresses.
 
         Args:
-            sizes: The sizes of `SIZES`, except ``one`` and ``threads``.
+            sizes: The sizes of `SIZES`, those of the graph.
             given: Addresses of external arrays; those that are not given are null.
         """
         self.threads = torch.get_num_threads()
-        numbers = np.array([1, *(sizes[name] for name in SIZES[1:-1]), self.threads], dtype=np.int64)
+        of_graph = [sizes[name] for name in SIZES[1:-2]]
+        numbers = np.array([1, *of_graph, self.threads, sizes["slots"] * self.threads], dtype=np.int64)
         lengths = numbers[self._size] * self._times + self._plus
         lengths[self._outside] = 0
         lengths += -lengths % _ALIGNMENT
