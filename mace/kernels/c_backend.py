@@ -302,6 +302,7 @@ class CBackend(Backend):
 
     name = "c"
     reads_tables_fast = True
+    has_programs = True
 
     def prepare(
         self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False

@@ -7,10 +7,9 @@ differentiated by weights without ever building a graph of the many operations o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
 from mace.kernels.convolution import ConvolutionPath
-from mace.kernels.emit import lanes
-from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms
+from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.emit_convolution import ConvolutionLayout
-from mace.kernels.emit_geometry import GeometryShape
+from mace.kernels.emit_geometry import GeometryShape, geometry_source
+from mace.kernels.emit_matrices import matrices_source
+from mace.kernels.gather import restore_order
 from mace.model.activations import SILU_SCALE
 from mace.model.interaction import LinearInteraction
 from mace.model.plan import ModelPlan
@@ -34,6 +34,9 @@ from mace.program.geometry import Geometry
 from mace.program.linear import Groups, Linear, Map, RadialOutput, Silu, View, Weight
 from mace.program.passes import Block, Pass, Sections, Tape, record
 from mace.program.record import Array, Extent, Recording, Workspace
+
+if TYPE_CHECKING:
+    from mace.model.mace import MACE
 
 
 def obstacle(plan: ModelPlan) -> str | None:
@@ -51,6 +54,18 @@ def obstacle(plan: ModelPlan) -> str | None:
     return None
 
 
+def geometry_shape(plan: ModelPlan) -> GeometryShape:
+    """Return what the kernels of the geometry depend on."""
+    return GeometryShape(
+        plan.l_max,
+        plan.r_max,
+        plan.radial_type,
+        plan.num_radial_basis,
+        plan.num_cutoff_basis,
+        plan.distance_transform,
+    )
+
+
 class _Builder:
     """Builds the blocks of a model.
 
@@ -60,13 +75,14 @@ class _Builder:
         head: The only head to be evaluated; None for all.
     """
 
-    def __init__(self, model: Any, tape: Tape, head: int | None) -> None:
+    def __init__(self, model: MACE, tape: Tape, head: int | None) -> None:
         self.plan, self.model, self.tape = model.plan, model, tape
         self.heads = range(self.plan.n_readout_heads) if head is None or self.plan.n_readout_heads == 1 else [head]
         self.weights: dict[str, Array] = {
-            name: Array(name, bytes=tape.bytes, external=True) for name, _ in model.named_parameters()
+            name: Array(name, bytes=tape.bytes, external=True) for name in dict(model.named_parameters())
         }
-        self._name_of = {parameter: name for name, parameter in model.named_parameters()}
+        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._name_of = {parameter: name for name, parameter in self.parameters.items()}
         self.constants: dict[Array, Tensor] = {}
         self.given: dict[str, Array] = {}
         self.groups = Groups(self.of_graph("group starts"), self.of_graph("group index"))
@@ -97,14 +113,7 @@ class _Builder:
     def build(self) -> None:
         """Append all blocks."""
         plan = self.plan
-        shape = GeometryShape(
-            plan.l_max,
-            plan.r_max,
-            plan.radial_type,
-            plan.num_radial_basis,
-            plan.num_cutoff_basis,
-            plan.distance_transform,
-        )
+        shape = geometry_shape(plan)
         names = ("neighbor_count", "slots_of_pair", "pair_sender", "pair_receiver", "structure_of_atom", "element")
         graph = {name: self.of_graph(name) for name in (*names, "pair_of_slot", "sign_of_slot", "row_of_atom")}
         if plan.distance_transform != "None" or plan.pair_repulsion:
@@ -230,7 +239,7 @@ class _Builder:
                 by_path[path].append(Map(source, target, weight, scale))
         for maps in by_path:
             if maps:
-                self.blocks.append(Linear(maps, "atoms", adds=True))
+                self.blocks.append(Linear(maps, "atoms", adds=True, partial=len(by_path) > 1))
         if not interaction.kind.residual:
             views = [[_component(array, l, n, width) for l in interaction.l_skip] for array in (mixed, basis)]
             self.by_element(interaction, *views)
@@ -299,64 +308,93 @@ class _Program:
     free: list[Workspace]
     lock: threading.Lock
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of the model by name."""
+        return self.builder.parameters
 
-class CompiledModel:
-    """The programs of a model; made where they are first used.
+    @property
+    def n_heads(self) -> int:
+        """Number of heads whose energies are computed."""
+        return len(self.builder.heads)
 
-    Args:
-        model: The model, on the CPU; its plan has no `obstacle`.
-    """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._programs: dict[tuple[bool, bool, int | None], _Program] = {}
+class Programs:
+    """The programs of a model, made where they are first used; a copy of a model starts without any."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], _Program] = {}
         self._lock = threading.Lock()
 
-    @cached_property
-    def _parameters(self) -> dict[str, Tensor]:
-        return dict(self._model.named_parameters())
+    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
+        """Return an empty collection, as programs belong to the parameters they were made for."""
+        return Programs()
 
-    def program(self, trained: bool, gradient: bool, head: int | None) -> _Program:
+    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
+        """Pickle as an empty collection."""
+        return Programs, ()
+
+    def find(self, model: MACE, trained: bool, gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose."""
-        key = trained, gradient, head
+        key = model.dtype, trained, gradient, head
         with self._lock:
-            if key not in self._programs:
-                tape = Tape(self._model.dtype, trained)
-                builder = _Builder(self._model, tape, head)
+            if key not in self._found:
+                tape = Tape(model.dtype, trained)
+                builder = _Builder(model, tape, head)
                 builder.build()
                 sections = record(tape, builder.blocks, gradient)
-                self._programs[key] = _Program(
-                    tape.finish(), sections, builder, tape, gradient, [], threading.Lock()
-                )
-            return self._programs[key]
+                self._found[key] = _Program(tape.finish(), sections, builder, tape, gradient, [], threading.Lock())
+            return self._found[key]
 
-    def evaluate(
-        self, graph: Graph, vectors: Tensor, channels: Tensor, seeds: Tensor, head: int | None, gradient: bool, training: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Evaluate energies and their gradient.
 
-        Args:
-            graph: The graph.
-            vectors: Vectors of the pairs in Angstrom, ``[pairs, 3]``.
-            channels: Input of the first layer, ``[atoms, n]``, rows sorted by element.
-            seeds: What the energy of each row and head is multiplied by in the sum that is differentiated, ``[atoms,
-                heads]``.
-            head: The only head to be evaluated; None for all.
-            gradient: Whether the gradient by the vectors is wanted.
-            training: Whether the results will be differentiated by the weights.
+def energies_and_gradient(
+    model: MACE, graph: Graph, vectors: Tensor, gradient: bool, training: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Evaluate the energy of every atom and the gradient of their sum by a model's program.
 
-        Returns:
-            Energies, ``[atoms, heads]``, the gradient, ``[pairs, 3]``, and the repulsion of each row, ``[atoms]``, or None.
-        """
-        program = self.program(training, gradient, head)
-        run = _Run(program, graph, vectors.detach(), seeds, self._parameters)
-        if training:
-            found = _Energies.apply(run, channels, *self._parameters.values())
-            energies, of_vectors = found if gradient else (found, None)
-        else:
-            energies, of_vectors = run.forward(channels.detach())
-            run.release()
-        return energies, of_vectors, run.repulsion
+    Args:
+        model: A model with a program.
+        graph: The graph.
+        vectors: Vectors of the pairs in Angstrom, ``[pairs, 3]``.
+        gradient: Whether the gradient is wanted.
+        training: Whether the results will be differentiated by the weights.
+
+    Returns:
+        Energies in eV as `mace.model.mace.AtomicOutput` has them, ``[atoms]``, and their gradient in eV/Angstrom,
+        ``[pairs, 3]``, or None.
+    """
+    heads = graph.head_of_atoms(graph.atoms_by_element)
+    channels = model.channels(graph)
+    program = model.programs.find(model, training, gradient, heads if isinstance(heads, int) else None)
+    scale: float | Tensor
+    shift: float | Tensor
+    if isinstance(heads, int):
+        scale, shift = model.every_head[heads].scale, model.every_head[heads].shift
+        seeds = vectors.new_full((graph.n_atoms, 1), scale)
+    else:
+        scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
+        seeds = vectors.new_zeros(graph.n_atoms, program.n_heads)
+        seeds.scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1)) if program.n_heads > 1 else seeds.copy_(
+            scale.unsqueeze(1)
+        )
+    run = _Run(program, graph, vectors.detach(), seeds)
+    of_heads, of_vectors = _evaluated(run, channels, training)
+    chosen = of_heads.squeeze(1) if program.n_heads == 1 else of_heads.gather(1, heads.unsqueeze(1)).squeeze(1)
+    if run.repulsion is not None:
+        chosen = chosen + run.repulsion
+    if model.condition_readout is not None:
+        chosen = chosen + model.read(model.condition_readout, channels, graph)
+    return restore_order(chosen * scale + shift, graph), of_vectors
+
+
+def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the energies of rows and heads, ``[atoms, heads]``, and the gradient by the vectors."""
+    if not training:
+        found = run.forward(channels.detach())
+        run.release()
+        return found
+    results = _Energies.apply(run, channels, *run.program.parameters.values())
+    return results if run.program.gradient else (results, None)
 
 
 class _Run:
@@ -367,13 +405,10 @@ class _Run:
         graph: The graph.
         vectors: Vectors of the pairs.
         seeds: Factors on the energies.
-        parameters: Parameters of the model by name.
     """
 
-    def __init__(
-        self, program: _Program, graph: Graph, vectors: Tensor, seeds: Tensor, parameters: dict[str, Tensor]
-    ) -> None:
-        self.program, self.graph, self.parameters = program, graph, parameters
+    def __init__(self, program: _Program, graph: Graph, vectors: Tensor, seeds: Tensor) -> None:
+        self.program, self.graph, self.parameters = program, graph, program.parameters
         self.vectors, self.seeds = vectors.contiguous(), seeds.contiguous()
         self.repulsion: Tensor | None = None
         with program.lock:
@@ -490,12 +525,7 @@ class _Energies(torch.autograd.Function):
         return (None, of_channels, *gradients.values())
 
 
-def supports(model: Any) -> Iterator[str]:
-    """Yield reasons why a model, of a plan without `obstacle`, cannot have a program."""
-    for product in model.products:
-        contraction = product.contraction
-        terms = ContractionTerms(contraction.l_max, contraction.l_out, contraction.correlation)
-        if terms.n_terms() > LARGEST_NUMBER_OF_TERMS:
-            yield "its contraction has too many terms"
-    if lanes(model.dtype) < 1:
-        yield "its precision is unknown"
+def sources(model: MACE) -> Iterator[tuple[Callable[..., str], tuple[Any, ...]]]:
+    """Yield what the programs of a model need besides convolutions and contractions: function and arguments."""
+    yield matrices_source, ()
+    yield geometry_source, (geometry_shape(model.plan),)

@@ -45,6 +45,7 @@ class Geometry(Block):
         self.lengths = tape.new("lengths", PAIRS, 1)
         self.basis = tape.new("radial basis", PAIRS, shape.num_radial_basis)
         self.harmonics = tape.new("harmonics", "slots", harmonics_width(shape.l_max, tape.dtype))
+        tape.geometric |= {self.lengths, self.basis, self.harmonics}
         shares = Array("gradient of harmonics", Extent("slots of shares"), self.harmonics.width, tape.bytes)
         tape.use_companion(Pass.GRADIENT, self.harmonics, shares)
         self.coefficients = Array("intervals", PAIRS, 1, 8), tape.new("factors", PAIRS, 12)

@@ -93,10 +93,18 @@ class Linear(Block):
         rows: What their rows belong to: ``atoms``, ``pairs`` or ``slots``.
         groups: The elements, if each has matrices of its own.
         adds: Whether results are added to what another block has written.
+        partial: Whether other blocks read other parts of the same sources.
     """
 
-    def __init__(self, maps: Sequence[Map], rows: str, groups: Groups | None = None, adds: bool = False) -> None:
-        self.maps, self.rows, self.groups, self.adds = tuple(maps), rows, groups, adds
+    def __init__(
+        self,
+        maps: Sequence[Map],
+        rows: str,
+        groups: Groups | None = None,
+        adds: bool = False,
+        partial: bool = False,
+    ) -> None:
+        self.maps, self.rows, self.groups, self.adds, self.partial = tuple(maps), rows, groups, adds, partial
         self._forward: dict[Map, Array] = {}
         self._backward: dict[Map, Array] = {}
 
@@ -109,7 +117,7 @@ class Linear(Block):
             w = entry.weight
             self._forward[entry], record = packed(tape, w, transposed=False)
             records.append(record)
-            if entry.source.array in tape.varying or tape.is_trained:
+            if any(tape.is_wanted(kind, entry.source.array) for kind in (Pass.GRADIENT, Pass.ADJOINT)):
                 self._backward[entry], record = packed(tape, w, transposed=True)
                 records.append(record)
         tape.launch_list(matrix_kernel("packing", tape.dtype), records)
@@ -161,10 +169,14 @@ class Linear(Block):
 
     def _backwards(self, tape: Tape, kind: Pass) -> None:
         products = []
-        for entry in self.maps:
+        maps = [entry for entry in self.maps if tape.is_wanted(kind, entry.source.array)]
+        adds = {}
+        for target in dict.fromkeys(tape.of(kind, entry.source.array) for entry in maps):
+            if self.partial:
+                tape.zero(target)
+            adds[target] = tape.adds(target)
+        for entry in maps:
             x, y, w = entry.source, entry.target, entry.weight
-            if kind is Pass.GRADIENT and x.array not in tape.varying:
-                continue
             given, target = tape.written(kind, y.array), tape.of(kind, x.array)
             of_b = (
                 self._by_element(w, BY_ROWS)
@@ -177,7 +189,7 @@ class Linear(Block):
                     **of_b,
                     columns=w.n_in,
                     depth=w.n_out,
-                    add=tape.adds(target),
+                    add=adds[target],
                     scale=entry.scale,
                 )
             )
@@ -328,6 +340,8 @@ class RadialOutput(Linear):
     def _backwards(self, tape: Tape, kind: Pass) -> None:
         x, y, w = self.maps[0].source, self.maps[0].target, self.maps[0].weight
         target = tape.of(kind, x.array)
+        if not tape.is_wanted(kind, x.array):
+            return
         tape.products(
             [
                 Product(
