@@ -109,7 +109,7 @@ def geometry_source(shape: GeometryShape, dtype: torch.dtype) -> str:
 
 def _kernel(name: str, body: str) -> str:
     return f"""\
-static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_GRAPH}{body}}}
 {entry(name)}"""
 
