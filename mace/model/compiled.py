@@ -7,7 +7,7 @@ differentiated by weights without ever building a graph of the many operations o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +16,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mace.equivariant.activations import SILU_SCALE
 from mace.graphs.graph import Graph
+from mace.kernels.c_backend import BlockedTable
 from mace.kernels.convolution import ConvolutionPath
+from mace.kernels.emit import launcher_source
 from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.emit_convolution import ConvolutionLayout
 from mace.kernels.emit_geometry import GeometryShape, geometry_source
 from mace.kernels.emit_matrices import matrices_source
 from mace.kernels.gather import restore_order
-from mace.model.activations import SILU_SCALE
 from mace.model.interaction import LinearInteraction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.readout import LinearReadout, NonlinearReadout, ReadoutOfHeads
 from mace.program.contraction import Contract
-from mace.program.convolution import Convolve, Edges
+from mace.program.convolution import Convolve, ConvolveTabulated, Edges
+from mace.program.density import Density, Scaled, density_source
 from mace.program.geometry import Geometry
 from mace.program.linear import Groups, Linear, Map, RadialOutput, Silu, View, Weight
 from mace.program.passes import Block, Pass, Sections, Tape, record
@@ -45,8 +48,6 @@ def obstacle(plan: ModelPlan) -> str | None:
         return "it predicts dipoles"
     if any(kind.messages != "linear" for kind in plan.interactions):
         return "its messages are not linear"
-    if any(kind.normalization != "count" for kind in plan.interactions):
-        return "it divides messages by a density"
     if plan.cutoff_after_network:
         return "its envelope follows the radial network"
     if plan.n_layers > 1 and (plan.readout_biases or plan.gate != "silu"):
@@ -92,9 +93,7 @@ class _Builder:
         self.channels = Array("channels", Extent("atoms"), n, tape.bytes, external=True)
         self.energies = tape.new("energies", "atoms", len(self.heads))
         for kind in (Pass.GRADIENT, Pass.ADJOINT):
-            tape.use_companion(
-                kind, self.energies, Array(f"{kind.value} of energies", bytes=tape.bytes, external=True)
-            )
+            tape.use_companion(kind, self.energies, Array(f"{kind.value} of energies", bytes=tape.bytes, external=True))
 
     def of_graph(self, name: str) -> Array:
         """Return an array of the graph by its name."""
@@ -120,11 +119,15 @@ class _Builder:
             graph["radii"] = self.float64_constant("radii", self.model.radial_embedding.covalent_radii)
         if plan.pair_repulsion:
             graph["charges"] = self.float64_constant("charges", torch.tensor(plan.atomic_numbers))
-        self.geometry = Geometry(shape, graph, self.tape, repulsion=plan.pair_repulsion)
+        tables = self.model.radial_tables
+        has_basis = tables is None or any(kind.normalization == "density" for kind in plan.interactions)
+        n_nodes = len(tables[0].values) if tables else 0
+        self.geometry = Geometry(shape, graph, self.tape, n_nodes, has_basis, plan.pair_repulsion)
         self.blocks.append(self.geometry)
         features = {0: View(self.channels, plan.n_channels, plan.n_channels, padded=False)}
         n_read = len(self.model.readouts)
         for layer, (interaction, product) in enumerate(zip(self.model.interactions, self.model.products, strict=True)):
+            assert isinstance(interaction, LinearInteraction) and isinstance(product, Product)
             features = self.layer(layer, interaction, product, features)
             number = layer - (plan.n_layers - n_read)
             if number >= 0:
@@ -149,7 +152,9 @@ class _Builder:
         l_out = product.l_out
         outputs = {l: self.of_degree(f"features {layer + 1}", l) for l in l_out}
         if interaction.kind.residual:
-            self.by_element(interaction, [features[l] for l in interaction.l_skip], [outputs[l] for l in interaction.l_skip])
+            self.by_element(
+                interaction, [features[l] for l in interaction.l_skip], [outputs[l] for l in interaction.l_skip]
+            )
         maps = []
         for place, l in enumerate(l_out):
             weight = Weight(self.weight(product.linear), n, n, offset=place * n * n)
@@ -177,7 +182,6 @@ class _Builder:
             maps.append(Map(features[l], sent[l], weight, n**-0.5))
         self.blocks.append(Linear(maps, "atoms"))
         paths: tuple[ConvolutionPath, ...] = interaction.convolution.paths
-        radial = self.radial(layer, interaction, len(paths), width)
         layout = ConvolutionLayout(paths, interaction.convolution.l_in, plan.l_max)
         sums = [
             tape.new(f"sums {layer} {l}", "atoms", (2 * l + 1) * layout.n_paths(l) * width)
@@ -188,23 +192,32 @@ class _Builder:
         arrays = [sent[l].array for l in layout.l_in]
         n_coupling = interaction.convolution.coupling.shape[1]
         harmonics = self.geometry.harmonics
-        self.blocks.append(Convolve(layout, coupling, n_coupling, harmonics, radial, arrays, sums, width, edges))
+        if self.model.radial_tables is None:
+            radial = self.radial(layer, interaction, len(paths), width)
+            self.blocks.append(Convolve(layout, coupling, n_coupling, harmonics, radial, arrays, sums, width, edges))
+        else:
+            table, (intervals, factors) = self.model.radial_tables[layer], self.geometry.coefficients
+            assert isinstance(table, BlockedTable)
+            of_convolve = (layout, coupling, n_coupling, harmonics, factors, arrays, sums, width, edges)
+            rows = self.constant("table of radial weights", table.rows)
+            self.blocks.append(ConvolveTabulated(rows, len(table.values), intervals, *of_convolve))
         return [(array, layout.n_paths(l), width) for l, array in enumerate(sums)]
 
     def radial(self, layer: int, interaction: LinearInteraction, n_paths: int, width: int) -> Array:
         """Append the radial network; return the radial weights."""
         tape = self.tape
         *hidden, last = list(interaction.radial.weights)
-        view, scale = View(self.geometry.basis, self.plan.num_radial_basis, self.geometry.basis.width, padded=False), 1.0
+        view, scale = (
+            View(self.geometry.basis, self.plan.num_radial_basis, self.geometry.basis.width, padded=False),
+            1.0,
+        )
         for number, parameter in enumerate(hidden):
             view = self.hidden(f"radial {layer} {number}", view, parameter, scale, "pairs")
             scale = SILU_SCALE
         weights = tape.new(f"radial weights {layer}", "pairs", n_paths * width)
         n_inputs, scale = last.shape[0], scale * last.shape[0] ** -0.5
         self.blocks.append(
-            RadialOutput(
-                view, weights, self.weight(last), n_inputs, n_paths, interaction.n_messages, scale, tape.lanes
-            )
+            RadialOutput(view, weights, self.weight(last), n_inputs, n_paths, interaction.n_messages, scale, tape.lanes)
         )
         return weights
 
@@ -219,30 +232,45 @@ class _Builder:
         return View(after, n_out, width)
 
     def mix(self, interaction: LinearInteraction, sums: Sequence[tuple[Array, int, int]], basis: Array) -> None:
-        """Append the linear map of the sums to the atomic basis and, without a residual, the matrices of elements."""
-        n, width = self.plan.n_channels, self.width
-        mixed = basis if interaction.kind.residual else self.tape.new("mixed sums", "atoms", basis.width)
-        by_path: list[list[Map]] = []
+        """Append the linear map of the sums to the atomic basis, then the matrices of elements and the density."""
+        n, tape, kind = self.plan.n_channels, self.tape, interaction.kind
+        by_density = kind.normalization == "density"
+        divided = tape.new("not yet divided", "atoms", basis.width) if by_density else basis
+        mixed = divided if kind.residual else tape.new("mixed sums", "atoms", basis.width)
+        self.mix_paths(interaction, sums, mixed, 1.0 if by_density else interaction.avg_num_neighbors)
+        if not kind.residual:
+            views = [[_component(array, l, n, self.width) for l in interaction.l_skip] for array in (mixed, divided)]
+            self.by_element(interaction, *views)
+        if by_density:
+            inputs, factors = tape.new("inputs of density", "pairs", 1), tape.new("factors of density", "atoms", 1)
+            n_basis = self.plan.num_radial_basis
+            source = View(self.geometry.basis, n_basis, n_basis, padded=False)
+            weight = Weight(self.weight(interaction.density), n_basis, 1)
+            self.blocks.append(Linear([Map(source, View(inputs, 1, 1, padded=False), weight, n_basis**-0.5)], "pairs"))
+            slots = self.of_graph("neighbor_count"), self.of_graph("pair_of_slot")
+            pairs = [self.of_graph(name) for name in ("pair_sender", "pair_receiver", "row_of_atom")]
+            self.blocks.append(Density(inputs, factors, *slots, pairs))
+            self.blocks.append(Scaled(factors, divided, basis))
+
+    def mix_paths(
+        self, interaction: LinearInteraction, sums: Sequence[tuple[Array, int, int]], mixed: Array, divisor: float
+    ) -> None:
+        """Append the linear maps of the sums of all paths to each degree."""
+        n, n_messages = self.plan.n_channels, interaction.n_messages
+        by_path: list[list[Map]] = [[] for _ in range(max(n_paths for _, n_paths, _ in sums))]
         for l, (array, n_paths, n_row) in enumerate(sums):
-            parameter, n_messages = interaction.linear[l], interaction.n_messages
-            scale = max(n_paths * n_messages, 1) ** -0.5 / interaction.avg_num_neighbors
-            target = _component(mixed, l, n, width)
+            scale = max(n_paths * n_messages, 1) ** -0.5 / divisor
             # rows of several paths are contiguous only where channels fill whole vectors
             merged = n_paths if n_messages == n_row or n_paths == 0 else 1
-            for path in range(0, max(n_paths, 1), merged or 1):
-                n_in = merged * n_messages
-                outer = (2 * l + 1) * n_paths * n_row
-                source = View(array, n_in, outer, n_paths * n_row, 2 * l + 1, offset=path * n_row)
-                weight = Weight(self.weight(parameter), n_in, n, offset=path * n_messages * n)
-                while len(by_path) <= path:
-                    by_path.append([])
-                by_path[path].append(Map(source, target, weight, scale))
-        for maps in by_path:
-            if maps:
-                self.blocks.append(Linear(maps, "atoms", adds=True, partial=len(by_path) > 1))
-        if not interaction.kind.residual:
-            views = [[_component(array, l, n, width) for l in interaction.l_skip] for array in (mixed, basis)]
-            self.by_element(interaction, *views)
+            for path in range(0, max(n_paths, 1), max(merged, 1)):
+                outer, inner = (2 * l + 1) * n_paths * n_row, n_paths * n_row
+                source = View(array, merged * n_messages, outer, inner, 2 * l + 1, offset=path * n_row)
+                parameter = self.weight(interaction.linear[l])
+                weight = Weight(parameter, merged * n_messages, n, offset=path * n_messages * n)
+                by_path[path].append(Map(source, _component(mixed, l, n, self.width), weight, scale))
+        used = [maps for maps in by_path if maps]
+        for maps in used:
+            self.blocks.append(Linear(maps, "atoms", adds=True, partial=len(used) > 1))
 
     def by_element(self, interaction: LinearInteraction, sources: Sequence[View], targets: Sequence[View]) -> None:
         """Append the matrices of the elements."""
@@ -276,13 +304,12 @@ class _Builder:
         """Append a readout of every head."""
         heads = list(readout.heads) if isinstance(readout, ReadoutOfHeads) else [readout]
         for place, head in enumerate(self.heads if len(heads) > 1 else [0]):
-            one = heads[head]
-            view, scale = scalars, len(one.weight) ** -0.5
+            one, view = heads[head], scalars
+            assert isinstance(one, LinearReadout | NonlinearReadout)
+            scale = len(one.weight) ** -0.5
             if isinstance(one, NonlinearReadout):
                 view = self.hidden("readout", scalars, one.hidden, 1.0, "atoms")
                 scale = one.scale * (one.n_heads * len(one.weight)) ** -0.5
-            else:
-                assert isinstance(one, LinearReadout)
             target = View(self.energies, 1, len(self.heads), offset=place, padded=False)
             weight = Weight(self.weight(one.weight), len(one.weight), 1)
             self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True))
@@ -373,18 +400,14 @@ def energies_and_gradient(
         seeds = vectors.new_full((graph.n_atoms, 1), scale)
     else:
         scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
-        seeds = vectors.new_zeros(graph.n_atoms, program.n_heads)
-        seeds.scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1)) if program.n_heads > 1 else seeds.copy_(
-            scale.unsqueeze(1)
-        )
+        seeds = vectors.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
     run = _Run(program, graph, vectors.detach(), seeds)
     of_heads, of_vectors = _evaluated(run, channels, training)
-    chosen = of_heads.squeeze(1) if program.n_heads == 1 else of_heads.gather(1, heads.unsqueeze(1)).squeeze(1)
-    if run.repulsion is not None:
-        chosen = chosen + run.repulsion
+    chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
+    energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
     if model.condition_readout is not None:
-        chosen = chosen + model.read(model.condition_readout, channels, graph)
-    return restore_order(chosen * scale + shift, graph), of_vectors
+        energies = energies + model.read(model.condition_readout, channels, graph)
+    return restore_order(energies * scale + shift, graph), of_vectors
 
 
 def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
@@ -525,7 +548,11 @@ class _Energies(torch.autograd.Function):
         return (None, of_channels, *gradients.values())
 
 
-def sources(model: MACE) -> Iterator[tuple[Callable[..., str], tuple[Any, ...]]]:
-    """Yield what the programs of a model need besides convolutions and contractions: function and arguments."""
-    yield matrices_source, ()
-    yield geometry_source, (geometry_shape(model.plan),)
+def sources(model: MACE) -> list[str]:
+    """Return the C files that the programs of a model need besides convolutions and contractions."""
+    if obstacle(model.plan):
+        return []
+    found = [launcher_source(), matrices_source(model.dtype), geometry_source(geometry_shape(model.plan), model.dtype)]
+    if any(kind.normalization == "density" for kind in model.plan.interactions):
+        found.append(density_source(model.dtype))
+    return found

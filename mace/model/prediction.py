@@ -81,7 +81,7 @@ def predict(
     if differentiated:
         vectors.requires_grad_(True)
     found: dict[str, Any] = {}
-    by_program = model.has_program and not features
+    by_program, gradient = model.has_program and not features, None
     with torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:
             energies, gradient = energies_and_gradient(model, graph, vectors, differentiated, training)
@@ -105,6 +105,7 @@ def predict(
             if not by_program:
                 with differentiating_by(Pass.GEOMETRY):
                     (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
+            assert gradient is not None
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:

@@ -20,7 +20,8 @@ class Geometry(Block):
         shape: What the kernels depend on.
         graph: Arrays of the graph, those of `GRAPH_POINTERS`; what is missing is null.
         tape: The tape.
-        n_nodes: Number of nodes of radial tables, which are read instead of the basis; zero for none.
+        n_nodes: Number of nodes of radial tables; zero for none.
+        has_basis: Whether anything reads the radial basis.
         repulsion: Whether nuclear repulsion is computed too.
 
     Attributes:
@@ -35,9 +36,15 @@ class Geometry(Block):
     """
 
     def __init__(
-        self, shape: GeometryShape, graph: Mapping[str, Array], tape: Tape, n_nodes: int = 0, repulsion: bool = False
+        self,
+        shape: GeometryShape,
+        graph: Mapping[str, Array],
+        tape: Tape,
+        n_nodes: int = 0,
+        has_basis: bool = True,
+        repulsion: bool = False,
     ) -> None:
-        self.shape, self.graph, self.n_nodes = shape, graph, n_nodes
+        self.shape, self.graph, self.n_nodes, self._has_basis = shape, graph, n_nodes, has_basis
         self.vectors, self.of_vectors, self.changes, self.weights = (
             Array(name, bytes=tape.bytes, external=True)
             for name in ("vectors", "gradient by vectors", "change of vectors", "weights of energies")
@@ -59,7 +66,7 @@ class Geometry(Block):
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
-        basis = None if self.n_nodes else self.basis
+        basis = self.basis if self._has_basis else None
         self._launch(tape, "geometry_value", [self.vectors, self.lengths, basis, None, self.harmonics])
         if self.n_nodes:
             self._launch(tape, "radial_coefficients", [self.lengths, *self.coefficients], [self.n_nodes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mace.kernels.emit_matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
 from mace.program.libraries import matrix_kernel
@@ -179,9 +180,7 @@ class Linear(Block):
             x, y, w = entry.source, entry.target, entry.weight
             given, target = tape.written(kind, y.array), tape.of(kind, x.array)
             of_b = (
-                self._by_element(w, BY_ROWS)
-                if self.groups
-                else {"b": self._backward[entry].at(), "b_storage": PACKED}
+                self._by_element(w, BY_ROWS) if self.groups else {"b": self._backward[entry].at(), "b_storage": PACKED}
             )
             products.append(
                 Product(
@@ -195,7 +194,7 @@ class Linear(Block):
             )
         tape.products(products)
 
-    def _by_element(self, w: Weight, storage: int) -> dict[str, object]:
+    def _by_element(self, w: Weight, storage: int) -> dict[str, Any]:
         assert self.groups is not None
         return {
             "b": w.array.at(w.offset),
@@ -215,7 +214,7 @@ class Linear(Block):
             x, y, w = entry.source, entry.target, entry.weight
             if of_source is Pass.TANGENT and x.array not in tape.varying:
                 continue
-            groups: dict[str, object] = {}
+            groups: dict[str, Any] = {}
             if self.groups:
                 groups = {
                     "grouping": SUM_GROUPS,
@@ -243,13 +242,13 @@ class Linear(Block):
                     c_vector=tape.lanes,
                     add=True,
                     scale=entry.scale,
-                    **groups,  # type: ignore[arg-type]
+                    **groups,
                 )
             )
         tape.products(products)
 
 
-def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, object]:
+def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, Any]:
     """Return the fields of a product that say where the rows of source and target lie."""
     return {
         "rows": Extent(rows, x.n_inner),

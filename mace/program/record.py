@@ -112,7 +112,11 @@ class Recorder:
         return len(self._launches)
 
     def launch(
-        self, kernel: int, pointers: Sequence[Pointer | Array | None], dimensions: Sequence[int | Extent], units: int | Extent
+        self,
+        kernel: int,
+        pointers: Sequence[Pointer | Array | None],
+        dimensions: Sequence[int | Extent],
+        units: int | Extent,
     ) -> None:
         """Record a launch.
 
@@ -125,7 +129,9 @@ class Recorder:
         places = self.words(pointers), self.words(dimensions)
         self._launches.append((kernel, *places, units))
 
-    def launch_list(self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]) -> None:
+    def launch_list(
+        self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]
+    ) -> None:
         """Record a launch of a kernel that reads a list of records, and whose units are shares, one for each thread."""
         place = self.words([word for record in records for word in record])
         pointer = len(self._words)
