@@ -53,7 +53,7 @@ class Run(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; return the exit status."""
     parser = argparse.ArgumentParser(
-        description="Time of whole epochs of mace_run_train, mace-torch and ours in turns; other flags are given to both.",
+        description="Time of whole epochs of mace_run_train, both in turns; other flags are given to both.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
