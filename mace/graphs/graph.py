@@ -42,7 +42,7 @@ class Graph:
         sender_of_slot: Row of the sending atom of each slot; any row for an empty slot, ``[slots]``.
         reverse_of_slot: The slot of the same edge in the other direction; itself for an empty slot, ``[slots]``.
         neighbor_count: Number of slots of each row that are not empty, ``[atoms]``.
-        slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
+        slots_of_pair: The slots of each pair, first that in its direction; (0, 0) for the padding, ``[pairs, 2]``.
         atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
         row_of_atom: The row of each atom, ``[atoms]``.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.

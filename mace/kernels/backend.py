@@ -36,10 +36,12 @@ class Backend:
     Attributes:
         name: Its name on the command line.
         reads_tables_fast: Whether radial weights from a table are faster than those from a network.
+        has_programs: Whether a model may be evaluated by a program of compiled kernels instead.
     """
 
     name = "torch"
     reads_tables_fast = False
+    has_programs = False
 
     def prepare(
         self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False

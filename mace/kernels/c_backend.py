@@ -90,7 +90,7 @@ class _Convolution:
             # each slot has its own radial weights, so no gradient is added to that of the reverse slot
             n_rows, row_of_slot = len(edges.slots), edges.of_slot
             reverse_of_slot = torch.full_like(row_of_slot, len(row_of_slot))
-        self.dimensions = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks, n_nodes)
+        self.dimensions = (graph.n_atoms, graph.max_neighbors, n_rows, n_channels, self.blocks, n_nodes, 0)
         self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
         self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
@@ -262,7 +262,7 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
     library = _library(contraction_source, terms, features.dtype)
-    _run(library, name, arrays, (n_atoms, n_channels, blocks), blocks)
+    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0), blocks)
 
 
 @cache
@@ -302,6 +302,7 @@ class CBackend(Backend):
 
     name = "c"
     reads_tables_fast = True
+    has_programs = True
 
     def prepare(
         self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False

@@ -191,7 +191,8 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
             f"    V u[{n}]; for (int k = 0; k < {n}; k++) u[k] = LOAD(p[{3 + n_out}] + (i * {n} + k) * C + b * L);"
         )
     if gradient is not None:
-        lines.append(f"    V a[{n}]; memset(a, 0, sizeof a);")
+        old = f"LOAD(p[{gradient}] + (i * {n} + k) * C + b * L)"
+        lines.append(f"    V a[{n}]; for (int k = 0; k < {n}; k++) a[k] = d[3] ? {old} : (V){{0}};")
         weights = f"p[{gradient + 1}] + (element[i] * B + b) * {n_terms} * L" if kind != "backward_features" else "0"
         lines.append(f"    T *G = {weights};")
     lines += [f"    {line}" for line in call]
@@ -201,7 +202,7 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     return (
         "\n".join(functions)
         + f"""
-static void contraction_{kind}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+void contraction_{kind}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
   const int64_t N = d[0], C = d[1], B = d[2];
   const int64_t *element = (const int64_t *)p[0];
   for (int64_t b = begin; b < end; b++)

@@ -23,8 +23,7 @@ import torch
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.convolution import ConvolutionPath
-from mace.kernels.emit import entry, lanes, prelude
-from mace.kernels.target import vector_bytes
+from mace.kernels.emit import entry, lane_sums, lanes, prelude, shuffle
 
 LARGEST_GROUP = 18
 """Largest number of sums that the forward kernel keeps in registers at a time."""
@@ -112,7 +111,7 @@ def _kernel(name: str, layout: ConvolutionLayout, body: str) -> str:
     edges are read from the cache; every sum is taken in the order in which it would be without tiles.
     """
     return f"""\
-static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_DIMENSIONS}{_INDICES}
   const int64_t tile = 1 + {TILE_BYTES} / (K * {layout.n_coupling()} * sizeof(T));
   for (int64_t start = 0; start < N; start += tile)
@@ -227,7 +226,7 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     if not tabulated:
         code += [
             f"      T *gr = p[{gradients - 1}] + (q * B + b) * {len(layout.paths)} * L;",
-            "      const int first = reverse[s] > s;",
+            "      const int first = reverse[s] > s && !d[6];",
         ]
     if with_harmonics:
         code.append("      V " + ", ".join(f"y{m} = {{0}}" for m in range(n_harmonics)) + ";")
@@ -245,7 +244,7 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
         code.append(f"      T *gy = p[{gradients + n_in}] + (thread * N * K + s) * {width};")
         for start in range(0, n_harmonics, n_lanes):
             names = [f"y{m}" if m < n_harmonics else None for m in range(start, start + n_lanes)]
-            lines, total = _lane_sums(names, n_lanes)
+            lines, total = lane_sums(names, n_lanes)
             code += [*lines, f"      STORE(gy + {start}, LOAD(gy + {start}) + {total});"]
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
     if tabulated:
@@ -302,7 +301,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
         f"      const T *g = p[4] + s * {layout.n_coupling()}, *h = p[{other}] + s * {layout.n_coupling()};",
         f"      const T *r = p[5] + (q * B + b) * {n_paths} * L, *v = p[{other + 1}] + (q * B + b) * {n_paths} * L;",
         f"      T *gr = p[{gradients + n_out}] + (q * B + b) * {n_paths} * L;",
-        "      const int first = reverse[s] > s;",
+        "      const int first = reverse[s] > s && !d[6];",
     ]
     for l1 in layout.l_in:
         code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
@@ -342,62 +341,12 @@ def _path_second(place: _Place) -> list[str]:
     return code
 
 
-def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
-    """Sum the lanes of each of `n_lanes` vectors; the sums become the lanes of one vector.
-
-    Two vectors at a time are folded into one, in which each half holds partial sums of one of them; None stands for a
-    vector of zeros.
-
-    Returns:
-        The code, and the expression for the result.
-    """
-    code: list[str] = []
-    level, items = 0, list(names)
-    while len(items) > 1:
-        segment = n_lanes >> level  # lanes that each of the vector's sums still occupies
-        starts = range(0, n_lanes, segment)
-        low = [
-            at + k
-            for vector in (0, n_lanes)
-            for start in starts
-            for at in [vector + start]
-            for k in range(segment // 2)
-        ]
-        high = [lane + segment // 2 for lane in low]
-        folded: list[str | None] = []
-        for number in range(0, len(items), 2):
-            a, b = items[number], items[number + 1]
-            if a is None and b is None:
-                folded.append(None)
-                continue
-            name = f"{names[0]}_{level}_{number // 2}"
-            pair = f"{a or '(V){0}'}, {b or '(V){0}'}"
-            lows, highs = ", ".join(map(str, low)), ", ".join(map(str, high))
-            code.append(f"      const V {name} = SHUFFLE({pair}, {lows}) + SHUFFLE({pair}, {highs});")
-            folded.append(name)
-        level, items = level + 1, folded
-    return code, items[0] or "(V){0}"
-
-
-def _shuffle(dtype: torch.dtype) -> str:
-    """Return the macro that selects lanes from two vectors, for old and new compilers."""
-    integer = "int32_t" if dtype == torch.float32 else "int64_t"
-    return f"""\
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef {integer} I __attribute__((vector_size({vector_bytes()})));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){{__VA_ARGS__}})
-#endif
-"""
-
-
 def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
     """Return the C file of a layer's convolution."""
     return "\n".join(
         [
             prelude(dtype),
-            _shuffle(dtype),
+            shuffle(dtype),
             emit_forward(layout),
             emit_backward(layout, lanes(dtype), with_harmonics=True),
             emit_backward(layout, lanes(dtype), with_harmonics=False),
@@ -411,7 +360,7 @@ def tabulated_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
     return "\n".join(
         [
             prelude(dtype),
-            _shuffle(dtype),
+            shuffle(dtype),
             emit_forward(layout, tabulated=True),
             emit_backward(layout, lanes(dtype), with_harmonics=True, tabulated=True),
         ]

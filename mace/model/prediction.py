@@ -13,7 +13,8 @@ from torch import Tensor
 from mace.graphs.graph import Graph, pair_vectors
 from mace.kernels.gather import gather_pairs, restore_order, sum_slots
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.mace import MACE
+from mace.model.compiled import energies_and_gradient
+from mace.model.mace import MACE, AtomicOutput
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ def predict(
     if differentiated:
         vectors.requires_grad_(True)
     found: dict[str, Any] = {}
-    with torch.set_grad_enabled(training or differentiated):
-        output = model(graph, vectors)
+    by_program = model.has_program and not features
+    with torch.set_grad_enabled(training or (differentiated and not by_program)):
+        if by_program:
+            energies, gradient = energies_and_gradient(model, graph, vectors, differentiated, training)
+            output = AtomicOutput(energies, None, [])
+        else:
+            output = model(graph, vectors)
         if features:
             found["features"] = [
                 {degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers
@@ -96,8 +102,9 @@ def predict(
         reference = model.reference_of_atoms(graph)
         atomic_energies = reference + output.energies.to(reference.dtype)
         if differentiated:
-            with differentiating_by(Pass.GEOMETRY):
-                (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
+            if not by_program:
+                with differentiating_by(Pass.GEOMETRY):
+                    (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:
