@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -117,9 +118,19 @@ class Graph:
         structure = self.structure_of_atom if order is None else self.structure_of_atom.index_select(0, order)
         return self.head.index_select(0, structure)
 
+    def moved(self, positions: Tensor) -> Graph:
+        """Return the graph of the same atoms in other places, where the same pairs are within the cutoff.
+
+        Args:
+            positions: Angstrom, float64, ``[atoms, 3]``.
+        """
+        moved = copy(self)  # with what has been read from the tensors
+        vars(moved)["positions"] = positions.to(self.positions)
+        return moved
+
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
         """Return the graph with every tensor on a device; see `carry`."""
-        return carry(self, device, pinned)
+        return self if self.positions.device == torch.device(device) else carry(self, device, pinned)
 
 
 _READ_BEFORE_A_MOVE = ("elements_present", "element_counts", "heads_present")

@@ -19,10 +19,9 @@ from mace.compat.importing import open_model
 from mace.conditions import joined
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
-from mace.graphs.assembly import Search, graph_of_structures
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import find_all_neighbors, join_neighbors
-from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.graphs.skin import DEFAULT_SKIN, MovingStructures
 from mace.model.heads import find_head, with_one_head
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -31,6 +30,9 @@ from mace.model.prediction import Prediction, predict
 from mace.potential.loading import expand_models, find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
 from mace.structures.configuration import Configuration
+
+_Kind = tuple[tuple[int, ...], float, tuple[str, ...]]
+"""What the graphs of models depend on: elements, cutoff and heads."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Potential:
         self.members, self.skin = tuple(members), skin
         self.models = tuple(member.model for member in members)
         self.conditions = joined(model.plan.conditions for model in self.models)
-        self._searches: dict[float, list[SkinNeighbors]] = {}
+        self._moving: dict[_Kind, MovingStructures] = {}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -140,23 +142,22 @@ class Potential:
                 searched again only when atoms have moved far enough. The graphs are the same either way. Not
                 thread-safe.
         """
-        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
+        made: dict[_Kind, Graph] = {}
         keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
         for key in dict.fromkeys(keys):
             elements, r_max, heads = key
-            search = self._search(structures, r_max) if follow else find_all_neighbors
-            made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads, search).to(self.device)
+            if follow:
+                made[key] = self._moving_structures(key).graph(structures)
+            else:
+                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(self.device)
         return [made[key] for key in keys]
 
-    def _search(self, structures: Sequence[Configuration], r_max: float) -> Search:
-        """Return a neighbor search for moving structures; it must be called for all of them, in order."""
-        if self.skin == 0.0 or (len(structures) > 1 and not any(any(c.pbc) for c in structures)):
-            return find_all_neighbors
-        searches = self._searches.setdefault(r_max, [])
-        del searches[len(structures) :]  # left from an earlier call with more structures
-        searches += [SkinNeighbors(self.skin) for _ in range(len(structures) - len(searches))]
-        each = iter(searches)
-        return lambda group, r_max: join_neighbors([next(each)(structure, r_max) for structure in group])
+    def _moving_structures(self, key: _Kind) -> MovingStructures:
+        """Return what builds the graphs of moving structures for some models."""
+        if key not in self._moving:
+            elements, r_max, heads = key
+            self._moving[key] = MovingStructures(ElementTable(elements), r_max, heads, self.skin, self.device)
+        return self._moving[key]
 
     def predict(self, graphs: Sequence[Graph], **wanted: bool) -> list[Prediction]:
         """Evaluate every model on its graph; see `evaluate`."""
