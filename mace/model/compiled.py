@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -36,7 +35,7 @@ from mace.program.density import Density, Scaled, density_source
 from mace.program.geometry import Geometry
 from mace.program.linear import Groups, Linear, Map, RadialOutput, Silu, View, Weight
 from mace.program.passes import Block, Pass, Sections, Tape, record
-from mace.program.record import Array, Extent, Recording, Workspace
+from mace.program.record import Array, Extent, Memory, Recording, Workspace
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -114,7 +113,8 @@ class _Builder:
         plan = self.plan
         shape = geometry_shape(plan)
         names = ("neighbor_count", "slots_of_pair", "pair_sender", "pair_receiver", "structure_of_atom", "element")
-        graph = {name: self.of_graph(name) for name in (*names, "pair_of_slot", "sign_of_slot", "row_of_atom")}
+        more = ("pair_of_slot", "sign_of_slot", "row_of_atom", "positions", "cell", "pair_shift")
+        graph = {name: self.of_graph(name) for name in (*names, *more)}
         if plan.distance_transform != "None" or plan.pair_repulsion:
             graph["radii"] = self.float64_constant("radii", self.model.radial_embedding.covalent_radii)
         if plan.pair_repulsion:
@@ -325,20 +325,31 @@ def _component(array: Array, l: int, n: int, width: int) -> View:
 
 @dataclass(frozen=True)
 class _Program:
-    """A recording with what is needed to run it."""
+    """A recording with what is needed to run it.
+
+    Attributes:
+        recording: The recording.
+        sections: The passes in it.
+        builder: What it was recorded from.
+        tape: The tape.
+        gradient: Whether it computes the gradient by the vectors.
+        parameters: Parameters that it reads, by their arrays.
+        fixed: Addresses of its constants.
+        free: Workspaces that no run uses.
+        memories: Memory that no run of this or another program of the model uses.
+        lock: Held while these two are changed.
+    """
 
     recording: Recording
     sections: Sections
     builder: _Builder
     tape: Tape
     gradient: bool
+    parameters: dict[Array, Tensor]
+    fixed: dict[Array, int]
     free: list[Workspace]
+    memories: list[Memory]
     lock: threading.Lock
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the model by name."""
-        return self.builder.parameters
 
     @property
     def n_heads(self) -> int:
@@ -351,6 +362,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
+        self._memories: list[Memory] = []
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
@@ -370,25 +382,44 @@ class Programs:
                 builder = _Builder(model, tape, head)
                 builder.build()
                 sections = record(tape, builder.blocks, gradient)
-                self._found[key] = _Program(tape.finish(), sections, builder, tape, gradient, [], threading.Lock())
+                self._found[key] = self._connected(tape.finish(), sections, builder, tape, gradient)
             return self._found[key]
 
+    def _connected(
+        self, recording: Recording, sections: Sections, builder: _Builder, tape: Tape, gradient: bool
+    ) -> _Program:
+        read = set(recording.arrays)
+        parameters = {array: builder.parameters[name] for name, array in builder.weights.items() if array in read}
+        constants = {array: value for array, value in builder.constants.items() if array in read}
+        fixed = {array: value.data_ptr() for array, value in constants.items()}
+        own: list[Workspace] = []
+        return _Program(
+            recording, sections, builder, tape, gradient, parameters, fixed, own, self._memories, self._lock
+        )
 
-def energies_and_gradient(
-    model: MACE, graph: Graph, vectors: Tensor, gradient: bool, training: bool
-) -> tuple[Tensor, Tensor | None]:
+
+class Evaluated(NamedTuple):
+    """Results of a program.
+
+    Attributes:
+        energies: Energy of every atom in eV, without its reference energy, ``[atoms]``.
+        vectors: Vector from sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
+        gradient: Gradient of the sum of the energies by the vectors in eV/Angstrom, ``[pairs, 3]``, if wanted.
+    """
+
+    energies: Tensor
+    vectors: Tensor
+    gradient: Tensor | None
+
+
+def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: bool) -> Evaluated:
     """Evaluate the energy of every atom and the gradient of their sum by a model's program.
 
     Args:
         model: A model with a program.
         graph: The graph.
-        vectors: Vectors of the pairs in Angstrom, ``[pairs, 3]``.
         gradient: Whether the gradient is wanted.
-        training: Whether the results will be differentiated by the weights.
-
-    Returns:
-        Energies in eV as `mace.model.mace.AtomicOutput` has them, ``[atoms]``, and their gradient in eV/Angstrom,
-        ``[pairs, 3]``, or None.
+        training: Whether energies and gradient will be differentiated by the weights.
     """
     heads = graph.head_of_atoms(graph.atoms_by_element)
     channels = model.channels(graph)
@@ -397,100 +428,84 @@ def energies_and_gradient(
     shift: float | Tensor
     if isinstance(heads, int):
         scale, shift = model.every_head[heads].scale, model.every_head[heads].shift
-        seeds = vectors.new_full((graph.n_atoms, 1), scale)
+        seeds = channels.new_full((graph.n_atoms, 1), scale)
     else:
         scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
-        seeds = vectors.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
-    run = _Run(program, graph, vectors.detach(), seeds)
+        seeds = channels.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
+    run = _Run(program, graph, seeds)
     of_heads, of_vectors = _evaluated(run, channels, training)
     chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
     energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
     if model.condition_readout is not None:
         energies = energies + model.read(model.condition_readout, channels, graph)
-    return restore_order(energies * scale + shift, graph), of_vectors
+    return Evaluated(restore_order(energies * scale + shift, graph), run.vectors, of_vectors)
 
 
 def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
     """Return the energies of rows and heads, ``[atoms, heads]``, and the gradient by the vectors."""
     if not training:
-        found = run.forward(channels.detach())
-        run.release()
-        return found
+        return run.forward(channels.detach())
     results = _Energies.apply(run, channels, *run.program.parameters.values())
     return results if run.program.gradient else (results, None)
 
 
 class _Run:
-    """One use of a program, from its forward passes to the end of its backward passes.
+    """One use of a program, from its forward passes to the end of its backward passes, if it has any.
 
     Args:
         program: The program.
         graph: The graph.
-        vectors: Vectors of the pairs.
         seeds: Factors on the energies.
+
+    Attributes:
+        vectors: Vectors of the pairs, from the forward passes on.
+        repulsion: Repulsion of the rows, if the model has one.
     """
 
-    def __init__(self, program: _Program, graph: Graph, vectors: Tensor, seeds: Tensor) -> None:
-        self.program, self.graph, self.parameters = program, graph, program.parameters
-        self.vectors, self.seeds = vectors.contiguous(), seeds.contiguous()
+    def __init__(self, program: _Program, graph: Graph, seeds: Tensor) -> None:
+        self.program, self._graph, self._seeds = program, graph, seeds.contiguous()
+        self.vectors = seeds.new_empty(len(graph.pair_sender), 3)
         self.repulsion: Tensor | None = None
+        self._threads = torch.get_num_threads()
         with program.lock:
-            self.workspace = program.free.pop() if program.free else Workspace(program.recording)
-        self._released = False
-        self._held: list[Any] = []
-
-    def release(self) -> None:
-        """Hand the memory to the next run."""
-        if not self._released:
-            self._released = True
-            with self.program.lock:
-                self.program.free.append(self.workspace)
+            self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
+            self._memory = program.memories.pop() if program.memories else Memory()
 
     def __del__(self) -> None:
-        """Hand back the memory of a run that was never finished."""
-        self.release()
+        """Hand the memory to the next run."""
+        with self.program.lock:
+            self.program.free.append(self._workspace)
+            self.program.memories.append(self._memory)
 
-    def _addresses(self, channels: Tensor, of_vectors: Tensor | None) -> dict[Array, int]:
-        builder, graph, tape = self.program.builder, self.graph, self.program.tape
-        counts = np.array(graph.element_counts, dtype=np.int64)
-        arrays: dict[str, Any] = {
-            "group starts": np.concatenate([[0], np.cumsum(counts)]),
-            "group index": np.array(graph.elements_present, dtype=np.int64),
-            "place": np.repeat(np.arange(len(counts)), counts),
-            "no place": np.zeros(graph.n_atoms, dtype=np.int64),
-            "one group": np.zeros(2, dtype=np.int64),
+    def _arrays_of_graph(self) -> dict[str, Tensor]:
+        """Return the arrays of the graph that the program reads, by name."""
+        graph = self._graph
+        counts = torch.tensor((0, *graph.element_counts))
+        made = {
+            "group starts": counts.cumsum(0),
+            "group index": torch.tensor(graph.elements_present),
+            "place": torch.arange(len(counts) - 1).repeat_interleave(counts[1:], output_size=graph.n_atoms),
+            "no place": torch.zeros(graph.n_atoms, dtype=torch.int64),
+            "one group": torch.zeros(2, dtype=torch.int64),
         }
-        found: dict[Array, int] = {}
-        for name, array in builder.given.items():
-            value = arrays.get(name)
-            if value is None:
-                value = getattr(graph, name)
-                value = value.double() if name == "sign_of_slot" else value
-                value = value.contiguous()
-                self._held.append(value)
-                found[array] = value.data_ptr()
-            else:
-                self._held.append(value)
-                found[array] = value.ctypes.data
-        found |= {array: value.data_ptr() for array, value in builder.constants.items()}
-        found |= {builder.weights[name]: value.data_ptr() for name, value in self.parameters.items()}
-        geometry = builder.geometry
-        self._held.append(channels)
-        found[builder.channels], found[geometry.vectors] = channels.data_ptr(), self.vectors.data_ptr()
-        found[tape.of(Pass.GRADIENT, builder.energies)] = self.seeds.data_ptr()
-        if of_vectors is not None:
-            found[geometry.of_vectors] = of_vectors.data_ptr()
-        return found
+        names = self.program.builder.given
+        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        return found | {name: found[name].double() for name in ("sign_of_slot", "positions", "cell")}
 
     def forward(self, channels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the passes of value and gradient."""
-        program, graph, builder = self.program, self.graph, self.program.builder
+        program, graph, builder = self.program, self._graph, self.program.builder
         of_vectors = torch.empty_like(self.vectors) if program.gradient else None
-        self._given = self._addresses(channels.contiguous(), of_vectors)
-        if builder.geometry.repulsion is not None:
-            total = self.seeds.sum(1)
-            self._held.append(total)
-            self._given[builder.geometry.weights] = total.data_ptr()
+        of_graph = self._arrays_of_graph()
+        geometry = builder.geometry
+        arrays = {builder.given[name]: value for name, value in of_graph.items()}
+        arrays |= {builder.channels: channels.contiguous(), geometry.vectors: self.vectors}
+        arrays |= {program.tape.of(Pass.GRADIENT, builder.energies): self._seeds}
+        if of_vectors is not None:
+            arrays[geometry.of_vectors] = of_vectors
+        if geometry.repulsion is not None:
+            arrays[geometry.weights] = self._seeds.sum(1)
+        self._arrays = arrays
         self._sizes = {
             "atoms": graph.n_atoms,
             "neighbors": graph.max_neighbors,
@@ -498,37 +513,47 @@ class _Run:
             "slots": len(graph.pair_of_slot),
             "groups": len(graph.elements_present),
         }
-        self.workspace.connect(self._sizes, self._given)
-        self.workspace.run(program.sections.prepare[0], program.sections.gradient[1])
-        dtype = program.tape.dtype
-        energies = self.workspace.tensor(builder.energies, dtype, graph.n_atoms, builder.energies.width).clone()
-        if builder.geometry.repulsion is not None:
-            self.repulsion = self.workspace.tensor(builder.geometry.repulsion, dtype, graph.n_atoms).clone()
-        return energies, of_vectors
+        self._connect({})
+        if not self._is_prepared():
+            self._workspace.run(*program.sections.prepare)
+        self._workspace.run(program.sections.value[0], program.sections.gradient[1])
+        if geometry.repulsion is not None:
+            self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
+        return self._copy(builder.energies, graph.n_atoms, builder.energies.width), of_vectors
 
-    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the passes of tangent and adjoint; return the gradients by the channels and by the weights."""
+    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
         program, builder, tape = self.program, self.program.builder, self.program.tape
-        sizes = [value.numel() for value in self.parameters.values()]
-        flat = of_energies.new_zeros(sum(sizes))
-        gradients = {
-            name: piece.view(value.shape)
-            for (name, value), piece in zip(self.parameters.items(), flat.split(sizes), strict=True)
-        }
-        given = dict(self._given)
-        of_energies = of_energies.contiguous()
-        given[tape.of(Pass.ADJOINT, builder.energies)] = of_energies.data_ptr()
+        parameters = program.parameters
+        sizes = [value.numel() for value in parameters.values()]
+        pieces = of_energies.new_zeros(sum(sizes)).split(sizes)
+        gradients = [piece.view_as(value) for piece, value in zip(pieces, parameters.values(), strict=True)]
+        arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
         if changes is not None:
-            changes = changes.contiguous()
-            given[builder.geometry.changes] = changes.data_ptr()
-        for name, array in builder.weights.items():
-            given[tape.gradient_of(array)] = gradients[name].data_ptr()
-        self.workspace.connect(self._sizes, given)
-        self.workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
+            arrays[builder.geometry.changes] = changes.contiguous()
+        arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
+        self._connect(arrays)
+        self._workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
-        n = builder.channels.width
-        result = self.workspace.tensor(of_channels, tape.dtype, self.graph.n_atoms, n).clone()
-        return result, gradients
+        return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
+
+    def _connect(self, more: dict[Array, Tensor]) -> None:
+        given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
+        self._workspace.connect(self._memory, self._sizes, given, self._threads)
+
+    def _is_prepared(self) -> bool:
+        """Return whether the memory holds what depends on the parameters alone; note that it will."""
+        program, parameters = self.program, self.program.parameters.values()
+        if program.tape.is_trained or any(value.is_inference() for value in parameters):
+            self._memory.prepared = None
+            return False
+        versions = tuple((value.data_ptr(), value._version) for value in parameters)
+        state = id(program), self._graph.elements_present, versions
+        known, self._memory.prepared = self._memory.prepared, state
+        return known == state
+
+    def _copy(self, array: Array, *shape: int) -> Tensor:
+        return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
 
 
 class _Energies(torch.autograd.Function):
@@ -544,8 +569,7 @@ class _Energies(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_energies: Tensor, changes: Tensor | None = None) -> tuple[Tensor | None, ...]:
         of_channels, gradients = ctx.run.backward(of_energies, changes)
-        ctx.run.release()
-        return (None, of_channels, *gradients.values())
+        return (None, of_channels, *gradients)
 
 
 def sources(model: MACE) -> list[str]:

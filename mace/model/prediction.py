@@ -76,17 +76,15 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
-    vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
-    if differentiated:
-        vectors.requires_grad_(True)
-    found: dict[str, Any] = {}
     by_program, gradient = model.has_program and not features, None
+    found: dict[str, Any] = {}
     with torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:
-            energies, gradient = energies_and_gradient(model, graph, vectors, differentiated, training)
+            energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
             output = AtomicOutput(energies, None, [])
         else:
+            vectors = pair_vectors(graph, model.plan.r_max, model.dtype).requires_grad_(differentiated)
             output = model(graph, vectors)
         if features:
             found["features"] = [

@@ -18,14 +18,15 @@ class Geometry(Block):
 
     Args:
         shape: What the kernels depend on.
-        graph: Arrays of the graph, those of `GRAPH_POINTERS`; what is missing is null.
+        graph: Arrays of the graph: those of `GRAPH_POINTERS`, of which what is missing is null, and those from which the
+            vectors follow, ``positions``, ``cell`` and ``pair_shift``.
         tape: The tape.
         n_nodes: Number of nodes of radial tables; zero for none.
         has_basis: Whether anything reads the radial basis.
         repulsion: Whether nuclear repulsion is computed too.
 
     Attributes:
-        vectors: Vectors of the pairs, an array of the caller, ``[pairs, 3]``.
+        vectors: Vectors of the pairs in Angstrom, written to an array of the caller, ``[pairs, 3]``.
         of_vectors: The gradient by them, an array of the caller, ``[pairs, 3]``.
         changes: Their tangent, an array of the caller, ``[pairs, 3]``.
         basis: Radial basis, ``[pairs, basis]``.
@@ -66,6 +67,8 @@ class Geometry(Block):
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
+        positions = [self.graph[name] for name in ("positions", "cell", "pair_shift")]
+        self._launch(tape, "pair_vectors", [*positions, self.vectors])
         basis = self.basis if self._has_basis else None
         self._launch(tape, "geometry_value", [self.vectors, self.lengths, basis, None, self.harmonics])
         if self.n_nodes:
