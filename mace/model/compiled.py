@@ -312,7 +312,8 @@ class _Builder:
                 scale = one.scale * (one.n_heads * len(one.weight)) ** -0.5
             target = View(self.energies, 1, len(self.heads), offset=place, padded=False)
             weight = Weight(self.weight(one.weight), len(one.weight), 1)
-            self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True))
+            partial = len(self.heads) > 1
+            self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True, partial=partial))
 
 
 _EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot")
@@ -436,9 +437,10 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
     of_heads, of_vectors = _evaluated(run, channels, training)
     chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
     energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
+    energies = energies * scale + shift
     if model.condition_readout is not None:
         energies = energies + model.read(model.condition_readout, channels, graph)
-    return Evaluated(restore_order(energies * scale + shift, graph), run.vectors, of_vectors)
+    return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
 
 
 def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:

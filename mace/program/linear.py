@@ -94,7 +94,7 @@ class Linear(Block):
         rows: What their rows belong to: ``atoms``, ``pairs`` or ``slots``.
         groups: The elements, if each has matrices of its own.
         adds: Whether results are added to what another block has written.
-        partial: Whether other blocks read other parts of the same sources.
+        partial: Whether other blocks read or write other parts of the same arrays.
     """
 
     def __init__(
@@ -148,6 +148,8 @@ class Linear(Block):
             if kind is Pass.TANGENT and x.array not in tape.varying:
                 continue
             target = tape.of(kind, y.array)
+            if self.partial:
+                tape.zero(target)
             of_b = (
                 self._by_element(w, PLAIN) | {"b_vector": tape.lanes}
                 if self.groups
