@@ -47,6 +47,11 @@ def bound_spinning(environment: MutableMapping[str, str]) -> None:
         environment["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
+def may_rest(environment: Mapping[str, str]) -> bool:
+    """Return whether the environment leaves to this package how threads wait."""
+    return "OMP_WAIT_POLICY" not in environment and environment.get("GOMP_SPINCOUNT") in (None, str(SPIN_COUNT))
+
+
 def is_number_set(given: int | None, environment: Mapping[str, str]) -> bool:
     """Return whether somebody has chosen the number of threads.
 
@@ -163,12 +168,12 @@ class Resting:
     """
 
     def __init__(self) -> None:
-        self._end: threading.Event | None = None
-        self._runtime = _gnu_runtime()
+        self._end, self._threads = threading.Event(), 0
+        self._runtime = _gnu_runtime() if may_rest(os.environ) else None
 
     @property
     def is_possible(self) -> bool:
-        """Whether threads wait as the runtime of GCC lets them."""
+        """Whether threads wait as the runtime of GCC lets them, and nobody has said how."""
         return self._runtime is not None
 
     def set(self, rests: bool, threads: int) -> None:
@@ -178,20 +183,19 @@ class Resting:
             rests: Whether they should sleep.
             threads: How many of them wait for each other.
         """
-        if rests == (self._end is not None) or self._runtime is None:
+        threads = threads if rests and self._runtime is not None else 0
+        if threads == self._threads:
             return
-        if self._end is not None:
-            self._end.set()
-            self._end = None
+        self._end.set()
+        self._end, self._threads = threading.Event(), threads
+        if threads == 0 or self._runtime is None:
             return
-        self._end = threading.Event()
         # the runtime counts all threads but the first one of each further team
         work = (self._runtime, max(2, self._runtime.omp_get_num_procs() - threads + 2), self._end)
         try:
             threading.Thread(target=_hold_team, args=work, daemon=True, name="mace resting").start()
         except RuntimeError as error:  # there is a limit on the threads of a user
             _LOGGER.debug("no thread can be started (%s)", error)
-            self._end = None
 
 
 def _gnu_runtime() -> ctypes.CDLL | None:

@@ -55,9 +55,8 @@ def _measure(trainer: Trainer) -> int | None:
     most = min(torch.get_num_threads(), usable_cores())
     if most == 1:
         return set_threads(1)
-    state, plan = trainer.progression, trainer.batch_plan
     try:
-        first = next(plan.steps(state.epoch, state.structures_done))
+        first = next(trainer.batch_plan.steps(trainer.progression.epoch))
         gradient = trainer.batch_step.rehearsal(first, trainer.state.loss)
         choice = choose_threads(gradient, most, trainer.watch.look if trainer.watch else lambda: None)
     except (RuntimeError, MemoryError) as error:  # perhaps too little memory, for which steps take smaller parts

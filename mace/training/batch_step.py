@@ -109,8 +109,9 @@ class BatchStep:
             loss: The loss.
         """
         model, moved = self._state.model, self._state.moved
+        own = next((part for part in self.divide(step) if len(part)), step.structures)  # others may have all of it
         with Feeding().open(self._dataset, [step], self.divide) as feed:  # it names structures that are at fault
-            batch = feed.batch(self.divide(step)[0]).to(model.embedding.device)
+            batch = feed.batch(own).to(model.embedding.device)
 
         def gradient() -> None:
             try:

@@ -125,17 +125,24 @@ def spent():
         time.sleep(0.01)
     return time.process_time() - start
 
+spin_count = os.environ.pop("GOMP_SPINCOUNT")  # which the runtime has read
 resting = Resting()
 assert resting.is_possible
+os.environ["GOMP_SPINCOUNT"] = spin_count
+assert not Resting().is_possible, "somebody has said how threads wait"
 spins = spent()
 before = threads()
 resting.set(True, 2); resting.set(True, 2)
 time.sleep(0.1)
 started = threads() - before
+resting.set(True, 1)
+time.sleep(0.2)
+enlarged = threads() - before
+resting.set(True, 2)
 rests = spent()
 resting.set(False, 2)
 time.sleep(0.2)
-print(started, threads() - before, spins, rests, spent())
+print(started, enlarged, threads() - before, spins, rests, spent())
 """
 
 
@@ -148,8 +155,8 @@ def test_resting_threads_use_no_core() -> None:
     result = subprocess.run(
         [sys.executable, "-c", _RESTING], capture_output=True, text=True, check=True, env=environment, timeout=60
     )
-    started, left, spins, rests, spins_again = map(float, result.stdout.split())
-    assert (started, left) == (2.0, 0.0), "a thread and its team, which end with it"
+    started, enlarged, left, spins, rests, spins_again = map(float, result.stdout.split())
+    assert (started, enlarged, left) == (2.0, 3.0, 0.0), "a thread and its team, which end with it"
     assert rests < 0.5 * min(spins, spins_again)
 
 
