@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
@@ -127,8 +126,8 @@ class Graph:
         Args:
             positions: Angstrom, float64, ``[atoms, 3]``.
         """
-        moved = copy(self)  # with what has been read from the tensors
-        vars(moved)["positions"] = positions.to(self.positions)
+        moved = object.__new__(Graph)  # with what has been read from the tensors
+        vars(moved).update(vars(self), positions=positions.to(self.positions))
         return moved
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:

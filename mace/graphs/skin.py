@@ -105,10 +105,10 @@ class MovingStructures:
         found = [search(structure, self.r_max) for search, structure in zip(self.searches, structures, strict=True)]
         last = self._last
         if last is not None and len(last[0]) == len(structures) and all(map(_is_moved_only, last[0], structures)):
-            kept, positions = last[0], np.concatenate([structure.positions for structure in structures])
-            arrays = replace(last[1], positions=positions)
+            positions = np.concatenate([structure.positions for structure in structures])
             if all(new is old for new, old in zip(found, last[2], strict=True)):
                 return last[3].moved(torch.from_numpy(positions))
+            kept, arrays = last[0], replace(last[1], positions=positions)
         else:
             # copies, as a caller may change an array in place
             kept, arrays = deepcopy(list(structures)), arrays_of(structures, self.elements, self.heads)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ class Potential:
         self.members, self.skin = tuple(members), skin
         self.models = tuple(member.model for member in members)
         self.conditions = joined(model.plan.conditions for model in self.models)
+        self._kinds = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
         self._moving: dict[_Kind, MovingStructures] = {}
 
     @property
@@ -143,14 +145,13 @@ class Potential:
                 thread-safe.
         """
         made: dict[_Kind, Graph] = {}
-        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
-        for key in dict.fromkeys(keys):
+        for key in dict.fromkeys(self._kinds):
             elements, r_max, heads = key
             if follow:
                 made[key] = self._moving_structures(key).graph(structures)
             else:
                 made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(self.device)
-        return [made[key] for key in keys]
+        return [made[key] for key in self._kinds]
 
     def _moving_structures(self, key: _Kind) -> MovingStructures:
         """Return what builds the graphs of moving structures for some models."""
@@ -255,7 +256,7 @@ def open_potential(
 def stack_members(values: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
     """Stack the values of all models into float64 arrays, ``[models, ...]``."""
     return {
-        name: torch.stack([tensor.detach().cpu().double() for tensor in of_models]).numpy()
+        name: np.array([tensor.detach().cpu().numpy() for tensor in of_models], dtype=np.float64)
         for name, of_models in values.items()
     }
 
@@ -273,7 +274,7 @@ def divide_by_structure(
     Returns:
         For each structure, values by name, ``[models, ...]`` or ``[models, atoms, ...]``.
     """
-    ends = np.cumsum(n_atoms)
+    ends = accumulate(n_atoms)
     return [
         {name: rows[:, end - n : end] if name in of_atoms else rows[:, place] for name, rows in values.items()}
         for place, (end, n) in enumerate(zip(ends, n_atoms, strict=True))
