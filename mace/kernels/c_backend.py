@@ -262,7 +262,7 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
     library = _library(contraction_source, terms, features.dtype)
-    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0), blocks)
+    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0, 0), blocks)
 
 
 @cache

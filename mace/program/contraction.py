@@ -100,18 +100,18 @@ class Contract(Block):
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
         change = tape.written(Pass.TANGENT, self.features)
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
-        target, of_weights = tape.of(Pass.ADJOINT, self.features), tape.written(Pass.ADJOINT, self._carried)
+        target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
         arrays = (*self._inputs(), *given, change, *results, target, of_weights)
-        self._launch(tape, "contraction_second", arrays, tape.adds(target))
+        self._launch(tape, "contraction_second", arrays, tape.adds(target), clears=not tape.adds(of_weights))
         for array in results:
             tape.adds(array)
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`; the gradient by the weights of terms is that of both passes, carried back to paths."""
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
-        target, of_weights = tape.of(Pass.ADJOINT, self.features), tape.written(Pass.ADJOINT, self._carried)
+        target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
         arrays = (*self._inputs(), *given, target, of_weights)
-        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target))
+        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target), clears=not tape.adds(of_weights))
         first, products = 0, []
         for key, (_, transposed, (n_terms, n_paths)) in self.tables.items():
             products.append(
@@ -143,7 +143,8 @@ class Contract(Block):
     def _inputs(self) -> tuple[Array, ...]:
         return self.place, self.features, self._carried
 
-    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False) -> None:
+    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
         address = kernel(name, contraction_source, tape.dtype, self.terms)
-        tape.launch(address, arrays, [Extent("atoms"), self.width, blocks, int(adds)], blocks)
+        sizes = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
+        tape.launch(address, arrays, sizes, blocks)
