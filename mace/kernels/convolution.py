@@ -206,11 +206,11 @@ class _Slots:
         )
 
     def padded(self, results: Sequence[Tensor], n_channels: int) -> Sequence[Tensor]:
-        """Arrange results by degree with zeros, ``[paths * atoms, 2 l_max + 1, channels]``; the adjoint of `results`."""
+        """Arrange results with zeros, ``[paths * atoms, 2 l_max + 1, channels]``; the adjoint of `results`."""
         _, reverse = self._places()
         rows = [values.reshape(-1, n_channels) for values in results]
-        rows = torch.cat([*rows, rows[0].new_zeros(1, n_channels)]).index_select(0, reverse)
-        shaped = rows.unflatten(0, (-1, 2 * self.convolution.l_max + 1))
+        arranged = torch.cat([*rows, rows[0].new_zeros(1, n_channels)]).index_select(0, reverse)
+        shaped = arranged.unflatten(0, (-1, 2 * self.convolution.l_max + 1))
         return shaped.split([n * self.graph.n_atoms for n in self.convolution.n_paths])
 
     def _places(self) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mace.kernels.emit_contraction import ContractionTerms, contraction_source
-from mace.kernels.emit_matrices import EACH_GROUP
+from mace.kernels.c_source.contraction import ContractionTerms, contraction_source
+from mace.kernels.c_source.matrices import EACH_GROUP
 from mace.program.libraries import kernel
 from mace.program.linear import Groups
 from mace.program.passes import Block, Pass, Tape
@@ -14,13 +14,13 @@ from mace.program.record import Array, Extent
 
 
 class Contract(Block):
-    """A symmetric contraction; see `mace.kernels.emit_contraction`.
+    """A symmetric contraction; see `mace.kernels.c_source.contraction`.
 
     Args:
         terms: Its terms.
         weights: Parameters by degree and order, ``[elements or 1, paths, channels]``.
-        tables: By degree and order, the coefficients of paths on terms, ``[terms, paths]``, and their transposes; arrays of
-            the caller, with their numbers of terms and paths.
+        tables: By degree and order, the coefficients of paths on terms, ``[terms, paths]``, and their transposes,
+            arrays of the caller, with their numbers of terms and paths.
         features: The atomic basis, ``[atoms, (l_max + 1)^2, channels]`` in whole vectors.
         results: By degree, ``[atoms, 2 l + 1, channels]``.
         n_channels: Number of channels.
@@ -146,5 +146,5 @@ class Contract(Block):
     def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
         address = kernel(name, contraction_source, tape.dtype, self.terms)
-        sizes = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
+        sizes: list[int | Extent] = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
         tape.launch(address, arrays, sizes, blocks)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.kernels.emit import entry, prelude
+from mace.kernels.c_source.parts import entry, prelude
 
 LARGEST_NUMBER_OF_TERMS = 6000
 """Beyond this number, the source takes too long to compile, and the torch implementation is used."""
@@ -167,9 +167,9 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     Pointers: place of each atom's element among those present, features, weights, then by kind
     forward: results; backward: cotangents of results, gradients of features and of weights;
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
-    Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels, whether
-    gradients of features are added to what is there, and whether those of weights replace what is there. Otherwise they
-    are added to it.
+    Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels,
+    whether gradients of features are added to what is there, and whether those of weights replace what is there.
+    Otherwise they are added to it.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []
