@@ -361,7 +361,7 @@ class CBackend(Backend):
         rows: Sequence[Tensor],
         weights: Sequence[Tensor],
         graph: Graph,
-        element_weights: Sequence[Tensor] | None = None,
+        element_weights: Tensor | None = None,
         divisor: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""
