@@ -63,8 +63,8 @@ class Convolve(Block):
     def prepare(self, tape: Tape) -> None:
         """Pack the coefficients."""
         weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
-        self._packed, record = packed(tape, weight, transposed=False)
-        tape.launch_list(matrix_kernel("packing", tape.dtype), [record])
+        self._packed, packing = packed(tape, weight, 1, transposed=False)
+        tape.launch_list(matrix_kernel("packing", tape.dtype), packing)
         self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
 
     def value(self, tape: Tape) -> None:

@@ -77,7 +77,7 @@ class Builder:
         self._name_of = {parameter: name for name, parameter in self.parameters.items()}
         self.constants: dict[Array, Tensor] = {}
         self.given: dict[str, Array] = {}
-        self.groups = Groups(self.of_graph("group starts"), self.of_graph("group index"))
+        self.groups = Groups(self.of_graph("group starts"), self.of_graph("group index"), self.plan.n_elements)
         self.blocks: list[Block] = []
         n = self.plan.n_channels
         self.width = tape.padded(n)
@@ -285,7 +285,7 @@ class Builder:
             tables[key] = (*pair, tuple(table.shape))
         weights = {(int(name[1]), int(name[-1])): self.weight(value) for name, value in product.weights.items()}
         shared = plan.product_of_all_elements
-        groups = Groups(self.of_graph("one group"), self.of_graph("one group")) if shared else self.groups
+        groups = Groups(self.of_graph("one group"), self.of_graph("one group"), 1) if shared else self.groups
         place = self.of_graph("no place" if shared else "place")
         n_groups = Extent("one") if shared else Extent("groups")
         self.blocks.append(
