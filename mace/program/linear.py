@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mace.kernels.emit_matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
 from mace.program.libraries import matrix_kernel
@@ -93,10 +94,18 @@ class Linear(Block):
         rows: What their rows belong to: ``atoms``, ``pairs`` or ``slots``.
         groups: The elements, if each has matrices of its own.
         adds: Whether results are added to what another block has written.
+        partial: Whether other blocks read or write other parts of the same arrays.
     """
 
-    def __init__(self, maps: Sequence[Map], rows: str, groups: Groups | None = None, adds: bool = False) -> None:
-        self.maps, self.rows, self.groups, self.adds = tuple(maps), rows, groups, adds
+    def __init__(
+        self,
+        maps: Sequence[Map],
+        rows: str,
+        groups: Groups | None = None,
+        adds: bool = False,
+        partial: bool = False,
+    ) -> None:
+        self.maps, self.rows, self.groups, self.adds, self.partial = tuple(maps), rows, groups, adds, partial
         self._forward: dict[Map, Array] = {}
         self._backward: dict[Map, Array] = {}
 
@@ -109,7 +118,7 @@ class Linear(Block):
             w = entry.weight
             self._forward[entry], record = packed(tape, w, transposed=False)
             records.append(record)
-            if entry.source.array in tape.varying or tape.is_trained:
+            if any(tape.is_wanted(kind, entry.source.array) for kind in (Pass.GRADIENT, Pass.ADJOINT)):
                 self._backward[entry], record = packed(tape, w, transposed=True)
                 records.append(record)
         tape.launch_list(matrix_kernel("packing", tape.dtype), records)
@@ -139,6 +148,8 @@ class Linear(Block):
             if kind is Pass.TANGENT and x.array not in tape.varying:
                 continue
             target = tape.of(kind, y.array)
+            if self.partial:
+                tape.zero(target)
             of_b = (
                 self._by_element(w, PLAIN) | {"b_vector": tape.lanes}
                 if self.groups
@@ -161,15 +172,17 @@ class Linear(Block):
 
     def _backwards(self, tape: Tape, kind: Pass) -> None:
         products = []
-        for entry in self.maps:
+        maps = [entry for entry in self.maps if tape.is_wanted(kind, entry.source.array)]
+        adds = {}
+        for target in dict.fromkeys(tape.of(kind, entry.source.array) for entry in maps):
+            if self.partial:
+                tape.zero(target)
+            adds[target] = tape.adds(target)
+        for entry in maps:
             x, y, w = entry.source, entry.target, entry.weight
-            if kind is Pass.GRADIENT and x.array not in tape.varying:
-                continue
             given, target = tape.written(kind, y.array), tape.of(kind, x.array)
             of_b = (
-                self._by_element(w, BY_ROWS)
-                if self.groups
-                else {"b": self._backward[entry].at(), "b_storage": PACKED}
+                self._by_element(w, BY_ROWS) if self.groups else {"b": self._backward[entry].at(), "b_storage": PACKED}
             )
             products.append(
                 Product(
@@ -177,13 +190,13 @@ class Linear(Block):
                     **of_b,
                     columns=w.n_in,
                     depth=w.n_out,
-                    add=tape.adds(target),
+                    add=adds[target],
                     scale=entry.scale,
                 )
             )
         tape.products(products)
 
-    def _by_element(self, w: Weight, storage: int) -> dict[str, object]:
+    def _by_element(self, w: Weight, storage: int) -> dict[str, Any]:
         assert self.groups is not None
         return {
             "b": w.array.at(w.offset),
@@ -203,7 +216,7 @@ class Linear(Block):
             x, y, w = entry.source, entry.target, entry.weight
             if of_source is Pass.TANGENT and x.array not in tape.varying:
                 continue
-            groups: dict[str, object] = {}
+            groups: dict[str, Any] = {}
             if self.groups:
                 groups = {
                     "grouping": SUM_GROUPS,
@@ -231,13 +244,13 @@ class Linear(Block):
                     c_vector=tape.lanes,
                     add=True,
                     scale=entry.scale,
-                    **groups,  # type: ignore[arg-type]
+                    **groups,
                 )
             )
         tape.products(products)
 
 
-def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, object]:
+def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, Any]:
     """Return the fields of a product that say where the rows of source and target lie."""
     return {
         "rows": Extent(rows, x.n_inner),
@@ -328,6 +341,8 @@ class RadialOutput(Linear):
     def _backwards(self, tape: Tape, kind: Pass) -> None:
         x, y, w = self.maps[0].source, self.maps[0].target, self.maps[0].weight
         target = tape.of(kind, x.array)
+        if not tape.is_wanted(kind, x.array):
+            return
         tape.products(
             [
                 Product(

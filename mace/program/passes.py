@@ -43,6 +43,10 @@ class Tape(Recorder):
     Args:
         dtype: Precision of the numbers.
         is_trained: Whether gradients by weights will be recorded.
+
+    Attributes:
+        varying: Arrays that depend on the geometry.
+        geometric: Arrays that depend on nothing else.
     """
 
     def __init__(self, dtype: torch.dtype, is_trained: bool) -> None:
@@ -50,6 +54,7 @@ class Tape(Recorder):
         self.is_trained = is_trained
         self.lanes, self.bytes = lanes(dtype), dtype.itemsize
         self.varying: set[Array] = set()
+        self.geometric: set[Array] = set()
         self._companions: dict[tuple[Pass, Array], Array] = {}
         self._written: set[Array] = set()
         self._gradients: dict[Array, Array] = {}
@@ -77,6 +82,12 @@ class Tape(Recorder):
     def use_companion(self, kind: Pass, array: Array, companion: Array) -> None:
         """Use a given array as a companion."""
         self._companions[kind, array] = companion
+
+    def is_wanted(self, kind: Pass, array: Array) -> bool:
+        """Return whether the companion of an array in a backward pass leads to anything."""
+        if kind is Pass.GRADIENT:
+            return array in self.varying
+        return self.is_trained and array not in self.geometric
 
     def adds(self, array: Array) -> bool:
         """Return whether an array has been written already, so that what comes must be added; note that it has."""
@@ -135,7 +146,6 @@ class Block:
     @abstractmethod
     def adjoint(self, tape: Tape) -> None:
         """Record the gradient by the inputs and by the weights."""
-
 
 
 @dataclass(frozen=True)

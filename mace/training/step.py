@@ -49,6 +49,8 @@ def loss_gradient(
     if value.requires_grad:  # a batch may have no label that depends on what is not frozen
         with differentiating_by(Pass.PARAMETERS):
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        # fused optimizers read memory in the order in which that of the parameter is
+        gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
     for (name, parameter), gradient in zip(named, gradients, strict=True):
         # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
         # process has the structures of which head
