@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace.kernels.emit_matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
+from mace.kernels.c_source.matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
 from mace.program.libraries import matrix_kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
