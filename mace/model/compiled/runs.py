@@ -74,6 +74,12 @@ class Programs:
         """Pickle as an empty collection."""
         return Programs, ()
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory that is kept for the arrays of runs, in bytes."""
+        with self._lock:
+            return sum(memory.n_bytes for memory in self._memories)
+
     def find(self, model: MACE, trained: bool, gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose."""
         key = model.dtype, trained, gradient, head
