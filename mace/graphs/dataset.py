@@ -194,8 +194,9 @@ class Dataset(Sequence[Configuration]):
         n_elements, found = len(self.elements), np.zeros(0, dtype=np.int64)
         for places in consecutive(structures, _GATHERED):
             flat, neighbors = self.structures.flat(places), self.neighbors(places)
-            offset = np.repeat(np.cumsum(flat.n_atoms) - flat.n_atoms, 2 * neighbors.n_pairs)
-            numbers = np.bincount(neighbors.edge_receiver + offset, minlength=len(flat.numbers))
+            offset = np.repeat(np.cumsum(flat.n_atoms) - flat.n_atoms, neighbors.n_pairs)
+            ends = np.concatenate([neighbors.pair_sender + offset, neighbors.pair_receiver + offset])
+            numbers = np.bincount(ends, minlength=len(flat.numbers))
             counts = np.bincount(numbers * n_elements + self.elements.index(flat.numbers), minlength=len(found))
             counts[: len(found)] += found
             found = counts

@@ -41,7 +41,7 @@ class Graph:
         sender_of_slot: Row of the sending atom of each slot; any row for an empty slot, ``[slots]``.
         reverse_of_slot: The slot of the same edge in the other direction; itself for an empty slot, ``[slots]``.
         neighbor_count: Number of slots of each row that are not empty, ``[atoms]``.
-        slots_of_pair: The two slots of each pair; (0, 0) for the padding, ``[pairs, 2]``.
+        slots_of_pair: The slots of each pair, first that in its direction; (0, 0) for the padding, ``[pairs, 2]``.
         atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
         row_of_atom: The row of each atom, ``[atoms]``.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
@@ -120,9 +120,19 @@ class Graph:
         structure = self.structure_of_atom if order is None else self.structure_of_atom.index_select(0, order)
         return self.head.index_select(0, structure)
 
+    def moved(self, positions: Tensor) -> Graph:
+        """Return the graph of the same atoms in other places, where the same pairs are within the cutoff.
+
+        Args:
+            positions: Angstrom, float64, ``[atoms, 3]``.
+        """
+        moved = object.__new__(Graph)  # with what has been read from the tensors
+        vars(moved).update(vars(self), positions=positions.to(self.positions))
+        return moved
+
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
         """Return the graph with every tensor on a device; see `carry`."""
-        return carry(self, device, pinned)
+        return self if self.positions.device == torch.device(device) else carry(self, device, pinned)
 
 
 def _indices_present(indices: Tensor) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from mace.graphs.graph import Graph, pair_vectors
 from mace.kernels.gather import forces_of_pairs, restore_order
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.mace import MACE
+from mace.model.compiled.runs import energies_and_gradient
+from mace.model.mace import MACE, AtomicOutput
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,16 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
-    vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
-    if differentiated:
-        vectors.requires_grad_(True)
+    by_program, gradient = model.has_program and not features, None
     found: dict[str, Any] = {}
-    with torch.set_grad_enabled(training or differentiated):
-        output = model(graph, vectors)
+    with torch.set_grad_enabled(training or (differentiated and not by_program)):
+        if by_program:
+            energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
+            output = AtomicOutput(energies, None, [])
+        else:
+            vectors = pair_vectors(graph, model.plan.r_max, model.dtype).requires_grad_(differentiated)
+            output = model(graph, vectors)
         if features:
             found["features"] = [
                 {degree: restore_order(rows, graph) for degree, rows in layer.items()} for layer in output.layers
@@ -96,9 +100,11 @@ def predict(
         reference = model.reference_of_atoms(graph)
         atomic_energies = reference + output.energies  # in the precision of the reference energies
         if differentiated:
-            with differentiating_by(Pass.GEOMETRY):
-                ones = torch.ones_like(output.energies)
-                (gradient,) = torch.autograd.grad(output.energies, vectors, ones, create_graph=training)
+            if not by_program:
+                with differentiating_by(Pass.GEOMETRY):
+                    ones = torch.ones_like(output.energies)
+                    (gradient,) = torch.autograd.grad(output.energies, vectors, ones, create_graph=training)
+            assert gradient is not None
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from mace.kernels import compiler
+from mace.kernels.c_source.parts import entry, prelude
 from mace.kernels.compiler import CompilationError, NoCompilerError, ThreadPool, compile_and_load, thread_pool
-from mace.kernels.emit import entry, prelude
 
 ROOT = Path(__file__).parents[2]
 GCC = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
@@ -215,7 +215,7 @@ from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
-from mace.kernels.emit import lanes
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.backend import TORCH
 from mace.structures.configuration import Configuration
 
@@ -372,6 +372,6 @@ def test_without_a_runtime(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog
             thread_pool.cache_clear()
             thread_pool()
     thread_pool.cache_clear()
-    assert pool == ThreadPool(0, 0, 0)
+    assert pool == ThreadPool(0, 0, 0, 0)
     assert [record.message for record in caplog.records if "one thread" in record.message] == [caplog.messages[0]]
     assert who(pool, 2) == ([1.0] * 8, 1)
