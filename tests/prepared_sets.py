@@ -56,8 +56,8 @@ def write_set(
         if r_max is not None:
             found = search_neighbors(part, r_max)
             rows = np.column_stack([found.pair_sender, found.pair_receiver, found.pair_shift])
-            of_edge = np.repeat(np.arange(len(part)), 2 * found.n_pairs)
-            connected = np.bincount(of_edge[found.edge_rank == 0], minlength=len(part))
+            alone = [found.take(np.array([place])) for place in range(len(part))]
+            connected = np.array([len({*each.pair_sender, *each.pair_receiver}) for each in alone])
             pairs = (found.n_pairs, rows)
             columns[BONDED] = connected.astype(np.int32)
             if not keeps_pairs:

@@ -27,7 +27,7 @@ from mace.calculators.arguments import (
 from mace.calculators.ase_properties import CalculatorOfAllProperties
 from mace.calculators.extrapolation import CommitteeWatch, DistanceWatch
 from mace.calculators.results import ATOMIC_STRESSES, collect_results, result_names
-from mace.calculators.structures import to_configuration, volume_of
+from mace.calculators.structures import to_configuration, volume_of, what_changed
 from mace.calculators.threads import UsedByThreads, in_turn
 from mace.compat.functions import AtomicNumberTable
 from mace.errors import UserError
@@ -207,7 +207,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return what has changed since the last calculation, including charges and conditions, which ASE ignores."""
-        changes: list[str] = super().check_state(atoms, tol)
+        changes = what_changed(self.atoms, atoms, tol)
         if changes:
             return changes
         if self.results and self.head_of_results != self.head:
@@ -242,7 +242,8 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
             UserError: If the structure has elements that the model does not know, or is invalid.
             PropertyNotImplementedError: If the stress of a structure without volume is requested.
         """
-        super().calculate(atoms, properties, system_changes)
+        if atoms is not None:  # all that ASE's method would do for a calculator without files
+            self.atoms = atoms.copy()
         self.results = {}
         structure = self._structure(None, "The calculator")
         wanted = set(properties or ())

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
-from mace.graphs.distances import distance_limits, pair_lengths
+from mace.graphs.distances import distance_limits, elements_of_pairs, pair_lengths
 from mace.graphs.graph import Graph
 from mace.potential.potential import Potential
 
@@ -45,6 +46,7 @@ class DistanceWatch:
 
     def __init__(self, potential: Potential, length_unit: float) -> None:
         self._length_unit, self._warned = length_unit, False
+        self._of_pairs: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(potential.members)
         self._limits = []
         for member in potential.members:
             plan, shortest = member.model.plan, member.metadata.shortest_distances
@@ -53,11 +55,15 @@ class DistanceWatch:
 
     def check(self, graphs: Sequence[Graph]) -> None:
         """Check the graphs of all models, and warn if one has such atoms."""
-        for (plan, limits), graph in zip(self._limits, graphs, strict=True):
+        for member, ((plan, limits), graph) in enumerate(zip(self._limits, graphs, strict=True)):
             if limits is None or self._warned:
                 continue
-            lengths, pair = pair_lengths(graph, plan.n_elements, plan.r_max)
-            missing = limits.to(lengths)[pair] - _ROUNDING - lengths
+            lengths = pair_lengths(graph, plan.r_max)
+            known = self._of_pairs[member]
+            if known is None or known[0] is not graph.pair_sender:  # graphs of moving atoms share it while pairs last
+                pair = elements_of_pairs(graph, plan.n_elements)
+                known = self._of_pairs[member] = graph.pair_sender, pair, limits.to(lengths)[pair] - _ROUNDING
+            pair, missing = known[1], known[2] - lengths
             if not len(missing) or float(missing.max()) <= 0.0:
                 continue
             self._warned = True

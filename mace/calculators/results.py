@@ -60,7 +60,8 @@ def collect_results(
     """
     found = {name: [getattr(each, attribute) for each in predictions] for name, (attribute, _) in _SOURCES.items()}
     values = stack_members({name: tensors for name, tensors in found.items() if tensors[0] is not None})
-    values = {name: rows * PROPERTIES[_SOURCES[name][1]].factor(*units) for name, rows in values.items()}
+    if units != (1.0, 1.0):
+        values = {name: rows * PROPERTIES[_SOURCES[name][1]].factor(*units) for name, rows in values.items()}
     if "energies" in values:
         values["node_energy"] = values["energies"] - values["node_energy"]
     precision = np.float32 if dtype == torch.float32 else np.float64
@@ -68,7 +69,9 @@ def collect_results(
     for members, volume in zip(divide_by_structure(values, _PER_ATOM, n_atoms), volumes, strict=True):
         if volume is None:
             members.pop("stress", None)
-        result: dict[str, Any] = {name: rows.mean(0) for name, rows in members.items()}
+        result: dict[str, Any] = {
+            name: rows.mean(0) if len(rows) > 1 else rows[0].copy() for name, rows in members.items()
+        }
         for name in _OF_MEMBERS if len(predictions) > 1 else ():
             if name in members:
                 variance = members[name].var(0)

@@ -1,4 +1,4 @@
-"""Conversion of ASE structures: checked, and in the model's unit of length."""
+"""ASE structures: checked, converted to the model's unit of length, and compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_changes
 
 from mace.errors import UserError
 from mace.structures.configuration import Configuration
@@ -56,3 +57,32 @@ def volume_of(atoms: Atoms) -> float | None:
     """Return the volume of the cell in Angstrom^3, or None if it is too small to define a stress."""
     volume = float(abs(np.linalg.det(atoms.cell.array)))
     return volume if volume > SMALLEST_VOLUME else None
+
+
+def what_changed(before: Atoms | None, now: Atoms, tolerance: float) -> list[str]:
+    """Return what ``ase.calculators.calculator.compare_atoms`` does, which takes as long as evaluating a small model.
+
+    Args:
+        before: A structure; None if there was none.
+        now: Another one.
+        tolerance: Largest difference of numbers that count as equal.
+
+    Returns:
+        Names from ASE's ``all_changes``.
+    """
+    if before is None:
+        return list(all_changes)
+    return [name for name in all_changes if _differ(_values(before, name), _values(now, name), tolerance)]
+
+
+def _values(atoms: Atoms, name: str) -> np.ndarray | None:
+    values: np.ndarray | None = atoms.arrays.get(name)
+    return {"cell": atoms.cell.array, "pbc": atoms.pbc}[name] if name in ("cell", "pbc") else values
+
+
+def _differ(one: np.ndarray | None, other: np.ndarray | None, tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is not other
+    if one.shape != other.shape:
+        return True
+    return not (np.array_equal(one, other) or bool((abs(np.subtract(one, other, dtype=float)) <= tolerance).all()))

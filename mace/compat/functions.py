@@ -109,12 +109,14 @@ def get_neighborhood(
     if any(repeats) and np.linalg.matrix_rank(box[list(repeats)]) < sum(repeats):
         raise UserError(f"get_neighborhood: pbc is {list(repeats)}, but the lattice vectors there span no volume.")
     found = find_neighbors(positions, box, repeats, float(cutoff))
-    # every relation is there in both directions, so that the reverse of edges sorted by receiver is sorted by sender
-    unit_shifts = -found.edge_sign[:, None].astype(np.int64) * found.pair_shift[found.edge_pair]
+    ends = np.stack([found.pair_receiver, found.pair_sender])
+    order = np.argsort(ends.ravel(), kind="stable")
+    edges = np.stack([ends.ravel(), ends[::-1].ravel()])[:, order]
+    unit_shifts = np.concatenate([-found.pair_shift, found.pair_shift])[order]
     for direction in np.flatnonzero(~np.array(repeats)):
         box[direction] = 0.0
         box[direction, direction] = _EXTENT * cutoff * (np.abs(positions).max(initial=0.0) + 1.0)
-    return np.stack([found.edge_receiver, found.edge_sender]), unit_shifts @ box, unit_shifts, box
+    return edges, unit_shifts @ box, unit_shifts, box
 
 
 def set_seeds(seed: int) -> None:

@@ -45,15 +45,26 @@ def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
 def _table(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the coefficients of a degree on all products of ``l`` components, ``[3^l, 2 l + 1]``."""
     table = np.zeros((3,) * l + (2 * l + 1,))
-    for column, m in enumerate(range(-l, l + 1)):
+    for column, polynomial in enumerate(harmonic_polynomials(l)):
+        for (x, y, z), coefficient in polynomial.items():
+            table[(0,) * x + (1,) * y + (2,) * z + (column,)] = coefficient
+    return torch.as_tensor(table.reshape(3**l, -1), dtype=dtype, device=device)
+
+
+def harmonic_polynomials(l: int) -> list[Polynomial]:
+    """Write the harmonics of a degree as homogeneous polynomials in x, y and z."""
+    harmonics = []
+    for m in range(-l, l + 1):
         order = abs(m)
         norm = sqrt((2 * l + 1) * (2 if order else 1) * factorial(l - order) / factorial(l + order))
         # the real or the imaginary part of (z + i x)^order
         azimuth = {(k, order - k): float(comb(order, k) * (-1) ** (k // 2)) for k in range(int(m < 0), order + 1, 2)}
+        polynomial: Polynomial = defaultdict(float)
         for (x, y, z), p in _polar(l, order, norm).items():
             for (u, w), q in azimuth.items():
-                table[(0,) * (x + u) + (1,) * y + (2,) * (z + w) + (column,)] += p * q
-    return torch.as_tensor(table.reshape(3**l, -1), dtype=dtype, device=device)
+                polynomial[x + u, y, z + w] += p * q
+        harmonics.append({powers: factor for powers, factor in polynomial.items() if factor})
+    return harmonics
 
 
 def _polar(l: int, order: int, norm: float) -> Polynomial:

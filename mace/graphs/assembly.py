@@ -137,6 +137,12 @@ def search_neighbors(
             found.append(search(waiting, r_max))
             waiting = []
     neighbors = join_neighbors(found)
+    warn_of_many(neighbors, configurations, r_max)
+    return neighbors
+
+
+def warn_of_many(neighbors: Neighbors, configurations: Sequence[Configuration], r_max: float) -> None:
+    """Warn where there are so many neighbors that a cutoff or a cell is probably wrong."""
     counts = neighbors.largest_counts()
     if counts.max(initial=0) > MANY_NEIGHBORS:
         worst = int(counts.argmax())
@@ -147,7 +153,6 @@ def search_neighbors(
             counts[worst],
             r_max,
         )
-    return neighbors
 
 
 def build_graph(
@@ -181,26 +186,31 @@ def graph_of_structures(
         UserError: If a structure has an element that the table lacks, is for a head that the model lacks, or has a
             stress without a volume.
     """
+    return assemble_graph(arrays_of(configurations, elements, heads), search_neighbors(configurations, r_max, search))
+
+
+def arrays_of(configurations: Sequence[Configuration], elements: ElementTable, heads: Sequence[str]) -> StructureArrays:
+    """Return what a graph holds of structures besides their neighbors; see `graph_of_structures`."""
     structures = ListedStructures(configurations)
     check_volumes(structures)
     (flat,) = structures.blocks(len(structures))
-    arrays = StructureArrays.of(flat, elements, indices_of_heads(heads, structures))
-    return assemble_graph(arrays, search_neighbors(configurations, r_max, search))
+    return StructureArrays.of(flat, elements, indices_of_heads(heads, structures))
 
 
 def assemble_graph(arrays: StructureArrays, neighbors: Neighbors) -> Graph:
     """Arrange atoms by element and edges in slots; see `mace.graphs.graph.Graph`."""
-    n_atoms, n_pairs = arrays.n_atoms, neighbors.n_pairs
-    first_atom, first_pair = np.cumsum(n_atoms) - n_atoms, neighbors.first_pair
-    k, total_pairs = int(neighbors.edge_rank.max(initial=0)) + 1, len(neighbors.pair_sender)
-    atom_offset = np.repeat(first_atom, n_pairs)
-    edge_atom_offset, edge_pair_offset = np.repeat(first_atom, 2 * n_pairs), np.repeat(first_pair, 2 * n_pairs)
+    n_atoms = arrays.n_atoms
+    first_atom, total = np.cumsum(n_atoms) - n_atoms, len(neighbors.pair_sender)
+    k = int(neighbors.pair_rank.max(initial=0)) + 1
+    atom_offset = np.repeat(first_atom, neighbors.n_pairs)
+    sender, receiver = neighbors.pair_sender + atom_offset, neighbors.pair_receiver + atom_offset
     by_element = np.argsort(arrays.element, kind="stable")
     row = np.argsort(by_element, kind="stable")  # of each atom in the order of elements
-    slot = row[neighbors.edge_receiver + edge_atom_offset] * k + neighbors.edge_rank
+    rows = np.stack(
+        [row[receiver], row[sender]], axis=1
+    )  # where the edge of each pair ends, and where its reverse does
+    slots = rows * k + neighbors.pair_rank
     n_slots = len(row) * k
-    slots_of_pair = np.zeros((total_pairs + 1, 2), dtype=np.int64)
-    slots_of_pair[:-1] = slot[neighbors.pair_edges + 2 * np.repeat(first_pair, n_pairs)[:, None]]
     return Graph(
         element=torch.from_numpy(arrays.element),
         structure_of_atom=torch.from_numpy(np.repeat(np.arange(len(n_atoms)), n_atoms)),
@@ -209,17 +219,15 @@ def assemble_graph(arrays: StructureArrays, neighbors: Neighbors) -> Graph:
         head=torch.from_numpy(arrays.head),
         charges=torch.from_numpy(arrays.charges),
         volume=torch.from_numpy(arrays.volume),
-        pair_sender=_padded(neighbors.pair_sender + atom_offset),
-        pair_receiver=_padded(neighbors.pair_receiver + atom_offset),
+        pair_sender=_padded(sender),
+        pair_receiver=_padded(receiver),
         pair_shift=_padded(neighbors.pair_shift),
-        pair_of_slot=_scattered(np.full(n_slots, total_pairs), slot, neighbors.edge_pair + edge_pair_offset),
-        sign_of_slot=_scattered(np.ones(n_slots), slot, neighbors.edge_sign),
-        sender_of_slot=_scattered(
-            np.zeros(n_slots, dtype=np.int64), slot, row[neighbors.edge_sender + edge_atom_offset]
-        ),
-        reverse_of_slot=_scattered(np.arange(n_slots), slot, slot[neighbors.edge_reverse + 2 * edge_pair_offset]),
-        neighbor_count=torch.from_numpy(np.bincount(slot // k, minlength=len(row))),
-        slots_of_pair=torch.from_numpy(slots_of_pair),
+        pair_of_slot=_scattered(np.full(n_slots, total), slots, np.arange(total)[:, None]),
+        sign_of_slot=_scattered(np.ones(n_slots), slots[:, 1], -1.0),
+        sender_of_slot=_scattered(np.zeros(n_slots, dtype=np.int64), slots, rows[:, ::-1]),
+        reverse_of_slot=_scattered(np.arange(n_slots), slots, slots[:, ::-1]),
+        neighbor_count=torch.from_numpy(np.bincount(rows.ravel(), minlength=len(row))),
+        slots_of_pair=_padded(slots),
         atoms_by_element=torch.from_numpy(by_element),
         row_of_atom=torch.from_numpy(row),
         conditions={name: torch.from_numpy(values) for name, values in arrays.conditions.items()},
@@ -231,7 +239,7 @@ def _padded(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([rows, np.zeros((1, *rows.shape[1:]), dtype=rows.dtype)]))
 
 
-def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray) -> Tensor:
+def _scattered(empty: np.ndarray, places: np.ndarray, values: np.ndarray | float) -> Tensor:
     """Write values into their places of a prepared array."""
     empty[places] = values
     return torch.from_numpy(empty)

@@ -25,7 +25,7 @@ def shortest_distances(graphs: Iterable[Graph], elements: ElementTable, r_max: f
     n = len(elements.atomic_numbers)
     shortest = torch.full((n * n,), torch.inf, dtype=torch.float64)
     for graph in graphs:
-        lengths, pair = pair_lengths(graph, n, r_max)
+        pair, lengths = elements_of_pairs(graph, n), pair_lengths(graph, r_max)
         shortest = shortest.scatter_reduce(0, pair, lengths, "amin")
     names = [chemical_symbol(number) for number in elements.atomic_numbers]
     return {
@@ -47,9 +47,13 @@ def distance_limits(shortest: dict[str, float], elements: ElementTable, r_max: f
     return torch.tensor(rows, dtype=torch.float64).flatten()
 
 
-def pair_lengths(graph: Graph, n_elements: int, r_max: float) -> tuple[Tensor, Tensor]:
-    """Return the length of every pair and its elements, ``lighter * n_elements + heavier``, without the padding."""
-    lengths = pair_vectors(graph, r_max, graph.positions.dtype)[:-1].norm(dim=-1)
+def pair_lengths(graph: Graph, r_max: float) -> Tensor:
+    """Return the length of every pair in Angstrom, without the padding, ``[pairs]``."""
+    return pair_vectors(graph, r_max, graph.positions.dtype)[:-1].norm(dim=-1)
+
+
+def elements_of_pairs(graph: Graph, n_elements: int) -> Tensor:
+    """Return the elements of every pair, ``lighter * n_elements + heavier``, without the padding, ``[pairs]``."""
     sender = graph.element.index_select(0, graph.pair_sender[:-1])
     receiver = graph.element.index_select(0, graph.pair_receiver[:-1])
-    return lengths, torch.minimum(sender, receiver) * n_elements + torch.maximum(sender, receiver)
+    return torch.minimum(sender, receiver) * n_elements + torch.maximum(sender, receiver)

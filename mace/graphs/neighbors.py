@@ -1,4 +1,4 @@
-"""Neighbors within the cutoff, and their arrangement in slots."""
+"""Neighbors within the cutoff, and their places among those of the same atom."""
 
 from __future__ import annotations
 
@@ -21,31 +21,22 @@ _MOST_TOGETHER, _NEAR = 1000, 1000.0
 class Neighbors:
     """The neighbor relations of one or more structures, one after the other; indices of each start from zero.
 
+    A pair stands for two directed edges: from its sender to its receiver, and the reverse.
+
     Attributes:
         n_pairs: How many pairs each structure has, ``[structures]``.
         pair_sender: ``[pairs]``.
         pair_receiver: ``[pairs]``.
         pair_shift: Lattice translations of the receiver's image, ``[pairs, 3]``.
-        pair_edges: The edge in the pair's direction and its reverse, ``[pairs, 2]``.
-        edge_sender: ``[edges]``.
-        edge_receiver: Rising within a structure, ``[edges]``.
-        edge_rank: Place of each edge among those of its receiver, ``[edges]``.
-        edge_pair: ``[edges]``.
-        edge_sign: +1 where the edge has the direction of its pair, else -1, ``[edges]``.
-        edge_reverse: The same edge in the other direction, ``[edges]``.
+        pair_rank: Place of each pair's edge among those into its receiver, and of the reverse edge among those into its
+            sender, ``[pairs, 2]``.
     """
 
     n_pairs: np.ndarray
     pair_sender: np.ndarray
     pair_receiver: np.ndarray
     pair_shift: np.ndarray
-    pair_edges: np.ndarray
-    edge_sender: np.ndarray
-    edge_receiver: np.ndarray
-    edge_rank: np.ndarray
-    edge_pair: np.ndarray
-    edge_sign: np.ndarray
-    edge_reverse: np.ndarray
+    pair_rank: np.ndarray
 
     @cached_property
     def first_pair(self) -> np.ndarray:
@@ -55,21 +46,22 @@ class Neighbors:
     def take(self, structures: np.ndarray) -> Neighbors:
         """Gather the neighbors of some structures, in any order."""
         n_pairs, first = self.n_pairs[structures], self.first_pair[structures]
-        rows = {"n": structures, "pair": ragged_rows(first, n_pairs), "edge": ragged_rows(2 * first, 2 * n_pairs)}
-        names = [item.name for item in fields(self)]
-        return Neighbors(**{name: getattr(self, name)[rows[name.split("_")[0]]] for name in names})
+        rows = ragged_rows(first, n_pairs)
+        pairs = (getattr(self, item.name)[rows] for item in fields(self)[1:])
+        return Neighbors(n_pairs, *pairs)
 
     def atoms_with_neighbors(self) -> np.ndarray:
         """Count the atoms of each structure that have a neighbor, ``[structures]``."""
-        structure_of_edge = np.repeat(np.arange(len(self.n_pairs)), 2 * self.n_pairs)
-        return np.bincount(structure_of_edge[self.edge_rank == 0], minlength=len(self.n_pairs))
+        structure_of_pair = np.repeat(np.arange(len(self.n_pairs)), self.n_pairs)
+        first_of_atoms = np.count_nonzero(self.pair_rank == 0, axis=1)
+        return np.bincount(np.repeat(structure_of_pair, first_of_atoms), minlength=len(self.n_pairs))
 
     def largest_counts(self) -> np.ndarray:
         """Return the largest number of neighbors of any atom in each structure, ``[structures]``."""
         counts = np.zeros(len(self.n_pairs), dtype=np.int64)
         occupied = self.n_pairs > 0
         if occupied.any():
-            counts[occupied] = np.maximum.reduceat(self.edge_rank, 2 * self.first_pair[occupied]) + 1
+            counts[occupied] = np.maximum.reduceat(self.pair_rank.max(axis=1), self.first_pair[occupied]) + 1
         return counts
 
 
@@ -99,7 +91,7 @@ def find_neighbors(
         where: Name of the structure, for messages.
 
     Returns:
-        Pairs and directed edges.
+        The pairs.
 
     Raises:
         UserError: See `mace.graphs.pairs.find_pairs`.
@@ -126,14 +118,14 @@ def select_near(
         r_max: Cutoff in Angstrom.
 
     Returns:
-        Pairs, in the order given, and directed edges.
+        Pairs, in the order given.
     """
     near = _near(sender, receiver, shift, positions, cell, r_max)
-    return edges_of_pairs(np.array([len(positions)]), np.array([len(near)]), near)
+    return rank_pairs(np.array([len(positions)]), np.array([len(near)]), near)
 
 
-def edges_of_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) -> Neighbors:
-    """Arrange the pairs of one or more structures, and the directed edges that they stand for.
+def rank_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) -> Neighbors:
+    """Count the edges of every atom: those in the direction of their pair first, each kind in the order of the pairs.
 
     Args:
         n_atoms: ``[structures]``.
@@ -142,34 +134,14 @@ def edges_of_pairs(n_atoms: np.ndarray, n_pairs: np.ndarray, pairs: np.ndarray) 
             int64, ``[pairs, 5]``.
 
     Returns:
-        The pairs in the order given, and the edges of each structure in the order of their receivers.
+        The pairs in the order given.
     """
-    total, first_atom = len(pairs), np.cumsum(n_atoms) - n_atoms
-    sender, receiver = pairs[:, 0], pairs[:, 1]
-    atom_offset, pair_offset = np.repeat(first_atom, n_pairs), np.repeat(np.cumsum(n_pairs) - n_pairs, n_pairs)
-    edge_sender, edge_receiver = np.concatenate([sender, receiver]), np.concatenate([receiver, sender])
-    of_all = edge_receiver + np.concatenate([atom_offset, atom_offset])
-    order = np.argsort(of_all, kind="stable")
-    of_all = of_all[order]
-    place = np.empty_like(order)
-    place[order] = np.arange(2 * total)
-    place -= 2 * np.concatenate([pair_offset, pair_offset])  # from zero in every structure
-    first = np.searchsorted(of_all, np.arange(int(n_atoms.sum())))
-    pair = np.arange(total) - pair_offset
-    both = np.arange(total)
-    return Neighbors(
-        n_pairs=n_pairs,
-        pair_sender=sender,
-        pair_receiver=receiver,
-        pair_shift=pairs[:, 2:],
-        pair_edges=np.stack([place[:total], place[total:]], axis=1),
-        edge_sender=edge_sender[order],
-        edge_receiver=edge_receiver[order],
-        edge_rank=np.arange(2 * total) - first[of_all] if total else np.zeros(0, dtype=np.int64),
-        edge_pair=np.concatenate([pair, pair])[order],
-        edge_sign=np.concatenate([np.ones(total), -np.ones(total)])[order],
-        edge_reverse=place[np.concatenate([both + total, both])][order],
-    )
+    atom_offset = np.repeat(np.cumsum(n_atoms) - n_atoms, n_pairs)
+    receiver = (pairs[:, 1::-1].T + atom_offset).ravel()  # of all edges, then of their reverse edges
+    counts = np.bincount(receiver, minlength=int(n_atoms.sum()))
+    rank = np.empty_like(receiver)
+    rank[np.argsort(receiver, kind="stable")] = np.arange(len(receiver)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Neighbors(n_pairs, pairs[:, 0], pairs[:, 1], pairs[:, 2:], np.ascontiguousarray(rank.reshape(2, -1).T))
 
 
 def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) -> Neighbors:
@@ -186,7 +158,7 @@ def find_all_neighbors(configurations: Sequence[Configuration], r_max: float) ->
         UserError: See `mace.graphs.pairs.find_pairs`.
     """
     n_atoms = np.array([configuration.n_atoms for configuration in configurations])
-    return edges_of_pairs(n_atoms, *find_all_pairs(configurations, r_max))
+    return rank_pairs(n_atoms, *find_all_pairs(configurations, r_max))
 
 
 def find_all_pairs(configurations: Sequence[Configuration], r_max: float) -> tuple[np.ndarray, np.ndarray]:
@@ -249,6 +221,22 @@ def _near(
     sender: np.ndarray, receiver: np.ndarray, shift: np.ndarray, positions: np.ndarray, cell: np.ndarray, r_max: float
 ) -> np.ndarray:
     """Keep the pairs closer than the cutoff, ``[pairs, 5]``; see `select_near`."""
-    vectors = positions[receiver] - positions[sender] + shift @ cell
-    near = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
+    near = are_near(sender, receiver, shift @ cell, positions, r_max)
     return np.column_stack([sender[near], receiver[near], shift[near]])
+
+
+def are_near(
+    sender: np.ndarray, receiver: np.ndarray, translation: np.ndarray, positions: np.ndarray, r_max: float
+) -> np.ndarray:
+    """Return which pairs are closer than the cutoff, ``[pairs]``.
+
+    Args:
+        sender: ``[pairs]``.
+        receiver: ``[pairs]``.
+        translation: From the receiver to its image in Angstrom, ``[pairs, 3]``.
+        positions: Angstrom, ``[atoms, 3]``.
+        r_max: Cutoff in Angstrom.
+    """
+    vectors = positions.take(receiver, axis=0) - positions.take(sender, axis=0) + translation
+    near: np.ndarray = np.einsum("pi,pi->p", vectors, vectors) < r_max * r_max
+    return near

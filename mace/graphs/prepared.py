@@ -11,7 +11,7 @@ from mace.elements import ElementTable
 from mace.graphs.assembly import check_volumes
 from mace.graphs.dataset import Dataset, Subset
 from mace.graphs.in_memory import InMemoryDataset
-from mace.graphs.neighbors import Neighbors, edges_of_pairs, find_all_neighbors, join_neighbors
+from mace.graphs.neighbors import Neighbors, find_all_neighbors, join_neighbors, rank_pairs
 from mace.structures.collection import IN_A_BLOCK, Joined, ListedStructures, Selection, StructureCollection, in_blocks
 from mace.structures.prepared import StoredStructures
 
@@ -82,7 +82,7 @@ class StoredDataset(Dataset):
         if not self._has_pairs:
             return find_all_neighbors(self.stored._configurations(structures), self.r_max)
         n_pairs, pairs = self.stored.pairs(structures)
-        return edges_of_pairs(self.atoms_of(structures), n_pairs, pairs.astype(np.int64))
+        return rank_pairs(self.atoms_of(structures), n_pairs, pairs.astype(np.int64))
 
     def edges_of(self, structures: Sequence[int] | np.ndarray) -> np.ndarray:
         """Count the directed edges of each of some structures."""

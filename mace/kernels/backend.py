@@ -36,13 +36,19 @@ class Backend:
     Attributes:
         name: Its name on the command line.
         reads_tables_fast: Whether radial weights from a table are faster than those from a network.
+        has_programs: Whether a model may be evaluated by a program of compiled kernels instead.
     """
 
     name = "torch"
     reads_tables_fast = False
+    has_programs = False
 
     def prepare(
-        self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
+        self,
+        kernels: Collection[Convolution | SymmetricContraction],
+        dtype: torch.dtype,
+        tables: bool = False,
+        sources: Collection[str] = (),
     ) -> None:
         """Do in advance what would otherwise take time at first use.
 
@@ -50,6 +56,7 @@ class Backend:
             kernels: The convolutions and contractions that will be evaluated.
             dtype: The precision of the model.
             tables: Whether convolutions will read radial weights from tables.
+            sources: Further sources to be compiled.
 
         Raises:
             mace.kernels.compiler.CompilationError: If the implementation cannot be used here.

@@ -186,7 +186,7 @@ def _run_compiler(command: tuple[str, ...], flags: Sequence[str], source: str, f
     try:
         file.write_text(source, encoding="utf-8")
         done = subprocess.run(
-            [*command, *flags, str(file), "-o", str(result)],
+            [*command, *flags, str(file), "-lm", "-o", str(result)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -411,17 +411,19 @@ class ThreadPool:
         parallel: Address of ``GOMP_parallel``; zero to run everything in the calling thread.
         thread_number: Address of ``omp_get_thread_num``.
         team_size: Address of ``omp_get_num_threads``.
+        barrier: Address of ``GOMP_barrier``.
     """
 
     parallel: int
     thread_number: int
     team_size: int
+    barrier: int
 
 
 @lru_cache(maxsize=1)
 def thread_pool() -> ThreadPool:
     """Find the OpenMP runtime that torch has loaded into this process."""
-    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
     try:
         process = ctypes.CDLL(None)
         addresses = [ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0 for name in names]
@@ -429,5 +431,5 @@ def thread_pool() -> ThreadPool:
         addresses = [0]
     if not all(addresses):
         _warn("torch's OpenMP runtime has no GNU entry point here; the compiled kernels run in one thread")
-        return ThreadPool(0, 0, 0)
+        return ThreadPool(0, 0, 0, 0)
     return ThreadPool(*addresses)

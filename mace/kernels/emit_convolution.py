@@ -23,11 +23,13 @@ import torch
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.convolution import ConvolutionPath
-from mace.kernels.emit import entry, lanes, prelude
-from mace.kernels.target import vector_bytes
+from mace.kernels.emit import entry, lane_sums, lanes, prelude, shuffle
 
 LARGEST_GROUP = 18
 """Largest number of sums that the forward kernel keeps in registers at a time."""
+
+TILE_BYTES = 1 << 18
+"""Bytes of edges' matrices that are used for all blocks of channels before the next ones are read."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class ConvolutionLayout:
             sums += 2 * path.l3 + 1
         return places
 
+    def n_coupling(self) -> int:
+        """Return how many numbers the matrices of an edge have, of all paths together."""
+        return sum((2 * path.l3 + 1) * (2 * path.l1 + 1) for path in self.paths)
+
     def n_paths(self, l3: int) -> int:
         """Return the number of paths to a degree."""
         return sum(path.l3 == l3 for path in self.paths)
@@ -98,22 +104,33 @@ _INDICES = (
 )
 
 
-def _loops(name: str, body: str, before_edges: str, after_edges: str) -> str:
-    """Wrap code for one edge in loops over blocks, receivers and their edges."""
+def _kernel(name: str, layout: ConvolutionLayout, body: str) -> str:
+    """Wrap code for one block of channels of receiver ``i`` in loops over tiles of atoms, blocks and receivers.
+
+    Whoever runs the kernel goes through the blocks that it owns once for each tile, so that the matrices of the tile's
+    edges are read from the cache; every sum is taken in the order in which it would be without tiles.
+    """
     return f"""\
-static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
+void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
 {_DIMENSIONS}{_INDICES}
+  const int64_t tile = 1 + {TILE_BYTES} / (K * {layout.n_coupling()} * sizeof(T));
+  for (int64_t start = 0; start < N; start += tile)
   for (int64_t b = begin; b < end; b++)
-  for (int64_t i = 0; i < N; i++) {{
-{before_edges}
-    for (int64_t s = i * K; s < i * K + count[i]; s++) {{
-      const int64_t j = sender[s], q = pair[s];
+  for (int64_t i = start; i < N && i < start + tile; i++) {{
 {body}
-    }}
-{after_edges}
   }}
 }}
 {entry(name)}"""
+
+
+def _edges(code: list[str]) -> str:
+    """Wrap code for one edge of receiver ``i`` in a loop over them."""
+    body = "\n".join(code)
+    return f"""\
+    for (int64_t s = i * K; s < i * K + count[i]; s++) {{
+      const int64_t j = sender[s], q = pair[s];
+{body}
+    }}"""
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,6 @@ def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     n_in = len(layout.l_in)
     radial = _Radial(len(layout.paths), 6 + n_in + layout.l_max + 1 if tabulated else None)
     name = "conv_forward_tabulated" if tabulated else "conv_forward"
-    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     groups: list[list[_Place]] = [[]]
     for place in layout.places():
         if sum(2 * other.path.l3 + 1 for other in groups[-1]) + 2 * place.path.l3 + 1 > LARGEST_GROUP and groups[-1]:
@@ -163,33 +179,22 @@ def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     for group in groups:
         names = [(place, m3) for place in group for m3 in range(2 * place.path.l3 + 1)]
         code.append("    {\n    V " + ", ".join(f"a{pl.sums + m} = {{0}}" for pl, m in names) + ";")
-        code.append("    for (int64_t s = i * K; s < i * K + count[i]; s++) {")
-        code.append("      const int64_t j = sender[s], q = pair[s];")
-        code.append(f"      const T *g = p[4] + s * {n_coupling}; {radial.pointer()}")
+        edge = [f"      const T *g = p[4] + s * {layout.n_coupling()}; {radial.pointer()}"]
         for l1 in sorted({place.path.l1 for place in group}):
-            code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
+            edge.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
         for place in group:
             path = place.path
-            code.append(f"      {{ const V w{place.index} = {radial.value(place.index)};")
+            edge.append(f"      {{ const V w{place.index} = {radial.value(place.index)};")
             for m1 in range(2 * path.l1 + 1):
-                code.append(f"      {{ const V z = w{place.index} * LOAD(x{path.l1} + {m1} * C);")
+                edge.append(f"      {{ const V z = w{place.index} * LOAD(x{path.l1} + {m1} * C);")
                 for m3 in range(2 * path.l3 + 1):
-                    code.append(f"      a{place.sums + m3} += g[{place.coupling + m3 * (2 * path.l1 + 1) + m1}] * z;")
-                code.append("      }")
-            code.append("      }")
-        code.append("    }")
+                    edge.append(f"      a{place.sums + m3} += g[{place.coupling + m3 * (2 * path.l1 + 1) + m1}] * z;")
+                edge.append("      }")
+            edge.append("      }")
+        code.append(_edges(edge))
         code += [f"    STORE({_result(layout, place, m, 6 + n_in)}, a{place.sums + m});" for place, m in names]
         code.append("    }")
-    body = "\n".join(code)
-    return f"""\
-static void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
-{_DIMENSIONS}{_INDICES}
-  for (int64_t b = begin; b < end; b++)
-  for (int64_t i = 0; i < N; i++) {{
-{body}
-  }}
-}}
-{entry(name)}"""
+    return _kernel(name, layout, "\n".join(code))
 
 
 def _load_cotangents(layout: ConvolutionLayout, base: int) -> str:
@@ -214,15 +219,14 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     the length in the place of that of the first harmonic, which is constant.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
-    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     n_harmonics = (layout.l_max + 1) ** 2
     cotangents, gradients = 6 + n_in, 6 + n_in + n_out + (not tabulated)
     radial = _Radial(len(layout.paths), gradients + n_in + 1 if tabulated else None)
-    code = [f"      const T *g = p[4] + s * {n_coupling}; {radial.pointer()}"]
+    code = [f"      const T *g = p[4] + s * {layout.n_coupling()}; {radial.pointer()}"]
     if not tabulated:
         code += [
             f"      T *gr = p[{gradients - 1}] + (q * B + b) * {len(layout.paths)} * L;",
-            "      const int first = reverse[s] > s;",
+            "      const int first = reverse[s] > s && !d[6];",
         ]
     if with_harmonics:
         code.append("      V " + ", ".join(f"y{m} = {{0}}" for m in range(n_harmonics)) + ";")
@@ -240,12 +244,12 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
         code.append(f"      T *gy = p[{gradients + n_in}] + (thread * N * K + s) * {width};")
         for start in range(0, n_harmonics, n_lanes):
             names = [f"y{m}" if m < n_harmonics else None for m in range(start, start + n_lanes)]
-            lines, total = _lane_sums(names, n_lanes)
+            lines, total = lane_sums(names, n_lanes)
             code += [*lines, f"      STORE(gy + {start}, LOAD(gy + {start}) + {total});"]
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
     if tabulated:
         name = "conv_backward_tabulated"
-    return _loops(name, "\n".join(code), _load_cotangents(layout, cotangents), "")
+    return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}")
 
 
 def _path_backward(place: _Place, radial: _Radial, with_harmonics: bool) -> list[str]:
@@ -287,7 +291,6 @@ def emit_second(layout: ConvolutionLayout) -> str:
     cotangents, of R and of the features. Gradients of features must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
-    n_coupling = sum((2 * p.l3 + 1) * (2 * p.l1 + 1) for p in layout.paths)
     cotangents = 6 + n_in
     other = cotangents + n_out  # H, cotangent of R, cotangents of features
     gradients = other + 2 + n_in  # of cotangents, then of R, then of features
@@ -295,10 +298,10 @@ def emit_second(layout: ConvolutionLayout) -> str:
     n_paths = len(layout.paths)
     before = _load_cotangents(layout, cotangents) + f"\n    V a[{n_sums}]; memset(a, 0, sizeof a);"
     code = [
-        f"      const T *g = p[4] + s * {n_coupling}, *h = p[{other}] + s * {n_coupling};",
+        f"      const T *g = p[4] + s * {layout.n_coupling()}, *h = p[{other}] + s * {layout.n_coupling()};",
         f"      const T *r = p[5] + (q * B + b) * {n_paths} * L, *v = p[{other + 1}] + (q * B + b) * {n_paths} * L;",
         f"      T *gr = p[{gradients + n_out}] + (q * B + b) * {n_paths} * L;",
-        "      const int first = reverse[s] > s;",
+        "      const int first = reverse[s] > s && !d[6];",
     ]
     for l1 in layout.l_in:
         code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
@@ -315,7 +318,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
         for place in layout.places()
         for m3 in range(2 * place.path.l3 + 1)
     )
-    return _loops("conv_second", "\n".join(code), before, after)
+    return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}")
 
 
 def _path_second(place: _Place) -> list[str]:
@@ -338,62 +341,12 @@ def _path_second(place: _Place) -> list[str]:
     return code
 
 
-def _lane_sums(names: list[str | None], n_lanes: int) -> tuple[list[str], str]:
-    """Sum the lanes of each of `n_lanes` vectors; the sums become the lanes of one vector.
-
-    Two vectors at a time are folded into one, in which each half holds partial sums of one of them; None stands for a
-    vector of zeros.
-
-    Returns:
-        The code, and the expression for the result.
-    """
-    code: list[str] = []
-    level, items = 0, list(names)
-    while len(items) > 1:
-        segment = n_lanes >> level  # lanes that each of the vector's sums still occupies
-        starts = range(0, n_lanes, segment)
-        low = [
-            at + k
-            for vector in (0, n_lanes)
-            for start in starts
-            for at in [vector + start]
-            for k in range(segment // 2)
-        ]
-        high = [lane + segment // 2 for lane in low]
-        folded: list[str | None] = []
-        for number in range(0, len(items), 2):
-            a, b = items[number], items[number + 1]
-            if a is None and b is None:
-                folded.append(None)
-                continue
-            name = f"{names[0]}_{level}_{number // 2}"
-            pair = f"{a or '(V){0}'}, {b or '(V){0}'}"
-            lows, highs = ", ".join(map(str, low)), ", ".join(map(str, high))
-            code.append(f"      const V {name} = SHUFFLE({pair}, {lows}) + SHUFFLE({pair}, {highs});")
-            folded.append(name)
-        level, items = level + 1, folded
-    return code, items[0] or "(V){0}"
-
-
-def _shuffle(dtype: torch.dtype) -> str:
-    """Return the macro that selects lanes from two vectors, for old and new compilers."""
-    integer = "int32_t" if dtype == torch.float32 else "int64_t"
-    return f"""\
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef {integer} I __attribute__((vector_size({vector_bytes()})));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (I){{__VA_ARGS__}})
-#endif
-"""
-
-
 def convolution_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
     """Return the C file of a layer's convolution."""
     return "\n".join(
         [
             prelude(dtype),
-            _shuffle(dtype),
+            shuffle(dtype),
             emit_forward(layout),
             emit_backward(layout, lanes(dtype), with_harmonics=True),
             emit_backward(layout, lanes(dtype), with_harmonics=False),
@@ -407,7 +360,7 @@ def tabulated_source(layout: ConvolutionLayout, dtype: torch.dtype) -> str:
     return "\n".join(
         [
             prelude(dtype),
-            _shuffle(dtype),
+            shuffle(dtype),
             emit_forward(layout, tabulated=True),
             emit_backward(layout, lanes(dtype), with_harmonics=True, tabulated=True),
         ]

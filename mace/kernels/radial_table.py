@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_HERMITE = (
+HERMITE = (
     (1.0, 0.0, 0.0, -10.0, 15.0, -6.0),
     (0.0, 1.0, 0.0, -6.0, 8.0, -3.0),
     (0.0, 0.0, 0.5, -1.5, 1.5, -0.5),
@@ -62,7 +62,7 @@ class RadialTable:
         exponents = torch.arange(6, dtype=t.dtype, device=t.device)
         powers = t**exponents
         slopes = torch.cat([torch.zeros_like(t), exponents[1:] * powers[:, :-1] / self.step], dim=1)
-        hermite = torch.tensor(_HERMITE, dtype=t.dtype, device=t.device).t()
+        hermite = torch.tensor(HERMITE, dtype=t.dtype, device=t.device).t()
         within = (lengths < self.r_max).unsqueeze(1)
         return interval.long(), torch.cat([powers @ hermite, slopes @ hermite], dim=1) * within
 

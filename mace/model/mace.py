@@ -20,6 +20,7 @@ from mace.kernels.convolution import Convolution
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
+from mace.model.compiled import Programs, obstacle
 from mace.model.condition_embedding import ConditionChannels
 from mace.model.interaction import AttentionInteraction, EdgeGeometry, Interaction, LinearInteraction
 from mace.model.nonlinear import NonlinearInteraction
@@ -84,6 +85,7 @@ class MACE(nn.Module):
         super().__init__()
         self.plan = plan
         self.backend: Backend = TORCH
+        self.programs = Programs()
         self.radial_tables: tuple[RadialTable, ...] | None = None
         n = plan.n_channels
         self.embedding = learned(plan.n_elements, n, group="embedding", element_axis=0)
@@ -123,6 +125,7 @@ class MACE(nn.Module):
     def _carry_to(self, dtype: torch.dtype) -> MACE:
         reference = self.reference_energies
         self.use_radial_tables(None)
+        self.programs = Programs()
         self.to(dtype)
         self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
         return self
@@ -168,6 +171,11 @@ class MACE(nn.Module):
         self.backend, self.radial_tables = backend, None
         return self
 
+    @property
+    def has_program(self) -> bool:
+        """Whether energies and their gradient are computed by one program of compiled kernels."""
+        return self.backend.has_programs and obstacle(self.plan) is None
+
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:
         """Use torch kernels and radial networks inside a ``with`` block, regardless of earlier choices."""
@@ -192,7 +200,7 @@ class MACE(nn.Module):
         """
         if n_nodes is not None and not self.has_radial_functions_of_length:
             raise ValueError("the radial weights depend on the atoms too")
-        self.radial_tables = None
+        self.radial_tables, self.programs = None, Programs()
         if n_nodes is not None:
             layers = (layer for layer in self.interactions if isinstance(layer, Interaction))
             tables = (layer.tabulate(self.radial_embedding, n_nodes) for layer in layers)
@@ -244,7 +252,7 @@ class MACE(nn.Module):
             layers.append(features)
         energies, dipoles = self._energies(layers, geometry.lengths, graph), self._dipoles(layers)
         if energies is not None and self.condition_readout is not None:
-            energies = energies + self._read(self.condition_readout, channels, graph)
+            energies = energies + self.read(self.condition_readout, channels, graph)
         return AtomicOutput(
             None if energies is None else restore_order(energies, graph),
             None if dipoles is None else restore_order(dipoles, graph),
@@ -277,13 +285,13 @@ class MACE(nn.Module):
         if self.repulsion is not None:
             energies = sum_slots(gather_pairs(self.repulsion(lengths, graph), graph), graph)
         for readout, features in zip(self.readouts, layers[-len(self.readouts) :], strict=True):
-            energies = energies + self._read(readout, features[0].squeeze(1), graph)
+            energies = energies + self.read(readout, features[0].squeeze(1), graph)
         head = graph.head_of_atoms(graph.atoms_by_element)
         if isinstance(head, int):
             return energies * self.every_head[head].scale + self.every_head[head].shift
         return energies * self.scales[head] + self.shifts[head]
 
-    def _read(self, readout: nn.Module, scalars: Tensor, graph: Graph) -> Tensor:
+    def read(self, readout: nn.Module, scalars: Tensor, graph: Graph) -> Tensor:
         """Apply a readout with the head of each atom, rows sorted by element, ``[atoms]``."""
         heads = (graph.head_of_atoms(graph.atoms_by_element),) if self.plan.n_readout_heads > 1 else ()
         energies: Tensor = readout(scalars, *heads)

@@ -7,15 +7,19 @@ from torch import Tensor, nn
 
 from mace.elements import covalent_radii
 from mace.graphs.graph import Graph
+from mace.kernels.emit_radial import (
+    AGNESI_A,
+    AGNESI_P,
+    AGNESI_Q,
+    COULOMB,
+    SOFT_STEEPNESS,
+    ZBL_BOHR,
+    ZBL_COEFFICIENTS,
+    ZBL_EXPONENTS,
+    ZBL_LENGTH,
+    ZBL_POWER,
+)
 from mace.model.plan import ModelPlan
-
-AGNESI_Q, AGNESI_P, AGNESI_A = 0.9183, 4.5791, 1.0805
-SOFT_STEEPNESS = 4.0
-ZBL_COEFFICIENTS = (0.1818, 0.5099, 0.2802, 0.02817)
-ZBL_EXPONENTS = (3.2, 0.9423, 0.4028, 0.2016)
-ZBL_LENGTH, ZBL_POWER, ZBL_BOHR = 0.4543, 0.300, 0.529
-COULOMB = 14.3996
-"""Energy of two unit charges at a distance of one Angstrom in eV, rounded as in the original."""
 
 
 def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Tensor:

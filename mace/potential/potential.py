@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,9 @@ from mace.compat.importing import open_model
 from mace.conditions import joined
 from mace.elements import ElementTable, chemical_symbol
 from mace.errors import UserError
-from mace.graphs.assembly import Search, graph_of_structures
+from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
-from mace.graphs.neighbors import find_all_neighbors, join_neighbors
-from mace.graphs.skin import DEFAULT_SKIN, SkinNeighbors
+from mace.graphs.skin import DEFAULT_SKIN, MovingStructures
 from mace.model.heads import find_head, with_one_head
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
@@ -31,6 +31,9 @@ from mace.model.prediction import Prediction, predict
 from mace.potential.loading import expand_models, find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
 from mace.structures.configuration import Configuration
+
+_Kind = tuple[tuple[int, ...], float, tuple[str, ...]]
+"""What the graphs of models depend on: elements, cutoff and heads."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Potential:
         self.members, self.skin = tuple(members), skin
         self.models = tuple(member.model for member in members)
         self.conditions = joined(model.plan.conditions for model in self.models)
-        self._searches: dict[float, list[SkinNeighbors]] = {}
+        self._kinds = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
+        self._moving: dict[_Kind, MovingStructures] = {}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -140,23 +144,21 @@ class Potential:
                 searched again only when atoms have moved far enough. The graphs are the same either way. Not
                 thread-safe.
         """
-        made: dict[tuple[tuple[int, ...], float, tuple[str, ...]], Graph] = {}
-        keys = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
-        for key in dict.fromkeys(keys):
+        made: dict[_Kind, Graph] = {}
+        for key in dict.fromkeys(self._kinds):
             elements, r_max, heads = key
-            search = self._search(structures, r_max) if follow else find_all_neighbors
-            made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads, search).to(self.device)
-        return [made[key] for key in keys]
+            if follow:
+                made[key] = self._moving_structures(key).graph(structures)
+            else:
+                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(self.device)
+        return [made[key] for key in self._kinds]
 
-    def _search(self, structures: Sequence[Configuration], r_max: float) -> Search:
-        """Return a neighbor search for moving structures; it must be called for all of them, in order."""
-        if self.skin == 0.0 or (len(structures) > 1 and not any(any(c.pbc) for c in structures)):
-            return find_all_neighbors
-        searches = self._searches.setdefault(r_max, [])
-        del searches[len(structures) :]  # left from an earlier call with more structures
-        searches += [SkinNeighbors(self.skin) for _ in range(len(structures) - len(searches))]
-        each = iter(searches)
-        return lambda group, r_max: join_neighbors([next(each)(structure, r_max) for structure in group])
+    def _moving_structures(self, key: _Kind) -> MovingStructures:
+        """Return what builds the graphs of moving structures for some models."""
+        if key not in self._moving:
+            elements, r_max, heads = key
+            self._moving[key] = MovingStructures(ElementTable(elements), r_max, heads, self.skin, self.device)
+        return self._moving[key]
 
     def predict(self, graphs: Sequence[Graph], **wanted: bool) -> list[Prediction]:
         """Evaluate every model on its graph; see `evaluate`."""
@@ -254,7 +256,7 @@ def open_potential(
 def stack_members(values: Mapping[str, Sequence[Tensor]]) -> dict[str, np.ndarray]:
     """Stack the values of all models into float64 arrays, ``[models, ...]``."""
     return {
-        name: torch.stack([tensor.detach().cpu().double() for tensor in of_models]).numpy()
+        name: np.array([tensor.detach().cpu().numpy() for tensor in of_models], dtype=np.float64)
         for name, of_models in values.items()
     }
 
@@ -272,7 +274,7 @@ def divide_by_structure(
     Returns:
         For each structure, values by name, ``[models, ...]`` or ``[models, atoms, ...]``.
     """
-    ends = np.cumsum(n_atoms)
+    ends = accumulate(n_atoms)
     return [
         {name: rows[:, end - n : end] if name in of_atoms else rows[:, place] for name, rows in values.items()}
         for place, (end, n) in enumerate(zip(ends, n_atoms, strict=True))

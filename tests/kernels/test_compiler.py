@@ -372,6 +372,6 @@ def test_without_a_runtime(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog
             thread_pool.cache_clear()
             thread_pool()
     thread_pool.cache_clear()
-    assert pool == ThreadPool(0, 0, 0)
+    assert pool == ThreadPool(0, 0, 0, 0)
     assert [record.message for record in caplog.records if "one thread" in record.message] == [caplog.messages[0]]
     assert who(pool, 2) == ([1.0] * 8, 1)

@@ -146,16 +146,21 @@ def test_neighbors_are_kept_only_as_long_as_they_hold(path: Path) -> None:
             assert torch.equal(first[name].nan_to_num(), second[name].nan_to_num()), name
 
 
+def searches(model: MaceTorchSimModel) -> list[int]:
+    (moving,) = model.potential._moving.values()
+    return [search.n_searches for search in moving.searches]
+
+
 def test_neighbors_are_not_searched_at_every_step(path: Path) -> None:
     model, atoms = MaceTorchSimModel(path, "cpu"), structures()[1:]
     for _ in range(4):  # all within half of the skin of the first
         atoms[1].positions[2, 2] += 0.07
         model(state_of(atoms))
-        assert [search.n_searches for search in model.potential._searches[model.potential.cutoff]] == [1, 1]
+        assert searches(model) == [1, 1]
     for _ in range(2):
         atoms[1].positions[2, 2] += 0.07
         model(state_of(atoms))
-    assert [search.n_searches for search in model.potential._searches[model.potential.cutoff]] == [1, 2]
+    assert searches(model) == [1, 2]
 
 
 def test_only_what_is_wanted_in_the_precision_wanted(path: Path) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import PropertyNotImplementedError, compare_atoms
 
 from mace.calculators import MACECalculator
+from mace.calculators.structures import what_changed
 from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs.assembly import build_graph
@@ -385,3 +386,50 @@ def test_slab_from_ase_builder(calculator: MACECalculator) -> None:
     slab.rattle(0.02)
     numerical = finite_differences.calculate_numerical_forces(slab, eps=1e-5)
     np.testing.assert_allclose(slab.get_forces(), numerical, atol=1e-6)
+
+
+def test_changes_are_those_that_ase_finds() -> None:
+    before = ase.build.molecule("CH3OH", cell=[8.0, 9.0, 10.0], pbc=(True, False, True))
+
+    def edited(edit: Callable[[Atoms], object]) -> Atoms:
+        atoms = before.copy()
+        edit(atoms)
+        return atoms
+
+    edits: list[Callable[[Atoms], object]] = [
+        lambda atoms: None,
+        lambda atoms: atoms.rattle(0.01, seed=0),
+        lambda atoms: atoms.positions.__iadd__(1e-16),
+        lambda atoms: atoms.positions.__setitem__((0, 0), atoms.positions[0, 0] + 3e-15),
+        lambda atoms: atoms.positions.__setitem__((0, 0), np.nan),
+        lambda atoms: atoms.positions.__setitem__((0, 0), np.inf),
+        lambda atoms: atoms.set_cell(1.1 * atoms.cell),
+        lambda atoms: atoms.set_pbc(True),
+        lambda atoms: atoms.numbers.__setitem__(0, 14),
+        lambda atoms: atoms.set_initial_charges(np.zeros(len(atoms))),
+        lambda atoms: atoms.set_initial_magnetic_moments(np.ones((len(atoms), 3))),
+        lambda atoms: atoms.pop(),
+        lambda atoms: (atoms.pop(), atoms.set_pbc(False), atoms.set_initial_charges(np.ones(len(atoms)))),
+    ]
+    found = set[str]()
+    for one in [None, *map(edited, edits)]:
+        for other in map(edited, edits):
+            for tolerance in (1e-15, 0.1):
+                changes = what_changed(one, other, tolerance)
+                assert sorted(changes) == sorted(compare_atoms(one, other, tolerance))
+                found |= set(changes)
+    assert len(found) == 6
+
+
+def test_results_of_a_walk_are_those_of_a_new_calculator(model_path: Path) -> None:
+    """What is kept from step to step shows in no result."""
+    rng, atoms = np.random.default_rng(4), ase.build.molecule("CH3OH")
+    atoms.calc, sizes = MACECalculator(model_paths=model_path), [1e-3, 0.05, 0.3]
+    for step in range(12):
+        atoms.positions += sizes[step % 3] * rng.normal(size=atoms.positions.shape)
+        if step == 8:
+            atoms.set_cell([6.0, 6.0, 6.0])
+            atoms.pbc = True
+        fresh = _results(MACECalculator(model_paths=model_path, skin=0.0), atoms)
+        for name, value in _results(atoms.calc, atoms).items():
+            assert np.array_equal(value, fresh[name]), (step, name)

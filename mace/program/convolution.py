@@ -1,0 +1,168 @@
+"""The convolution of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
+from mace.kernels.emit_matrices import PACKED
+from mace.program.libraries import kernel, matrix_kernel
+from mace.program.linear import Weight, packed
+from mace.program.passes import Block, Pass, Tape
+from mace.program.products import Product
+from mace.program.record import Array, Extent
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Arrays of the graph that convolutions read; see `mace.graphs.graph.Graph`."""
+
+    neighbor_count: Array
+    sender_of_slot: Array
+    pair_of_slot: Array
+    reverse_of_slot: Array
+
+    def all(self) -> tuple[Array, ...]:
+        """Return them in the order of the kernels."""
+        return self.neighbor_count, self.sender_of_slot, self.pair_of_slot, self.reverse_of_slot
+
+
+class Convolve(Block):
+    """A convolution; see `mace.kernels.emit_convolution`.
+
+    Args:
+        layout: Its paths.
+        coupling: Its coefficients, ``[harmonics, sum over paths of (2 l3 + 1) (2 l1 + 1)]``, an array of the caller.
+        n_coupling: Number of columns of the coefficients.
+        harmonics: Harmonics of the slots.
+        radial: Radial weights of the pairs, as `RadialOutput` writes them.
+        features: By degree of ``layout.l_in``, ``[atoms, 2 l + 1, channels]`` in whole vectors.
+        results: By degree, ``[atoms, 2 l + 1, paths, channels]``.
+        width: Number of channels, in whole vectors.
+        edges: Arrays of the graph.
+    """
+
+    def __init__(
+        self,
+        layout: ConvolutionLayout,
+        coupling: Array,
+        n_coupling: int,
+        harmonics: Array,
+        radial: Array,
+        features: Sequence[Array],
+        results: Sequence[Array],
+        width: int,
+        edges: Edges,
+    ) -> None:
+        self.layout, self.coupling, self.n_coupling = layout, coupling, n_coupling
+        self.harmonics, self.radial, self.features, self.results = harmonics, radial, tuple(features), tuple(results)
+        self.width, self.edges = width, edges
+
+    def prepare(self, tape: Tape) -> None:
+        """Pack the coefficients."""
+        weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
+        self._packed, record = packed(tape, weight, transposed=False)
+        tape.launch_list(matrix_kernel("packing", tape.dtype), [record])
+        self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
+
+    def value(self, tape: Tape) -> None:
+        """See `Block`."""
+        self._couple(tape, Pass.VALUE)
+        self._launch(tape, "conv_forward", (*self._inputs(), *self.results))
+        for array in self.results:
+            tape.adds(array)
+
+    def gradient(self, tape: Tape) -> None:
+        """See `Block`; gradients of the harmonics are one array for each share, added to by all layers."""
+        of_features = [tape.written(Pass.GRADIENT, array) for array in self.features]
+        of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
+        adds = tape.adds(of_radial)
+        given = [tape.written(Pass.GRADIENT, array) for array in self.results]
+        arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics)
+        self._launch(tape, "conv_backward_full", arrays, adds)
+
+    def tangent(self, tape: Tape) -> None:
+        """See `Block`."""
+        self._couple(tape, Pass.TANGENT)
+        matrices = tape.of(Pass.TANGENT, self._matrices)
+        changes = [tape.written(Pass.TANGENT, array) for array in (self.radial, *self.features)]
+        results = [tape.of(Pass.TANGENT, array) for array in self.results]
+        of_radial = tape.of(Pass.ADJOINT, self.radial)
+        adds = tape.adds(of_radial)
+        of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
+        given = [tape.of(Pass.GRADIENT, array) for array in self.results]
+        arrays = (*self._inputs(), *given, matrices, *changes, *results, of_radial, *of_features)
+        self._launch(tape, "conv_second", arrays, adds)
+        for array in results:
+            tape.adds(array)
+
+    def adjoint(self, tape: Tape) -> None:
+        """See `Block`."""
+        of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
+        of_radial = tape.of(Pass.ADJOINT, self.radial)
+        adds = tape.adds(of_radial)
+        given = [tape.written(Pass.ADJOINT, array) for array in self.results]
+        self._launch(tape, "conv_backward_parameters", (*self._inputs(), *given, of_radial, *of_features), adds)
+
+    def _inputs(self) -> tuple[Array, ...]:
+        return (*self.edges.all(), self._matrices, self.radial, *self.features)
+
+    def _couple(self, tape: Tape, kind: Pass) -> None:
+        """Contract the coefficients with the harmonics of every slot."""
+        matrices = tape.of(kind, self._matrices)
+        tape.adds(matrices)
+        tape.products(
+            [
+                Product(
+                    rows=Extent("slots"),
+                    columns=self.n_coupling,
+                    depth=(self.layout.l_max + 1) ** 2,
+                    a=tape.written(kind, self.harmonics).at(),
+                    a_outer=self.harmonics.width,
+                    b=self._packed.at(),
+                    b_storage=PACKED,
+                    c=matrices.at(),
+                    c_outer=self.n_coupling,
+                    c_vector=tape.lanes,
+                )
+            ]
+        )
+
+    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, n_nodes: int = 0) -> None:
+        blocks = self.width // tape.lanes
+        sizes: list[int | Extent] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
+        source = tabulated_source if n_nodes else convolution_source
+        tape.launch(kernel(name, source, tape.dtype, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
+
+
+class ConvolveTabulated(Convolve):
+    """A convolution that reads radial weights from a table, for evaluation only.
+
+    Args:
+        table: The table in the layout of the kernels, an array of the caller.
+        n_nodes: Number of its nodes.
+        intervals: Interval of every pair, from the geometry.
+        of_convolve: Arguments of `Convolve`; the radial weights are the interpolation factors of the pairs.
+    """
+
+    def __init__(self, table: Array, n_nodes: int, intervals: Array, *of_convolve: Any) -> None:
+        super().__init__(*of_convolve)
+        self._n_nodes, self._tail = n_nodes, (table, intervals)
+
+    def value(self, tape: Tape) -> None:
+        """See `Block`."""
+        self._couple(tape, Pass.VALUE)
+        arrays = (*self._inputs(), *self.results, *self._tail)
+        self._launch(tape, "conv_forward_tabulated", arrays, n_nodes=self._n_nodes)
+        for array in self.results:
+            tape.adds(array)
+
+    def gradient(self, tape: Tape) -> None:
+        """See `Block`; the gradient by lengths is in the place of the first harmonic."""
+        of_features = [tape.written(Pass.GRADIENT, array) for array in self.features]
+        of_harmonics = tape.written(Pass.GRADIENT, self.harmonics)
+        given = [tape.written(Pass.GRADIENT, array) for array in self.results]
+        arrays = (*self._inputs(), *given, *of_features, of_harmonics, *self._tail)
+        self._launch(tape, "conv_backward_tabulated", arrays, n_nodes=self._n_nodes)

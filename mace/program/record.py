@@ -1,0 +1,317 @@
+"""Recording of kernels with their arrays and sizes, and their connection to memory.
+
+Everything that kernels read - addresses, sizes, descriptions of products - lies in one table of 64-bit words. It is
+recorded once for a model; for each graph, the words that depend on the graph's sizes or on where its arrays lie are
+computed all at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+
+from mace.kernels.compiler import compile_and_load, thread_pool
+from mace.kernels.emit import launcher_source
+
+SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "threads", "slots of shares")
+"""Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present; the
+number of threads, and slots times threads."""
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A multiple of a size, plus a constant."""
+
+    size: str
+    times: int = 1
+    plus: int = 0
+
+
+Word = "int | float | Extent | Pointer | None"
+
+
+@dataclass(eq=False)
+class Array:
+    """Numbers in memory; equal only to itself.
+
+    Attributes:
+        name: What it holds, for messages.
+        rows: Number of rows.
+        width: Numbers per row.
+        bytes: Bytes of a number.
+        external: Whether it belongs to the caller, who gives its address.
+    """
+
+    name: str
+    rows: Extent = Extent("one")
+    width: int = 1
+    bytes: int = 4
+    external: bool = False
+
+    def at(self, offset: int = 0) -> Pointer:
+        """Return the place of one of its numbers."""
+        return Pointer(self, offset)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The address of a number of an array."""
+
+    array: Array
+    offset: int = 0
+
+
+@dataclass
+class _Patches:
+    """Words of the table that depend on the graph, and how."""
+
+    places: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    factors: list[int] = field(default_factory=list)
+    added: list[int] = field(default_factory=list)
+
+    def add(self, place: int, source: int, factor: int, added: int) -> None:
+        """Note a word that is a source times a factor plus a constant."""
+        self.places.append(place)
+        self.sources.append(source)
+        self.factors.append(factor)
+        self.added.append(added)
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return all notes as arrays."""
+        columns = (np.array(c, dtype=np.int64) for c in (self.places, self.sources, self.factors, self.added))
+        return tuple(columns)  # type: ignore[return-value]  # four of them
+
+
+class Recorder:
+    """Collects launches of kernels.
+
+    Args:
+        dtype: Precision of the numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.arrays: list[Array] = []
+        self._number: dict[Array, int] = {}
+        self._words: list[int] = []
+        self._launches: list[tuple[int, int, int, int | Extent]] = []
+        self._sizes, self._addresses = _Patches(), _Patches()
+
+    @property
+    def n_launches(self) -> int:
+        """Number of launches so far."""
+        return len(self._launches)
+
+    def launch(
+        self,
+        kernel: int,
+        pointers: Sequence[Pointer | Array | None],
+        dimensions: Sequence[int | Extent],
+        units: int | Extent,
+    ) -> None:
+        """Record a launch.
+
+        Args:
+            kernel: Address of the kernel.
+            pointers: Its arrays; None for a null pointer.
+            dimensions: Its dimensions.
+            units: Number of its units of work.
+        """
+        places = self.words(pointers), self.words(dimensions)
+        self._launches.append((kernel, *places, units))
+
+    def launch_list(
+        self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]
+    ) -> None:
+        """Record a launch of a kernel that reads a list of records, and whose units are shares, one for each thread."""
+        place = self.words([word for record in records for word in record])
+        pointer = len(self._words)
+        self._words.append(0)
+        # source -1 stands for the table itself
+        self._addresses.add(pointer, -1, 8, 8 * place)
+        self._launches.append((kernel, pointer, self.words([len(records), Extent("threads")]), Extent("threads")))
+
+    def words(self, words: Sequence[int | float | Extent | Pointer | Array | None]) -> int:
+        """Append words to the table; return the place of the first."""
+        start = len(self._words)
+        for word in words:
+            place, value = len(self._words), 0
+            if isinstance(word, Array):
+                word = word.at()
+            if isinstance(word, Pointer):
+                self._addresses.add(place, self.number(word.array), 1, word.offset * word.array.bytes)
+            elif isinstance(word, Extent):
+                self._sizes.add(place, SIZES.index(word.size), word.times, word.plus)
+            elif isinstance(word, float):
+                (value,) = struct.unpack("q", struct.pack("d", word))
+            elif word is not None:
+                value = int(word)
+            self._words.append(value)
+        return start
+
+    def number(self, array: Array) -> int:
+        """Return the number of an array, which it gets where it is first used."""
+        if array not in self._number:
+            self._number[array] = len(self.arrays)
+            self.arrays.append(array)
+        return self._number[array]
+
+    def finish(self) -> Recording:
+        """Return what was recorded."""
+        start = len(self._words)
+        for kernel, pointers, dimensions, units in self._launches:
+            place = len(self._words)
+            self._words += [kernel, 0, 0, 0]
+            self._addresses.add(place + 1, -1, 8, 8 * pointers)
+            self._addresses.add(place + 2, -1, 8, 8 * dimensions)
+            if isinstance(units, Extent):
+                self._sizes.add(place + 3, SIZES.index(units.size), units.times, units.plus)
+            else:
+                self._words[place + 3] = units
+        table = np.array(self._words, dtype=np.int64)
+        return Recording(tuple(self.arrays), table, start, self._sizes.columns(), self._addresses.columns())
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Launches that were recorded.
+
+    Attributes:
+        arrays: All arrays.
+        table: The words; those that depend on the graph are zero.
+        launches: Place of the first launch.
+        sizes: Words that depend on sizes: place, number of the size, factor, constant.
+        addresses: Words that are addresses: place, number of the array, unused, bytes added.
+    """
+
+    arrays: tuple[Array, ...]
+    table: np.ndarray
+    launches: int
+    sizes: tuple[np.ndarray, ...]
+    addresses: tuple[np.ndarray, ...]
+
+
+@cache
+def _launcher() -> ctypes.CDLL:
+    return compile_and_load(launcher_source())
+
+
+class Memory:
+    """Memory for the arrays of one run at a time, which grows as needed and is kept.
+
+    Attributes:
+        prepared: What its user notes of the arrays that do not depend on the graph; None after it has grown.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self.prepared: object = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in bytes."""
+        return self._buffer.numel()
+
+    def reserve(self, n_bytes: int) -> torch.Tensor:
+        """Return the memory as bytes, at least as many as wanted; it then holds nothing if it was too small."""
+        if n_bytes > self.n_bytes:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old one before the new one is allocated
+            # somewhat more, so that batches of slightly different sizes do not need new memory each time
+            self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8)
+            self.prepared = None
+        return self._buffer
+
+
+class Workspace:
+    """A recording with the places of its arrays for a graph; one run at a time may use it.
+
+    Args:
+        recording: The recording.
+        fixed: Addresses of external arrays that never move.
+
+    Attributes:
+        threads: Number of threads of the next run.
+    """
+
+    def __init__(self, recording: Recording, fixed: Mapping[Array, int]) -> None:
+        self._recording = recording
+        self._table = recording.table.copy()
+        own = recording.arrays
+        extents = [array.rows for array in own]
+        self._size = np.array([SIZES.index(e.size) for e in extents], dtype=np.int64)
+        self._times = np.array([e.times * a.width * a.bytes for e, a in zip(extents, own, strict=True)], dtype=np.int64)
+        self._plus = np.array([e.plus * a.width * a.bytes for e, a in zip(extents, own, strict=True)], dtype=np.int64)
+        self._place = {array: place for place, array in enumerate(own)}
+        self._offsets = np.zeros(len(own), dtype=np.int64)
+        # the last address is that of the table, for which -1 stands
+        self._address = np.zeros(len(own) + 1, dtype=np.int64)
+        self._address[-1] = self._table.ctypes.data
+        for array, address in fixed.items():
+            self._address[self._place[array]] = address
+        self._external = np.array([place for place, array in enumerate(own) if array.external], dtype=np.int64)
+        self._own = np.array([place for place, array in enumerate(own) if not array.external], dtype=np.int64)
+        self._given = np.array([p for p in self._external.tolist() if own[p] not in fixed], dtype=np.int64)
+        self.threads = 1
+
+    def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, int], threads: int) -> None:
+        """Lay out the arrays for a graph, and fill in sizes and addresses.
+
+        Arrays that do not depend on the graph, and were recorded first, keep their place while the memory does not grow.
+
+        Args:
+            memory: Where the arrays will be.
+            sizes: Those of `SIZES` that belong to the graph.
+            given: Addresses of external arrays; those that are not given are null.
+            threads: Number of threads.
+        """
+        self.threads = threads
+        of_graph = [sizes[name] for name in SIZES[1:-2]]
+        numbers = np.array([1, *of_graph, self.threads, sizes["slots"] * self.threads], dtype=np.int64)
+        lengths = numbers[self._size] * self._times + self._plus
+        lengths[self._external] = 0
+        lengths += -lengths % _ALIGNMENT
+        ends = np.cumsum(lengths)
+        self._buffer = memory.reserve(int(ends[-1]))
+        self._offsets = ends - lengths
+        self._address[self._own] = self._offsets[self._own] + self._buffer.data_ptr()
+        self._address[self._given] = 0
+        for array, address in given.items():
+            place = self._place.get(array)
+            if place is not None:
+                self._address[place] = address
+        places, sources, factors, added = self._recording.sizes
+        self._table[places] = numbers[sources] * factors + added
+        places, sources, _, added = self._recording.addresses
+        found = self._address[sources]
+        self._table[places] = np.where(found != 0, found + added, 0)
+
+    def tensor(self, array: Array, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        """Return an array as a tensor, which shares its memory until the next `connect`."""
+        start = int(self._offsets[self._place[array]])
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._buffer[start : start + count].view(dtype).view(*shape)
+
+    def run(self, first: int, last: int) -> None:
+        """Run the launches from the first up to, but not including, the last."""
+        if first == last:
+            return
+        pool = thread_pool()
+        start = self._table.ctypes.data + 8 * (self._recording.launches + 4 * first)
+        _launcher().run_all(
+            ctypes.c_void_p(start),
+            ctypes.c_int64(last - first),
+            ctypes.c_int64(self.threads),
+            ctypes.c_void_p(pool.parallel),
+            ctypes.c_void_p(pool.thread_number),
+            ctypes.c_void_p(pool.team_size),
+            ctypes.c_void_p(pool.barrier),
+        )
