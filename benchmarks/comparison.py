@@ -39,12 +39,14 @@ class Comparison:
         seconds: Of every step of each side, ``[repeats][steps]``.
         disagreement: Of each side but the first, the largest difference between its force components and the first
             one's, in units of the root mean square force.
+        phases: Of each side that measures them, the seconds of the phases of every step.
     """
 
     title: str
     facts: dict[str, dict[str, Any]]
     seconds: dict[str, list[list[float]]]
     disagreement: dict[str, float]
+    phases: dict[str, list[dict[str, float]]]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -58,30 +60,31 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--our-python", default=sys.executable, metavar="PATH", help="interpreter for this checkout")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, metavar="DIR", help="acetylacetone data")
     parser.add_argument("--hidden-irreps", default="128x0e+128x1o", help="features passed between layers")
-    parser.add_argument("--l-max", type=_positive, default=3, help="highest degree of the harmonics")
-    parser.add_argument("--correlation", type=_positive, default=3, help="factors of the symmetric contraction")
-    parser.add_argument("--layers", type=_positive, default=2, help="number of interactions")
+    parser.add_argument("--l-max", type=positive, default=3, help="highest degree of the harmonics")
+    parser.add_argument("--correlation", type=positive, default=3, help="factors of the symmetric contraction")
+    parser.add_argument("--layers", type=positive, default=2, help="number of interactions")
     parser.add_argument("--r-max", type=float, default=5.0, help="cutoff in Angstrom")
-    parser.add_argument("--batch-size", type=_positive, default=10, help="molecules in a batch")
+    parser.add_argument("--batch-size", type=positive, default=10, help="molecules in a batch")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision")
     parser.add_argument("--kernels", choices=["auto", "torch", "c"], default="auto", help="our kernels")
-    parser.add_argument("--threads", type=_positive, default=2, help="threads of each side")
-    parser.add_argument("--repeats", type=_positive, default=5, help="turns of each side")
-    parser.add_argument("--steps", type=_positive, default=5, help="steps in a turn")
-    parser.add_argument("--warmup", type=_positive, default=3, help="steps of each side before the first turn")
+    parser.add_argument("--threads", type=positive, default=2, help="threads of each side")
+    parser.add_argument("--repeats", type=positive, default=5, help="turns of each side")
+    parser.add_argument("--steps", type=positive, default=5, help="steps in a turn")
+    parser.add_argument("--warmup", type=positive, default=3, help="steps of each side before the first turn")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order")
-    parser.add_argument("--json", type=_new_file, metavar="FILE", help="also write every time and fact here")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="also write every time and fact here")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a positive number from the command line."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value
 
 
-def _new_file(text: str) -> Path:
+def new_file(text: str) -> Path:
     """Refuse a file that cannot be written now rather than after the measurement."""
     file = Path(text)
     if file.is_dir() or not file.resolve().parent.is_dir():
@@ -173,8 +176,8 @@ def compare(
             side: _check_agreement(workers[side].name, results[first], results[side], tolerances[side])
             for side in others
         }
-        seconds = _take_turns(workers, options, told=lambda text: status.update(f"{title}: {text}"))
-    return Comparison(title, facts, seconds, disagreement)
+        seconds, phases = _take_turns(workers, options, told=lambda text: status.update(f"{title}: {text}"))
+    return Comparison(title, facts, seconds, disagreement, phases)
 
 
 def _check_versions(facts: Mapping[str, dict[str, Any]], console: Console) -> None:
@@ -187,7 +190,7 @@ def _check_versions(facts: Mapping[str, dict[str, Any]], console: Console) -> No
 
 def _take_turns(
     workers: Mapping[str, Worker], options: argparse.Namespace, told: Callable[[str], None]
-) -> dict[str, list[list[float]]]:
+) -> tuple[dict[str, list[list[float]]], dict[str, list[dict[str, float]]]]:
     """Let the workers take turns; who begins changes with every repeat, so that a slow drift favors none.
 
     Args:
@@ -196,7 +199,7 @@ def _take_turns(
         told: Receives a line of text on every turn.
 
     Returns:
-        Seconds of every step of each side, ``[repeats][steps]``.
+        Seconds of every step of each side, ``[repeats][steps]``, and of the phases of each step, where they are known.
 
     Raises:
         BenchmarkError: If a worker fails.
@@ -205,13 +208,15 @@ def _take_turns(
         told(f"warm-up of {worker.name}")
         worker.run(options.warmup)
     seconds: dict[str, list[list[float]]] = {side: [] for side in workers}
+    phases: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
     sides = list(workers)
     for repeat in range(options.repeats):
         first = repeat % len(sides)
         for side in sides[first:] + sides[:first]:
             told(f"repeat {repeat + 1} of {options.repeats}: {workers[side].name}")
             seconds[side].append(workers[side].run(options.steps))
-    return seconds
+            phases[side] += workers[side].phases
+    return seconds, {side: steps for side, steps in phases.items() if steps}
 
 
 def _check_agreement(name: str, peer_file: str, other_file: str, tolerance: float) -> float:

@@ -28,13 +28,29 @@ def main() -> None:
     )
     parser.add_argument("--structures", type=int, default=20)
     options = parser.parse_args()
+    found = write_alloy(options.folder, options.elements, options.neighbors, options.structures)
+    print(f"{options.folder}: {options.structures} cells, {found:.1f} neighbors")
+
+
+def write_alloy(folder: Path, n_elements: int = 89, neighbors: float = 62.0, n_structures: int = 20) -> float:
+    """Write the files of random alloys.
+
+    Args:
+        folder: Where to; it is made if it does not exist.
+        n_elements: The elements are the first so many.
+        neighbors: Number of neighbors within `R_MAX` that the density asks for.
+        n_structures: Number of cells.
+
+    Returns:
+        The number of neighbors that was found.
+    """
     generator = np.random.default_rng(0)
-    structures = [make_structure(options.elements, options.neighbors, generator) for _ in range(options.structures)]
-    options.folder.mkdir(parents=True, exist_ok=True)
-    ase.io.write(options.folder / TRAINING_FILE, structures, format="extxyz")
-    atoms = [labeled(Atoms([z], cell=np.zeros((3, 3))), generator) for z in range(1, options.elements + 1)]
-    ase.io.write(options.folder / ISOLATED_FILE, atoms, format="extxyz")
-    print(f"{options.folder}: {len(structures)} cells, {mean_neighbors(structures, R_MAX):.1f} neighbors")
+    structures = [make_structure(n_elements, neighbors, generator) for _ in range(n_structures)]
+    folder.mkdir(parents=True, exist_ok=True)
+    ase.io.write(folder / TRAINING_FILE, structures, format="extxyz")
+    atoms = [labeled(Atoms([z], cell=np.zeros((3, 3))), generator) for z in range(1, n_elements + 1)]
+    ase.io.write(folder / ISOLATED_FILE, atoms, format="extxyz")
+    return mean_neighbors(structures, R_MAX)
 
 
 def make_structure(n_elements: int, neighbors: float, generator: np.random.Generator) -> Atoms:

@@ -29,6 +29,7 @@ from mace.settings import TrainingSettings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
 from mace.training.optimization import MovingAverage, make_optimizer
+from mace.training.phases import PhaseClock
 from mace.training.step import loss_gradient, update_parameters
 
 
@@ -127,11 +128,17 @@ def _training(settings: Settings, model: MACE) -> Task:
     )
 
     def step() -> None:
-        value = loss_gradient(model, next(batches), loss)
+        clock = PhaseClock(model.embedding.device)
+        batch = next(batches)
+        clock.mark("data")
+        value = loss_gradient(model, batch, loss, mark=clock.mark)
         update_parameters(model, optimizer, settings["clip_grad"], average)
         value.item()
+        clock.mark("optimizer")
+        task.phases.append(clock.read())
 
-    return Task(step, facts | {"what": "loss_gradient, update_parameters and InMemoryDataset.batch"})
+    task = Task(step, facts | {"what": "loss_gradient, update_parameters and InMemoryDataset.batch"})
+    return task
 
 
 def _evaluation(settings: Settings, model: MACE) -> Task:

@@ -51,6 +51,8 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         median = float(np.median(seconds))
         times = {"median_s": median, "min_s": float(np.min(seconds)), "max_s": float(np.max(seconds))}
         result[side] = facts | times | {"atoms_per_s": facts["atoms"] / median, "seconds": seconds}
+        if side in comparison.phases:
+            result[side]["phases_s"] = _medians(comparison.phases[side])
     for side, prefix in (("peer", ""), ("symmetrix", "symmetrix_")):
         if side in comparison.facts:
             by_repeat = np.median(comparison.seconds[side], axis=1) / np.median(comparison.seconds["ours"], axis=1)
@@ -60,6 +62,16 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         if side in comparison.disagreement:
             result[f"{prefix}disagreement_of_forces"] = comparison.disagreement[side]
     return result
+
+
+def _medians(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of the seconds of every phase."""
+    return {phase: float(np.median([step[phase] for step in steps])) for phase in steps[0]}
+
+
+def _shares(phases: dict[str, float]) -> dict[str, str]:
+    """Return the share of each phase in percent."""
+    return {phase: f"{100.0 * seconds / sum(phases.values()):.1f}" for phase, seconds in phases.items()}
 
 
 def _sides(result: dict[str, Any]) -> list[str]:
@@ -82,9 +94,8 @@ def tell(
 
 def print_machine(console: Console, facts: dict[str, Any], settings: Settings, results: list[dict[str, Any]]) -> None:
     """Print on which machine, with what and with which model the times were taken."""
-    model = settings["model"]
-    load = f", load {facts['load_before']} before the start" if "load_before" in facts else ""
-    lines = [f"{facts['date']}  {facts['cpu']}, {facts['cores']} cores{load}", facts["system"]]
+    model, lines = settings["model"], list[str]()
+    print_machine_lines(console, facts)
     for side in _sides(results[0]):
         told = results[0][side]
         torch = f", torch {told['torch']}" if "torch" in told else ""
@@ -96,6 +107,29 @@ def print_machine(console: Console, facts: dict[str, Any], settings: Settings, r
     )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_machine_lines(console: Console, facts: dict[str, Any]) -> None:
+    """Print on which machine and when the times were taken."""
+    load = f", load {facts['load_before']} before the start" if "load_before" in facts else ""
+    for line in (f"{facts['date']}  {facts['cpu']}, {facts['cores']} cores{load}", facts["system"]):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_table(console: Console, facts: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Print a row for each comparison with the peer: medians, their ratio, and the shares of our phases."""
+    print_machine_lines(console, facts)
+    table = Table()
+    phases = [f"{phase} %" for phase in results[0]["ours"]["phases_s"]]
+    for heading in ("", "atoms", "edges", "threads", "peer ms", "ours ms", "ratio", "by repeat", *phases):
+        table.add_column(heading, justify="right" if heading else "left")
+    for result in results:
+        ours, (low, high) = result["ours"], result["ratio_of_repeats"]
+        counts = f"{ours['atoms']:.0f}", f"{ours['edges']:.0f}", str(ours["threads"])
+        medians = (f"{1e3 * result[side]['median_s']:.1f}" for side in ("peer", "ours"))
+        ratio = f"{result['ratio']:.2f}", f"{low:.2f} to {high:.2f}"
+        table.add_row(result["title"], *counts, *medians, *ratio, *_shares(ours["phases_s"]).values())
+    console.print(table)
 
 
 def _print_times(console: Console, result: dict[str, Any]) -> None:
@@ -115,6 +149,8 @@ def _print_times(console: Console, result: dict[str, Any]) -> None:
     lines = [f"{_ratio(result)}, {count} steps each"]
     if "symmetrix" in result:
         lines.append(_ratio(result, "symmetrix", "symmetrix_"))
+    if "phases_s" in ours:
+        lines.append("of ours " + ", ".join(f"{phase} {share} %" for phase, share in _shares(ours["phases_s"]).items()))
     lines.append("measured: " + "; ".join(f"{name} {result[name]['what']}" for name in _sides(result)))
     lines.append(f"largest difference of forces {result['disagreement_of_forces']:.0e} of their root mean square")
     if "symmetrix" in result:

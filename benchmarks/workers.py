@@ -2,8 +2,8 @@
 
 Parent and worker exchange one JSON object per line. The parent sends ``{"command": "prepare", "settings": {...}}``
 once, then ``{"command": "run", "steps": k}`` as often as it likes; the worker answers with facts about itself, or with
-the wall time of every step. A failed worker answers ``{"error": traceback}``. Only the standard library is used here,
-so that any interpreter can import this module.
+the wall time of every step and of its phases, where it measures these. A failed worker answers ``{"error":
+traceback}``. Only the standard library is used here, so that any interpreter can import this module.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ class Task:
     Attributes:
         step: Does the work once; its wall time is what is measured.
         facts: What the parent should know: versions, threads, numbers of atoms and edges per step. JSON types only.
+        phases: Seconds of the phases of every step so far, in their order, where the step measures them.
     """
 
     step: Callable[[], None]
     facts: dict[str, Any] = field(default_factory=dict)
+    phases: list[dict[str, float]] = field(default_factory=list)
 
 
 def describe_calculator(results: Mapping[str, Any]) -> str:
@@ -65,7 +67,8 @@ def serve(prepare: Callable[[Settings], Task]) -> None:
                 answer = task.facts
             else:
                 assert task is not None, "the parent prepares before it runs"
-                answer = {"seconds": [_timed(task.step) for _ in range(request["steps"])]}
+                task.phases.clear()
+                answer = {"seconds": [_timed(task.step) for _ in range(request["steps"])], "phases": task.phases}
         except Exception:  # noqa: BLE001 - whatever went wrong, the parent must hear of it
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
@@ -78,6 +81,16 @@ def _timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def environment_for(threads: int, import_from: Path | None) -> dict[str, str]:
+    """Return the environment of a program that uses so many threads and imports from a folder, or only its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if import_from is not None:
+        environment["PYTHONPATH"] = str(import_from)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[variable] = str(threads)
+    return environment
+
+
 class Worker:
     """The parent's end of a worker; use as a context manager, which ends the process.
 
@@ -88,25 +101,23 @@ class Worker:
         threads: Number of threads every library is told to use.
         import_from: Folder put first in the search for packages; without it the interpreter sees only its own.
 
+    Attributes:
+        phases: Seconds of the phases of the steps that were run last, where the worker measures them.
+
     Raises:
         BenchmarkError: If there is no such interpreter.
     """
 
     def __init__(self, name: str, python: str, script: Path, threads: int, import_from: Path | None = None) -> None:
-        self.name = name
+        self.name, self.phases = name, list[dict[str, float]]()
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        if import_from is not None:
-            environment["PYTHONPATH"] = str(import_from)
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[variable] = str(threads)
         try:
             self._process = subprocess.Popen(
                 [python, str(script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=environment,
+                env=environment_for(threads, import_from),
                 encoding="utf-8",
             )
         except OSError as error:
@@ -138,7 +149,9 @@ class Worker:
         Raises:
             BenchmarkError: If the worker fails.
         """
-        seconds: list[float] = self._ask({"command": "run", "steps": steps})["seconds"]
+        answer = self._ask({"command": "run", "steps": steps})
+        self.phases = answer["phases"]
+        seconds: list[float] = answer["seconds"]
         return seconds
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from mace.kernels.compiler import find_compiler
+
+# else each run would measure how many threads are best, and the last bits of two runs might differ
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _load_cases() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from mace.console.streams import BROKEN_PIPE, standard_streams, start_in_utf8
 from mace.errors import RunInterrupted, UserError
 from mace.installation import require_own_files
+from mace.processes.cores import bound_spinning
 from mace.settings.declaration import setting
 
 USER_ERROR = 2
@@ -36,6 +38,8 @@ def run_program(main: Callable[[Sequence[str]], int | None], output_needed: bool
         SystemExit: With the exit status, if it is not 0.
     """
     start_in_utf8()
+    if "torch" not in sys.modules:
+        bound_spinning(os.environ)
     with standard_streams(output_needed):
         try:
             require_own_files()

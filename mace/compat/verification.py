@@ -10,9 +10,9 @@ import numpy as np
 from mace.compat.modules import instructions, irreps, number
 from mace.compat.reader import CannotConvert, Reader
 from mace.elements import covalent_radii
+from mace.equivariant.activations import SIGMOID_SCALE, SILU_SCALE, activation
 from mace.kernels import emit_radial
 from mace.kernels.convolution import convolution_paths
-from mace.model.activations import SIGMOID_SCALE, SILU_SCALE, activation
 from mace.model.plan import ModelPlan
 
 EXACT = 1e-9

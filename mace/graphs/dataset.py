@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from functools import cached_property
+from typing import ClassVar, overload
 
 import numpy as np
 import torch
@@ -30,6 +31,25 @@ _GATHERED = 64
 
 
 @dataclass(frozen=True)
+class LabelRows:
+    """What a loss needs to know about the rows of one property: those of structures, or of atoms.
+
+    Attributes:
+        missing: Which rows have no label, ``[rows]``.
+        property_weight: Weight of the property for the structure of each row, ``[rows]``.
+        other_weight: Weight of the structure, times that of the atom if there is one, ``[rows]``.
+        weight: Product of the two, ``[rows]``.
+        count: Number of rows that have a label.
+    """
+
+    missing: Tensor
+    property_weight: Tensor
+    other_weight: Tensor
+    weight: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
 class Targets:
     """Labels of a batch with their weights; rows without a label are zero and marked.
 
@@ -48,6 +68,23 @@ class Targets:
     property_weights: dict[str, Tensor]
     atom_weights: dict[str, Tensor]
     atoms_per_structure: Tensor
+
+    READ_BEFORE_A_MOVE: ClassVar = ("rows",)
+
+    @cached_property
+    def rows(self) -> dict[str, LabelRows]:
+        """By property, what does not depend on a prediction; best computed where the batch is made, beside a step."""
+        return {name: self._rows_of(name) for name in self.values}
+
+    def _rows_of(self, name: str) -> LabelRows:
+        labeled, of_property, other = self.labeled[name], self.property_weights[name], self.weight
+        if PROPERTIES[name].of_atoms:
+            n_atoms, n_rows = self.atoms_per_structure, len(self.values[name])
+            labeled, of_property, other = (
+                x.repeat_interleave(n_atoms, output_size=n_rows) for x in (labeled, of_property, other)
+            )
+            other = other * self.atom_weights[name]
+        return LabelRows(~labeled, of_property, other, of_property * other, labeled.sum())
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Targets:
         """Return the targets on a device; see `mace.graphs.graph.carry`."""
@@ -238,7 +275,7 @@ class Dataset(Sequence[Configuration]):
 def targets_of(flat: FlatStructures) -> Targets:
     """Return the labels of structures with their weights."""
     of_atoms = [name for name in PREDICTED if PROPERTIES[name].of_atoms]
-    return Targets(
+    targets = Targets(
         {name: torch.from_numpy(flat.labels(name)) for name in PREDICTED},
         {name: torch.from_numpy(flat.labeled(name)) for name in PREDICTED},
         torch.from_numpy(flat.weights()),
@@ -246,6 +283,8 @@ def targets_of(flat: FlatStructures) -> Targets:
         {name: torch.from_numpy(flat.atom_weights(name)) for name in of_atoms},
         torch.from_numpy(flat.n_atoms.astype(np.int64, copy=False)),
     )
+    _ = targets.rows  # computed here once
+    return targets
 
 
 class Subset(Dataset):

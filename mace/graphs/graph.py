@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -66,6 +66,9 @@ class Graph:
     atoms_by_element: Tensor
     row_of_atom: Tensor
     conditions: dict[str, Tensor] = field(default_factory=dict)
+
+    READ_BEFORE_A_MOVE: ClassVar = ("elements_present", "element_counts", "heads_present")
+    """What has to be Python numbers, so that the program need not wait for the device."""
 
     @property
     def n_atoms(self) -> int:
@@ -132,9 +135,6 @@ class Graph:
         return self if self.positions.device == torch.device(device) else carry(self, device, pinned)
 
 
-_READ_BEFORE_A_MOVE = ("elements_present", "element_counts", "heads_present")
-
-
 def _indices_present(indices: Tensor) -> tuple[int, ...]:
     return tuple(index for index, count in enumerate(indices.bincount().tolist()) if count)
 
@@ -143,7 +143,8 @@ def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _He
     """Copy a tensor, or all those in a dictionary or dataclass, to a device.
 
     Args:
-        value: What holds them; what else it holds stays as it is.
+        value: What holds them; what else it holds stays as it is. The properties in the ``READ_BEFORE_A_MOVE`` of a
+            class are computed before.
         device: Where to. On mps, which has no float64, that becomes float32.
         pinned: Copy to a CUDA device through page-locked memory, so that the program need not wait for it.
 
@@ -169,8 +170,8 @@ def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held
     """Return a tensor, dictionary or dataclass with every tensor replaced."""
     held: Any = value
     if hasattr(held, "__dataclass_fields__"):
-        # what has to be a Python number is read before the move, so that the program need not wait for the device
-        read = {name: getattr(held, name) for name in _READ_BEFORE_A_MOVE if isinstance(held, Graph)}
+        names = getattr(held, "READ_BEFORE_A_MOVE", ())
+        read = {name: _with_each_tensor(getattr(held, name), change) for name in names}
         changed = {each.name: _with_each_tensor(getattr(held, each.name), change) for each in fields(held)}
         held = replace(held, **changed)
         held.__dict__.update(read)
@@ -195,15 +196,9 @@ def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:
     Returns:
         Angstrom, ``[pairs, 3]``.
     """
-    translation = torch.einsum(
-        "pi,pij->pj",
-        graph.pair_shift.to(graph.positions.dtype),
-        graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender)),
-    )
-    vectors = (
-        graph.positions.index_select(0, graph.pair_receiver)
-        - graph.positions.index_select(0, graph.pair_sender)
-        + translation
-    ).to(dtype)
+    shift = graph.pair_shift.to(graph.positions.dtype).unsqueeze(1)
+    cells = graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender))
+    ends, starts = (graph.positions.index_select(0, atoms) for atoms in (graph.pair_receiver, graph.pair_sender))
+    vectors = torch.baddbmm((ends - starts).unsqueeze(1), shift, cells).squeeze(1).to(dtype)
     vectors[-1] = torch.tensor([0.0, r_max, 0.0], dtype=dtype, device=vectors.device)
     return vectors

@@ -44,7 +44,11 @@ class Backend:
     has_programs = False
 
     def prepare(
-        self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
+        self,
+        kernels: Collection[Convolution | SymmetricContraction],
+        dtype: torch.dtype,
+        tables: bool = False,
+        sources: Collection[str] = (),
     ) -> None:
         """Do in advance what would otherwise take time at first use.
 
@@ -52,6 +56,7 @@ class Backend:
             kernels: The convolutions and contractions that will be evaluated.
             dtype: The precision of the model.
             tables: Whether convolutions will read radial weights from tables.
+            sources: Further sources to be compiled.
 
         Raises:
             mace.kernels.compiler.CompilationError: If the implementation cannot be used here.

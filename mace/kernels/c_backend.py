@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -178,7 +178,7 @@ class _ConvolveBackward(torch.autograd.Function):
 class _ConvolveTabulated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, work: _Convolution, table: _BlockedTable, harmonics: Tensor, lengths: Tensor, *features: Tensor
+        ctx: Any, work: _Convolution, table: BlockedTable, harmonics: Tensor, lengths: Tensor, *features: Tensor
     ) -> tuple[Tensor, ...]:
         interval, factors = table.coefficients(lengths)
         ctx.work, ctx.tail = work, (table.rows, interval)
@@ -284,7 +284,7 @@ def _compile(shape: ConvolutionLayout | ContractionTerms, dtype: torch.dtype, ta
 
 
 @dataclass(frozen=True)
-class _BlockedTable(RadialTable):
+class BlockedTable(RadialTable):
     """A radial table that is also stored in the layout of the kernels.
 
     Attributes:
@@ -305,20 +305,26 @@ class CBackend(Backend):
     has_programs = True
 
     def prepare(
-        self, kernels: Collection[Convolution | SymmetricContraction], dtype: torch.dtype, tables: bool = False
+        self,
+        kernels: Collection[Convolution | SymmetricContraction],
+        dtype: torch.dtype,
+        tables: bool = False,
+        sources: Collection[str] = (),
     ) -> None:
         """See `Backend`."""
         shapes = dict.fromkeys(_layout(k) if isinstance(k, Convolution) else _terms(k) for k in kernels)
         # threads suffice, as compilers run as separate processes
-        with ThreadPoolExecutor(max_workers=min(len(shapes), os.cpu_count() or 1)) as pool:
-            for future in [pool.submit(_compile, shape, dtype, tables) for shape in shapes]:
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            futures: list[Future[Any]] = [pool.submit(_compile, shape, dtype, tables) for shape in shapes]
+            futures += [pool.submit(compile_and_load, source) for source in sources]
+            for future in futures:
                 future.result()
 
     def prepare_table(self, table: RadialTable) -> RadialTable:
         """See `Backend`."""
         padded = _padded(table.values)
         rows = padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
-        return _BlockedTable(table.values, table.r_max, rows)
+        return BlockedTable(table.values, table.r_max, rows)
 
     def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
         """See `Backend`; ``[rows, blocks of channels, paths, lanes]``."""
@@ -342,7 +348,7 @@ class CBackend(Backend):
         layout, coupling = _layout(convolution), convolution.coupling
         if isinstance(radial, TabulatedRadial):
             table = radial.table
-            assert isinstance(table, _BlockedTable), "tables are prepared before"
+            assert isinstance(table, BlockedTable), "tables are prepared before"
             work = _Convolution(layout, graph, coupling, width, n_nodes=len(table.values))
             results = _ConvolveTabulated.apply(work, table, harmonics, radial.lengths.contiguous(), *given)
         else:

@@ -90,6 +90,19 @@ def restore_order(rows: Tensor, graph: Graph) -> Tensor:
     return _Move.apply(rows, _rows_to_atoms, graph)
 
 
+def forces_of_pairs(gradient: Tensor, graph: Graph) -> Tensor:
+    """Distribute the gradient by the vector of each pair to its two atoms, as forces.
+
+    Args:
+        gradient: ``[pairs, 3]``.
+        graph: The graph.
+
+    Returns:
+        The negative gradient by the positions, ``[atoms, 3]``.
+    """
+    return _Move.apply(gradient, _pairs_to_forces, graph)
+
+
 def join_components(pieces: Sequence[Tensor]) -> Tensor:
     """Concatenate along the second dimension; derivatives are splits or concatenations, without zero filling."""
     return pieces[0] if len(pieces) == 1 else _Join.apply(*pieces)
@@ -163,6 +176,19 @@ def _atoms_to_rows(values: Tensor, graph: Graph) -> Tensor:
     return values.index_select(0, graph.atoms_by_element)
 
 
+def _pairs_to_forces(values: Tensor, graph: Graph) -> Tensor:
+    signs = graph.sign_of_slot.to(values.dtype).view(graph.n_atoms, 1, graph.max_neighbors)
+    of_slot = values.index_select(0, graph.pair_of_slot).view(graph.n_atoms, graph.max_neighbors, 3)
+    # one operation for products, sums and the sign of forces; the first argument is not read
+    rows = torch.baddbmm(values.new_empty(1), signs, of_slot, beta=0, alpha=-1)
+    return rows.squeeze(1).index_select(0, graph.row_of_atom)
+
+
+def _forces_to_pairs(values: Tensor, graph: Graph) -> Tensor:
+    # both atoms of the padding are the same
+    return values.index_select(0, graph.pair_sender) - values.index_select(0, graph.pair_receiver)
+
+
 _RowMap = Callable[[Tensor, Any], Tensor]
 
 _ADJOINT: dict[_RowMap, _RowMap] = {
@@ -173,6 +199,8 @@ _ADJOINT: dict[_RowMap, _RowMap] = {
     _edges_to_slots: _slots_to_edges,
     _real_edges_to_slots: _slots_to_edges,
     _slots_to_edges: _real_edges_to_slots,
+    _pairs_to_forces: _forces_to_pairs,
+    _forces_to_pairs: _pairs_to_forces,
     _rows_to_atoms: _atoms_to_rows,
     _atoms_to_rows: _rows_to_atoms,
 }

@@ -2,92 +2,64 @@ r"""The symmetric contraction: an equivariant polynomial of each atom's features
 
 .. math:: B_{i,LM,c} = \sum_\nu \sum_\eta W^{(\nu L)}_{z_i,\eta,c}\, P^{(\nu)}_{\eta,LM}(A_{i,c})
 
-A monomial of order :math:`\nu` is split into a factor of order :math:`\nu - 1` and a single component :math:`A_k`. The
-distinct left factors of an atom form a vector :math:`Q`; for every element and channel, the weights, mapped to
-monomials, form a matrix, and :math:`B = \sum_k A_k (W Q)_k` is a batch of dense products. Inversion symmetry forbids
-half of the entries, so even and odd monomials are treated separately.
+With a component :math:`A_0 = 1` in front of the others, every term has the same number of factors, the correlation
+:math:`n`. Then value and gradient are one thing,
+
+.. math:: D_{LM,k} = \frac{\partial B_{LM}}{\partial A_k} = \sum_q V_{LM,k,q}\, Q_q, \qquad
+    B_{LM} = \frac1n \sum_k A_k D_{LM,k},
+
+where :math:`Q` are the distinct products of :math:`n - 1` components and :math:`V` the weights, mapped to monomials,
+for every element and channel: dense products. Inversion symmetry forbids half of the entries, so even and odd products
+are treated separately.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from itertools import product
+from math import isqrt, prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mace.equivariant.symmetric_basis import symmetric_basis
+from mace.kernels.passes import Pass, current_pass
+
+Key = tuple[int, int]
+"""Degree of the result and number of factors."""
 
 
 @dataclass(frozen=True)
-class _LeftFactors:
-    """Monomials to the left of the last factor, by order; within an order, even ones come first.
+class _Terms:
+    """All terms of the products V Q for one degree and order, one for each factor of each monomial.
 
     Attributes:
-        monomials: For each order from zero, sorted tuples of component indices.
-        n_even: For each order, how many of them are even under inversion.
+        factor: 0 for one, otherwise a component of the atomic basis plus one, ``[terms]``.
+        remaining: The other factors of the monomial in increasing order, ``[terms, correlation - 1]``.
+        coefficients: ``[paths, 2 l + 1, terms]``.
     """
 
-    monomials: tuple[tuple[tuple[int, ...], ...], ...]
-    n_even: tuple[int, ...]
-
-    def rows(self, parity: int) -> dict[tuple[int, ...], int]:
-        """Return the row of each factor of one parity, numbered through all orders."""
-        chosen: list[tuple[int, ...]] = []
-        for monomials, n_even in zip(self.monomials, self.n_even, strict=True):
-            chosen.extend(monomials[n_even:] if parity else monomials[:n_even])
-        return {monomial: row for row, monomial in enumerate(chosen)}
+    factor: np.ndarray
+    remaining: np.ndarray
+    coefficients: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Left factors of one parity times single components of the matching parity, giving degree ``l_out``."""
-
-    l_out: int
-    parity: int
-    components: tuple[int, ...]
-
-
-def _parity(monomial: tuple[int, ...]) -> int:
-    """Return 0 for a product of components that is even under inversion, 1 for an odd one."""
-    return sum(isqrt(component) for component in monomial) % 2
-
-
-def _left_factors(l_max: int, l_out: tuple[int, ...], correlation: int) -> _LeftFactors:
-    """Collect every left factor that any path needs."""
-    needed: list[set[tuple[int, ...]]] = [set() for _ in range(correlation)]
-    for order in range(correlation, 0, -1):
-        for degree in l_out:
-            needed[order - 1] |= {tuple(m[:-1]) for m in symmetric_basis(l_max, degree, order).monomials.tolist()}
-        if order < correlation:
-            needed[order - 1] |= {m[:-1] for m in needed[order]}
-    monomials = tuple(tuple(sorted(n, key=lambda m: (_parity(m), m))) for n in needed)
-    return _LeftFactors(monomials, tuple(sum(_parity(m) == 0 for m in n) for n in monomials))
-
-
-def _blocks(l_max: int, l_out: tuple[int, ...]) -> list[_Block]:
-    """Split the work by target degree and by the parity of the left factor."""
-    blocks = []
-    for degree in l_out:
-        for parity in (0, 1):
-            components = tuple(c for c in range((l_max + 1) ** 2) if (parity + isqrt(c) + degree) % 2 == 0)
-            if components:
-                blocks.append(_Block(degree, parity, components))
-    return blocks
-
-
-def _table(l_max: int, block: _Block, order: int, rows: dict[tuple[int, ...], int]) -> np.ndarray | None:
-    """Return coefficients of an order's paths in a block, ``[paths, components * (2 l + 1) * factors]``, or None."""
-    basis = symmetric_basis(l_max, block.l_out, order)
-    place = {component: i for i, component in enumerate(block.components)}
-    table = np.zeros((basis.n_paths, len(block.components), 2 * block.l_out + 1, len(rows)))
-    for monomial, coefficients in zip(basis.monomials.tolist(), np.moveaxis(basis.coefficients, 2, 0), strict=True):
-        row = rows.get(tuple(monomial[:-1]))
-        if row is not None and monomial[-1] in place:
-            table[:, place[monomial[-1]], :, row] = coefficients
-    return table.reshape(basis.n_paths, -1) if table.any() else None
+def _terms(l_max: int, degree: int, order: int, correlation: int) -> _Terms:
+    basis = symmetric_basis(l_max, degree, order)
+    monomials = np.pad(basis.monomials + 1, ((0, 0), (correlation - order, 0)))
+    factor, remaining, coefficients = [], [], []
+    for place in range(correlation):
+        times = (monomials == monomials[:, place, None]).sum(1)
+        # of equal factors, which are neighbors, only the first, counted as often as there are
+        first = monomials[:, place] != monomials[:, place - 1] if place else np.ones(len(monomials), dtype=bool)
+        factor.append(monomials[first, place])
+        remaining.append(np.delete(monomials, place, axis=1)[first])
+        coefficients.append((basis.coefficients * times / correlation)[:, :, first])
+    return _Terms(np.concatenate(factor), np.concatenate(remaining), np.concatenate(coefficients, axis=2))
 
 
 class SymmetricContraction(nn.Module):
@@ -99,27 +71,69 @@ class SymmetricContraction(nn.Module):
         correlation: Highest number of factors.
     """
 
-    single: Tensor
+    left_of_others: Tensor
 
     def __init__(self, l_max: int, l_out: tuple[int, ...], correlation: int) -> None:
         super().__init__()
         self.l_max, self.l_out, self.correlation = l_max, l_out, correlation
-        self._left = _left_factors(l_max, l_out, correlation)
-        for order in range(2, correlation):
-            below = {monomial: i for i, monomial in enumerate(self._left.monomials[order - 1])}
-            self._constant(f"prefix_{order}", [below[m[:-1]] for m in self._left.monomials[order]])
-            self._constant(f"last_{order}", [m[-1] for m in self._left.monomials[order]])
-        self._constant("single", [m[0] for m in self._left.monomials[1]] if correlation > 1 else [])
-        self._blocks = _blocks(l_max, l_out)
-        for b, block in enumerate(self._blocks):
-            self._constant(f"components_{b}", block.components)
-            for order in range(1, correlation + 1):
-                table = _table(l_max, block, order, self._left.rows(block.parity))
-                if table is not None:
-                    self.register_buffer(f"table_{b}_{order}", torch.as_tensor(table), persistent=False)
+        orders = range(1, correlation + 1)
+        self.keys = tuple(k for k in product(l_out, orders) if symmetric_basis(l_max, *k).n_paths)
+        n_factors = 1 + (l_max + 1) ** 2
+        is_odd = np.array([0, *[isqrt(component) % 2 for component in range(n_factors - 1)]])
+        terms = {key: _terms(l_max, *key, correlation) for key in self.keys}
+        left, places = np.unique(np.concatenate([t.remaining for t in terms.values()]), axis=0, return_inverse=True)
+        odd_left = is_odd[left].sum(1) % 2
+        by_parity = np.argsort(odd_left, kind="stable")
+        place_of_term = np.split(
+            np.argsort(by_parity)[places.ravel()], np.cumsum([len(t.factor) for t in terms.values()])
+        )
+        self.n_left = int((odd_left == 0).sum()), int(odd_left.sum())
+        rows = self._tables(terms, dict(zip(self.keys, place_of_term, strict=False)), n_factors)
+        factors = left[by_parity].T
+        others = [np.roll(factors, -shift, axis=0).ravel() for shift in range(1, correlation - 1)]
+        self._selection("left", factors.ravel(), n_factors)
+        self.register_buffer("left_of_others", torch.from_numpy(np.array(others, dtype=np.int64)), persistent=False)
+        self._selection("factor", rows[1], n_factors)
+        self._selection("output", rows[0], sum(2 * degree + 1 for degree in l_out))
 
-    def _constant(self, name: str, indices: Sequence[int]) -> None:
-        self.register_buffer(name, torch.tensor(list(indices), dtype=torch.int64), persistent=False)
+    def _tables(self, terms: Mapping[Key, _Terms], places: Mapping[Key, np.ndarray], n_factors: int) -> np.ndarray:
+        """Register the maps from weights to V, by parity and degree; return output and factor of each row of D."""
+        halves = np.split(np.arange(sum(self.n_left)), [self.n_left[0]])
+        rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        first = 0
+        for degree in self.l_out:
+            blocks = []
+            for key in (key for key in self.keys if key[0] == degree):
+                of_key = terms[key].coefficients
+                blocks.append(np.zeros((*of_key.shape[:2], n_factors, sum(self.n_left))))
+                blocks[-1][:, :, terms[key].factor, places[key]] = of_key
+            table = np.concatenate(blocks)
+            for parity, half in enumerate(halves):
+                of_half = table[..., half]
+                used = of_half.any((0, 3))
+                rows[parity].append(np.argwhere(used) + [first, 0])
+                flat = torch.from_numpy(of_half[:, used].reshape(len(table), -1))
+                self.register_buffer(f"table_{parity}_{degree}", flat, persistent=False)
+            first += 2 * degree + 1
+        self.n_rows = sum(map(len, rows[0])), sum(map(len, rows[1]))
+        return np.concatenate([*rows[0], *rows[1]]).T
+
+    def _selection(self, name: str, index: np.ndarray, n: int) -> None:
+        """Register a selection of ``n`` rows by index, and its adjoint as a matrix."""
+        sums = torch.from_numpy(np.equal.outer(np.arange(n), index) * 1.0)
+        self.register_buffer(name, torch.from_numpy(index), persistent=False)
+        self.register_buffer(f"{name}_sums", sums, persistent=False)
+
+    def tables(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the nonzero blocks of the map from weights to V: paths, entries of V, and coefficients."""
+        last_entry = 0
+        for parity in (0, 1):
+            last_path = 0
+            for degree in self.l_out:
+                table = self.get_buffer(f"table_{parity}_{degree}")
+                first_path, last_path = last_path, last_path + table.shape[0]
+                first_entry, last_entry = last_entry, last_entry + table.shape[1]
+                yield slice(first_path, last_path), slice(first_entry, last_entry), table
 
     def forward(
         self,
@@ -139,47 +153,176 @@ class SymmetricContraction(nn.Module):
         Returns:
             By degree, ``[channels, 2 l + 1, atoms]``.
         """
-        n_channels, _, n_atoms = features.shape
-        present = torch.tensor(elements_present, device=features.device)
-        left = [factor.split(element_counts, dim=2) for factor in self._left_factors_of(features)]
-        result: dict[int, Tensor] = {}
-        for b, block in enumerate(self._blocks):
-            matrices = self._matrices(b, block, weights, present)
-            if matrices is None:
-                continue
-            products = [m @ q for m, q in zip(matrices.unbind(0), left[block.parity], strict=True)]
-            product = torch.cat(products, dim=2) if len(products) > 1 else products[0]
-            product = product.view(n_channels, len(block.components), 2 * block.l_out + 1, n_atoms)
-            selected = features.index_select(1, getattr(self, f"components_{b}"))
-            value = (selected.unsqueeze(2) * product).sum(1)
-            result[block.l_out] = result[block.l_out] + value if block.l_out in result else value
+        every = torch.cat([weights[key] for key in self.keys], dim=1)
+        if len(elements_present) < len(every):
+            every = every.index_select(0, torch.tensor(elements_present, device=every.device))
+        matrices = _Map.apply(every.transpose(1, 2).flatten(0, 1), self, False).unflatten(0, (len(every), -1))
+        padded = functional.pad(features, (0, 0, 1, 0), value=1.0)
+        *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, element_counts))
+        return dict(zip(self.l_out, results, strict=True))
+
+    def products(self, padded: Tensor) -> Tensor:
+        """Return Q, even products first, ``[channels, products, atoms]``."""
+        if self.correlation == 1:
+            return padded[:, :1]
+        factors = self.select(padded, "left").unflatten(1, (self.correlation - 1, -1)).unbind(1)
+        return prod(factors[1:], start=factors[0])
+
+    def products_backward(self, padded: Tensor, gradient: Tensor) -> Tensor:
+        """Differentiate by the components, given the gradient by Q."""
+        if self.correlation == 1:
+            return functional.pad(gradient, (0, 0, 0, padded.shape[1] - 1))
+        gradient = gradient.unsqueeze(1)
+        for index in self.left_of_others.unbind(0):
+            gradient = gradient * padded.index_select(1, index).unflatten(1, (self.correlation - 1, -1))
+        return self.sum(gradient.expand(-1, self.correlation - 1, -1, -1).flatten(1, 2), "left")
+
+    def select(self, values: Tensor, name: str) -> Tensor:
+        """Copy rows, ``[channels, rows, atoms]``."""
+        return _Select.apply(values, getattr(self, name), getattr(self, f"{name}_sums"), False)
+
+    def sum(self, values: Tensor, name: str) -> Tensor:
+        """Add rows; the adjoint of `select`."""
+        return _Select.apply(values, getattr(self, name), getattr(self, f"{name}_sums"), True)
+
+
+class _Map(torch.autograd.Function):
+    """The map from weights, ``[rows, paths]``, to V, ``[rows, entries]``, or its adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, contraction: SymmetricContraction, adjoint: bool) -> Tensor:
+        ctx.contraction, ctx.adjoint = contraction, adjoint
+        tables = list(contraction.tables())
+        result = values.new_empty(len(values), (tables[-1][0] if adjoint else tables[-1][1]).stop)
+        for place, (paths, entries, table) in enumerate(tables):
+            if not adjoint:
+                torch.mm(values[:, paths], table, out=result[:, entries])
+            elif 2 * place < len(tables):
+                torch.mm(values[:, entries], table.t(), out=result[:, paths])
+            else:
+                result[:, paths].addmm_(values[:, entries], table.t())
         return result
 
-    def _left_factors_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the even and the odd left factors, each ``[channels, factors, atoms]``."""
-        by_order = [torch.ones_like(features[:, :1])]
-        if self.correlation > 1:
-            by_order.append(features.index_select(1, self.single))
-        for order in range(2, self.correlation):
-            prefix, last = getattr(self, f"prefix_{order}"), getattr(self, f"last_{order}")
-            by_order.append(by_order[-1].index_select(1, prefix) * features.index_select(1, last))
-        split = [
-            factors.split((n_even, factors.shape[1] - n_even), dim=1)
-            for factors, n_even in zip(by_order, self._left.n_even, strict=True)
-        ]
-        return torch.cat([even for even, _ in split], dim=1), torch.cat([odd for _, odd in split], dim=1)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Map.apply(gradient, ctx.contraction, not ctx.adjoint), None, None
 
-    def _matrices(
-        self, b: int, block: _Block, weights: Mapping[tuple[int, int], Tensor], present: Tensor
-    ) -> Tensor | None:
-        """Map weights to monomials, ``[elements present, channels, components * (2 l + 1), factors]``."""
-        total: Tensor | None = None
-        for order in range(1, self.correlation + 1):
-            table = getattr(self, f"table_{b}_{order}", None)
-            if table is None:
+
+class _Select(torch.autograd.Function):
+    """A selection of rows, or its adjoint, each the derivative of the other."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor, sums: Tensor, adjoint: bool) -> Tensor:
+        ctx.others = index, sums, adjoint
+        return sums @ values if adjoint else values.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        index, sums, adjoint = ctx.others
+        return _Select.apply(gradient, index, sums, not adjoint), None, None, None
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """How V, Q and D are split by parity and element.
+
+    Attributes:
+        n_rows: Number of rows of D, even ones, then odd ones.
+        n_left: Number of products, likewise.
+        counts: Number of atoms of each element.
+    """
+
+    n_rows: tuple[int, int]
+    n_left: tuple[int, int]
+    counts: tuple[int, ...]
+
+    def of_parity(self, operand: int, values: Tensor) -> Sequence[Tensor]:
+        """Split V, ``[elements, channels, ...]``, Q or D, ``[channels, ..., atoms]``."""
+        if operand == 0:
+            return values.split([a * b for a, b in zip(self.n_rows, self.n_left, strict=True)], dim=2)
+        return values.split(self.n_left if operand == 1 else self.n_rows, dim=1)
+
+    def of_elements(self, operand: int, values: Tensor, parity: int) -> Sequence[Tensor]:
+        """Split the values of one parity, into ``[channels, ..., ...]`` for each element."""
+        if operand == 0:
+            return values.unflatten(2, (self.n_rows[parity], self.n_left[parity])).unbind(0)
+        return values.split(self.counts, dim=2)
+
+
+class _Products(torch.autograd.Function):
+    """One of V, Q and D from the two others, as the derivatives by them of the sum of ``D V Q`` over all indices.
+
+    Each is bilinear in the others, and its derivatives are the other two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: int, blocks: _Blocks, *operands: Tensor | None) -> Tensor:
+        ctx.result, ctx.blocks = result, blocks
+        ctx.save_for_backward(*operands)
+        first, second = (i for i in range(3) if i != result)
+        found = []
+        split = [() if values is None else blocks.of_parity(i, values) for i, values in enumerate(operands)]
+        for parity in (0, 1):
+            if not blocks.n_rows[parity]:
                 continue
-            part = weights[block.l_out, order].index_select(0, present).transpose(1, 2) @ table
-            total = part if total is None else total + part
-        if total is None:
-            return None
-        return total.view(*total.shape[:2], len(block.components) * (2 * block.l_out + 1), -1)
+            pairs = zip(*(blocks.of_elements(i, split[i][parity], parity) for i in (first, second)), strict=True)
+            if result == 0:
+                found.append(torch.stack([d @ q.mT for q, d in pairs]).flatten(2))
+            elif result == 1:
+                found.append(torch.cat([v.mT @ d for v, d in pairs], dim=2))
+            else:
+                found.append(torch.cat([v @ q for v, q in pairs], dim=2))
+        return torch.cat(found, dim=2 if result == 0 else 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        every = list(ctx.saved_tensors)
+        every[ctx.result] = gradient
+        needed = [ctx.needs_input_grad[2 + i] for i in range(3)]
+        needed[0] &= current_pass() is not Pass.GEOMETRY
+        gradients = [
+            _Products.apply(i, ctx.blocks, *(None if j == i else x for j, x in enumerate(every))) if needed[i] else None
+            for i in range(3)
+        ]
+        return None, None, *gradients
+
+
+class _Contract(torch.autograd.Function):
+    """The polynomials by degree, and D; its derivative consists of functions known to autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, padded: Tensor, matrices: Tensor, contraction: SymmetricContraction, blocks: _Blocks
+    ) -> tuple[Tensor, ...]:
+        gradient = _Products.apply(2, blocks, matrices, contraction.products(padded), None)
+        values = contraction.sum(contraction.select(padded, "factor") * gradient, "output")
+        ctx.contraction, ctx.blocks = contraction, blocks
+        ctx.save_for_backward(padded, matrices, gradient)
+        ctx.set_materialize_grads(False)
+        return *values.split([2 * degree + 1 for degree in contraction.l_out], dim=1), gradient
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        contraction, (padded, matrices, gradient) = ctx.contraction, ctx.saved_tensors
+        of_gradient, of_padded, of_matrices = cotangents[-1], None, None
+        of_matrices_too = ctx.needs_input_grad[1] and current_pass() is not Pass.GEOMETRY
+        rows = of_gradient
+        if any(cotangent is not None for cotangent in cotangents[:-1]):
+            sizes = [2 * degree + 1 for degree in contraction.l_out]
+            joined_ = [
+                padded.new_zeros(len(padded), size, padded.shape[2]) if c is None else c
+                for c, size in zip(cotangents, sizes, strict=False)
+            ]
+            chosen = contraction.select(torch.cat(joined_, dim=1), "output")
+            of_padded = contraction.sum(chosen * gradient, "factor") * contraction.correlation
+            if of_matrices_too:
+                rows = contraction.select(padded, "factor") * chosen
+                rows = rows if of_gradient is None else rows + of_gradient
+        left = contraction.products(padded) if of_matrices_too else None
+        if of_matrices_too and rows is not None:
+            of_matrices = _Products.apply(0, ctx.blocks, None, left, rows)
+        if of_gradient is not None:
+            of_left = _Products.apply(1, ctx.blocks, matrices, None, of_gradient)
+            through = contraction.products_backward(padded, of_left)
+            of_padded = through if of_padded is None else of_padded + through
+        return of_padded, of_matrices, None, None

@@ -7,33 +7,35 @@ differentiated by weights without ever building a graph of the many operations o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mace.equivariant.activations import SILU_SCALE
 from mace.graphs.graph import Graph
+from mace.kernels.c_backend import BlockedTable
 from mace.kernels.convolution import ConvolutionPath
+from mace.kernels.emit import launcher_source
 from mace.kernels.emit_contraction import ContractionTerms
 from mace.kernels.emit_convolution import ConvolutionLayout
 from mace.kernels.emit_geometry import GeometryShape, geometry_source
 from mace.kernels.emit_matrices import matrices_source
 from mace.kernels.gather import restore_order
-from mace.model.activations import SILU_SCALE
 from mace.model.interaction import LinearInteraction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
 from mace.model.readout import LinearReadout, NonlinearReadout, ReadoutOfHeads
 from mace.program.contraction import Contract
-from mace.program.convolution import Convolve, Edges
+from mace.program.convolution import Convolve, ConvolveTabulated, Edges
+from mace.program.density import Density, Scaled, density_source
 from mace.program.geometry import Geometry
 from mace.program.linear import Groups, Linear, Map, RadialOutput, Silu, View, Weight
 from mace.program.passes import Block, Pass, Sections, Tape, record
-from mace.program.record import Array, Extent, Recording, Workspace
+from mace.program.record import Array, Extent, Memory, Recording, Workspace
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -45,8 +47,6 @@ def obstacle(plan: ModelPlan) -> str | None:
         return "it predicts dipoles"
     if any(kind.messages != "linear" for kind in plan.interactions):
         return "its messages are not linear"
-    if any(kind.normalization != "count" for kind in plan.interactions):
-        return "it divides messages by a density"
     if plan.cutoff_after_network:
         return "its envelope follows the radial network"
     if plan.n_layers > 1 and (plan.readout_biases or plan.gate != "silu"):
@@ -92,9 +92,7 @@ class _Builder:
         self.channels = Array("channels", Extent("atoms"), n, tape.bytes, external=True)
         self.energies = tape.new("energies", "atoms", len(self.heads))
         for kind in (Pass.GRADIENT, Pass.ADJOINT):
-            tape.use_companion(
-                kind, self.energies, Array(f"{kind.value} of energies", bytes=tape.bytes, external=True)
-            )
+            tape.use_companion(kind, self.energies, Array(f"{kind.value} of energies", bytes=tape.bytes, external=True))
 
     def of_graph(self, name: str) -> Array:
         """Return an array of the graph by its name."""
@@ -115,16 +113,21 @@ class _Builder:
         plan = self.plan
         shape = geometry_shape(plan)
         names = ("neighbor_count", "slots_of_pair", "pair_sender", "pair_receiver", "structure_of_atom", "element")
-        graph = {name: self.of_graph(name) for name in (*names, "pair_of_slot", "sign_of_slot", "row_of_atom")}
+        more = ("pair_of_slot", "sign_of_slot", "row_of_atom", "positions", "cell", "pair_shift")
+        graph = {name: self.of_graph(name) for name in (*names, *more)}
         if plan.distance_transform != "None" or plan.pair_repulsion:
             graph["radii"] = self.float64_constant("radii", self.model.radial_embedding.covalent_radii)
         if plan.pair_repulsion:
             graph["charges"] = self.float64_constant("charges", torch.tensor(plan.atomic_numbers))
-        self.geometry = Geometry(shape, graph, self.tape, repulsion=plan.pair_repulsion)
+        tables = self.model.radial_tables
+        has_basis = tables is None or any(kind.normalization == "density" for kind in plan.interactions)
+        n_nodes = len(tables[0].values) if tables else 0
+        self.geometry = Geometry(shape, graph, self.tape, n_nodes, has_basis, plan.pair_repulsion)
         self.blocks.append(self.geometry)
         features = {0: View(self.channels, plan.n_channels, plan.n_channels, padded=False)}
         n_read = len(self.model.readouts)
         for layer, (interaction, product) in enumerate(zip(self.model.interactions, self.model.products, strict=True)):
+            assert isinstance(interaction, LinearInteraction) and isinstance(product, Product)
             features = self.layer(layer, interaction, product, features)
             number = layer - (plan.n_layers - n_read)
             if number >= 0:
@@ -149,7 +152,9 @@ class _Builder:
         l_out = product.l_out
         outputs = {l: self.of_degree(f"features {layer + 1}", l) for l in l_out}
         if interaction.kind.residual:
-            self.by_element(interaction, [features[l] for l in interaction.l_skip], [outputs[l] for l in interaction.l_skip])
+            self.by_element(
+                interaction, [features[l] for l in interaction.l_skip], [outputs[l] for l in interaction.l_skip]
+            )
         maps = []
         for place, l in enumerate(l_out):
             weight = Weight(self.weight(product.linear), n, n, offset=place * n * n)
@@ -177,7 +182,6 @@ class _Builder:
             maps.append(Map(features[l], sent[l], weight, n**-0.5))
         self.blocks.append(Linear(maps, "atoms"))
         paths: tuple[ConvolutionPath, ...] = interaction.convolution.paths
-        radial = self.radial(layer, interaction, len(paths), width)
         layout = ConvolutionLayout(paths, interaction.convolution.l_in, plan.l_max)
         sums = [
             tape.new(f"sums {layer} {l}", "atoms", (2 * l + 1) * layout.n_paths(l) * width)
@@ -188,23 +192,32 @@ class _Builder:
         arrays = [sent[l].array for l in layout.l_in]
         n_coupling = interaction.convolution.coupling.shape[1]
         harmonics = self.geometry.harmonics
-        self.blocks.append(Convolve(layout, coupling, n_coupling, harmonics, radial, arrays, sums, width, edges))
+        if self.model.radial_tables is None:
+            radial = self.radial(layer, interaction, len(paths), width)
+            self.blocks.append(Convolve(layout, coupling, n_coupling, harmonics, radial, arrays, sums, width, edges))
+        else:
+            table, (intervals, factors) = self.model.radial_tables[layer], self.geometry.coefficients
+            assert isinstance(table, BlockedTable)
+            of_convolve = (layout, coupling, n_coupling, harmonics, factors, arrays, sums, width, edges)
+            rows = self.constant("table of radial weights", table.rows)
+            self.blocks.append(ConvolveTabulated(rows, len(table.values), intervals, *of_convolve))
         return [(array, layout.n_paths(l), width) for l, array in enumerate(sums)]
 
     def radial(self, layer: int, interaction: LinearInteraction, n_paths: int, width: int) -> Array:
         """Append the radial network; return the radial weights."""
         tape = self.tape
         *hidden, last = list(interaction.radial.weights)
-        view, scale = View(self.geometry.basis, self.plan.num_radial_basis, self.geometry.basis.width, padded=False), 1.0
+        view, scale = (
+            View(self.geometry.basis, self.plan.num_radial_basis, self.geometry.basis.width, padded=False),
+            1.0,
+        )
         for number, parameter in enumerate(hidden):
             view = self.hidden(f"radial {layer} {number}", view, parameter, scale, "pairs")
             scale = SILU_SCALE
         weights = tape.new(f"radial weights {layer}", "pairs", n_paths * width)
         n_inputs, scale = last.shape[0], scale * last.shape[0] ** -0.5
         self.blocks.append(
-            RadialOutput(
-                view, weights, self.weight(last), n_inputs, n_paths, interaction.n_messages, scale, tape.lanes
-            )
+            RadialOutput(view, weights, self.weight(last), n_inputs, n_paths, interaction.n_messages, scale, tape.lanes)
         )
         return weights
 
@@ -219,30 +232,45 @@ class _Builder:
         return View(after, n_out, width)
 
     def mix(self, interaction: LinearInteraction, sums: Sequence[tuple[Array, int, int]], basis: Array) -> None:
-        """Append the linear map of the sums to the atomic basis and, without a residual, the matrices of elements."""
-        n, width = self.plan.n_channels, self.width
-        mixed = basis if interaction.kind.residual else self.tape.new("mixed sums", "atoms", basis.width)
-        by_path: list[list[Map]] = []
+        """Append the linear map of the sums to the atomic basis, then the matrices of elements and the density."""
+        n, tape, kind = self.plan.n_channels, self.tape, interaction.kind
+        by_density = kind.normalization == "density"
+        divided = tape.new("not yet divided", "atoms", basis.width) if by_density else basis
+        mixed = divided if kind.residual else tape.new("mixed sums", "atoms", basis.width)
+        self.mix_paths(interaction, sums, mixed, 1.0 if by_density else interaction.avg_num_neighbors)
+        if not kind.residual:
+            views = [[_component(array, l, n, self.width) for l in interaction.l_skip] for array in (mixed, divided)]
+            self.by_element(interaction, *views)
+        if by_density:
+            inputs, factors = tape.new("inputs of density", "pairs", 1), tape.new("factors of density", "atoms", 1)
+            n_basis = self.plan.num_radial_basis
+            source = View(self.geometry.basis, n_basis, n_basis, padded=False)
+            weight = Weight(self.weight(interaction.density), n_basis, 1)
+            self.blocks.append(Linear([Map(source, View(inputs, 1, 1, padded=False), weight, n_basis**-0.5)], "pairs"))
+            slots = self.of_graph("neighbor_count"), self.of_graph("pair_of_slot")
+            pairs = [self.of_graph(name) for name in ("pair_sender", "pair_receiver", "row_of_atom")]
+            self.blocks.append(Density(inputs, factors, *slots, pairs))
+            self.blocks.append(Scaled(factors, divided, basis))
+
+    def mix_paths(
+        self, interaction: LinearInteraction, sums: Sequence[tuple[Array, int, int]], mixed: Array, divisor: float
+    ) -> None:
+        """Append the linear maps of the sums of all paths to each degree."""
+        n, n_messages = self.plan.n_channels, interaction.n_messages
+        by_path: list[list[Map]] = [[] for _ in range(max(n_paths for _, n_paths, _ in sums))]
         for l, (array, n_paths, n_row) in enumerate(sums):
-            parameter, n_messages = interaction.linear[l], interaction.n_messages
-            scale = max(n_paths * n_messages, 1) ** -0.5 / interaction.avg_num_neighbors
-            target = _component(mixed, l, n, width)
+            scale = max(n_paths * n_messages, 1) ** -0.5 / divisor
             # rows of several paths are contiguous only where channels fill whole vectors
             merged = n_paths if n_messages == n_row or n_paths == 0 else 1
-            for path in range(0, max(n_paths, 1), merged or 1):
-                n_in = merged * n_messages
-                outer = (2 * l + 1) * n_paths * n_row
-                source = View(array, n_in, outer, n_paths * n_row, 2 * l + 1, offset=path * n_row)
-                weight = Weight(self.weight(parameter), n_in, n, offset=path * n_messages * n)
-                while len(by_path) <= path:
-                    by_path.append([])
-                by_path[path].append(Map(source, target, weight, scale))
-        for maps in by_path:
-            if maps:
-                self.blocks.append(Linear(maps, "atoms", adds=True, partial=len(by_path) > 1))
-        if not interaction.kind.residual:
-            views = [[_component(array, l, n, width) for l in interaction.l_skip] for array in (mixed, basis)]
-            self.by_element(interaction, *views)
+            for path in range(0, max(n_paths, 1), max(merged, 1)):
+                outer, inner = (2 * l + 1) * n_paths * n_row, n_paths * n_row
+                source = View(array, merged * n_messages, outer, inner, 2 * l + 1, offset=path * n_row)
+                parameter = self.weight(interaction.linear[l])
+                weight = Weight(parameter, merged * n_messages, n, offset=path * n_messages * n)
+                by_path[path].append(Map(source, _component(mixed, l, n, self.width), weight, scale))
+        used = [maps for maps in by_path if maps]
+        for maps in used:
+            self.blocks.append(Linear(maps, "atoms", adds=True, partial=len(used) > 1))
 
     def by_element(self, interaction: LinearInteraction, sources: Sequence[View], targets: Sequence[View]) -> None:
         """Append the matrices of the elements."""
@@ -276,16 +304,16 @@ class _Builder:
         """Append a readout of every head."""
         heads = list(readout.heads) if isinstance(readout, ReadoutOfHeads) else [readout]
         for place, head in enumerate(self.heads if len(heads) > 1 else [0]):
-            one = heads[head]
-            view, scale = scalars, len(one.weight) ** -0.5
+            one, view = heads[head], scalars
+            assert isinstance(one, LinearReadout | NonlinearReadout)
+            scale = len(one.weight) ** -0.5
             if isinstance(one, NonlinearReadout):
                 view = self.hidden("readout", scalars, one.hidden, 1.0, "atoms")
                 scale = one.scale * (one.n_heads * len(one.weight)) ** -0.5
-            else:
-                assert isinstance(one, LinearReadout)
             target = View(self.energies, 1, len(self.heads), offset=place, padded=False)
             weight = Weight(self.weight(one.weight), len(one.weight), 1)
-            self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True))
+            partial = len(self.heads) > 1
+            self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True, partial=partial))
 
 
 _EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot")
@@ -298,20 +326,31 @@ def _component(array: Array, l: int, n: int, width: int) -> View:
 
 @dataclass(frozen=True)
 class _Program:
-    """A recording with what is needed to run it."""
+    """A recording with what is needed to run it.
+
+    Attributes:
+        recording: The recording.
+        sections: The passes in it.
+        builder: What it was recorded from.
+        tape: The tape.
+        gradient: Whether it computes the gradient by the vectors.
+        parameters: Parameters that it reads, by their arrays.
+        fixed: Addresses of its constants.
+        free: Workspaces that no run uses.
+        memories: Memory that no run of this or another program of the model uses.
+        lock: Held while these two are changed.
+    """
 
     recording: Recording
     sections: Sections
     builder: _Builder
     tape: Tape
     gradient: bool
+    parameters: dict[Array, Tensor]
+    fixed: dict[Array, int]
     free: list[Workspace]
+    memories: list[Memory]
     lock: threading.Lock
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the model by name."""
-        return self.builder.parameters
 
     @property
     def n_heads(self) -> int:
@@ -324,6 +363,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
+        self._memories: list[Memory] = []
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
@@ -343,25 +383,44 @@ class Programs:
                 builder = _Builder(model, tape, head)
                 builder.build()
                 sections = record(tape, builder.blocks, gradient)
-                self._found[key] = _Program(tape.finish(), sections, builder, tape, gradient, [], threading.Lock())
+                self._found[key] = self._connected(tape.finish(), sections, builder, tape, gradient)
             return self._found[key]
 
+    def _connected(
+        self, recording: Recording, sections: Sections, builder: _Builder, tape: Tape, gradient: bool
+    ) -> _Program:
+        read = set(recording.arrays)
+        parameters = {array: builder.parameters[name] for name, array in builder.weights.items() if array in read}
+        constants = {array: value for array, value in builder.constants.items() if array in read}
+        fixed = {array: value.data_ptr() for array, value in constants.items()}
+        own: list[Workspace] = []
+        return _Program(
+            recording, sections, builder, tape, gradient, parameters, fixed, own, self._memories, self._lock
+        )
 
-def energies_and_gradient(
-    model: MACE, graph: Graph, vectors: Tensor, gradient: bool, training: bool
-) -> tuple[Tensor, Tensor | None]:
+
+class Evaluated(NamedTuple):
+    """Results of a program.
+
+    Attributes:
+        energies: Energy of every atom in eV, without its reference energy, ``[atoms]``.
+        vectors: Vector from sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
+        gradient: Gradient of the sum of the energies by the vectors in eV/Angstrom, ``[pairs, 3]``, if wanted.
+    """
+
+    energies: Tensor
+    vectors: Tensor
+    gradient: Tensor | None
+
+
+def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: bool) -> Evaluated:
     """Evaluate the energy of every atom and the gradient of their sum by a model's program.
 
     Args:
         model: A model with a program.
         graph: The graph.
-        vectors: Vectors of the pairs in Angstrom, ``[pairs, 3]``.
         gradient: Whether the gradient is wanted.
-        training: Whether the results will be differentiated by the weights.
-
-    Returns:
-        Energies in eV as `mace.model.mace.AtomicOutput` has them, ``[atoms]``, and their gradient in eV/Angstrom,
-        ``[pairs, 3]``, or None.
+        training: Whether energies and gradient will be differentiated by the weights.
     """
     heads = graph.head_of_atoms(graph.atoms_by_element)
     channels = model.channels(graph)
@@ -370,104 +429,85 @@ def energies_and_gradient(
     shift: float | Tensor
     if isinstance(heads, int):
         scale, shift = model.every_head[heads].scale, model.every_head[heads].shift
-        seeds = vectors.new_full((graph.n_atoms, 1), scale)
+        seeds = channels.new_full((graph.n_atoms, 1), scale)
     else:
         scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
-        seeds = vectors.new_zeros(graph.n_atoms, program.n_heads)
-        seeds.scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1)) if program.n_heads > 1 else seeds.copy_(
-            scale.unsqueeze(1)
-        )
-    run = _Run(program, graph, vectors.detach(), seeds)
+        seeds = channels.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
+    run = _Run(program, graph, seeds)
     of_heads, of_vectors = _evaluated(run, channels, training)
-    chosen = of_heads.squeeze(1) if program.n_heads == 1 else of_heads.gather(1, heads.unsqueeze(1)).squeeze(1)
-    if run.repulsion is not None:
-        chosen = chosen + run.repulsion
+    chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
+    energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
+    energies = energies * scale + shift
     if model.condition_readout is not None:
-        chosen = chosen + model.read(model.condition_readout, channels, graph)
-    return restore_order(chosen * scale + shift, graph), of_vectors
+        energies = energies + model.read(model.condition_readout, channels, graph)
+    return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
 
 
 def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
     """Return the energies of rows and heads, ``[atoms, heads]``, and the gradient by the vectors."""
     if not training:
-        found = run.forward(channels.detach())
-        run.release()
-        return found
+        return run.forward(channels.detach())
     results = _Energies.apply(run, channels, *run.program.parameters.values())
     return results if run.program.gradient else (results, None)
 
 
 class _Run:
-    """One use of a program, from its forward passes to the end of its backward passes.
+    """One use of a program, from its forward passes to the end of its backward passes, if it has any.
 
     Args:
         program: The program.
         graph: The graph.
-        vectors: Vectors of the pairs.
         seeds: Factors on the energies.
+
+    Attributes:
+        vectors: Vectors of the pairs, from the forward passes on.
+        repulsion: Repulsion of the rows, if the model has one.
     """
 
-    def __init__(self, program: _Program, graph: Graph, vectors: Tensor, seeds: Tensor) -> None:
-        self.program, self.graph, self.parameters = program, graph, program.parameters
-        self.vectors, self.seeds = vectors.contiguous(), seeds.contiguous()
+    def __init__(self, program: _Program, graph: Graph, seeds: Tensor) -> None:
+        self.program, self._graph, self._seeds = program, graph, seeds.contiguous()
+        self.vectors = seeds.new_empty(len(graph.pair_sender), 3)
         self.repulsion: Tensor | None = None
+        self._threads = torch.get_num_threads()
         with program.lock:
-            self.workspace = program.free.pop() if program.free else Workspace(program.recording)
-        self._released = False
-        self._held: list[Any] = []
-
-    def release(self) -> None:
-        """Hand the memory to the next run."""
-        if not self._released:
-            self._released = True
-            with self.program.lock:
-                self.program.free.append(self.workspace)
+            self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
+            self._memory = program.memories.pop() if program.memories else Memory()
 
     def __del__(self) -> None:
-        """Hand back the memory of a run that was never finished."""
-        self.release()
+        """Hand the memory to the next run."""
+        with self.program.lock:
+            self.program.free.append(self._workspace)
+            self.program.memories.append(self._memory)
 
-    def _addresses(self, channels: Tensor, of_vectors: Tensor | None) -> dict[Array, int]:
-        builder, graph, tape = self.program.builder, self.graph, self.program.tape
-        counts = np.array(graph.element_counts, dtype=np.int64)
-        arrays: dict[str, Any] = {
-            "group starts": np.concatenate([[0], np.cumsum(counts)]),
-            "group index": np.array(graph.elements_present, dtype=np.int64),
-            "place": np.repeat(np.arange(len(counts)), counts),
-            "no place": np.zeros(graph.n_atoms, dtype=np.int64),
-            "one group": np.zeros(2, dtype=np.int64),
+    def _arrays_of_graph(self) -> dict[str, Tensor]:
+        """Return the arrays of the graph that the program reads, by name."""
+        graph = self._graph
+        counts = torch.tensor((0, *graph.element_counts))
+        made = {
+            "group starts": counts.cumsum(0),
+            "group index": torch.tensor(graph.elements_present),
+            "place": torch.arange(len(counts) - 1).repeat_interleave(counts[1:], output_size=graph.n_atoms),
+            "no place": torch.zeros(graph.n_atoms, dtype=torch.int64),
+            "one group": torch.zeros(2, dtype=torch.int64),
         }
-        found: dict[Array, int] = {}
-        for name, array in builder.given.items():
-            value = arrays.get(name)
-            if value is None:
-                value = getattr(graph, name)
-                value = value.double() if name == "sign_of_slot" else value
-                value = value.contiguous()
-                self._held.append(value)
-                found[array] = value.data_ptr()
-            else:
-                self._held.append(value)
-                found[array] = value.ctypes.data
-        found |= {array: value.data_ptr() for array, value in builder.constants.items()}
-        found |= {builder.weights[name]: value.data_ptr() for name, value in self.parameters.items()}
-        geometry = builder.geometry
-        self._held.append(channels)
-        found[builder.channels], found[geometry.vectors] = channels.data_ptr(), self.vectors.data_ptr()
-        found[tape.of(Pass.GRADIENT, builder.energies)] = self.seeds.data_ptr()
-        if of_vectors is not None:
-            found[geometry.of_vectors] = of_vectors.data_ptr()
-        return found
+        names = self.program.builder.given
+        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        return found | {name: found[name].double() for name in ("sign_of_slot", "positions", "cell")}
 
     def forward(self, channels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the passes of value and gradient."""
-        program, graph, builder = self.program, self.graph, self.program.builder
+        program, graph, builder = self.program, self._graph, self.program.builder
         of_vectors = torch.empty_like(self.vectors) if program.gradient else None
-        self._given = self._addresses(channels.contiguous(), of_vectors)
-        if builder.geometry.repulsion is not None:
-            total = self.seeds.sum(1)
-            self._held.append(total)
-            self._given[builder.geometry.weights] = total.data_ptr()
+        of_graph = self._arrays_of_graph()
+        geometry = builder.geometry
+        arrays = {builder.given[name]: value for name, value in of_graph.items()}
+        arrays |= {builder.channels: channels.contiguous(), geometry.vectors: self.vectors}
+        arrays |= {program.tape.of(Pass.GRADIENT, builder.energies): self._seeds}
+        if of_vectors is not None:
+            arrays[geometry.of_vectors] = of_vectors
+        if geometry.repulsion is not None:
+            arrays[geometry.weights] = self._seeds.sum(1)
+        self._arrays = arrays
         self._sizes = {
             "atoms": graph.n_atoms,
             "neighbors": graph.max_neighbors,
@@ -475,37 +515,47 @@ class _Run:
             "slots": len(graph.pair_of_slot),
             "groups": len(graph.elements_present),
         }
-        self.workspace.connect(self._sizes, self._given)
-        self.workspace.run(program.sections.prepare[0], program.sections.gradient[1])
-        dtype = program.tape.dtype
-        energies = self.workspace.tensor(builder.energies, dtype, graph.n_atoms, builder.energies.width).clone()
-        if builder.geometry.repulsion is not None:
-            self.repulsion = self.workspace.tensor(builder.geometry.repulsion, dtype, graph.n_atoms).clone()
-        return energies, of_vectors
+        self._connect({})
+        if not self._is_prepared():
+            self._workspace.run(*program.sections.prepare)
+        self._workspace.run(program.sections.value[0], program.sections.gradient[1])
+        if geometry.repulsion is not None:
+            self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
+        return self._copy(builder.energies, graph.n_atoms, builder.energies.width), of_vectors
 
-    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the passes of tangent and adjoint; return the gradients by the channels and by the weights."""
+    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
         program, builder, tape = self.program, self.program.builder, self.program.tape
-        sizes = [value.numel() for value in self.parameters.values()]
-        flat = of_energies.new_zeros(sum(sizes))
-        gradients = {
-            name: piece.view(value.shape)
-            for (name, value), piece in zip(self.parameters.items(), flat.split(sizes), strict=True)
-        }
-        given = dict(self._given)
-        of_energies = of_energies.contiguous()
-        given[tape.of(Pass.ADJOINT, builder.energies)] = of_energies.data_ptr()
+        parameters = program.parameters
+        sizes = [value.numel() for value in parameters.values()]
+        pieces = of_energies.new_zeros(sum(sizes)).split(sizes)
+        gradients = [piece.view_as(value) for piece, value in zip(pieces, parameters.values(), strict=True)]
+        arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
         if changes is not None:
-            changes = changes.contiguous()
-            given[builder.geometry.changes] = changes.data_ptr()
-        for name, array in builder.weights.items():
-            given[tape.gradient_of(array)] = gradients[name].data_ptr()
-        self.workspace.connect(self._sizes, given)
-        self.workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
+            arrays[builder.geometry.changes] = changes.contiguous()
+        arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
+        self._connect(arrays)
+        self._workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
-        n = builder.channels.width
-        result = self.workspace.tensor(of_channels, tape.dtype, self.graph.n_atoms, n).clone()
-        return result, gradients
+        return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
+
+    def _connect(self, more: dict[Array, Tensor]) -> None:
+        given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
+        self._workspace.connect(self._memory, self._sizes, given, self._threads)
+
+    def _is_prepared(self) -> bool:
+        """Return whether the memory holds what depends on the parameters alone; note that it will."""
+        program, parameters = self.program, self.program.parameters.values()
+        if program.tape.is_trained or any(value.is_inference() for value in parameters):
+            self._memory.prepared = None
+            return False
+        versions = tuple((value.data_ptr(), value._version) for value in parameters)
+        state = id(program), self._graph.elements_present, versions
+        known, self._memory.prepared = self._memory.prepared, state
+        return known == state
+
+    def _copy(self, array: Array, *shape: int) -> Tensor:
+        return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
 
 
 class _Energies(torch.autograd.Function):
@@ -521,11 +571,14 @@ class _Energies(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_energies: Tensor, changes: Tensor | None = None) -> tuple[Tensor | None, ...]:
         of_channels, gradients = ctx.run.backward(of_energies, changes)
-        ctx.run.release()
-        return (None, of_channels, *gradients.values())
+        return (None, of_channels, *gradients)
 
 
-def sources(model: MACE) -> Iterator[tuple[Callable[..., str], tuple[Any, ...]]]:
-    """Yield what the programs of a model need besides convolutions and contractions: function and arguments."""
-    yield matrices_source, ()
-    yield geometry_source, (geometry_shape(model.plan),)
+def sources(model: MACE) -> list[str]:
+    """Return the C files that the programs of a model need besides convolutions and contractions."""
+    if obstacle(model.plan):
+        return []
+    found = [launcher_source(), matrices_source(model.dtype), geometry_source(geometry_shape(model.plan), model.dtype)]
+    if any(kind.normalization == "density" for kind in model.plan.interactions):
+        found.append(density_source(model.dtype))
+    return found

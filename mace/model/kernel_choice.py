@@ -10,6 +10,7 @@ from mace.errors import UserError
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError, NoCompilerError
+from mace.model.compiled import sources
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
             raise UserError(f"{source}=c runs on the CPU only, not on {device}; use {source}=torch there.")
         return TORCH.name
     try:
-        C.prepare(model.kernels(), model.dtype)
+        C.prepare(model.kernels(), model.dtype, sources=sources(model))
     except CompilationError as error:
         missing = isinstance(error, NoCompilerError)
         if wanted == "c":

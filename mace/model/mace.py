@@ -174,7 +174,7 @@ class MACE(nn.Module):
     @property
     def has_program(self) -> bool:
         """Whether energies and their gradient are computed by one program of compiled kernels."""
-        return self.backend.has_programs and self.radial_tables is None and obstacle(self.plan) is None
+        return self.backend.has_programs and obstacle(self.plan) is None
 
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:
@@ -200,7 +200,7 @@ class MACE(nn.Module):
         """
         if n_nodes is not None and not self.has_radial_functions_of_length:
             raise ValueError("the radial weights depend on the atoms too")
-        self.radial_tables = None
+        self.radial_tables, self.programs = None, Programs()
         if n_nodes is not None:
             layers = (layer for layer in self.interactions if isinstance(layer, Interaction))
             tables = (layer.tabulate(self.radial_embedding, n_nodes) for layer in layers)

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mace.equivariant.activations import SIGMOID_SCALE, SILU_SCALE
 from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend
 from mace.kernels.gather import gather_edges, sum_slots
-from mace.model.activations import SIGMOID_SCALE, SILU_SCALE
 from mace.model.interaction import EdgeGeometry, Features, Interaction, linear_maps, mapped, scaled_maps
 from mace.model.plan import ModelPlan
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, pair_vectors
-from mace.kernels.gather import gather_pairs, restore_order, sum_slots
+from mace.kernels.gather import forces_of_pairs, restore_order
 from mace.kernels.passes import Pass, differentiating_by
 from mace.model.compiled import energies_and_gradient
 from mace.model.mace import MACE, AtomicOutput
@@ -76,17 +76,15 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
-    vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
-    if differentiated:
-        vectors.requires_grad_(True)
+    by_program, gradient = model.has_program and not features, None
     found: dict[str, Any] = {}
-    by_program = model.has_program and not features
     with torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:
-            energies, gradient = energies_and_gradient(model, graph, vectors, differentiated, training)
+            energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
             output = AtomicOutput(energies, None, [])
         else:
+            vectors = pair_vectors(graph, model.plan.r_max, model.dtype).requires_grad_(differentiated)
             output = model(graph, vectors)
         if features:
             found["features"] = [
@@ -100,17 +98,17 @@ def predict(
         if output.energies is None:
             return Prediction(**found)
         reference = model.reference_of_atoms(graph)
-        atomic_energies = reference + output.energies.to(reference.dtype)
+        atomic_energies = reference + output.energies  # in the precision of the reference energies
         if differentiated:
             if not by_program:
                 with differentiating_by(Pass.GEOMETRY):
-                    (gradient,) = torch.autograd.grad(output.energies.sum(), vectors, create_graph=training)
+                    ones = torch.ones_like(output.energies)
+                    (gradient,) = torch.autograd.grad(output.energies, vectors, ones, create_graph=training)
+            assert gradient is not None
             if not training:
                 atomic_energies = atomic_energies.detach()
             if forces:
-                # distribute the gradient of each pair to its two atoms
-                toward_receiver = gather_pairs(gradient, graph) * graph.sign_of_slot.to(gradient.dtype).unsqueeze(1)
-                found["forces"] = -restore_order(sum_slots(toward_receiver, graph), graph)
+                found["forces"] = forces_of_pairs(gradient, graph)
             if stress or atomic_virials:
                 found |= _virials(gradient, vectors.detach(), graph, stress, atomic_virials)
         return Prediction(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mace.equivariant.activations import SILU_SCALE
 from mace.graphs.graph import Graph
 from mace.kernels.gather import DirectedEdges, gather_senders, take_edges, to_both_directions
-from mace.model.activations import SILU_SCALE
 from mace.model.roles import Group, learned
 
 

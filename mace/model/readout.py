@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mace.model.activations import activation
+from mace.equivariant.activations import activation
 from mace.model.plan import ModelPlan
 from mace.model.roles import Group, assign_to_head, learned
 

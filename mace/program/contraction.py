@@ -147,4 +147,3 @@ class Contract(Block):
         blocks = self.width // tape.lanes
         address = kernel(name, contraction_source, tape.dtype, self.terms)
         tape.launch(address, arrays, [Extent("atoms"), self.width, blocks, int(adds)], blocks)
-

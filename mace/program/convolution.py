@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source
+from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
 from mace.kernels.emit_matrices import PACKED
-from mace.program.libraries import kernel
+from mace.program.libraries import kernel, matrix_kernel
 from mace.program.linear import Weight, packed
-from mace.program.libraries import matrix_kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
 from mace.program.record import Array, Extent
@@ -130,7 +130,39 @@ class Convolve(Block):
             ]
         )
 
-    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False) -> None:
+    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, n_nodes: int = 0) -> None:
         blocks = self.width // tape.lanes
-        dimensions = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks, 0, int(adds)]
-        tape.launch(kernel(name, convolution_source, tape.dtype, self.layout), arrays, dimensions, blocks)
+        sizes: list[int | Extent] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
+        source = tabulated_source if n_nodes else convolution_source
+        tape.launch(kernel(name, source, tape.dtype, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
+
+
+class ConvolveTabulated(Convolve):
+    """A convolution that reads radial weights from a table, for evaluation only.
+
+    Args:
+        table: The table in the layout of the kernels, an array of the caller.
+        n_nodes: Number of its nodes.
+        intervals: Interval of every pair, from the geometry.
+        of_convolve: Arguments of `Convolve`; the radial weights are the interpolation factors of the pairs.
+    """
+
+    def __init__(self, table: Array, n_nodes: int, intervals: Array, *of_convolve: Any) -> None:
+        super().__init__(*of_convolve)
+        self._n_nodes, self._tail = n_nodes, (table, intervals)
+
+    def value(self, tape: Tape) -> None:
+        """See `Block`."""
+        self._couple(tape, Pass.VALUE)
+        arrays = (*self._inputs(), *self.results, *self._tail)
+        self._launch(tape, "conv_forward_tabulated", arrays, n_nodes=self._n_nodes)
+        for array in self.results:
+            tape.adds(array)
+
+    def gradient(self, tape: Tape) -> None:
+        """See `Block`; the gradient by lengths is in the place of the first harmonic."""
+        of_features = [tape.written(Pass.GRADIENT, array) for array in self.features]
+        of_harmonics = tape.written(Pass.GRADIENT, self.harmonics)
+        given = [tape.written(Pass.GRADIENT, array) for array in self.results]
+        arrays = (*self._inputs(), *given, *of_features, of_harmonics, *self._tail)
+        self._launch(tape, "conv_backward_tabulated", arrays, n_nodes=self._n_nodes)

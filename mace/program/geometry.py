@@ -18,13 +18,15 @@ class Geometry(Block):
 
     Args:
         shape: What the kernels depend on.
-        graph: Arrays of the graph, those of `GRAPH_POINTERS`; what is missing is null.
+        graph: Arrays of the graph: those of `GRAPH_POINTERS`, of which what is missing is null, and those from which the
+            vectors follow, ``positions``, ``cell`` and ``pair_shift``.
         tape: The tape.
-        n_nodes: Number of nodes of radial tables, which are read instead of the basis; zero for none.
+        n_nodes: Number of nodes of radial tables; zero for none.
+        has_basis: Whether anything reads the radial basis.
         repulsion: Whether nuclear repulsion is computed too.
 
     Attributes:
-        vectors: Vectors of the pairs, an array of the caller, ``[pairs, 3]``.
+        vectors: Vectors of the pairs in Angstrom, written to an array of the caller, ``[pairs, 3]``.
         of_vectors: The gradient by them, an array of the caller, ``[pairs, 3]``.
         changes: Their tangent, an array of the caller, ``[pairs, 3]``.
         basis: Radial basis, ``[pairs, basis]``.
@@ -35,9 +37,15 @@ class Geometry(Block):
     """
 
     def __init__(
-        self, shape: GeometryShape, graph: Mapping[str, Array], tape: Tape, n_nodes: int = 0, repulsion: bool = False
+        self,
+        shape: GeometryShape,
+        graph: Mapping[str, Array],
+        tape: Tape,
+        n_nodes: int = 0,
+        has_basis: bool = True,
+        repulsion: bool = False,
     ) -> None:
-        self.shape, self.graph, self.n_nodes = shape, graph, n_nodes
+        self.shape, self.graph, self.n_nodes, self._has_basis = shape, graph, n_nodes, has_basis
         self.vectors, self.of_vectors, self.changes, self.weights = (
             Array(name, bytes=tape.bytes, external=True)
             for name in ("vectors", "gradient by vectors", "change of vectors", "weights of energies")
@@ -59,7 +67,9 @@ class Geometry(Block):
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
-        basis = None if self.n_nodes else self.basis
+        positions = [self.graph[name] for name in ("positions", "cell", "pair_shift")]
+        self._launch(tape, "pair_vectors", [*positions, self.vectors])
+        basis = self.basis if self._has_basis else None
         self._launch(tape, "geometry_value", [self.vectors, self.lengths, basis, None, self.harmonics])
         if self.n_nodes:
             self._launch(tape, "radial_coefficients", [self.lengths, *self.coefficients], [self.n_nodes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mace.kernels.emit_matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
 from mace.program.libraries import matrix_kernel
@@ -93,7 +94,7 @@ class Linear(Block):
         rows: What their rows belong to: ``atoms``, ``pairs`` or ``slots``.
         groups: The elements, if each has matrices of its own.
         adds: Whether results are added to what another block has written.
-        partial: Whether other blocks read other parts of the same sources.
+        partial: Whether other blocks read or write other parts of the same arrays.
     """
 
     def __init__(
@@ -147,6 +148,8 @@ class Linear(Block):
             if kind is Pass.TANGENT and x.array not in tape.varying:
                 continue
             target = tape.of(kind, y.array)
+            if self.partial:
+                tape.zero(target)
             of_b = (
                 self._by_element(w, PLAIN) | {"b_vector": tape.lanes}
                 if self.groups
@@ -179,9 +182,7 @@ class Linear(Block):
             x, y, w = entry.source, entry.target, entry.weight
             given, target = tape.written(kind, y.array), tape.of(kind, x.array)
             of_b = (
-                self._by_element(w, BY_ROWS)
-                if self.groups
-                else {"b": self._backward[entry].at(), "b_storage": PACKED}
+                self._by_element(w, BY_ROWS) if self.groups else {"b": self._backward[entry].at(), "b_storage": PACKED}
             )
             products.append(
                 Product(
@@ -195,7 +196,7 @@ class Linear(Block):
             )
         tape.products(products)
 
-    def _by_element(self, w: Weight, storage: int) -> dict[str, object]:
+    def _by_element(self, w: Weight, storage: int) -> dict[str, Any]:
         assert self.groups is not None
         return {
             "b": w.array.at(w.offset),
@@ -215,7 +216,7 @@ class Linear(Block):
             x, y, w = entry.source, entry.target, entry.weight
             if of_source is Pass.TANGENT and x.array not in tape.varying:
                 continue
-            groups: dict[str, object] = {}
+            groups: dict[str, Any] = {}
             if self.groups:
                 groups = {
                     "grouping": SUM_GROUPS,
@@ -243,13 +244,13 @@ class Linear(Block):
                     c_vector=tape.lanes,
                     add=True,
                     scale=entry.scale,
-                    **groups,  # type: ignore[arg-type]
+                    **groups,
                 )
             )
         tape.products(products)
 
 
-def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, object]:
+def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, Any]:
     """Return the fields of a product that say where the rows of source and target lie."""
     return {
         "rows": Extent(rows, x.n_inner),

@@ -148,7 +148,6 @@ class Block:
         """Record the gradient by the inputs and by the weights."""
 
 
-
 @dataclass(frozen=True)
 class Sections:
     """Places of the launches of each pass in a recording: the first, and the one after the last."""

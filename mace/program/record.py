@@ -112,7 +112,11 @@ class Recorder:
         return len(self._launches)
 
     def launch(
-        self, kernel: int, pointers: Sequence[Pointer | Array | None], dimensions: Sequence[int | Extent], units: int | Extent
+        self,
+        kernel: int,
+        pointers: Sequence[Pointer | Array | None],
+        dimensions: Sequence[int | Extent],
+        units: int | Extent,
     ) -> None:
         """Record a launch.
 
@@ -125,7 +129,9 @@ class Recorder:
         places = self.words(pointers), self.words(dimensions)
         self._launches.append((kernel, *places, units))
 
-    def launch_list(self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]) -> None:
+    def launch_list(
+        self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]
+    ) -> None:
         """Record a launch of a kernel that reads a list of records, and whose units are shares, one for each thread."""
         place = self.words([word for record in records for word in record])
         pointer = len(self._words)
@@ -199,19 +205,47 @@ def _launcher() -> ctypes.CDLL:
     return compile_and_load(launcher_source())
 
 
+class Memory:
+    """Memory for the arrays of one run at a time, which grows as needed and is kept.
+
+    Attributes:
+        prepared: What its user notes of the arrays that do not depend on the graph; None after it has grown.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self.prepared: object = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in bytes."""
+        return self._buffer.numel()
+
+    def reserve(self, n_bytes: int) -> torch.Tensor:
+        """Return the memory as bytes, at least as many as wanted; it then holds nothing if it was too small."""
+        if n_bytes > self.n_bytes:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old one before the new one is allocated
+            # somewhat more, so that batches of slightly different sizes do not need new memory each time
+            self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8)
+            self.prepared = None
+        return self._buffer
+
+
 class Workspace:
-    """Memory for the arrays of a recording, kept between runs; one run at a time may use it.
+    """A recording with the places of its arrays for a graph; one run at a time may use it.
 
     Args:
         recording: The recording.
+        fixed: Addresses of external arrays that never move.
+
+    Attributes:
+        threads: Number of threads of the next run.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, fixed: Mapping[Array, int]) -> None:
         self._recording = recording
         self._table = recording.table.copy()
-        self._buffer = torch.empty(0, dtype=torch.uint8)
-        own = [array for array in recording.arrays]
-        self._external = np.array([array.external for array in own], dtype=bool)
+        own = recording.arrays
         extents = [array.rows for array in own]
         self._size = np.array([SIZES.index(e.size) for e in extents], dtype=np.int64)
         self._times = np.array([e.times * a.width * a.bytes for e, a in zip(extents, own, strict=True)], dtype=np.int64)
@@ -221,35 +255,35 @@ class Workspace:
         # the last address is that of the table, for which -1 stands
         self._address = np.zeros(len(own) + 1, dtype=np.int64)
         self._address[-1] = self._table.ctypes.data
-        self._outside = np.flatnonzero(self._external)
+        for array, address in fixed.items():
+            self._address[self._place[array]] = address
+        self._external = np.array([place for place, array in enumerate(own) if array.external], dtype=np.int64)
+        self._own = np.array([place for place, array in enumerate(own) if not array.external], dtype=np.int64)
+        self._given = np.array([p for p in self._external.tolist() if own[p] not in fixed], dtype=np.int64)
         self.threads = 1
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the memory."""
-        return self._buffer.numel()
+    def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, int], threads: int) -> None:
+        """Lay out the arrays for a graph, and fill in sizes and addresses.
 
-    def connect(self, sizes: Mapping[str, int], given: Mapping[Array, int]) -> None:
-        """Lay out the arrays for a graph, in more memory if needed, and fill in sizes and addresses.
+        Arrays that do not depend on the graph, and were recorded first, keep their place while the memory does not grow.
 
         Args:
-            sizes: The sizes of `SIZES`, those of the graph.
+            memory: Where the arrays will be.
+            sizes: Those of `SIZES` that belong to the graph.
             given: Addresses of external arrays; those that are not given are null.
+            threads: Number of threads.
         """
-        self.threads = torch.get_num_threads()
+        self.threads = threads
         of_graph = [sizes[name] for name in SIZES[1:-2]]
         numbers = np.array([1, *of_graph, self.threads, sizes["slots"] * self.threads], dtype=np.int64)
         lengths = numbers[self._size] * self._times + self._plus
-        lengths[self._outside] = 0
+        lengths[self._external] = 0
         lengths += -lengths % _ALIGNMENT
         ends = np.cumsum(lengths)
-        total = int(ends[-1])
-        if total > self._buffer.numel():
-            # somewhat more, so that batches of slightly different sizes do not need new memory each time
-            self._buffer = torch.empty(total + total // 8, dtype=torch.uint8)
+        self._buffer = memory.reserve(int(ends[-1]))
         self._offsets = ends - lengths
-        self._address[:-1] = self._offsets + self._buffer.data_ptr()
-        self._address[self._outside] = 0
+        self._address[self._own] = self._offsets[self._own] + self._buffer.data_ptr()
+        self._address[self._given] = 0
         for array, address in given.items():
             place = self._place.get(array)
             if place is not None:

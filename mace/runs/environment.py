@@ -16,6 +16,7 @@ import mace
 from mace.graphs.batch_size import training_batch
 from mace.processes.devices import set_threads
 from mace.processes.team import Team
+from mace.runs.threads import is_measured
 from mace.settings import TrainingSettings, provided
 from mace.settings.command_line import plain_value
 from mace.settings.run import TrackerSettings
@@ -40,7 +41,8 @@ def log_environment(settings: TrainingSettings, device: torch.device, team: Team
         sys.platform,
         platform.machine(),
     )
-    _LOGGER.info("Using %s, %s, %d thread%s", device, settings.default_dtype, threads, "s" * (threads != 1))
+    words = f"{'up to ' * (threads > 1 and is_measured(settings, device))}{threads} thread{'s' * (threads != 1)}"
+    _LOGGER.info("Using %s, %s, %s", device, settings.default_dtype, words)
     if team.size > 1:
         size = training_batch(settings)
         _LOGGER.info(

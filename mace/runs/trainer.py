@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mace.reporting.tracking_services import make_trackers
 from mace.runs.context import RunContext
 from mace.runs.facts import gather_facts
 from mace.runs.resuming import make_way, resume
+from mace.runs.threads import settle_threads
 from mace.settings import TrainingSettings
 from mace.training.loop import Trainer, selection_rule
 from mace.training.optimization import MovedParameters
@@ -49,13 +51,14 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
                 records.go_back(saved["records"])
         identity = (saved or {}).get("run") or team.broadcast(run.ownership.run)
         _LOGGER.info("Run %s", identity)
-        facts = {"data": preparation.digests, "processes": team.size, "run": identity}
+        facts: dict[str, Any] = {"data": preparation.digests, "processes": team.size, "run": identity}
         keeper = StateKeeper(
             run.checkpoints, records, moved.model.plan, facts, settings.checkpoint_minutes, team.is_first, run.ownership
         )
         for stage, epoch in state.progression.best_epochs.items():
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
         trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
+        facts["threads"] = settle_threads(run, trainer, saved)  # in every state that is saved from here on
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
         _log_batches(trainer.batch_plan, preparation.train, training_batch(settings))
         shares = preparation.sampling.shares
@@ -64,7 +67,11 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
         run.report.begin(trainer, results, lambda started: gather_facts(run, preparation, trainer, started))
         with make_trackers(settings, folders.results, folders.tag, identity, team.is_first) as trackers:
             records.follow(trackers)
-            yield trainer
+            try:
+                yield trainer
+            finally:
+                if trainer.watch is not None:
+                    trainer.watch.close()
 
 
 def _log_optimizer(settings: TrainingSettings, losses: Losses, batches_per_epoch: int) -> None:

@@ -132,7 +132,7 @@ class DeviceSettings(Settings):
         group="Devices and speed",
     )
     num_threads: int | None = setting(
-        None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="PyTorch's choice"
+        None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="measured at the start"
     )
     distributed: bool = setting(
         False, "train with several processes, started by --launcher", group="Devices and speed", kind="switch"

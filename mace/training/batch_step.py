@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
-from mace.graphs.feeding import Gather
+from mace.graphs.feeding import Feeding, Gather
 from mace.graphs.graph import carry
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
@@ -100,6 +100,26 @@ class BatchStep:
         if step.batches is not None:
             return step.batches[self._team.rank]
         return self._team.share(step.structures, self._dataset.edges_of(step.structures))
+
+    def rehearsal(self, step: Step, loss: Loss) -> Callable[[], None]:
+        """Return a function that computes the gradient of a step, or of the part that fits into memory, and forgets it.
+
+        Args:
+            step: The structures of all processes.
+            loss: The loss.
+        """
+        model, moved = self._state.model, self._state.moved
+        own = next((part for part in self.divide(step) if len(part)), step.structures)  # others may have all of it
+        with Feeding().open(self._dataset, [step], self.divide) as feed:  # it names structures that are at fault
+            batch = feed.batch(own).to(model.embedding.device)
+
+        def gradient() -> None:
+            try:
+                loss_gradient(model, batch, loss)
+            finally:
+                moved.forget_gradients()
+
+        return gradient
 
     def take(
         self,

@@ -16,6 +16,7 @@ from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
 from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
+from mace.processes.slowdown import CoreWatch
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
@@ -24,7 +25,7 @@ from mace.training.finiteness import Diverged, NotFinite
 from mace.training.lbfgs import LBFGS, FullBatch
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit
-from mace.training.phases import WaitingTime
+from mace.training.phases import COMPUTING, WaitingTime
 from mace.training.saving import StateKeeper
 from mace.training.stages import total_epochs
 from mace.training.state import Progression, TrainingState
@@ -102,6 +103,7 @@ class Trainer:
     Attributes:
         batch_plan: Which structures are used in each step.
         waiting: How much of its time this process has waited for data.
+        watch: Follows the steps on a CPU, whose cores others may use too; None on other devices.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Trainer:
         limit = self._limits["training"]
         self._feeding = Feeding.of(self.settings, context.device, self._heed)
         self.waiting = WaitingTime(self._feeding.threads_for(train_set))
+        self.watch = CoreWatch() if context.device.type == "cpu" else None
         self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, self._feeding)
 
     @property
@@ -306,6 +309,8 @@ class Trainer:
                 stage_two=self.progression.stage_two,
             )
             self.waiting.add_phases(numbers.phases)
+            if self.watch is not None:
+                self.watch.step(sum(numbers.phases.get(phase, 0.0) for phase in COMPUTING), outcome.n_atoms)
             stop, due = stop or numbers.stop, due or numbers.due
         return stop, due
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mace.graphs.dataset import Dataset, Targets
 from mace.model.prediction import Prediction
@@ -25,6 +28,13 @@ FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
 """Factors on the threshold of the universal loss, by the size of the reference force in eV/Angstrom."""
 
 
+Penalty = Callable[[Tensor, Tensor], tuple[Tensor, float]]
+"""Maps errors and reference values to the slopes of the penalty by the errors, and a number c.
+
+The penalty of each row is the sum of ``slope * (error - c * slope)``; it and its derivative take few operations so.
+"""
+
+
 @dataclass(frozen=True)
 class Term:
     """The contribution of one property to a loss.
@@ -32,18 +42,20 @@ class Term:
     Attributes:
         name: The property.
         per_atom: Whether to divide the error by the number of atoms first.
-        penalty: Maps errors and reference values to the penalty of each entry; there may be fewer entries than
-            components, for example if the length of a vector is penalized.
+        penalty: The penalty.
         scales_error: Whether the property's weight multiplies error and reference before the penalty is computed,
             instead of the penalty itself.
         weight: Weight of the term in the loss.
+        of_rows: Whether there is one penalty for each row, not one for each component; for example, if it is the length
+            of a vector.
     """
 
     name: str
     per_atom: bool
-    penalty: Callable[[Tensor, Tensor], Tensor]
+    penalty: Penalty
     scales_error: bool = False
     weight: float = 1.0
+    of_rows: bool = False
 
     def sum_and_count(self, prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
         """Sum the penalties of labeled entries and count the entries.
@@ -53,37 +65,61 @@ class Term:
             targets: Labels and weights of the same batch.
 
         Returns:
-            Sum and count, both scalar tensors.
+            Sum, in the precision of the labels, and count, both scalar tensors.
         """
         predicted = getattr(prediction, self.name)
         assert predicted is not None, f"{self.name} was not predicted"
-        reference = targets.values[self.name].to(predicted.dtype)
-        labeled, property_weight = targets.labeled[self.name], targets.property_weights[self.name]
-        weight, n_atoms = targets.weight, targets.atoms_per_structure
-        if PROPERTIES[self.name].of_atoms:
-            labeled, property_weight, weight = (
-                x.repeat_interleave(n_atoms, output_size=len(reference)) for x in (labeled, property_weight, weight)
-            )
-            weight = weight * targets.atom_weights[self.name]
-        shape = (-1,) + (1,) * (reference.dim() - 1)
-        mask = labeled.view(shape)
-        error = torch.where(mask, predicted - reference, 0.0)
-        reference = torch.where(mask, reference, 0.0)
+        total = _WeighedPenalty.apply(predicted, self, targets)
+        count = targets.rows[self.name].count
+        return total, count if self.entries == 1 else count * self.entries
+
+    def weighed(self, predicted: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the sum of the penalties, and its derivative by the prediction."""
+        reference, rows, shape = (
+            targets.values[self.name],
+            targets.rows[self.name],
+            (-1,) + (1,) * (predicted.dim() - 1),
+        )
+        missing, n_atoms = rows.missing.view(shape), targets.atoms_per_structure.view(shape)
+        # what is predicted where there is no label may be NaN
+        error = (predicted - reference).masked_fill_(missing, 0.0)
+        weight, scale = rows.weight.view(shape), None
         if self.per_atom:
-            error = error / n_atoms.view(shape)
-        property_weight = property_weight.to(predicted.dtype).view(shape)
+            error = error / n_atoms
         if self.scales_error:
-            penalty = self.penalty(error * property_weight, reference * property_weight)
-        else:
-            penalty = self.penalty(error, reference) * property_weight
-        total = (penalty * weight.to(predicted.dtype).view(shape)).sum()
-        return total, self.counts(targets.labeled[self.name], targets.atoms_per_structure).sum()
+            scale, weight = rows.property_weight.view(shape), rows.other_weight.view(shape)
+            error, reference = error * scale, reference * scale
+        slope, c = self.penalty(error, reference)
+        weighed = slope * weight
+        total = (weighed * (error.sub(slope, alpha=c) if c else error)).sum()
+        weighed = weighed if scale is None else weighed * scale
+        return total, weighed / n_atoms if self.per_atom else weighed
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of a row."""
+        return 1 if self.of_rows else prod(PROPERTIES[self.name].shape)
 
     def counts(self, labeled: Tensor, n_atoms: Tensor) -> Tensor:
         """Count the labeled entries of each of some structures, given which are labeled and their numbers of atoms."""
-        row = torch.zeros(1, *PROPERTIES[self.name].shape, dtype=torch.float64)
-        entries = labeled * self.penalty(row, row).numel()
+        entries = labeled * self.entries
         return entries * n_atoms if PROPERTIES[self.name].of_atoms else entries
+
+
+class _WeighedPenalty(torch.autograd.Function):
+    """The weighed sum of a term's penalties; differentiable once, as the sum has to be."""
+
+    @staticmethod
+    def forward(ctx: Any, predicted: Tensor, term: Term, targets: Targets) -> Tensor:
+        total, slope = term.weighed(predicted, targets)
+        ctx.dtype = predicted.dtype
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (ctx.saved_tensors[0] * gradient).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -124,11 +160,10 @@ class Loss:
 
     def combine(self, sums_and_counts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Add ``weight * sum / count``; a term without any label is zero."""
-        parts = []
-        for term in self.terms:
-            total, count = sums_and_counts[term.name]
-            parts.append(term.weight * total / count.clamp(min=1))
-        return torch.stack([part.to(torch.promote_types(part.dtype, parts[0].dtype)) for part in parts]).sum()
+        totals, counts = (
+            torch.stack(every) for every in zip(*(sums_and_counts[t.name] for t in self.terms), strict=True)
+        )
+        return (totals / counts.clamp(min=1) * totals.new_tensor([term.weight for term in self.terms])).sum()
 
     def __call__(self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the loss of one batch.
@@ -147,25 +182,32 @@ class Loss:
         return f"{self.name}(" + ", ".join(f"{t.name}_weight={t.weight:.3f}" for t in self.terms) + ")"
 
 
-def _square(error: Tensor, reference: Tensor) -> Tensor:
-    return error * error
+def _square(error: Tensor, reference: Tensor) -> tuple[Tensor, float]:
+    return 2.0 * error, 0.25
 
 
-def huber(error: Tensor, delta: float | Tensor) -> Tensor:
-    """Return the Huber penalty: quadratic below the threshold `delta` and linear above it."""
-    size = error.abs()
-    return torch.where(size < delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+def _size(error: Tensor, reference: Tensor) -> tuple[Tensor, float]:
+    return error.sign(), 0.0
 
 
-def _stepped_huber(delta: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _length(error: Tensor, reference: Tensor) -> tuple[Tensor, float]:
+    """The length of a vector has a kink at zero, where its slope is taken to be zero."""
+    return torch.nn.functional.normalize(error, dim=-1, eps=torch.finfo(error.dtype).tiny), 0.0
+
+
+def huber(delta: float) -> Penalty:
+    """Return the Huber penalty: quadratic below a threshold and linear above it."""
+    return lambda error, reference: (error.clamp(-delta, delta), 0.5)
+
+
+def _stepped_huber(delta: float) -> Penalty:
     """Return a Huber penalty whose threshold decreases as the reference force grows."""
 
-    def penalty(error: Tensor, reference: Tensor) -> Tensor:
-        norm = reference.norm(dim=-1, keepdim=True)
-        factor = torch.full_like(norm, FORCE_FACTORS[0])
-        for step, value in zip(FORCE_STEPS, FORCE_FACTORS[1:], strict=True):
-            factor = torch.where(norm < step, factor, value)
-        return huber(error, delta * factor)
+    def penalty(error: Tensor, reference: Tensor) -> tuple[Tensor, float]:
+        size = reference.norm(dim=-1, keepdim=True)
+        steps, factors = (size.new_tensor(numbers) for numbers in (FORCE_STEPS, FORCE_FACTORS))
+        threshold = delta * factors[torch.bucketize(size, steps, right=True)]
+        return error.clamp(-threshold, threshold), 0.5
 
     return penalty
 
@@ -191,10 +233,9 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "forces": Term("forces", False, _square),
         "stress": Term("stress", False, _square),
         "virials": Term("virials", True, _square),
-        "dipole": Term("dipole", True, lambda error, _: 100.0 * error * error),
+        "dipole": Term("dipole", True, lambda error, _: (200.0 * error, 0.0025)),
     }
-    clipped = lambda error, _: huber(error, huber_delta)  # noqa: E731
-    robust = {p: Term(p, p == "energy", clipped) for p in ("energy", "forces", "stress")}
+    robust = {p: Term(p, p == "energy", huber(huber_delta)) for p in ("energy", "forces", "stress")}
     universal = {p: replace(term, scales_error=True) for p, term in robust.items()}
     universal["forces"] = Term("forces", False, _stepped_huber(huber_delta), scales_error=True)
     kinds = {
@@ -207,8 +248,8 @@ def make_loss(name: str, weights: Mapping[str, float], huber_delta: float = 0.01
         "universal": list(universal.values()),
         # the length of the force error is penalized: one entry per atom instead of three
         "l1l2energyforces": [
-            Term("energy", True, lambda error, _: error.abs()),
-            Term("forces", False, lambda error, _: torch.linalg.vector_norm(error, dim=-1, keepdim=True)),
+            Term("energy", True, _size),
+            Term("forces", False, _length, of_rows=True),
         ],
         "dipole": [square["dipole"]],
         "energy_forces_dipole": [square["energy"], square["forces"], square["dipole"]],

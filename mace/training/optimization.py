@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mace.errors import UserError
+from mace.kernels.adam import CompiledAdam, CompiledAdamW, Follower
+from mace.kernels.c_backend import C
+from mace.kernels.compiler import CompilationError
 from mace.model.mace import MACE
 from mace.settings import TrainingSettings
+
+_LOGGER = logging.getLogger(__name__)
 
 DECAYED = ("interactions_decay", "products")
 """Groups of parameters subject to weight decay, as in the original."""
@@ -114,10 +120,21 @@ def make_optimizer(moved: MACE | MovedParameters, settings: TrainingSettings) ->
 
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    decoupled = settings.optimizer == "adamw"
     device = next(iter(moved.parameters())).device.type
     fused = device in ("cpu", "cuda")  # devices for which torch has a fused update
-    return kind(groups, lr=settings.lr, betas=(settings.beta, 0.999), amsgrad=settings.amsgrad, fused=fused)
+    flags: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": (settings.beta, 0.999),
+        "amsgrad": settings.amsgrad,
+        "fused": fused,
+    }
+    if (moved if isinstance(moved, MACE) else moved.model).backend is C:
+        try:
+            return (CompiledAdamW if decoupled else CompiledAdam)(groups, **flags)
+        except CompilationError as error:
+            _LOGGER.warning("The optimizer's step runs in torch, slower than it could, because %s", error)
+    return (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, **flags)
 
 
 class Schedule:
@@ -182,14 +199,18 @@ class MovingAverage:
         self.n_updates = 0
         self.averages = [p.detach().clone() if p.requires_grad else p.detach() for p in self._parameters]
         self._moving = [place for place, parameter in enumerate(self._parameters) if parameter.requires_grad]
+        self._pairs = [(self._parameters[place], self.averages[place]) for place in self._moving]
+
+    def begin_update(self) -> Follower:
+        """Count an update, and return what it has to do, for a step that does it in the same pass over memory."""
+        self.n_updates += 1
+        return Follower(self._pairs, 1.0 - min(self.decay, (1 + self.n_updates) / (10 + self.n_updates)))
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages toward the parameters."""
-        self.n_updates += 1
-        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        averages, current = [self.averages[i] for i in self._moving], [self._parameters[i] for i in self._moving]
-        torch._foreach_lerp_(averages, [p.detach() for p in current], 1.0 - decay)
+        pairs, weight = self.begin_update()
+        torch._foreach_lerp_([average for _, average in pairs], [parameter.detach() for parameter, _ in pairs], weight)
 
     def assign(self) -> None:
         """Give the parameters their averages for good."""

@@ -20,6 +20,9 @@ PHASES = ("data", "forward", "backward", "communication", "optimizer")
 """Waiting for a batch and carrying it to the device; model and loss; gradient; summing gradients over processes;
 updating the weights."""
 
+COMPUTING = ("forward", "backward", "optimizer")
+"""Phases that wait neither for data nor for other processes."""
+
 Mark = Callable[[str], None]
 """A function that is called with the name of a phase when it ends."""
 

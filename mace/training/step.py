@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.dataset import Batch
+from mace.kernels.adam import CompiledStep
 from mace.kernels.passes import Pass, differentiating_by
 from mace.model.mace import MACE
 from mace.model.prediction import predict
@@ -48,6 +49,8 @@ def loss_gradient(
     if value.requires_grad:  # a batch may have no label that depends on what is not frozen
         with differentiating_by(Pass.PARAMETERS):
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        # fused optimizers read memory in the order in which that of the parameter is
+        gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
     for (name, parameter), gradient in zip(named, gradients, strict=True):
         # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
         # process has the structures of which head
@@ -68,7 +71,7 @@ def update_parameters(
     clip_grad: float | None = None,
     average: MovingAverage | None = None,
 ) -> Tensor:
-    """Update the parameters with their gradients.
+    """Update the parameters with their gradients, which are left clipped or as they were.
 
     Args:
         moved: The model, or what is moved in its place.
@@ -80,6 +83,8 @@ def update_parameters(
         Norm of the gradient before clipping, still on the device, as reading it here would wait for the device.
     """
     limit = float("inf") if clip_grad is None else clip_grad
+    if isinstance(optimizer, CompiledStep):
+        return optimizer.update(limit, None if average is None else average.begin_update())
     norm = torch.nn.utils.clip_grad_norm_(moved.parameters(), max_norm=limit)
     optimizer.step()
     if average is not None:

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mace.graphs.graph import Graph
 from mace.kernels.gather import (
+    forces_of_pairs,
     gather_pairs,
     gather_senders,
     join_components,
@@ -123,6 +124,24 @@ def test_derivatives_of_restore_order(graph: Graph) -> None:
     values = torch.randn(graph.n_atoms, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: restore_order(v, graph), (values,))
     assert torch.autograd.gradgradcheck(lambda v: restore_order(v, graph) ** 2, (values,))
+
+
+def test_forces_are_the_negative_gradient_by_positions(graph: Graph) -> None:
+    of_pairs = masked(random(len(graph.pair_sender), 3), not_padding(graph))
+    expected = torch.zeros(graph.n_atoms, 3, dtype=torch.float64)
+    expected = expected.index_add(0, graph.pair_sender, of_pairs).index_add(0, graph.pair_receiver, -of_pairs)
+    torch.testing.assert_close(forces_of_pairs(of_pairs, graph), expected)
+
+
+def test_derivatives_of_forces(graph: Graph) -> None:
+    real = not_padding(graph)
+    pairs = random(len(graph.pair_sender), 3).requires_grad_()
+
+    def through_pairs(values: Tensor) -> Tensor:
+        return forces_of_pairs(masked(values, real), graph) ** 2
+
+    assert gradcheck(through_pairs, (pairs,), **TIGHT)
+    assert gradgradcheck(through_pairs, (pairs,), **TIGHT)
 
 
 def test_joined_components_and_their_derivatives() -> None:

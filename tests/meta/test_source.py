@@ -36,10 +36,22 @@ ALLOWED: dict[str, set[str]] = {
     "processes": {"errors"},
     "equivariant": {"errors"},
     "kernels": {"errors", "equivariant", "graphs"},
+    "program": {"errors", "kernels"},
 }
 ORDER = (
     *("files", "console", "processes", "settings", "formats", "structures", "graphs", "inspection", "reporting"),
-    *("pages", "equivariant", "kernels", "model", "compat", "potential", "training", "planning", "finetuning"),
+    *(
+        "pages",
+        "equivariant",
+        "kernels",
+        "program",
+        "model",
+        "compat",
+        "potential",
+        "training",
+        "planning",
+        "finetuning",
+    ),
     *("preparation", "packing", "runs", "quickstart", "evaluation", "calculators", "dynamics", "cli", "testing"),
 )
 """The rooms; each may use those before it and the vocabulary, and those in the table above less."""

@@ -18,6 +18,7 @@ from mace.compat.weights import weights_from_original
 from mace.conditions import read_specs
 from mace.elements import ElementTable
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.adam import CompiledAdam
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.model.mace import MACE
@@ -304,7 +305,7 @@ def assert_close(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, np.ndarr
 
 def three_steps(case: Case, model: MACE, loss: Loss) -> MovingAverage:
     """Make the optimizer steps whose results are stored as ``stepped`` and, of the moving average, ``averaged``."""
-    optimizer = torch.optim.Adam(
+    optimizer = (CompiledAdam if COMPILED else torch.optim.Adam)(
         parameter_groups(model, lr=0.01, weight_decay=5e-3, factors={}), lr=0.01, amsgrad=True, fused=True
     )
     average = MovingAverage(model.parameters(), decay=0.99)

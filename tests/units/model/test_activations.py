@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.model.activations import activation
+from mace.equivariant.activations import activation
 
 
 @pytest.mark.parametrize("name", ["silu", "tanh", "abs"])

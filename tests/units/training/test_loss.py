@@ -196,7 +196,8 @@ def test_the_weight_of_a_property_multiplies_its_term_alone(name: str, kind: str
 def test_huber_is_a_parabola_that_goes_on_as_a_line() -> None:
     errors = torch.tensor([0.0, 0.1, -0.1, 0.5, 2.0, -2.0], dtype=torch.float64)
     expected = [0.0, 0.005, 0.005, 0.125, 0.5 * (2.0 - 0.25), 0.5 * (2.0 - 0.25)]
-    np.testing.assert_allclose(huber(errors, 0.5).numpy(), expected, rtol=1e-14)
+    slope, c = huber(0.5)(errors, errors)
+    np.testing.assert_allclose((slope * (errors - c * slope)).numpy(), expected, rtol=1e-14)
 
 
 def test_the_huber_loss_by_hand() -> None:
@@ -356,3 +357,20 @@ def test_dipoles_need_no_forces() -> None:
     assert not loss.needs_forces and not loss.needs_stress
     assert str(loss) == "dipole(dipole_weight=1.000)"
     assert make_loss("energy_forces_dipole", {"energy": 1.0, "forces": 1.0, "dipole": 1.0}).needs_forces
+
+
+@pytest.mark.parametrize("name", ["stress", "virials", "huber", "universal", "l1l2energyforces"])
+def test_the_gradient_is_that_of_the_value(name: str) -> None:
+    weights = {"energy": 0.5, "forces": 2.0, "stress": 0.3, "virials": 0.7}
+    items = [structure(n, n, weight=2.0, property_weights=weights) for n in (2, 3)]
+    items.append(structure(4, energy=None, forces=None, atom_weights={"forces": np.arange(4.0)}))
+    prediction, targets = prediction_of(*items), targets_of(*items)
+    names = ("energy", "forces", "stress", "virials")
+    found = {each: getattr(prediction, each).requires_grad_(True) for each in names}
+    for threshold in (0.01, 1.0):
+        loss = make_loss(name, WEIGHTS, threshold)
+
+        def value_of(*values: torch.Tensor, loss: Loss = loss) -> torch.Tensor:
+            return loss(replace(prediction, **dict(zip(names, values, strict=True))), targets)
+
+        assert torch.autograd.gradcheck(value_of, tuple(found.values()), atol=1e-7)

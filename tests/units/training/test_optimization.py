@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from mace.kernels import adam
+from mace.kernels.adam import CompiledAdam, CompiledAdamW
+from mace.kernels.c_backend import C
+from mace.kernels.compiler import CompilationError, find_compiler
 from mace.model.mace import MACE
 from mace.model.plan import InteractionPlan, ModelPlan
 from mace.settings import TrainingSettings, parse_training_settings
@@ -86,6 +90,36 @@ def test_the_optimizer_gets_what_was_set() -> None:
     default = make_optimizer(tiny_model(), settings())
     assert type(default) is torch.optim.Adam
     assert all(g["amsgrad"] and g["betas"] == (0.9, 0.999) for g in default.param_groups)
+
+
+def compiled_model() -> MACE:
+    if find_compiler() is None:
+        pytest.skip("there is no C compiler on this machine")
+    return tiny_model().use_backend(C)
+
+
+def test_compiled_kernels_bring_a_compiled_step_which_is_compiled_before_the_first_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled, made = list[str](), adam.compile_and_load
+    monkeypatch.setattr(adam, "compile_and_load", lambda source: compiled.append(source) or made(source))
+    optimizer = make_optimizer(compiled_model(), settings("--lr=0.5", "--beta=0.7"))
+    assert type(optimizer) is CompiledAdam and len(compiled) == 1
+    assert all(g["amsgrad"] and g["betas"] == (0.7, 0.999) for g in optimizer.param_groups)
+    assert type(make_optimizer(compiled_model(), settings("--optimizer=adamw"))) is CompiledAdamW
+
+
+def test_without_a_compiled_step_torch_takes_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(source: str) -> None:
+        raise CompilationError("the disk is full")
+
+    model = compiled_model()
+    monkeypatch.setattr(adam, "compile_and_load", failing)
+    assert type(make_optimizer(model, settings("--optimizer=adamw"))) is torch.optim.AdamW
+    (message,) = caplog.messages
+    assert "because the disk is full" in message
 
 
 def test_the_moving_average_forgets_quickly_at_first() -> None:

@@ -1,0 +1,178 @@
+"""Adam and AdamW of torch whose step, with clipping and moving average, is two passes over memory in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from mace.kernels.compiler import compile_and_load, thread_pool
+from mace.kernels.emit_adam import COLUMNS, NUMBERS, RULES, adam_source
+
+_VALUE, _GRADIENT, _MEAN, _SQUARE, _LARGEST, _AVERAGE, _STEP, _GROUP = range(len(COLUMNS))
+
+UNIT = 4096
+"""Largest number of entries that one thread takes at a time."""
+
+ENTRIES_OF_A_THREAD = 1 << 16
+"""Number of entries below which another thread takes longer to start than it saves."""
+
+
+class Follower(NamedTuple):
+    """A moving average.
+
+    Attributes:
+        averages: Pairs of a parameter and its average; the other parameters have none.
+        weight: Weight of the parameters in the averages at the next step.
+    """
+
+    averages: Sequence[tuple[Tensor, Tensor]]
+    weight: float
+
+
+class CompiledStep(torch.optim.Optimizer):
+    """What torch's Adam and AdamW become with `update`: the same state, the same numbers to rounding.
+
+    All parameters are on the CPU, contiguous, and of one precision, float32 or float64.
+
+    Raises:
+        mace.kernels.compiler.CompilationError: If the step cannot be compiled here.
+    """
+
+    _table: _Table | None = None
+    _opt_called: bool
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        _library(self.param_groups[0]["params"][0].dtype)  # compiled now and not in the first step
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See torch; the tensors of a state that is loaded take the place of those before."""
+        super().__setstate__(state)
+        self._table = None
+
+    def update(self, limit: float, follower: Follower | None = None) -> Tensor:
+        """Clip the gradients, move the parameters, and let their averages follow.
+
+        The gradients themselves are left as they are.
+
+        Args:
+            limit: Largest norm of the gradient; infinite for no limit.
+            follower: The moving average to update, if any.
+
+        Returns:
+            Norm of the gradient before clipping.
+        """
+        averages = () if follower is None else follower.averages
+        if self._table is None or self._table.averages is not averages:
+            self._table = _Table(self, averages)
+        norm = self._table.run(self, limit, 0.0 if follower is None else follower.weight)
+        self._opt_called = True  # schedules of learning rates look at it
+        return norm
+
+
+class CompiledAdam(CompiledStep, torch.optim.Adam):
+    """See `CompiledStep`."""
+
+
+class CompiledAdamW(CompiledStep, torch.optim.AdamW):
+    """See `CompiledStep`."""
+
+
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    return compile_and_load(adam_source(dtype))
+
+
+class _Table:
+    """Where the tensors of an optimizer are, as the compiled step reads it.
+
+    Args:
+        optimizer: The optimizer.
+        averages: Pairs of a parameter and its average.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, averages: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.averages = averages
+        group_of = [(p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
+        self._parameters: list[Tensor] = [parameter for parameter, _ in group_of]
+        assert all(p.is_contiguous() and p.dtype == self._parameters[0].dtype for p in self._parameters)
+        self._moments: list[tuple[Tensor, ...]] = [()] * len(group_of)  # held, as only their addresses are in the table
+        self._table = np.zeros((len(group_of), len(COLUMNS)), np.int64)
+        self._table[:, _GROUP] = [number for _, number in group_of]
+        average_of = {id(parameter): average.data_ptr() for parameter, average in averages}
+        self._table[:, _AVERAGE] = [average_of.get(id(parameter), 0) for parameter in self._parameters]
+        units = [
+            (place, begin, min(begin + UNIT, parameter.numel()))
+            for place, parameter in enumerate(self._parameters)
+            for begin in range(0, parameter.numel(), UNIT)
+        ]
+        self._rules = np.zeros((len(optimizer.param_groups), len(RULES)))
+        self._numbers = np.zeros(len(NUMBERS))
+        space = np.zeros(len(units)), np.zeros((len(group_of), 4))
+        self._arrays = (self._table, np.array(units, np.int64), self._rules, self._numbers, *space)
+        self._pointers = (ctypes.c_void_p * len(self._arrays))(*[array.ctypes.data for array in self._arrays])
+        self._library, self._n_units = _library(self._parameters[0].dtype), len(units)
+        self._most_threads = max(1, sum(p.numel() for p in self._parameters) // ENTRIES_OF_A_THREAD)
+
+    def run(self, optimizer: torch.optim.Optimizer, limit: float, weight: float) -> Tensor:
+        """Take a step; see `CompiledStep.update`."""
+        moved = [place for place, parameter in enumerate(self._parameters) if parameter.grad is not None]
+        gradients = [gradient.contiguous() for p in self._parameters if (gradient := p.grad) is not None]
+        for place in moved:
+            if not self._moments[place]:
+                self._enter(optimizer, place)
+        self._table[:, _VALUE] = [parameter.data_ptr() for parameter in self._parameters]
+        self._table[:, _GRADIENT] = 0
+        # a tensor without entries has no address
+        self._table[moved, _GRADIENT] = [gradient.data_ptr() or 1 for gradient in gradients]
+        self._rules[:] = [_rules(optimizer, group) for group in optimizer.param_groups]
+        self._numbers[:2] = limit, weight
+        pool, threads = thread_pool(), min(torch.get_num_threads(), self._most_threads)
+        self._library.adam_step(
+            self._pointers,
+            (ctypes.c_int64 * 1)(len(self._parameters)),
+            ctypes.c_int64(self._n_units),
+            ctypes.c_int64(threads),
+            ctypes.c_void_p(pool.parallel),
+            ctypes.c_void_p(pool.thread_number),
+            ctypes.c_void_p(pool.team_size),
+        )
+        _count_version([self._parameters[place] for place in moved])
+        return torch.tensor(self._numbers[2], dtype=self._parameters[0].dtype)
+
+    def _enter(self, optimizer: torch.optim.Optimizer, place: int) -> None:
+        """Enter the state of a parameter that has a gradient into the table; make it as torch does if there is none."""
+        parameter, group = self._parameters[place], optimizer.param_groups[self._table[place, _GROUP]]
+        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state.update({name: torch.zeros_like(parameter, requires_grad=False) for name in names})
+        state["step"] = state["step"].to(torch.float32)
+        state.update({name: state[name].to(parameter.dtype).contiguous() for name in names})
+        self._moments[place] = (*(state[name] for name in names), state["step"])
+        self._table[place, [_MEAN, _SQUARE]] = [tensor.data_ptr() for tensor in self._moments[place][:2]]
+        self._table[place, _LARGEST] = state["max_exp_avg_sq"].data_ptr() if group["amsgrad"] else 0
+        self._table[place, _STEP] = state["step"].data_ptr()
+
+
+def _count_version(tensors: Sequence[Tensor]) -> None:
+    """Tell torch that tensors were written to."""
+    try:
+        increment_version(tensors)
+    except (RuntimeError, TypeError):  # older releases take one at a time
+        for tensor in tensors:
+            increment_version(tensor)
+
+
+def _rules(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[float, ...]:
+    """Return a group's row of `RULES`."""
+    rate, decay = float(group["lr"]), group["weight_decay"]
+    # before version 2.7 of torch, only the class tells how weights decay
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    return (rate, *group["betas"], group["eps"], *((0.0, 1.0 - rate * decay) if decoupled else (decay, 1.0)))
