@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.assembly import StructureArrays, arrays_of, assemble_graph, graph_of_structures, warn_of_many
+from mace.graphs.assembly import (
+    MANY_ATOMS,
+    StructureArrays,
+    arrays_of,
+    assemble_graph,
+    graph_of_structures,
+    warn_of_many,
+)
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import Neighbors, are_near, join_neighbors, rank_pairs
 from mace.graphs.pairs import find_pairs
@@ -106,7 +113,8 @@ class MovingStructures:
         last = self._last
         if last is not None and len(last[0]) == len(structures) and all(map(_is_moved_only, last[0], structures)):
             positions = np.concatenate([structure.positions for structure in structures])
-            if all(new is old for new, old in zip(found, last[2], strict=True)):
+            lasts = all(new is old for new, old in zip(found, last[2], strict=True))
+            if lasts and last[1].n_atoms.max(initial=0) < MANY_ATOMS:  # rows of larger ones depend on positions
                 return last[3].moved(torch.from_numpy(positions))
             kept, arrays = last[0], replace(last[1], positions=positions)
         else:
