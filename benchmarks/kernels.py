@@ -33,11 +33,11 @@ from mace.graphs.in_memory import InMemoryDataset
 
 # the kernels below autograd: its bookkeeping and the products around the kernels are not measured here
 from mace.kernels.c_backend import C, _Convolution, _layout, _run_contraction, _terms
+from mace.kernels.c_source.contraction import ContractionTerms
+from mace.kernels.c_source.convolution import ConvolutionLayout
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.compiler import CompilationError, find_compiler
 from mace.kernels.convolution import Convolution, ConvolutionPath
-from mace.kernels.emit import lanes
-from mace.kernels.emit_contraction import ContractionTerms
-from mace.kernels.emit_convolution import ConvolutionLayout
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.structures.configuration import Configuration
 

@@ -117,19 +117,22 @@ def print_machine_lines(console: Console, facts: dict[str, Any]) -> None:
 
 
 def print_table(console: Console, facts: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Print a row for each comparison with the peer: medians, their ratio, and the shares of our phases."""
+    """Print, in markdown, a row for each comparison with the peer: medians, their ratio, shares of our phases."""
     print_machine_lines(console, facts)
-    table = Table()
-    phases = [f"{phase} %" for phase in results[0]["ours"]["phases_s"]]
-    for heading in ("", "atoms", "edges", "threads", "peer ms", "ours ms", "ratio", "by repeat", *phases):
-        table.add_column(heading, justify="right" if heading else "left")
+    peer, ours = results[0]["peer"], results[0]["ours"]
+    phases = (f"{phase} %" for phase in ours["phases_s"])
+    headings = ["", "atoms", "edges", "threads", "peer, ms", "ours, ms", "ratio", "by repeat", *phases]
+    lines = [f"peer: {peer['package']}, ours: {ours['package'].partition(' (')[0]}, torch {ours['torch']}", ""]
+    lines += ["| " + " | ".join(headings) + " |", "| --- " * len(headings) + "|"]
     for result in results:
         ours, (low, high) = result["ours"], result["ratio_of_repeats"]
         counts = f"{ours['atoms']:.0f}", f"{ours['edges']:.0f}", str(ours["threads"])
         medians = (f"{1e3 * result[side]['median_s']:.1f}" for side in ("peer", "ours"))
         ratio = f"{result['ratio']:.2f}", f"{low:.2f} to {high:.2f}"
-        table.add_row(result["title"], *counts, *medians, *ratio, *_shares(ours["phases_s"]).values())
-    console.print(table)
+        cells = [result["title"], *counts, *medians, *ratio, *_shares(ours["phases_s"]).values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_times(console: Console, result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from mace.compat.modules import instructions, irreps, number
 from mace.compat.reader import CannotConvert, Reader
 from mace.elements import covalent_radii
 from mace.equivariant.activations import SIGMOID_SCALE, SILU_SCALE, activation
-from mace.kernels import emit_radial
+from mace.kernels.c_source import radial
 from mace.kernels.convolution import convolution_paths
 from mace.model.plan import ModelPlan
 
@@ -67,18 +67,18 @@ def _functions_of_distance(reader: Reader, plan: ModelPlan) -> Iterator[Check]:
         "radial_embedding.bessel_fn.n": np.arange(1, n + 1),
         "radial_embedding.bessel_fn.r_max": r_max,
         "radial_embedding.cutoff_fn.r_max": r_max,
-        "radial_embedding.distance_transform.q": emit_radial.AGNESI_Q,
-        "radial_embedding.distance_transform.p": emit_radial.AGNESI_P,
-        "radial_embedding.distance_transform.a": emit_radial.AGNESI_A,
-        "radial_embedding.distance_transform.alpha": emit_radial.SOFT_STEEPNESS,
-        "pair_repulsion_fn.c": emit_radial.ZBL_COEFFICIENTS,
+        "radial_embedding.distance_transform.q": radial.AGNESI_Q,
+        "radial_embedding.distance_transform.p": radial.AGNESI_P,
+        "radial_embedding.distance_transform.a": radial.AGNESI_A,
+        "radial_embedding.distance_transform.alpha": radial.SOFT_STEEPNESS,
+        "pair_repulsion_fn.c": radial.ZBL_COEFFICIENTS,
         "pair_repulsion_fn.p": plan.num_cutoff_basis,
     }
     for name, expected in constants.items():
         if name in reader.state:
             yield f"'{name}'", _close(reader.state[name], expected)
     # these two are of single precision in every version
-    for name, value in (("a_exp", emit_radial.ZBL_POWER), ("a_prefactor", emit_radial.ZBL_LENGTH)):
+    for name, value in (("a_exp", radial.ZBL_POWER), ("a_prefactor", radial.ZBL_LENGTH)):
         if f"pair_repulsion_fn.{name}" in reader.state:
             found = reader.scalar(f"pair_repulsion_fn.{name}")
             yield f"'pair_repulsion_fn.{name}'", abs(found - value) < 1e-7

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from mace.kernels.c_source.adam import COLUMNS, NUMBERS, RULES, adam_source
 from mace.kernels.compiler import compile_and_load, thread_pool
-from mace.kernels.emit_adam import COLUMNS, NUMBERS, RULES, adam_source
 
 _VALUE, _GRADIENT, _MEAN, _SQUARE, _LARGEST, _AVERAGE, _STEP, _GROUP = range(len(COLUMNS))
 

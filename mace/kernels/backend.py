@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mace.graphs.graph import Graph
 from mace.kernels.convolution import Convolution
-from mace.kernels.gather import DirectedEdges, join_components
+from mace.kernels.gather import DirectedEdges, join_components, split_components
+from mace.kernels.grouped import element_products
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
 
@@ -109,7 +110,7 @@ class Backend:
         rows: Sequence[Tensor],
         weights: Sequence[Tensor],
         graph: Graph,
-        element_weights: Sequence[Tensor] | None = None,
+        element_weights: Tensor | None = None,
         divisor: Tensor | None = None,
     ) -> Tensor:
         """Mix the channels of every degree into the atomic basis, the input of `contract`.
@@ -118,36 +119,34 @@ class Backend:
             rows: Features for each degree in increasing order, ``[atoms, 2 l + 1, inputs]``.
             weights: Matrix for each degree, ``[inputs, channels]``.
             graph: The graph.
-            element_weights: For each degree, element matrices to apply next, ``[elements, channels, channels]``.
+            element_weights: Matrices of the elements to apply next, ``[degrees, elements, channels, channels]``.
             divisor: Divisor of the result for each atom, ``[atoms]``; None for none.
 
         Returns:
             ``[atoms, (l_max + 1)^2, channels]``.
         """
-        # in memory [channels, (l_max + 1)^2, atoms], as the products write it and the contraction reads it
-        mixed = []
-        for pieces, matrices in blocks_of_rows(rows, weights, element_weights, graph):
-            products = []
-            for piece, matrix in zip(pieces, matrices, strict=True):
-                flat = piece.transpose(0, 1).flatten(0, 1)
-                products.append((matrix.t() @ flat.t()).view(-1, piece.shape[1], piece.shape[0]))
-            of_degree = joined(products, dim=2)
-            mixed.append(of_degree if divisor is None else of_degree / divisor)
-        return join_components(mixed).permute(2, 1, 0)
+        # in memory [(l_max + 1)^2, atoms, channels], as the rows are
+        products = [row.transpose(0, 1) @ weight for row, weight in zip(rows, weights, strict=True)]
+        mixed = join_components(products, dim=0)
+        if element_weights is not None:
+            mixed = element_products(mixed, element_weights, [len(product) for product in products], graph)
+        return (mixed if divisor is None else mixed / divisor.unsqueeze(1)).transpose(0, 1)
 
-    def multiply_by_element(self, rows: Tensor, matrices: Tensor, graph: Graph) -> Tensor:
-        """Multiply every atom's rows by the matrix of its element.
+    def multiply_by_element(self, rows: Sequence[Tensor], matrices: Tensor, graph: Graph) -> Sequence[Tensor]:
+        """Multiply every atom's rows by the matrices of its element.
 
         Args:
-            rows: ``[atoms, 2 l + 1, inputs]``.
-            matrices: ``[elements, inputs, outputs]``.
+            rows: For each degree, ``[atoms, 2 l + 1, inputs]``.
+            matrices: ``[degrees, elements, inputs, outputs]``.
             graph: The graph.
 
         Returns:
-            ``[atoms, 2 l + 1, outputs]``.
+            For each degree, ``[atoms, 2 l + 1, outputs]``.
         """
-        pieces, chosen = rows.split(graph.element_counts), matrices.unbind(0)
-        return torch.cat([piece @ chosen[e] for piece, e in zip(pieces, graph.elements_present, strict=True)])
+        components = [values.shape[1] for values in rows]
+        joined_ = join_components([values.transpose(0, 1) for values in rows], dim=0)
+        products = split_components(element_products(joined_, matrices, components, graph), components, dim=0)
+        return [product.transpose(0, 1) for product in products]
 
     def contract(
         self,
@@ -168,15 +167,16 @@ class Backend:
             By degree, ``[atoms, 2 l + 1, channels]``.
         """
         products = contraction(atomic_basis.permute(2, 1, 0), weights, *blocks_of_atoms(weights, graph))
-        return {degree: values.permute(2, 1, 0) for degree, values in products.items()}
+        # in memory [2 l + 1, atoms, channels], as the products that follow need it
+        return {degree: values.permute(1, 2, 0).contiguous().transpose(0, 1) for degree, values in products.items()}
 
 
 def blocks_of_rows(
-    rows: Sequence[Tensor], weights: Sequence[Tensor], element_weights: Sequence[Tensor] | None, graph: Graph
+    rows: Sequence[Tensor], weights: Sequence[Tensor], element_weights: Tensor | None, graph: Graph
 ) -> Iterator[tuple[Sequence[Tensor], list[Tensor]]]:
     """Yield, for each degree, blocks of rows and their matrices: a single block, or one block per element."""
-    none: Sequence[Tensor | None] = [None] * len(rows)
-    for values, weight, of_elements in zip(rows, weights, element_weights or none, strict=True):
+    matrices: Sequence[Tensor | None] = [None] * len(rows) if element_weights is None else element_weights.unbind(0)
+    for values, weight, of_elements in zip(rows, weights, matrices, strict=True):
         if of_elements is None:
             yield (values,), [weight]
         else:  # unbind instead of indexing the parameter, whose derivative would fill zeros for each element

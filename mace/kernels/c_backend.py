@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend, TabulatedRadial, blocks_of_atoms, blocks_of_rows, joined
+from mace.kernels.c_source.contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
+from mace.kernels.c_source.convolution import ConvolutionLayout, convolution_source, tabulated_source
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.compiler import CompilationError, compile_and_load, thread_pool
 from mace.kernels.convolution import Convolution
-from mace.kernels.emit import lanes
-from mace.kernels.emit_contraction import LARGEST_NUMBER_OF_TERMS, ContractionTerms, contraction_source
-from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
 from mace.kernels.gather import DirectedEdges, join_components, sum_to_pairs
 from mace.kernels.passes import Pass, current_pass
 from mace.kernels.radial_table import RadialTable
@@ -262,7 +262,7 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
     library = _library(contraction_source, terms, features.dtype)
-    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0), blocks)
+    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0, 0), blocks)
 
 
 @cache
@@ -361,7 +361,7 @@ class CBackend(Backend):
         rows: Sequence[Tensor],
         weights: Sequence[Tensor],
         graph: Graph,
-        element_weights: Sequence[Tensor] | None = None,
+        element_weights: Tensor | None = None,
         divisor: Tensor | None = None,
     ) -> Tensor:
         """See `Backend`."""

@@ -134,12 +134,12 @@ class Convolution(nn.Module):
 def _places(l3_by_l1: tuple[int, ...], l_max: int, n_atoms: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return where results lie among ``[paths sorted by l1, atoms, 2 l_max + 1]``, and the reverse.
 
-    Results lie one degree after the other, each ``[atoms, 2 l + 1, paths of the degree]``; in the reverse, what is not
+    Results lie one degree after the other, each ``[2 l + 1, atoms, paths of the degree]``; in the reverse, what is not
     among them has the place after the last.
     """
     padded = np.arange(len(l3_by_l1) * n_atoms * (2 * l_max + 1)).reshape(len(l3_by_l1), n_atoms, -1)
     l3 = np.array(l3_by_l1)
-    places = np.concatenate([padded[l3 == l, :, : 2 * l + 1].transpose(1, 2, 0).ravel() for l in range(l_max + 1)])
+    places = np.concatenate([padded[l3 == l, :, : 2 * l + 1].transpose(2, 1, 0).ravel() for l in range(l_max + 1)])
     reverse = np.full(padded.size, len(places))
     reverse[places] = np.arange(len(places))
     return torch.from_numpy(places).to(device), torch.from_numpy(reverse).to(device)
@@ -201,15 +201,15 @@ class _Slots:
         counts = [(2 * l + 1) * sum(path.l3 == l for path in paths) for l in range(l_max + 1)]
         by_degree = rows.split([n_atoms * count for count in counts])
         return tuple(
-            r.view(n_atoms, 2 * l + 1, c // (2 * l + 1) * r.shape[1])
+            r.view(2 * l + 1, n_atoms, c // (2 * l + 1) * r.shape[1]).transpose(0, 1)
             for l, (r, c) in enumerate(zip(by_degree, counts, strict=True))
         )
 
     def padded(self, results: Sequence[Tensor], n_channels: int) -> Sequence[Tensor]:
-        """Arrange results by degree with zeros, ``[paths * atoms, 2 l_max + 1, channels]``; the adjoint of `results`."""
+        """Arrange results by degree as in `results`, with zeros; its adjoint."""
         _, reverse = self._places()
-        rows = [values.reshape(-1, n_channels) for values in results]
-        rows = torch.cat([*rows, rows[0].new_zeros(1, n_channels)]).index_select(0, reverse)
+        pieces = [values.transpose(0, 1).reshape(-1, n_channels) for values in results]
+        rows = torch.cat([*pieces, pieces[0].new_zeros(1, n_channels)]).index_select(0, reverse)
         shaped = rows.unflatten(0, (-1, 2 * self.convolution.l_max + 1))
         return shaped.split([n * self.graph.n_atoms for n in self.convolution.n_paths])
 

@@ -103,20 +103,36 @@ def forces_of_pairs(gradient: Tensor, graph: Graph) -> Tensor:
     return _Move.apply(gradient, _pairs_to_forces, graph)
 
 
-def join_components(pieces: Sequence[Tensor]) -> Tensor:
-    """Concatenate along the second dimension; derivatives are splits or concatenations, without zero filling."""
-    return pieces[0] if len(pieces) == 1 else _Join.apply(*pieces)
+def join_components(pieces: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """Concatenate along a dimension; derivatives are splits or concatenations, without zero filling."""
+    return pieces[0] if len(pieces) == 1 else _Join.apply(dim, *pieces)
+
+
+def split_components(values: Tensor, sizes: Sequence[int], dim: int = 1) -> Sequence[Tensor]:
+    """Split along a dimension; the adjoint of `join_components`."""
+    return (values,) if len(sizes) == 1 else _Split.apply(dim, tuple(sizes), values)
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *pieces: Tensor) -> Tensor:
-        ctx.sizes = [piece.shape[1] for piece in pieces]
-        return torch.cat(pieces, dim=1)
+    def forward(ctx: Any, dim: int, *pieces: Tensor) -> Tensor:
+        ctx.dim, ctx.sizes = dim, [piece.shape[dim] for piece in pieces]
+        return torch.cat(pieces, dim=dim)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient.split(ctx.sizes, dim=1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *split_components(gradient, ctx.sizes, ctx.dim)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dim: int, sizes: tuple[int, ...], values: Tensor) -> tuple[Tensor, ...]:
+        ctx.dim = dim
+        return values.split(sizes, dim=dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, join_components(gradients, ctx.dim)
 
 
 class _Move(torch.autograd.Function):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend, TabulatedRadial
 from mace.kernels.convolution import Convolution
-from mace.kernels.gather import DirectedEdges, gather_pairs, sum_slots, to_both_directions
+from mace.kernels.gather import DirectedEdges, gather_pairs, split_components, sum_slots, to_both_directions
+from mace.kernels.layers import scaled
 from mace.kernels.radial_table import RadialTable, tabulate
 from mace.model.plan import ModelPlan
 from mace.model.radial import RadialEmbedding
@@ -182,13 +183,12 @@ class LinearInteraction(Interaction):
                 density = density * inputs.envelope.unsqueeze(1)
             divisor, counted = sum_slots(gather_pairs(density, graph).squeeze(1), graph) + 1.0, 1.0
         weights = scaled_maps(self.linear, counted)
-        scale = (self.skip.shape[-1] * self.skip.shape[1]) ** -0.5
-        skips = [skip * scale for skip in self.skip.unbind(0)]
+        skip = self.skip * (self.skip.shape[-1] * self.skip.shape[1]) ** -0.5
         if not self.kind.residual:
-            return backend.mix(list(sums.values()), weights, graph, skips, divisor), {}
+            return backend.mix(list(sums.values()), weights, graph, skip, divisor), {}
         atomic_basis = backend.mix(list(sums.values()), weights, graph, None, divisor)
-        maps = zip(self.l_skip, skips, strict=True)
-        return atomic_basis, {l: backend.multiply_by_element(features[l], skip, graph) for l, skip in maps}
+        residual = backend.multiply_by_element([features[l] for l in self.l_skip], skip, graph)
+        return atomic_basis, dict(zip(self.l_skip, residual, strict=True))
 
 
 class AttentionInteraction(Interaction):
@@ -235,12 +235,17 @@ def linear_maps(convolution: Convolution, n_inputs: int, widths: Sequence[int], 
 
 def scaled_maps(maps: nn.ParameterList, divisor: float = 1.0) -> list[Tensor]:
     """Return `linear_maps` as matrices, scaled to preserve the variance of their inputs and divided by a divisor."""
-    flat = [weight.flatten(0, 1) for weight in maps]
     # a degree that no path leads to has no inputs, and its output is zero
-    return [matrix * (max(len(matrix), 1) ** -0.5 / divisor) for matrix in flat]
+    factors = [max(weight.shape[0] * weight.shape[1], 1) ** -0.5 / divisor for weight in maps]
+    return [matrix.flatten(0, 1) for matrix in scaled(list(maps), factors)]
 
 
 def mapped(features: Mapping[int, Tensor], degrees: Sequence[int], weights: Tensor) -> Features:
     """Map the channels of the given degrees, each by its own matrix in ``[degrees, inputs, outputs]``."""
-    matrices = (weights * weights.shape[1] ** -0.5).unbind(0)
-    return {degree: features[degree] @ matrix for degree, matrix in zip(degrees, matrices, strict=True)}
+    matrices = split_components(weights * weights.shape[1] ** -0.5, [1] * len(weights), dim=0)
+    return {degree: _times(features[degree], m.squeeze(0)) for degree, m in zip(degrees, matrices, strict=True)}
+
+
+def _times(values: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply ``[atoms, 2 l + 1, inputs]`` by a matrix without a copy, whichever dimension comes first in memory."""
+    return values @ matrix if values.is_contiguous() else (values.transpose(0, 1) @ matrix).transpose(0, 1)

@@ -10,7 +10,7 @@ from mace.errors import UserError
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError, NoCompilerError
-from mace.model.compiled import sources
+from mace.model.compiled.builder import sources
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from mace.kernels.convolution import Convolution
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
-from mace.model.compiled import Programs, obstacle
+from mace.model.compiled.builder import obstacle
+from mace.model.compiled.runs import Programs
 from mace.model.condition_embedding import ConditionChannels
 from mace.model.interaction import AttentionInteraction, EdgeGeometry, Interaction, LinearInteraction
 from mace.model.nonlinear import NonlinearInteraction

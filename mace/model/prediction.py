@@ -13,7 +13,7 @@ from torch import Tensor
 from mace.graphs.graph import Graph, pair_vectors
 from mace.kernels.gather import forces_of_pairs, restore_order
 from mace.kernels.passes import Pass, differentiating_by
-from mace.model.compiled import energies_and_gradient
+from mace.model.compiled.runs import energies_and_gradient
 from mace.model.mace import MACE, AtomicOutput
 
 

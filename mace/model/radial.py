@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mace.elements import covalent_radii
 from mace.graphs.graph import Graph
-from mace.kernels.emit_radial import (
+from mace.kernels.c_source.radial import (
     AGNESI_A,
     AGNESI_P,
     AGNESI_Q,

@@ -11,6 +11,7 @@ from torch.nn import functional
 from mace.equivariant.activations import SILU_SCALE
 from mace.graphs.graph import Graph
 from mace.kernels.gather import DirectedEdges, gather_senders, take_edges, to_both_directions
+from mace.kernels.layers import activated_layers, scaled
 from mace.model.roles import Group, learned
 
 
@@ -77,20 +78,12 @@ class RadialNetwork(nn.Module):
         Returns:
             ``[rows, inputs of the last layer]`` and ``[inputs of the last layer, outputs]``.
         """
-        hidden, last = self.hidden(inputs), self.weights[-1]
-        if inputs.envelope is not None:
-            hidden = hidden * inputs.envelope.unsqueeze(1)
-        return hidden, last * ((SILU_SCALE if len(self.weights) > 1 else 1.0) / last.shape[0] ** 0.5)
-
-    def hidden(self, inputs: EdgeInputs) -> Tensor:
-        """Evaluate all but the last layer."""
-        if len(self.weights) == 1:
-            return inputs.basis
-        first, *others = list(self.weights)[:-1]
-        values = functional.silu(inputs.times(first * first.shape[0] ** -0.5))
-        for weight in others:
-            values = functional.silu(values @ (weight * (SILU_SCALE / weight.shape[0] ** 0.5)))
-        return values
+        factors = [
+            weight.shape[0] ** -0.5 * (SILU_SCALE if layer else 1.0) for layer, weight in enumerate(self.weights)
+        ]
+        *weights, last = scaled(list(self.weights), factors)
+        hidden = activated_layers(inputs.times(weights[0]), weights[1:]) if weights else inputs.basis
+        return hidden if inputs.envelope is None else hidden * inputs.envelope.unsqueeze(1), last
 
 
 class NormalizedRadialNetwork(RadialNetwork):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mace.kernels.emit_contraction import ContractionTerms, contraction_source
-from mace.kernels.emit_matrices import EACH_GROUP
+from mace.kernels.c_source.contraction import ContractionTerms, contraction_source
+from mace.kernels.c_source.matrices import EACH_GROUP
 from mace.program.libraries import kernel
 from mace.program.linear import Groups
 from mace.program.passes import Block, Pass, Tape
@@ -14,13 +14,13 @@ from mace.program.record import Array, Extent
 
 
 class Contract(Block):
-    """A symmetric contraction; see `mace.kernels.emit_contraction`.
+    """A symmetric contraction; see `mace.kernels.c_source.contraction`.
 
     Args:
         terms: Its terms.
         weights: Parameters by degree and order, ``[elements or 1, paths, channels]``.
-        tables: By degree and order, the coefficients of paths on terms, ``[terms, paths]``, and their transposes; arrays of
-            the caller, with their numbers of terms and paths.
+        tables: By degree and order, the coefficients of paths on terms, ``[terms, paths]``, and their transposes,
+            arrays of the caller, with their numbers of terms and paths.
         features: The atomic basis, ``[atoms, (l_max + 1)^2, channels]`` in whole vectors.
         results: By degree, ``[atoms, 2 l + 1, channels]``.
         n_channels: Number of channels.
@@ -100,18 +100,18 @@ class Contract(Block):
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
         change = tape.written(Pass.TANGENT, self.features)
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
-        target, of_weights = tape.of(Pass.ADJOINT, self.features), tape.written(Pass.ADJOINT, self._carried)
+        target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
         arrays = (*self._inputs(), *given, change, *results, target, of_weights)
-        self._launch(tape, "contraction_second", arrays, tape.adds(target))
+        self._launch(tape, "contraction_second", arrays, tape.adds(target), clears=not tape.adds(of_weights))
         for array in results:
             tape.adds(array)
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`; the gradient by the weights of terms is that of both passes, carried back to paths."""
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
-        target, of_weights = tape.of(Pass.ADJOINT, self.features), tape.written(Pass.ADJOINT, self._carried)
+        target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
         arrays = (*self._inputs(), *given, target, of_weights)
-        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target))
+        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target), clears=not tape.adds(of_weights))
         first, products = 0, []
         for key, (_, transposed, (n_terms, n_paths)) in self.tables.items():
             products.append(
@@ -143,7 +143,8 @@ class Contract(Block):
     def _inputs(self) -> tuple[Array, ...]:
         return self.place, self.features, self._carried
 
-    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False) -> None:
+    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
         address = kernel(name, contraction_source, tape.dtype, self.terms)
-        tape.launch(address, arrays, [Extent("atoms"), self.width, blocks, int(adds)], blocks)
+        sizes: list[int | Extent] = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
+        tape.launch(address, arrays, sizes, blocks)

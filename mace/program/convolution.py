@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace.kernels.emit_convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.emit_matrices import PACKED
+from mace.kernels.c_source.convolution import ConvolutionLayout, convolution_source, tabulated_source
+from mace.kernels.c_source.matrices import PACKED
 from mace.program.libraries import kernel, matrix_kernel
 from mace.program.linear import Weight, packed
 from mace.program.passes import Block, Pass, Tape
@@ -30,7 +30,7 @@ class Edges:
 
 
 class Convolve(Block):
-    """A convolution; see `mace.kernels.emit_convolution`.
+    """A convolution; see `mace.kernels.c_source.convolution`.
 
     Args:
         layout: Its paths.
@@ -63,8 +63,8 @@ class Convolve(Block):
     def prepare(self, tape: Tape) -> None:
         """Pack the coefficients."""
         weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
-        self._packed, record = packed(tape, weight, transposed=False)
-        tape.launch_list(matrix_kernel("packing", tape.dtype), [record])
+        self._packed, packing = packed(tape, weight, 1, transposed=False)
+        tape.launch_list(matrix_kernel("packing", tape.dtype), packing)
         self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
 
     def value(self, tape: Tape) -> None:

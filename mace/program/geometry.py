@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mace.kernels.emit_geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
+from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
 from mace.program.libraries import kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.record import Array, Extent
@@ -14,12 +14,12 @@ PAIRS = Extent("pairs", 1, 1)
 
 
 class Geometry(Block):
-    """Lengths, radial basis and harmonics; see `mace.kernels.emit_geometry`.
+    """Lengths, radial basis and harmonics; see `mace.kernels.c_source.geometry`.
 
     Args:
         shape: What the kernels depend on.
-        graph: Arrays of the graph: those of `GRAPH_POINTERS`, of which what is missing is null, and those from which the
-            vectors follow, ``positions``, ``cell`` and ``pair_shift``.
+        graph: Arrays of the graph: those of `GRAPH_POINTERS`, of which what is missing is null, and those from which
+            the vectors follow, ``positions``, ``cell`` and ``pair_shift``.
         tape: The tape.
         n_nodes: Number of nodes of radial tables; zero for none.
         has_basis: Whether anything reads the radial basis.

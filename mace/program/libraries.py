@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.compiler import compile_and_load
-from mace.kernels.emit_matrices import matrices_source
 
 
 @cache
@@ -27,5 +27,5 @@ def kernel(name: str, source: Callable[..., str], dtype: torch.dtype, *shape: An
 
 
 def matrix_kernel(name: str, dtype: torch.dtype) -> int:
-    """Return the address of one of the kernels of `mace.kernels.emit_matrices`."""
+    """Return the address of one of the kernels of `mace.kernels.c_source.matrices`."""
     return kernel(name, matrices_source, dtype)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace.kernels.emit_matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
+from mace.kernels.c_source.matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
 from mace.program.libraries import matrix_kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -70,10 +70,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Groups:
-    """The elements: where the rows of each begin, and the number of its matrix."""
+    """The elements: where the rows of each that is present begin, the number of its matrix, and how many there are."""
 
     starts: Array
     index: Array
+    n_elements: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Map:
     target: View
     weight: Weight
     scale: float = 1.0
+
+
+MOST_PACKED = 8
+"""Largest number of elements whose matrices are packed in advance: with many, a batch has few rows of each."""
 
 
 class Linear(Block):
@@ -110,38 +115,39 @@ class Linear(Block):
         self._backward: dict[Map, Array] = {}
 
     def prepare(self, tape: Tape) -> None:
-        """Pack the matrices, unless each element has its own."""
-        if self.groups is not None:
+        """Pack the matrices, unless there are those of many elements."""
+        if self.groups is not None and self.groups.n_elements > MOST_PACKED:
             return
+        n_matrices = self.groups.n_elements if self.groups else 1
         records = []
         for entry in self.maps:
             w = entry.weight
-            self._forward[entry], record = packed(tape, w, transposed=False)
-            records.append(record)
+            self._forward[entry], packing = packed(tape, w, n_matrices, transposed=False)
+            records += packing
             if any(tape.is_wanted(kind, entry.source.array) for kind in (Pass.GRADIENT, Pass.ADJOINT)):
-                self._backward[entry], record = packed(tape, w, transposed=True)
-                records.append(record)
+                self._backward[entry], packing = packed(tape, w, n_matrices, transposed=True)
+                records += packing
         tape.launch_list(matrix_kernel("packing", tape.dtype), records)
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
-        self._forwards(tape, Pass.VALUE)
+        tape.products(self._forwards(tape, Pass.VALUE))
 
     def gradient(self, tape: Tape) -> None:
         """See `Block`."""
-        self._backwards(tape, Pass.GRADIENT)
+        tape.products(self._backwards(tape, Pass.GRADIENT))
 
     def tangent(self, tape: Tape) -> None:
         """See `Block`."""
-        self._forwards(tape, Pass.TANGENT)
-        self._gradients_of_weights(tape, Pass.TANGENT, Pass.GRADIENT)
+        of_weights = self._gradients_of_weights(tape, Pass.TANGENT, Pass.GRADIENT)
+        tape.products(self._forwards(tape, Pass.TANGENT) + of_weights)
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`."""
-        self._gradients_of_weights(tape, Pass.VALUE, Pass.ADJOINT)
-        self._backwards(tape, Pass.ADJOINT)
+        of_weights = self._gradients_of_weights(tape, Pass.VALUE, Pass.ADJOINT)
+        tape.products(self._backwards(tape, Pass.ADJOINT) + of_weights)
 
-    def _forwards(self, tape: Tape, kind: Pass) -> None:
+    def _forwards(self, tape: Tape, kind: Pass) -> list[Product]:
         products = []
         for entry in self.maps:
             x, y, w = entry.source, entry.target, entry.weight
@@ -150,15 +156,10 @@ class Linear(Block):
             target = tape.of(kind, y.array)
             if self.partial:
                 tape.zero(target)
-            of_b = (
-                self._by_element(w, PLAIN) | {"b_vector": tape.lanes}
-                if self.groups
-                else {"b": self._forward[entry].at(), "b_storage": PACKED}
-            )
             products.append(
                 Product(
                     **_rows(self.rows, x, y, tape, tape.written(kind, x.array), target),
-                    **of_b,
+                    **self._matrix(w, self._forward.get(entry), PLAIN, tape.lanes),
                     columns=w.n_out,
                     depth=w.n_in,
                     add=self.adds and tape.is_written(target),
@@ -168,11 +169,12 @@ class Linear(Block):
         for entry in self.maps:
             if kind is Pass.VALUE or entry.source.array in tape.varying:
                 tape.adds(tape.of(kind, entry.target.array))
-        tape.products(products)
+        return products
 
-    def _backwards(self, tape: Tape, kind: Pass) -> None:
+    def _backwards(self, tape: Tape, kind: Pass) -> list[Product]:
         products = []
         maps = [entry for entry in self.maps if tape.is_wanted(kind, entry.source.array)]
+        # several maps may come from different parts of an array
         adds = {}
         for target in dict.fromkeys(tape.of(kind, entry.source.array) for entry in maps):
             if self.partial:
@@ -181,36 +183,41 @@ class Linear(Block):
         for entry in maps:
             x, y, w = entry.source, entry.target, entry.weight
             given, target = tape.written(kind, y.array), tape.of(kind, x.array)
-            of_b = (
-                self._by_element(w, BY_ROWS) if self.groups else {"b": self._backward[entry].at(), "b_storage": PACKED}
-            )
             products.append(
                 Product(
                     **_rows(self.rows, y, x, tape, given, target),
-                    **of_b,
+                    **self._matrix(w, self._backward.get(entry), BY_ROWS, tape.lanes),
                     columns=w.n_in,
                     depth=w.n_out,
                     add=adds[target],
                     scale=entry.scale,
                 )
             )
-        tape.products(products)
+        return products
 
-    def _by_element(self, w: Weight, storage: int) -> dict[str, Any]:
-        assert self.groups is not None
-        return {
+    def _matrix(self, w: Weight, packed_matrix: Array | None, storage: int, lanes: int) -> dict[str, Any]:
+        """Return the fields of a product that say where its matrix lies: packed, or as it is in the parameter."""
+        grouping: dict[str, Any] = {}
+        if self.groups is not None:
+            starts, index = self.groups.starts, self.groups.index
+            grouping = {"grouping": ROW_GROUPS, "group_starts": starts, "group_index": index, "b_by_index": True}
+        if packed_matrix is not None:
+            n_matrices = self.groups.n_elements if self.groups else 1
+            return grouping | {
+                "b": packed_matrix.at(),
+                "b_storage": PACKED,
+                "b_group": packed_matrix.width // n_matrices,
+            }
+        return grouping | {
             "b": w.array.at(w.offset),
             "b_storage": storage,
             "b_depth": w.distance,
+            "b_vector": lanes,
             "b_group": w.group,
-            "b_by_index": True,
-            "grouping": ROW_GROUPS,
-            "group_starts": self.groups.starts,
-            "group_index": self.groups.index,
         }
 
-    def _gradients_of_weights(self, tape: Tape, of_source: Pass, of_target: Pass) -> None:
-        """Add the product of source and target, summed over the rows."""
+    def _gradients_of_weights(self, tape: Tape, of_source: Pass, of_target: Pass) -> list[Product]:
+        """Return the products of source and target, summed over the rows."""
         products = []
         for entry in self.maps:
             x, y, w = entry.source, entry.target, entry.weight
@@ -247,7 +254,7 @@ class Linear(Block):
                     **groups,
                 )
             )
-        tape.products(products)
+        return products
 
 
 def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[str, Any]:
@@ -266,13 +273,17 @@ def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[s
     }
 
 
-def packed(tape: Tape, w: Weight, transposed: bool) -> tuple[Array, tuple[Pointer | int, ...]]:
-    """Return the array of a packed matrix, and the record for packing it."""
+def packed(tape: Tape, w: Weight, n_matrices: int, transposed: bool) -> tuple[Array, list[tuple[Pointer | int, ...]]]:
+    """Return the array of packed matrices, and the records for packing them."""
     n_in, n_out = (w.n_out, w.n_in) if transposed else (w.n_in, w.n_out)
     panel = columns() * tape.lanes
-    array = Array(f"packed {w.array.name}", Extent("one"), n_in * -(-n_out // panel) * panel, tape.bytes)
+    size = n_in * -(-n_out // panel) * panel
+    array = Array(f"packed {w.array.name}", Extent("one"), n_matrices * size, tape.bytes)
     row, column = (1, w.distance) if transposed else (w.distance, 1)
-    return array, (w.array.at(w.offset), array.at(), n_in, n_out, row, column, n_in)
+    return array, [
+        (w.array.at(w.offset + number * w.group), array.at(number * size), n_in, n_out, row, column, n_in)
+        for number in range(n_matrices)
+    ]
 
 
 class RadialOutput(Linear):
@@ -321,8 +332,8 @@ class RadialOutput(Linear):
         """Pack the matrices of the paths, and the transpose of all of them in the order of the target."""
         records = []
         for entry in self.maps:
-            self._forward[entry], record = packed(tape, entry.weight, transposed=False)
-            records.append(record)
+            self._forward[entry], packing = packed(tape, entry.weight, 1, transposed=False)
+            records += packing
         n_paths, n_channels, n_blocks, n_lanes = self._shape
         w = self.maps[0].weight
         depth, panel = n_blocks * n_paths * n_lanes, columns() * n_lanes
@@ -338,30 +349,28 @@ class RadialOutput(Linear):
                 records.append((source, place, filled, w.n_in, 1, w.distance, depth))
         tape.launch_list(matrix_kernel("packing", tape.dtype), records)
 
-    def _backwards(self, tape: Tape, kind: Pass) -> None:
+    def _backwards(self, tape: Tape, kind: Pass) -> list[Product]:
         x, y, w = self.maps[0].source, self.maps[0].target, self.maps[0].weight
         target = tape.of(kind, x.array)
         if not tape.is_wanted(kind, x.array):
-            return
-        tape.products(
-            [
-                Product(
-                    rows=Extent(self.rows),
-                    columns=w.n_in,
-                    depth=y.array.width,
-                    a=tape.written(kind, y.array).at(),
-                    a_outer=y.array.width,
-                    b=self._transposed.at(),
-                    b_storage=PACKED,
-                    c=x.at(target),
-                    c_outer=x.outer,
-                    c_vector=tape.lanes,
-                    c_whole=x.padded,
-                    add=tape.adds(target),
-                    scale=self.maps[0].scale,
-                )
-            ]
-        )
+            return []
+        return [
+            Product(
+                rows=Extent(self.rows),
+                columns=w.n_in,
+                depth=y.array.width,
+                a=tape.written(kind, y.array).at(),
+                a_outer=y.array.width,
+                b=self._transposed.at(),
+                b_storage=PACKED,
+                c=x.at(target),
+                c_outer=x.outer,
+                c_vector=tape.lanes,
+                c_whole=x.padded,
+                add=tape.adds(target),
+                scale=self.maps[0].scale,
+            )
+        ]
 
 
 class Silu(Block):

@@ -5,12 +5,13 @@ array :math:`x` between the geometry and the energies,
 
 * *value*: :math:`x` itself;
 * *gradient*, from the energies back to the geometry: :math:`\partial \bar E / \partial x`;
-* *tangent*, forward again: :math:`\dot x`, how ``x`` changes along given changes :math:`t` of the pair vectors, and the
-  derivatives of :math:`S = \sum t\, \partial \bar E / \partial v` by weights and, where a block is not linear, by arrays;
+* *tangent*, forward again: :math:`\dot x`, how ``x`` changes along given changes :math:`t` of the pair vectors, and
+  the derivatives of :math:`S = \sum t\, \partial \bar E / \partial v` by weights and, where a block is not linear, by
+  arrays;
 * *adjoint*, back once more: the derivative of ``S`` plus a second weighted sum of energies by arrays and weights.
 
-A loss of energies and forces is differentiated by the weights in this way: its derivatives by energies and forces are the
-weights of the second sum and ``t``.
+A loss of energies and forces is differentiated by the weights in this way: its derivatives by energies and forces are
+the weights of the second sum and ``t``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from enum import Enum
 
 import torch
 
-from mace.kernels.emit import lanes
+from mace.kernels.c_source.parts import lanes
 from mace.program.libraries import matrix_kernel
 from mace.program.products import Product
 from mace.program.record import Array, Extent, Recorder

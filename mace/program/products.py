@@ -1,10 +1,10 @@
-"""Descriptions of products of matrices, as the kernels read them; see `mace.kernels.emit_matrices`."""
+"""Descriptions of products of matrices, as the kernels read them; see `mace.kernels.c_source.matrices`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mace.kernels.emit_matrices import FIELDS, NO_GROUPS, PLAIN
+from mace.kernels.c_source.matrices import FIELDS, NO_GROUPS, PLAIN
 from mace.program.record import Array, Extent, Pointer
 
 
@@ -38,7 +38,6 @@ class Product:
     c_whole: bool = False
     add: bool = False
     scale: float = 1.0
-    factors: Array | None = None
     grouping: int = NO_GROUPS
     groups: Extent = Extent("groups")
     group_starts: Array | None = None

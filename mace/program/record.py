@@ -16,8 +16,8 @@ from functools import cache
 import numpy as np
 import torch
 
+from mace.kernels.c_source.parts import launcher_source
 from mace.kernels.compiler import compile_and_load, thread_pool
-from mace.kernels.emit import launcher_source
 
 SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "threads", "slots of shares")
 """Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present; the
@@ -265,7 +265,8 @@ class Workspace:
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, int], threads: int) -> None:
         """Lay out the arrays for a graph, and fill in sizes and addresses.
 
-        Arrays that do not depend on the graph, and were recorded first, keep their place while the memory does not grow.
+        Arrays that do not depend on the graph, and were recorded first, keep their place while the memory does not
+        grow.
 
         Args:
             memory: Where the arrays will be.

@@ -17,9 +17,9 @@ from mace.graphs.graph import Graph, pair_vectors
 from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
-from mace.kernels.emit import lanes
 from mace.kernels.passes import Pass, differentiating_by
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.prediction import predict

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from mace.kernels import compiler
+from mace.kernels.c_source.parts import entry, prelude
 from mace.kernels.compiler import CompilationError, NoCompilerError, ThreadPool, compile_and_load, thread_pool
-from mace.kernels.emit import entry, prelude
 
 ROOT = Path(__file__).parents[2]
 GCC = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
@@ -215,7 +215,7 @@ from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
-from mace.kernels.emit import lanes
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.backend import TORCH
 from mace.structures.configuration import Configuration
 

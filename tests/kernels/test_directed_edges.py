@@ -11,9 +11,9 @@ from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
+from mace.kernels.c_source.parts import lanes
 from mace.kernels.compiler import find_compiler
 from mace.kernels.convolution import Convolution
-from mace.kernels.emit import lanes
 from mace.kernels.gather import directed_edges, gather_edges, take_edges, to_both_directions
 from mace.structures.configuration import Configuration
 

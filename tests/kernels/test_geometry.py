@@ -15,8 +15,8 @@ from torch import Tensor
 from mace.elements import covalent_radii
 from mace.graphs.graph import Graph, pair_vectors
 from mace.graphs.in_memory import InMemoryDataset
+from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
 from mace.kernels.compiler import compile_and_load, find_compiler, thread_pool
-from mace.kernels.emit_geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
 from mace.kernels.gather import gather_pairs, sum_slots
 from mace.kernels.radial_table import SHORTEST, RadialTable
 from mace.model.mace import MACE

@@ -7,7 +7,7 @@ import torch
 
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
-from mace.kernels.emit import lanes
+from mace.kernels.c_source.parts import lanes
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork
 
 WIDTHS = (5, 7, 9, 4)

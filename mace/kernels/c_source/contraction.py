@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.kernels.emit import entry, prelude
+from mace.kernels.c_source.parts import entry, prelude
 
 LARGEST_NUMBER_OF_TERMS = 6000
 """Beyond this number, the source takes too long to compile, and the torch implementation is used."""
@@ -167,7 +167,9 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     Pointers: place of each atom's element among those present, features, weights, then by kind
     forward: results; backward: cotangents of results, gradients of features and of weights;
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
-    Weights lie ``[elements, blocks of channels, terms, lanes]``. Gradients of weights must be zero on entry.
+    Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels,
+    whether gradients of features are added to what is there, and whether those of weights replace what is there.
+    Otherwise they are added to it.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []
@@ -195,6 +197,10 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
         lines.append(f"    V a[{n}]; for (int k = 0; k < {n}; k++) a[k] = d[3] ? {old} : (V){{0}};")
         weights = f"p[{gradient + 1}] + (element[i] * B + b) * {n_terms} * L" if kind != "backward_features" else "0"
         lines.append(f"    T *G = {weights};")
+        if kind != "backward_features":
+            # atoms of an element follow each other, and cleared where it is needed next, it stays in the cache
+            clear = f"memset(G, 0, {n_terms} * L * sizeof(T))"
+            lines.append(f"    if (d[4] && (i == 0 || element[i] != element[i - 1])) {clear};")
     lines += [f"    {line}" for line in call]
     if gradient is not None:
         lines.append(f"    for (int k = 0; k < {n}; k++) STORE(p[{gradient}] + (i * {n} + k) * C + b * L, a[k]);")

@@ -26,8 +26,8 @@ from typing import Literal
 import torch
 
 from mace.equivariant.spherical_harmonics import harmonic_polynomials
-from mace.kernels.emit import entry, lanes, prelude
-from mace.kernels.emit_radial import radial_functions
+from mace.kernels.c_source.parts import entry, lanes, prelude
+from mace.kernels.c_source.radial import radial_functions
 from mace.kernels.radial_table import HERMITE, SHORTEST
 
 GRAPH_POINTERS = (

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from mace.equivariant.coupling import coupling_coefficients
+from mace.kernels.c_source.parts import entry, lane_sums, lanes, prelude, shuffle
 from mace.kernels.convolution import ConvolutionPath
-from mace.kernels.emit import entry, lane_sums, lanes, prelude, shuffle
 
 LARGEST_GROUP = 18
 """Largest number of sums that the forward kernel keeps in registers at a time."""

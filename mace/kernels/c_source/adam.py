@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mace.kernels.emit import TYPES, prelude
+from mace.kernels.c_source.parts import TYPES, prelude
 from mace.kernels.target import vector_bytes
 
 COLUMNS = ("VALUE", "GRADIENT", "MEAN", "SQUARE", "LARGEST", "AVERAGE", "STEP", "GROUP")

@@ -1,8 +1,8 @@
 r"""C source of products of matrices and of activations, for any sizes.
 
 A product is described by numbers in memory, so that one kernel runs a list of them: those of all degrees, and for each
-element those of its atoms. Every product is :math:`C_{rn} \mathrel{(+)}= f_r \sum_k A_{rk} B_{kn}`; its rows may be pairs
-``(atom, component)``, its sum may run over components too, and its columns are stored in vectors.
+element those of its atoms. Every product is :math:`C_{rn} \mathrel{(+)}= f_r \sum_k A_{rk} B_{kn}`; its rows may be
+pairs ``(atom, component)``, its sum may run over components too, and its columns are stored in vectors.
 
 Registers hold `ROWS` times ``columns()`` vectors of the result; the part of ``B`` that belongs to them is *packed*, its
 vectors one after the other: weights once for all products with them, other operands where they are used.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from mace.kernels.emit import lane_sums, lanes, prelude, shuffle
+from mace.kernels.c_source.parts import lane_sums, lanes, prelude, shuffle
 from mace.kernels.target import vector_bytes
 
 ROWS = 6
@@ -22,25 +22,24 @@ PACKED, PLAIN, BY_ROWS = 0, 1, 2
 """How ``B`` is stored: packed; with contiguous columns; or transposed, so that a sum runs along contiguous numbers."""
 
 NO_GROUPS, ROW_GROUPS, SUM_GROUPS, EACH_GROUP = 0, 1, 2, 3
-"""Whether groups, such as the atoms of an element, divide the rows or the sum, or whether there is a product for each."""
+"""Whether groups, such as the atoms of an element, divide the rows or the sum, or there is a product for each."""
 
 FIELDS = (
     *("rows", "inner", "columns", "depth", "segments"),
     *("a", "a_outer", "a_inner", "a_depth", "a_segment"),
     *("b", "b_storage", "b_depth", "b_vector", "b_segment", "b_group", "b_by_index"),
     *("c", "c_outer", "c_inner", "c_vector", "c_group", "c_by_index", "c_whole"),
-    *("add", "scale", "factors"),
+    *("add", "scale"),
     *("grouping", "groups", "group_starts", "group_index"),
 )
 """The numbers that describe a product, in order.
 
-Row ``r`` is component ``r % inner`` of atom ``r / inner``; it starts at ``a + atom * a_outer + component * a_inner``, and
-its next number is ``a_depth`` away. The sum has ``segments`` parts of ``depth`` terms. Column ``n`` of row ``k`` of ``b``
-lies at ``k * b_depth + n / L * b_vector + n % L`` (`PLAIN`) or ``n * b_depth + k`` (`BY_ROWS`). ``c_whole`` says that whole
-vectors of the result may be written, and ``add`` that they are added to. ``scale`` is the bit pattern of a double;
-``factors``, if not null, are numbers by which the rows of each atom are multiplied too. Groups are given by
-``group_starts`` (of ``groups`` and the end) and ``group_index`` (which matrix); operands are ``b_group`` or ``c_group`` apart,
-by the group's index or by its place.
+Row ``r`` is component ``r % inner`` of atom ``r / inner``; it starts at ``a + atom * a_outer + component * a_inner``,
+and its next number is ``a_depth`` away. The sum has ``segments`` parts of ``depth`` terms. Column ``n`` of row ``k`` of
+``b`` lies at ``k * b_depth + n / L * b_vector + n % L`` (`PLAIN`) or ``n * b_depth + k`` (`BY_ROWS`). ``c_whole`` says
+that whole vectors of the result may be written, and ``add`` that they are added to. ``scale`` is the bit pattern of a
+double. Groups are given by ``group_starts`` (of ``groups`` and the end) and ``group_index`` (which matrix); operands
+are ``b_group`` or ``c_group`` apart, by the group's index or by its place.
 """
 
 
@@ -59,7 +58,7 @@ def _micro(rows: int, vectors: int) -> str:
     grid = [(i, j) for i in range(rows) for j in range(vectors)]
     lines = [
         f"static void micro_{rows}_{vectors}(int64_t K, const T *const *a, int64_t da, const T *b, int64_t db,",
-        "    int64_t vb, T *const *c, int64_t vc, const T *f, int add) {",
+        "    int64_t vb, T *const *c, int64_t vc, T f, int add) {",
         "  V " + ", ".join(f"s{i}_{j} = {{0}}" for i, j in grid) + ";",
         "  const T " + ", ".join(f"*a{i} = a[{i}]" for i in range(rows)) + ";",
         "  for (int64_t k = 0, o = 0; k < K; k++, o += da, b += db) {",
@@ -72,8 +71,8 @@ def _micro(rows: int, vectors: int) -> str:
     lines.append("  }")
     for i in range(rows):
         old = ", ".join(f"o{j} = LOAD(c[{i}] + {j} * vc)" for j in range(vectors))
-        new = " ".join(f"STORE(c[{i}] + {j} * vc, o{j} + f[{i}] * s{i}_{j});" for j in range(vectors))
-        put = " ".join(f"STORE(c[{i}] + {j} * vc, f[{i}] * s{i}_{j});" for j in range(vectors))
+        new = " ".join(f"STORE(c[{i}] + {j} * vc, o{j} + f * s{i}_{j});" for j in range(vectors))
+        put = " ".join(f"STORE(c[{i}] + {j} * vc, f * s{i}_{j});" for j in range(vectors))
         lines.append(f"  if (add) {{ const V {old}; {new} }} else {{ {put} }}")
     return "\n".join([*lines, "}"])
 
@@ -117,8 +116,7 @@ static void pack(const Product *q, const T *B, int64_t k0, int64_t k1, int64_t n
 }
 
 /* One range of rows and one panel of columns; atoms are counted from the first of the group. */
-static void tile(const Product *q, const T *A, const T *B, T *C, const T *factors, int64_t r0, int64_t r1, int64_t n0,
-                 int64_t K) {
+static void tile(const Product *q, const T *A, const T *B, T *C, int64_t r0, int64_t r1, int64_t n0, int64_t K) {
   T packed[DEPTH * PANEL] __attribute__((aligned(64))), tail[ROWS * PANEL] __attribute__((aligned(64)));
   const T scale = (T)number(q->scale);
   const int64_t left = q->columns - n0, vectors = left >= PANEL ? PANEL / L : (left + L - 1) / L;
@@ -131,20 +129,22 @@ static void tile(const Product *q, const T *A, const T *B, T *C, const T *factor
     const int64_t k1 = K - k0 < DEPTH ? K : k0 + DEPTH;
     const T *b = packed; int64_t db = vectors * L, vb = L;
     if (q->b_storage == PACKED) { b = B + n0 * K + k0 * PANEL; db = PANEL; }
-    else if (direct) { b = B + s * q->b_segment + k0 * q->b_depth + n0 / L * q->b_vector; db = q->b_depth; vb = q->b_vector; }
+    else if (direct) {
+      b = B + s * q->b_segment + k0 * q->b_depth + n0 / L * q->b_vector;
+      db = q->b_depth; vb = q->b_vector;
+    }
     else pack(q, B + s * q->b_segment, k0, k1, n0, vectors, packed);
     const T *a0 = A + s * q->a_segment + k0 * q->a_depth;
     for (int64_t r = r0, i = r0 / q->inner, m = r0 % q->inner; r < r1; r += ROWS) {
-      const T *a[ROWS]; T *c[ROWS], *to[ROWS], f[ROWS];
+      const T *a[ROWS]; T *c[ROWS], *to[ROWS];
       const int64_t n = r1 - r < ROWS ? r1 - r : ROWS;
       for (int64_t x = 0; x < n; x++) {
         a[x] = a0 + i * q->a_outer + m * q->a_inner;
         c[x] = C + i * q->c_outer + m * q->c_inner;
-        f[x] = factors ? scale * factors[i] : scale;
         to[x] = partial ? tail + x * PANEL : c[x];
         if (++m == q->inner) { m = 0; i++; }
       }
-      MICRO[n][vectors](k1 - k0, a, q->a_depth, b, db, vb, to, partial ? L : q->c_vector, f, partial ? 0 : add);
+      MICRO[n][vectors](k1 - k0, a, q->a_depth, b, db, vb, to, partial ? L : q->c_vector, scale, partial ? 0 : add);
       if (partial)
         for (int64_t x = 0; x < n; x++)
           for (int64_t j = 0; j < left; j++) {
@@ -156,9 +156,9 @@ static void tile(const Product *q, const T *A, const T *B, T *C, const T *factor
 }
 
 /* The same where B is transposed: sums of two contiguous rows. */
-static void tile_by_rows(const Product *q, const T *A, const T *B, T *C, const T *factors, int64_t r0, int64_t r1,
-                         int64_t n0, int64_t K) {
-  const T scale = (T)number(q->scale);
+static void tile_by_rows(const Product *q, const T *A, const T *B, T *C, int64_t r0, int64_t r1, int64_t n0,
+                         int64_t K) {
+  const T f = (T)number(q->scale);
   const int64_t last = q->columns - n0 < PANEL ? q->columns : n0 + PANEL;
   T copy[L * DEPTH] __attribute__((aligned(64)));
   for (int64_t n = n0; n < last; n += L) {
@@ -172,7 +172,6 @@ static void tile_by_rows(const Product *q, const T *A, const T *B, T *C, const T
     for (int64_t r = r0, i = r0 / q->inner, m = r0 % q->inner; r < r1; r++) {
       const T *a = A + i * q->a_outer + m * q->a_inner;
       T *c = C + i * q->c_outer + m * q->c_inner + n / L * q->c_vector;
-      const T f = factors ? scale * factors[i] : scale;
       if (left >= L || K <= DEPTH) {
         V sum = f * dots(K, a, b, db);
         if (left >= L || q->c_whole) STORE(c, q->add ? LOAD(c) + sum : sum);
@@ -203,8 +202,6 @@ static int64_t tiles(const Product *q, int64_t n, int64_t share, int64_t shares,
       const int64_t at_a = q->grouping == ROW_GROUPS ? start * q->a_outer : start * q->a_depth;
       const int64_t at_b = q->grouping == SUM_GROUPS ? start * q->b_depth : 0;
       const int64_t at_c = q->grouping == ROW_GROUPS ? start * q->c_outer : 0;
-      const T *factors = (const T *)q->factors;
-      if (factors && q->grouping == ROW_GROUPS) factors += start;
       const int64_t terms = depth * q->segments + 1;
       for (int64_t n0 = 0; n0 < q->columns; n0 += PANEL)
       for (int64_t r0 = 0; r0 < rows; r0 += CHUNK) {
@@ -213,7 +210,7 @@ static int64_t tiles(const Product *q, int64_t n, int64_t share, int64_t shares,
         cost += (r1 - r0) * terms;
         if (!mine) continue;
         (q->b_storage == BY_ROWS ? tile_by_rows : tile)(q, (const T *)q->a + at_a, (const T *)q->b + of_b + at_b,
-            (T *)q->c + of_c + at_c, factors, r0, r1, n0, depth);
+            (T *)q->c + of_c + at_c, r0, r1, n0, depth);
       }
     }
   }
@@ -289,8 +286,8 @@ static inline V exponential(V x) {{
 
 
 _ACTIVATION = r"""
-/* SiLU. Pointers and results: value z -> h; gradient z, g -> g s'(z); tangent z, u, g -> u s'(z), g u s''(z); adjoint z, g,
-   added to g s'(z). Dimensions: count (whole vectors), shares. Units: shares. */
+/* SiLU. Pointers and results: value z -> h; gradient z, g -> g s'(z); tangent z, u, g -> u s'(z), g u s''(z); adjoint
+   z, g -> g s'(z), added. Dimensions: count (whole vectors), shares. Units: shares. */
 #define SILU(NAME, BODY)                                                                             \
 void silu_##NAME##_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) { \
   const int64_t n = d[0] / L;                                                                        \
@@ -325,7 +322,7 @@ def matrices_source(dtype: torch.dtype) -> str:
             f"enum {{ ROW_GROUPS = {ROW_GROUPS}, SUM_GROUPS = {SUM_GROUPS}, EACH_GROUP = {EACH_GROUP} }};",
             *micro,
             "typedef void Micro(int64_t, const T *const *, int64_t, const T *, int64_t, int64_t, T *const *, int64_t,"
-            " const T *, int);",
+            " T, int);",
             f"static Micro *const MICRO[ROWS + 1][{n_vectors + 1}] = {{ {{0}},\n{table} }};",
             "static V part(const T *p, int64_t n);",
             _dots(lanes(dtype)),

@@ -1,0 +1,274 @@
+"""Energies of a model and their gradient by the geometry, by a program of compiled kernels instead of torch.
+
+torch sees a single function of the weights, which it can differentiate once: a loss of energies and forces is
+differentiated by weights without ever building a graph of the many operations of a model.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mace.graphs.graph import Graph
+from mace.kernels.gather import restore_order
+from mace.model.compiled.builder import Builder
+from mace.program.passes import Pass, Sections, Tape, record
+from mace.program.record import Array, Memory, Recording, Workspace
+
+if TYPE_CHECKING:
+    from mace.model.mace import MACE
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A recording with what is needed to run it.
+
+    Attributes:
+        recording: The recording.
+        sections: The passes in it.
+        builder: What it was recorded from.
+        tape: The tape.
+        gradient: Whether it computes the gradient by the vectors.
+        parameters: Parameters that it reads, by their arrays.
+        fixed: Addresses of its constants.
+        free: Workspaces that no run uses.
+        memories: Memory that no run of this or another program of the model uses.
+        lock: Held while these two are changed.
+    """
+
+    recording: Recording
+    sections: Sections
+    builder: Builder
+    tape: Tape
+    gradient: bool
+    parameters: dict[Array, Tensor]
+    fixed: dict[Array, int]
+    free: list[Workspace]
+    memories: list[Memory]
+    lock: threading.Lock
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads whose energies are computed."""
+        return len(self.builder.heads)
+
+
+class Programs:
+    """The programs of a model, made where they are first used; a copy of a model starts without any."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], _Program] = {}
+        self._memories: list[Memory] = []
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
+        """Return an empty collection, as programs belong to the parameters they were made for."""
+        return Programs()
+
+    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
+        """Pickle as an empty collection."""
+        return Programs, ()
+
+    def find(self, model: MACE, trained: bool, gradient: bool, head: int | None) -> _Program:
+        """Return the program for a purpose."""
+        key = model.dtype, trained, gradient, head
+        with self._lock:
+            if key not in self._found:
+                tape = Tape(model.dtype, trained)
+                builder = Builder(model, tape, head)
+                builder.build()
+                sections = record(tape, builder.blocks, gradient)
+                self._found[key] = self._connected(tape.finish(), sections, builder, tape, gradient)
+            return self._found[key]
+
+    def _connected(
+        self, recording: Recording, sections: Sections, builder: Builder, tape: Tape, gradient: bool
+    ) -> _Program:
+        read = set(recording.arrays)
+        parameters = {array: builder.parameters[name] for name, array in builder.weights.items() if array in read}
+        constants = {array: value for array, value in builder.constants.items() if array in read}
+        fixed = {array: value.data_ptr() for array, value in constants.items()}
+        own: list[Workspace] = []
+        return _Program(
+            recording, sections, builder, tape, gradient, parameters, fixed, own, self._memories, self._lock
+        )
+
+
+class Evaluated(NamedTuple):
+    """Results of a program.
+
+    Attributes:
+        energies: Energy of every atom in eV, without its reference energy, ``[atoms]``.
+        vectors: Vector from sender to receiver of every pair in Angstrom, ``[pairs, 3]``.
+        gradient: Gradient of the sum of the energies by the vectors in eV/Angstrom, ``[pairs, 3]``, if wanted.
+    """
+
+    energies: Tensor
+    vectors: Tensor
+    gradient: Tensor | None
+
+
+def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: bool) -> Evaluated:
+    """Evaluate the energy of every atom and the gradient of their sum by a model's program.
+
+    Args:
+        model: A model with a program.
+        graph: The graph.
+        gradient: Whether the gradient is wanted.
+        training: Whether energies and gradient will be differentiated by the weights.
+    """
+    heads = graph.head_of_atoms(graph.atoms_by_element)
+    channels = model.channels(graph)
+    program = model.programs.find(model, training, gradient, heads if isinstance(heads, int) else None)
+    scale: float | Tensor
+    shift: float | Tensor
+    if isinstance(heads, int):
+        scale, shift = model.every_head[heads].scale, model.every_head[heads].shift
+        seeds = channels.new_full((graph.n_atoms, 1), scale)
+    else:
+        scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
+        seeds = channels.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
+    run = _Run(program, graph, seeds)
+    of_heads, of_vectors = _evaluated(run, channels, training)
+    chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
+    energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
+    energies = energies * scale + shift
+    if model.condition_readout is not None:
+        energies = energies + model.read(model.condition_readout, channels, graph)
+    return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
+
+
+def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the energies of rows and heads, ``[atoms, heads]``, and the gradient by the vectors."""
+    if not training:
+        return run.forward(channels.detach())
+    results = _Energies.apply(run, channels, *run.program.parameters.values())
+    return results if run.program.gradient else (results, None)
+
+
+class _Run:
+    """One use of a program, from its forward passes to the end of its backward passes, if it has any.
+
+    Args:
+        program: The program.
+        graph: The graph.
+        seeds: Factors on the energies.
+
+    Attributes:
+        vectors: Vectors of the pairs, from the forward passes on.
+        repulsion: Repulsion of the rows, if the model has one.
+    """
+
+    def __init__(self, program: _Program, graph: Graph, seeds: Tensor) -> None:
+        self.program, self._graph, self._seeds = program, graph, seeds.contiguous()
+        self.vectors = seeds.new_empty(len(graph.pair_sender), 3)
+        self.repulsion: Tensor | None = None
+        self._threads = torch.get_num_threads()
+        with program.lock:
+            self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
+            self._memory = program.memories.pop() if program.memories else Memory()
+
+    def __del__(self) -> None:
+        """Hand the memory to the next run."""
+        with self.program.lock:
+            self.program.free.append(self._workspace)
+            self.program.memories.append(self._memory)
+
+    def _arrays_of_graph(self) -> dict[str, Tensor]:
+        """Return the arrays of the graph that the program reads, by name."""
+        graph = self._graph
+        counts = torch.tensor((0, *graph.element_counts))
+        made = {
+            "group starts": counts.cumsum(0),
+            "group index": torch.tensor(graph.elements_present),
+            "place": torch.arange(len(counts) - 1).repeat_interleave(counts[1:], output_size=graph.n_atoms),
+            "no place": torch.zeros(graph.n_atoms, dtype=torch.int64),
+            "one group": torch.zeros(2, dtype=torch.int64),
+        }
+        names = self.program.builder.given
+        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        return found | {name: found[name].double() for name in ("sign_of_slot", "positions", "cell")}
+
+    def forward(self, channels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the passes of value and gradient."""
+        program, graph, builder = self.program, self._graph, self.program.builder
+        of_vectors = torch.empty_like(self.vectors) if program.gradient else None
+        of_graph = self._arrays_of_graph()
+        geometry = builder.geometry
+        arrays = {builder.given[name]: value for name, value in of_graph.items()}
+        arrays |= {builder.channels: channels.contiguous(), geometry.vectors: self.vectors}
+        arrays |= {program.tape.of(Pass.GRADIENT, builder.energies): self._seeds}
+        if of_vectors is not None:
+            arrays[geometry.of_vectors] = of_vectors
+        if geometry.repulsion is not None:
+            arrays[geometry.weights] = self._seeds.sum(1)
+        self._arrays = arrays
+        self._sizes = {
+            "atoms": graph.n_atoms,
+            "neighbors": graph.max_neighbors,
+            "pairs": len(graph.pair_sender) - 1,
+            "slots": len(graph.pair_of_slot),
+            "groups": len(graph.elements_present),
+        }
+        self._connect({})
+        if not self._is_prepared():
+            self._workspace.run(*program.sections.prepare)
+        self._workspace.run(program.sections.value[0], program.sections.gradient[1])
+        if geometry.repulsion is not None:
+            self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
+        return self._copy(builder.energies, graph.n_atoms, builder.energies.width), of_vectors
+
+    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
+        program, builder, tape = self.program, self.program.builder, self.program.tape
+        parameters = program.parameters
+        sizes = [value.numel() for value in parameters.values()]
+        pieces = of_energies.new_zeros(sum(sizes)).split(sizes)
+        gradients = [piece.view_as(value) for piece, value in zip(pieces, parameters.values(), strict=True)]
+        arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
+        if changes is not None:
+            arrays[builder.geometry.changes] = changes.contiguous()
+        arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
+        self._connect(arrays)
+        self._workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
+        of_channels = tape.of(Pass.ADJOINT, builder.channels)
+        return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
+
+    def _connect(self, more: dict[Array, Tensor]) -> None:
+        given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
+        self._workspace.connect(self._memory, self._sizes, given, self._threads)
+
+    def _is_prepared(self) -> bool:
+        """Return whether the memory holds what depends on the parameters alone; note that it will."""
+        program, parameters = self.program, self.program.parameters.values()
+        if program.tape.is_trained or any(value.is_inference() for value in parameters):
+            self._memory.prepared = None
+            return False
+        versions = tuple((value.data_ptr(), value._version) for value in parameters)
+        state = id(program), self._graph.elements_present, versions
+        known, self._memory.prepared = self._memory.prepared, state
+        return known == state
+
+    def _copy(self, array: Array, *shape: int) -> Tensor:
+        return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
+
+
+class _Energies(torch.autograd.Function):
+    """Energies and their gradient by the vectors, as a function of channels and weights."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, channels: Tensor, *weights: Tensor) -> Any:
+        ctx.run = run
+        energies, of_vectors = run.forward(channels)
+        return energies if of_vectors is None else (energies, of_vectors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_energies: Tensor, changes: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        of_channels, gradients = ctx.run.backward(of_energies, changes)
+        return (None, of_channels, *gradients)
