@@ -113,8 +113,7 @@ class MovingStructures:
         last = self._last
         if last is not None and len(last[0]) == len(structures) and all(map(_is_moved_only, last[0], structures)):
             positions = np.concatenate([structure.positions for structure in structures])
-            lasts = all(new is old for new, old in zip(found, last[2], strict=True))
-            if lasts and last[1].n_atoms.max(initial=0) < MANY_ATOMS:  # rows of larger ones depend on positions
+            if all(new is old for new, old in zip(found, last[2], strict=True)):
                 return last[3].moved(torch.from_numpy(positions))
             kept, arrays = last[0], replace(last[1], positions=positions)
         else:
@@ -123,7 +122,9 @@ class MovingStructures:
         neighbors = join_neighbors(found)
         warn_of_many(neighbors, structures, self.r_max)
         graph = assemble_graph(arrays, neighbors).to(self.device)
-        self._last = kept, arrays, found, graph
+        # in large structures some pair always comes or goes, and rows depend on positions
+        is_large = arrays.n_atoms.max(initial=0) >= MANY_ATOMS
+        self._last = None if is_large else (kept, arrays, found, graph)
         return graph
 
 
