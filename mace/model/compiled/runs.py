@@ -210,7 +210,8 @@ class _Run:
         arrays |= {builder.channels: channels.contiguous(), geometry.vectors: self.vectors}
         arrays |= {program.tape.of(Pass.GRADIENT, builder.energies): self._seeds}
         if of_vectors is not None:
-            arrays[geometry.of_vectors] = of_vectors
+            # an alias, as the tensor itself will hold the function that holds this run
+            arrays[geometry.of_vectors] = of_vectors.detach()
         if geometry.repulsion is not None:
             arrays[geometry.weights] = self._seeds.sum(1)
         self._arrays = arrays
