@@ -58,6 +58,10 @@ class _Program:
         return len(self.builder.heads)
 
 
+LARGE = 1 << 18
+"""Number of entries of a parameter from which on its gradient has memory of its own."""
+
+
 class Programs:
     """The programs of a model, made where they are first used; a copy of a model starts without any."""
 
@@ -234,9 +238,7 @@ class _Run:
         """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
         program, builder, tape = self.program, self.program.builder, self.program.tape
         parameters = program.parameters
-        sizes = [value.numel() for value in parameters.values()]
-        pieces = of_energies.new_zeros(sum(sizes)).split(sizes)
-        gradients = [piece.view_as(value) for piece, value in zip(pieces, parameters.values(), strict=True)]
+        gradients = _zeros_like(list(parameters.values()))
         arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
         if changes is not None:
             arrays[builder.geometry.changes] = changes.contiguous()
@@ -263,6 +265,19 @@ class _Run:
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
+
+
+def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
+    """Return zeros in the shapes of parameters: small ones together, which takes less time, and large ones alone.
+
+    The C library gets what is very large from the system, page by page, each time.
+    """
+    sizes = [value.numel() if value.numel() < LARGE else 0 for value in parameters]
+    together = parameters[0].new_zeros(sum(sizes)).split(sizes)
+    return [
+        piece.view_as(value) if value.numel() < LARGE else torch.zeros_like(value)
+        for piece, value in zip(together, parameters, strict=True)
+    ]
 
 
 class _Energies(torch.autograd.Function):
