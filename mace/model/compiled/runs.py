@@ -178,6 +178,7 @@ class _Run:
         self.program, self._graph, self._seeds = program, graph, seeds.contiguous()
         self.vectors = seeds.new_empty(len(graph.pair_sender), 3)
         self.repulsion: Tensor | None = None
+        self._is_spent = False
         self._threads = torch.get_num_threads()
         with program.lock:
             self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
@@ -244,7 +245,9 @@ class _Run:
             arrays[builder.geometry.changes] = changes.contiguous()
         arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
         self._connect(arrays)
-        self._workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
+        first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
+        self._is_spent = True  # these passes overwrite what the one of the gradient has left
+        self._workspace.run(first, program.sections.adjoint[1])
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
         return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
 
