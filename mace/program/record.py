@@ -122,7 +122,7 @@ class Recorder:
         self,
         kernel: int,
         pointers: Sequence[Pointer | Array | None],
-        dimensions: Sequence[int | Extent],
+        dimensions: Sequence[int | float | Extent],
         units: int | Extent,
     ) -> None:
         """Record a launch.
