@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.equivariant.activations import activation
+from mace.kernels.layers import scaled
 from mace.model.plan import ModelPlan
 from mace.model.roles import Group, assign_to_head, learned
 
@@ -26,7 +27,8 @@ class LinearReadout(nn.Module):
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
-        return (scalars @ self.weight).squeeze(-1) * self.weight.shape[0] ** -0.5
+        (weight,) = scaled([self.weight], [self.weight.shape[0] ** -0.5])
+        return (scalars @ weight).squeeze(-1)
 
 
 class NonlinearReadout(nn.Module):
@@ -49,8 +51,9 @@ class NonlinearReadout(nn.Module):
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Evaluate, ``[atoms, channels]`` to ``[atoms]``."""
-        hidden = self.activation(scalars @ self.hidden * self.hidden.shape[0] ** -0.5)
-        return (hidden @ self.weight).squeeze(-1) * (self.scale * (self.n_heads * self.weight.shape[0]) ** -0.5)
+        factors = [self.hidden.shape[0] ** -0.5, self.scale * (self.n_heads * self.weight.shape[0]) ** -0.5]
+        hidden, weight = scaled([self.hidden, self.weight], factors)
+        return (self.activation(scalars @ hidden) @ weight).squeeze(-1)
 
 
 class BiasedReadout(nn.Module):
