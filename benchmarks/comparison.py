@@ -31,14 +31,14 @@ SPLINE_TOLERANCE = 1.0e-3
 class Comparison:
     """The times of all sides at the same work.
 
-    The sides are called ``peer`` (mace-torch), ``ours``, and ``symmetrix`` where it takes part.
+    The sides are called ``peer`` (mace-torch), ``ours``, and ``symmetrix``, where they take part.
 
     Attributes:
         title: What was done.
         facts: Of each side's worker.
         seconds: Of every step of each side, ``[repeats][steps]``.
-        disagreement: Of each side but the peer, the largest difference between its force components and the peer's,
-            in units of the root mean square force.
+        disagreement: Of each side but the first, the largest difference between its force components and the first
+            one's, in units of the root mean square force.
         phases: Of each side that measures them, the seconds of the phases of every step.
     """
 
@@ -128,6 +128,7 @@ def compare(
     settings: Settings,
     console: Console,
     symmetrix_python: str | None = None,
+    peer_only_writes: bool = False,
 ) -> Comparison:
     """Run all sides in turns on the same work.
 
@@ -137,6 +138,7 @@ def compare(
         settings: For all workers; the places of files they exchange are added.
         console: Shows what is going on.
         symmetrix_python: Interpreter of an environment with Symmetrix-XL, if it is to take part.
+        peer_only_writes: Whether the peer only writes the weights, because the work is too much for it.
 
     Returns:
         The times.
@@ -163,13 +165,16 @@ def compare(
         facts = {}
         for side, worker in workers.items():
             status.update(f"{title}: preparing {worker.name}")
-            facts[side] = worker.prepare(settings | {"results": results[side]})
+            task = {"task": "weights"} if side == "peer" and peer_only_writes else {}
+            facts[side] = worker.prepare(settings | task | {"results": results[side]})
         _check_versions(facts, console)
+        if peer_only_writes:
+            del workers["peer"], facts["peer"]
         tolerances = {"ours": TOLERANCE[settings["dtype"]], "symmetrix": SPLINE_TOLERANCE}
+        first, *others = workers
         disagreement = {
-            side: _check_agreement(worker.name, results["peer"], results[side], tolerances[side])
-            for side, worker in workers.items()
-            if side != "peer"
+            side: _check_agreement(workers[side].name, results[first], results[side], tolerances[side])
+            for side in others
         }
         seconds, phases = _take_turns(workers, options, told=lambda text: status.update(f"{title}: {text}"))
     return Comparison(title, facts, seconds, disagreement, phases)
@@ -215,7 +220,7 @@ def _take_turns(
 
 
 def _check_agreement(name: str, peer_file: str, other_file: str, tolerance: float) -> float:
-    """Compare forces with the peer's on the same structures with the same weights; a ratio needs equal work."""
+    """Compare forces with those of the first side on the same structures with the same weights."""
     with np.load(peer_file) as peer, np.load(other_file) as other:
         if peer["forces"].shape != other["forces"].shape:
             raise BenchmarkError(f"{name} evaluated other structures than the peer; there is nothing to compare.")

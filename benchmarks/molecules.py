@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import ase.io
@@ -89,6 +90,32 @@ def pack_box(molecules: list[Atoms], neighbors: float, r_max: float, per_side: i
             return box
         side *= (found / neighbors) ** (1.0 / 3.0)
     raise BenchmarkError(f"No box with {neighbors} neighbors was found; the last one has {found:.1f}.")
+
+
+def structure_of_size(molecules: list[Atoms], n_atoms: int, neighbors: float, r_max: float) -> Atoms:
+    """Return one molecule in vacuum, or a periodic box: the smallest that can be packed, repeated along each side.
+
+    Args:
+        molecules: The molecules, of equal size.
+        n_atoms: Number of atoms wanted.
+        neighbors: See `pack_box`.
+        r_max: See `pack_box`.
+
+    Raises:
+        BenchmarkError: If such a number of molecules does not fill a cube, or they cannot be packed.
+    """
+    size = len(molecules[0])
+    side = round((n_atoms / size) ** (1.0 / 3.0))
+    if side < 1 or size * side**3 != n_atoms:
+        known = ", ".join(str(size * number**3) for number in range(1, 9))
+        raise BenchmarkError(f"--sizes {n_atoms}: molecules of {size} atoms fill cubes of {known}, ... atoms.")
+    if side == 1:
+        return Atoms(molecules[0].numbers, molecules[0].positions)
+    per_side = next(divisor for divisor in range(2, side + 1) if side % divisor == 0)
+    for seed in range(9):  # in a small box some orientations do not reach the density
+        with suppress(BenchmarkError):
+            return pack_box(molecules, neighbors, r_max, per_side, seed).repeat(side // per_side)
+    return pack_box(molecules, neighbors, r_max, per_side, 9).repeat(side // per_side)
 
 
 def _relaxed_positions(molecules: list[Atoms], side: float, per_side: int, seed: int) -> np.ndarray:

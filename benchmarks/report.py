@@ -43,7 +43,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     """Condense the times: median, least and largest of each side, and how many times longer each takes than ours.
 
     ``ratio`` and ``ratio_of_repeats``, its least and largest value in a repeat, compare the peer with ours; the like of
-    Symmetrix, where it takes part, have its name in front.
+    Symmetrix have its name in front. Either may be missing.
     """
     result: dict[str, Any] = {"title": comparison.title}
     for side, facts in comparison.facts.items():
@@ -58,9 +58,9 @@ def summary(comparison: Comparison) -> dict[str, Any]:
             by_repeat = np.median(comparison.seconds[side], axis=1) / np.median(comparison.seconds["ours"], axis=1)
             result[f"{prefix}ratio"] = result[side]["median_s"] / result["ours"]["median_s"]
             result[f"{prefix}ratio_of_repeats"] = [float(by_repeat.min()), float(by_repeat.max())]
-    result["disagreement_of_forces"] = comparison.disagreement["ours"]
-    if "symmetrix" in comparison.disagreement:
-        result["symmetrix_disagreement_of_forces"] = comparison.disagreement["symmetrix"]
+    for side, prefix in (("ours", ""), ("symmetrix", "symmetrix_")):
+        if side in comparison.disagreement:
+            result[f"{prefix}disagreement_of_forces"] = comparison.disagreement[side]
     return result
 
 
@@ -83,8 +83,11 @@ def tell(
 ) -> None:
     """Print what was measured, and write it if a file is given."""
     print_machine(console, facts, settings, results)
-    for result in results:
-        _print_times(console, result)
+    if settings.get("sizes"):
+        print_sizes(console, results)
+    else:
+        for result in results:
+            _print_times(console, result)
     if file is not None:
         write_json(file, facts, settings, results)
 
@@ -157,6 +160,37 @@ def _print_times(console: Console, result: dict[str, Any]) -> None:
         lines[-1] += f", symmetrix to peer {result['symmetrix_disagreement_of_forces']:.0e}"
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_sizes(console: Console, results: list[dict[str, Any]]) -> None:
+    """Print the times of structures of several sizes as one table, one line each."""
+    table = Table(title=results[0]["title"], title_justify="left")
+    others = {
+        side: prefix for side, prefix in (("peer", ""), ("symmetrix", "symmetrix_")) if any(side in r for r in results)
+    }
+    for heading in (
+        "atoms",
+        "edges",
+        "ours ms",
+        "us/atom",
+        *(f"{side} {what}" for side in others for what in ("ms", "ratio")),
+    ):
+        table.add_column(heading, justify="right")
+    for result in results:
+        ours = result["ours"]
+        cells = [f"{ours['atoms']:.0f}", f"{ours['edges']:.0f}"]
+        cells += [f"{1e3 * ours['median_s']:.2f}", f"{1e6 / ours['atoms_per_s']:.1f}"]
+        for side, prefix in others.items():
+            taken = side in result
+            cells += [f"{1e3 * result[side]['median_s']:.1f}", f"{result[f'{prefix}ratio']:.2f}"] if taken else ["", ""]
+        table.add_row(*cells)
+    console.print(table)
+    for side in ("ours", *others):
+        what = next(result[side]["what"] for result in results if side in result)
+        console.print(f"measured: {side} {what}", soft_wrap=True, markup=False, highlight=False)
+    differences = [result[name] for result in results for name in result if name.endswith("disagreement_of_forces")]
+    if differences:
+        console.print(f"largest difference of forces {max(differences):.0e} of their root mean square", highlight=False)
 
 
 def _ratio(result: dict[str, Any], side: str = "peer", prefix: str = "") -> str:

@@ -36,6 +36,7 @@ PARTS = {
     "pages": (4, "pages and plots"),
     "equivariant": (0, "harmonics, couplings"),
     "kernels": (0, "inner loops"),
+    "program": (1, "lists of kernels"),
     "model": (1, "MACE, model file"),
     "compat": (0, "mace-torch"),
     "potential": (0, "a model, ready"),

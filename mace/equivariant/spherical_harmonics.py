@@ -32,23 +32,71 @@ def spherical_harmonics(unit_vectors: Tensor, l_max: int) -> Tensor:
     Source:
         Addition theorem with :math:`Y_{lm} \propto \frac{d^m P_l}{du^m}(y)\, \mathrm{Re/Im}\,(z + i x)^m`.
     """
-    power = torch.ones_like(unit_vectors[:, :1])
-    degrees = [power]
-    for l in range(1, l_max + 1):
-        # all products of l components: few large operations, in the derivatives too, instead of many small ones
-        power = (power.unsqueeze(2) * unit_vectors.unsqueeze(1)).flatten(1)
-        degrees.append(power @ _table(l, unit_vectors.dtype, unit_vectors.device))
-    return torch.cat(degrees, dim=1)
+    return _powers(unit_vectors, l_max) @ _table(l_max, unit_vectors.dtype, unit_vectors.device)
+
+
+def harmonics_and_slopes(unit_vectors: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
+    """Evaluate the harmonics and their derivatives on the sphere.
+
+    Args:
+        unit_vectors: Vectors of unit length, ``[edges, 3]``.
+        l_max: The highest degree.
+
+    Returns:
+        The harmonics, ``[edges, (l_max + 1)^2]``, and their derivatives by a vector of this direction, times its
+        length, ``[edges, (l_max + 1)^2, 3]``.
+    """
+    powers = _powers(unit_vectors, l_max)
+    table, slopes, degrees = _tables_of_slopes(l_max, unit_vectors.dtype, unit_vectors.device)
+    harmonics = powers @ table
+    # a homogeneous polynomial of degree l has the slope l Y along the direction, which is taken out
+    of_components = (powers[:, : len(slopes)] @ slopes).unflatten(1, (-1, 3))
+    along = (harmonics * degrees).unsqueeze(2)
+    return harmonics, torch.addcmul(of_components, along, unit_vectors.unsqueeze(1), value=-1.0)
+
+
+def _powers(unit_vectors: Tensor, l_max: int) -> Tensor:
+    """Return all products of up to ``l_max`` components, ``[edges, sum over l of 3^l]``.
+
+    These are few large operations, in the derivatives too, instead of many small ones.
+    """
+    powers = [torch.ones_like(unit_vectors[:, :1])]
+    for _ in range(l_max):
+        powers.append(
+            (powers[-1].unsqueeze(2) * unit_vectors.unsqueeze(1)).flatten(1) if len(powers) > 1 else unit_vectors
+        )
+    return torch.cat(powers, dim=1)
 
 
 @cache
-def _table(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the coefficients of a degree on all products of ``l`` components, ``[3^l, 2 l + 1]``."""
+def _table(l_max: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the coefficients of all degrees on all products, ``[sum over l of 3^l, (l_max + 1)^2]``."""
+    blocks = [torch.from_numpy(_coefficients(l).reshape(3**l, -1)) for l in range(l_max + 1)]
+    return torch.block_diag(*blocks).to(device, dtype)
+
+
+@cache
+def _tables_of_slopes(l_max: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `_table`, the coefficients of the derivatives by the components, and the degree of each harmonic."""
+    by_component = []
+    for l in range(1, l_max + 1):
+        table = _coefficients(l)
+        # by one of l factors, each of which is moved to the end once
+        moved = np.stack([np.moveaxis(table, factor, -1) for factor in range(l)])
+        by_component.append(moved.sum(0).reshape(3 ** (l - 1), -1))
+    slopes = torch.block_diag(*map(torch.from_numpy, by_component)) if by_component else torch.zeros(1, 0)
+    slopes = torch.cat([slopes.new_zeros(len(slopes), 3), slopes], dim=1)
+    degrees = torch.tensor([float(l) for l in range(l_max + 1) for _ in range(2 * l + 1)])
+    return _table(l_max, dtype, device), slopes.to(device, dtype), degrees.to(device, dtype)
+
+
+def _coefficients(l: int) -> np.ndarray:
+    """Return the coefficients of a degree on all products of ``l`` components, ``[3, ..., 3, 2 l + 1]``."""
     table = np.zeros((3,) * l + (2 * l + 1,))
     for column, polynomial in enumerate(harmonic_polynomials(l)):
         for (x, y, z), coefficient in polynomial.items():
             table[(0,) * x + (1,) * y + (2,) * z + (column,)] = coefficient
-    return torch.as_tensor(table.reshape(3**l, -1), dtype=dtype, device=device)
+    return table
 
 
 def harmonic_polynomials(l: int) -> list[Polynomial]:

@@ -18,7 +18,8 @@ class Graph:
     """Atoms of one or several structures and the neighbors within the cutoff.
 
     Atoms are in the order of the structures. Inside a model, features have one *row* for each atom in the order of its
-    element, so that a matrix of an element acts on a contiguous block.
+    element, so that a matrix of an element acts on a contiguous block; in large structures rows of an element are in
+    the order of their places.
 
     Every neighbor relation occurs as two directed edges; what depends on the distance alone is evaluated once per
     undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving row, in order of the

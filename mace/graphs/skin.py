@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from mace.elements import ElementTable
-from mace.graphs.assembly import StructureArrays, arrays_of, assemble_graph, graph_of_structures, warn_of_many
+from mace.graphs.assembly import (
+    MANY_ATOMS,
+    StructureArrays,
+    arrays_of,
+    assemble_graph,
+    graph_of_structures,
+    warn_of_many,
+)
 from mace.graphs.graph import Graph
 from mace.graphs.neighbors import Neighbors, are_near, join_neighbors, rank_pairs
 from mace.graphs.pairs import find_pairs
@@ -115,7 +122,9 @@ class MovingStructures:
         neighbors = join_neighbors(found)
         warn_of_many(neighbors, structures, self.r_max)
         graph = assemble_graph(arrays, neighbors).to(self.device)
-        self._last = kept, arrays, found, graph
+        # in large structures some pair always comes or goes, and rows depend on positions
+        is_large = arrays.n_atoms.max(initial=0) >= MANY_ATOMS
+        self._last = None if is_large else (kept, arrays, found, graph)
         return graph
 
 

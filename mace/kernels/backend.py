@@ -126,10 +126,14 @@ class Backend:
             ``[atoms, (l_max + 1)^2, channels]``.
         """
         # in memory [(l_max + 1)^2, atoms, channels], as the rows are
-        products = [row.transpose(0, 1) @ weight for row, weight in zip(rows, weights, strict=True)]
-        mixed = join_components(products, dim=0)
-        if element_weights is not None:
-            mixed = element_products(mixed, element_weights, [len(product) for product in products], graph)
+        values, components = [row.transpose(0, 1) for row in rows], [row.shape[1] for row in rows]
+        if element_weights is not None and len({weight.shape for weight in weights}) == 1:
+            of_elements = torch.stack(list(weights)).unsqueeze(1) @ element_weights
+            mixed = element_products(join_components(values, dim=0), of_elements, components, graph)
+        else:
+            mixed = join_components([value @ weight for value, weight in zip(values, weights, strict=True)], dim=0)
+            if element_weights is not None:
+                mixed = element_products(mixed, element_weights, components, graph)
         return (mixed if divisor is None else mixed / divisor.unsqueeze(1)).transpose(0, 1)
 
     def multiply_by_element(self, rows: Sequence[Tensor], matrices: Tensor, graph: Graph) -> Sequence[Tensor]:

@@ -282,7 +282,7 @@ def _total(*products: tuple[Tensor, Tensor | None]) -> Tensor:
     total, *others = ((a, b) for a, b in products if b is not None)
     result = total[0] * total[1]
     for a, b in others:
-        result = torch.addcmul(result, a, b)
+        result.addcmul_(a, b)
     return result
 
 
@@ -344,7 +344,7 @@ class _ConvolveBackward(torch.autograd.Function):
             r, dr = r.unsqueeze(2), dr.unsqueeze(2)
             u, du = slots.batches([u, _total((x, dr), (r, dx))])
             dv = torch.bmm(dg.mT, a).view(v.shape)
-            sums.append(torch.baddbmm(torch.bmm(dg, u), g, du))
+            sums.append(torch.bmm(dg, u).baddbmm_(g, du))
             of_radial.append(_summed(_total((x, dv), (v, dx)), 2))
             of_features.append(_summed(_total((r, dv), (v, dr)), 0))
             if everything:

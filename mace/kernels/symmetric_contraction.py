@@ -157,28 +157,28 @@ class SymmetricContraction(nn.Module):
         if len(elements_present) < len(every):
             every = every.index_select(0, torch.tensor(elements_present, device=every.device))
         matrices = _Map.apply(every.transpose(1, 2).flatten(0, 1), self, False).unflatten(0, (len(every), -1))
-        padded = functional.pad(features, (0, 0, 1, 0), value=1.0)
+        padded = functional.pad(features.transpose(0, 1), (0, 0, 0, 0, 1, 0), value=1.0)
         *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, element_counts))
-        return dict(zip(self.l_out, results, strict=True))
+        return {degree: values.transpose(0, 1) for degree, values in zip(self.l_out, results, strict=True)}
 
     def products(self, padded: Tensor) -> Tensor:
-        """Return Q, even products first, ``[channels, products, atoms]``."""
+        """Return Q, even products first, ``[products, channels, atoms]``."""
         if self.correlation == 1:
-            return padded[:, :1]
-        factors = self.select(padded, "left").unflatten(1, (self.correlation - 1, -1)).unbind(1)
+            return padded[:1]
+        factors = self.select(padded, "left").unflatten(0, (self.correlation - 1, -1)).unbind(0)
         return prod(factors[1:], start=factors[0])
 
     def products_backward(self, padded: Tensor, gradient: Tensor) -> Tensor:
         """Differentiate by the components, given the gradient by Q."""
         if self.correlation == 1:
-            return functional.pad(gradient, (0, 0, 0, padded.shape[1] - 1))
-        gradient = gradient.unsqueeze(1)
+            return functional.pad(gradient, (0, 0, 0, 0, 0, len(padded) - 1))
+        gradient = gradient.unsqueeze(0)
         for index in self.left_of_others.unbind(0):
-            gradient = gradient * padded.index_select(1, index).unflatten(1, (self.correlation - 1, -1))
-        return self.sum(gradient.expand(-1, self.correlation - 1, -1, -1).flatten(1, 2), "left")
+            gradient = gradient * padded.index_select(0, index).unflatten(0, (self.correlation - 1, -1))
+        return self.sum(gradient.expand(self.correlation - 1, -1, -1, -1).flatten(0, 1), "left")
 
     def select(self, values: Tensor, name: str) -> Tensor:
-        """Copy rows, ``[channels, rows, atoms]``."""
+        """Copy rows, ``[rows, channels, atoms]``."""
         return _Select.apply(values, getattr(self, name), getattr(self, f"{name}_sums"), False)
 
     def sum(self, values: Tensor, name: str) -> Tensor:
@@ -214,7 +214,7 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor, sums: Tensor, adjoint: bool) -> Tensor:
         ctx.others = index, sums, adjoint
-        return sums @ values if adjoint else values.index_select(1, index)
+        return (sums @ values.flatten(1)).unflatten(1, values.shape[1:]) if adjoint else values.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -237,16 +237,16 @@ class _Blocks:
     counts: tuple[int, ...]
 
     def of_parity(self, operand: int, values: Tensor) -> Sequence[Tensor]:
-        """Split V, ``[elements, channels, ...]``, Q or D, ``[channels, ..., atoms]``."""
+        """Split V, ``[elements, channels, ...]``, Q or D, ``[..., channels, atoms]``."""
         if operand == 0:
             return values.split([a * b for a, b in zip(self.n_rows, self.n_left, strict=True)], dim=2)
-        return values.split(self.n_left if operand == 1 else self.n_rows, dim=1)
+        return values.split(self.n_left if operand == 1 else self.n_rows)
 
     def of_elements(self, operand: int, values: Tensor, parity: int) -> Sequence[Tensor]:
         """Split the values of one parity, into ``[channels, ..., ...]`` for each element."""
         if operand == 0:
             return values.unflatten(2, (self.n_rows[parity], self.n_left[parity])).unbind(0)
-        return values.split(self.counts, dim=2)
+        return values.transpose(0, 1).split(self.counts, dim=2)
 
 
 class _Products(torch.autograd.Function):
@@ -269,10 +269,10 @@ class _Products(torch.autograd.Function):
             if result == 0:
                 found.append(torch.stack([d @ q.mT for q, d in pairs]).flatten(2))
             elif result == 1:
-                found.append(torch.cat([v.mT @ d for v, d in pairs], dim=2))
+                found.append(torch.cat([(v.mT @ d).transpose(0, 1) for v, d in pairs], dim=2))
             else:
-                found.append(torch.cat([v @ q for v, q in pairs], dim=2))
-        return torch.cat(found, dim=2 if result == 0 else 1)
+                found.append(torch.cat([(v @ q).transpose(0, 1) for v, q in pairs], dim=2))
+        return torch.cat(found, dim=2 if result == 0 else 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -299,7 +299,7 @@ class _Contract(torch.autograd.Function):
         ctx.contraction, ctx.blocks = contraction, blocks
         ctx.save_for_backward(padded, matrices, gradient)
         ctx.set_materialize_grads(False)
-        return *values.split([2 * degree + 1 for degree in contraction.l_out], dim=1), gradient
+        return *values.split([2 * degree + 1 for degree in contraction.l_out]), gradient
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -309,15 +309,15 @@ class _Contract(torch.autograd.Function):
         rows = of_gradient
         if any(cotangent is not None for cotangent in cotangents[:-1]):
             sizes = [2 * degree + 1 for degree in contraction.l_out]
-            joined_ = [
-                padded.new_zeros(len(padded), size, padded.shape[2]) if c is None else c
+            of_degrees = [
+                padded.new_zeros(size, *padded.shape[1:]) if c is None else c
                 for c, size in zip(cotangents, sizes, strict=False)
             ]
-            chosen = contraction.select(torch.cat(joined_, dim=1), "output")
+            chosen = contraction.select(torch.cat(of_degrees), "output")
             of_padded = contraction.sum(chosen * gradient, "factor") * contraction.correlation
             if of_matrices_too:
                 rows = contraction.select(padded, "factor") * chosen
-                rows = rows if of_gradient is None else rows + of_gradient
+                rows = rows if of_gradient is None else rows.add_(of_gradient)
         left = contraction.products(padded) if of_matrices_too else None
         if of_matrices_too and rows is not None:
             of_matrices = _Products.apply(0, ctx.blocks, None, left, rows)

@@ -10,7 +10,7 @@ from mace.errors import UserError
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError, NoCompilerError
-from mace.model.compiled.builder import sources
+from mace.model.compiled.builder import obstacle, sources
 from mace.model.mace import MACE
 
 _LOGGER = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
         _warn(f"The kernels run in torch, several times slower than compiled ones, because {error}{advice}.")
         return TORCH.name
     model.use_backend(C)
+    if reason := obstacle(model.plan):
+        _LOGGER.info("Convolution and contraction are compiled, the rest of the model runs in torch, as %s", reason)
     return C.name
 
 

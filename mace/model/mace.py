@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mace.equivariant.spherical_harmonics import spherical_harmonics
 from mace.graphs.graph import Graph
 from mace.kernels.backend import TORCH, Backend
 from mace.kernels.convolution import Convolution
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
 from mace.kernels.radial_table import RadialTable
+from mace.kernels.slopes import lengths_and_harmonics
 from mace.kernels.symmetric_contraction import SymmetricContraction
 from mace.model.compiled.builder import obstacle
 from mace.model.compiled.runs import Programs
@@ -268,11 +268,10 @@ class MACE(nn.Module):
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:
         """Compute the geometry of the edges that all layers share."""
-        lengths = vectors.norm(dim=-1)
+        lengths, harmonics = lengths_and_harmonics(vectors, self.plan.l_max)
         # radial tables do not need the basis, unless a learned density depends on it
         needed = self.radial_tables is None or any(kind.normalization == "density" for kind in self.plan.interactions)
         basis, envelope = self.radial_embedding(lengths, graph) if needed else (lengths, None)
-        harmonics = spherical_harmonics(vectors / lengths.unsqueeze(-1), self.plan.l_max)
         # the reverse of an edge has the opposite direction, so odd harmonics change sign
         signs = torch.where(graph.sign_of_slot.unsqueeze(1) > 0, 1.0, self.inversion)
         directed = directed_edges(graph) if self.plan.is_directed else None

@@ -19,6 +19,7 @@ from mace.kernels.c_source.radial import (
     ZBL_LENGTH,
     ZBL_POWER,
 )
+from mace.kernels.slopes import along_rows
 from mace.model.plan import ModelPlan
 
 
@@ -46,14 +47,32 @@ def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Te
     return polynomial * (length < r_max)
 
 
+def envelope_and_slope(length: Tensor, r_max: float, p: int = 5) -> Tensor:
+    """Evaluate `polynomial_envelope` and its derivative, ``[edges, 2]``."""
+    x = (length / r_max).unsqueeze(1)
+    powers = x ** length.new_tensor([0, p - 1, p, p + 1, p + 2])
+    a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
+    value, slope = [1.0, 0.0, -a, b, -c], [0.0, *(k / r_max for k in (-p * a, (p + 1) * b, -(p + 2) * c)), 0.0]
+    return (powers @ length.new_tensor([value, slope]).t()) * (x < 1.0)
+
+
 def bessel_basis(length: Tensor, r_max: float, n: int) -> Tensor:
     r"""Evaluate :math:`\sqrt{2/r_c}\, \sin(k \pi r / r_c) / r` for k from 1 to n, ``[edges, n]``.
 
     Source:
         Gasteiger et al., ICLR 2020, arXiv:2003.03123.
     """
-    frequency = torch.arange(1, n + 1, dtype=length.dtype, device=length.device) * (torch.pi / r_max)
-    return (2.0 / r_max) ** 0.5 * torch.sin(length.unsqueeze(-1) * frequency) / length.unsqueeze(-1)
+    frequency = length.new_tensor([k * torch.pi / r_max for k in range(1, n + 1)])
+    return torch.sin(length.unsqueeze(-1) * frequency) * ((2.0 / r_max) ** 0.5 / length.unsqueeze(-1))
+
+
+def bessel_basis_and_slope(length: Tensor, r_max: float, n: int) -> tuple[Tensor, Tensor]:
+    """Evaluate `bessel_basis` and its derivative, both ``[edges, n]``."""
+    length = length.unsqueeze(1)
+    frequency = length.new_tensor([k * torch.pi / r_max for k in range(1, n + 1)])
+    phase, factor = length * frequency, (2.0 / r_max) ** 0.5 / length
+    value = phase.sin() * factor
+    return value, (phase.cos() * frequency * factor).addcdiv_(value, length, value=-1.0)
 
 
 def gaussian_basis(length: Tensor, r_max: float, n: int) -> Tensor:
@@ -127,9 +146,25 @@ class RadialEmbedding(nn.Module):
             exactly zero for padding; otherwise the envelope, ``[pairs]``, which is zero for padding.
         """
         if self.plan.distance_transform == "None":
-            return self.of_length(lengths, lengths)
+            if self.plan.radial_type != "bessel":
+                return self.of_length(lengths, lengths)
+            basis, *envelope = along_rows(self._of_length, self._bessel_and_slopes, lengths)
+            return basis, envelope[0].squeeze(1) if envelope else None
         transform = agnesi_transform if self.plan.distance_transform == "Agnesi" else soft_transform
         return self.of_length(lengths, transform(lengths, sum_of_radii(self.covalent_radii, graph)))
+
+    def _of_length(self, lengths: Tensor) -> tuple[Tensor, ...]:
+        basis, envelope = self.of_length(lengths, lengths)
+        return (basis,) if envelope is None else (basis, envelope.unsqueeze(1))
+
+    def _bessel_and_slopes(self, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate `of_length`, and then the derivatives by the length."""
+        plan = self.plan
+        envelope, slope = envelope_and_slope(lengths, plan.r_max, plan.num_cutoff_basis).split(1, dim=1)
+        basis, of_basis = bessel_basis_and_slope(lengths, plan.r_max, plan.num_radial_basis)
+        if plan.cutoff_after_network:
+            return basis, envelope, of_basis, slope
+        return basis * envelope, torch.addcmul(of_basis * envelope, basis, slope)
 
     def of_length(self, lengths: Tensor, transformed: Tensor) -> tuple[Tensor, Tensor | None]:
         """Evaluate the basis at transformed lengths and the envelope at the original ones; see `forward`."""

@@ -119,14 +119,18 @@ class CoreWatch:
             seconds: Its time, without waiting for data or for other processes.
             size: Its number of atoms.
         """
-        if self._clock() >= self._look_at:
-            self.look()
+        self.heed()
         self._seconds += seconds
         if size:
             self._paces.append(seconds / size)
         if self._seconds >= WINDOW and len(self._paces) >= _FEWEST:
             self.judge(self._window())
             self._begin()
+
+    def heed(self) -> None:
+        """Look at the cores if it is time for it; takes no time otherwise."""
+        if self._clock() >= self._look_at:
+            self.look()
 
     def look(self) -> None:
         """See how long threads wait for a core, and let them wait for each other accordingly."""

@@ -18,6 +18,7 @@ class Geometry(Block):
 
     Args:
         shape: What the kernels depend on.
+        r_max: Cutoff in Angstrom.
         graph: Arrays of the graph: those of `GRAPH_POINTERS`, of which what is missing is null, and those from which
             the vectors follow, ``positions``, ``cell`` and ``pair_shift``.
         tape: The tape.
@@ -39,13 +40,14 @@ class Geometry(Block):
     def __init__(
         self,
         shape: GeometryShape,
+        r_max: float,
         graph: Mapping[str, Array],
         tape: Tape,
         n_nodes: int = 0,
         has_basis: bool = True,
         repulsion: bool = False,
     ) -> None:
-        self.shape, self.graph, self.n_nodes, self._has_basis = shape, graph, n_nodes, has_basis
+        self.shape, self.graph, self.n_nodes, self._has_basis, self._r_max = shape, graph, n_nodes, has_basis, r_max
         self.vectors, self.of_vectors, self.changes, self.weights = (
             Array(name, bytes=tape.bytes, external=True)
             for name in ("vectors", "gradient by vectors", "change of vectors", "weights of energies")
@@ -116,5 +118,5 @@ class Geometry(Block):
         units: Extent = PAIRS,
     ) -> None:
         graph = [self.graph.get(which) for which in GRAPH_POINTERS]
-        sizes = [Extent("atoms"), Extent("neighbors"), PAIRS, *dimensions]
+        sizes = [Extent("atoms"), Extent("neighbors"), PAIRS, self._r_max, *dimensions]
         tape.launch(kernel(name, geometry_source, tape.dtype, self.shape), [*graph, *arrays], sizes, units)

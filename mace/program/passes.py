@@ -77,7 +77,11 @@ class Tape(Recorder):
             return array
         key = kind, array
         if key not in self._companions:
-            self._companions[key] = Array(f"{kind.value} of {array.name}", array.rows, array.width, array.bytes)
+            # a block's tangent pass reads gradients by its results and writes adjoints of its inputs; what gives these
+            # has had its tangent pass before, so nobody needs the gradients by them any more
+            before = self.of(Pass.GRADIENT, array) if kind is Pass.ADJOINT and array not in self.geometric else None
+            name = f"{kind.value} of {array.name}"
+            self._companions[key] = Array(name, array.rows, array.width, array.bytes, in_place_of=before)
         return self._companions[key]
 
     def use_companion(self, kind: Pass, array: Array, companion: Array) -> None:

@@ -48,6 +48,7 @@ class Array:
         width: Numbers per row.
         bytes: Bytes of a number.
         external: Whether it belongs to the caller, who gives its address.
+        in_place_of: An array that is no longer needed when this one is first written, and whose memory it takes.
     """
 
     name: str
@@ -55,6 +56,12 @@ class Array:
     width: int = 1
     bytes: int = 4
     external: bool = False
+    in_place_of: Array | None = None
+
+    @property
+    def home(self) -> Array:
+        """The array whose memory it has."""
+        return self if self.in_place_of is None else self.in_place_of.home
 
     def at(self, offset: int = 0) -> Pointer:
         """Return the place of one of its numbers."""
@@ -115,7 +122,7 @@ class Recorder:
         self,
         kernel: int,
         pointers: Sequence[Pointer | Array | None],
-        dimensions: Sequence[int | Extent],
+        dimensions: Sequence[int | float | Extent],
         units: int | Extent,
     ) -> None:
         """Record a launch.
@@ -159,7 +166,8 @@ class Recorder:
         return start
 
     def number(self, array: Array) -> int:
-        """Return the number of an array, which it gets where it is first used."""
+        """Return the number of an array's memory, which it gets where it is first used."""
+        array = array.home
         if array not in self._number:
             self._number[array] = len(self.arrays)
             self.arrays.append(array)
@@ -297,7 +305,7 @@ class Workspace:
 
     def tensor(self, array: Array, dtype: torch.dtype, *shape: int) -> torch.Tensor:
         """Return an array as a tensor, which shares its memory until the next `connect`."""
-        start = int(self._offsets[self._place[array]])
+        start = int(self._offsets[self._place[array.home]])
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return self._buffer[start : start + count].view(dtype).view(*shape)
 

@@ -142,6 +142,8 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
             raise run.interruption.error(run.interruption.advice)
         waiting = max(run.team.gather(trainer.waiting.share))
         _LOGGER.info("Share of the time spent waiting for data: %.1f %%", 100.0 * waiting)
+        if kept := trainer.state.model.programs.n_bytes:
+            _LOGGER.info("Memory for the arrays of compiled kernels: %.0f MB", kept / 1e6)
         _LOGGER.info("Training complete")
     return trainer
 

@@ -379,7 +379,9 @@ class Trainer:
             yield batch
 
     def _heed(self) -> None:
-        """Stop a single process at a signal; several stop together, after a step or a validation."""
+        """Stop a single process at a signal; several stop together, after a step or a validation. Look at the cores."""
+        if self.watch is not None:
+            self.watch.heed()
         if self._interruption.requested and self._team.size == 1:
             raise _StopRequested
 

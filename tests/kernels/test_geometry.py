@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -73,7 +74,8 @@ class Kernels:
         graph, everything = self.graph, [*self.first, *arrays]
         assert all(array is None or array.is_contiguous() for array in everything)
         pointers = [None if array is None else array.data_ptr() for array in everything]
-        dimensions = (graph.n_atoms, graph.max_neighbors, self.n_pairs, *sizes)
+        (cutoff,) = struct.unpack("q", struct.pack("d", self.plan.r_max))
+        dimensions = (graph.n_atoms, graph.max_neighbors, self.n_pairs, cutoff, *sizes)
         pool = thread_pool()
         getattr(self.library, name)(
             (ctypes.c_void_p * len(pointers))(*pointers),

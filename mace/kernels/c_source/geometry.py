@@ -38,12 +38,12 @@ GRAPH_POINTERS = (
 then two arrays of float64, one number per element: covalent radii in Angstrom, which may be null if neither a transform
 of the distance nor the repulsion is used, and atomic numbers, which may be null without the repulsion."""
 
-GRAPH_DIMENSIONS = ("atoms", "slots per atom", "pairs")
-"""The first dimensions of every kernel; the padding is one of the pairs."""
+GRAPH_DIMENSIONS = ("atoms", "slots per atom", "pairs", "cutoff")
+"""The first dimensions of every kernel; the padding is one of the pairs, and the cutoff is a double, bit by bit."""
 
 _OWN = len(GRAPH_POINTERS)
 _TYPES = dict.fromkeys(GRAPH_POINTERS, "int64_t") | dict.fromkeys(("sign_of_slot", "radii", "charges"), "double")
-_GRAPH = "  const int64_t N = d[0], K = d[1], P = d[2];\n" + "".join(
+_GRAPH = "  const int64_t N = d[0], K = d[1], P = d[2]; double r_max; memcpy(&r_max, d + 3, 8);\n" + "".join(
     f"  const {_TYPES[name]} *{name} = (const {_TYPES[name]} *)p[{place}];\n"
     for place, name in enumerate(GRAPH_POINTERS)
 )
@@ -55,7 +55,6 @@ class GeometryShape:
 
     Attributes:
         l_max: Highest degree of the harmonics.
-        r_max: Cutoff in Angstrom.
         radial_type: Kind of radial basis.
         num_radial_basis: Number of radial functions.
         num_cutoff_basis: Exponent of the cutoff polynomial.
@@ -64,7 +63,6 @@ class GeometryShape:
     """
 
     l_max: int
-    r_max: float
     radial_type: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
     num_radial_basis: int = 8
     num_cutoff_basis: int = 5
@@ -89,7 +87,6 @@ def geometry_source(shape: GeometryShape, dtype: torch.dtype) -> str:
         "#include <math.h>",
         f"#define WIDTH {harmonics_width(shape.l_max, dtype)}",
         f"enum {{ BASIS = {shape.num_radial_basis}, HARMONICS = {shape.n_harmonics} }};",
-        f"static const double r_max = {shape.r_max!r};",
         radial_functions(
             shape.radial_type, shape.num_cutoff_basis, shape.distance_transform, shape.cutoff_after_network
         ),
@@ -228,7 +225,7 @@ def emit_value() -> str:
     const double r = direction(p[{_OWN}] + 3 * q, u);
     lengths[q] = r;
     if (of_basis || of_envelope) {{
-      radial(r, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
+      radial(r, r_max, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
       if (of_basis) for (int k = 0; k < BASIS; k++) of_basis[q * BASIS + k] = b[k];
       if (of_envelope) of_envelope[q] = e;
     }}
@@ -257,7 +254,7 @@ def emit_tangent() -> str:
     const double r = direction(p[{_OWN}] + 3 * q, u), v[3] = {{t[0], t[1], t[2]}}, along = q == P - 1 ? 0 : dot(u, v);
     if (lengths) lengths[q] = along;
     if (of_basis || of_envelope) {{
-      radial(r, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
+      radial(r, r_max, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
       if (of_basis) for (int k = 0; k < BASIS; k++) of_basis[q * BASIS + k] = slope[k] * along;
       if (of_envelope) of_envelope[q] = e_slope * along;
     }}
@@ -292,21 +289,21 @@ def emit_gradient() -> str:
     const double r = direction(p[{_OWN}] + 3 * q, u);
     double along = lengths ? lengths[q] : 0.0;
     if (of_basis || of_envelope) {{
-      radial(r, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
+      radial(r, r_max, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
       if (of_basis) for (int k = 0; k < BASIS; k++) along += slope[k] * of_basis[q * BASIS + k];
       if (of_envelope) along += e_slope * of_envelope[q];
     }}
     V sums[2][WIDTH / L];
     memset(sums, 0, sizeof sums);
-    for (int64_t a = 0; a < d[4]; a++)
-      for (int64_t share = 0; share < d[5 + a]; share++)
+    for (int64_t a = 0; a < d[5]; a++)
+      for (int64_t share = 0; share < d[6 + a]; share++)
         for (int k = 0; k < 2; k++) {{
           const T *row = p[{_OWN + 5} + a] + (share * N * K + slots_of_pair[2 * q + k]) * WIDTH;
           for (int m = 0; m < WIDTH / L; m++) sums[k][m] += LOAD(row + m * L);
         }}
     T y[2][WIDTH];
     memcpy(y, sums, sizeof y);
-    if (d[3]) along += (double)y[0][0] + y[1][0];
+    if (d[4]) along += (double)y[0][0] + y[1][0];
     double turn[3] = {{0.0, 0.0, 0.0}};
     harmonic_slopes(u, s);
     for (int m = 1; m < HARMONICS; m++) {{
@@ -332,11 +329,11 @@ def emit_radial_coefficients() -> str:
         "radial_coefficients",
         f"""\
   static const double hermite[6][6] = {{{rows}}};
-  const double step = (r_max - {SHORTEST}) / (d[3] - 1);
+  const double step = (r_max - {SHORTEST}) / (d[4] - 1);
   for (int64_t q = begin; q < end; q++) {{
     const T length = p[{_OWN}][q];
     T *factors = p[{_OWN + 2}] + 12 * q;
-    const double place = (length - {SHORTEST}) / step, last = d[3] - 2;
+    const double place = (length - {SHORTEST}) / step, last = d[4] - 2;
     // a length that is no number must not become an index
     const double interval = place > 0.0 ? (place < last ? floor(place) : last) : 0.0, t = place - interval;
     ((int64_t *)p[{_OWN + 1}])[q] = interval;
@@ -443,7 +440,7 @@ def emit_repulsion() -> str:
     const int64_t i = pair_sender[q], j = pair_receiver[q];
     double slope;
     p[{_OWN + 1}][q] = repulsion(
-        p[{_OWN}][q], charges[element[i]], charges[element[j]], sum_of_radii(radii, element, i, j), &slope);
+        p[{_OWN}][q], r_max, charges[element[i]], charges[element[j]], sum_of_radii(radii, element, i, j), &slope);
     p[{_OWN + 2}][q] = slope;
   }}
 """

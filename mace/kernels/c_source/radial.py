@@ -19,8 +19,8 @@ def radial_functions(
 ) -> str:
     """Return the C functions for the settings of a plan, see `mace.model.plan.ModelPlan`.
 
-    They are ``radial``, which gives basis and envelope of a pair, and ``repulsion``. The type ``T``, the number of
-    functions ``BASIS`` and the cutoff ``r_max`` must be defined before.
+    They are ``radial``, which gives basis and envelope of a pair, and ``repulsion``. The type ``T`` and the number of
+    functions ``BASIS`` must be defined before.
     """
     return "\n".join(
         [
@@ -70,7 +70,7 @@ def _transform(kind: str) -> str:
 _BASES = {
     # sine and cosine of multiples of an angle by rotation, whose error grows only with the number of steps
     "bessel": """\
-static inline void basis(double r, double *b, double *slope) {
+static inline void basis(double r, double r_max, double *b, double *slope) {
   const double w = 3.14159265358979323846 / r_max, s1 = sin(w * r), c1 = cos(w * r), scale = sqrt(2.0 / r_max) / r;
   double s = s1, c = c1;
   for (int k = 0; k < BASIS; k++) {
@@ -83,7 +83,7 @@ static inline void basis(double r, double *b, double *slope) {
 }
 """,
     "gaussian": """\
-static inline void basis(double r, double *b, double *slope) {
+static inline void basis(double r, double r_max, double *b, double *slope) {
   const double width = r_max / (BASIS > 1 ? BASIS - 1 : 1);
   for (int k = 0; k < BASIS; k++) {
     const double x = r / width - k;
@@ -93,7 +93,7 @@ static inline void basis(double r, double *b, double *slope) {
 }
 """,
     "chebyshev": """\
-static inline void basis(double r, double *b, double *slope) {
+static inline void basis(double r, double r_max, double *b, double *slope) {
   double before = 1.0, before_slope = 0.0, now = r, now_slope = 1.0;
   for (int k = 0; k < BASIS; k++) {
     b[k] = now;
@@ -112,11 +112,11 @@ def _radial(cutoff_after_network: bool) -> str:
     """Return the function that evaluates basis and envelope of a pair, with their derivatives by its length."""
     product = "" if cutoff_after_network else "slope[k] = slope[k] * *e + b[k] * *e_slope, b[k] *= *e;"
     return f"""\
-static inline void radial(double r, double s, double *b, double *slope, double *e, double *e_slope) {{
+static inline void radial(double r, double r_max, double s, double *b, double *slope, double *e, double *e_slope) {{
   double by_length;
   // compared as rounded, so that the padding, as long as the cutoff, lies outside
   *e = envelope(r, r_max, (T)r < (T)r_max, e_slope);
-  basis(transformed(r, s, &by_length), b, slope);
+  basis(transformed(r, s, &by_length), r_max, b, slope);
   for (int k = 0; k < BASIS; k++) {{
     slope[k] *= by_length;
     {product}
@@ -131,7 +131,7 @@ def _repulsion() -> str:
     phi = " + ".join(f"{c} * exp(-{a} * x)" for c, a in terms)
     slope = " - ".join(f"{c * a!r} * exp(-{a} * x)" for c, a in terms)
     return f"""\
-static inline double repulsion(double r, double a, double b, double sum_of_radii, double *slope) {{
+static inline double repulsion(double r, double r_max, double a, double b, double sum_of_radii, double *slope) {{
   const double per_length = (pow(a, {ZBL_POWER}) + pow(b, {ZBL_POWER})) / {ZBL_LENGTH * ZBL_BOHR!r};
   const double x = r * per_length, phi = {phi}, phi_slope = (-{slope}) * per_length;
   const double scale = {0.5 * COULOMB!r} * a * b / r;

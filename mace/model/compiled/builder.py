@@ -50,7 +50,6 @@ def geometry_shape(plan: ModelPlan) -> GeometryShape:
     """Return what the kernels of the geometry depend on."""
     return GeometryShape(
         plan.l_max,
-        plan.r_max,
         plan.radial_type,
         plan.num_radial_basis,
         plan.num_cutoff_basis,
@@ -114,7 +113,7 @@ class Builder:
         tables = self.model.radial_tables
         has_basis = tables is None or any(kind.normalization == "density" for kind in plan.interactions)
         n_nodes = len(tables[0].values) if tables else 0
-        self.geometry = Geometry(shape, graph, self.tape, n_nodes, has_basis, plan.pair_repulsion)
+        self.geometry = Geometry(shape, plan.r_max, graph, self.tape, n_nodes, has_basis, plan.pair_repulsion)
         self.blocks.append(self.geometry)
         features = {0: View(self.channels, plan.n_channels, plan.n_channels, padded=False)}
         n_read = len(self.model.readouts)

@@ -58,6 +58,10 @@ class _Program:
         return len(self.builder.heads)
 
 
+LARGE = 1 << 18
+"""Number of entries of a parameter from which on its gradient has memory of its own."""
+
+
 class Programs:
     """The programs of a model, made where they are first used; a copy of a model starts without any."""
 
@@ -73,6 +77,12 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         """Pickle as an empty collection."""
         return Programs, ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that is kept for the arrays of runs, in bytes."""
+        with self._lock:
+            return sum(memory.n_bytes for memory in self._memories)
 
     def find(self, model: MACE, trained: bool, gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose."""
@@ -168,6 +178,7 @@ class _Run:
         self.program, self._graph, self._seeds = program, graph, seeds.contiguous()
         self.vectors = seeds.new_empty(len(graph.pair_sender), 3)
         self.repulsion: Tensor | None = None
+        self._is_spent = False
         self._threads = torch.get_num_threads()
         with program.lock:
             self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
@@ -204,7 +215,8 @@ class _Run:
         arrays |= {builder.channels: channels.contiguous(), geometry.vectors: self.vectors}
         arrays |= {program.tape.of(Pass.GRADIENT, builder.energies): self._seeds}
         if of_vectors is not None:
-            arrays[geometry.of_vectors] = of_vectors
+            # an alias, as the tensor itself will hold the function that holds this run
+            arrays[geometry.of_vectors] = of_vectors.detach()
         if geometry.repulsion is not None:
             arrays[geometry.weights] = self._seeds.sum(1)
         self._arrays = arrays
@@ -227,15 +239,15 @@ class _Run:
         """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
         program, builder, tape = self.program, self.program.builder, self.program.tape
         parameters = program.parameters
-        sizes = [value.numel() for value in parameters.values()]
-        pieces = of_energies.new_zeros(sum(sizes)).split(sizes)
-        gradients = [piece.view_as(value) for piece, value in zip(pieces, parameters.values(), strict=True)]
+        gradients = _zeros_like(list(parameters.values()))
         arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
         if changes is not None:
             arrays[builder.geometry.changes] = changes.contiguous()
         arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
         self._connect(arrays)
-        self._workspace.run(program.sections.tangent[0], program.sections.adjoint[1])
+        first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
+        self._is_spent = True  # these passes overwrite what the one of the gradient has left
+        self._workspace.run(first, program.sections.adjoint[1])
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
         return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
 
@@ -256,6 +268,19 @@ class _Run:
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
+
+
+def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
+    """Return zeros in the shapes of parameters: small ones together, which takes less time, and large ones alone.
+
+    The C library gets what is very large from the system, page by page, each time.
+    """
+    sizes = [value.numel() if value.numel() < LARGE else 0 for value in parameters]
+    together = parameters[0].new_zeros(sum(sizes)).split(sizes)
+    return [
+        piece.view_as(value) if value.numel() < LARGE else torch.zeros_like(value)
+        for piece, value in zip(together, parameters, strict=True)
+    ]
 
 
 class _Energies(torch.autograd.Function):

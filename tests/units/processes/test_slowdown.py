@@ -122,5 +122,21 @@ def test_a_run_that_never_was_faster_is_not_told(simulated: Simulated) -> None:
     assert simulated.train(10.0, pace=4e-3) == []
 
 
+def test_cores_are_looked_at_once_a_second(simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And threads are told to rest where they wait for a core, between the batches of a validation too."""
+    told: list[tuple[bool, int]] = []
+    monkeypatch.setattr("mace.processes.cores.Resting.set", lambda _, rests, threads: told.append((rests, threads)))
+    monkeypatch.setattr("mace.processes.cores.Resting.is_possible", True)
+    for _ in range(50):
+        simulated.pass_time(0.1)
+        simulated.watch.heed()
+    assert 4 <= len(told) <= 6 and set(told) == {(False, 2)}
+    simulated.waiting = 0.9
+    simulated.train(0.05)
+    assert told[-1] == (True, 2)
+    simulated.watch.close()
+    assert told[-1][0] is False
+
+
 def test_steps_without_atoms_do_no_harm(simulated: Simulated) -> None:
     simulated.watch.step(0.1, 0)
