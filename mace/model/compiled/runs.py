@@ -50,7 +50,7 @@ class _Program:
     fixed: dict[Array, int]
     free: list[Workspace]
     memories: list[Memory]
-    lock: threading.Lock
+    lock: threading.RLock
 
     @property
     def n_heads(self) -> int:
@@ -68,7 +68,8 @@ class Programs:
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
         self._memories: list[Memory] = []
-        self._lock = threading.Lock()
+        # reentrant, as a garbage collection inside may end runs
+        self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         """Return an empty collection, as programs belong to the parameters they were made for."""
