@@ -50,7 +50,7 @@ class _Program:
     fixed: dict[Array, int]
     free: list[Workspace]
     memories: list[Memory]
-    lock: threading.Lock
+    lock: threading.RLock
 
     def trained(self) -> dict[Array, Tensor]:
         """Return the parameters by which it differentiates, by their arrays."""
@@ -73,7 +73,8 @@ class Programs:
         self._found: dict[tuple[Any, ...], _Program] = {}
         self._memories: list[Memory] = []
         self._parameters: dict[str, Tensor] | None = None
-        self._lock = threading.Lock()
+        # reentrant, as a garbage collection inside may end runs
+        self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         """Return an empty collection, as programs belong to the parameters they were made for."""
