@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,13 @@ class Derivatives:
             worst = max(worst, relative(found, expected, name))
         return worst
 
+    def to(self, dtype: torch.dtype) -> Derivatives:
+        """Round everything."""
+        rounded = {name: None if value is None else value.to(dtype) for name, value in self.of_parameters.items()}
+        return Derivatives(
+            self.energies.to(dtype), None if self.gradient is None else self.gradient.to(dtype), rounded
+        )
+
     def equal(self, other: Derivatives) -> bool:
         """Return whether all bits are the same."""
         mine = [self.energies, self.gradient, *self.of_parameters.values()]
@@ -167,8 +175,10 @@ def by_program(model: MACE, graph: Graph, gradient: bool = True, only: str = "")
 def check(model: MACE, graph: Graph) -> None:
     """Compare program and torch, with all derivatives and without, in training and in evaluation."""
     expected, tolerance = by_torch(model, graph), TOLERANCE[model.dtype]
-    found = by_program(model, graph)
-    assert found.differ(expected) < tolerance
+    if model.dtype == torch.float32:
+        plain, expected = expected, by_torch(deepcopy(model).to_precision(torch.float64), graph).to(model.dtype)
+        tolerance = max(tolerance, 2.0 * plain.differ(expected))
+    assert by_program(model, graph).differ(expected) < tolerance
     with torch.no_grad():
         for _ in range(2):  # the second time, with what the first has prepared
             energies, vectors, gradient = energies_and_gradient(model, graph, True, training=False)
