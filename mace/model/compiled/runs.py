@@ -246,7 +246,9 @@ class _Run:
             arrays[geometry.of_vectors] = of_vectors.detach()
         if geometry.repulsion is not None:
             arrays[geometry.weights] = self._seeds.sum(1)
-        arrays |= {a: value.detach().contiguous() for a, value in program.parameters.items() if not value.is_contiguous()}
+        arrays |= {
+            a: value.detach().contiguous() for a, value in program.parameters.items() if not value.is_contiguous()
+        }
         self._arrays = arrays
         self._sizes = {
             "atoms": graph.n_atoms,
@@ -256,8 +258,7 @@ class _Run:
             "groups": len(graph.elements_present),
         }
         self._connect({})
-        if not self._is_prepared():
-            self._workspace.run(*program.sections.prepare)
+        self._prepare()
         self._workspace.run(program.sections.value[0], program.sections.gradient[1])
         if geometry.repulsion is not None:
             self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
@@ -285,17 +286,18 @@ class _Run:
         given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
         self._workspace.connect(self._memory, self._sizes, given, self._threads)
 
-    def _is_prepared(self) -> bool:
-        """Return whether the memory holds what depends on the parameters alone; note that it will."""
+    def _prepare(self) -> None:
+        """Compute what depends on the parameters alone, unless the memory is known to hold it."""
         program, parameters = self.program, self.program.parameters.values()
+        state = None
         # whoever trains parameters may change them through `Tensor.data`, which is not counted
-        if program.tape.trained or any(value.is_inference() or value.requires_grad for value in parameters):
+        if not program.tape.trained and not any(value.is_inference() or value.requires_grad for value in parameters):
+            versions = tuple((value.data_ptr(), value._version) for value in parameters)
+            state = id(program), self._graph.elements_present, versions
+        if state is None or state != self._memory.prepared:
             self._memory.prepared = None
-            return False
-        versions = tuple((value.data_ptr(), value._version) for value in parameters)
-        state = id(program), self._graph.elements_present, versions
-        known, self._memory.prepared = self._memory.prepared, state
-        return known == state
+            self._workspace.run(*program.sections.prepare)
+        self._memory.prepared = state
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
@@ -311,7 +313,9 @@ def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
     sizes = [value.numel() if value.numel() < LARGE else 0 for value in parameters]
     together = parameters[0].new_zeros(sum(sizes)).split(sizes)
     return [
-        piece.view_as(value) if value.numel() < LARGE else torch.zeros_like(value, memory_format=torch.contiguous_format)
+        piece.view_as(value)
+        if value.numel() < LARGE
+        else torch.zeros_like(value, memory_format=torch.contiguous_format)
         for piece, value in zip(together, parameters, strict=True)
     ]
 
