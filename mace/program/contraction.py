@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mace.kernels.c_source.contraction import ContractionTerms, contraction_source
 from mace.kernels.c_source.matrices import EACH_GROUP
@@ -48,15 +50,23 @@ class Contract(Block):
         self.n_channels, self.width, self.place, self.groups = n_channels, width, place, groups
         self.n_groups = n_groups
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.features, *self.weights.values()]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return self.results
+
     def prepare(self, tape: Tape) -> None:
         """Carry the weights of paths onto terms, ``[elements present, blocks of channels, terms, lanes]``."""
-        self._carried = tape.new("weights of terms", self.n_groups, self.terms.n_terms() * self.width, varies=False)
+        self._carried = tape.new("weights of terms", self.n_groups, self.terms.n_terms() * self.width)
         if self.n_channels < self.width:
             tape.zero(self._carried)
         tape.adds(self._carried)
-        first, products = 0, []
-        for key, (table, _, (n_terms, n_paths)) in self.tables.items():
-            weight = self.weights[key]
+        products = []
+        for key, first in self._first_terms().items():
+            table, _, (n_terms, n_paths) = self.tables[key]
             products.append(
                 Product(
                     rows=n_terms,
@@ -64,7 +74,7 @@ class Contract(Block):
                     depth=n_paths,
                     a=table.at(),
                     a_outer=n_paths,
-                    b=weight.at(),
+                    b=self.weights[key].at(),
                     b_depth=self.n_channels,
                     b_vector=tape.lanes,
                     b_group=n_paths * self.n_channels,
@@ -74,14 +84,19 @@ class Contract(Block):
                     c_vector=self.terms.n_terms() * tape.lanes,
                     c_group=self.terms.n_terms() * self.width,
                     c_whole=True,
-                    grouping=EACH_GROUP,
-                    groups=self.n_groups,
-                    group_index=self.groups.index,
-                    group_starts=self.groups.starts,
+                    **self._each_element(),
                 )
             )
-            first += n_terms
         tape.products(products)
+
+    def _first_terms(self) -> dict[tuple[int, int], int]:
+        """Return the number of the first term of every degree and order."""
+        counts = [n_terms for _, _, (n_terms, _) in self.tables.values()]
+        return dict(zip(self.tables, itertools.accumulate([0, *counts]), strict=False))
+
+    def _each_element(self) -> dict[str, Any]:
+        starts, index = self.groups.starts, self.groups.index
+        return {"grouping": EACH_GROUP, "groups": self.n_groups, "group_starts": starts, "group_index": index}
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
@@ -108,12 +123,19 @@ class Contract(Block):
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`; the gradient by the weights of terms is that of both passes, carried back to paths."""
-        given = [tape.written(Pass.ADJOINT, array) for array in self.results]
         target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
-        arrays = (*self._inputs(), *given, target, of_weights)
-        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target), clears=not tape.adds(of_weights))
-        first, products = 0, []
-        for key, (_, transposed, (n_terms, n_paths)) in self.tables.items():
+        trained = [key for key in self.tables if self.weights[key] in tape.trained]
+        if not trained and not tape.is_wanted(Pass.ADJOINT, self.features):
+            return
+        arrays = (*self._inputs(), *(tape.written(Pass.ADJOINT, array) for array in self.results), target)
+        if not trained:
+            self._launch(tape, "contraction_backward_features", arrays, tape.adds(target))
+            return
+        clears = not tape.adds(of_weights)
+        self._launch(tape, "contraction_backward_full", (*arrays, of_weights), tape.adds(target), clears)
+        products = []
+        for key in trained:
+            _, transposed, (n_terms, n_paths) = self.tables[key]
             products.append(
                 Product(
                     rows=n_paths,
@@ -121,7 +143,7 @@ class Contract(Block):
                     depth=n_terms,
                     a=transposed.at(),
                     a_outer=n_terms,
-                    b=of_weights.at(first * tape.lanes),
+                    b=of_weights.at(self._first_terms()[key] * tape.lanes),
                     b_depth=tape.lanes,
                     b_vector=self.terms.n_terms() * tape.lanes,
                     b_group=self.terms.n_terms() * self.width,
@@ -131,13 +153,9 @@ class Contract(Block):
                     c_group=n_paths * self.n_channels,
                     c_by_index=True,
                     add=True,
-                    grouping=EACH_GROUP,
-                    groups=self.n_groups,
-                    group_index=self.groups.index,
-                    group_starts=self.groups.starts,
+                    **self._each_element(),
                 )
             )
-            first += n_terms
         tape.products(products)
 
     def _inputs(self) -> tuple[Array, ...]:

@@ -60,6 +60,14 @@ class Convolve(Block):
         self.harmonics, self.radial, self.features, self.results = harmonics, radial, tuple(features), tuple(results)
         self.width, self.edges = width, edges
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.harmonics, self.radial, *self.features]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return self.results
+
     def prepare(self, tape: Tape) -> None:
         """Pack the coefficients."""
         weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
@@ -100,6 +108,8 @@ class Convolve(Block):
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`."""
+        if not any(tape.is_wanted(Pass.ADJOINT, array) for array in (self.radial, *self.features)):
+            return
         of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
         of_radial = tape.of(Pass.ADJOINT, self.radial)
         adds = tape.adds(of_radial)

@@ -30,6 +30,14 @@ class Density(Block):
     ) -> None:
         self.inputs, self.factors, self._slots, self._pairs = inputs, factors, (neighbor_count, pair_of_slot), pairs
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.inputs]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.factors]
+
     def prepare(self, tape: Tape) -> None:
         """See `Block`."""
 
@@ -55,6 +63,8 @@ class Density(Block):
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`."""
+        if not tape.is_wanted(Pass.ADJOINT, self.inputs):
+            return
         target = tape.of(Pass.ADJOINT, self.inputs)
         name = "density_adjoint" if tape.adds(target) else "density_gradient"
         self._of_pairs(tape, name, tape.written(Pass.ADJOINT, self.factors), target)
@@ -80,6 +90,14 @@ class Scaled(Block):
     def __init__(self, factors: Array, source: Array, target: Array) -> None:
         self.factors, self.source, self.target = factors, source, target
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.factors, self.source]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.target]
+
     def prepare(self, tape: Tape) -> None:
         """See `Block`."""
 
@@ -101,6 +119,8 @@ class Scaled(Block):
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`."""
+        if not tape.is_wanted(Pass.ADJOINT, self.target):
+            return
         targets = [tape.of(Pass.ADJOINT, array) for array in (self.source, self.factors)]
         name = "scaled_adjoint" if tape.is_written(targets[0]) else "scaled_gradient"
         for array in targets:

@@ -55,7 +55,7 @@ class Geometry(Block):
         self.lengths = tape.new("lengths", PAIRS, 1)
         self.basis = tape.new("radial basis", PAIRS, shape.num_radial_basis)
         self.harmonics = tape.new("harmonics", "slots", harmonics_width(shape.l_max, tape.dtype))
-        tape.geometric |= {self.lengths, self.basis, self.harmonics}
+        tape.varying.add(self.vectors)
         shares = Array("gradient of harmonics", Extent("slots of shares"), self.harmonics.width, tape.bytes)
         tape.use_companion(Pass.GRADIENT, self.harmonics, shares)
         self.coefficients = Array("intervals", PAIRS, 1, 8), tape.new("factors", PAIRS, 12)
@@ -63,6 +63,14 @@ class Geometry(Block):
         if repulsion:
             self._of_pairs, self._slopes = (tape.new(f"{what} of repulsion", PAIRS, 1) for what in ("halves", "slopes"))
             self._of_lengths = tape.new("gradient by lengths", PAIRS, 1)
+
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.vectors]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.lengths, self.basis, self.harmonics, *self.coefficients]
 
     def prepare(self, tape: Tape) -> None:
         """See `Block`."""

@@ -114,6 +114,14 @@ class Linear(Block):
         self._forward: dict[Map, Array] = {}
         self._backward: dict[Map, Array] = {}
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [array for entry in self.maps for array in (entry.source.array, entry.weight.array)]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [entry.target.array for entry in self.maps]
+
     def prepare(self, tape: Tape) -> None:
         """Pack the matrices, unless there are those of many elements."""
         if self.groups is not None and self.groups.n_elements > MOST_PACKED:
@@ -221,7 +229,7 @@ class Linear(Block):
         products = []
         for entry in self.maps:
             x, y, w = entry.source, entry.target, entry.weight
-            if of_source is Pass.TANGENT and x.array not in tape.varying:
+            if w.array not in tape.trained or (of_source is Pass.TANGENT and x.array not in tape.varying):
                 continue
             groups: dict[str, Any] = {}
             if self.groups:
@@ -384,6 +392,14 @@ class Silu(Block):
     def __init__(self, source: Array, target: Array) -> None:
         self.source, self.target = source, target
 
+    def reads(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.source]
+
+    def writes(self) -> Sequence[Array]:
+        """See `Block`."""
+        return [self.target]
+
     def prepare(self, tape: Tape) -> None:
         """See `Block`."""
 
@@ -416,6 +432,8 @@ class Silu(Block):
 
     def adjoint(self, tape: Tape) -> None:
         """See `Block`."""
+        if not tape.is_wanted(Pass.ADJOINT, self.source):
+            return
         given, result = tape.written(Pass.ADJOINT, self.target), tape.of(Pass.ADJOINT, self.source)
         # what the tangent pass has left there is added to
         name = "silu_adjoint" if tape.adds(result) else "silu_gradient"

@@ -17,7 +17,7 @@ the weights of the second sum and ``t``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -43,29 +43,33 @@ class Tape(Recorder):
 
     Args:
         dtype: Precision of the numbers.
-        is_trained: Whether gradients by weights will be recorded.
+        trained: Arrays of the parameters by which gradients will be recorded, and of what else they are wanted by.
 
     Attributes:
         varying: Arrays that depend on the geometry.
-        geometric: Arrays that depend on nothing else.
+        learned: Arrays that depend on what is trained.
     """
 
-    def __init__(self, dtype: torch.dtype, is_trained: bool) -> None:
+    def __init__(self, dtype: torch.dtype, trained: Iterable[Array] = ()) -> None:
         super().__init__(dtype)
-        self.is_trained = is_trained
+        self.trained = frozenset(trained)
         self.lanes, self.bytes = lanes(dtype), dtype.itemsize
         self.varying: set[Array] = set()
-        self.geometric: set[Array] = set()
+        self.learned: set[Array] = set(self.trained)
         self._companions: dict[tuple[Pass, Array], Array] = {}
         self._written: set[Array] = set()
         self._gradients: dict[Array, Array] = {}
 
-    def new(self, name: str, rows: Extent | str, width: int, varies: bool = True) -> Array:
-        """Create an array; one that does not vary does not depend on the geometry."""
-        array = Array(name, Extent(rows) if isinstance(rows, str) else rows, width, self.bytes)
-        if varies:
-            self.varying.add(array)
-        return array
+    def new(self, name: str, rows: Extent | str, width: int) -> Array:
+        """Create an array."""
+        return Array(name, Extent(rows) if isinstance(rows, str) else rows, width, self.bytes)
+
+    def follow(self, block: Block) -> None:
+        """Note on what the arrays that a block writes depend."""
+        read = block.reads()
+        for known in (self.varying, self.learned):
+            if not known.isdisjoint(read):
+                known.update(block.writes())
 
     def padded(self, width: int) -> int:
         """Round a width up to whole vectors."""
@@ -79,7 +83,7 @@ class Tape(Recorder):
         if key not in self._companions:
             # a block's tangent pass reads gradients by its results and writes adjoints of its inputs; what gives these
             # has had its tangent pass before, so nobody needs the gradients by them any more
-            before = self.of(Pass.GRADIENT, array) if kind is Pass.ADJOINT and array not in self.geometric else None
+            before = self.of(Pass.GRADIENT, array) if kind is Pass.ADJOINT else None
             name = f"{kind.value} of {array.name}"
             self._companions[key] = Array(name, array.rows, array.width, array.bytes, in_place_of=before)
         return self._companions[key]
@@ -90,9 +94,7 @@ class Tape(Recorder):
 
     def is_wanted(self, kind: Pass, array: Array) -> bool:
         """Return whether the companion of an array in a backward pass leads to anything."""
-        if kind is Pass.GRADIENT:
-            return array in self.varying
-        return self.is_trained and array not in self.geometric
+        return array in (self.varying if kind is Pass.GRADIENT else self.learned)
 
     def adds(self, array: Array) -> bool:
         """Return whether an array has been written already, so that what comes must be added; note that it has."""
@@ -131,6 +133,14 @@ class Tape(Recorder):
 
 class Block:
     """A part of a model, with the kernels of each pass."""
+
+    @abstractmethod
+    def reads(self) -> Sequence[Array]:
+        """Return the arrays and parameters on which its results depend."""
+
+    @abstractmethod
+    def writes(self) -> Sequence[Array]:
+        """Return the arrays of its results."""
 
     @abstractmethod
     def prepare(self, tape: Tape) -> None:
@@ -173,6 +183,8 @@ def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> Sections:
         gradient: Whether the gradient by the geometry is computed; without it there is no tangent pass either.
     """
     marks = [0]
+    for block in blocks:
+        tape.follow(block)
 
     def section(run: Callable[[Block], None], wanted: bool, backward: bool = False) -> None:
         if wanted:
@@ -183,6 +195,6 @@ def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> Sections:
     section(lambda block: block.prepare(tape), True)
     section(lambda block: block.value(tape), True)
     section(lambda block: block.gradient(tape), gradient, backward=True)
-    section(lambda block: block.tangent(tape), gradient and tape.is_trained)
-    section(lambda block: block.adjoint(tape), tape.is_trained, backward=True)
+    section(lambda block: block.tangent(tape), gradient and bool(tape.trained))
+    section(lambda block: block.adjoint(tape), bool(tape.trained), backward=True)
     return Sections(*zip(marks[:-1], marks[1:], strict=True))

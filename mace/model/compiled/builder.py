@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +46,10 @@ def obstacle(plan: ModelPlan) -> str | None:
     return None
 
 
+CHANNELS = "channels"
+"""Name of the input of the first layer, where it stands among the names of parameters."""
+
+
 def geometry_shape(plan: ModelPlan) -> GeometryShape:
     """Return what the kernels of the geometry depend on."""
     return GeometryShape(
@@ -62,25 +66,33 @@ class Builder:
 
     Args:
         model: The model.
-        tape: The tape.
         head: The only head to be evaluated; None for all.
+        parameters: The model's parameters by name.
+        trained: Names of those by which energies and gradient will be differentiated, and `CHANNELS` if by these too.
+
+    Attributes:
+        weights: Arrays of the parameters by name.
+        channels: Array of the input of the first layer.
+        constants: Arrays that hold constants, with their numbers.
+        given: Arrays of the graph by name.
     """
 
-    def __init__(self, model: MACE, tape: Tape, head: int | None) -> None:
-        self.plan, self.model, self.tape = model.plan, model, tape
+    def __init__(
+        self, model: MACE, head: int | None, parameters: Mapping[str, Tensor], trained: Collection[str]
+    ) -> None:
+        self.plan, self.model = model.plan, model
+        n, n_bytes = self.plan.n_channels, model.dtype.itemsize
+        self.weights = {name: Array(name, bytes=n_bytes, external=True) for name in parameters}
+        self._name_of = {parameter: name for name, parameter in parameters.items()}
+        self.channels = Array(CHANNELS, Extent("atoms"), n, n_bytes, external=True)
+        arrays = self.weights | {CHANNELS: self.channels}
+        self.tape = tape = Tape(model.dtype, [arrays[name] for name in trained])
         self.heads = range(self.plan.n_readout_heads) if head is None or self.plan.n_readout_heads == 1 else [head]
-        self.weights: dict[str, Array] = {
-            name: Array(name, bytes=tape.bytes, external=True) for name in dict(model.named_parameters())
-        }
-        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
-        self._name_of = {parameter: name for name, parameter in self.parameters.items()}
         self.constants: dict[Array, Tensor] = {}
         self.given: dict[str, Array] = {}
         self.groups = Groups(self.of_graph("group starts"), self.of_graph("group index"), self.plan.n_elements)
         self.blocks: list[Block] = []
-        n = self.plan.n_channels
         self.width = tape.padded(n)
-        self.channels = Array("channels", Extent("atoms"), n, tape.bytes, external=True)
         self.energies = tape.new("energies", "atoms", len(self.heads))
         for kind in (Pass.GRADIENT, Pass.ADJOINT):
             tape.use_companion(kind, self.energies, Array(f"{kind.value} of energies", bytes=tape.bytes, external=True))
@@ -154,10 +166,10 @@ class Builder:
         self.blocks.append(Linear(maps, "atoms", adds=True))
         return outputs
 
-    def of_degree(self, name: str, l: int, width: int = 0, n_channels: int = 0, varies: bool = True) -> View:
+    def of_degree(self, name: str, l: int, width: int = 0, n_channels: int = 0) -> View:
         """Create features of a degree, ``[atoms, 2 l + 1, channels]``."""
         width, n = width or self.width, n_channels or self.plan.n_channels
-        array = self.tape.new(f"{name} {l}", "atoms", (2 * l + 1) * width, varies)
+        array = self.tape.new(f"{name} {l}", "atoms", (2 * l + 1) * width)
         return View(array, n, (2 * l + 1) * width, width, 2 * l + 1)
 
     def messages(
@@ -168,7 +180,7 @@ class Builder:
         width = tape.padded(n_messages)
         sent, maps = {}, []
         for place, l in enumerate(interaction.l_messages):
-            sent[l] = self.of_degree(f"messages {layer}", l, width, n_messages, varies=layer > 0)
+            sent[l] = self.of_degree(f"messages {layer}", l, width, n_messages)
             weight = Weight(self.weight(interaction.linear_up), n, n_messages, offset=place * n * n_messages)
             maps.append(Map(features[l], sent[l], weight, n**-0.5))
         self.blocks.append(Linear(maps, "atoms"))

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
-from mace.model.compiled.builder import Builder
+from mace.model.compiled.builder import CHANNELS, Builder
 from mace.program.passes import Pass, Sections, Tape, record
 from mace.program.record import Array, Memory, Recording, Workspace
 
@@ -50,7 +50,11 @@ class _Program:
     fixed: dict[Array, int]
     free: list[Workspace]
     memories: list[Memory]
-    lock: threading.Lock
+    lock: threading.RLock
+
+    def trained(self) -> dict[Array, Tensor]:
+        """Return the parameters by which it differentiates, by their arrays."""
+        return {array: value for array, value in self.parameters.items() if array in self.tape.trained}
 
     @property
     def n_heads(self) -> int:
@@ -68,7 +72,9 @@ class Programs:
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
         self._memories: list[Memory] = []
-        self._lock = threading.Lock()
+        self._parameters: dict[str, Tensor] | None = None
+        # reentrant, as a garbage collection inside may end runs
+        self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         """Return an empty collection, as programs belong to the parameters they were made for."""
@@ -84,28 +90,33 @@ class Programs:
         with self._lock:
             return sum(memory.n_bytes for memory in self._memories)
 
-    def find(self, model: MACE, trained: bool, gradient: bool, head: int | None) -> _Program:
-        """Return the program for a purpose."""
+    def find(self, model: MACE, trained: frozenset[str], gradient: bool, head: int | None) -> _Program:
+        """Return the program for a purpose; see `Builder`."""
         key = model.dtype, trained, gradient, head
         with self._lock:
             if key not in self._found:
-                tape = Tape(model.dtype, trained)
-                builder = Builder(model, tape, head)
+                builder = Builder(model, head, self.parameters(model), trained)
                 builder.build()
-                sections = record(tape, builder.blocks, gradient)
-                self._found[key] = self._connected(tape.finish(), sections, builder, tape, gradient)
+                sections = record(builder.tape, builder.blocks, gradient)
+                self._found[key] = self._program(builder, sections, gradient)
             return self._found[key]
 
-    def _connected(
-        self, recording: Recording, sections: Sections, builder: Builder, tape: Tape, gradient: bool
-    ) -> _Program:
+    def parameters(self, model: MACE) -> dict[str, Tensor]:
+        """Return the model's parameters by name, found only once, as looking through all modules takes time."""
+        if self._parameters is None:
+            self._parameters = dict(model.named_parameters())
+        return self._parameters
+
+    def _program(self, builder: Builder, sections: Sections, gradient: bool) -> _Program:
+        recording = builder.tape.finish()
         read = set(recording.arrays)
-        parameters = {array: builder.parameters[name] for name, array in builder.weights.items() if array in read}
-        constants = {array: value for array, value in builder.constants.items() if array in read}
-        fixed = {array: value.data_ptr() for array, value in constants.items()}
+        names = {array: name for name, array in builder.weights.items() if array in read}
+        constants = {array: value.data_ptr() for array, value in builder.constants.items() if array in read}
+        assert self._parameters is not None
+        parameters = {array: self._parameters[name] for array, name in names.items()}
         own: list[Workspace] = []
         return _Program(
-            recording, sections, builder, tape, gradient, parameters, fixed, own, self._memories, self._lock
+            recording, sections, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
         )
 
 
@@ -134,7 +145,8 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
     """
     heads = graph.head_of_atoms(graph.atoms_by_element)
     channels = model.channels(graph)
-    program = model.programs.find(model, training, gradient, heads if isinstance(heads, int) else None)
+    trained = _trained(model, channels) if training else frozenset[str]()
+    program = model.programs.find(model, trained, gradient, heads if isinstance(heads, int) else None)
     scale: float | Tensor
     shift: float | Tensor
     if isinstance(heads, int):
@@ -144,7 +156,7 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
         scale, shift = model.scales.index_select(0, heads), model.shifts.index_select(0, heads)
         seeds = channels.new_zeros(graph.n_atoms, program.n_heads).scatter_(1, heads.unsqueeze(1), scale.unsqueeze(1))
     run = _Run(program, graph, seeds)
-    of_heads, of_vectors = _evaluated(run, channels, training)
+    of_heads, of_vectors = _evaluated(run, channels)
     chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
     energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
     energies = energies * scale + shift
@@ -153,11 +165,17 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
     return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
 
 
-def _evaluated(run: _Run, channels: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
+def _trained(model: MACE, channels: Tensor) -> frozenset[str]:
+    """Return the names of the parameters that are not frozen, and `CHANNELS` if one is before the first layer."""
+    names = {name for name, value in model.programs.parameters(model).items() if value.requires_grad}
+    return frozenset(names | {CHANNELS} if channels.requires_grad else names)
+
+
+def _evaluated(run: _Run, channels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the energies of rows and heads, ``[atoms, heads]``, and the gradient by the vectors."""
-    if not training:
+    if not run.program.tape.trained:
         return run.forward(channels.detach())
-    results = _Energies.apply(run, channels, *run.program.parameters.values())
+    results = _Energies.apply(run, channels, *run.program.trained().values())
     return results if run.program.gradient else (results, None)
 
 
@@ -235,10 +253,10 @@ class _Run:
             self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
         return self._copy(builder.energies, graph.n_atoms, builder.energies.width), of_vectors
 
-    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def backward(self, of_energies: Tensor, changes: Tensor | None) -> tuple[Tensor | None, list[Tensor]]:
         """Run the passes of tangent and adjoint; return the gradients by the channels and by the parameters."""
         program, builder, tape = self.program, self.program.builder, self.program.tape
-        parameters = program.parameters
+        parameters = program.trained()
         gradients = _zeros_like(list(parameters.values()))
         arrays = {tape.of(Pass.ADJOINT, builder.energies): of_energies.contiguous()}
         if changes is not None:
@@ -248,6 +266,8 @@ class _Run:
         first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
         self._is_spent = True  # these passes overwrite what the one of the gradient has left
         self._workspace.run(first, program.sections.adjoint[1])
+        if builder.channels not in tape.trained:
+            return None, gradients
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
         return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
 
@@ -258,7 +278,7 @@ class _Run:
     def _is_prepared(self) -> bool:
         """Return whether the memory holds what depends on the parameters alone; note that it will."""
         program, parameters = self.program, self.program.parameters.values()
-        if program.tape.is_trained or any(value.is_inference() for value in parameters):
+        if program.tape.trained or any(value.is_inference() for value in parameters):
             self._memory.prepared = None
             return False
         versions = tuple((value.data_ptr(), value._version) for value in parameters)
@@ -275,6 +295,8 @@ def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
 
     The C library gets what is very large from the system, page by page, each time.
     """
+    if not parameters:
+        return []
     sizes = [value.numel() if value.numel() < LARGE else 0 for value in parameters]
     together = parameters[0].new_zeros(sum(sizes)).split(sizes)
     return [

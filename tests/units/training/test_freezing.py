@@ -17,11 +17,12 @@ from mace.finetuning.low_rank import LowRankCorrections, averaged_weights
 from mace.graphs.dataset import Batch
 from mace.graphs.graph import pair_vectors
 from mace.graphs.in_memory import InMemoryDataset
-from mace.kernels import c_backend
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.model.mace import MACE
 from mace.model.prediction import predict
+from mace.program import contraction, convolution
+from mace.program.libraries import kernel
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
@@ -270,22 +271,23 @@ def test_the_table_adds_up() -> None:
 
 
 def kernels_called(model: MACE, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that a gradient runs."""
-    called, run = list[str](), c_backend._run
+    """The kernels of the program that a gradient runs."""
+    called = list[str]()
 
-    def noted(library: Any, name: str, *others: Any) -> None:
+    def noted(name: str, *others: Any) -> int:
         called.append(name)
-        run(library, name, *others)
+        return kernel(name, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(c_backend, "_run", noted)
+        for module in (contraction, convolution):
+            patch.setattr(module, "kernel", noted)
         loss_gradient(model.use_backend(C), batch_for(model), LOSS)
     return called
 
 
 def weight_gradients(model: MACE) -> int:
     """How many matrix products, backward, have the shape of a weight; counted by the profiler of torch."""
-    batch = batch_for(model)
+    batch = batch_for(model.use_backend(TORCH))
     with torch.profiler.profile(record_shapes=True) as profile:
         loss_gradient(model, batch, LOSS)
     return sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::bmm"))
