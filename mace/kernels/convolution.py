@@ -312,7 +312,6 @@ class _ConvolveBackward(torch.autograd.Function):
         ctx.save_for_backward(*arguments)
         ctx.set_materialize_grads(False)
         adjoints = slots.adjoints(operands, arguments[2 + len(operands.x) :])
-        ctx.adjoints = adjoints
         of_harmonics = None
         if current_pass() is not Pass.PARAMETERS:
             pairs = zip(adjoints.a, slots.batches(operands.u), strict=True)
@@ -323,12 +322,13 @@ class _ConvolveBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        slots, operands, adjoints = ctx.slots, ctx.operands, ctx.adjoints
+        slots, operands = ctx.slots, ctx.operands
         harmonics, radial, *others = ctx.saved_tensors
         n_in = len(operands.x)
         if torch.is_grad_enabled():  # anew, as functions of what they depend on
             operands = slots.operands(harmonics, radial, others[:n_in])
-            adjoints = slots.adjoints(operands, others[n_in:])
+        # gradients by messages are large, so they are computed twice rather than kept
+        adjoints = slots.adjoints(operands, others[n_in:])
         # features of the first layer do not depend on the geometry, so there may be no tangents of them
         dgs, drs = (
             gather(torch.zeros_like(value) if tangent is None else tangent)

@@ -84,7 +84,7 @@ class Convolve(Block):
 
     def gradient(self, tape: Tape) -> None:
         """See `Block`; gradients of the harmonics are one array for each share, added to by all layers."""
-        of_features = [tape.written(Pass.GRADIENT, array) for array in self.features]
+        of_features = self._gradients_of_features(tape, Pass.GRADIENT)
         of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
         adds = tape.adds(of_radial)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
@@ -110,11 +110,15 @@ class Convolve(Block):
         """See `Block`."""
         if not any(tape.is_wanted(Pass.ADJOINT, array) for array in (self.radial, *self.features)):
             return
-        of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
+        of_features = self._gradients_of_features(tape, Pass.ADJOINT)
         of_radial = tape.of(Pass.ADJOINT, self.radial)
         adds = tape.adds(of_radial)
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
         self._launch(tape, "conv_backward_parameters", (*self._inputs(), *given, of_radial, *of_features), adds)
+
+    def _gradients_of_features(self, tape: Tape, kind: Pass) -> list[Array | None]:
+        """Return the arrays to which gradients of the features are added; None where they lead to nothing."""
+        return [tape.written(kind, array) if tape.is_wanted(kind, array) else None for array in self.features]
 
     def _inputs(self) -> tuple[Array, ...]:
         return (*self.edges.all(), self._matrices, self.radial, *self.features)
@@ -140,7 +144,9 @@ class Convolve(Block):
             ]
         )
 
-    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, n_nodes: int = 0) -> None:
+    def _launch(
+        self, tape: Tape, name: str, arrays: Sequence[Array | None], adds: bool = False, n_nodes: int = 0
+    ) -> None:
         blocks = self.width // tape.lanes
         sizes: list[int | Extent] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
         source = tabulated_source if n_nodes else convolution_source
@@ -171,7 +177,7 @@ class ConvolveTabulated(Convolve):
 
     def gradient(self, tape: Tape) -> None:
         """See `Block`; the gradient by lengths is in the place of the first harmonic."""
-        of_features = [tape.written(Pass.GRADIENT, array) for array in self.features]
+        of_features = self._gradients_of_features(tape, Pass.GRADIENT)
         of_harmonics = tape.written(Pass.GRADIENT, self.harmonics)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
         arrays = (*self._inputs(), *given, *of_features, of_harmonics, *self._tail)

@@ -213,7 +213,7 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
-    Gradients of features and harmonics must be zero on entry.
+    Gradients of features and harmonics must be zero on entry; those of features may be null.
 
     If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
@@ -233,12 +233,14 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     for l1 in layout.l_in:
         code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")
         code.append(f"      T *gx{l1} = {_features(layout, l1, gradients, 'j')};")
+        code.append(f"      const int wanted{l1} = p[{gradients + layout.l_in.index(l1)}] != 0;")
         for m1 in range(2 * l1 + 1):
-            code.append(f"      V f{l1}_{m1} = LOAD(gx{l1} + {m1} * C);")
+            code.append(f"      V f{l1}_{m1} = {{0}}; if (wanted{l1}) f{l1}_{m1} = LOAD(gx{l1} + {m1} * C);")
     for place in layout.places():
         code += _path_backward(place, radial, with_harmonics)
     for l1 in layout.l_in:
-        code += [f"      STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1)]
+        stores = " ".join(f"STORE(gx{l1} + {m1} * C, f{l1}_{m1});" for m1 in range(2 * l1 + 1))
+        code.append(f"      if (wanted{l1}) {{ {stores} }}")
     if with_harmonics:
         width = -(-n_harmonics // n_lanes) * n_lanes
         code.append(f"      T *gy = p[{gradients + n_in}] + (thread * N * K + s) * {width};")
