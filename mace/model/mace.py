@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mace.graphs.graph import Graph
 from mace.kernels.backend import TORCH, Backend
+from mace.kernels.c_source.parts import TYPES
 from mace.kernels.convolution import Convolution
 from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
 from mace.kernels.radial_table import RadialTable
@@ -175,7 +176,8 @@ class MACE(nn.Module):
     @property
     def has_program(self) -> bool:
         """Whether energies and their gradient are computed by one program of compiled kernels."""
-        return self.backend.has_programs and obstacle(self.plan) is None
+        runs = self.embedding.is_cpu and self.dtype in TYPES
+        return runs and self.backend.has_programs and obstacle(self.plan) is None
 
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:

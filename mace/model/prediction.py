@@ -77,7 +77,13 @@ def predict(
         Energies, dipoles and the requested derivatives.
     """
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
-    by_program, gradient = model.has_program and not features, None
+    # programs are differentiated by weights alone, and not with radial tables
+    by_torch = (
+        features
+        or training
+        and (graph.positions.requires_grad or graph.cell.requires_grad or model.radial_tables is not None)
+    )
+    by_program, gradient = model.has_program and not by_torch, None
     found: dict[str, Any] = {}
     with torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:

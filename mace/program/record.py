@@ -221,7 +221,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.prepared: object = None
 
     @property
@@ -232,9 +232,11 @@ class Memory:
     def reserve(self, n_bytes: int) -> torch.Tensor:
         """Return the memory as bytes, at least as many as wanted; it then holds nothing if it was too small."""
         if n_bytes > self.n_bytes:
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old one before the new one is allocated
+            self._buffer = torch.empty(
+                0, dtype=torch.uint8, device="cpu"
+            )  # free the old one before the new one is allocated
             # somewhat more, so that batches of slightly different sizes do not need new memory each time
-            self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8)
+            self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8, device="cpu")
             self.prepared = None
         return self._buffer
 

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mace.conditions import Condition
 from mace.elements import ElementTable
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph, pair_vectors
@@ -24,7 +25,8 @@ from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
 from mace.model.compiled.runs import energies_and_gradient
 from mace.model.mace import MACE
-from mace.model.plan import Condition, HeadPlan, InteractionPlan, ModelPlan
+from mace.model.plan import HeadPlan, InteractionPlan, ModelPlan
+from mace.model.prediction import predict
 from mace.program import record
 from mace.structures.configuration import Configuration
 
@@ -596,3 +598,44 @@ def test_number_of_threads() -> None:
         energies, _, gradient = energies_and_gradient(model, graph, True, training=True)
         torch.set_num_threads(5 - threads if threads < 5 else 1)
         assert derive(model, energies, gradient).equal(found)
+
+
+def test_what_programs_leave_to_torch() -> None:
+    """Positions that are learned, and losses of radial tables; each is right, or an error, and never in silence."""
+    model = build(**SMALL)
+    graph = batch(model)
+    positions = graph.positions.clone().requires_grad_(True)
+    moved = replace(graph, positions=positions)
+    prediction = predict(model, moved, training=True)
+    (found,) = torch.autograd.grad(prediction.energy.sum(), positions)
+    forces = predict(model, graph).forces
+    assert forces is not None
+    assert relative(-found, forces, "forces") < 1e-12
+    model.use_radial_tables(64)
+    prediction = predict(model, graph, training=True)
+    assert prediction.forces is not None
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (prediction.forces**2).sum().backward()
+    assert not model.to("meta").has_program and not build(**SMALL).half().has_program
+
+
+def test_graphs_of_any_memory() -> None:
+    """Indices of 32 bits, every second number of an array, torch's default device and precision are no matter."""
+    model = build(**SMALL)
+    graph = batch(model)
+    expected = by_program(model, graph)
+    tensors = {name: value for name, value in vars(graph).items() if isinstance(value, Tensor)}
+    short = {name: value.int() for name, value in tensors.items() if value.dtype == torch.int64}
+    spread = {name: torch.stack([value, value], -1)[..., 0] for name, value in tensors.items()}
+    assert len(short) > 8 and not any(value.is_contiguous() for value in spread.values())
+    for changed in (short, spread):
+        assert by_program(model, replace(graph, **changed)).equal(expected)
+    model = build(**SMALL)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        with torch.device("meta"):
+            found = energies_and_gradient(model, graph, True, training=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert derive(model, found.energies, found.gradient).equal(expected)

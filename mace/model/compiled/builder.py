@@ -121,7 +121,7 @@ class Builder:
         if plan.distance_transform != "None" or plan.pair_repulsion:
             graph["radii"] = self.float64_constant("radii", self.model.radial_embedding.covalent_radii)
         if plan.pair_repulsion:
-            graph["charges"] = self.float64_constant("charges", torch.tensor(plan.atomic_numbers))
+            graph["charges"] = self.float64_constant("charges", torch.tensor(plan.atomic_numbers, device="cpu"))
         tables = self.model.radial_tables
         has_basis = tables is None or any(kind.normalization == "density" for kind in plan.interactions)
         n_nodes = len(tables[0].values) if tables else 0
@@ -291,7 +291,7 @@ class Builder:
         terms = ContractionTerms(contraction.l_max, contraction.l_out, contraction.correlation)
         tables = {}
         for key, values in terms.tables().items():
-            table = torch.as_tensor(values).to(self.tape.dtype)
+            table = torch.as_tensor(values, device="cpu").to(self.tape.dtype)
             pair = self.constant("table", table), self.constant("transposed table", table.t())
             tables[key] = (*pair, tuple(table.shape))
         weights = {(int(name[1]), int(name[-1])): self.weight(value) for name, value in product.weights.items()}

@@ -150,8 +150,9 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
         model: A model with a program.
         graph: The graph.
         gradient: Whether the gradient is wanted.
-        training: Whether energies and gradient will be differentiated by the weights.
+        training: Whether energies and gradient will be differentiated by the weights; not with radial tables.
     """
+    assert not (training and model.radial_tables), "radial tables do not move with the weights"
     heads = graph.head_of_atoms(graph.atoms_by_element)
     channels = model.channels(graph)
     trained = _trained(model, channels) if training else frozenset[str]()
@@ -220,17 +221,20 @@ class _Run:
     def _arrays_of_graph(self) -> dict[str, Tensor]:
         """Return the arrays of the graph that the program reads, by name."""
         graph = self._graph
-        counts = torch.tensor((0, *graph.element_counts))
+        counts = torch.tensor((0, *graph.element_counts), device="cpu")  # whatever torch's default device
         made = {
             "group starts": counts.cumsum(0),
-            "group index": torch.tensor(graph.elements_present),
-            "place": torch.arange(len(counts) - 1).repeat_interleave(counts[1:], output_size=graph.n_atoms),
-            "no place": torch.zeros(graph.n_atoms, dtype=torch.int64),
-            "one group": torch.zeros(2, dtype=torch.int64),
+            "group index": torch.tensor(graph.elements_present, device="cpu"),
+            "place": torch.arange(len(counts) - 1, device="cpu").repeat_interleave(
+                counts[1:], output_size=graph.n_atoms
+            ),
+            "no place": counts.new_zeros(graph.n_atoms),
+            "one group": counts.new_zeros(2),
         }
         names = self.program.builder.given
         found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
-        return found | {name: found[name].double() for name in ("sign_of_slot", "positions", "cell")}
+        numbers = {"sign_of_slot", "positions", "cell"}
+        return {name: value.double() if name in numbers else value.long() for name, value in found.items()}
 
     def forward(self, channels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the passes of value and gradient."""
