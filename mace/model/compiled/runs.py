@@ -7,6 +7,7 @@ differentiated by weights without ever building a graph of the many operations o
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +73,8 @@ class Programs:
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
         self._memories: list[Memory] = []
-        self._parameters: dict[str, Tensor] | None = None
+        self._parameters: dict[str, Tensor] = {}
+        self._owned: list[tuple[Mapping[str, Any], str, Any]] = []
         # reentrant, as a garbage collection inside may end runs
         self._lock = threading.RLock()
 
@@ -94,25 +96,32 @@ class Programs:
         """Return the program for a purpose; see `Builder`."""
         key = model.dtype, trained, gradient, head
         with self._lock:
+            parameters = self.parameters(model)
             if key not in self._found:
-                builder = Builder(model, head, self.parameters(model), trained)
+                builder = Builder(model, head, parameters, trained)
                 builder.build()
                 sections = record(builder.tape, builder.blocks, gradient)
                 self._found[key] = self._program(builder, sections, gradient)
             return self._found[key]
 
     def parameters(self, model: MACE) -> dict[str, Tensor]:
-        """Return the model's parameters by name, found only once, as looking through all modules takes time."""
-        if self._parameters is None:
-            self._parameters = dict(model.named_parameters())
-        return self._parameters
+        """Return the model's parameters by name; programs that were made for others are dropped.
+
+        Looking through all modules takes time, so only what was found there before is compared.
+        """
+        with self._lock:
+            if any(owner.get(name) is not value for owner, name, value in self._owned) or not self._owned:
+                self._found, self._memories = {}, []
+                self._parameters = dict(model.named_parameters())
+                owners = [owner for module in model.modules() for owner in (module._parameters, module._modules)]
+                self._owned = [(owner, name, value) for owner in owners for name, value in owner.items()]
+            return self._parameters
 
     def _program(self, builder: Builder, sections: Sections, gradient: bool) -> _Program:
         recording = builder.tape.finish()
         read = set(recording.arrays)
         names = {array: name for name, array in builder.weights.items() if array in read}
         constants = {array: value.data_ptr() for array, value in builder.constants.items() if array in read}
-        assert self._parameters is not None
         parameters = {array: self._parameters[name] for array, name in names.items()}
         own: list[Workspace] = []
         return _Program(
@@ -237,6 +246,9 @@ class _Run:
             arrays[geometry.of_vectors] = of_vectors.detach()
         if geometry.repulsion is not None:
             arrays[geometry.weights] = self._seeds.sum(1)
+        arrays |= {
+            a: value.detach().contiguous() for a, value in program.parameters.items() if not value.is_contiguous()
+        }
         self._arrays = arrays
         self._sizes = {
             "atoms": graph.n_atoms,
@@ -246,8 +258,7 @@ class _Run:
             "groups": len(graph.elements_present),
         }
         self._connect({})
-        if not self._is_prepared():
-            self._workspace.run(*program.sections.prepare)
+        self._prepare()
         self._workspace.run(program.sections.value[0], program.sections.gradient[1])
         if geometry.repulsion is not None:
             self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
@@ -275,16 +286,18 @@ class _Run:
         given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
         self._workspace.connect(self._memory, self._sizes, given, self._threads)
 
-    def _is_prepared(self) -> bool:
-        """Return whether the memory holds what depends on the parameters alone; note that it will."""
+    def _prepare(self) -> None:
+        """Compute what depends on the parameters alone, unless the memory is known to hold it."""
         program, parameters = self.program, self.program.parameters.values()
-        if program.tape.trained or any(value.is_inference() for value in parameters):
+        state = None
+        # whoever trains parameters may change them through `Tensor.data`, which is not counted
+        if not program.tape.trained and not any(value.is_inference() or value.requires_grad for value in parameters):
+            versions = tuple((value.data_ptr(), value._version) for value in parameters)
+            state = id(program), self._graph.elements_present, versions
+        if state is None or state != self._memory.prepared:
             self._memory.prepared = None
-            return False
-        versions = tuple((value.data_ptr(), value._version) for value in parameters)
-        state = id(program), self._graph.elements_present, versions
-        known, self._memory.prepared = self._memory.prepared, state
-        return known == state
+            self._workspace.run(*program.sections.prepare)
+        self._memory.prepared = state
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
@@ -300,7 +313,9 @@ def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
     sizes = [value.numel() if value.numel() < LARGE else 0 for value in parameters]
     together = parameters[0].new_zeros(sum(sizes)).split(sizes)
     return [
-        piece.view_as(value) if value.numel() < LARGE else torch.zeros_like(value)
+        piece.view_as(value)
+        if value.numel() < LARGE
+        else torch.zeros_like(value, memory_format=torch.contiguous_format)
         for piece, value in zip(together, parameters, strict=True)
     ]
 
@@ -311,11 +326,13 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: _Run, channels: Tensor, *weights: Tensor) -> Any:
         ctx.run = run
+        ctx.save_for_backward(*weights)
         energies, of_vectors = run.forward(channels)
         return energies if of_vectors is None else (energies, of_vectors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_energies: Tensor, changes: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # an error if one was changed meanwhile
         of_channels, gradients = ctx.run.backward(of_energies, changes)
         return (None, of_channels, *gradients)
