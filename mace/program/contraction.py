@@ -12,7 +12,7 @@ from mace.program.libraries import kernel
 from mace.program.linear import Groups
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
-from mace.program.record import Array, Extent
+from mace.program.record import Array, Extent, Word
 
 
 class Contract(Block):
@@ -164,5 +164,5 @@ class Contract(Block):
     def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
         address = kernel(name, contraction_source, tape.dtype, self.terms)
-        sizes: list[int | Extent] = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
+        sizes: list[Word] = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
         tape.launch(address, arrays, sizes, blocks)

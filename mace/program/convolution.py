@@ -12,7 +12,7 @@ from mace.program.libraries import kernel, matrix_kernel
 from mace.program.linear import Weight, packed
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
-from mace.program.record import Array, Extent
+from mace.program.record import Array, Extent, Word
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Convolve(Block):
         self, tape: Tape, name: str, arrays: Sequence[Array | None], adds: bool = False, n_nodes: int = 0
     ) -> None:
         blocks = self.width // tape.lanes
-        sizes: list[int | Extent] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
+        sizes: list[Word] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
         source = tabulated_source if n_nodes else convolution_source
         tape.launch(kernel(name, source, tape.dtype, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from mace.kernels.c_source.matrices import FIELDS, NO_GROUPS, PLAIN
-from mace.program.record import Array, Extent, Pointer
+from mace.program.record import Array, Extent, Pointer, Word
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class Product:
     group_starts: Array | None = None
     group_index: Array | None = None
 
-    def words(self) -> list[int | float | Extent | Pointer | Array | None]:
+    def words(self) -> list[Word]:
         """Return the record."""
         return [getattr(self, name) for name in FIELDS]
 

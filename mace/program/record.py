@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -33,9 +33,6 @@ class Extent:
     size: str
     times: int = 1
     plus: int = 0
-
-
-Word = "int | float | Extent | Pointer | None"
 
 
 @dataclass(eq=False)
@@ -76,26 +73,8 @@ class Pointer:
     offset: int = 0
 
 
-@dataclass
-class _Patches:
-    """Words of the table that depend on the graph, and how."""
-
-    places: list[int] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    factors: list[int] = field(default_factory=list)
-    added: list[int] = field(default_factory=list)
-
-    def add(self, place: int, source: int, factor: int, added: int) -> None:
-        """Note a word that is a source times a factor plus a constant."""
-        self.places.append(place)
-        self.sources.append(source)
-        self.factors.append(factor)
-        self.added.append(added)
-
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return all notes as arrays."""
-        columns = (np.array(c, dtype=np.int64) for c in (self.places, self.sources, self.factors, self.added))
-        return tuple(columns)  # type: ignore[return-value]  # four of them
+Word = int | float | Extent | Pointer | Array | None
+"""What becomes a word of the table: a number, an address, or null."""
 
 
 class Recorder:
@@ -110,21 +89,17 @@ class Recorder:
         self.arrays: list[Array] = []
         self._number: dict[Array, int] = {}
         self._words: list[int] = []
-        self._launches: list[tuple[int, int, int, int | Extent]] = []
-        self._sizes, self._addresses = _Patches(), _Patches()
+        self._launches: list[tuple[Word, ...]] = []
+        self._sizes: list[tuple[int, int, int, int]] = []
+        self._addresses: list[tuple[int, int, int]] = []
+        self._table = Array("table", bytes=8, external=True)
 
     @property
     def n_launches(self) -> int:
         """Number of launches so far."""
         return len(self._launches)
 
-    def launch(
-        self,
-        kernel: int,
-        pointers: Sequence[Pointer | Array | None],
-        dimensions: Sequence[int | float | Extent],
-        units: int | Extent,
-    ) -> None:
+    def launch(self, kernel: int, pointers: Sequence[Word], dimensions: Sequence[Word], units: int | Extent) -> None:
         """Record a launch.
 
         Args:
@@ -133,21 +108,15 @@ class Recorder:
             dimensions: Its dimensions.
             units: Number of its units of work.
         """
-        places = self.words(pointers), self.words(dimensions)
-        self._launches.append((kernel, *places, units))
+        places = self._append(pointers), self._append(dimensions)
+        self._launches.append((kernel, *(self._table.at(place) for place in places), units))
 
-    def launch_list(
-        self, kernel: int, records: Sequence[Sequence[int | float | Extent | Pointer | Array | None]]
-    ) -> None:
+    def launch_list(self, kernel: int, records: Sequence[Sequence[Word]]) -> None:
         """Record a launch of a kernel that reads a list of records, and whose units are shares, one for each thread."""
-        place = self.words([word for record in records for word in record])
-        pointer = len(self._words)
-        self._words.append(0)
-        # source -1 stands for the table itself
-        self._addresses.add(pointer, -1, 8, 8 * place)
-        self._launches.append((kernel, pointer, self.words([len(records), Extent("threads")]), Extent("threads")))
+        place = self._append([word for record in records for word in record])
+        self.launch(kernel, [self._table.at(place)], [len(records), Extent("threads")], Extent("threads"))
 
-    def words(self, words: Sequence[int | float | Extent | Pointer | Array | None]) -> int:
+    def _append(self, words: Sequence[Word]) -> int:
         """Append words to the table; return the place of the first."""
         start = len(self._words)
         for word in words:
@@ -155,9 +124,9 @@ class Recorder:
             if isinstance(word, Array):
                 word = word.at()
             if isinstance(word, Pointer):
-                self._addresses.add(place, self.number(word.array), 1, word.offset * word.array.bytes)
+                self._addresses.append((place, self._number_of(word.array), word.offset * word.array.bytes))
             elif isinstance(word, Extent):
-                self._sizes.add(place, SIZES.index(word.size), word.times, word.plus)
+                self._sizes.append((place, SIZES.index(word.size), word.times, word.plus))
             elif isinstance(word, float):
                 (value,) = struct.unpack("q", struct.pack("d", word))
             elif word is not None:
@@ -165,7 +134,7 @@ class Recorder:
             self._words.append(value)
         return start
 
-    def number(self, array: Array) -> int:
+    def _number_of(self, array: Array) -> int:
         """Return the number of an array's memory, which it gets where it is first used."""
         array = array.home
         if array not in self._number:
@@ -175,18 +144,10 @@ class Recorder:
 
     def finish(self) -> Recording:
         """Return what was recorded."""
-        start = len(self._words)
-        for kernel, pointers, dimensions, units in self._launches:
-            place = len(self._words)
-            self._words += [kernel, 0, 0, 0]
-            self._addresses.add(place + 1, -1, 8, 8 * pointers)
-            self._addresses.add(place + 2, -1, 8, 8 * dimensions)
-            if isinstance(units, Extent):
-                self._sizes.add(place + 3, SIZES.index(units.size), units.times, units.plus)
-            else:
-                self._words[place + 3] = units
+        start = self._append([word for launch in self._launches for word in launch])
         table = np.array(self._words, dtype=np.int64)
-        return Recording(tuple(self.arrays), table, start, self._sizes.columns(), self._addresses.columns())
+        patches = (np.array(patches, dtype=np.int64).T for patches in (self._sizes, self._addresses))
+        return Recording(tuple(self.arrays), self._table, table, start, *patches)
 
 
 @dataclass(frozen=True)
@@ -195,17 +156,27 @@ class Recording:
 
     Attributes:
         arrays: All arrays.
+        itself: The array that stands for the table.
         table: The words; those that depend on the graph are zero.
         launches: Place of the first launch.
         sizes: Words that depend on sizes: place, number of the size, factor, constant.
-        addresses: Words that are addresses: place, number of the array, unused, bytes added.
+        addresses: Words that are addresses: place, number of the array, bytes added.
     """
 
     arrays: tuple[Array, ...]
+    itself: Array
     table: np.ndarray
     launches: int
-    sizes: tuple[np.ndarray, ...]
-    addresses: tuple[np.ndarray, ...]
+    sizes: np.ndarray
+    addresses: np.ndarray
+
+
+def _layout(array: Array) -> tuple[int, int, int]:
+    """Return on which size the length of an array in bytes depends, a factor and a constant; zeros if external."""
+    if array.external:
+        return 0, 0, 0
+    row = array.width * array.bytes
+    return SIZES.index(array.rows.size), array.rows.times * row, array.rows.plus * row
 
 
 @cache
@@ -255,21 +226,16 @@ class Workspace:
     def __init__(self, recording: Recording, fixed: Mapping[Array, int]) -> None:
         self._recording = recording
         self._table = recording.table.copy()
-        own = recording.arrays
-        extents = [array.rows for array in own]
-        self._size = np.array([SIZES.index(e.size) for e in extents], dtype=np.int64)
-        self._times = np.array([e.times * a.width * a.bytes for e, a in zip(extents, own, strict=True)], dtype=np.int64)
-        self._plus = np.array([e.plus * a.width * a.bytes for e, a in zip(extents, own, strict=True)], dtype=np.int64)
-        self._place = {array: place for place, array in enumerate(own)}
-        self._offsets = np.zeros(len(own), dtype=np.int64)
-        # the last address is that of the table, for which -1 stands
-        self._address = np.zeros(len(own) + 1, dtype=np.int64)
-        self._address[-1] = self._table.ctypes.data
+        self._layout = np.array([_layout(array) for array in recording.arrays], dtype=np.int64).T
+        self._place = {array: place for place, array in enumerate(recording.arrays)}
+        self._offsets = np.zeros(len(recording.arrays), dtype=np.int64)
+        self._address = np.zeros(len(recording.arrays), dtype=np.int64)
+        fixed = {**fixed, recording.itself: self._table.ctypes.data}
         for array, address in fixed.items():
             self._address[self._place[array]] = address
-        self._external = np.array([place for place, array in enumerate(own) if array.external], dtype=np.int64)
-        self._own = np.array([place for place, array in enumerate(own) if not array.external], dtype=np.int64)
-        self._given = np.array([p for p in self._external.tolist() if own[p] not in fixed], dtype=np.int64)
+        self._own = np.array([p for array, p in self._place.items() if not array.external], dtype=np.int64)
+        others = [p for array, p in self._place.items() if array.external and array not in fixed]
+        self._given = np.array(others, dtype=np.int64)
         self.threads = 1
 
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, int], threads: int) -> None:
@@ -287,8 +253,8 @@ class Workspace:
         self.threads = threads
         of_graph = [sizes[name] for name in SIZES[1:-2]]
         numbers = np.array([1, *of_graph, self.threads, sizes["slots"] * self.threads], dtype=np.int64)
-        lengths = numbers[self._size] * self._times + self._plus
-        lengths[self._external] = 0
+        size, times, plus = self._layout
+        lengths = numbers[size] * times + plus
         lengths += -lengths % _ALIGNMENT
         ends = np.cumsum(lengths)
         self._buffer = memory.reserve(int(ends[-1]))
@@ -301,7 +267,7 @@ class Workspace:
                 self._address[place] = address
         places, sources, factors, added = self._recording.sizes
         self._table[places] = numbers[sources] * factors + added
-        places, sources, _, added = self._recording.addresses
+        places, sources, added = self._recording.addresses
         found = self._address[sources]
         self._table[places] = np.where(found != 0, found + added, 0)
 
