@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from mace.elements import ElementTable
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
+from mace.program.record import Memory
 from mace.structures.configuration import Configuration
 
 ELEMENTS = ElementTable((1, 6, 8, 14))
@@ -48,3 +53,26 @@ def graph(request: pytest.FixtureRequest) -> Graph:
 def batch_graph() -> Graph:
     """The largest of the graphs."""
     return graph_of("batch")
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill new memory of programs with what is no number, so that it shows where kernels read what nobody wrote."""
+    reserve = Memory.reserve
+
+    def with_poison(self: Memory, n_bytes: int) -> Tensor:
+        before = self.n_bytes
+        buffer = reserve(self, n_bytes)
+        if self.n_bytes > before:
+            buffer.fill_(0xFF)
+        return buffer
+
+    monkeypatch.setattr(Memory, "reserve", with_poison)
+
+
+@pytest.fixture
+def threads_given_back() -> Iterator[None]:
+    """Give torch's number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
