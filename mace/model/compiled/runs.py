@@ -94,7 +94,7 @@ class Programs:
 
     def find(self, model: MACE, trained: frozenset[str], gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose; see `Builder`."""
-        key = model.dtype, trained, gradient, head
+        key = model.dtype, trained, gradient, head, model.radial_tables is None
         with self._lock:
             parameters = self.parameters(model)
             if key not in self._found:
