@@ -143,7 +143,7 @@ def test_energies_alone_never_differentiate(tmp_path: Path, data: Path, monkeypa
     def forbidden(*args: object) -> None:
         raise AssertionError("forces were computed")
 
-    monkeypatch.setattr("mace.model.prediction.sum_slots", forbidden)
+    monkeypatch.setattr("mace.model.prediction.forces_of_pairs", forbidden)
     flags = ("--forces_weight=0", "--compute_forces=False", "--swa", "--start_swa=1", "--swa_forces_weight=0")
     train(tmp_path, data, *flags)
     with pytest.raises(AssertionError, match="forces were computed"):
