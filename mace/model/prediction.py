@@ -90,7 +90,9 @@ def predict(
             energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
             output = AtomicOutput(energies, None, [])
         else:
-            vectors = pair_vectors(graph, model.plan.r_max, model.dtype).requires_grad_(differentiated)
+            vectors = pair_vectors(graph, model.plan.r_max, model.dtype)
+            if differentiated:
+                vectors.requires_grad_(True)
             output = model(graph, vectors)
         if features:
             found["features"] = [

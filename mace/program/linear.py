@@ -406,14 +406,14 @@ class Silu(Block):
     def value(self, tape: Tape) -> None:
         """See `Block`."""
         tape.adds(self.target)
-        self._launch(tape, "silu_value", self.source, self.target)
+        self._sigmoid = tape.new(f"sigmoid of {self.source.name}", self.source.rows, self.source.width)
+        self._launch(tape, "silu_value", self.target)
 
     def gradient(self, tape: Tape) -> None:
         """See `Block`."""
         self._launch(
             tape,
             "silu_gradient",
-            self.source,
             tape.written(Pass.GRADIENT, self.target),
             self._set(tape, Pass.GRADIENT, self.source),
         )
@@ -423,7 +423,6 @@ class Silu(Block):
         self._launch(
             tape,
             "silu_tangent",
-            self.source,
             tape.written(Pass.TANGENT, self.source),
             tape.written(Pass.GRADIENT, self.target),
             self._set(tape, Pass.TANGENT, self.target),
@@ -437,7 +436,7 @@ class Silu(Block):
         given, result = tape.written(Pass.ADJOINT, self.target), tape.of(Pass.ADJOINT, self.source)
         # what the tangent pass has left there is added to
         name = "silu_adjoint" if tape.adds(result) else "silu_gradient"
-        self._launch(tape, name, self.source, given, result)
+        self._launch(tape, name, given, result)
 
     def _set(self, tape: Tape, kind: Pass, array: Array) -> Array:
         companion = tape.of(kind, array)
@@ -447,4 +446,5 @@ class Silu(Block):
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
         rows = self.source.rows
         count = Extent(rows.size, rows.times * self.source.width, rows.plus * self.source.width)
+        arrays = (self.source, self._sigmoid, *arrays)
         tape.launch(matrix_kernel(name, tape.dtype), arrays, [count, Extent("threads")], Extent("threads"))

@@ -261,12 +261,16 @@ class Workspace:
         self._offsets = ends - lengths
         self._address[self._own] = self._offsets[self._own] + self._buffer.data_ptr()
         self._address[self._given] = 0
-        for array, address in given.items():
+        places, sources, factors, added = self._recording.sizes
+        self._table[places] = numbers[sources] * factors + added
+        self.give(given)
+
+    def give(self, addresses: Mapping[Array, int]) -> None:
+        """Fill in addresses of further external arrays; what the recording does not use is left out."""
+        for array, address in addresses.items():
             place = self._place.get(array)
             if place is not None:
                 self._address[place] = address
-        places, sources, factors, added = self._recording.sizes
-        self._table[places] = numbers[sources] * factors + added
         places, sources, added = self._recording.addresses
         found = self._address[sources]
         self._table[places] = np.where(found != 0, found + added, 0)

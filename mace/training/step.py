@@ -43,7 +43,9 @@ def loss_gradient(
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
     value = loss(prediction, batch.targets, counts)
     mark("forward")
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [
+        (name, parameter) for name, parameter in model.programs.parameters(model).items() if parameter.requires_grad
+    ]
     parameters = [parameter for _, parameter in named]
     gradients: Sequence[Tensor | None] = [None] * len(parameters)
     if value.requires_grad:  # a batch may have no label that depends on what is not frozen

@@ -413,14 +413,14 @@ def test_silu(dtype: torch.dtype, threads: int) -> None:
         size = 1.0 + z.double().abs().clamp(max=30.0)  # the terms of derivatives, which cancel
         assert ((found.double() - expected).abs() <= tolerance * (size * (1.0 + g.abs()) * (1.0 + u.abs()))).all()
 
-    a, b = torch.full_like(z, GUARD), torch.full_like(z, GUARD)
-    run("value", z, a)
+    a, b, s = torch.full_like(z, GUARD), torch.full_like(z, GUARD), torch.full_like(z, GUARD)
+    run("value", z, s, a)
     torch.testing.assert_close(a, value.to(dtype), rtol=8 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny * 1e9)
-    run("gradient", z, g, b)
+    run("gradient", z, s, g, b)
     close(b, g * first)
-    run("adjoint", z, u, b)
+    run("adjoint", z, s, u, b)
     close(b, (g + u) * first)
-    run("tangent", z, u, g, a, b)
+    run("tangent", z, s, u, g, a, b)
     close(a, u * first)
     close(b, g * u * second)
 
@@ -430,8 +430,9 @@ def test_silu_of_what_is_no_number(dtype: torch.dtype) -> None:
     z = torch.full((2 * lanes(dtype),), float("nan"), dtype=dtype)
     z[0], z[1] = 1.0, float("inf")
     z.view(torch.uint8)[-dtype.itemsize :] = 0xFF
-    found = torch.zeros_like(z)
-    launch(matrix_kernel("silu_value", dtype), [z.data_ptr(), found.data_ptr()], [len(z), 1], 1, 1)
+    found, sigmoid = torch.zeros_like(z), torch.zeros_like(z)
+    pointers = [array.data_ptr() for array in (z, sigmoid, found)]
+    launch(matrix_kernel("silu_value", dtype), pointers, [len(z), 1], 1, 1)
     assert torch.isfinite(found[0]) and found[1] == float("inf") and found[2:].isnan().all()
 
 

@@ -286,21 +286,22 @@ static inline V exponential(V x) {{
 
 
 _ACTIVATION = r"""
-/* SiLU. Pointers and results: value z -> h; gradient z, g -> g s'(z); tangent z, u, g -> u s'(z), g u s''(z); adjoint
-   z, g -> g s'(z), added. Dimensions: count (whole vectors), shares. Units: shares. */
-#define SILU(NAME, BODY)                                                                             \
+/* SiLU. Pointers: z, its sigmoid s, then, by kernel: value -> s, h; gradient g -> g h'(z); tangent u, g -> u h'(z),
+   g u h''(z); adjoint g -> g h'(z), added. Dimensions: count (whole vectors), shares. Units: shares. */
+#define SILU(NAME, SIGMOID, BODY)                                                                    \
 void silu_##NAME##_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) { \
   const int64_t n = d[0] / L;                                                                        \
   for (int64_t x = n * begin / d[1] * L; x < n * end / d[1] * L; x += L) {                             \
-    const V z = LOAD(p[0] + x), s = (T)1 / ((T)1 + exponential(-z));                                 \
+    const V z = LOAD(p[0] + x), s = SIGMOID;                                                         \
     BODY                                                                                             \
   }                                                                                                  \
 }
-SILU(value, STORE(p[1] + x, z * s);)
-SILU(gradient, STORE(p[2] + x, LOAD(p[1] + x) * s * ((T)1 + z * ((T)1 - s)));)
-SILU(tangent, const V u = LOAD(p[1] + x); STORE(p[3] + x, u * s * ((T)1 + z * ((T)1 - s)));
-     STORE(p[4] + x, LOAD(p[2] + x) * u * s * ((T)1 - s) * ((T)2 + z * ((T)1 - (T)2 * s)));)
-SILU(adjoint, STORE(p[2] + x, LOAD(p[2] + x) + LOAD(p[1] + x) * s * ((T)1 + z * ((T)1 - s)));)
+#define SLOPE (s * ((T)1 + z * ((T)1 - s)))
+SILU(value, (T)1 / ((T)1 + exponential(-z)), STORE(p[1] + x, s); STORE(p[2] + x, z * s);)
+SILU(gradient, LOAD(p[1] + x), STORE(p[3] + x, LOAD(p[2] + x) * SLOPE);)
+SILU(tangent, LOAD(p[1] + x), const V u = LOAD(p[2] + x); STORE(p[4] + x, u * SLOPE);
+     STORE(p[5] + x, LOAD(p[3] + x) * u * s * ((T)1 - s) * ((T)2 + z * ((T)1 - (T)2 * s)));)
+SILU(adjoint, LOAD(p[1] + x), STORE(p[3] + x, LOAD(p[3] + x) + LOAD(p[2] + x) * SLOPE);)
 """
 
 

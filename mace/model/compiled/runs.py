@@ -254,14 +254,8 @@ class _Run:
             a: value.detach().contiguous() for a, value in program.parameters.items() if not value.is_contiguous()
         }
         self._arrays = arrays
-        self._sizes = {
-            "atoms": graph.n_atoms,
-            "neighbors": graph.max_neighbors,
-            "pairs": len(graph.pair_sender) - 1,
-            "slots": len(graph.pair_of_slot),
-            "groups": len(graph.elements_present),
-        }
-        self._connect({})
+        given = program.parameters | arrays
+        self._workspace.connect(self._memory, self._sizes(), _addresses(given), self._threads)
         self._prepare()
         self._workspace.run(program.sections.value[0], program.sections.gradient[1])
         if geometry.repulsion is not None:
@@ -277,7 +271,7 @@ class _Run:
         if changes is not None:
             arrays[builder.geometry.changes] = changes.contiguous()
         arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
-        self._connect(arrays)
+        self._workspace.give(_addresses(arrays))
         first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
         self._is_spent = True  # these passes overwrite what the one of the gradient has left
         self._workspace.run(first, program.sections.adjoint[1])
@@ -286,9 +280,15 @@ class _Run:
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
         return self._copy(of_channels, self._graph.n_atoms, of_channels.width), gradients
 
-    def _connect(self, more: dict[Array, Tensor]) -> None:
-        given = {array: value.data_ptr() for array, value in (self.program.parameters | self._arrays | more).items()}
-        self._workspace.connect(self._memory, self._sizes, given, self._threads)
+    def _sizes(self) -> dict[str, int]:
+        graph = self._graph
+        return {
+            "atoms": graph.n_atoms,
+            "neighbors": graph.max_neighbors,
+            "pairs": len(graph.pair_sender) - 1,
+            "slots": len(graph.pair_of_slot),
+            "groups": len(graph.elements_present),
+        }
 
     def _prepare(self) -> None:
         """Compute what depends on the parameters alone, unless the memory is known to hold it."""
@@ -305,6 +305,10 @@ class _Run:
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
+
+
+def _addresses(arrays: Mapping[Array, Tensor]) -> dict[Array, int]:
+    return {array: value.data_ptr() for array, value in arrays.items()}
 
 
 def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
