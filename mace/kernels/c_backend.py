@@ -28,9 +28,9 @@ from mace.kernels.symmetric_contraction import SymmetricContraction
 
 
 @cache
-def _library(source: Callable[[Any, torch.dtype], str], kernel: Any, dtype: torch.dtype) -> ctypes.CDLL:
-    """Compile and load the source that a function generates for a kernel."""
-    return compile_and_load(source(kernel, dtype))
+def library(source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> ctypes.CDLL:
+    """Compile and load the source that a function generates for a shape and a precision."""
+    return compile_and_load(source(*shape, dtype))
 
 
 def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
@@ -61,11 +61,13 @@ def _unpadded(values: Tensor, n_channels: int) -> Tensor:
     return values if values.shape[-1] == n_channels else values[..., :n_channels]
 
 
-def _layout(convolution: Convolution) -> ConvolutionLayout:
+def layout_of(convolution: Convolution) -> ConvolutionLayout:
+    """Return the layout of a convolution's arrays."""
     return ConvolutionLayout(convolution.paths, convolution.l_in, convolution.l_max)
 
 
-def _terms(contraction: SymmetricContraction) -> ContractionTerms:
+def terms_of(contraction: SymmetricContraction) -> ContractionTerms:
+    """Return the terms of a contraction."""
     return ContractionTerms(contraction.l_max, contraction.l_out, contraction.correlation)
 
 
@@ -82,7 +84,7 @@ class _Convolution:
         n_nodes: int = 0,
     ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
-        self.library = _library(tabulated_source if n_nodes else convolution_source, layout, coupling.dtype)
+        self.library = library(tabulated_source if n_nodes else convolution_source, coupling.dtype, layout)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
         n_rows, row_of_slot, reverse_of_slot = len(graph.pair_sender), graph.pair_of_slot, graph.reverse_of_slot
@@ -261,26 +263,25 @@ def _run_contraction(name: str, terms: ContractionTerms, arrays: Sequence[Tensor
     features = arrays[1]
     n_atoms, _, n_channels = features.shape
     blocks = n_channels // lanes(features.dtype)
-    library = _library(contraction_source, terms, features.dtype)
-    _run(library, name, arrays, (n_atoms, n_channels, blocks, 0, 0), blocks)
+    _run(library(contraction_source, features.dtype, terms), name, arrays, (n_atoms, n_channels, blocks, 0, 0), blocks)
 
 
 @cache
-def _tables(terms: ContractionTerms, dtype: torch.dtype) -> dict[tuple[int, int], Tensor]:
+def tables_of(terms: ContractionTerms, dtype: torch.dtype) -> dict[tuple[int, int], Tensor]:
     """Return, by degree and order, the matrix that maps weights of paths to weights of terms, ``[terms, paths]``."""
-    return {key: torch.as_tensor(table).to(dtype) for key, table in terms.tables().items()}
+    return {key: torch.as_tensor(table, device="cpu").to(dtype) for key, table in terms.tables().items()}
 
 
 def _compile(shape: ConvolutionLayout | ContractionTerms, dtype: torch.dtype, tables: bool) -> None:
     if isinstance(shape, ConvolutionLayout):
-        _library(tabulated_source if tables else convolution_source, shape, dtype)
+        library(tabulated_source if tables else convolution_source, dtype, shape)
         return
     if shape.n_terms() > LARGEST_NUMBER_OF_TERMS:
         raise CompilationError(
             f"its symmetric contraction has {shape.n_terms()} terms, more than the {LARGEST_NUMBER_OF_TERMS} that are "
             "compiled in reasonable time"
         )
-    _library(contraction_source, shape, dtype)
+    library(contraction_source, dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class CBackend(Backend):
         sources: Collection[str] = (),
     ) -> None:
         """See `Backend`."""
-        shapes = dict.fromkeys(_layout(k) if isinstance(k, Convolution) else _terms(k) for k in kernels)
+        shapes = dict.fromkeys(layout_of(k) if isinstance(k, Convolution) else terms_of(k) for k in kernels)
         # threads suffice, as compilers run as separate processes
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             futures: list[Future[Any]] = [pool.submit(_compile, shape, dtype, tables) for shape in shapes]
@@ -345,7 +346,7 @@ class CBackend(Backend):
         # tensors saved for second derivatives must be known to autograd, so copies are made out here
         given = [_padded(features[degree]).contiguous() for degree in convolution.l_in]
         width, harmonics = given[0].shape[-1], harmonics.contiguous()
-        layout, coupling = _layout(convolution), convolution.coupling
+        layout, coupling = layout_of(convolution), convolution.coupling
         if isinstance(radial, TabulatedRadial):
             table = radial.table
             assert isinstance(table, BlockedTable), "tables are prepared before"
@@ -379,13 +380,13 @@ class CBackend(Backend):
         graph: Graph,
     ) -> dict[int, Tensor]:
         """See `Backend`."""
-        terms, (elements, counts), device = _terms(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
+        terms, (elements, counts), device = terms_of(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
         present = torch.tensor(elements, device=device)
         # index of each atom's element among those present
         place = torch.arange(len(present), device=device).repeat_interleave(
             torch.tensor(counts, device=device), output_size=graph.n_atoms
         )
-        tables = _tables(terms, atomic_basis.dtype)
+        tables = tables_of(terms, atomic_basis.dtype)
         carried = [tables[key] @ weight.index_select(0, present) for key, weight in weights.items() if key in tables]
         # blocks of channels come first, as a kernel loops over all terms of one block
         blocked = _padded(torch.cat(carried, dim=1)).unflatten(2, (-1, lanes(atomic_basis.dtype))).transpose(1, 2)

@@ -127,7 +127,6 @@ class MACE(nn.Module):
     def _carry_to(self, dtype: torch.dtype) -> MACE:
         reference = self.reference_energies
         self.use_radial_tables(None)
-        self.programs = Programs()
         self.to(dtype)
         self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
         return self

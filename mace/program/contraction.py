@@ -48,7 +48,7 @@ class Contract(Block):
         self.terms, self.weights, self.tables = terms, dict(weights), dict(tables)
         self.features, self.results = features, tuple(results)
         self.n_channels, self.width, self.place, self.groups = n_channels, width, place, groups
-        self.n_groups = n_groups
+        self.n_groups, self._n_terms = n_groups, terms.n_terms()
 
     def reads(self) -> Sequence[Array]:
         """See `Block`."""
@@ -60,7 +60,7 @@ class Contract(Block):
 
     def prepare(self, tape: Tape) -> None:
         """Carry the weights of paths onto terms, ``[elements present, blocks of channels, terms, lanes]``."""
-        self._carried = tape.new("weights of terms", self.n_groups, self.terms.n_terms() * self.width)
+        self._carried = tape.new("weights of terms", self.n_groups, self._n_terms * self.width)
         if self.n_channels < self.width:
             tape.zero(self._carried)
         tape.adds(self._carried)
@@ -81,8 +81,8 @@ class Contract(Block):
                     b_by_index=True,
                     c=self._carried.at(first * tape.lanes),
                     c_outer=tape.lanes,
-                    c_vector=self.terms.n_terms() * tape.lanes,
-                    c_group=self.terms.n_terms() * self.width,
+                    c_vector=self._n_terms * tape.lanes,
+                    c_group=self._n_terms * self.width,
                     c_whole=True,
                     **self._each_element(),
                 )
@@ -133,7 +133,7 @@ class Contract(Block):
             return
         clears = not tape.adds(of_weights)
         self._launch(tape, "contraction_backward_full", (*arrays, of_weights), tape.adds(target), clears)
-        products = []
+        products, first_terms = [], self._first_terms()
         for key in trained:
             _, transposed, (n_terms, n_paths) = self.tables[key]
             products.append(
@@ -143,10 +143,10 @@ class Contract(Block):
                     depth=n_terms,
                     a=transposed.at(),
                     a_outer=n_terms,
-                    b=of_weights.at(self._first_terms()[key] * tape.lanes),
+                    b=of_weights.at(first_terms[key] * tape.lanes),
                     b_depth=tape.lanes,
-                    b_vector=self.terms.n_terms() * tape.lanes,
-                    b_group=self.terms.n_terms() * self.width,
+                    b_vector=self._n_terms * tape.lanes,
+                    b_group=self._n_terms * self.width,
                     c=tape.gradient_of(self.weights[key]).at(),
                     c_outer=self.n_channels,
                     c_vector=tape.lanes,

@@ -1,22 +1,15 @@
-"""The compiled libraries of a program, and the addresses of their kernels."""
+"""The addresses of the compiled kernels of a program."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 
+from mace.kernels.c_backend import library
 from mace.kernels.c_source.matrices import matrices_source
-from mace.kernels.compiler import compile_and_load
-
-
-@cache
-def library(source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> ctypes.CDLL:
-    """Compile and load the source that a function generates."""
-    return compile_and_load(source(*shape, dtype))
 
 
 def kernel(name: str, source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> int:

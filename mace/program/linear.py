@@ -444,7 +444,6 @@ class Silu(Block):
         return companion
 
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
-        rows = self.source.rows
-        count = Extent(rows.size, rows.times * self.source.width, rows.plus * self.source.width)
         arrays = (self.source, self._sigmoid, *arrays)
-        tape.launch(matrix_kernel(name, tape.dtype), arrays, [count, Extent("threads")], Extent("threads"))
+        sizes = [self.source.length, Extent("threads")]
+        tape.launch(matrix_kernel(name, tape.dtype), arrays, sizes, Extent("threads"))

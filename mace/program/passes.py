@@ -110,8 +110,7 @@ class Tape(Recorder):
         """Set an array to zero, unless something was written to it."""
         if self.adds(array):
             return
-        extent = Extent(array.rows.size, array.rows.times * array.width, array.rows.plus * array.width)
-        self.launch(matrix_kernel("zeros", self.dtype), [array], [extent, Extent("threads")], Extent("threads"))
+        self.launch(matrix_kernel("zeros", self.dtype), [array], [array.length, Extent("threads")], Extent("threads"))
 
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""

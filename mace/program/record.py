@@ -56,6 +56,11 @@ class Array:
     in_place_of: Array | None = None
 
     @property
+    def length(self) -> Extent:
+        """How many numbers it has."""
+        return Extent(self.rows.size, self.rows.times * self.width, self.rows.plus * self.width)
+
+    @property
     def home(self) -> Array:
         """The array whose memory it has."""
         return self if self.in_place_of is None else self.in_place_of.home
@@ -175,8 +180,8 @@ def _layout(array: Array) -> tuple[int, int, int]:
     """Return on which size the length of an array in bytes depends, a factor and a constant; zeros if external."""
     if array.external:
         return 0, 0, 0
-    row = array.width * array.bytes
-    return SIZES.index(array.rows.size), array.rows.times * row, array.rows.plus * row
+    length = array.length
+    return SIZES.index(length.size), length.times * array.bytes, length.plus * array.bytes
 
 
 @cache

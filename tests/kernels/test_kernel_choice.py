@@ -24,7 +24,7 @@ def forget() -> None:
         compile_and_load,
         compiler._warn,
         kernel_choice._warn,
-        c_backend._library,
+        c_backend.library,
     ):
         remembered.cache_clear()
 

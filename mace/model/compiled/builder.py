@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from mace.equivariant.activations import SILU_SCALE
-from mace.kernels.c_backend import BlockedTable
-from mace.kernels.c_source.contraction import ContractionTerms
-from mace.kernels.c_source.convolution import ConvolutionLayout
+from mace.kernels.c_backend import BlockedTable, layout_of, tables_of, terms_of
 from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import GeometryShape, geometry_source
 from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.c_source.parts import launcher_source
-from mace.kernels.convolution import ConvolutionPath
 from mace.model.interaction import LinearInteraction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product
@@ -184,8 +181,7 @@ class Builder:
             weight = Weight(self.weight(interaction.linear_up), n, n_messages, offset=place * n * n_messages)
             maps.append(Map(features[l], sent[l], weight, n**-0.5))
         self.blocks.append(Linear(maps, "atoms"))
-        paths: tuple[ConvolutionPath, ...] = interaction.convolution.paths
-        layout = ConvolutionLayout(paths, interaction.convolution.l_in, plan.l_max)
+        layout = layout_of(interaction.convolution)
         sums = [
             tape.new(f"sums {layer} {l}", "atoms", (2 * l + 1) * layout.n_paths(l) * width)
             for l in range(plan.l_max + 1)
@@ -196,7 +192,7 @@ class Builder:
         n_coupling = interaction.convolution.coupling.shape[1]
         harmonics = self.geometry.harmonics
         if self.model.radial_tables is None:
-            radial = self.radial(layer, interaction, len(paths), width)
+            radial = self.radial(layer, interaction, len(layout.paths), width)
             self.blocks.append(Convolve(layout, coupling, n_coupling, harmonics, radial, arrays, sums, width, edges))
         else:
             table, (intervals, factors) = self.model.radial_tables[layer], self.geometry.coefficients
@@ -288,10 +284,8 @@ class Builder:
     def contract(self, product: Product, basis: Array, results: Sequence[Array]) -> None:
         """Append the contraction."""
         plan, contraction = self.plan, product.contraction
-        terms = ContractionTerms(contraction.l_max, contraction.l_out, contraction.correlation)
-        tables = {}
-        for key, values in terms.tables().items():
-            table = torch.as_tensor(values, device="cpu").to(self.tape.dtype)
+        terms, tables = terms_of(contraction), {}
+        for key, table in tables_of(terms, self.tape.dtype).items():
             pair = self.constant("table", table), self.constant("transposed table", table.t())
             tables[key] = (*pair, tuple(table.shape))
         weights = {(int(name[1]), int(name[-1])): self.weight(value) for name, value in product.weights.items()}
