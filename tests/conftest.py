@@ -11,8 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from mace.kernels.compiler import find_compiler
+
+if not torch.cuda.is_available():
+    # Triton reads it where it is first imported: kernels are interpreted, on numbers in the memory of this machine
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # else each run would measure how many threads are best, and the last bits of two runs might differ
 os.environ.setdefault("OMP_NUM_THREADS", "1")
