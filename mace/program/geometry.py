@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
-from mace.program.libraries import kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.record import Array, Extent
 
@@ -127,4 +126,4 @@ class Geometry(Block):
     ) -> None:
         graph = [self.graph.get(which) for which in GRAPH_POINTERS]
         sizes = [Extent("atoms"), Extent("neighbors"), PAIRS, self._r_max, *dimensions]
-        tape.launch(kernel(name, geometry_source, tape.dtype, self.shape), [*graph, *arrays], sizes, units)
+        tape.launch(tape.kernel(name, geometry_source, self.shape), [*graph, *arrays], sizes, units)

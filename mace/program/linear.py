@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mace.kernels.c_source.matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
-from mace.program.libraries import matrix_kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
 from mace.program.record import Array, Extent, Pointer
@@ -135,7 +134,7 @@ class Linear(Block):
             if any(tape.is_wanted(kind, entry.source.array) for kind in (Pass.GRADIENT, Pass.ADJOINT)):
                 self._backward[entry], packing = packed(tape, w, n_matrices, transposed=True)
                 records += packing
-        tape.launch_list(matrix_kernel("packing", tape.dtype), records)
+        tape.launch_list(tape.matrix_kernel("packing"), records)
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
@@ -355,7 +354,7 @@ class RadialOutput(Linear):
                 source = w.array.at(path * n_channels + block * n_lanes)
                 place = self._transposed.at((block * n_paths + path) * n_lanes * panel)
                 records.append((source, place, filled, w.n_in, 1, w.distance, depth))
-        tape.launch_list(matrix_kernel("packing", tape.dtype), records)
+        tape.launch_list(tape.matrix_kernel("packing"), records)
 
     def _backwards(self, tape: Tape, kind: Pass) -> list[Product]:
         x, y, w = self.maps[0].source, self.maps[0].target, self.maps[0].weight
@@ -446,4 +445,4 @@ class Silu(Block):
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
         arrays = (self.source, self._sigmoid, *arrays)
         sizes = [self.source.length, Extent("threads")]
-        tape.launch(matrix_kernel(name, tape.dtype), arrays, sizes, Extent("threads"))
+        tape.launch(tape.matrix_kernel(name), arrays, sizes, Extent("threads"))

@@ -20,13 +20,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 
+from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.c_source.parts import lanes
-from mace.program.libraries import matrix_kernel
 from mace.program.products import Product
-from mace.program.record import Array, Extent, Recorder
+from mace.program.record import Array, Extent, Kernel, Recorder
 
 
 class Pass(Enum):
@@ -63,6 +64,14 @@ class Tape(Recorder):
     def new(self, name: str, rows: Extent | str, width: int) -> Array:
         """Create an array."""
         return Array(name, Extent(rows) if isinstance(rows, str) else rows, width, self.bytes)
+
+    def kernel(self, name: str, source: Callable[..., str], *shape: Any) -> Kernel:
+        """Return a kernel in the precision of the tape; see `Kernel`."""
+        return Kernel(name, source, self.dtype, shape)
+
+    def matrix_kernel(self, name: str) -> Kernel:
+        """Return one of the kernels of `mace.kernels.c_source.matrices`."""
+        return self.kernel(name, matrices_source)
 
     def follow(self, block: Block) -> None:
         """Note on what the arrays that a block writes depend."""
@@ -110,7 +119,7 @@ class Tape(Recorder):
         """Set an array to zero, unless something was written to it."""
         if self.adds(array):
             return
-        self.launch(matrix_kernel("zeros", self.dtype), [array], [array.length, Extent("threads")], Extent("threads"))
+        self.launch(self.matrix_kernel("zeros"), [array], [array.length, Extent("threads")], Extent("threads"))
 
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""
@@ -127,7 +136,7 @@ class Tape(Recorder):
     def products(self, products: Sequence[Product]) -> None:
         """Record a list of products."""
         if products:
-            self.launch_list(matrix_kernel("products", self.dtype), [product.words() for product in products])
+            self.launch_list(self.matrix_kernel("products"), [product.words() for product in products])
 
 
 class Block:
@@ -189,7 +198,7 @@ def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> Sections:
         if wanted:
             for block in reversed(blocks) if backward else blocks:
                 run(block)
-        marks.append(tape.n_launches)
+        marks.append(len(tape.launches))
 
     section(lambda block: block.prepare(tape), True)
     section(lambda block: block.value(tape), True)

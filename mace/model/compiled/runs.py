@@ -19,7 +19,8 @@ from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
 from mace.program.passes import Pass, Sections, Tape, record
-from mace.program.record import Array, Memory, Recording, Workspace
+from mace.program.processor import Memory, Recording, Workspace, recording
+from mace.program.record import Array
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -36,7 +37,7 @@ class _Program:
         tape: The tape.
         gradient: Whether it computes the gradient by the vectors.
         parameters: Parameters that it reads, by their arrays.
-        fixed: Addresses of its constants.
+        fixed: Its constants.
         free: Workspaces that no run uses.
         memories: Memory that no run of this or another program of the model uses.
         lock: Held while these two are changed.
@@ -48,7 +49,7 @@ class _Program:
     tape: Tape
     gradient: bool
     parameters: dict[Array, Tensor]
-    fixed: dict[Array, int]
+    fixed: dict[Array, Tensor]
     free: list[Workspace]
     memories: list[Memory]
     lock: threading.RLock
@@ -118,14 +119,14 @@ class Programs:
             return self._parameters
 
     def _program(self, builder: Builder, sections: Sections, gradient: bool) -> _Program:
-        recording = builder.tape.finish()
-        read = set(recording.arrays)
+        recorded = recording(builder.tape.launches)
+        read = set(recorded.arrays)
         names = {array: name for name, array in builder.weights.items() if array in read}
-        constants = {array: value.data_ptr() for array, value in builder.constants.items() if array in read}
+        constants = {array: value for array, value in builder.constants.items() if array in read}
         parameters = {array: self._parameters[name] for array, name in names.items()}
         own: list[Workspace] = []
         return _Program(
-            recording, sections, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
+            recorded, sections, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
         )
 
 
@@ -255,7 +256,7 @@ class _Run:
         }
         self._arrays = arrays
         given = program.parameters | arrays
-        self._workspace.connect(self._memory, self._sizes(), _addresses(given), self._threads)
+        self._workspace.connect(self._memory, self._sizes(), given, self._threads)
         self._prepare()
         self._workspace.run(program.sections.value[0], program.sections.gradient[1])
         if geometry.repulsion is not None:
@@ -271,7 +272,7 @@ class _Run:
         if changes is not None:
             arrays[builder.geometry.changes] = changes.contiguous()
         arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
-        self._workspace.give(_addresses(arrays))
+        self._workspace.give(arrays)
         first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
         self._is_spent = True  # these passes overwrite what the one of the gradient has left
         self._workspace.run(first, program.sections.adjoint[1])
@@ -305,10 +306,6 @@ class _Run:
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
-
-
-def _addresses(arrays: Mapping[Array, Tensor]) -> dict[Array, int]:
-    return {array: value.data_ptr() for array, value in arrays.items()}
 
 
 def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:
