@@ -22,7 +22,7 @@ from mace.kernels.compiler import find_compiler
 from mace.model.compiled.runs import energies_and_gradient
 from mace.model.mace import MACE
 from mace.model.prediction import predict
-from mace.program import processor
+from mace.program import processor, workspace
 
 pytestmark = [
     pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine"),
@@ -113,13 +113,13 @@ def test_frozen_weights_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> No
     model = build(**SMALL).requires_grad_(False)
     graphs = batch(model), batch(model, (3,), seed=2), batch(model, (60,), seed=1)
     runs: list[tuple[int, int]] = []
-    run = processor.Workspace.run
+    run = processor._Workspace.run
 
-    def counted(self: processor.Workspace, first: int, last: int) -> None:
+    def counted(self: processor._Workspace, first: int, last: int) -> None:
         runs.append((first, last))
         run(self, first, last)
 
-    monkeypatch.setattr(processor.Workspace, "run", counted)
+    monkeypatch.setattr(processor._Workspace, "run", counted)
     for graph in graphs[2:] + graphs:
         evaluated(model, graph)
     prepared = [first for first, _ in runs].count(0)
@@ -181,7 +181,7 @@ def test_weights_that_change_before_a_loss_is_differentiated() -> None:
         energies.sum().backward()
 
 
-def memories(model: MACE) -> list[processor.Memory]:
+def memories(model: MACE) -> list[workspace.Memory]:
     """List the memory that no run uses."""
     return model.programs._memories
 
@@ -238,9 +238,9 @@ def test_failures_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = batch(model)
     expected = by_torch(model, graph)
     evaluated(model, graph)
-    run, left = processor.Workspace.run, [0]
+    run, left = processor._Workspace.run, [0]
 
-    def failing(self: processor.Workspace, first: int, last: int) -> None:
+    def failing(self: processor._Workspace, first: int, last: int) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
@@ -249,7 +249,7 @@ def test_failures_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in range(3):
         left[0] = count
         with monkeypatch.context() as patch:
-            patch.setattr(processor.Workspace, "run", failing)
+            patch.setattr(processor._Workspace, "run", failing)
             with pytest.raises(KeyboardInterrupt):
                 by_program(model, graph)
         gc.collect()
@@ -263,11 +263,11 @@ def test_failures_before_the_first_preparation(monkeypatch: pytest.MonkeyPatch) 
     model = build(**SMALL).requires_grad_(False)
     graph = batch(model)
 
-    def failing(self: processor.Workspace, first: int, last: int) -> None:
+    def failing(self: processor._Workspace, first: int, last: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(processor.Workspace, "run", failing)
+        patch.setattr(processor._Workspace, "run", failing)
         with pytest.raises(KeyboardInterrupt):
             evaluated(model, graph)
     found = evaluated(model, graph)

@@ -19,8 +19,9 @@ from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
 from mace.program.passes import Pass, Sections, Tape, record
-from mace.program.processor import Memory, Recording, Workspace, recording
+from mace.program.processor import ProcessorRecording
 from mace.program.record import Array
+from mace.program.workspace import Memory, Workspace
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -43,7 +44,7 @@ class _Program:
         lock: Held while these two are changed.
     """
 
-    recording: Recording
+    recording: ProcessorRecording
     sections: Sections
     builder: Builder
     tape: Tape
@@ -119,8 +120,8 @@ class Programs:
             return self._parameters
 
     def _program(self, builder: Builder, sections: Sections, gradient: bool) -> _Program:
-        recorded = recording(builder.tape.launches)
-        read = set(recorded.arrays)
+        recorded = ProcessorRecording(builder.tape.launches)
+        read = set(recorded.table.arrays)
         names = {array: name for name, array in builder.weights.items() if array in read}
         constants = {array: value for array, value in builder.constants.items() if array in read}
         parameters = {array: self._parameters[name] for array, name in names.items()}
@@ -210,7 +211,7 @@ class _Run:
         self._is_spent = False
         self._threads = torch.get_num_threads()
         with program.lock:
-            self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
+            self._workspace = program.free.pop() if program.free else program.recording.workspace(program.fixed)
             self._memory = program.memories.pop() if program.memories else Memory()
 
     def __del__(self) -> None:
