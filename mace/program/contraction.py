@@ -8,7 +8,6 @@ from typing import Any
 
 from mace.kernels.c_source.contraction import ContractionTerms, contraction_source
 from mace.kernels.c_source.matrices import EACH_GROUP
-from mace.program.libraries import kernel
 from mace.program.linear import Groups
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -163,6 +162,6 @@ class Contract(Block):
 
     def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
-        address = kernel(name, contraction_source, tape.dtype, self.terms)
+        which = tape.kernel(name, contraction_source, self.terms)
         sizes: list[Word] = [Extent("atoms"), self.width, blocks, int(adds), int(clears)]
-        tape.launch(address, arrays, sizes, blocks)
+        tape.launch(which, arrays, sizes, blocks)

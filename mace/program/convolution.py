@@ -8,7 +8,6 @@ from typing import Any
 
 from mace.kernels.c_source.convolution import ConvolutionLayout, convolution_source, tabulated_source
 from mace.kernels.c_source.matrices import PACKED
-from mace.program.libraries import kernel, matrix_kernel
 from mace.program.linear import Weight, packed
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -73,7 +72,7 @@ class Convolve(Block):
         """Pack the coefficients."""
         weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
         self._packed, packing = packed(tape, weight, 1, transposed=False)
-        tape.launch_list(matrix_kernel("packing", tape.dtype), packing)
+        tape.launch_list(tape.matrix_kernel("packing"), packing)
         self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
 
     def value(self, tape: Tape) -> None:
@@ -152,7 +151,7 @@ class Convolve(Block):
         blocks = self.width // tape.lanes
         sizes: list[Word] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
         source = tabulated_source if n_nodes else convolution_source
-        tape.launch(kernel(name, source, tape.dtype, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
+        tape.launch(tape.kernel(name, source, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
 
 
 class ConvolveTabulated(Convolve):

@@ -22,11 +22,13 @@ from mace.kernels.c_source.matrices import (
     ROW_GROUPS,
     SUM_GROUPS,
     columns,
+    matrices_source,
     panel,
 )
 from mace.kernels.c_source.parts import lanes, launcher_source
 from mace.kernels.compiler import compile_and_load, find_compiler, thread_pool
-from mace.program.libraries import matrix_kernel
+from mace.program.processor import address
+from mace.program.record import Kernel
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")
 
@@ -36,6 +38,11 @@ GUARD = 7.0
 STARTS = (0, 5, 6, 20, 33)
 INDEX = (3, 0, 4, 1)
 """Groups of rows, and the number of the matrix of each; matrices are 0 to 4."""
+
+
+def matrix_kernel(name: str, dtype: torch.dtype) -> int:
+    """Return the address of a kernel."""
+    return address(Kernel(name, matrices_source, dtype))
 
 
 def launch(kernel: int, pointers: Sequence[int], dimensions: Sequence[int], units: int, threads: int) -> None:
