@@ -22,9 +22,10 @@ class Edges:
     sender_of_slot: Array
     pair_of_slot: Array
     reverse_of_slot: Array
+    slots_of_pair: Array
 
     def all(self) -> tuple[Array, ...]:
-        """Return them in the order of the kernels."""
+        """Return those that all kernels begin with; kernels with gradients by radial weights end with the last one."""
         return self.neighbor_count, self.sender_of_slot, self.pair_of_slot, self.reverse_of_slot
 
 
@@ -87,7 +88,7 @@ class Convolve(Block):
         of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
         adds = tape.adds(of_radial)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
-        arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics)
+        arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics, self.edges.slots_of_pair)
         self._launch(tape, "conv_backward_full", arrays, adds)
 
     def tangent(self, tape: Tape) -> None:
@@ -100,8 +101,8 @@ class Convolve(Block):
         adds = tape.adds(of_radial)
         of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
-        arrays = (*self._inputs(), *given, matrices, *changes, *results, of_radial, *of_features)
-        self._launch(tape, "conv_second", arrays, adds)
+        gradients = (*results, of_radial, *of_features, self.edges.slots_of_pair)
+        self._launch(tape, "conv_second", (*self._inputs(), *given, matrices, *changes, *gradients), adds)
         for array in results:
             tape.adds(array)
 
@@ -113,7 +114,8 @@ class Convolve(Block):
         of_radial = tape.of(Pass.ADJOINT, self.radial)
         adds = tape.adds(of_radial)
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
-        self._launch(tape, "conv_backward_parameters", (*self._inputs(), *given, of_radial, *of_features), adds)
+        arrays = (*self._inputs(), *given, of_radial, *of_features, self.edges.slots_of_pair)
+        self._launch(tape, "conv_backward_parameters", arrays, adds)
 
     def _gradients_of_features(self, tape: Tape, kind: Pass) -> list[Array | None]:
         """Return the arrays to which gradients of the features are added; None where they lead to nothing."""

@@ -321,7 +321,7 @@ class Builder:
             self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True, partial=partial))
 
 
-_EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot")
+_EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot", "slots_of_pair")
 
 
 def _component(array: Array, l: int, n: int, width: int) -> View:
