@@ -54,6 +54,22 @@ class DeviceKernel:
             self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps)
 
 
+@dataclass(frozen=True)
+class KernelSequence:
+    """Kernels that run one after the other, with the same arrays and dimensions, for one kernel in C.
+
+    Attributes:
+        kernels: The kernels.
+    """
+
+    kernels: tuple[DeviceKernel, ...]
+
+    def run(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
+        """Launch the kernels; see `DeviceKernel.run`."""
+        for kernel in self.kernels:
+            kernel.run(pointers, dimensions)
+
+
 @cache
 def load_text(name: str, text: str) -> ModuleType:
     """Make a module of generated source, whose lines `inspect` finds, as Triton reads the source of its functions.
