@@ -70,7 +70,7 @@ class Convolve(Block):
 
     def prepare(self, tape: Tape) -> None:
         """Pack the coefficients, where matrices are packed."""
-        self._coefficients = {
+        self._coefficients: dict[str, Any] = {
             "b": self.coupling.at(),
             "b_storage": PLAIN,
             "b_depth": self.n_coupling,

@@ -61,5 +61,13 @@ def target_of(backend: str, dtype: torch.dtype, tf32: bool = False) -> Target:
 
     recording = partial(DeviceRecording, dtype=dtype, tf32=tf32)
     # matrices are read where they are as fast; launches are reordered, which the reuse of memory would hinder
-    differences = {"most_packed": 0, "chunks_of_rows": CHUNKS_OF_ROWS, "in_place": False}
-    return Target(dtype, launching.LANES, matrices.PANEL, geometry.harmonics_width, recording, **differences)
+    return Target(
+        dtype,
+        launching.LANES,
+        matrices.PANEL,
+        geometry.harmonics_width,
+        recording,
+        most_packed=0,
+        chunks_of_rows=CHUNKS_OF_ROWS,
+        in_place=False,
+    )

@@ -124,8 +124,11 @@ def test_packing(dtype: torch.dtype, threads: int) -> None:
 def test_zeros(count: int, dtype: torch.dtype) -> None:
     for threads in (1, 3, 16):
         numbers = torch.full((count + 1,), GUARD, dtype=dtype)
-        launch(matrix_kernel("zeros", dtype), [numbers.data_ptr()], [count, threads], threads, threads)
+        other = torch.full((3,), GUARD, dtype=dtype)
+        records = np.array([numbers.data_ptr(), count, other.data_ptr(), 2], dtype=np.int64)
+        launch(matrix_kernel("zeros", dtype), [records.ctypes.data], [2, threads], threads, threads)
         assert not numbers[:-1].any() and numbers[-1] == GUARD
+        assert not other[:-1].any() and other[-1] == GUARD
 
 
 def silu_derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
