@@ -23,9 +23,10 @@ class Edges:
     sender_of_slot: Array
     pair_of_slot: Array
     reverse_of_slot: Array
+    slots_of_pair: Array
 
     def all(self) -> tuple[Array, ...]:
-        """Return them in the order of the kernels."""
+        """Return those of slots in the order of the kernels."""
         return self.neighbor_count, self.sender_of_slot, self.pair_of_slot, self.reverse_of_slot
 
 
@@ -86,7 +87,7 @@ class Convolve(Block):
         """See `Block`; gradients of the harmonics are one array for each share, added to by all layers."""
         of_features = self._gradients_of_features(tape, Pass.GRADIENT)
         of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
         arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics)
         self._launch(tape, "conv_backward_full", arrays, adds)
@@ -98,7 +99,7 @@ class Convolve(Block):
         changes = [tape.written(Pass.TANGENT, array) for array in (self.radial, *self.features)]
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
         arrays = (*self._inputs(), *given, matrices, *changes, *results, of_radial, *of_features)
@@ -112,7 +113,7 @@ class Convolve(Block):
             return
         of_features = self._gradients_of_features(tape, Pass.ADJOINT)
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
         self._launch(tape, "conv_backward_parameters", (*self._inputs(), *given, of_radial, *of_features), adds)
 

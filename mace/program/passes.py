@@ -112,6 +112,14 @@ class Tape(Recorder):
             return
         self.launch(matrix_kernel("zeros", self.dtype), [array], [array.length, Extent("threads")], Extent("threads"))
 
+    def adds_to_pairs(self, array: Array, slots_of_pair: Array) -> bool:
+        """Do as `adds` for an array of pairs in which a kernel leaves out padding, whose rows become zero first."""
+        before = self.adds(array)
+        if not before:
+            clear = matrix_kernel("clear_padding", self.dtype)
+            self.launch(clear, [slots_of_pair, array], [array.width], array.rows)
+        return before
+
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""
         companion = self.of(kind, array)

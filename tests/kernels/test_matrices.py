@@ -340,6 +340,22 @@ def test_a_product_for_each_group(dtype: torch.dtype, by_index: bool) -> None:
     assert (memory[untouched] == GUARD).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_without_rows_are_left_out(dtype: torch.dtype) -> None:
+    """In a padded graph, groups are empty whose products nobody needs, and whose operands nobody has written."""
+    case = Case(columns=21, grouping=EACH_GROUP, whole=True, dtype=dtype)
+    a, b = random(9, 4, dtype=dtype), random(5, 4, case.columns, dtype=dtype, seed=1)
+    memory, place, of_c = case.result(len(INDEX), 9)
+    starts = torch.tensor([0, *[2] * len(INDEX)])  # the first group has all rows
+    record = case.words(
+        rows=9, depth=4, a=a, a_outer=4, a_depth=1, b_by_index=1, c_outer=memory.shape[-1], c_group=memory[0].numel(),
+        groups=len(INDEX), group_index=torch.tensor(INDEX), group_starts=starts, **of_b(case, b), **of_c,
+    )  # fmt: skip
+    case.run(2, record)
+    expect(memory[:1], place, case.scale * (a @ b[INDEX[:1]]), case)
+    assert (memory[1:] == GUARD).all()
+
+
 def test_lists_of_products() -> None:
     """All of a list are computed, whatever their sizes, also where there are more shares than tiles."""
     expected, records, memories, cases = [], [], [], []
