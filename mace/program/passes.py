@@ -48,12 +48,14 @@ class Tape(Recorder):
     Attributes:
         varying: Arrays that depend on the geometry.
         learned: Arrays that depend on what is trained.
+        on_device: Whether kernels run on a device, where some need more memory.
     """
 
     def __init__(self, dtype: torch.dtype, trained: Iterable[Array] = ()) -> None:
         super().__init__(dtype)
         self.trained = frozenset(trained)
         self.lanes, self.bytes = lanes(dtype), dtype.itemsize
+        self.on_device = False
         self.varying: set[Array] = set()
         self.learned: set[Array] = set(self.trained)
         self._companions: dict[tuple[Pass, Array], Array] = {}
