@@ -50,9 +50,9 @@ def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: 
     )
 
 
-def _padded(values: Tensor) -> Tensor:
-    """Pad the channels with zeros to a multiple of the vector length, ``[..., channels]``."""
-    missing = -values.shape[-1] % lanes(values.dtype)
+def _padded(values: Tensor, n_lanes: int = 0) -> Tensor:
+    """Pad the channels with zeros to a multiple of a number, that of a vector's lanes if zero, ``[..., channels]``."""
+    missing = -values.shape[-1] % (n_lanes or lanes(values.dtype))
     return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
@@ -294,6 +294,13 @@ class BlockedTable(RadialTable):
 
     rows: Tensor
 
+    @classmethod
+    def of(cls, table: RadialTable, n_lanes: int) -> BlockedTable:
+        """Lay out a table."""
+        padded = _padded(table.values, n_lanes)
+        rows = padded.unflatten(3, (-1, n_lanes)).permute(3, 0, 1, 2, 4).contiguous()
+        return cls(table.values, table.r_max, rows)
+
 
 class CBackend(Backend):
     """Kernels in C, compiled on first use, for the CPU only.
@@ -303,7 +310,10 @@ class CBackend(Backend):
 
     name = "c"
     reads_tables_fast = True
-    has_programs = True
+
+    def has_programs(self, device: torch.device) -> bool:
+        """See `Backend`."""
+        return device.type == "cpu"
 
     def prepare(
         self,
@@ -323,9 +333,7 @@ class CBackend(Backend):
 
     def prepare_table(self, table: RadialTable) -> RadialTable:
         """See `Backend`."""
-        padded = _padded(table.values)
-        rows = padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
-        return BlockedTable(table.values, table.r_max, rows)
+        return BlockedTable.of(table, lanes(table.values.dtype))
 
     def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
         """See `Backend`; ``[rows, blocks of channels, paths, lanes]``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -32,48 +33,51 @@ class ProcessorRecording:
     """Launches of kernels in C, all of what they read in one table.
 
     Args:
-        launches: The launches.
+        sections: The launches of each section.
 
     Attributes:
         table: The table.
-        start: Place of the first launch in it.
+        sections: Place of the first launch of each section in the table, and their number.
     """
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
+    def __init__(self, sections: Sequence[Sequence[Launch]]) -> None:
         maker = TableMaker()
         at = maker.itself.at
         rows: list[tuple[Word, ...]] = []
-        for launch in launches:
+        for launch in itertools.chain(*sections):
             pointers, dimensions = launch.pointers, launch.dimensions
             if launch.records:
                 place = maker.append([word for record in launch.records for word in record])
                 pointers, dimensions = (at(place),), (len(launch.records), Extent("threads"))
             places = maker.append(pointers), maker.append(dimensions)
             rows.append((address(launch.kernel), *map(at, places), launch.units))
-        self.start = maker.append([word for row in rows for word in row])
+        start = maker.append([word for row in rows for word in row])
+        ends = itertools.accumulate(map(len, sections))
+        self.sections = [(start + 4 * (end - len(each)), len(each)) for end, each in zip(ends, sections, strict=True)]
         self.table: Table = maker.finish()
 
     def workspace(self, fixed: Mapping[Array, Tensor]) -> Workspace:
         """Return a workspace; see there."""
-        return _Workspace(self, fixed)
+        return ProcessorWorkspace(self, fixed)
 
 
-class _Workspace(Workspace):
+class ProcessorWorkspace(Workspace):
     """A workspace whose table all kernels read, in one parallel region."""
 
     def __init__(self, recording: ProcessorRecording, fixed: Mapping[Array, Tensor]) -> None:
         super().__init__(recording.table, fixed)
         self._address[self._place[recording.table.itself]] = self.words.ctypes.data
-        self._start = recording.start
+        self._sections = recording.sections
 
-    def run(self, first: int, last: int) -> None:
-        """Run the launches from the first up to, but not including, the last."""
-        if first == last:
+    def run(self, section: int) -> None:
+        """See `Workspace`."""
+        start, count = self._sections[section]
+        if not count:
             return
         pool = thread_pool()
         _launcher().run_all(
-            ctypes.c_void_p(self.words.ctypes.data + 8 * (self._start + 4 * first)),
-            ctypes.c_int64(last - first),
+            ctypes.c_void_p(self.words.ctypes.data + 8 * start),
+            ctypes.c_int64(count),
             ctypes.c_int64(self.threads),
             ctypes.c_void_p(pool.parallel),
             ctypes.c_void_p(pool.thread_number),

@@ -37,6 +37,8 @@ class Array:
         width: Numbers per row.
         bytes: Bytes of a number.
         external: Whether it belongs to the caller, who gives its address.
+        read_only: Whether no kernel writes to it.
+        integers: Whether its numbers are 64-bit integers.
         in_place_of: An array that is no longer needed when this one is first written, and whose memory it takes.
     """
 
@@ -45,6 +47,8 @@ class Array:
     width: int = 1
     bytes: int = 4
     external: bool = False
+    read_only: bool = False
+    integers: bool = False
     in_place_of: Array | None = None
 
     @property

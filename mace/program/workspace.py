@@ -99,16 +99,17 @@ class Memory:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
+        self._more = self._buffer
         self.prepared: object = None
 
     @property
     def n_bytes(self) -> int:
         """Size in bytes."""
-        return self._buffer.numel()
+        return self._buffer.numel() + self._more.numel()
 
     def reserve(self, n_bytes: int) -> Tensor:
         """Return the memory as bytes, at least as many as wanted; it then holds nothing if it was too small."""
-        if n_bytes > self.n_bytes:
+        if n_bytes > self._buffer.numel():
             device = self._buffer.device
             # free the old one before the new one is allocated
             self._buffer = torch.empty(0, dtype=torch.uint8, device=device)
@@ -116,6 +117,14 @@ class Memory:
             self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8, device=device)
             self.prepared = None
         return self._buffer
+
+    def reserve_more(self, n_bytes: int) -> Tensor:
+        """Return other memory as bytes, at least as many as wanted, for what nobody needs after a launch."""
+        if n_bytes > self._more.numel():
+            self._more = torch.empty(
+                n_bytes + n_bytes // 8 // _ALIGNMENT * _ALIGNMENT, dtype=torch.uint8, device=self._buffer.device
+            )
+        return self._more
 
 
 class Workspace:
@@ -188,5 +197,5 @@ class Workspace:
         return self.buffer[start : start + count].view(dtype).view(*shape)
 
     @abstractmethod
-    def run(self, first: int, last: int) -> None:
-        """Run the launches from the first up to, but not including, the last."""
+    def run(self, section: int) -> None:
+        """Run the launches of a section of the recording."""
