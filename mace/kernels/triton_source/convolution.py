@@ -10,7 +10,7 @@ program that owns the first of the two slots. Programs beyond those of the rows 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.c_source.convolution import ConvolutionLayout, Place
-from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence, Number, load_text, number_type
+from mace.kernels.triton_source.launching import LANES, DeviceKernel, Number, load_text, number_type
 
 LARGEST_GROUP = 16
 """Largest number of sums that a program of the forward kernel keeps in registers."""
@@ -366,20 +366,18 @@ def _kernel(text: str, name: str, padding: bool = True, parts: int = 1) -> Devic
 
 
 @cache
-def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel | KernelSequence]:
+def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel]:
     """Return the kernels of a layer's convolution; pointers of those of gradients end with ``slots_of_pair``."""
     writer = _Writer(layout, dtype, tabulated=False)
     parts = len(writer.groups())
     full, parameters, second = "conv_backward_full", "conv_backward_parameters", "conv_second"
+    last = _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients")
     return {
         "conv_forward": _kernel(writer.sums("conv_forward"), "conv_forward", False, parts),
         full: _kernel(writer.backward(full, with_harmonics=True), full),
         parameters: _kernel(writer.backward(parameters), parameters),
-        second: KernelSequence(
-            (
-                _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts),
-                _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients"),
-            )
+        second: replace(
+            _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts), then=last
         ),
     }
 
