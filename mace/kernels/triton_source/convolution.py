@@ -38,6 +38,26 @@ def _indented(lines: Iterable[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
+_OF_SLOT = {"i": "sender", "q": "pair", "t": "reverse"}
+
+
+def _loop(names: str, body: Iterable[str]) -> list[str]:
+    """Return a loop over the slots ``s`` of row ``j``, in which names stand for what the slot has in index arrays.
+
+    Indices of the next slot are loaded before the work on one begins, as nothing can be loaded without them.
+    """
+    return [
+        "n = tl.load(count + j).to(tl.int32)",
+        *(f"next_{name} = tl.load({_OF_SLOT[name]} + j * K)" for name in names),
+        "for k in range(0, n):",
+        "    s = j * K + k",
+        "    following = j * K + tl.minimum(k + 1, n - 1)",
+        *(f"    {name} = next_{name}.to(tl.int64)" for name in names),
+        *(f"    next_{name} = tl.load({_OF_SLOT[name]} + following)" for name in names),
+        *_indented(body),
+    ]
+
+
 def _programs(dimensions: Sequence[Number], parts: int) -> tuple[int]:
     """Return the grid of kernels with so many programs for each row and block of channels."""
     return (int(dimensions[0]) * int(dimensions[4]) * parts,)
@@ -188,8 +208,6 @@ class _Writer:
             f"b = (tl.program_id(0) // {len(groups)} % B).to(tl.int64)",
             f"j = (tl.program_id(0) // {len(groups)} // B).to(tl.int64)",
             "channel = b * LANES + lane",
-            "start = j * K",
-            "n = tl.load(count + j).to(tl.int32)",
         ]
         target = "gc" if second else "o"
         for number, group in enumerate(groups):
@@ -203,9 +221,6 @@ class _Writer:
         used = {place.path.l1 for place in group}
         matrices = self._matrices("s", second)
         edge = [
-            "s = start + k",
-            "i = tl.load(sender + s).to(tl.int64)",
-            "q = tl.load(pair + s).to(tl.int64)",
             *(each.start for each in matrices),
             *self._weights_of_pair("rv" if second else "r"),
             *self._rows("x", "i", "i"),
@@ -217,7 +232,7 @@ class _Writer:
                 edge += [f"{p}{l1}_{m1} = tl.load({p}i{l1} + {m1} * C)" for p in ("xu" if second else "x")]
         for place in group:
             edge += self._path_sums(place, matrices)
-        code += ["for k in range(0, n):", *_indented(edge)]
+        code += _loop("iq", edge)
         code += self._rows(target, "j", "j", True)
         return code + [f"tl.store({self._result(f'{target}j', place, m3)}, a{place.sums + m3})" for place, m3 in names]
 
@@ -296,8 +311,7 @@ class _Writer:
             code += self._rows("c", "j", "j", True)
         if self.keeps:
             code += [f"c_{index} = tl.load({address})" for index, address in self._cotangents("cj")]
-        code += ["start = j * K", "n = tl.load(count + j).to(tl.int32)"]
-        code += ["for k in range(0, n):", *_indented(self._edge_backward(with_harmonics, second))]
+        code += _loop("iqt", self._edge_backward(with_harmonics, second))
         for l1 in self.layout.l_in:
             lines = [f"gxj = gx{l1} + j * {2 * l1 + 1} * C + channel"]
             for m1 in range(2 * l1 + 1):
@@ -317,10 +331,6 @@ class _Writer:
         """Return the code of one slot of row ``j`` and its reverse."""
         n_harmonics, matrices = (self.layout.l_max + 1) ** 2, self._matrices("t", second)
         code = [
-            "s = start + k",
-            "i = tl.load(sender + s).to(tl.int64)",
-            "q = tl.load(pair + s).to(tl.int64)",
-            "t = tl.load(reverse + s).to(tl.int64)",
             *(each.start for each in matrices),
             *self._weights_of_pair("rv" if second else "r", derivative=True),
             *self._rows("c", "i", "i", True),
