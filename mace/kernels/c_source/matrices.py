@@ -245,10 +245,14 @@ void packing_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, i
   }
 }
 
-/* Sets numbers to zero. Pointers: the numbers. Dimensions: count, shares. Units: shares. */
+/* Sets numbers to zero. Pointers: a list of arrays and their lengths. Dimensions: how many, shares. Units: shares. */
+typedef struct { T *numbers; int64_t count; } Cleared;
 void zeros_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {
-  const int64_t first = d[0] * begin / d[1], last = d[0] * end / d[1];
-  memset(p[0] + first, 0, (last - first) * sizeof(T));
+  for (int64_t x = 0; x < d[0]; x++) {
+    const Cleared *c = (const Cleared *)p[0] + x;
+    const int64_t first = c->count * begin / d[1], last = c->count * end / d[1];
+    memset(c->numbers + first, 0, (last - first) * sizeof(T));
+  }
 }
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.c_source.convolution import ConvolutionLayout, Place
-from mace.kernels.triton_source.launching import LANES, DeviceKernel, Number, load_text, number_type
+from mace.kernels.triton_source.geometry import harmonics_width
+from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence, Number, load_text, number_type
 
 LARGEST_GROUP = 16
 """Largest number of sums that a program of the forward kernel keeps in registers."""
@@ -415,7 +416,7 @@ class _Writer:
 
     def _store_harmonics(self, n_harmonics: int) -> list[str]:
         """Return the code that adds the sums over channels to the share of the block."""
-        width = -(-n_harmonics // LANES) * LANES
+        width = harmonics_width(self.layout.l_max)
         code = [f"gyt = gy + (b * N * K + t) * {width} + lane"]
         for start in range(0, n_harmonics, LANES):
             names = [f"y_{m}" for m in range(start, min(start + LANES, n_harmonics))]
@@ -449,19 +450,20 @@ def _kernel(text: str, name: str, padding: bool = True, parts: int = 1) -> Devic
 
 
 @cache
-def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel]:
+def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel | KernelSequence]:
     """Return the kernels of a layer's convolution; pointers of those of gradients end with ``slots_of_pair``."""
     writer = _Writer(layout, dtype, tabulated=False)
     parts = len(writer.groups())
-    full, parameters, second = "conv_backward_full", "conv_backward_parameters", "conv_second"
-    last = _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients")
+    full, parameters = "conv_backward_full", "conv_backward_parameters"
+    parts_of_second = (
+        _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts),
+        _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients"),
+    )
     return {
         "conv_forward": _kernel(writer.sums("conv_forward"), "conv_forward", False, parts),
         full: _kernel(writer.backward(full, with_harmonics=True), full),
         parameters: _kernel(writer.backward(parameters), parameters),
-        second: replace(
-            _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts), then=last
-        ),
+        "conv_second": KernelSequence(parts_of_second),
     }
 
 

@@ -35,14 +35,12 @@ class DeviceKernel:
         grid: Number of programs along each axis, from the dimensions.
         warps: Warps of a program.
         options: Further arguments by name, constants of the kernel.
-        then: A kernel that runs after it with the same arrays and dimensions, if one kernel in C is two here.
     """
 
     function: Any
     grid: Callable[[Sequence[Number]], tuple[int, ...]]
     warps: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
-    then: DeviceKernel | None = None
 
     def run(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
         """Launch the kernel on the current stream.
@@ -54,8 +52,22 @@ class DeviceKernel:
         grid = self.grid(dimensions)
         if all(grid):
             self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps)
-        if self.then is not None:
-            self.then.run(pointers, dimensions)
+
+
+@dataclass(frozen=True)
+class KernelSequence:
+    """Kernels that run one after the other, with the same arrays and dimensions, for one kernel in C.
+
+    Attributes:
+        kernels: The kernels.
+    """
+
+    kernels: tuple[DeviceKernel, ...]
+
+    def run(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
+        """Launch the kernels; see `DeviceKernel.run`."""
+        for kernel in self.kernels:
+            kernel.run(pointers, dimensions)
 
 
 @cache
