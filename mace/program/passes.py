@@ -126,6 +126,13 @@ class Tape(Recorder):
             self._scratch[width] = self.new("scratch", "one", width)
         return self._scratch[width]
 
+    def adds_to_pairs(self, array: Array, slots_of_pair: Array) -> bool:
+        """Do as `adds` for an array of pairs in which a kernel leaves out padding, whose rows become zero first."""
+        before = self.adds(array)
+        if not before and not self.target.clears_padding:
+            self.launch(self.matrix_kernel("clear_padding"), [slots_of_pair, array], [array.width], array.rows)
+        return before
+
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""
         companion = self.of(kind, array)

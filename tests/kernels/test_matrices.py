@@ -17,6 +17,7 @@ from matrix_products import (
     check_packing,
     random,
     run_each_group,
+    run_empty_groups,
     run_list,
     run_rows,
     run_sums,
@@ -105,6 +106,11 @@ def test_sums_over_rows(dtype: torch.dtype, grouping: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_product_for_each_group(dtype: torch.dtype, by_index: bool) -> None:
     run_each_group(Case(C, columns=21, grouping=EACH_GROUP, whole=not by_index, dtype=dtype, add=by_index), by_index)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_without_rows_are_left_out(dtype: torch.dtype) -> None:
+    run_empty_groups(Case(C, columns=21, grouping=EACH_GROUP, whole=True, dtype=dtype))
 
 
 def test_lists_of_products() -> None:

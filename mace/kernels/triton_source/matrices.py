@@ -244,6 +244,9 @@ def _work_of(q, t, SIZE: tl.constexpr):
             g, begin, depth, number = _group_of(starts, groups, 1, tl.load(q + _PART), number)
         if grouping == _EACH_GROUP:
             g, number = number, 0
+            if tl.load(q + _GROUP_STARTS) != 0:
+                if tl.load(starts + g) == tl.load(starts + g + 1):
+                    rows *= 0  # nobody needs the products of a group without rows
     return g, begin, rows, depth, t, number
 
 
