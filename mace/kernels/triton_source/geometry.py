@@ -264,7 +264,10 @@ def _write_rows(l_max: int, number: str) -> list[str]:
 def _write_basis(n: int, number: str, values: str) -> list[str]:
     """Return lines that write a chunk of numbers ``<values><place>`` to the rows of the basis."""
     names = [f"{values}{place}" for place in range(min(n, _CHUNK))]
-    return [*joined("chunk", names, min(columns(n), _CHUNK), number), f"tl.store(of_basis + q[:, None] * {n} + column, chunk, mask=inside)"]
+    return [
+        *joined("chunk", names, min(columns(n), _CHUNK), number),
+        f"tl.store(of_basis + q[:, None] * {n} + column, chunk, mask=inside)",
+    ]
 
 
 def _pair_vectors() -> str:
