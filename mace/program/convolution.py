@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mace.kernels.c_source.convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.c_source.matrices import PACKED
+from mace.kernels.c_source.matrices import PACKED, PLAIN
 from mace.program.linear import Weight, packed
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -69,10 +69,18 @@ class Convolve(Block):
         return self.results
 
     def prepare(self, tape: Tape) -> None:
-        """Pack the coefficients."""
-        weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
-        self._packed, packing = packed(tape, weight, 1, transposed=False)
-        tape.launch_list(tape.matrix_kernel("packing"), packing)
+        """Pack the coefficients, where matrices are packed."""
+        self._coefficients = {
+            "b": self.coupling.at(),
+            "b_storage": PLAIN,
+            "b_depth": self.n_coupling,
+            "b_vector": tape.lanes,
+        }
+        if tape.target.most_packed:
+            weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
+            array, packing = packed(tape, weight, 1, transposed=False)
+            tape.launch_list(tape.matrix_kernel("packing"), packing)
+            self._coefficients = {"b": array.at(), "b_storage": PACKED}
         self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
 
     def value(self, tape: Tape) -> None:
@@ -136,8 +144,7 @@ class Convolve(Block):
                     depth=(self.layout.l_max + 1) ** 2,
                     a=tape.written(kind, self.harmonics).at(),
                     a_outer=self.harmonics.width,
-                    b=self._packed.at(),
-                    b_storage=PACKED,
+                    **self._coefficients,
                     c=matrices.at(),
                     c_outer=self.n_coupling,
                     c_vector=tape.lanes,

@@ -215,7 +215,7 @@ class DeviceWorkspace(Workspace):
                 records = self._copy.there[launch.place :]
                 launch.kernel.run([records, self._partial], self._dimensions[launch.number])
             else:
-                launch.kernel.run([self._copy.there[launch.place :]], [launch.count])
+                launch.kernel.run([self._copy.there[launch.place :]], [launch.count, 0])
 
     def _number(self, word: Word) -> int | float:
         """Return a dimension."""

@@ -118,10 +118,10 @@ class Linear(Block):
         return [entry.target.array for entry in self.maps]
 
     def prepare(self, tape: Tape) -> None:
-        """Pack the matrices, unless there are those of many elements."""
-        if self.groups is not None and self.groups.n_elements > tape.target.most_packed:
-            return
+        """Pack the matrices, unless there are too many, those of as many elements."""
         n_matrices = self.groups.n_elements if self.groups else 1
+        if n_matrices > tape.target.most_packed:
+            return
         records = []
         for entry in self.maps:
             w = entry.weight
@@ -334,7 +334,7 @@ class RadialOutput(Linear):
     def prepare(self, tape: Tape) -> None:
         """Pack the matrices of the paths, and the transpose of all of them in the order of the target."""
         records = []
-        for entry in self.maps:
+        for entry in self.maps if tape.target.most_packed else ():
             self._forward[entry], packing = packed(tape, entry.weight, 1, transposed=False)
             records += packing
         n_paths, n_channels, n_blocks, n_lanes = self._shape

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from mace.kernels.c_source.contraction import CHUNKS_OF_ROWS
 from mace.kernels.c_source.geometry import harmonics_width
 from mace.kernels.c_source.matrices import panel
 from mace.kernels.c_source.parts import lanes
@@ -28,8 +29,9 @@ class Target:
         panel: Columns of packed matrices that are used together.
         harmonics_width: Length of a row of harmonics up to a degree.
         recording: Makes a recording that can be run from the launches of each section.
-        most_packed: Largest number of elements whose matrices are packed in advance: with many, a batch has few rows of
-            each.
+        most_packed: Largest number of matrices, such as those of all elements, that are packed in advance if that is
+            not required: with many, a batch has few rows of each.
+        chunks_of_rows: Into how many chunks rows are cut whose products are summed by element; zero if they are not.
         in_place: Whether arrays take the memory of others that nobody needs any more.
     """
 
@@ -39,6 +41,7 @@ class Target:
     harmonics_width: Callable[[int], int]
     recording: Callable[[Sequence[Sequence[Launch]]], Recording]
     most_packed: int = 8
+    chunks_of_rows: int = 0
     in_place: bool = True
 
 
@@ -57,5 +60,6 @@ def target_of(backend: str, dtype: torch.dtype, tf32: bool = False) -> Target:
     from mace.kernels.triton_source import geometry, launching, matrices  # it imports Triton, which not everyone has
 
     recording = partial(DeviceRecording, dtype=dtype, tf32=tf32)
-    # launches are reordered, which the reuse of memory would hinder
-    return Target(dtype, launching.LANES, matrices.PANEL, geometry.harmonics_width, recording, in_place=False)
+    # matrices are read where they are as fast; launches are reordered, which the reuse of memory would hinder
+    differences = {"most_packed": 0, "chunks_of_rows": CHUNKS_OF_ROWS, "in_place": False}
+    return Target(dtype, launching.LANES, matrices.PANEL, geometry.harmonics_width, recording, **differences)

@@ -195,7 +195,8 @@ class Arrays:
 
     def of_harmonics(self) -> Tensor:
         n_harmonics = self.case.harmonics.shape[-1]
-        shape = self.dimensions()[4], self.case.harmonics.shape[1], -(-n_harmonics // self.n_lanes) * self.n_lanes
+        unit = 4 if self.n_lanes == LANES else self.n_lanes  # rows of harmonics on a device are shorter
+        shape = self.dimensions()[4], self.case.harmonics.shape[1], -(-n_harmonics // unit) * unit
         return torch.zeros(shape, dtype=self.case.dtype)
 
     def of_results(self) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.c_source.convolution import ConvolutionLayout, Place
+from mace.kernels.triton_source.geometry import harmonics_width
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence, Number, load_text, number_type
 
 LARGEST_GROUP = 16
@@ -350,13 +351,14 @@ class _Writer:
 
     def _store_harmonics(self, n_harmonics: int) -> list[str]:
         """Return the code that adds the sums over channels to the share of the block."""
-        width = -(-n_harmonics // LANES) * LANES
+        width = harmonics_width(self.layout.l_max)
         code = [f"gyt = gy + (b * N * K + t) * {width} + lane"]
         for start in range(0, n_harmonics, LANES):
-            code.append(f"total = tl.load(gyt + {start})")
+            mask = f"mask=lane < {width - start}"
+            code.append(f"total = tl.load(gyt + {start}, {mask}, other=0.0)")
             for m in range(start, min(start + LANES, n_harmonics)):
                 code.append(f"total += tl.where(lane == {m - start}, tl.sum(y_{m}, axis=0), 0.0)")
-            code.append(f"tl.store(gyt + {start}, total)")
+            code.append(f"tl.store(gyt + {start}, total, {mask})")
         return code
 
 
