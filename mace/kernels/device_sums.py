@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph
-from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape
+from mace.kernels.c_source.geometry import GRAPH_POINTERS
 
 
 def has_kernels(values: Tensor) -> bool:
@@ -78,10 +78,10 @@ def of_strain(cotangent: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
 
 
 def _run(name: str, graph: Graph, arrays: Sequence[Tensor]) -> None:
-    """Launch one of the kernels of the geometry, none of which depends on radial functions or on the cutoff."""
-    from mace.kernels.triton_source.geometry import geometry_kernels
+    """Launch one of the kernels of the geometry, those used here do not depend on the cutoff or its exponent."""
+    from mace.kernels.triton_source.pairs import pair_kernels
 
-    kernel = geometry_kernels(GeometryShape(0), arrays[0].dtype)[name]
+    kernel = pair_kernels(1, arrays[0].dtype)[name]
     of_graph = [getattr(graph, pointer) for pointer in GRAPH_POINTERS[:-2]]
     sizes = [graph.n_atoms, graph.max_neighbors, len(graph.pair_sender), 1.0]
     kernel.run([*of_graph, None, None, *(array.contiguous() for array in arrays)], sizes)
