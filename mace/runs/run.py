@@ -134,7 +134,9 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
         except Diverged as error:
             if run.team.is_first and trainer.progression.best_epochs:
                 _LOGGER.error("%s", error)
-                write_models(run, preparation, trainer)
+                with run.team.writing():
+                    write_models(run, preparation, trainer)
+            run.team.together()
             raise
         run.progress.finish()
         run.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"

@@ -419,12 +419,14 @@ class Trainer:
         """Save the complete state and the best weights of each stage."""
         state = self.progression
         state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
-        self.keeper.save(self.state.state_dict())
+        with self._team.writing():
+            self.keeper.save(self.state.state_dict())
 
     def _stop(self, saved: bool = False) -> None:
         """Save the state unless already saved, and end the run because of a signal."""
         if not saved:
             self.save()
+        self._team.together()
         state = self.progression
         done, size = state.structures_done, self.batch_plan.n_structures
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
