@@ -88,15 +88,25 @@ def synchronize(device: torch.device) -> None:
         module.synchronize(*(() if device.type == "mps" else (device,)))
 
 
-def release_memory(device: torch.device) -> None:
-    """Return memory that torch keeps for later, though it is not in use, to a device."""
-    if (module := _module(device)) is not None:
-        module.empty_cache()
+def release_memory() -> None:
+    """Return memory that torch keeps for later, though it is not in use, to the devices."""
+    torch.cuda.empty_cache()  # does nothing where the device is not in use
+    if hasattr(torch, "xpu"):
+        torch.xpu.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def device_name(device: torch.device) -> str | None:
     """Return what the maker calls a device; None for CPUs and where torch does not tell."""
     return str(_module(device).get_device_name(device)) if device.type in ("cuda", "xpu") else None
+
+
+def device_software(device: torch.device) -> str:
+    """Return the version of what torch was built with for devices of this kind."""
+    if device.type == "xpu":
+        return f"SYCL {getattr(torch.version, 'xpu', None) or 'of an unknown version'}"
+    return f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
 
 
 def device_identity(device: torch.device) -> str | None:
@@ -120,7 +130,7 @@ def products_in(device: torch.device, tf32: bool) -> Iterator[list[str]]:
         Sentences about what the environment says otherwise, for the log.
     """
     if device.type != "cuda":
-        yield []
+        yield [f"--tf32 has no effect on --device={device}: only GPUs of NVIDIA have it"] if tf32 else []
         return
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -138,6 +148,8 @@ def overridden_products(tf32: bool, environment: Mapping[str, str] = os.environ)
         environment: Environment variables of the process.
     """
     notes = []
+    if torch.version.hip is not None:
+        return ["--tf32 has no effect: only GPUs of NVIDIA have it"] if tf32 else []
     name = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
     if environment.get(name) == "1" and not tf32:
         notes.append(f"{name}=1 has no effect here: float32 stays float32 without --tf32")

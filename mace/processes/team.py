@@ -297,7 +297,6 @@ class DistributedTeam(Team):
         Raises:
             LostProcess: If one of them does not take part.
         """
-
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
         def work() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from mace.graphs.graph import carry
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
+from mace.training.memory import EdgeLimit, needing_memory
 from mace.training.phases import PhaseClock
 from mace.training.state import TrainingState
 from mace.training.step import loss_gradient, update_parameters
@@ -65,11 +65,12 @@ class StepOutcome:
     _numbers: Tensor
     _arrived: torch.cuda.Event | None
     _requests: tuple[bool, bool] | None
+    _wait: Callable[[Callable[[], None]], None] = field(default=lambda work: work())
 
     def read(self) -> StepNumbers:
         """Return the numbers, waiting for the device if necessary."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            self._wait(self._arrived.synchronize)
         loss, norm, *requests = self._numbers.tolist()
         stop, due = self._requests if self._requests is not None else (requests[0] > 0.0, requests[1] > 0.0)
         return StepNumbers(loss, norm, self._clock.read(), stop, due)
@@ -91,6 +92,7 @@ class BatchStep:
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
+        self._n_parameters = sum(parameter.numel() for parameter in self._parameters)
 
     def divide(self, step: Step) -> list[np.ndarray]:
         """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
@@ -161,16 +163,18 @@ class BatchStep:
         asked = list[Tensor]()
         if team.size > 1:
             own_numbers = torch.cat([value.reshape(1), value.new_tensor(requests)])
-            value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
+            with needing_memory("the sum of the gradients of all processes", self._n_parameters):
+                value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
             clock.mark("communication")
-        norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
-        moved.update_model()
+        with needing_memory("the step of the optimizer", self._n_parameters):
+            norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
+            moved.update_model()
         clock.mark("optimizer")
         numbers, arrived = torch.stack([value, norm.to(value.dtype), *asked]), None
         if device.type == "cuda":
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(device))
         return StepOutcome(
             structures=structures,
             loss=value,
@@ -182,4 +186,5 @@ class BatchStep:
             _numbers=numbers,
             _arrived=arrived,
             _requests=None if team.size > 1 else requests,
+            _wait=team.unless_lost,  # a device waits in vain for one that is gone
         )

@@ -297,6 +297,28 @@ def test_divergence_waits_for_the_first_process_to_write_models(tmp_path: Path, 
     assert (tmp_path / "run" / "tiny.model").exists()
 
 
+def test_a_command_starts_the_processes_itself(tmp_path: Path, data: Path) -> None:
+    flags = (f"--train_file={data}", "--batch_size=2", "--max_num_epochs=100000", "--devices=2")
+    command = [sys.executable, "-m", "mace.cli.run_train", *FLAGS, *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 240.0
+        while "Epoch 1:" not in output.read_text():
+            assert time.monotonic() < end and process.poll() is None, output.read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TOGETHER) == 143
+    finally:
+        process.kill()
+    said = output.read_text()
+    assert said.count("2 processes with 2 structures each in a step, 4 together") == 1
+    assert "--restart_latest goes on from there" in said.splitlines()[-1]
+    assert load_safely(tmp_path / "checkpoints" / "tiny_run-7_last.pt")["processes"] == 2
+
+
 def test_a_problem_of_all_is_told_once(tmp_path: Path, data: Path) -> None:
     processes = Processes(tmp_path / "run", f"--train_file={tmp_path / 'none.xyz'}")
     assert processes.wait(120) == [2, 2]
