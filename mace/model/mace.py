@@ -32,6 +32,7 @@ from mace.model.radial import NuclearRepulsion, RadialEmbedding
 from mace.model.radial_network import NormalizedRadialNetwork
 from mace.model.readout import LinearReadout, dipole_readouts, energy_readouts, of_heads
 from mace.model.roles import declared_roles, learned
+from mace.processes.devices import widest
 
 _OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
 """Constants of heads, and the names of the buffers that hold them."""
@@ -131,8 +132,13 @@ class MACE(nn.Module):
         reference = self.reference_energies
         self.use_radial_tables(None)
         self.to(dtype)
-        self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
+        self.reference_energies = reference.to(widest(reference.device))
         return self
+
+    def move(self, device: torch.device | str) -> MACE:
+        """Carry the model to a device, in place; its reference energies get the widest precision that this has."""
+        self.reference_energies = self.reference_energies.to(widest(torch.device(device)))
+        return self.to(device)
 
     @property
     def dtype(self) -> torch.dtype:

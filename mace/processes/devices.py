@@ -74,6 +74,11 @@ def widest(device: torch.device) -> torch.dtype:
     return _widest(device.type, device.index)
 
 
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor to the precision in which its device adds up energies; see `widest`."""
+    return tensor.to(widest(tensor.device))
+
+
 @cache
 def _widest(kind: str, index: int | None) -> torch.dtype:
     lacks_double = kind == "mps"

@@ -15,6 +15,7 @@ from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding, Gather
 from mace.graphs.graph import carry
+from mace.processes.devices import widest
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
@@ -159,7 +160,7 @@ class BatchStep:
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
         moved.take_gradients()
-        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=widest(device), device=device)
         asked = list[Tensor]()
         if team.size > 1:
             own_numbers = torch.cat([value.reshape(1), value.new_tensor(requests)])
