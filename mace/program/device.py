@@ -89,15 +89,15 @@ class DeviceRecording:
     """
 
     def __init__(self, sections: Sequence[Sequence[Launch]], dtype: torch.dtype, tf32: bool) -> None:
-        from mace.kernels.triton_source.matrices import PLANNED
+        from mace.kernels.triton_source.matrices import RECORD
 
-        self.dtype, self.n_words = dtype, len(FIELDS) + len(PLANNED)
+        self.dtype, self.n_words = dtype, len(RECORD)
         self._tf32, self._maker = tf32, TableMaker()
         sections = [scheduled(section) for section in sections]
         launches = list(itertools.chain(*sections))
         products = [launch for launch in launches if launch.kernel.name == "products"]
         self.lists = [len(launch.records) for launch in products]
-        unplanned = (0,) * len(PLANNED)
+        unplanned = (0,) * (self.n_words - len(FIELDS))
         made = {launch: self._list(launch, number, unplanned) for number, launch in enumerate(products)}
         self.end_of_products = sum(self.lists) * self.n_words
         self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
