@@ -23,6 +23,7 @@ from mace.kernels.gather import (
 from mace.kernels.passes import Pass, differentiating_by
 from mace.model.compiled.runs import energies_and_gradient
 from mace.model.mace import MACE, AtomicOutput
+from mace.processes.devices import using
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
+    with using(model.embedding.device):
+        return _predict(model, graph, forces, stress, training, atomic_virials, features)
+
+
+def _predict(
+    model: MACE, graph: Graph, forces: bool, stress: bool, training: bool, atomic_virials: bool, features: bool
+) -> Prediction:
+    """Evaluate a model whose device is the current one; see `predict`."""
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
     # programs are differentiated by weights alone, and not with radial tables
     by_torch = (
@@ -168,7 +177,7 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
     """
     positions = graph.positions.detach().clone().requires_grad_(True)
     moved = replace(graph, positions=positions)
-    with torch.enable_grad(), model.plain_kernels():
+    with using(model.embedding.device), torch.enable_grad(), model.plain_kernels():
         energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
         if energies is None:
             raise ValueError(f"a {model.plan.model} model has no energy to differentiate")

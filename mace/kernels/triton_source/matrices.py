@@ -21,25 +21,10 @@ import triton.language as tl
 
 from mace.kernels.c_source.matrices import BY_ROWS, EACH_GROUP, FIELDS, NO_GROUPS, PACKED, ROW_GROUPS, SUM_GROUPS
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence
+from mace.kernels.triton_source.records import ACTIVATION, ADJOINT, PLANNED, TANGENT, VALUE
 
 PANEL = LANES
 """Columns of a panel of a packed matrix."""
-
-PLANNED = ("first_tile", "first_sum", "part", "partial")
-"""What a record has behind its `FIELDS`: its first tile, its first piece of work of the second launch, the number of
-terms in each part of its sum, and where among partial results its own begin."""
-
-ACTIVATION = ("activation", "z", "sigmoid", "first", "second", "given")
-"""What a record has behind those for an activation of its result: which pass, and addresses of the numbers that belong
-to the first one at ``c``, all laid out like ``c``. With a result ``x``, it writes besides (if ``c`` is not null) ``x``
-
-* `VALUE`: the sigmoid, and to ``first`` the activation of ``x``;
-* `GRADIENT`: to ``first`` the gradient by ``z`` of what has the gradient ``x`` by the activation; `ADJOINT` adds it;
-* `TANGENT`: to ``first`` the change of the activation where ``z`` changes by ``x``, and to ``second`` the change of the
-  gradient by ``z``, with the gradient ``given`` by the activation.
-"""
-
-NO_ACTIVATION, VALUE, GRADIENT, TANGENT, ADJOINT = range(5)
 
 PACKED_FIELDS = ("source", "result", "rows", "columns", "row", "column", "depth")
 """The numbers that describe a matrix to pack; see `mace.kernels.c_source.matrices`."""
