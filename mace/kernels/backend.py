@@ -37,12 +37,16 @@ class Backend:
     Attributes:
         name: Its name on the command line.
         reads_tables_fast: Whether radial weights from a table are faster than those from a network.
-        has_programs: Whether a model may be evaluated by a program of compiled kernels instead.
+        tf32: Whether programs may multiply matrices of float32 with TensorFloat-32.
     """
 
     name = "torch"
     reads_tables_fast = False
-    has_programs = False
+    tf32 = False
+
+    def has_programs(self, device: torch.device) -> bool:
+        """Return whether a model on a device may be evaluated by a program of compiled kernels instead."""
+        return False
 
     def prepare(
         self,

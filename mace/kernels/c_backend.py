@@ -33,10 +33,13 @@ def library(source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> ctyp
     return compile_and_load(source(*shape, dtype))
 
 
-def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
-    """Run a kernel on contiguous tensors, with torch's number of threads."""
-    assert all(array.is_contiguous() for array in arrays)
-    pointers = (ctypes.c_void_p * len(arrays))(*[array.data_ptr() for array in arrays])
+def _run(
+    library: ctypes.CDLL, name: str, arrays: Sequence[Tensor | None], dimensions: Sequence[int], blocks: int
+) -> None:
+    """Run a kernel on contiguous tensors or null pointers, with torch's number of threads."""
+    assert all(array is None or array.is_contiguous() for array in arrays)
+    addresses = [None if array is None else array.data_ptr() for array in arrays]
+    pointers = (ctypes.c_void_p * len(arrays))(*addresses)
     sizes = (ctypes.c_int64 * len(dimensions))(*dimensions)
     pool = thread_pool()
     getattr(library, name)(
@@ -50,9 +53,9 @@ def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: 
     )
 
 
-def _padded(values: Tensor) -> Tensor:
-    """Pad the channels with zeros to a multiple of the vector length, ``[..., channels]``."""
-    missing = -values.shape[-1] % lanes(values.dtype)
+def _padded(values: Tensor, n_lanes: int = 0) -> Tensor:
+    """Pad the channels with zeros to a multiple of a number, that of a vector's lanes if zero, ``[..., channels]``."""
+    missing = -values.shape[-1] % (n_lanes or lanes(values.dtype))
     return torch.nn.functional.pad(values, (0, missing)) if missing else values
 
 
@@ -97,7 +100,7 @@ class _Convolution:
         self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
         self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
-    def run(self, name: str, arrays: Sequence[Tensor]) -> None:
+    def run(self, name: str, arrays: Sequence[Tensor | None]) -> None:
         """Call a kernel."""
         _run(self.library, name, (*self.indices, *arrays), self.dimensions, self.blocks)
 
@@ -152,10 +155,10 @@ class _ConvolveBackward(torch.autograd.Function):
         gradient, gradients = work.empty_radial(), work.zero_features()
         inputs = (harmonics @ work.coupling, radial, *others, gradient, *gradients)
         if ctx.kind is Pass.PARAMETERS:
-            work.run("conv_backward_parameters", inputs)
+            work.run("conv_backward_parameters", (*inputs, None))
             return (None, gradient, *gradients)
         parts = work.zero_harmonics(harmonics)
-        work.run("conv_backward_full", (*inputs, parts))
+        work.run("conv_backward_full", (*inputs, parts, None))
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
@@ -172,7 +175,7 @@ class _ConvolveBackward(torch.autograd.Function):
         results, gradient, gradients = work.empty_results(), work.empty_radial(), work.zero_features()
         coupling = work.coupling
         arrays = (harmonics @ coupling, radial, *others, of_harmonics @ coupling, *rest, *results, gradient, *gradients)
-        work.run("conv_second", arrays)
+        work.run("conv_second", (*arrays, None))
         return (None, None, None, gradient, *gradients, *results)
 
 
@@ -293,6 +296,13 @@ class BlockedTable(RadialTable):
 
     rows: Tensor
 
+    @classmethod
+    def of(cls, table: RadialTable, n_lanes: int) -> BlockedTable:
+        """Lay out a table."""
+        padded = _padded(table.values, n_lanes)
+        rows = padded.unflatten(3, (-1, n_lanes)).permute(3, 0, 1, 2, 4).contiguous()
+        return cls(table.values, table.r_max, rows)
+
 
 class CBackend(Backend):
     """Kernels in C, compiled on first use, for the CPU only.
@@ -302,7 +312,10 @@ class CBackend(Backend):
 
     name = "c"
     reads_tables_fast = True
-    has_programs = True
+
+    def has_programs(self, device: torch.device) -> bool:
+        """See `Backend`."""
+        return device.type == "cpu"
 
     def prepare(
         self,
@@ -322,9 +335,7 @@ class CBackend(Backend):
 
     def prepare_table(self, table: RadialTable) -> RadialTable:
         """See `Backend`."""
-        padded = _padded(table.values)
-        rows = padded.unflatten(3, (-1, lanes(padded.dtype))).permute(3, 0, 1, 2, 4).contiguous()
-        return BlockedTable(table.values, table.r_max, rows)
+        return BlockedTable.of(table, lanes(table.values.dtype))
 
     def radial(self, hidden: Tensor, weight: Tensor, n_paths: int) -> Tensor:
         """See `Backend`; ``[rows, blocks of channels, paths, lanes]``."""

@@ -175,8 +175,8 @@ class MACE(nn.Module):
     @property
     def has_program(self) -> bool:
         """Whether energies and their gradient are computed by one program of compiled kernels."""
-        runs = self.embedding.is_cpu and self.dtype in TYPES
-        return runs and self.backend.has_programs and obstacle(self.plan) is None
+        runs = self.dtype in TYPES and self.backend.has_programs(self.embedding.device)
+        return runs and obstacle(self.plan) is None
 
     @contextmanager
     def plain_kernels(self) -> Iterator[None]:

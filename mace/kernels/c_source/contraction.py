@@ -20,9 +20,12 @@ from mace.kernels.c_source.parts import entry, prelude
 LARGEST_NUMBER_OF_TERMS = 6000
 """Beyond this number, the source takes too long to compile, and the torch implementation is used."""
 
+CHUNKS_OF_ROWS = 128
+"""Into how many chunks kernels on a device may cut the rows, each with its sums; see `mace.kernels.triton_source`."""
+
 
 @dataclass
-class _Node:
+class Node:
     """A product of components of the atomic basis.
 
     Attributes:
@@ -31,7 +34,7 @@ class _Node:
     """
 
     weight: int | None = None
-    children: dict[int, _Node] = field(default_factory=dict)
+    children: dict[int, Node] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,25 @@ class ContractionTerms:
         """Return the number of terms."""
         return sum(len(terms) for _, _, terms, _ in self._parts())
 
-    def trees(self) -> dict[tuple[int, int], _Node]:
+    def trees(self) -> dict[tuple[int, int], Node]:
         """Return the tree of every component of every degree."""
-        trees = {(degree, m): _Node() for degree in self.l_out for m in range(2 * degree + 1)}
+        trees = {(degree, m): Node() for degree in self.l_out for m in range(2 * degree + 1)}
         number = 0
         for degree, _, terms, _ in self._parts():
             for m, monomial in terms:
                 node = trees[degree, m]
                 for component in monomial:
-                    node = node.children.setdefault(component, _Node())
+                    node = node.children.setdefault(component, Node())
                 node.weight = number
                 number += 1
         return trees
 
 
-def _weight(node: _Node) -> str:
+def _weight(node: Node) -> str:
     return f"LOAD(W + {node.weight} * L)" if node.weight is not None else "(V){0}"
 
 
-def _value(node: _Node, depth: int) -> list[str]:
+def _value(node: Node, depth: int) -> list[str]:
     """Return code that computes the value of a node in ``s<depth>``, which must be declared."""
     code = [f"s{depth} = {_weight(node)};"]
     for component, child in node.children.items():
@@ -103,7 +106,7 @@ def _value(node: _Node, depth: int) -> list[str]:
     return code
 
 
-def _reverse(node: _Node, depth: int, weights: bool) -> list[str]:
+def _reverse(node: Node, depth: int, weights: bool) -> list[str]:
     """Return code for the value ``s<depth>`` and the gradients below a node, given the adjoint ``t<depth>``."""
     code = [f"s{depth} = {_weight(node)};"]
     if weights and node.weight is not None:
@@ -119,7 +122,7 @@ def _reverse(node: _Node, depth: int, weights: bool) -> list[str]:
     return code
 
 
-def _second(node: _Node, depth: int) -> list[str]:
+def _second(node: Node, depth: int) -> list[str]:
     """Return code for value ``s<depth>`` and tangent ``d<depth>``, given adjoints ``t<depth>`` and ``e<depth>``."""
     n = depth + 1
     code = [f"s{depth} = {_weight(node)}; d{depth} = (V){{0}};"]
@@ -146,7 +149,7 @@ _SIGNATURES = {
 }
 
 
-def _function(kind: str, name: str, tree: _Node) -> str:
+def _function(kind: str, name: str, tree: Node) -> str:
     """Return the C function for one component of the result."""
     if kind == "forward":
         lines = ["V s0;", *_value(tree, 0), "return s0;"]
@@ -169,7 +172,7 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
     Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels,
     whether gradients of features are added to what is there, and whether those of weights replace what is there.
-    Otherwise they are added to it.
+    Otherwise they are added to it. Then the number of elements present, some of which may have no atoms.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []
@@ -199,8 +202,12 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
         lines.append(f"    T *G = {weights};")
         if kind != "backward_features":
             # atoms of an element follow each other, and cleared where it is needed next, it stays in the cache
-            clear = f"memset(G, 0, {n_terms} * L * sizeof(T))"
-            lines.append(f"    if (d[4] && (i == 0 || element[i] != element[i - 1])) {clear};")
+            to_clear = (
+                "int64_t e = i ? element[i - 1] + 1 : 0, last = i < N - 1 ? element[i] : d[5] - 1; e <= last; e++"
+            )
+            of_element = f"p[{gradient + 1}] + (e * B + b) * {n_terms} * L"
+            lines.append(f"    if (d[4]) for ({to_clear})")
+            lines.append(f"      memset({of_element}, 0, {n_terms} * L * sizeof(T));")
     lines += [f"    {line}" for line in call]
     if gradient is not None:
         lines.append(f"    for (int k = 0; k < {n}; k++) STORE(p[{gradient}] + (i * {n} + k) * C + b * L, a[k]);")

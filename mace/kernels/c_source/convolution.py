@@ -33,7 +33,7 @@ TILE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Location of the numbers of a path in the arrays.
 
     Attributes:
@@ -65,14 +65,14 @@ class ConvolutionLayout:
     l_in: tuple[int, ...]
     l_max: int
 
-    def places(self) -> list[_Place]:
+    def places(self) -> list[Place]:
         """Return the location of every path."""
         places, coupling, sums = [], 0, 0
         slots: dict[int, int] = {}
         for index, path in enumerate(self.paths):
             slot = slots.get(path.l3, 0)
             slots[path.l3] = slot + 1
-            places.append(_Place(path, index, coupling, slot, sums))
+            places.append(Place(path, index, coupling, slot, sums))
             coupling += (2 * path.l3 + 1) * (2 * path.l1 + 1)
             sums += 2 * path.l3 + 1
         return places
@@ -86,7 +86,7 @@ class ConvolutionLayout:
         return sum(path.l3 == l3 for path in self.paths)
 
 
-def _result(layout: ConvolutionLayout, place: _Place, m3: int, base: int) -> str:
+def _result(layout: ConvolutionLayout, place: Place, m3: int, base: int) -> str:
     """Return the address of a sum of atom ``i`` in ``[atoms, m3, paths of the degree, channels]``."""
     l3, n_paths = place.path.l3, layout.n_paths(place.path.l3)
     return f"p[{base + l3}] + ((i * {2 * l3 + 1} + {m3}) * {n_paths} + {place.degree_slot}) * C + b * L"
@@ -104,7 +104,18 @@ _INDICES = (
 )
 
 
-def _kernel(name: str, layout: ConvolutionLayout, body: str) -> str:
+def _clear_padding(layout: ConvolutionLayout, gradient: int, slots: int) -> str:
+    """Set the gradient of R of pairs that are padding to zero, as no slot leads there."""
+    return f"""\
+  const int64_t *slots = (const int64_t *)p[{slots}];
+  for (int64_t q = 0; slots && !d[6] && q < P; q++)
+    if (slots[2 * q] == slots[2 * q + 1])
+      memset(p[{gradient}] + (q * B + begin) * {len(layout.paths)} * L, 0,
+             (end - begin) * {len(layout.paths)} * L * sizeof(T));
+"""
+
+
+def _kernel(name: str, layout: ConvolutionLayout, body: str, before: str = "") -> str:
     """Wrap code for one block of channels of receiver ``i`` in loops over tiles of atoms, blocks and receivers.
 
     Whoever runs the kernel goes through the blocks that it owns once for each tile, so that the matrices of the tile's
@@ -112,7 +123,7 @@ def _kernel(name: str, layout: ConvolutionLayout, body: str) -> str:
     """
     return f"""\
 void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
-{_DIMENSIONS}{_INDICES}
+{_DIMENSIONS}{_INDICES}{before}
   const int64_t tile = 1 + {TILE_BYTES} / (K * {layout.n_coupling()} * sizeof(T));
   for (int64_t start = 0; start < N; start += tile)
   for (int64_t b = begin; b < end; b++)
@@ -170,7 +181,7 @@ def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     n_in = len(layout.l_in)
     radial = _Radial(len(layout.paths), 6 + n_in + layout.l_max + 1 if tabulated else None)
     name = "conv_forward_tabulated" if tabulated else "conv_forward"
-    groups: list[list[_Place]] = [[]]
+    groups: list[list[Place]] = [[]]
     for place in layout.places():
         if sum(2 * other.path.l3 + 1 for other in groups[-1]) + 2 * place.path.l3 + 1 > LARGEST_GROUP and groups[-1]:
             groups.append([])
@@ -213,7 +224,9 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
-    Gradients of features and harmonics must be zero on entry; those of features may be null.
+    Gradients of features and harmonics must be zero on entry; those of features may be null. At the end are the
+    slots of the pairs, which tell which pairs are padding, so that the gradient of R is zero there; null where somebody
+    else sees to that.
 
     If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
@@ -251,10 +264,11 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
     if tabulated:
         name = "conv_backward_tabulated"
-    return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}")
+    before = "" if tabulated else _clear_padding(layout, gradients - 1, gradients + n_in + with_harmonics)
+    return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}", before)
 
 
-def _path_backward(place: _Place, radial: _Radial, with_harmonics: bool) -> list[str]:
+def _path_backward(place: Place, radial: _Radial, with_harmonics: bool) -> list[str]:
     """Return the code of one path in the backward pass."""
     path, n_in = place.path, 2 * place.path.l1 + 1
     code = ["      {", f"      const V v = {radial.value(place.index)}; V h = {{0}};"]
@@ -290,7 +304,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
 
     Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of what the backward pass gave
     (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the
-    cotangents, of R and of the features. Gradients of features must be zero on entry.
+    cotangents, of R and of the features, and the slots of the pairs. Gradients of features must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     cotangents = 6 + n_in
@@ -320,10 +334,11 @@ def emit_second(layout: ConvolutionLayout) -> str:
         for place in layout.places()
         for m3 in range(2 * place.path.l3 + 1)
     )
-    return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}")
+    padding = _clear_padding(layout, gradients + n_out, gradients + n_out + 1 + n_in)
+    return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}", padding)
 
 
-def _path_second(place: _Place) -> list[str]:
+def _path_second(place: Place) -> list[str]:
     """Return the code of one path in the second backward pass."""
     path, n_in, n_out = place.path, 2 * place.path.l1 + 1, 2 * place.path.l3 + 1
     code = ["      {", f"      const V w = LOAD(r + {place.index} * L), o = LOAD(v + {place.index} * L); V k = {{0}};"]

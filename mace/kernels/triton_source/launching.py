@@ -1,8 +1,8 @@
 """Kernels in Triton and how they are launched.
 
 A kernel has the name, the arrays and the dimensions of the one in `mace.kernels.c_source`. What differs is the number
-of channels in a block, `LANES`, and that one program of the grid does what the C kernel does in a step of its loops; the
-grid follows from the dimensions. No kernel uses atomic operations, so that every run gives the same bits.
+of channels in a block, `LANES`, and that one program of the grid does what the C kernel does in a step of its loops;
+the grid follows from the dimensions. No kernel uses atomic operations, so that every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -52,6 +52,22 @@ class DeviceKernel:
         grid = self.grid(dimensions)
         if all(grid):
             self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps)
+
+
+@dataclass(frozen=True)
+class KernelSequence:
+    """Kernels that run one after the other, with the same arrays and dimensions, for one kernel in C.
+
+    Attributes:
+        kernels: The kernels.
+    """
+
+    kernels: tuple[DeviceKernel, ...]
+
+    def run(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
+        """Launch the kernels; see `DeviceKernel.run`."""
+        for kernel in self.kernels:
+            kernel.run(pointers, dimensions)
 
 
 @cache

@@ -1,0 +1,98 @@
+"""The order of the launches of a section on a device, where each launch takes time: lists are joined.
+
+Launches depend on each other through arrays. Products that are ready wait until nothing else is; then all of them
+become one launch. Those whose results nobody reads in the section, such as gradients by weights, wait until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mace.kernels.c_source.matrices import FIELDS
+from mace.program.record import Array, Launch, Pointer, Word
+
+_WRITTEN = {"products": (FIELDS.index("c"),), "packing": (1,)}
+"""Places of what is written in the records of a list."""
+
+_READ_ONLY = {
+    **{"silu_value": (0,), "silu_gradient": (0, 1, 2), "silu_tangent": (0, 1, 2, 3), "silu_adjoint": (0, 1, 2)},
+}
+"""Places of pointers that kernels only read; of others, all are taken for written, unless nobody may write them."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A launch, or a record of a list.
+
+    Attributes:
+        launch: The launch.
+        record: The record.
+        reads: Arrays whose memory it reads.
+        writes: Arrays whose memory it writes.
+    """
+
+    launch: Launch
+    record: tuple[Word, ...] | None
+    reads: frozenset[Array]
+    writes: frozenset[Array]
+
+
+def scheduled(launches: Sequence[Launch]) -> list[Launch]:
+    """Return the launches in an order in which few are needed.
+
+    Args:
+        launches: The launches of a section in an order in which they may run.
+    """
+    nodes = [node for launch in launches for node in _nodes(launch)]
+    needs, is_read = _dependencies(nodes)
+    left = dict.fromkeys(nodes)
+    order: list[Launch] = []
+    while left:
+        ready = [node for node in left if needs[node].isdisjoint(left)]
+        chosen = [node for node in ready if node.record is None][:1]
+        if not chosen:
+            lists = [node for node in ready if node in is_read] or ready
+            kernel = lists[0].launch.kernel
+            chosen = [node for node in lists if node.launch.kernel == kernel]
+        records = tuple(node.record for node in chosen if node.record is not None)
+        order.append(replace(chosen[0].launch, records=records))
+        for node in chosen:
+            del left[node]
+    return order
+
+
+def _dependencies(nodes: Sequence[_Node]) -> tuple[dict[_Node, set[_Node]], set[_Node]]:
+    """Return what each node has to wait for, and the nodes whose results others read."""
+    needs: dict[_Node, set[_Node]] = {node: set() for node in nodes}
+    is_read = set[_Node]()
+    readers: dict[Array, list[_Node]] = {}
+    writers: dict[Array, list[_Node]] = {}
+    for node in nodes:
+        for array in node.reads:
+            found = [other for other in writers.get(array, ()) if other.launch is not node.launch]
+            needs[node].update(found)
+            is_read.update(found)
+        for array in node.writes:
+            others = writers.get(array, []) + readers.get(array, [])
+            needs[node].update(other for other in others if other.launch is not node.launch)
+        for arrays, known in ((node.reads, readers), (node.writes, writers)):
+            for array in arrays:
+                known.setdefault(array, []).append(node)
+    return needs, is_read
+
+
+def _nodes(launch: Launch) -> list[_Node]:
+    """Return the records of a list, which may run in any order, or the launch."""
+    if launch.records:
+        places = _WRITTEN[launch.kernel.name]
+        return [_Node(launch, row, _homes(row), _homes(row[place] for place in places)) for row in launch.records]
+    read_only = _READ_ONLY.get(launch.kernel.name, ())
+    homes = _homes(launch.pointers)
+    constant = _homes(word for place, word in enumerate(launch.pointers) if place in read_only)
+    return [_Node(launch, None, homes, frozenset(array for array in homes - constant if not array.read_only))]
+
+
+def _homes(words: Iterable[Word]) -> frozenset[Array]:
+    found = (word.array if isinstance(word, Pointer) else word for word in words)
+    return frozenset(array.home for array in found if isinstance(array, Array))
