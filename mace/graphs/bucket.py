@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from mace.graphs.graph import Graph
@@ -111,8 +110,11 @@ def capacity(number: int) -> int:
 
 
 def filled(values: Tensor, number: int, value: float = 0) -> Tensor:
-    """Append rows that hold a value, up to a number of rows."""
-    return functional.pad(values, (0, 0) * (values.dim() - 1) + (0, number - len(values)), value=value)
+    """Append rows that hold a value, up to a number of rows, on the CPU."""
+    given = values.numpy()
+    found = np.empty((number, *given.shape[1:]), given.dtype)
+    found[: len(given)], found[len(given) :] = given, value
+    return torch.from_numpy(found)
 
 
 def padded(graph: Graph, bucket: Bucket) -> Graph:
@@ -136,18 +138,20 @@ def padded(graph: Graph, bucket: Bucket) -> Graph:
         raise ValueError("the graph is padded already")
     if not bucket.holds(replace(real, structures=real.structures + 1, heads=bucket.heads)):
         raise ValueError(f"a graph of {real} does not fit into {bucket}")
-    n_more, n_slots = bucket.atoms - n, bucket.atoms * bucket.neighbors
-    last = graph.elements_present[-1]
+    n_more, last = bucket.atoms - n, graph.elements_present[-1]
+    places = torch.arange(n, bucket.atoms)
+    every_slot = np.arange(bucket.atoms * bucket.neighbors)
 
-    def renumbered(slots: Tensor) -> Tensor:
-        return slots if k == bucket.neighbors else slots + slots.div(k, rounding_mode="floor") * (bucket.neighbors - k)
+    def renumbered(slots: Tensor) -> np.ndarray:
+        values = slots.numpy()
+        return values if k == bucket.neighbors else values + values // k * (bucket.neighbors - k)
 
-    def spread(values: Tensor, empty: Tensor) -> Tensor:
-        empty.view(bucket.atoms, -1)[:n, :k] = values.view(n, k)
-        return empty
+    def spread(values: np.ndarray, empty: np.ndarray) -> Tensor:
+        empty.reshape(bucket.atoms, -1)[:n, :k] = values.reshape(n, k)
+        return torch.from_numpy(empty)
 
-    places, every_slot = torch.arange(n, bucket.atoms), torch.arange(n_slots)
-    is_empty = graph.pair_of_slot == len(graph.pair_sender) - 1
+    pairs = graph.pair_of_slot.numpy()
+    pairs = np.where(pairs == len(graph.pair_sender) - 1, bucket.pairs - 1, pairs)
     found = replace(
         graph,
         element=filled(graph.element, bucket.atoms, last),
@@ -160,14 +164,12 @@ def padded(graph: Graph, bucket: Bucket) -> Graph:
         pair_sender=filled(graph.pair_sender, bucket.pairs),
         pair_receiver=filled(graph.pair_receiver, bucket.pairs),
         pair_shift=filled(graph.pair_shift, bucket.pairs),
-        pair_of_slot=spread(
-            graph.pair_of_slot.masked_fill(is_empty, bucket.pairs - 1), torch.full((n_slots,), bucket.pairs - 1)
-        ),
-        sign_of_slot=spread(graph.sign_of_slot, torch.ones(n_slots, dtype=graph.sign_of_slot.dtype)),
-        sender_of_slot=spread(graph.sender_of_slot, torch.zeros(n_slots, dtype=torch.int64)),
+        pair_of_slot=spread(pairs, np.full_like(every_slot, bucket.pairs - 1)),
+        sign_of_slot=spread(graph.sign_of_slot.numpy(), np.ones(len(every_slot))),
+        sender_of_slot=spread(graph.sender_of_slot.numpy(), np.zeros_like(every_slot)),
         reverse_of_slot=spread(renumbered(graph.reverse_of_slot), every_slot),
         neighbor_count=filled(graph.neighbor_count, bucket.atoms),
-        slots_of_pair=filled(renumbered(graph.slots_of_pair), bucket.pairs),
+        slots_of_pair=filled(torch.from_numpy(renumbered(graph.slots_of_pair)), bucket.pairs),
         atoms_by_element=torch.cat([graph.atoms_by_element, places]),
         row_of_atom=torch.cat([graph.row_of_atom, places]),
         conditions={name: filled(values, bucket.atoms) for name, values in graph.conditions.items()},
