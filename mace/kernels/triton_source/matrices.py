@@ -244,6 +244,9 @@ def _work_of(q, t, SIZE: tl.constexpr):
             g, begin, depth, number = _group_of(starts, groups, 1, tl.load(q + _PART), number)
         if grouping == _EACH_GROUP:
             g, number = number, 0
+            if tl.load(q + _GROUP_STARTS) != 0:
+                if tl.load(starts + g) == tl.load(starts + g + 1):
+                    rows *= 0  # nobody needs the products of a group without rows
     return g, begin, rows, depth, t, number
 
 
@@ -411,11 +414,14 @@ def _packing(records, n, tiles, T: tl.constexpr, ROWS: tl.constexpr):
         tl.store(to, numbers, mask=in_rows[:, None] & (lane < _L)[None, :])
 
 
-@triton.jit(do_not_specialize=["count", "shares"])
-def _zeros(x, count, shares, T: tl.constexpr, BLOCK: tl.constexpr):
-    """Write zeros. Pointers: an array. Dimensions: how many, and what has no meaning here."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(x + at, tl.zeros([BLOCK], T), mask=at < count)
+@triton.jit(do_not_specialize=["n", "shares"])
+def _zeros(records, n, shares, T: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Set parts of an array to zero; see `mace.kernels.c_source.matrices`."""
+    q = records + tl.program_id(0) * 2
+    numbers, count = tl.load(q).to(tl.pointer_type(T)), tl.load(q + 1)
+    for block in range(tl.program_id(1), tl.cdiv(count, BLOCK), tl.num_programs(1)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(numbers + at, tl.zeros([BLOCK], T), mask=at < count)
 
 
 @cache
@@ -433,5 +439,5 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     return {
         "products": KernelSequence((DeviceKernel(_products, lambda d: (int(d[1]),), 4, options), sums)),
         "packing": DeviceKernel(_packing, lambda d: (int(d[0]), 32), 4, {"T": number, "ROWS": _PACK_ROWS}),
-        "zeros": DeviceKernel(_zeros, lambda d: (triton.cdiv(int(d[0]), _BLOCK),), 4, {"T": number, "BLOCK": _BLOCK}),
+        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), 128), 4, {"T": number, "BLOCK": _BLOCK}),
     }

@@ -223,17 +223,16 @@ class _Run:
 
     def _arrays_of_graph(self) -> dict[str, Tensor]:
         """Return the arrays of the graph that the program reads, by name."""
-        graph = self._graph
+        graph, names = self._graph, self.program.builder.given
         groups = graph.groups
-        made = {
-            "group starts": groups.starts,
-            "group index": groups.index,
-            "place": groups.place,
-            "no place": groups.place.new_zeros(graph.n_atoms),
-            "one group": groups.starts.new_zeros(2),
-        }
-        names = self.program.builder.given
-        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        made = {"group starts": groups.starts, "group index": groups.index, "place": groups.place}
+        if "one group" in names:  # of a contraction whose weights all elements share
+            made |= {
+                "no place": groups.place.new_zeros(graph.n_atoms),
+                "one group": groups.index.new_zeros(1),
+                "all rows": groups.starts[:: len(groups.index)],
+            }
+        found = {name: (made[name] if name in made else getattr(graph, name)).contiguous() for name in names}
         numbers = {"sign_of_slot", "positions", "cell"}
         return {name: value.double() if name in numbers else value.long() for name, value in found.items()}
 
