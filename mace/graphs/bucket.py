@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import astuple, dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +12,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mace.graphs.graph import Graph
-
-STEP = 1.15
-"""Ratio of neighboring capacities; what is padded is at most as much larger."""
-
-_LARGEST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,9 @@ class Bucket:
 
     @classmethod
     def of(cls, graph: Graph, n_elements: int, n_heads: int = 1) -> Bucket:
-        """Return the smallest bucket for a graph, each capacity from a fixed series in steps of about `STEP`.
+        """Return the smallest bucket for a graph, all of whose numbers are a `capacity`.
+
+        That of elements is a power of two, or all of them: without atoms, they take no time.
 
         Args:
             graph: The graph.
@@ -86,7 +81,7 @@ class Bucket:
             atoms=capacity(graph.n_atoms),
             neighbors=capacity(graph.max_neighbors),
             pairs=capacity(len(graph.pair_sender)),
-            elements=min(capacity(len(graph.elements_present)), n_elements),
+            elements=min(1 << (len(graph.elements_present) - 1).bit_length(), n_elements),
             structures=capacity(graph.n_structures + 1),
             heads=n_heads,
         )
@@ -96,17 +91,14 @@ class Bucket:
         return self.heads == other.heads and all(a >= b for a, b in zip(astuple(self), astuple(other), strict=True))
 
 
-@cache
-def _series() -> list[int]:
-    found = [1]
-    while found[-1] < _LARGEST:
-        found.append(max(found[-1] + 1, math.ceil(found[-1] * STEP)))
-    return found
-
-
 def capacity(number: int) -> int:
-    """Return the smallest capacity of the series that is not below a number."""
-    return _series()[bisect_left(_series(), number)]
+    """Return the smallest capacity that is not below a number.
+
+    There are four between a power of two and the next one, at equal distances, and below eight is every number. So
+    neighboring ones differ by 19 % on average, and what is padded is 9 % larger.
+    """
+    unit = 1 << max((number - 1).bit_length() - 3, 0)
+    return -(-number // unit) * unit
 
 
 def filled(values: Tensor, number: int, value: float = 0) -> Tensor:
