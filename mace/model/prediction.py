@@ -56,6 +56,19 @@ class Prediction:
     reference_energies: Tensor | None = None
 
 
+def without_padding(prediction: Prediction, graph: Graph) -> Prediction:
+    """Return what is predicted for those atoms and structures of a graph that are no padding."""
+    if graph.real is None:
+        return prediction
+    n_atoms, n_structures, found = graph.real.atoms, graph.real.structures, dict[str, Any]()
+    for name, value in vars(prediction).items():
+        if isinstance(value, Tensor):
+            found[name] = value[: n_structures if name in ("energy", "stress", "virials", "dipole") else n_atoms]
+        elif value is not None:
+            found[name] = [{degree: rows[:n_atoms] for degree, rows in layer.items()} for layer in value]
+    return Prediction(**found)
+
+
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
     """Sum values of atoms over each structure, ``[atoms, ...]`` to ``[structures, ...]``."""
     return sum_segments(values, graph.structure_of_atom, graph.n_structures)
