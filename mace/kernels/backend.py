@@ -37,12 +37,16 @@ class Backend:
     Attributes:
         name: Its name on the command line.
         reads_tables_fast: Whether radial weights from a table are faster than those from a network.
-        has_programs: Whether a model may be evaluated by a program of compiled kernels instead.
+        tf32: Whether programs may multiply matrices of float32 with TensorFloat-32.
     """
 
     name = "torch"
     reads_tables_fast = False
-    has_programs = False
+    tf32 = False
+
+    def has_programs(self, device: torch.device) -> bool:
+        """Return whether a model on a device may be evaluated by a program of compiled kernels instead."""
+        return False
 
     def prepare(
         self,
@@ -188,10 +192,12 @@ def blocks_of_rows(
             yield values.split(graph.element_counts), [weight @ chosen[element] for element in graph.elements_present]
 
 
-def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> tuple[Sequence[int], Sequence[int]]:
+def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> tuple[Tensor, tuple[int, ...]]:
     """Return which entries of a contraction's weights are used, and the number of atoms of each."""
     of_all = len(next(iter(weights.values()))) == 1
-    return ((0,), (graph.n_atoms,)) if of_all else (graph.elements_present, graph.element_counts)
+    if of_all:
+        return graph.groups.index.new_zeros(1), (graph.n_atoms,)
+    return graph.groups.index[: len(graph.elements_present)], graph.element_counts
 
 
 def joined(pieces: list[Tensor], dim: int) -> Tensor:

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mace.kernels.c_source.contraction import CHUNKS_OF_ROWS, ContractionTerms, contraction_source
+from mace.kernels.c_source.contraction import ContractionTerms, contraction_source
 from mace.kernels.c_source.matrices import EACH_GROUP
-from mace.program.libraries import kernel
 from mace.program.linear import Groups
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -88,7 +87,6 @@ class Contract(Block):
                 )
             )
         tape.products(products)
-        self._aside = tape.new("sums of chunks", "one", CHUNKS_OF_ROWS * self._n_terms * self.width)
 
     def _first_terms(self) -> dict[tuple[int, int], int]:
         """Return the number of the first term of every degree and order."""
@@ -117,7 +115,7 @@ class Contract(Block):
         change = tape.written(Pass.TANGENT, self.features)
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
         target, of_weights = (tape.of(Pass.ADJOINT, array) for array in (self.features, self._carried))
-        arrays = (*self._inputs(), *given, change, *results, target, of_weights, self._sums_aside(tape))
+        arrays = (*self._inputs(), *given, change, *results, target, of_weights, *self._set_aside(tape))
         self._launch(tape, "contraction_second", arrays, tape.adds(target), clears=not tape.adds(of_weights))
         for array in results:
             tape.adds(array)
@@ -133,9 +131,8 @@ class Contract(Block):
             self._launch(tape, "contraction_backward_features", arrays, tape.adds(target))
             return
         clears = not tape.adds(of_weights)
-        self._launch(
-            tape, "contraction_backward_full", (*arrays, of_weights, self._sums_aside(tape)), tape.adds(target), clears
-        )
+        arrays = (*arrays, of_weights, *self._set_aside(tape))
+        self._launch(tape, "contraction_backward_full", arrays, tape.adds(target), clears)
         products, first_terms = [], self._first_terms()
         for key in trained:
             _, transposed, (n_terms, n_paths) = self.tables[key]
@@ -161,15 +158,16 @@ class Contract(Block):
             )
         tape.products(products)
 
-    def _sums_aside(self, tape: Tape) -> Array | None:
-        """Return memory for the sums of chunks of rows; kernels in C need none."""
-        return self._aside if tape.on_device else None
+    def _set_aside(self, tape: Tape) -> list[Array]:
+        """Return the array for sums over chunks of rows, where kernels run in chunks."""
+        width = tape.target.chunks_of_rows * self._n_terms * self.width
+        return [tape.scratch(width)] if width else []
 
     def _inputs(self) -> tuple[Array, ...]:
         return self.place, self.features, self._carried
 
-    def _launch(self, tape: Tape, name: str, arrays: Sequence[Word], adds: bool = False, clears: bool = False) -> None:
+    def _launch(self, tape: Tape, name: str, arrays: Sequence[Array], adds: bool = False, clears: bool = False) -> None:
         blocks = self.width // tape.lanes
-        address = kernel(name, contraction_source, tape.dtype, self.terms)
+        which = tape.kernel(name, contraction_source, self.terms)
         sizes: list[Word] = [Extent("atoms"), self.width, blocks, int(adds), int(clears), self.n_groups]
-        tape.launch(address, arrays, sizes, blocks)
+        tape.launch(which, arrays, sizes, blocks)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mace.kernels.c_source.convolution import ConvolutionLayout, convolution_source, tabulated_source
-from mace.kernels.c_source.matrices import PACKED
-from mace.program.libraries import kernel, matrix_kernel
+from mace.kernels.c_source.matrices import PACKED, PLAIN
 from mace.program.linear import Weight, packed
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
@@ -23,9 +22,10 @@ class Edges:
     sender_of_slot: Array
     pair_of_slot: Array
     reverse_of_slot: Array
+    slots_of_pair: Array
 
     def all(self) -> tuple[Array, ...]:
-        """Return them in the order of the kernels."""
+        """Return those of slots, with which kernels begin; those of gradients by radial weights end with the other."""
         return self.neighbor_count, self.sender_of_slot, self.pair_of_slot, self.reverse_of_slot
 
 
@@ -69,10 +69,18 @@ class Convolve(Block):
         return self.results
 
     def prepare(self, tape: Tape) -> None:
-        """Pack the coefficients."""
-        weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
-        self._packed, packing = packed(tape, weight, 1, transposed=False)
-        tape.launch_list(matrix_kernel("packing", tape.dtype), packing)
+        """Pack the coefficients, where matrices are packed."""
+        self._coefficients: dict[str, Any] = {
+            "b": self.coupling.at(),
+            "b_storage": PLAIN,
+            "b_depth": self.n_coupling,
+            "b_vector": tape.lanes,
+        }
+        if tape.target.most_packed:
+            weight = Weight(self.coupling, (self.layout.l_max + 1) ** 2, self.n_coupling)
+            array, packing = packed(tape, weight, 1, transposed=False)
+            tape.launch_list(tape.matrix_kernel("packing"), packing)
+            self._coefficients = {"b": array.at(), "b_storage": PACKED}
         self._matrices = tape.new("coupling of edges", "slots", self.n_coupling)
 
     def value(self, tape: Tape) -> None:
@@ -86,9 +94,9 @@ class Convolve(Block):
         """See `Block`; gradients of the harmonics are one array for each share, added to by all layers."""
         of_features = self._gradients_of_features(tape, Pass.GRADIENT)
         of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
-        arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics)
+        arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics, self.edges.slots_of_pair)
         self._launch(tape, "conv_backward_full", arrays, adds)
 
     def tangent(self, tape: Tape) -> None:
@@ -98,11 +106,11 @@ class Convolve(Block):
         changes = [tape.written(Pass.TANGENT, array) for array in (self.radial, *self.features)]
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
-        arrays = (*self._inputs(), *given, matrices, *changes, *results, of_radial, *of_features)
-        self._launch(tape, "conv_second", arrays, adds)
+        gradients = (*results, of_radial, *of_features, self.edges.slots_of_pair)
+        self._launch(tape, "conv_second", (*self._inputs(), *given, matrices, *changes, *gradients), adds)
         for array in results:
             tape.adds(array)
 
@@ -112,9 +120,10 @@ class Convolve(Block):
             return
         of_features = self._gradients_of_features(tape, Pass.ADJOINT)
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
-        self._launch(tape, "conv_backward_parameters", (*self._inputs(), *given, of_radial, *of_features), adds)
+        arrays = (*self._inputs(), *given, of_radial, *of_features, self.edges.slots_of_pair)
+        self._launch(tape, "conv_backward_parameters", arrays, adds)
 
     def _gradients_of_features(self, tape: Tape, kind: Pass) -> list[Array | None]:
         """Return the arrays to which gradients of the features are added; None where they lead to nothing."""
@@ -135,8 +144,7 @@ class Convolve(Block):
                     depth=(self.layout.l_max + 1) ** 2,
                     a=tape.written(kind, self.harmonics).at(),
                     a_outer=self.harmonics.width,
-                    b=self._packed.at(),
-                    b_storage=PACKED,
+                    **self._coefficients,
                     c=matrices.at(),
                     c_outer=self.n_coupling,
                     c_vector=tape.lanes,
@@ -150,7 +158,7 @@ class Convolve(Block):
         blocks = self.width // tape.lanes
         sizes: list[Word] = [Extent("atoms"), Extent("neighbors"), Extent("pairs"), self.width, blocks]
         source = tabulated_source if n_nodes else convolution_source
-        tape.launch(kernel(name, source, tape.dtype, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
+        tape.launch(tape.kernel(name, source, self.layout), arrays, [*sizes, n_nodes, int(adds)], blocks)
 
 
 class ConvolveTabulated(Convolve):

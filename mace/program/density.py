@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mace.kernels.c_source.density import density_source
-from mace.program.libraries import kernel
 from mace.program.passes import Block, Pass, Tape
 from mace.program.record import Array, Extent
 
@@ -70,12 +69,12 @@ class Density(Block):
         self._of_pairs(tape, name, tape.written(Pass.ADJOINT, self.factors), target)
 
     def _rows(self, tape: Tape, name: str, *arrays: Array) -> None:
-        address = kernel(name, density_source, tape.dtype)
-        tape.launch(address, [*self._slots, *arrays], [Extent("neighbors")], Extent("atoms"))
+        which = tape.kernel(name, density_source)
+        tape.launch(which, [*self._slots, *arrays], [Extent("neighbors")], Extent("atoms"))
 
     def _of_pairs(self, tape: Tape, name: str, *arrays: Array) -> None:
-        address = kernel(name, density_source, tape.dtype)
-        tape.launch(address, [*self._pairs, self.inputs, self.factors, *arrays], [], Extent("pairs"))
+        which = tape.kernel(name, density_source)
+        tape.launch(which, [*self._pairs, self.inputs, self.factors, *arrays], [], Extent("pairs"))
 
 
 class Scaled(Block):
@@ -134,5 +133,5 @@ class Scaled(Block):
         return companions
 
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
-        address = kernel(name, density_source, tape.dtype)
-        tape.launch(address, [self.factors, self.source, *arrays], [self.source.width], Extent("atoms"))
+        which = tape.kernel(name, density_source)
+        tape.launch(which, [self.factors, self.source, *arrays], [self.source.width], Extent("atoms"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape, geometry_source, harmonics_width
-from mace.program.libraries import kernel
+from mace.kernels.c_source.geometry import GRAPH_POINTERS, GeometryShape, geometry_source
 from mace.program.passes import Block, Pass, Tape
 from mace.program.record import Array, Extent
 
@@ -54,11 +53,11 @@ class Geometry(Block):
         )
         self.lengths = tape.new("lengths", PAIRS, 1)
         self.basis = tape.new("radial basis", PAIRS, shape.num_radial_basis)
-        self.harmonics = tape.new("harmonics", "slots", harmonics_width(shape.l_max, tape.dtype))
+        self.harmonics = tape.new("harmonics", "slots", tape.target.harmonics_width(shape.l_max))
         tape.varying.add(self.vectors)
         shares = Array("gradient of harmonics", Extent("slots of shares"), self.harmonics.width, tape.bytes)
         tape.use_companion(Pass.GRADIENT, self.harmonics, shares)
-        self.coefficients = Array("intervals", PAIRS, 1, 8), tape.new("factors", PAIRS, 12)
+        self.coefficients = Array("intervals", PAIRS, 1, 8, integers=True), tape.new("factors", PAIRS, 12)
         self.repulsion = tape.new("repulsion", "atoms", 1) if repulsion else None
         if repulsion:
             self._of_pairs, self._slopes = (tape.new(f"{what} of repulsion", PAIRS, 1) for what in ("halves", "slopes"))
@@ -127,4 +126,4 @@ class Geometry(Block):
     ) -> None:
         graph = [self.graph.get(which) for which in GRAPH_POINTERS]
         sizes = [Extent("atoms"), Extent("neighbors"), PAIRS, self._r_max, *dimensions]
-        tape.launch(kernel(name, geometry_source, tape.dtype, self.shape), [*graph, *arrays], sizes, units)
+        tape.launch(tape.kernel(name, geometry_source, self.shape), [*graph, *arrays], sizes, units)

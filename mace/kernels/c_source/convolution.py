@@ -33,7 +33,7 @@ TILE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Location of the numbers of a path in the arrays.
 
     Attributes:
@@ -65,14 +65,14 @@ class ConvolutionLayout:
     l_in: tuple[int, ...]
     l_max: int
 
-    def places(self) -> list[_Place]:
+    def places(self) -> list[Place]:
         """Return the location of every path."""
         places, coupling, sums = [], 0, 0
         slots: dict[int, int] = {}
         for index, path in enumerate(self.paths):
             slot = slots.get(path.l3, 0)
             slots[path.l3] = slot + 1
-            places.append(_Place(path, index, coupling, slot, sums))
+            places.append(Place(path, index, coupling, slot, sums))
             coupling += (2 * path.l3 + 1) * (2 * path.l1 + 1)
             sums += 2 * path.l3 + 1
         return places
@@ -86,7 +86,7 @@ class ConvolutionLayout:
         return sum(path.l3 == l3 for path in self.paths)
 
 
-def _result(layout: ConvolutionLayout, place: _Place, m3: int, base: int) -> str:
+def _result(layout: ConvolutionLayout, place: Place, m3: int, base: int) -> str:
     """Return the address of a sum of atom ``i`` in ``[atoms, m3, paths of the degree, channels]``."""
     l3, n_paths = place.path.l3, layout.n_paths(place.path.l3)
     return f"p[{base + l3}] + ((i * {2 * l3 + 1} + {m3}) * {n_paths} + {place.degree_slot}) * C + b * L"
@@ -170,7 +170,7 @@ def emit_forward(layout: ConvolutionLayout, tabulated: bool = False) -> str:
     n_in = len(layout.l_in)
     radial = _Radial(len(layout.paths), 6 + n_in + layout.l_max + 1 if tabulated else None)
     name = "conv_forward_tabulated" if tabulated else "conv_forward"
-    groups: list[list[_Place]] = [[]]
+    groups: list[list[Place]] = [[]]
     for place in layout.places():
         if sum(2 * other.path.l3 + 1 for other in groups[-1]) + 2 * place.path.l3 + 1 > LARGEST_GROUP and groups[-1]:
             groups.append([])
@@ -213,7 +213,8 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
-    Gradients of features and harmonics must be zero on entry; those of features may be null.
+    Gradients of features and harmonics must be zero on entry; those of features may be null. Programs add the slots of
+    the pairs at the end, from which kernels on a device see which pairs are padding.
 
     If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
@@ -254,7 +255,7 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}")
 
 
-def _path_backward(place: _Place, radial: _Radial, with_harmonics: bool) -> list[str]:
+def _path_backward(place: Place, radial: _Radial, with_harmonics: bool) -> list[str]:
     """Return the code of one path in the backward pass."""
     path, n_in = place.path, 2 * place.path.l1 + 1
     code = ["      {", f"      const V v = {radial.value(place.index)}; V h = {{0}};"]
@@ -323,7 +324,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
     return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}")
 
 
-def _path_second(place: _Place) -> list[str]:
+def _path_second(place: Place) -> list[str]:
     """Return the code of one path in the second backward pass."""
     path, n_in, n_out = place.path, 2 * place.path.l1 + 1, 2 * place.path.l3 + 1
     code = ["      {", f"      const V w = LOAD(r + {place.index} * L), o = LOAD(v + {place.index} * L); V k = {{0}};"]

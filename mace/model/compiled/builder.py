@@ -25,6 +25,7 @@ from mace.program.geometry import Geometry
 from mace.program.linear import Groups, Linear, Map, RadialOutput, Silu, View, Weight
 from mace.program.passes import Block, Pass, Tape
 from mace.program.record import Array, Extent
+from mace.program.target import Target
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -66,6 +67,7 @@ class Builder:
         head: The only head to be evaluated; None for all.
         parameters: The model's parameters by name.
         trained: Names of those by which energies and gradient will be differentiated, and `CHANNELS` if by these too.
+        target: Where the kernels run.
 
     Attributes:
         weights: Arrays of the parameters by name.
@@ -75,15 +77,20 @@ class Builder:
     """
 
     def __init__(
-        self, model: MACE, head: int | None, parameters: Mapping[str, Tensor], trained: Collection[str]
+        self,
+        model: MACE,
+        head: int | None,
+        parameters: Mapping[str, Tensor],
+        trained: Collection[str],
+        target: Target,
     ) -> None:
         self.plan, self.model = model.plan, model
         n, n_bytes = self.plan.n_channels, model.dtype.itemsize
-        self.weights = {name: Array(name, bytes=n_bytes, external=True) for name in parameters}
+        self.weights = {name: Array(name, bytes=n_bytes, external=True, read_only=True) for name in parameters}
         self._name_of = {parameter: name for name, parameter in parameters.items()}
-        self.channels = Array(CHANNELS, Extent("atoms"), n, n_bytes, external=True)
+        self.channels = Array(CHANNELS, Extent("atoms"), n, n_bytes, external=True, read_only=True)
         arrays = self.weights | {CHANNELS: self.channels}
-        self.tape = tape = Tape(model.dtype, [arrays[name] for name in trained])
+        self.tape = tape = Tape(target, [arrays[name] for name in trained])
         self.heads = range(self.plan.n_readout_heads) if head is None or self.plan.n_readout_heads == 1 else [head]
         self.constants: dict[Array, Tensor] = {}
         self.given: dict[str, Array] = {}
@@ -96,12 +103,12 @@ class Builder:
 
     def of_graph(self, name: str) -> Array:
         """Return an array of the graph by its name."""
-        return self.given.setdefault(name, Array(name, bytes=8, external=True))
+        return self.given.setdefault(name, Array(name, bytes=8, external=True, read_only=True))
 
     def constant(self, name: str, values: Tensor) -> Array:
         """Return an array that holds a constant."""
-        array = Array(name, bytes=self.tape.bytes, external=True)
-        self.constants[array] = values.detach().contiguous()
+        array = Array(name, bytes=self.tape.bytes, external=True, read_only=True)
+        self.constants[array] = values.detach().to(self.model.embedding.device).contiguous()
         return array
 
     def weight(self, parameter: Tensor) -> Array:
@@ -118,7 +125,8 @@ class Builder:
         if plan.distance_transform != "None" or plan.pair_repulsion:
             graph["radii"] = self.float64_constant("radii", self.model.radial_embedding.covalent_radii)
         if plan.pair_repulsion:
-            graph["charges"] = self.float64_constant("charges", torch.tensor(plan.atomic_numbers, device="cpu"))
+            numbers = torch.tensor(plan.atomic_numbers, device=self.model.embedding.device)
+            graph["charges"] = self.float64_constant("charges", numbers)
         tables = self.model.radial_tables
         has_basis = tables is None or any(kind.normalization == "density" for kind in plan.interactions)
         n_nodes = len(tables[0].values) if tables else 0
@@ -135,7 +143,7 @@ class Builder:
 
     def float64_constant(self, name: str, values: Tensor) -> Array:
         """Return an array that holds a constant in float64."""
-        array = Array(name, bytes=8, external=True)
+        array = Array(name, bytes=8, external=True, read_only=True)
         self.constants[array] = values.detach().double().contiguous()
         return array
 
@@ -290,7 +298,7 @@ class Builder:
             tables[key] = (*pair, tuple(table.shape))
         weights = {(int(name[1]), int(name[-1])): self.weight(value) for name, value in product.weights.items()}
         shared = plan.product_of_all_elements
-        groups = Groups(self.of_graph("one group"), self.of_graph("one group"), 1) if shared else self.groups
+        groups = Groups(self.of_graph("all rows"), self.of_graph("one group"), 1) if shared else self.groups
         place = self.of_graph("no place" if shared else "place")
         n_groups = Extent("one") if shared else Extent("groups")
         self.blocks.append(
@@ -313,7 +321,7 @@ class Builder:
             self.blocks.append(Linear([Map(view, target, weight, scale)], "atoms", adds=True, partial=partial))
 
 
-_EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot")
+_EDGES = ("neighbor_count", "sender_of_slot", "pair_of_slot", "reverse_of_slot", "slots_of_pair")
 
 
 def _component(array: Array, l: int, n: int, width: int) -> View:

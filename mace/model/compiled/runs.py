@@ -18,8 +18,10 @@ from torch.autograd.function import once_differentiable
 from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
-from mace.program.passes import Pass, Sections, Tape, record
-from mace.program.record import Array, Memory, Recording, Workspace
+from mace.program.passes import Pass, Tape, record
+from mace.program.record import Array
+from mace.program.target import Recording, target_of
+from mace.program.workspace import Memory, Workspace
 
 if TYPE_CHECKING:
     from mace.model.mace import MACE
@@ -30,25 +32,23 @@ class _Program:
     """A recording with what is needed to run it.
 
     Attributes:
-        recording: The recording.
-        sections: The passes in it.
+        recording: The recording, whose sections are those of `record`.
         builder: What it was recorded from.
         tape: The tape.
         gradient: Whether it computes the gradient by the vectors.
         parameters: Parameters that it reads, by their arrays.
-        fixed: Addresses of its constants.
+        fixed: Its constants.
         free: Workspaces that no run uses.
         memories: Memory that no run of this or another program of the model uses.
         lock: Held while these two are changed.
     """
 
     recording: Recording
-    sections: Sections
     builder: Builder
     tape: Tape
     gradient: bool
     parameters: dict[Array, Tensor]
-    fixed: dict[Array, int]
+    fixed: dict[Array, Tensor]
     free: list[Workspace]
     memories: list[Memory]
     lock: threading.RLock
@@ -62,6 +62,9 @@ class _Program:
         """Number of heads whose energies are computed."""
         return len(self.builder.heads)
 
+
+PREPARE, FORWARD, BACKWARD = range(3)
+"""The sections of a recording; see `record`."""
 
 LARGE = 1 << 18
 """Number of entries of a parameter from which on its gradient has memory of its own."""
@@ -94,14 +97,15 @@ class Programs:
 
     def find(self, model: MACE, trained: frozenset[str], gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose; see `Builder`."""
-        key = model.dtype, trained, gradient, head, model.radial_tables is None
+        key = model.backend, model.dtype, trained, gradient, head, model.radial_tables is None
         with self._lock:
             parameters = self.parameters(model)
             if key not in self._found:
-                builder = Builder(model, head, parameters, trained)
+                target = target_of(model.backend.name, model.dtype, model.backend.tf32)
+                builder = Builder(model, head, parameters, trained, target)
                 builder.build()
                 sections = record(builder.tape, builder.blocks, gradient)
-                self._found[key] = self._program(builder, sections, gradient)
+                self._found[key] = self._program(builder, target.recording(sections), gradient)
             return self._found[key]
 
     def parameters(self, model: MACE) -> dict[str, Tensor]:
@@ -117,15 +121,14 @@ class Programs:
                 self._owned = [(owner, name, value) for owner in owners for name, value in owner.items()]
             return self._parameters
 
-    def _program(self, builder: Builder, sections: Sections, gradient: bool) -> _Program:
-        recording = builder.tape.finish()
-        read = set(recording.arrays)
+    def _program(self, builder: Builder, recording: Recording, gradient: bool) -> _Program:
+        read = set(recording.table.arrays)
         names = {array: name for name, array in builder.weights.items() if array in read}
-        constants = {array: value.data_ptr() for array, value in builder.constants.items() if array in read}
+        constants = {array: value for array, value in builder.constants.items() if array in read}
         parameters = {array: self._parameters[name] for array, name in names.items()}
         own: list[Workspace] = []
         return _Program(
-            recording, sections, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
+            recording, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
         )
 
 
@@ -209,8 +212,8 @@ class _Run:
         self._is_spent = False
         self._threads = torch.get_num_threads()
         with program.lock:
-            self._workspace = program.free.pop() if program.free else Workspace(program.recording, program.fixed)
-            self._memory = program.memories.pop() if program.memories else Memory()
+            self._workspace = program.free.pop() if program.free else program.recording.workspace(program.fixed)
+            self._memory = program.memories.pop() if program.memories else Memory(seeds.device)
 
     def __del__(self) -> None:
         """Hand the memory to the next run."""
@@ -220,19 +223,16 @@ class _Run:
 
     def _arrays_of_graph(self) -> dict[str, Tensor]:
         """Return the arrays of the graph that the program reads, by name."""
-        graph = self._graph
-        counts = torch.tensor((0, *graph.element_counts), device="cpu")  # whatever torch's default device
-        made = {
-            "group starts": counts.cumsum(0),
-            "group index": torch.tensor(graph.elements_present, device="cpu"),
-            "place": torch.arange(len(counts) - 1, device="cpu").repeat_interleave(
-                counts[1:], output_size=graph.n_atoms
-            ),
-            "no place": counts.new_zeros(graph.n_atoms),
-            "one group": counts.new_zeros(2),
-        }
-        names = self.program.builder.given
-        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        graph, names = self._graph, self.program.builder.given
+        groups = graph.groups
+        made = {"group starts": groups.starts, "group index": groups.index, "place": groups.place}
+        if "one group" in names:  # of a contraction whose weights all elements share
+            made |= {
+                "no place": groups.place.new_zeros(graph.n_atoms),
+                "one group": groups.index.new_zeros(1),
+                "all rows": groups.starts[:: len(groups.index)],
+            }
+        found = {name: (made[name] if name in made else getattr(graph, name)).contiguous() for name in names}
         numbers = {"sign_of_slot", "positions", "cell"}
         return {name: value.double() if name in numbers else value.long() for name, value in found.items()}
 
@@ -255,9 +255,9 @@ class _Run:
         }
         self._arrays = arrays
         given = program.parameters | arrays
-        self._workspace.connect(self._memory, self._sizes(), _addresses(given), self._threads)
+        self._workspace.connect(self._memory, self._sizes(), given, self._threads)
         self._prepare()
-        self._workspace.run(program.sections.value[0], program.sections.gradient[1])
+        self._workspace.run(FORWARD)
         if geometry.repulsion is not None:
             self.repulsion = self._copy(geometry.repulsion, graph.n_atoms)
         return self._copy(builder.energies, graph.n_atoms, builder.energies.width), of_vectors
@@ -271,10 +271,11 @@ class _Run:
         if changes is not None:
             arrays[builder.geometry.changes] = changes.contiguous()
         arrays |= {tape.gradient_of(array): value for array, value in zip(parameters, gradients, strict=True)}
-        self._workspace.give(_addresses(arrays))
-        first = program.sections.value[0] if self._is_spent else program.sections.tangent[0]
+        self._workspace.give(arrays)
+        if self._is_spent:
+            self._workspace.run(FORWARD)
         self._is_spent = True  # these passes overwrite what the one of the gradient has left
-        self._workspace.run(first, program.sections.adjoint[1])
+        self._workspace.run(BACKWARD)
         if builder.channels not in tape.trained:
             return None, gradients
         of_channels = tape.of(Pass.ADJOINT, builder.channels)
@@ -287,7 +288,7 @@ class _Run:
             "neighbors": graph.max_neighbors,
             "pairs": len(graph.pair_sender) - 1,
             "slots": len(graph.pair_of_slot),
-            "groups": len(graph.elements_present),
+            "groups": len(graph.groups.index),
         }
 
     def _prepare(self) -> None:
@@ -297,18 +298,14 @@ class _Run:
         # whoever trains parameters may change them through `Tensor.data`, which is not counted
         if not program.tape.trained and not any(value.is_inference() or value.requires_grad for value in parameters):
             versions = tuple((value.data_ptr(), value._version) for value in parameters)
-            state = id(program), self._graph.elements_present, versions
+            state = id(program), self._graph.elements_present, len(self._graph.groups.index), versions
         if state is None or state != self._memory.prepared:
             self._memory.prepared = None
-            self._workspace.run(*program.sections.prepare)
+            self._workspace.run(PREPARE)
         self._memory.prepared = state
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
-
-
-def _addresses(arrays: Mapping[Array, Tensor]) -> dict[Array, int]:
-    return {array: value.data_ptr() for array, value in arrays.items()}
 
 
 def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:

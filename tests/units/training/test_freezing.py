@@ -21,8 +21,8 @@ from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
 from mace.model.mace import MACE
 from mace.model.prediction import predict
-from mace.program import contraction, convolution
-from mace.program.libraries import kernel
+from mace.program.passes import Tape
+from mace.program.record import Kernel
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
@@ -274,13 +274,13 @@ def kernels_called(model: MACE, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels of the program that a gradient runs."""
     called = list[str]()
 
-    def noted(name: str, *others: Any) -> int:
+    def noted(tape: Tape, name: str, *others: Any) -> Kernel:
         called.append(name)
-        return kernel(name, *others)
+        return kernel(tape, name, *others)
 
+    kernel = Tape.kernel
     with monkeypatch.context() as patch:
-        for module in (contraction, convolution):
-            patch.setattr(module, "kernel", noted)
+        patch.setattr(Tape, "kernel", noted)
         loss_gradient(model.use_backend(C), batch_for(model), LOSS)
     return called
 

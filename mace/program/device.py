@@ -1,0 +1,250 @@
+"""Running recordings with kernels in Triton, on the current stream of a device.
+
+Kernels get their arrays and sizes as arguments. Only lists of products lie in a table of words, which is copied to the
+device whenever its words have changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mace.kernels.c_source.contraction import contraction_source
+from mace.kernels.c_source.convolution import convolution_source, tabulated_source
+from mace.kernels.c_source.density import density_source
+from mace.kernels.c_source.geometry import geometry_source
+from mace.kernels.c_source.matrices import FIELDS, matrices_source
+from mace.kernels.triton_source.records import PLANNED, RECORD
+from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
+from mace.program.schedule import scheduled, with_activations
+from mace.program.workspace import Memory, TableMaker, Workspace
+
+if TYPE_CHECKING:
+    from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence
+
+
+_FAMILIES: dict[Callable[..., str], tuple[str, str]] = {
+    convolution_source: ("convolution", "convolution_kernels"),
+    tabulated_source: ("convolution", "tabulated_kernels"),
+    contraction_source: ("contraction", "contraction_kernels"),
+    geometry_source: ("geometry", "geometry_kernels"),
+    density_source: ("density", "density_kernels"),
+}
+"""By what generates kernels in C, the module and the function that return those in Triton."""
+
+
+def device_kernel(kernel: Kernel, tf32: bool) -> DeviceKernel | KernelSequence:
+    """Return the kernel in Triton of the same name.
+
+    Args:
+        kernel: The kernel.
+        tf32: Whether products of matrices may be computed with TensorFloat-32.
+    """
+    if kernel.source is matrices_source:
+        family = _module("activations").activation_kernels(kernel.dtype)
+        if kernel.name not in family:
+            family = _module("matrices").matrices_kernels(kernel.dtype, tf32)
+    else:
+        module, function = _FAMILIES[kernel.source]
+        family = getattr(_module(module), function)(*kernel.shape, kernel.dtype)
+    found: DeviceKernel | KernelSequence = family[kernel.name]
+    return found
+
+
+def _module(name: str) -> Any:
+    """Import a module of kernels, which imports Triton, which not everyone has."""
+    return import_module(f"mace.kernels.triton_source.{name}")
+
+
+@dataclass(frozen=True)
+class _List:
+    """A launch of a kernel that reads a list of records in the table.
+
+    Attributes:
+        kernel: The kernel.
+        place: Place of the first word of the first record.
+        number: Place among all lists of products; None for lists of matrices to pack.
+        count: Number of records.
+    """
+
+    kernel: DeviceKernel | KernelSequence
+    place: int
+    number: int | None
+    count: int
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """A launch of a kernel with arguments of its own."""
+
+    kernel: DeviceKernel | KernelSequence
+    pointers: tuple[Pointer | None, ...]
+    dimensions: tuple[Word, ...]
+
+
+class DeviceRecording:
+    """Launches of kernels in Triton.
+
+    Args:
+        sections: The launches of each section.
+        dtype: Precision of the numbers.
+        tf32: Whether products of matrices may be computed with TensorFloat-32.
+
+    Attributes:
+        table: The words of all lists, those of products first.
+        sections: The launches of each section.
+        lists: Number of records of each list of products.
+        n_words: Words of a record of a product.
+        shares: Number of programs that add to the gradient of the harmonics of a slot, as many as blocks of channels.
+    """
+
+    def __init__(self, sections: Sequence[Sequence[Launch]], dtype: torch.dtype, tf32: bool) -> None:
+        self.dtype, self.n_words = dtype, len(RECORD)
+        self._tf32, self._maker = tf32, TableMaker()
+        sections = [scheduled(with_activations(section)) for section in sections]
+        launches = list(itertools.chain(*sections))
+        products = [launch for launch in launches if launch.kernel.name == "products"]
+        self.lists = [len(launch.records) for launch in products]
+        made = {launch: self._list(launch, number, len(RECORD)) for number, launch in enumerate(products)}
+        self.end_of_products = sum(self.lists) * self.n_words
+        self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
+        self.table = self._maker.finish()
+        convolutions = [x for x in launches if x.kernel.source in (convolution_source, tabulated_source)]
+        self.shares = max((x.units for x in convolutions if isinstance(x.units, int)), default=1)
+
+    def _list(self, launch: Launch, number: int | None, length: int = 0) -> _List:
+        rows = [(*record, *(0,) * (length - len(record))) for record in launch.records]
+        place = self._maker.append([word for row in rows for word in row])
+        return _List(device_kernel(launch.kernel, self._tf32), place, number, len(launch.records))
+
+    def _other(self, launch: Launch) -> _List | _Direct:
+        if launch.records:
+            return self._list(launch, None)
+        pointers = tuple(_pointer(word) for word in launch.pointers)
+        for pointer in pointers:
+            if pointer is not None:
+                self._maker.note(pointer.array)
+        return _Direct(device_kernel(launch.kernel, self._tf32), pointers, launch.dimensions)
+
+    def workspace(self, fixed: Mapping[Array, Tensor]) -> Workspace:
+        """Return a workspace; see there."""
+        return DeviceWorkspace(self, fixed)
+
+
+def _pointer(word: Word) -> Pointer | None:
+    if word is None or isinstance(word, Pointer):
+        return word
+    assert isinstance(word, Array)
+    return word.at()
+
+
+class _Words:
+    """A copy of a table's words on a device.
+
+    It is made through page-locked memory in turns, so that nobody waits for the device before the words change again.
+
+    Args:
+        count: Number of words.
+        device: The device.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.there = torch.empty(count, dtype=torch.int64, device=device)
+        self._here: list[tuple[Tensor, torch.cuda.Event]] = []
+        if device.type == "cuda":
+            pinned = [torch.empty(count, dtype=torch.int64, pin_memory=True) for _ in range(_TURNS)]
+            self._here = [(each, torch.cuda.Event()) for each in pinned]
+        self._turn = 0
+
+    def update(self, words: np.ndarray) -> None:
+        """Copy the words, in the order of the current stream."""
+        values = torch.from_numpy(words)
+        if not self._here:
+            self.there.copy_(values)
+            return
+        here, copied = self._here[self._turn]
+        self._turn = (self._turn + 1) % _TURNS
+        # what is captured is copied again from here at every replay, so the words may never change
+        captured = torch.cuda.is_current_stream_capturing()
+        if not captured:
+            copied.synchronize()
+        here.copy_(values)
+        self.there.copy_(here, non_blocking=True)
+        if not captured:
+            copied.record()
+
+
+_TURNS = 4
+
+
+class DeviceWorkspace(Workspace):
+    """A workspace on a device."""
+
+    def __init__(self, recording: DeviceRecording, fixed: Mapping[Array, Tensor]) -> None:
+        super().__init__(recording.table, fixed)
+        self._recording, self._fixed = recording, dict(fixed)
+        self._outside: dict[Array, Tensor] = {}
+        self._found: dict[Pointer, Tensor | None] = {}
+        self._copy: _Words | None = None
+
+    def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, Tensor], threads: int) -> None:
+        """See `Workspace`; in place of the number of threads is that of the programs of a slot."""
+        self._found, self._outside = {}, dict(self._fixed)
+        super().connect(memory, sizes, given, self._recording.shares)
+        recording = self._recording
+        records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
+        planned = _module("matrices").plan(records, np.array(recording.lists))
+        records[:, len(FIELDS) : len(FIELDS) + len(PLANNED)] = planned.columns[:, : len(PLANNED)]
+        self._dimensions = planned.dimensions.tolist()
+        self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)
+        if self._copy is None:
+            self._copy = _Words(len(self.words), self.buffer.device)
+
+    def give(self, arrays: Mapping[Array, Tensor]) -> None:
+        """See `Workspace`."""
+        super().give(arrays)
+        self._outside |= arrays
+        self._found = {pointer: found for pointer, found in self._found.items() if pointer.array not in arrays}
+        self._is_new = True
+
+    def run(self, section: int) -> None:
+        """See `Workspace`."""
+        assert self._copy is not None
+        if self._is_new:
+            self._copy.update(self.words)
+            self._is_new = False
+        for launch in self._recording.sections[section]:
+            if isinstance(launch, _Direct):
+                pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
+                launch.kernel.run(pointers, [self._number(word) for word in launch.dimensions])
+            elif launch.number is not None:
+                records = self._copy.there[launch.place :]
+                launch.kernel.run([records, self._partial], self._dimensions[launch.number])
+            else:
+                launch.kernel.run([self._copy.there[launch.place :]], [launch.count, 0])
+
+    def _number(self, word: Word) -> int | float:
+        """Return a dimension."""
+        if isinstance(word, Extent):
+            return int(self.sizes[SIZES.index(word.size)]) * word.times + word.plus
+        assert isinstance(word, int | float)
+        return word
+
+    def _array(self, pointer: Pointer) -> Tensor | None:
+        """Return the numbers of an array from one of them on, or None if it was not given."""
+        if pointer not in self._found:
+            array, found = pointer.array.home, None
+            if not array.external:
+                kind = torch.int64 if array.integers else self._recording.dtype
+                found = self.tensor(array, kind, int(self._number(array.length)))
+            elif array in self._outside:
+                found = self._outside[array].view(-1)
+            self._found[pointer] = None if found is None else found[pointer.offset :]
+        return self._found[pointer]
