@@ -1,7 +1,7 @@
 """Division of an atom's sums by a learned density in Triton; the kernels of `mace.kernels.c_source.density`.
 
-What belongs to rows and pairs is computed in float64, as in C. Pairs of padding, whose two slots are equal nowhere in
-these arrays, have numbers of their own, which no row reads.
+What belongs to rows and pairs is computed in float64, as in C. Of pairs that are padding the input, its tangent and so
+their gradients are zero.
 """
 
 from __future__ import annotations
@@ -187,8 +187,6 @@ def _grid(number: int, per_program: int) -> Callable[[Sequence[Number]], tuple[i
 @cache
 def density_kernels(dtype: torch.dtype) -> dict[str, DeviceKernel]:
     """Return the kernels of the density and of features scaled by it.
-
-    Beside the dimensions of the kernels in C they have one more at the end, the number of rows or pairs.
 
     Args:
         dtype: Precision; the functions serve all.
