@@ -23,7 +23,7 @@ import torch
 from mace.errors import RunInterrupted, UserError
 from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.graph import page_locked
-from mace.processes.devices import is_out_of_memory
+from mace.processes.devices import is_out_of_memory, using
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def _gather(dataset: Dataset, structures: np.ndarray, device: torch.device | Non
     try:
         gathered = dataset.batch(structures)
         if device is not None:
-            with torch.cuda.device(device):  # the current device is set per thread
+            with using(device):  # the current device is set per thread
                 gathered = page_locked(gathered)
         batch.set_result(gathered)
     except BaseException as error:  # noqa: BLE001  # raised where the batch is asked for

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+from mace.graphs.bucket import Bucket, ElementGroups, padded
+from mace.processes.devices import widest
 
 _Held = TypeVar("_Held")
 
@@ -25,6 +28,10 @@ class Graph:
     undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving row, in order of the
     receivers, the empty ones at the end of each row. The last pair is padding: it lies beyond the cutoff, empty slots
     point to it, and nothing computed from it reaches an energy.
+
+    A graph may be padded to the capacities of a `Bucket`, so that its shapes are those of many others. Then there are
+    further pairs of this kind, which no slot points to, empty groups of rows, and at the end further atoms, those of
+    the last structure, without neighbors. Nothing that belongs to other atoms, pairs and structures changes by that.
 
     Attributes:
         element: Index of each atom's element in the model's table, ``[atoms]``.
@@ -46,6 +53,7 @@ class Graph:
         atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
         row_of_atom: The row of each atom, ``[atoms]``.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
+        real: Sizes of what is not padding, if the graph is padded to a bucket.
     """
 
     element: Tensor
@@ -67,9 +75,10 @@ class Graph:
     atoms_by_element: Tensor
     row_of_atom: Tensor
     conditions: dict[str, Tensor] = field(default_factory=dict)
+    real: Bucket | None = None
 
-    READ_BEFORE_A_MOVE: ClassVar = ("elements_present", "element_counts", "heads_present")
-    """What has to be Python numbers, so that the program need not wait for the device."""
+    READ_BEFORE_A_MOVE: ClassVar = ("elements_present", "element_counts", "heads_present", "groups")
+    """What has to be Python numbers, or follows from them, so that the program need not wait for the device."""
 
     @property
     def n_atoms(self) -> int:
@@ -98,13 +107,46 @@ class Graph:
 
     @cached_property
     def heads_present(self) -> tuple[int, ...]:
-        """Heads that occur, in rising order."""
+        """Heads that occur, in rising order; all of the model's in a padded graph."""
         return _indices_present(self.head)
+
+    @cached_property
+    def groups(self) -> ElementGroups:
+        """Rows of the same element."""
+        return ElementGroups.of(self.elements_present, self.element_counts, len(self.elements_present))
+
+    @cached_property
+    def is_padding(self) -> Tensor:
+        """Which pairs are padding: those whose two slots are the same, ``[pairs]``."""
+        first, second = self.slots_of_pair.unbind(1)
+        return first == second
+
+    @property
+    def sizes(self) -> Bucket:
+        """Its sizes, those of the padding included."""
+        n_pairs, n_elements, n_heads = len(self.pair_sender), len(self.groups.index), len(self.heads_present)
+        return Bucket(self.n_atoms, self.max_neighbors, n_pairs, n_elements, self.n_structures, n_heads)
+
+    def padded(self, bucket: Bucket) -> Graph:
+        """Return the graph with the shapes of a bucket; see `mace.graphs.bucket.padded`."""
+        return padded(self, bucket)
 
     @property
     def n_edges(self) -> int:
         """Number of directed edges, the padding not counted."""
-        return 2 * (self.pair_sender.shape[0] - 1)
+        return 2 * ((self.real or self.sizes).pairs - 1)
+
+    def clear_padding(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Set what belongs to padding in a tensor of pairs to zero, in place, and return the tensor.
+
+        Args:
+            values: ``[..., pairs, ...]``.
+            dim: The dimension of the pairs.
+        """
+        if self.real is None:
+            values.select(dim, -1).zero_()
+            return values
+        return values.masked_fill_(self.is_padding.view(-1, *[1] * (values.dim() - dim - 1)), 0.0)
 
     def atoms_per_structure(self) -> Tensor:
         """Count the atoms of each structure, ``[structures]``."""
@@ -128,7 +170,9 @@ class Graph:
             positions: Angstrom, float64, ``[atoms, 3]``.
         """
         moved = object.__new__(Graph)  # with what has been read from the tensors
-        vars(moved).update(vars(self), positions=positions.to(self.positions))
+        vars(moved).update(
+            vars(self), positions=carry(positions, self.positions.device, pinned=True).to(self.positions.dtype)
+        )
         return moved
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
@@ -141,7 +185,7 @@ def _indices_present(indices: Tensor) -> tuple[int, ...]:
 
 
 def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _Held:
-    """Copy a tensor, or all those in a dictionary or dataclass, to a device.
+    """Copy a tensor, or all those in a dictionary or dataclass, to a device; to an accelerator in a single copy.
 
     Args:
         value: What holds them; what else it holds stays as it is. The properties in the ``READ_BEFORE_A_MOVE`` of a
@@ -152,19 +196,77 @@ def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _He
     Returns:
         The same there.
     """
-    kind = torch.device(device).type
-
-    def moved(tensor: Tensor) -> Tensor:
-        if kind == "mps" and tensor.dtype == torch.float64:
-            tensor = tensor.to(torch.float32)
-        return tensor.pin_memory().to(device, non_blocking=True) if pinned and kind == "cuda" else tensor.to(device)
-
-    return _with_each_tensor(value, moved)
+    device = torch.device(device)
+    if device.type == "cpu":
+        return _with_each_tensor(value, lambda tensor: tensor.to(device))
+    tensors = _tensors(value)
+    here = [_narrowed(tensor, device) for tensor in tensors if tensor.is_cpu]
+    there = iter(_copied(here, device, pinned and device.type == "cuda"))
+    return _with_each_tensor(value, lambda tensor: next(there) if tensor.is_cpu else tensor.to(device))
 
 
 def page_locked(value: _Held) -> _Held:
-    """Copy what `carry` takes to page-locked memory, from which it is carried without being copied once more."""
-    return _with_each_tensor(value, Tensor.pin_memory)
+    """Copy what `carry` takes to page-locked memory, all side by side, from where it is carried in a single copy."""
+    tensors = _tensors(value)
+    buffer, places = _packed(tensors, pinned=True)
+    views = iter([_view(buffer, place, tensor) for place, tensor in zip(places, tensors, strict=True)])
+    return _with_each_tensor(value, lambda _: next(views))
+
+
+_ALIGNMENT = 128
+"""Bytes; each tensor begins at a multiple of them in a buffer, as it would where a device allocates it alone."""
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """List the tensors in the order in which `_with_each_tensor` goes through them."""
+    found = list[Tensor]()
+
+    def find(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _with_each_tensor(value, find)
+    return found
+
+
+def _narrowed(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(widest(device)) if tensor.dtype == torch.float64 else tensor
+
+
+def _packed(tensors: Sequence[Tensor], pinned: bool) -> tuple[Tensor, list[int]]:
+    """Copy tensors side by side into a buffer of bytes; return it and where each one begins, a repeated one once."""
+    places, known, size = list[int](), dict[int, int](), 0
+    for tensor in tensors:
+        place = known.setdefault(id(tensor), size)
+        size += 0 if place < size else _room(tensor)
+        places.append(place)
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    for place, tensor in zip(places, tensors, strict=True):
+        _view(buffer, place, tensor).copy_(tensor)
+    return buffer, places
+
+
+def _room(tensor: Tensor) -> int:
+    """Return the bytes that a tensor takes in a buffer."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _view(buffer: Tensor, place: int, like: Tensor) -> Tensor:
+    """View a part of a buffer of bytes as a tensor like another one."""
+    return buffer[place : place + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def _copied(tensors: Sequence[Tensor], device: torch.device, pinned: bool) -> list[Tensor]:
+    """Copy tensors to a device in a single copy, through page-locked memory or not."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    (storage, *others) = storages.values() or [torch.UntypedStorage(0)]
+    if not others and storage.nbytes() and storage.is_pinned() and storage.nbytes() <= sum(map(_room, tensors)):
+        buffer = torch.empty(0, dtype=torch.uint8).set_(storage)
+        places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+    else:
+        buffer, places = _packed(tensors, pinned)
+    there = buffer.to(device, non_blocking=pinned)
+    return [_view(there, place, tensor) for place, tensor in zip(places, tensors, strict=True)]
 
 
 def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
@@ -201,5 +303,5 @@ def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:
     cells = graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender))
     ends, starts = (graph.positions.index_select(0, atoms) for atoms in (graph.pair_receiver, graph.pair_sender))
     vectors = torch.baddbmm((ends - starts).unsqueeze(1), shift, cells).squeeze(1).to(dtype)
-    vectors[-1] = torch.tensor([0.0, r_max, 0.0], dtype=dtype, device=vectors.device)
+    vectors[:, 1].masked_fill_(graph.is_padding, r_max)  # both atoms of the padding are the same
     return vectors

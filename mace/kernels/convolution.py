@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mace.equivariant.coupling import coupling_coefficients
-from mace.graphs.graph import Graph
+from mace.graphs.graph import Graph, carry
 from mace.kernels.gather import DirectedEdges, sum_slots
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _places(l3_by_l1: tuple[int, ...], l_max: int, n_atoms: int, device: torch.d
     places = np.concatenate([padded[l3 == l, :, : 2 * l + 1].transpose(2, 1, 0).ravel() for l in range(l_max + 1)])
     reverse = np.full(padded.size, len(places))
     reverse[places] = np.arange(len(places))
-    return torch.from_numpy(places).to(device), torch.from_numpy(reverse).to(device)
+    return carry(torch.from_numpy(places), device, pinned=True), carry(torch.from_numpy(reverse), device, pinned=True)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Slots:
             rows = both.unflatten(1, (-1, 2)).sum(2)
         else:
             rows = joined.index_select(1, self.edges.slots)
-        rows[:, -1] = 0.0
+        (self.edges or self.graph).clear_padding(rows, dim=1)
         return rows.transpose(0, 1).index_select(1, self.convolution.place)
 
     def of_features(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -294,11 +294,13 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slots: _Slots, harmonics: Tensor, radial: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         operands = slots.operands(harmonics, radial, features)
+        keep_purpose(ctx)
         ctx.slots, ctx.operands = slots, operands
         ctx.save_for_backward(harmonics, radial, *features)
         return slots.results([torch.bmm(g, u) for g, u in zip(operands.g, slots.batches(operands.u), strict=True)])
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return None, *_ConvolveBackward.apply(ctx.slots, ctx.operands, *ctx.saved_tensors, *cotangents)
 
@@ -308,6 +310,7 @@ class _ConvolveBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, slots: _Slots, operands: _Operands, *arguments: Tensor) -> tuple[Tensor | None, ...]:
+        keep_purpose(ctx)
         ctx.slots, ctx.operands = slots, operands
         ctx.save_for_backward(*arguments)
         ctx.set_materialize_grads(False)
@@ -321,6 +324,7 @@ class _ConvolveBackward(torch.autograd.Function):
         return of_harmonics, of_radial, *slots.to_features(of_features)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         slots, operands = ctx.slots, ctx.operands
         harmonics, radial, *others = ctx.saved_tensors

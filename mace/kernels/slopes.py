@@ -7,15 +7,29 @@ slopes are constants, and both derivatives are products with them. Any other der
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mace.equivariant.spherical_harmonics import harmonics_and_slopes, spherical_harmonics
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 Evaluate = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@lru_cache(maxsize=64)
+def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # else what is first evaluated without derivatives never has any
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def constants(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers as a tensor like another; they are copied to a device once, as it is waited for then."""
+    if like.is_cpu:
+        return like.new_tensor(numbers)
+    return _on_device(tuple(numbers), like.dtype, like.device)
 
 
 def along_rows(evaluate: Evaluate, slopes: Evaluate, lengths: Tensor) -> tuple[Tensor, ...]:
@@ -67,11 +81,13 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lengths: Tensor, evaluate: Evaluate, slopes: Evaluate) -> tuple[Tensor, ...]:
         found = slopes(lengths)
+        keep_purpose(ctx)
         ctx.evaluate, ctx.slopes = evaluate, found[len(found) // 2 :]
         ctx.save_for_backward(lengths)
         return found[: len(found) // 2]
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (lengths,) = ctx.saved_tensors
         if current_pass() is not Pass.GEOMETRY:
@@ -84,6 +100,7 @@ class _Directions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
         lengths = vectors.norm(dim=-1)
+        keep_purpose(ctx)
         ctx.l_max, ctx.directions = l_max, vectors / lengths.unsqueeze(-1)
         harmonics, slopes = harmonics_and_slopes(ctx.directions, l_max)
         ctx.slopes = slopes / lengths.view(-1, 1, 1)
@@ -91,6 +108,7 @@ class _Directions(torch.autograd.Function):
         return lengths, harmonics
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         if current_pass() is not Pass.GEOMETRY:
             (vectors,) = ctx.saved_tensors

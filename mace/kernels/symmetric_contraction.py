@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 Key = tuple[int, int]
 """Degree of the result and number of factors."""
@@ -139,26 +139,26 @@ class SymmetricContraction(nn.Module):
         self,
         features: Tensor,
         weights: Mapping[tuple[int, int], Tensor],
-        elements_present: tuple[int, ...],
-        element_counts: tuple[int, ...],
+        present: Tensor,
+        counts: tuple[int, ...],
     ) -> dict[int, Tensor]:
         """Evaluate the polynomials.
 
         Args:
             features: Features with atoms sorted by element, ``[channels, (l_max + 1)^2, atoms]``.
             weights: By degree and order, ``[elements, paths, channels]``.
-            elements_present: Elements that occur, in order.
-            element_counts: Number of atoms of each.
+            present: Elements that occur, in order.
+            counts: Number of atoms of each.
 
         Returns:
             By degree, ``[channels, 2 l + 1, atoms]``.
         """
         every = torch.cat([weights[key] for key in self.keys], dim=1)
-        if len(elements_present) < len(every):
-            every = every.index_select(0, torch.tensor(elements_present, device=every.device))
+        if len(present) < len(every):
+            every = every.index_select(0, present)
         matrices = _Map.apply(every.transpose(1, 2).flatten(0, 1), self, False).unflatten(0, (len(every), -1))
         padded = functional.pad(features.transpose(0, 1), (0, 0, 0, 0, 1, 0), value=1.0)
-        *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, element_counts))
+        *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, counts))
         return {degree: values.transpose(0, 1) for degree, values in zip(self.l_out, results, strict=True)}
 
     def products(self, padded: Tensor) -> Tensor:
@@ -257,6 +257,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, result: int, blocks: _Blocks, *operands: Tensor | None) -> Tensor:
+        keep_purpose(ctx)
         ctx.result, ctx.blocks = result, blocks
         ctx.save_for_backward(*operands)
         first, second = (i for i in range(3) if i != result)
@@ -275,6 +276,7 @@ class _Products(torch.autograd.Function):
         return torch.cat(found, dim=2 if result == 0 else 0)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         every = list(ctx.saved_tensors)
         every[ctx.result] = gradient
@@ -296,12 +298,14 @@ class _Contract(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gradient = _Products.apply(2, blocks, matrices, contraction.products(padded), None)
         values = contraction.sum(contraction.select(padded, "factor") * gradient, "output")
+        keep_purpose(ctx)
         ctx.contraction, ctx.blocks = contraction, blocks
         ctx.save_for_backward(padded, matrices, gradient)
         ctx.set_materialize_grads(False)
         return *values.split([2 * degree + 1 for degree in contraction.l_out]), gradient
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         contraction, (padded, matrices, gradient) = ctx.contraction, ctx.saved_tensors
         of_gradient, of_padded, of_matrices = cotangents[-1], None, None

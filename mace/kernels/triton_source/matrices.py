@@ -22,28 +22,10 @@ import triton.language as tl
 from mace.kernels.c_source.matrices import BY_ROWS, EACH_GROUP, FIELDS, NO_GROUPS, PACKED, ROW_GROUPS, SUM_GROUPS
 from mace.kernels.triton_source.activations import slope
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence
+from mace.kernels.triton_source.records import ADJOINT, RECORD, TANGENT, VALUE
 
 PANEL = LANES
 """Columns of a panel of a packed matrix."""
-
-ACTIVATION = ("activation", "z", "sigmoid", "first", "second", "given")
-"""What a record has behind `FIELDS` for an activation of its result; all zero for none. Which pass it is, and addresses
-of what belongs to the number at ``c``, all laid out as there. With ``x`` for the result, which is written to ``c``,
-
-* `VALUE` writes the sigmoid of ``x``, and to ``first`` the activation of ``x``;
-* `GRADIENT` writes to ``first`` the gradient by ``z``, where ``x`` is that by the activation; `ADJOINT` adds it;
-* `TANGENT` writes to ``first`` the change of the activation where ``x`` is that of ``z``, and to ``second`` the change
-  of the gradient by ``z`` where ``given`` is the gradient by the activation.
-"""
-
-PLANNED = ("first_tile", "first_sum", "part", "partial")
-"""What a record has in the end: its first tile, its first piece of work of the second launch, the number of terms in
-each part of its sum, and where among partial results its own begin."""
-
-RECORD = (*FIELDS, *ACTIVATION, *PLANNED)
-"""All words of a record."""
-
-NO_ACTIVATION, VALUE, GRADIENT, TANGENT, ADJOINT = range(5)
 
 PACKED_FIELDS = ("source", "result", "rows", "columns", "row", "column", "depth")
 """The numbers that describe a matrix to pack; see `mace.kernels.c_source.matrices`."""
@@ -63,6 +45,7 @@ SHORTEST_PART = 256
 SUM_SIZE = 256
 """Numbers that a program of the second launch adds up."""
 
+_BLOCK = 1024
 _PACK_ROWS, _PACKING_PROGRAMS = 32, 16
 
 _L = tl.constexpr(LANES)
@@ -80,8 +63,8 @@ _ROW_GROUPS, _SUM_GROUPS, _EACH_GROUP = tl.constexpr(ROW_GROUPS), tl.constexpr(S
     _C, _C_OUTER, _C_INNER, _C_VECTOR, _C_GROUP, _C_BY_INDEX, _C_WHOLE,
     _ADD, _SCALE,
     _GROUPING, _GROUPS, _GROUP_STARTS, _GROUP_INDEX,
-    _ACTIVATION, _Z, _SIGMOID, _FIRST, _SECOND, _GIVEN,
     _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
+    _ACTIVATION, _Z, _SIGMOID, _FIRST, _SECOND, _GIVEN,
 ) = (tl.constexpr(place) for place in range(len(RECORD)))
 # fmt: on
 
@@ -278,6 +261,9 @@ def _work_of(q, t, SIZE: tl.constexpr):
             g, begin, depth, number = _group_of(starts, groups, 1, tl.load(q + _PART), number)
         if grouping == _EACH_GROUP:
             g, number = number, 0
+            if tl.load(q + _GROUP_STARTS) != 0:
+                if tl.load(starts + g) == tl.load(starts + g + 1):
+                    rows *= 0  # nobody needs the products of a group without rows
     return g, begin, rows, depth, t, number
 
 
@@ -493,6 +479,16 @@ def _packing(records, n, tiles, T: tl.constexpr, ROWS: tl.constexpr):
         tl.store(to, numbers, mask=in_rows[:, None] & (lane < _L)[None, :])
 
 
+@triton.jit(do_not_specialize=["n", "shares"])
+def _zeros(records, n, shares, T: tl.constexpr, BLOCK: tl.constexpr):
+    """Set parts of an array to zero; see `mace.kernels.c_source.matrices`."""
+    q = records + tl.program_id(0) * 2
+    numbers, count = tl.load(q).to(tl.pointer_type(T)), tl.load(q + 1)
+    for block in range(tl.program_id(1), tl.cdiv(count, BLOCK), tl.num_programs(1)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(numbers + at, tl.zeros([BLOCK], T), mask=at < count)
+
+
 @cache
 def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, DeviceKernel | KernelSequence]:
     """Return the kernels by their names.
@@ -508,5 +504,8 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     options = {"T": number, "BK": 32 if rounded else 16, "PRECISION": "tf32" if rounded else "ieee"}
     return {
         "products": KernelSequence((DeviceKernel(_products, lambda d: (int(d[1]),), 4, options), sums)),
-        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), _PACKING_PROGRAMS), 4, {"T": number, "ROWS": _PACK_ROWS}),
+        "packing": DeviceKernel(
+            _packing, lambda d: (int(d[0]), _PACKING_PROGRAMS), 4, {"T": number, "ROWS": _PACK_ROWS}
+        ),
+        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), 128), 4, {"T": number, "BLOCK": _BLOCK}),
     }
