@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,7 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
         eV/Angstrom^2, ``[3 atoms, atoms, 3]``; row ``3 i + k`` is the derivative by component ``k`` of atom ``i``.
     """
     positions = graph.positions.detach().clone().requires_grad_(True)
-    moved = replace(graph, positions=positions)
+    moved = graph.moved(positions)
     with using(model.embedding.device), torch.enable_grad(), model.plain_kernels():
         energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
         if energies is None:
