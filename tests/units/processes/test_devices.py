@@ -244,6 +244,11 @@ def test_a_run_uses_its_device_from_the_beginning_to_the_end(monkeypatch: pytest
     assert log == ["use cpu", "run"]
 
 
+def test_second_derivatives_have_many_rows_at_a_time_on_a_device() -> None:
+    copies = [prediction.copies_for_hessian(n, torch.device("cuda")) for n in (1, 10, 100, 1000)]
+    assert copies == [3, 25, 2, 1] and prediction.copies_for_hessian(10, torch.device("cpu")) == 1
+
+
 def test_who_waits_for_numbers_of_a_device_looks_after_the_others() -> None:
     """A GPU that waits for one that is gone never has them."""
 
