@@ -17,7 +17,7 @@ from mace.graphs.graph import Graph
 from mace.kernels.backend import TORCH, Backend
 from mace.kernels.c_source.parts import TYPES
 from mace.kernels.convolution import Convolution
-from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
+from mace.kernels.gather import directed_edges, gather_pairs, restore_order, spread_segments, sum_slots
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.slopes import lengths_and_harmonics
 from mace.kernels.symmetric_contraction import SymmetricContraction
@@ -273,7 +273,7 @@ class MACE(nn.Module):
     def channels(self, graph: Graph) -> Tensor:
         """Return the input of the first layer from elements and conditions, rows sorted by element, ``[atoms, n]``."""
         element = graph.element.index_select(0, graph.atoms_by_element)
-        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
+        channels = spread_segments(self.embedding, element) * self.plan.n_elements**-0.5
         return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:

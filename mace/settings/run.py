@@ -153,7 +153,7 @@ class DeviceSettings(Settings):
         "threads that read and gather batches ahead of the steps; with 0, the steps do it themselves",
         group="Devices and speed",
         ge=0,
-        default_words="1 for data read from disk, 0 for data in memory",
+        default_words="1 for data read from disk or copied to a GPU, else 0",
     )
     pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
 
