@@ -24,7 +24,7 @@ from mace.errors import RunInterrupted, UserError
 from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.graph import Graph, page_locked
-from mace.processes.devices import is_out_of_memory
+from mace.processes.devices import is_out_of_memory, using
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Feeding:
             batch = batch.padded(self.bucket_of(batch.graph))
         if self.device is None:
             return batch
-        with torch.cuda.device(self.device):  # the current device is set per thread
+        with using(self.device):  # the current device is set per thread
             return page_locked(batch)
 
     def open(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step] = _at_once) -> Feed[Step]:

@@ -150,7 +150,9 @@ class Potential:
             if follow:
                 made[key] = self._moving_structures(key).graph(structures)
             else:
-                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(self.device)
+                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(
+                    self.device, pinned=True
+                )
         return [made[key] for key in self._kinds]
 
     def _moving_structures(self, key: _Kind) -> MovingStructures:

@@ -21,7 +21,7 @@ from training_runs import same
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs import feeding
+from mace.graphs import feeding, graph
 from mace.graphs.batch_plan import consecutive
 from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Subset
@@ -434,12 +434,13 @@ def test_batches_for_a_gpu_are_page_locked_in_the_thread_that_gathers_them(
         chosen.append(wanted)
         return nullcontext()
 
-    def lock(tensor: Tensor) -> Tensor:
-        locked.append(tensor.clone())
+    def lock(*shape: int, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        assert pin_memory
+        locked.append(torch.zeros(*shape, dtype=dtype))
         return locked[-1]
 
     monkeypatch.setattr(torch.cuda, "device", choose)
-    monkeypatch.setattr(Tensor, "pin_memory", lock)
+    monkeypatch.setattr(graph.torch, "empty", lock)
     dataset = Observed(6)
     with Feeding(workers, device).open(dataset, steps(6)) as feed:
         for structures in feed:
@@ -448,7 +449,7 @@ def test_batches_for_a_gpu_are_page_locked_in_the_thread_that_gathers_them(
             held = [value for part in ("graph", "targets") for value in vars(getattr(batch, part)).values()]
             tensors = [each for value in held for each in (value.values() if isinstance(value, dict) else [value])]
             pointers = {tensor.data_ptr() for tensor in locked}
-            assert all(tensor.data_ptr() in pointers for tensor in tensors if isinstance(tensor, Tensor))
+            assert all(t.untyped_storage().data_ptr() in pointers for t in tensors if isinstance(t, Tensor))
             # what would have to be read back from the device is known
             assert vars(batch.graph).keys() >= {"elements_present", "element_counts", "heads_present"}
     assert chosen == [device] * 2
