@@ -51,7 +51,7 @@ class DeviceKernel:
         """
         grid = self.grid(dimensions)
         if all(grid):
-            self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps)
+            self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps, enable_fp_fusion=True)
 
 
 @dataclass(frozen=True)
