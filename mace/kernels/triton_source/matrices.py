@@ -45,7 +45,7 @@ SHORTEST_PART = 256
 SUM_SIZE = 256
 """Numbers that a program of the second launch adds up."""
 
-_PACK_ROWS, _PROGRAMS = 32, 16
+_PACK_ROWS, _BLOCK, _PROGRAMS = 32, 1024, 32
 
 _L = tl.constexpr(LANES)
 _WIDTH = tl.constexpr(len(RECORD))
