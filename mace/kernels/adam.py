@@ -1,4 +1,4 @@
-"""Adam and AdamW of torch with a step, clipping and average included, in C or in Triton: two passes over memory."""
+"""Adam and AdamW of torch with clipping and moving average in one step, in C or in Triton: two passes over memory."""
 
 from __future__ import annotations
 

@@ -136,8 +136,7 @@ def strain_of_pairs(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
 def strains(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
     """Return what each pair contributes to `strain_of_pairs`, zero for padding, ``[pairs, 3, 3]``."""
     product = vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    first, second = graph.slots_of_pair.unbind(1)
-    return (0.5 * (product + product.transpose(1, 2))).masked_fill((first == second).view(-1, 1, 1), 0.0)
+    return graph.clear_padding(0.5 * (product + product.transpose(1, 2)))
 
 
 def sum_segments(values: Tensor, segments: Tensor, n_segments: int) -> Tensor:

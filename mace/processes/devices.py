@@ -145,6 +145,16 @@ def products_in(device: torch.device, tf32: bool) -> Iterator[list[str]]:
         torch.set_float32_matmul_precision(before)
 
 
+def rounding_of_products(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Say that products of float32 are rounded to TensorFloat-32 on a device, if somebody has switched that on."""
+    if device.type != "cuda" or dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32:
+        return None
+    return (
+        "Products of float32 are rounded to TensorFloat-32, 3 digits, as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the "
+        "program that calls says; torch.set_float32_matmul_precision('highest') keeps 7"
+    )
+
+
 def overridden_products(tf32: bool, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Say what environment variables have to do with TensorFloat-32, in sentences.
 

@@ -20,7 +20,7 @@ from mace.kernels.c_source.contraction import contraction_source
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
 from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import geometry_source
-from mace.kernels.c_source.matrices import FIELDS, matrices_source
+from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.triton_source.records import PLANNED, RECORD
 from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
 from mace.program.schedule import scheduled, with_activations
@@ -201,7 +201,7 @@ class DeviceWorkspace(Workspace):
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
         planned = _module("matrices").plan(records, np.array(recording.lists))
-        records[:, len(FIELDS) : len(FIELDS) + len(PLANNED)] = planned.columns[:, : len(PLANNED)]
+        records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)
         if self._copy is None:

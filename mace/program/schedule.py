@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from mace.kernels.c_source.matrices import FIELDS
-from mace.kernels.triton_source.records import ADJOINT, GRADIENT, PLANNED, RECORD, TANGENT, VALUE
+from mace.kernels.triton_source.records import ADJOINT, GRADIENT, RECORD, TANGENT, VALUE
 from mace.program.record import Array, Launch, Pointer, Word
 
 _WRITTEN = {
@@ -54,26 +54,25 @@ def _product_before(order: Sequence[Launch], activation: Launch) -> tuple[int, t
     (array,) = _homes(activation.pointers[:1] if activation.kernel.name == "silu_value" else activation.pointers[2:3])
     for place in range(len(order) - 1, -1, -1):
         using = [node for node in _nodes(order[place]) if array in node.reads]
-        if using:
-            record = using[0].record
-            is_whole = len(using) == 1 and record is not None and len(record) == len(FIELDS)
-            if is_whole and order[place].kernel.name == "products" and array in using[0].writes and not record[_ADD]:
-                return place, record
+        if not using:
+            continue
+        record = using[0].record
+        if len(using) > 1 or record is None or len(record) > len(FIELDS) or array not in using[0].writes:
             return None
+        return None if order[place].kernel.name != "products" or record[_ADD] else (place, record)
     return None
 
 
 def _with_activation(record: tuple[Word, ...], activation: Launch) -> tuple[Word, ...]:
     """Return the record of a product that computes an activation too."""
-    z, sigmoid, *others = activation.pointers
     kind = _KINDS[activation.kernel.name]
-    first, second, given = {
-        VALUE: lambda result: (result, None, None),
-        GRADIENT: lambda _, result: (result, None, None),
-        ADJOINT: lambda _, result: (result, None, None),
-        TANGENT: lambda _, given, value, gradient: (value, gradient, given),
-    }[kind](*others)
-    return (*record, *(0,) * len(PLANNED), kind, z, sigmoid, first, second, given)
+    z, sigmoid, *others = activation.pointers
+    given, second = None, None
+    if kind == TANGENT:
+        _, given, first, second = others
+    else:
+        first = others[-1]
+    return (*record, kind, z, sigmoid, first, second, given)
 
 
 @dataclass(frozen=True, eq=False)

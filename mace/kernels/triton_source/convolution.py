@@ -10,7 +10,7 @@ program that owns the first of the two slots. Programs beyond those of the rows 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -27,6 +27,9 @@ LARGEST_GROUP = 16
 
 KEPT_BYTES = 192
 """Largest size of a row's cotangents, of one channel, that are kept in registers and not read again for each edge."""
+
+LARGEST_LAUNCH = 160
+"""Largest number of elements of an edge's matrices that one launch reads; longer code takes long to compile."""
 
 ROWS_CLEARED = 32
 """Number of pairs that one program looks at for padding."""
@@ -119,19 +122,21 @@ class _Writer:
     """Writes the kernels of a layout and a precision.
 
     Attributes:
-        layout: The paths.
+        layout: The layout.
+        places: The paths of one launch, which follow each other.
         dtype: The precision.
         tabulated: Whether radial weights are interpolated; then there is no gradient by them.
     """
 
     layout: ConvolutionLayout
+    places: Sequence[Place]
     dtype: torch.dtype
     tabulated: bool
 
     @property
     def keeps(self) -> bool:
         """Whether a row's cotangents are kept in registers."""
-        size = self.dtype.itemsize * sum(2 * path.l3 + 1 for path in self.layout.paths)
+        size = self.dtype.itemsize * sum(2 * place.path.l3 + 1 for place in self.places)
         return not self.tabulated and size <= KEPT_BYTES
 
     def _named(self, prefix: str, results: bool = False) -> list[str]:
@@ -187,13 +192,7 @@ class _Writer:
 
     def groups(self) -> list[list[Place]]:
         """Divide the paths among the programs of the forward kernel."""
-        groups: list[list[Place]] = [[]]
-        for place in self.layout.places():
-            size = sum(2 * other.path.l3 + 1 for other in groups[-1])
-            if groups[-1] and size + 2 * place.path.l3 + 1 > LARGEST_GROUP:
-                groups.append([])
-            groups[-1].append(place)
-        return groups
+        return _divided(self.places, lambda place: 2 * place.path.l3 + 1, LARGEST_GROUP)
 
     def sums(self, name: str, second: bool = False) -> str:
         """Return the kernel of the sums over neighbors.
@@ -294,7 +293,7 @@ class _Writer:
             "for q in range(first, tl.minimum(first + ROWS, P)):",
             "    if tl.load(slots + 2 * q) == tl.load(slots + 2 * q + 1):",
             f"        gr = GR + (q * B + b) * {len(self.layout.paths) * LANES} + lane",
-            f"        for path in range({len(self.layout.paths)}):",
+            f"        for path in range({self.places[0].index}, {self.places[-1].index + 1}):",
             f"            tl.store(gr + path * LANES, tl.zeros([LANES], dtype={number_type(self.dtype)}))",
         ]
         clear = [line.replace("ROWS", str(ROWS_CLEARED)) for line in clear]
@@ -324,7 +323,7 @@ class _Writer:
         """Return the index of every sum, and its address in the row with the given pointers."""
         return [
             (place.sums + m3, self._result(row, place, m3))
-            for place in self.layout.places()
+            for place in self.places
             for m3 in range(2 * place.path.l3 + 1)
         ]
 
@@ -338,7 +337,7 @@ class _Writer:
         ]
         if with_harmonics:
             code += self._zeros(f"y_{m}" for m in range(n_harmonics))
-        for place in self.layout.places():
+        for place in self.places:
             code += self._path_backward(place, matrices, with_harmonics)
         if with_harmonics:
             code += self._store_harmonics(n_harmonics)
@@ -402,7 +401,7 @@ class _Writer:
         for l1 in self.layout.l_in:
             code += [f"{p}i{l1}_{m1} = tl.load({p}i{l1} + {m1} * C)" for p in operands for m1 in range(2 * l1 + 1)]
         code += self._weights_of_pair(["gr"])
-        for place in self.layout.places():
+        for place in self.places:
             if not self.keeps:
                 code += self._cotangents_of_path(place, "cj")
             code += self._direction(place, matrices, "i")
@@ -444,35 +443,60 @@ def _lane_sums(names: Sequence[str]) -> list[str]:
     return code
 
 
-def _kernel(text: str, name: str, padding: bool = True, parts: int = 1) -> DeviceKernel:
-    grid = _programs_with_padding if padding else partial(_programs, parts=parts)
-    return DeviceKernel(getattr(load_text(name, text), name), grid)
+def _divided(places: Sequence[Place], size: Callable[[Place], int], largest: int) -> list[list[Place]]:
+    """Divide the paths into groups whose sizes add up to no more than the largest, if not of one path."""
+    groups: list[list[Place]] = [[]]
+    for place in places:
+        if groups[-1] and sum(map(size, [*groups[-1], place])) > largest:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def _writers(layout: ConvolutionLayout, dtype: torch.dtype, tabulated: bool) -> list[_Writer]:
+    """Return the writers of all launches of a kernel."""
+    launches = _divided(layout.places(), lambda p: (2 * p.path.l3 + 1) * (2 * p.path.l1 + 1), LARGEST_LAUNCH)
+    return [_Writer(layout, places, dtype, tabulated) for places in launches]
+
+
+def _sums(name: str, writers: Sequence[_Writer], second: bool = False) -> tuple[DeviceKernel, ...]:
+    """Return the launches of the sums over neighbors."""
+    modules = [load_text(name, writer.sums(name, second)) for writer in writers]
+    grids = [partial(_programs, parts=len(writer.groups())) for writer in writers]
+    return tuple(DeviceKernel(vars(module)[name], grid) for module, grid in zip(modules, grids, strict=True))
+
+
+def _backward(
+    name: str, writers: Sequence[_Writer], with_harmonics: bool = False, second: bool = False
+) -> tuple[DeviceKernel, ...]:
+    """Return the launches of gradients; each adds those of its paths."""
+    modules = [load_text(name, writer.backward(name, with_harmonics, second)) for writer in writers]
+    grid = partial(_programs, parts=1) if writers[0].tabulated else _programs_with_padding
+    return tuple(DeviceKernel(vars(module)[name], grid) for module in modules)
 
 
 @cache
-def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel | KernelSequence]:
+def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, KernelSequence]:
     """Return the kernels of a layer's convolution; pointers of those of gradients end with ``slots_of_pair``."""
-    writer = _Writer(layout, dtype, tabulated=False)
-    parts = len(writer.groups())
-    full, parameters = "conv_backward_full", "conv_backward_parameters"
-    parts_of_second = (
-        _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts),
-        _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients"),
-    )
-    return {
-        "conv_forward": _kernel(writer.sums("conv_forward"), "conv_forward", False, parts),
-        full: _kernel(writer.backward(full, with_harmonics=True), full),
-        parameters: _kernel(writer.backward(parameters), parameters),
-        "conv_second": KernelSequence(parts_of_second),
+    writers = _writers(layout, dtype, tabulated=False)
+    launches = {
+        "conv_forward": _sums("conv_forward", writers),
+        "conv_backward_full": _backward("conv_backward_full", writers, with_harmonics=True),
+        "conv_backward_parameters": _backward("conv_backward_parameters", writers),
+        "conv_second": (
+            *_sums("conv_second_sums", writers, second=True),
+            *_backward("conv_second_gradients", writers, second=True),
+        ),
     }
+    return {name: KernelSequence(kernels) for name, kernels in launches.items()}
 
 
 @cache
-def tabulated_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel]:
+def tabulated_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, KernelSequence]:
     """Return the kernels of a layer's convolution with tabulated radial weights."""
-    writer = _Writer(layout, dtype, tabulated=True)
+    writers = _writers(layout, dtype, tabulated=True)
     forward, backward = "conv_forward_tabulated", "conv_backward_tabulated"
     return {
-        forward: _kernel(writer.sums(forward), forward, False, len(writer.groups())),
-        backward: _kernel(writer.backward(backward, with_harmonics=True), backward, False),
+        forward: KernelSequence(_sums(forward, writers)),
+        backward: KernelSequence(_backward(backward, writers, with_harmonics=True)),
     }

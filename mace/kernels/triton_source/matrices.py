@@ -57,8 +57,8 @@ _ROW_GROUPS, _SUM_GROUPS, _EACH_GROUP = tl.constexpr(ROW_GROUPS), tl.constexpr(S
     _C, _C_OUTER, _C_INNER, _C_VECTOR, _C_GROUP, _C_BY_INDEX, _C_WHOLE,
     _ADD, _SCALE,
     _GROUPING, _GROUPS, _GROUP_STARTS, _GROUP_INDEX,
-    _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
     _ACTIVATION, _Z, _SIGMOID, _FIRST, _SECOND, _GIVEN,
+    _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
 ) = (tl.constexpr(place) for place in range(len(RECORD)))
 # fmt: on
 

@@ -1,8 +1,8 @@
 """Triton kernels of pairs that depend on no radial functions or harmonics, and what all kernels of pairs start with.
 
-Names, arrays and dimensions are those of `mace.kernels.c_source.geometry`. There, the padding is the last pair; here,
-any number of pairs may be padding, which is told by its two slots being equal. Every program has a tile of pairs, one
-for each of its threads, or an atom; it computes in double precision and rounds once.
+Names, arrays and dimensions are those of `mace.kernels.c_source.geometry`; there, too, padding is told by its two slots
+being equal. Every program has a tile of pairs, one for each of its threads, or an atom; it computes in double precision
+and rounds once.
 """
 
 from __future__ import annotations

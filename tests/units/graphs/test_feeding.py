@@ -23,8 +23,10 @@ from mace.elements import ElementTable
 from mace.errors import UserError
 from mace.graphs import feeding, graph
 from mace.graphs.batch_plan import consecutive
+from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Subset
 from mace.graphs.feeding import Feeding
+from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
 from mace.graphs.prepared import StoredDataset
@@ -399,6 +401,27 @@ def test_where_fewer_threads_can_be_started_these_do_the_work(
         Feeding(4).open(dataset, steps()) as feed,
     ):
         next(iter(feed))
+
+
+def test_a_thread_gathers_what_a_gpu_computes_with() -> None:
+    device = torch.device("cuda:0")
+    assert [Feeding(workers, device).threads_for(PLAIN) for workers in (None, 0, 2)] == [1, 0, 2]
+    assert Feeding(None).threads_for(PLAIN) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_padded_where_they_are_gathered(workers: int) -> None:
+    def bucket_of(graph: Graph) -> Bucket:
+        return Bucket.of(graph, n_elements=3)
+
+    with Feeding(workers, bucket_of=bucket_of).open(PLAIN, steps()) as feed:
+        for structures in feed:
+            batch, plain = feed.batch(structures), PLAIN.batch(structures)
+            bucket = bucket_of(plain.graph)
+            assert batch.graph.sizes == bucket
+            found, expected = contents(batch), contents(plain.padded(bucket))
+            assert all(each["graph"].pop("volume")[-1].isnan() for each in (found, expected))
+            assert same(found, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
