@@ -106,8 +106,7 @@ def predict(
     )
     by_program, gradient = model.has_program and not by_torch, None
     found: dict[str, Any] = {}
-    differentiates = training or (differentiated and not by_program)
-    with using(model.embedding.device), torch.set_grad_enabled(differentiates):
+    with using(model.embedding.device), torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:
             energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
             output = AtomicOutput(energies, None, [])
