@@ -173,7 +173,9 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
     of_heads, of_vectors = _evaluated(run, channels)
     chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
     energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
-    energies = energies * scale + shift
+    energies = energies * scale
+    if isinstance(shift, Tensor) or shift:  # mostly there is none
+        energies = energies + shift
     if model.condition_readout is not None:
         energies = energies + model.read(model.condition_readout, channels, graph)
     return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
