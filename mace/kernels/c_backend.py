@@ -33,10 +33,13 @@ def library(source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> ctyp
     return compile_and_load(source(*shape, dtype))
 
 
-def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
-    """Run a kernel on contiguous tensors, with torch's number of threads."""
-    assert all(array.is_contiguous() for array in arrays)
-    pointers = (ctypes.c_void_p * len(arrays))(*[array.data_ptr() for array in arrays])
+def _run(
+    library: ctypes.CDLL, name: str, arrays: Sequence[Tensor | None], dimensions: Sequence[int], blocks: int
+) -> None:
+    """Run a kernel on contiguous tensors or null pointers, with torch's number of threads."""
+    assert all(array is None or array.is_contiguous() for array in arrays)
+    addresses = [None if array is None else array.data_ptr() for array in arrays]
+    pointers = (ctypes.c_void_p * len(arrays))(*addresses)
     sizes = (ctypes.c_int64 * len(dimensions))(*dimensions)
     pool = thread_pool()
     getattr(library, name)(
@@ -84,6 +87,7 @@ class _Convolution:
         n_nodes: int = 0,
     ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
+        self.rows: Graph | DirectedEdges = edges or graph
         self.library = library(tabulated_source if n_nodes else convolution_source, coupling.dtype, layout)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
@@ -96,7 +100,7 @@ class _Convolution:
         self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
         self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
-    def run(self, name: str, arrays: Sequence[Tensor]) -> None:
+    def run(self, name: str, arrays: Sequence[Tensor | None]) -> None:
         """Call a kernel."""
         _run(self.library, name, (*self.indices, *arrays), self.dimensions, self.blocks)
 
@@ -119,9 +123,7 @@ class _Convolution:
 
     def empty_radial(self) -> Tensor:
         """Allocate the gradient of the radial weights; kernels write every pair except the padding."""
-        radial = self.coupling.new_empty(self.radial_shape)
-        radial[-1] = 0.0
-        return radial
+        return self.rows.clear_padding(self.coupling.new_empty(self.radial_shape))
 
 
 class _Convolve(torch.autograd.Function):
@@ -153,10 +155,10 @@ class _ConvolveBackward(torch.autograd.Function):
         gradient, gradients = work.empty_radial(), work.zero_features()
         inputs = (harmonics @ work.coupling, radial, *others, gradient, *gradients)
         if ctx.kind is Pass.PARAMETERS:
-            work.run("conv_backward_parameters", inputs)
+            work.run("conv_backward_parameters", (*inputs, None))
             return (None, gradient, *gradients)
         parts = work.zero_harmonics(harmonics)
-        work.run("conv_backward_full", (*inputs, parts))
+        work.run("conv_backward_full", (*inputs, parts, None))
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
@@ -173,7 +175,7 @@ class _ConvolveBackward(torch.autograd.Function):
         results, gradient, gradients = work.empty_results(), work.empty_radial(), work.zero_features()
         coupling = work.coupling
         arrays = (harmonics @ coupling, radial, *others, of_harmonics @ coupling, *rest, *results, gradient, *gradients)
-        work.run("conv_second", arrays)
+        work.run("conv_second", (*arrays, None))
         return (None, None, None, gradient, *gradients, *results)
 
 
@@ -388,12 +390,9 @@ class CBackend(Backend):
         graph: Graph,
     ) -> dict[int, Tensor]:
         """See `Backend`."""
-        terms, (elements, counts), device = terms_of(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
-        present = torch.tensor(elements, device=device)
-        # index of each atom's element among those present
-        place = torch.arange(len(present), device=device).repeat_interleave(
-            torch.tensor(counts, device=device), output_size=graph.n_atoms
-        )
+        terms, (present, _), place = terms_of(contraction), blocks_of_atoms(weights, graph), graph.groups.place
+        if len(present) == 1:
+            place = torch.zeros_like(place)
         tables = tables_of(terms, atomic_basis.dtype)
         carried = [tables[key] @ weight.index_select(0, present) for key, weight in weights.items() if key in tables]
         # blocks of channels come first, as a kernel loops over all terms of one block
