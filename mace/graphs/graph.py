@@ -208,6 +208,36 @@ def page_locked(value: _Held) -> _Held:
     return _with_each_tensor(value, Tensor.pin_memory)
 
 
+def place(value: _Held, device: torch.device) -> _Held:
+    """Copy what `carry` takes to memory on a device that belongs to nothing else, for `refill`."""
+    given = set(map(id, _tensors(value)))
+    carried = carry(value, device, pinned=True)
+    return _with_each_tensor(carried, lambda tensor: tensor.clone() if id(tensor) in given else tensor)
+
+
+def refill(there: _Held, value: _Held) -> None:
+    """Copy all tensors to where others of the same shapes are, without waiting for the device.
+
+    Args:
+        there: What `place` has returned.
+        value: Tensors of the same shapes, in page-locked memory if the program is not to wait.
+    """
+    for old, new in zip(_tensors(there), _tensors(value), strict=True):
+        old.copy_(new, non_blocking=True)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """List the tensors in the order in which `_with_each_tensor` goes through them."""
+    found = list[Tensor]()
+
+    def find(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _with_each_tensor(value, find)
+    return found
+
+
 def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
     """Return a tensor, dictionary or dataclass with every tensor replaced."""
     held: Any = value

@@ -68,12 +68,26 @@ class CompiledStep(torch.optim.Optimizer):
         Returns:
             Norm of the gradient before clipping.
         """
+        self.announce(limit, follower)
+        return self.move()
+
+    def announce(self, limit: float, follower: Follower | None = None) -> None:
+        """Prepare a step: whatever is different in each, such as learning rates, is set here and read by `move`.
+
+        Args:
+            limit: See `update`.
+            follower: See there.
+        """
         averages = () if follower is None else follower.averages
         if self._table is None or self._table.averages is not averages:
             self._table = _Table(self, averages)
-        norm = self._table.run(self, limit, 0.0 if follower is None else follower.weight)
+        self._table.announce(self, limit, 0.0 if follower is None else follower.weight)
         self._opt_called = True  # schedules of learning rates look at it
-        return norm
+
+    def move(self) -> Tensor:
+        """Take the step that was announced; return the norm of the gradient before clipping."""
+        assert self._table is not None
+        return self._table.run(self)
 
 
 class CompiledAdam(CompiledStep, torch.optim.Adam):
@@ -119,8 +133,13 @@ class _Table:
         self._library, self._n_units = _library(self._parameters[0].dtype), len(units)
         self._most_threads = max(1, sum(p.numel() for p in self._parameters) // ENTRIES_OF_A_THREAD)
 
-    def run(self, optimizer: torch.optim.Optimizer, limit: float, weight: float) -> Tensor:
-        """Take a step; see `CompiledStep.update`."""
+    def announce(self, optimizer: torch.optim.Optimizer, limit: float, weight: float) -> None:
+        """Enter what is different in each step; see `CompiledStep.announce`."""
+        self._rules[:] = [_rules(optimizer, group) for group in optimizer.param_groups]
+        self._numbers[:2] = limit, weight
+
+    def run(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Take a step; see `CompiledStep.move`."""
         moved = [place for place, parameter in enumerate(self._parameters) if parameter.grad is not None]
         gradients = [gradient.contiguous() for p in self._parameters if (gradient := p.grad) is not None]
         for place in moved:
@@ -130,8 +149,6 @@ class _Table:
         self._table[:, _GRADIENT] = 0
         # a tensor without entries has no address
         self._table[moved, _GRADIENT] = [gradient.data_ptr() or 1 for gradient in gradients]
-        self._rules[:] = [_rules(optimizer, group) for group in optimizer.param_groups]
-        self._numbers[:2] = limit, weight
         pool, threads = thread_pool(), min(torch.get_num_threads(), self._most_threads)
         self._library.adam_step(
             self._pointers,

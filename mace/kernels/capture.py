@@ -49,12 +49,11 @@ def current_capture() -> Capture | None:
 
 
 @contextmanager
-def capturing() -> Iterator[Capture]:
+def capturing(capture: Capture) -> Iterator[None]:
     """Say inside a ``with`` block that the work of this thread is captured."""
-    capture = Capture()
     token = _CURRENT.set(capture)
     try:
-        yield capture
+        yield
     finally:
         _CURRENT.reset(token)
 

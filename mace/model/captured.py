@@ -1,0 +1,259 @@
+"""Functions of batches whose work on a device is captured once for each shape, and repeated from then on.
+
+What is captured reads and writes the same memory at every repetition: batches are padded to buckets and copied to where
+the batch of the capture was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from mace.graphs.bucket import Bucket, capacity
+from mace.graphs.graph import Graph, place, refill
+from mace.kernels.capture import Capture, capturing
+from mace.model.mace import MACE
+from mace.model.prediction import Prediction, predict
+from mace.processes.cuda_graphs import Captured, Recorder
+from mace.processes.devices import is_out_of_memory, release_memory
+
+_LOGGER = logging.getLogger(__name__)
+
+_Given = TypeVar("_Given")
+
+MOST = 64
+"""How many captured graphs are kept; those that were not used for the longest time are given up."""
+
+COARSE = 1.5
+"""Ratio of neighboring capacities of what costs little where it is padding."""
+
+
+def bucket_of(model: MACE, graph: Graph) -> Bucket:
+    """Return the bucket that a graph is padded to; it depends on nothing but the graph, so that runs can be repeated.
+
+    Few different ones are wanted. Slots of neighbors and groups of elements that stay empty take memory, but no time.
+    """
+    found = Bucket.of(graph, model.plan.n_elements, len(model.plan.head_names))
+    elements = min(_coarse(found.elements), model.plan.n_elements)
+    return replace(found, neighbors=_coarse(found.neighbors), elements=elements)
+
+
+def _coarse(number: int) -> int:
+    size = 1.0
+    while size < number:
+        size *= COARSE
+    return capacity(max(number, int(size)))
+
+
+@dataclass
+class Use(Generic[_Given]):
+    """The memory of the batches of a key, and the work on them, once it is captured.
+
+    Attributes:
+        given: The latest batch, with whatever else it depends on, in the memory that those of this key share.
+        count: How often it was used.
+        captured: The work.
+        capture: What it reads.
+        fails: Whether it could not be captured.
+    """
+
+    given: _Given
+    count: int = 0
+    captured: Captured[Any] | None = None
+    capture: Capture | None = None
+    fails: bool = False
+
+
+@dataclass
+class CaptureCounts:
+    """What was captured and repeated.
+
+    Attributes:
+        captured: Number of captures.
+        repeated: How often work was repeated.
+        others: How often the program did the work itself.
+        most_bytes: Largest memory of what was captured and kept at a time.
+    """
+
+    captured: int = 0
+    repeated: int = 0
+    others: int = 0
+    most_bytes: int = 0
+
+    def __str__(self) -> str:
+        """Return it in words for the log."""
+        total = self.repeated + self.others
+        return (
+            f"{self.repeated} of {total} from {self.captured} CUDA graph{'s' * (self.captured != 1)}, which took up to "
+            f"{self.most_bytes / 1e6:.0f} MB"
+        )
+
+
+class Captures:
+    """Captured work, by key.
+
+    The work of a key is done by the program at its first use, which loads kernels and makes what is made once. At the
+    second one it is captured.
+
+    Args:
+        recorder: What captures it.
+        device: Where the work is done.
+        purpose: Name of the work in messages.
+        most: How many are kept.
+
+    Attributes:
+        counts: What was captured and repeated so far.
+    """
+
+    def __init__(self, recorder: Recorder, device: torch.device, purpose: str, most: int = MOST) -> None:
+        self._recorder, self._device, self._purpose, self._most = recorder, device, purpose, most
+        self._uses: OrderedDict[Hashable, Use[Any]] = OrderedDict()
+        self._basis: Sequence[object] = ()
+        self.counts = CaptureCounts()
+
+    def use(self, key: Hashable, given: _Given, basis: Sequence[object]) -> Use[_Given]:
+        """Copy a batch to the memory of its key.
+
+        Args:
+            key: Whatever the work depends on besides the numbers in `given`, their shapes included.
+            given: The batch, with whatever else differs from use to use.
+            basis: Objects and addresses on which all that is captured rests: if they are not the same as before,
+                everything is forgotten.
+        """
+        if not _same(basis, self._basis):
+            self._uses.clear()
+            self._basis = tuple(basis)
+        found = self._uses.get(key)
+        if found is None:
+            found = self._uses[key] = Use(place(given, self._device))
+            self._give_up()
+        else:
+            refill(found.given, given)
+        self._uses.move_to_end(key)
+        found.count += 1
+        return found
+
+    def _give_up(self) -> None:
+        """Give up what was not used for the longest time, if it is too much."""
+        while len(self._uses) > self._most or (len(self._uses) > 1 and self._n_bytes() > self._recorder.most_bytes):
+            self._uses.popitem(last=False)
+
+    def _n_bytes(self) -> int:
+        return sum(use.captured.n_bytes for use in self._uses.values() if use.captured is not None)
+
+    def results(self, use: Use[Any], work: Callable[[], Any], rehearsal: Callable[[], object]) -> Any:
+        """Repeat the work of a key, after having captured it if this is the second use.
+
+        Args:
+            use: What `use` has returned.
+            work: The work with ``use.given``; see `mace.processes.cuda_graphs.Recorder`.
+            rehearsal: See there.
+
+        Returns:
+            Its results, whose tensors the next repetition overwrites; None if the program has to do the work.
+        """
+        if use.captured is None and use.count > 1 and not use.fails:
+            self._capture(use, work, rehearsal)
+        if use.captured is None:
+            self.counts.others += 1
+            return None
+        use.captured.repeat()
+        self.counts.repeated += 1
+        return use.captured.results
+
+    def _capture(self, use: Use[Any], work: Callable[[], Any], rehearsal: Callable[[], object]) -> None:
+        capture = Capture()
+
+        def watched() -> Any:
+            with capturing(capture):
+                return work()
+
+        try:
+            use.captured = self._recorder.capture(watched, rehearsal)
+        except RuntimeError as error:
+            if not _is_of_memory(error):
+                raise
+            use.fails = True
+            release_memory(self._device)
+            _LOGGER.warning(
+                "Memory ran out where a CUDA graph was captured for %s; batches of this size are computed without one, "
+                "more slowly",
+                self._purpose,
+            )
+            return
+        capture.finish()
+        use.capture = capture
+        self.counts.captured += 1
+        self._give_up()
+        self.counts.most_bytes = max(self.counts.most_bytes, self._n_bytes())
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Return whether objects are the same ones, and numbers equal."""
+    return len(one) == len(other) and all(
+        a is b or (isinstance(a, int) and a == b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out; the end of a capture that failed may have raised an error of its own."""
+    found: BaseException | None = error
+    while found is not None:
+        if is_out_of_memory(found):
+            return True
+        found = found.__context__
+    return False
+
+
+def basis_of(model: MACE) -> list[object]:
+    """Return the objects and addresses on which captured work of a model rests."""
+    parameters = model.programs.parameters(model)
+    constants = (model.reference_energies, model.scales, model.shifts)
+    addresses = [value.data_ptr() for values in (parameters.values(), constants) for value in values]
+    trained = [value.requires_grad for value in parameters.values()]
+    return [model.backend, model.radial_tables, model.programs, parameters, *addresses, *trained]
+
+
+def key_of(graph: Graph) -> Hashable:
+    """Return what the shapes of a padded graph, and of all that is computed from it, depend on."""
+    return graph.sizes, tuple(graph.conditions)
+
+
+class CapturedPredictions:
+    """Predictions of a model, captured by bucket.
+
+    Args:
+        model: The model, which has a program.
+        recorder: What captures its work.
+        purpose: Name of the work in messages.
+
+    Attributes:
+        counts: What was captured and repeated so far.
+    """
+
+    def __init__(self, model: MACE, recorder: Recorder, purpose: str) -> None:
+        self._model = model
+        self._captures = Captures(recorder, model.embedding.device, purpose)
+        self.counts = self._captures.counts
+
+    def predict(self, graph: Graph, **wanted: bool) -> Prediction:
+        """Evaluate the model on a padded graph.
+
+        Args:
+            graph: The graph, on the CPU or on the device.
+            **wanted: See `mace.model.prediction.predict`.
+
+        Returns:
+            The prediction, padding included, whose tensors the next call overwrites.
+        """
+        key = key_of(graph), tuple(sorted(wanted.items()))
+        use = self._captures.use(key, graph, basis_of(self._model))
+
+        def work() -> Prediction:
+            return predict(self._model, use.given, **wanted)
+
+        found: Prediction | None = self._captures.results(use, work, work)
+        return work() if found is None else found
