@@ -68,6 +68,10 @@ def _heedless() -> None:
     """Go on waiting."""
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 @dataclass(frozen=True)
 class Feeding:
     """How the steps of a run get their batches.
@@ -77,17 +81,25 @@ class Feeding:
             one where that saves time.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
+        finish: Makes of a batch what the steps get, such as a padded one.
     """
 
     workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
+    finish: Callable[[Batch], Batch] = _as_it_is
 
     @classmethod
-    def of(cls, settings: TrainingSettings, device: torch.device, heed: Callable[[], None] = _heedless) -> Feeding:
+    def of(
+        cls,
+        settings: TrainingSettings,
+        device: torch.device,
+        heed: Callable[[], None] = _heedless,
+        finish: Callable[[Batch], Batch] = _as_it_is,
+    ) -> Feeding:
         """Return what the settings of a run ask for."""
         is_locked = settings.pin_memory and device.type == "cuda"
-        return cls(settings.num_workers, device if is_locked else None, heed)
+        return cls(settings.num_workers, device if is_locked else None, heed, finish)
 
     def threads_for(self, dataset: Dataset) -> int:
         """Return how many threads gather the batches of a data set."""
@@ -200,7 +212,7 @@ class Feed(Generic[Step]):
         """Start one more thread unless there are enough for the tasks at hand."""
         if len(self._threads) >= min(self._most_threads, len(self._tasks)):
             return
-        work = (self._dataset, self._feeding.device, self._queue, self._closing)
+        work = (self._dataset, self._feeding, self._queue, self._closing)
         name = f"mace feeding {len(self._threads)}"
         thread = threading.Thread(target=_work, args=work, daemon=True, name=name)
         try:
@@ -242,7 +254,7 @@ class Feed(Generic[Step]):
     def _attempt(self, structures: np.ndarray) -> Future[Batch]:
         """Gather a batch in this thread."""
         batch: Future[Batch] = Future()
-        _gather(self._dataset, structures, self._feeding.device, batch)
+        _gather(self._dataset, structures, self._feeding, batch)
         return batch
 
     def _result(self, batch: Future[Batch], structures: np.ndarray) -> Batch:
@@ -276,10 +288,10 @@ class Feed(Generic[Step]):
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _gather(dataset: Dataset, structures: np.ndarray, device: torch.device | None, batch: Future[Batch]) -> None:
+def _gather(dataset: Dataset, structures: np.ndarray, feeding: Feeding, batch: Future[Batch]) -> None:
     """Gather a batch, page-locked for a CUDA device if one is given, or keep what is raised instead."""
     try:
-        gathered = dataset.batch(structures)
+        gathered, device = feeding.finish(dataset.batch(structures)), feeding.device
         if device is not None:
             with torch.cuda.device(device):  # the current device is set per thread
                 gathered = page_locked(gathered)
@@ -288,11 +300,9 @@ def _gather(dataset: Dataset, structures: np.ndarray, device: torch.device | Non
         batch.set_exception(error)
 
 
-def _work(
-    dataset: Dataset, device: torch.device | None, tasks: SimpleQueue[_Task | None], closing: threading.Event
-) -> None:
+def _work(dataset: Dataset, feeding: Feeding, tasks: SimpleQueue[_Task | None], closing: threading.Event) -> None:
     """Gather batches until told to end."""
     while (task := tasks.get()) is not None and not closing.is_set():
         task.worker = threading.current_thread()
-        _gather(dataset, task.structures, device, task.batch)
+        _gather(dataset, task.structures, feeding, task.batch)
         del task  # the batch belongs to who takes it

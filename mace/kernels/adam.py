@@ -68,10 +68,10 @@ class CompiledStep(torch.optim.Optimizer):
         Returns:
             Norm of the gradient before clipping.
         """
-        self.announce(limit, follower)
+        self.prepare(limit, follower)
         return self.move()
 
-    def announce(self, limit: float, follower: Follower | None = None) -> None:
+    def prepare(self, limit: float, follower: Follower | None = None) -> None:
         """Prepare a step: whatever is different in each, such as learning rates, is set here and read by `move`.
 
         Args:
@@ -81,13 +81,13 @@ class CompiledStep(torch.optim.Optimizer):
         averages = () if follower is None else follower.averages
         if self._table is None or self._table.averages is not averages:
             self._table = _Table(self, averages)
-        self._table.announce(self, limit, 0.0 if follower is None else follower.weight)
+        self._table.prepare(self, limit, 0.0 if follower is None else follower.weight)
         self._opt_called = True  # schedules of learning rates look at it
 
     def move(self) -> Tensor:
-        """Take the step that was announced; return the norm of the gradient before clipping."""
+        """Take the step that was prepared; return the norm of the gradient before clipping."""
         assert self._table is not None
-        return self._table.run(self)
+        return self._table.run()
 
 
 class CompiledAdam(CompiledStep, torch.optim.Adam):
@@ -125,6 +125,8 @@ class _Table:
             for place, parameter in enumerate(self._parameters)
             for begin in range(0, parameter.numel(), UNIT)
         ]
+        self._moved: list[Tensor] = []
+        self._gradients: list[Tensor] = []  # held until the step, as only their addresses are in the table
         self._rules = np.zeros((len(optimizer.param_groups), len(RULES)))
         self._numbers = np.zeros(len(NUMBERS))
         space = np.zeros(len(units)), np.zeros((len(group_of), 4))
@@ -133,22 +135,23 @@ class _Table:
         self._library, self._n_units = _library(self._parameters[0].dtype), len(units)
         self._most_threads = max(1, sum(p.numel() for p in self._parameters) // ENTRIES_OF_A_THREAD)
 
-    def announce(self, optimizer: torch.optim.Optimizer, limit: float, weight: float) -> None:
-        """Enter what is different in each step; see `CompiledStep.announce`."""
-        self._rules[:] = [_rules(optimizer, group) for group in optimizer.param_groups]
-        self._numbers[:2] = limit, weight
-
-    def run(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Take a step; see `CompiledStep.move`."""
+    def prepare(self, optimizer: torch.optim.Optimizer, limit: float, weight: float) -> None:
+        """Enter what the next step reads; see `CompiledStep.prepare`."""
         moved = [place for place, parameter in enumerate(self._parameters) if parameter.grad is not None]
-        gradients = [gradient.contiguous() for p in self._parameters if (gradient := p.grad) is not None]
+        self._gradients = [gradient.contiguous() for p in self._parameters if (gradient := p.grad) is not None]
         for place in moved:
             if not self._moments[place]:
                 self._enter(optimizer, place)
         self._table[:, _VALUE] = [parameter.data_ptr() for parameter in self._parameters]
         self._table[:, _GRADIENT] = 0
         # a tensor without entries has no address
-        self._table[moved, _GRADIENT] = [gradient.data_ptr() or 1 for gradient in gradients]
+        self._table[moved, _GRADIENT] = [gradient.data_ptr() or 1 for gradient in self._gradients]
+        self._rules[:] = [_rules(optimizer, group) for group in optimizer.param_groups]
+        self._numbers[:2] = limit, weight
+        self._moved = [self._parameters[place] for place in moved]
+
+    def run(self) -> Tensor:
+        """Take a step, and return the norm of the gradient."""
         pool, threads = thread_pool(), min(torch.get_num_threads(), self._most_threads)
         self._library.adam_step(
             self._pointers,
@@ -159,7 +162,8 @@ class _Table:
             ctypes.c_void_p(pool.thread_number),
             ctypes.c_void_p(pool.team_size),
         )
-        _count_version([self._parameters[place] for place in moved])
+        self._gradients.clear()
+        _count_version(self._moved)
         return torch.tensor(self._numbers[2], dtype=self._parameters[0].dtype)
 
     def _enter(self, optimizer: torch.optim.Optimizer, place: int) -> None:

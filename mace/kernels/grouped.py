@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, carry
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 SIZES = (8, 16, 32, 64, 128, 256)
 """Possible numbers of rows of a tile."""
@@ -100,6 +100,7 @@ class _Grouped(torch.autograd.Function):
     def forward(
         ctx: Any, result: int, tiling: _Tiling, inputs: Any, matrices: Any, outputs: Any, n_matrices: int
     ) -> Tensor:
+        keep_purpose(ctx)
         ctx.result, ctx.tiling, ctx.n_matrices = result, tiling, n_matrices
         ctx.save_for_backward(inputs, matrices, outputs)
         if result == 1:
@@ -111,6 +112,7 @@ class _Grouped(torch.autograd.Function):
         return found.flatten(0, 1).index_select(0, tiling.places)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         every = list(ctx.saved_tensors)
         every[ctx.result] = gradient

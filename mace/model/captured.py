@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from mace.graphs.bucket import Bucket, capacity
 from mace.graphs.graph import Graph, place, refill
 from mace.kernels.capture import Capture, capturing
@@ -23,6 +25,7 @@ from mace.processes.devices import is_out_of_memory, release_memory
 _LOGGER = logging.getLogger(__name__)
 
 _Given = TypeVar("_Given")
+_Results = TypeVar("_Results")
 
 MOST = 64
 """How many captured graphs are kept; those that were not used for the longest time are given up."""
@@ -144,8 +147,10 @@ class Captures:
     def _n_bytes(self) -> int:
         return sum(use.captured.n_bytes for use in self._uses.values() if use.captured is not None)
 
-    def results(self, use: Use[Any], work: Callable[[], Any], rehearsal: Callable[[], object]) -> Any:
-        """Repeat the work of a key, after having captured it if this is the second use.
+    def ready(
+        self, use: Use[Any], work: Callable[[], _Results], rehearsal: Callable[[], object]
+    ) -> Captured[_Results] | None:
+        """Return the captured work of a key, which this captures at the second use.
 
         Args:
             use: What `use` has returned.
@@ -153,16 +158,15 @@ class Captures:
             rehearsal: See there.
 
         Returns:
-            Its results, whose tensors the next repetition overwrites; None if the program has to do the work.
+            What repeats it, whose results the next repetition overwrites; None if the program has to do the work.
         """
         if use.captured is None and use.count > 1 and not use.fails:
             self._capture(use, work, rehearsal)
         if use.captured is None:
             self.counts.others += 1
-            return None
-        use.captured.repeat()
-        self.counts.repeated += 1
-        return use.captured.results
+        else:
+            self.counts.repeated += 1
+        return use.captured
 
     def _capture(self, use: Use[Any], work: Callable[[], Any], rehearsal: Callable[[], object]) -> None:
         capture = Capture()
@@ -177,7 +181,7 @@ class Captures:
             if not _is_of_memory(error):
                 raise
             use.fails = True
-            release_memory(self._device)
+            release_memory()
             _LOGGER.warning(
                 "Memory ran out where a CUDA graph was captured for %s; batches of this size are computed without one, "
                 "more slowly",
@@ -231,11 +235,12 @@ class CapturedPredictions:
         purpose: Name of the work in messages.
 
     Attributes:
+        model: The model.
         counts: What was captured and repeated so far.
     """
 
     def __init__(self, model: MACE, recorder: Recorder, purpose: str) -> None:
-        self._model = model
+        self.model = model
         self._captures = Captures(recorder, model.embedding.device, purpose)
         self.counts = self._captures.counts
 
@@ -250,10 +255,13 @@ class CapturedPredictions:
             The prediction, padding included, whose tensors the next call overwrites.
         """
         key = key_of(graph), tuple(sorted(wanted.items()))
-        use = self._captures.use(key, graph, basis_of(self._model))
+        use = self._captures.use(key, graph, basis_of(self.model))
 
         def work() -> Prediction:
-            return predict(self._model, use.given, **wanted)
+            return predict(self.model, use.given, **wanted)
 
-        found: Prediction | None = self._captures.results(use, work, work)
-        return work() if found is None else found
+        captured = self._captures.ready(use, work, work)
+        if captured is None:
+            return work()
+        captured.repeat()
+        return captured.results

@@ -70,6 +70,8 @@ class MACE(nn.Module):
         plan: The plan.
         roles: Roles of the parameters, by name; see `mace.model.roles.Role`.
         backend: The back end that evaluates the inner loops; see `use_backend`.
+        tf32: Whether kernels may round the factors of products in radial networks and linear maps to TensorFloat-32, if
+            the weights are float32 and the device has it.
         radial_tables: Radial tables of every layer; None if networks are evaluated; see `use_radial_tables`.
         every_head: Plans of its heads; a single one for a model without several.
         reference_energies: Energies of isolated atoms in eV, float64, ``[heads, elements]``.
@@ -87,6 +89,7 @@ class MACE(nn.Module):
         super().__init__()
         self.plan = plan
         self.backend: Backend = TORCH
+        self.tf32 = False
         self.programs = Programs()
         self.radial_tables: tuple[RadialTable, ...] | None = None
         n = plan.n_channels

@@ -126,6 +126,13 @@ class DeviceSettings(Settings):
     default_dtype: Literal["float32", "float64"] = setting(
         "float64", "floating point precision", group="Devices and speed"
     )
+    tf32: bool = setting(
+        False,
+        "on GPUs of NVIDIA, round what float32 products of radial networks and linear maps multiply to TensorFloat-32: "
+        "faster, with 3 digits instead of 7",
+        group="Devices and speed",
+        kind="switch",
+    )
     kernels: Literal["auto", "torch", "c"] = setting(
         "auto",
         "implementation of the inner loops: torch, or C compiled on first use; auto takes C on a CPU with a compiler",
@@ -133,6 +140,13 @@ class DeviceSettings(Settings):
     )
     num_threads: int | None = setting(
         None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="measured at the start"
+    )
+    devices: int | None = setting(
+        None,
+        "train on so many devices of this machine, with a process for each; with --device=cpu, so many processes",
+        group="Devices and speed",
+        ge=1,
+        default_words="1, or as many as a launcher has started",
     )
     distributed: bool = setting(
         False, "train with several processes, started by --launcher", group="Devices and speed", kind="switch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ from mace.graphs.graph import carry
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
+from mace.training.memory import EdgeLimit, needing_memory
 from mace.training.phases import PhaseClock
 from mace.training.state import TrainingState
-from mace.training.step import loss_gradient, update_parameters
+from mace.training.step import CapturedSteps, loss_gradient, update_parameters
 
 
 class StepNumbers(NamedTuple):
@@ -65,11 +65,12 @@ class StepOutcome:
     _numbers: Tensor
     _arrived: torch.cuda.Event | None
     _requests: tuple[bool, bool] | None
+    _wait: Callable[[Callable[[], None]], None] = field(default=lambda work: work())
 
     def read(self) -> StepNumbers:
         """Return the numbers, waiting for the device if necessary."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            self._wait(self._arrived.synchronize)
         loss, norm, *requests = self._numbers.tolist()
         stop, due = self._requests if self._requests is not None else (requests[0] > 0.0, requests[1] > 0.0)
         return StepNumbers(loss, norm, self._clock.read(), stop, due)
@@ -84,13 +85,18 @@ class BatchStep:
         limit: Limit on the number of edges computed at a time.
         settings: The settings; read only.
         team: The processes of the run.
+
+    Attributes:
+        captured: Captures steps and repeats them; None if the program takes each step itself.
     """
 
     def __init__(
         self, state: TrainingState, dataset: Dataset, limit: EdgeLimit, settings: TrainingSettings, team: Team
     ) -> None:
+        self.captured: CapturedSteps | None = None
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
+        self._n_parameters = sum(parameter.numel() for parameter in self._parameters)
 
     def divide(self, step: Step) -> list[np.ndarray]:
         """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
@@ -142,36 +148,27 @@ class BatchStep:
             The outcome.
         """
         start, learning_rate = time.perf_counter(), self._state.learning_rate
-        model, dataset, team, settings = self._state.model, self._dataset, self._team, self._settings
-        device = model.embedding.device
+        dataset, team, state, settings = self._dataset, self._team, self._state, self._settings
+        device, structures = state.model.embedding.device, step.structures
         clock = PhaseClock(device)
-        gather = gather or dataset.batch
-        moved = self._state.moved
-        moved.forget_gradients()
-        losses, structures = list[Tensor](), step.structures
-        for part in self._limit.parts(dataset, self._share(step)):
-            with part:
-                if counts is None and len(part.structures) < len(structures):
-                    counts = carry(loss.counts(dataset, structures), device, pinned=settings.pin_memory)
-                batch = gather(part.structures).to(device, pinned=settings.pin_memory)
-                clock.mark("data")
-                losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
-        moved.take_gradients()
-        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        value, norm = self._differentiate(step, loss, gather or dataset.batch, counts, clock)
         asked = list[Tensor]()
         if team.size > 1:
             asked_here = carry(torch.tensor(requests, dtype=value.dtype), device, pinned=settings.pin_memory)
             own_numbers = torch.cat([value.reshape(1), asked_here])
-            value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
+            with needing_memory("the sum of the gradients of all processes", self._n_parameters):
+                value, *asked = team.add_up(self._parameters, own_numbers, state.progression.stage)
             clock.mark("communication")
-        norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
-        moved.update_model()
-        clock.mark("optimizer")
+        if norm is None:
+            with needing_memory("the step of the optimizer", self._n_parameters):
+                norm = update_parameters(state.moved, state.optimizer, settings.clip_grad, state.average)
+                state.moved.update_model()
+            clock.mark("optimizer")
         numbers, arrived = torch.stack([value, norm.to(value.dtype), *asked]), None
         if device.type == "cuda":
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(device))
         return StepOutcome(
             structures=structures,
             loss=value,
@@ -183,4 +180,27 @@ class BatchStep:
             _numbers=numbers,
             _arrived=arrived,
             _requests=None if team.size > 1 else requests,
+            _wait=team.unless_lost,  # a device waits in vain for one that is gone
         )
+
+    def _differentiate(
+        self, step: Step, loss: Loss, gather: Gather, counts: Mapping[str, Tensor] | None, clock: PhaseClock
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the loss and its gradient; return the loss of this process, and the norm if the step is complete."""
+        dataset, state, pinned = self._dataset, self._state, self._settings.pin_memory
+        device, own = state.model.embedding.device, self._share(step)
+        state.moved.forget_gradients()
+        losses = list[Tensor]()
+        for part in self._limit.parts(dataset, own):
+            with part:
+                if counts is None and len(part.structures) < len(step.structures):
+                    counts = carry(loss.counts(dataset, step.structures), device, pinned=pinned)
+                batch = gather(part.structures)
+                if self.captured is not None and len(part.structures) == len(own):
+                    return self.captured.take(batch, loss, counts, clock.mark, complete=self._team.size == 1)
+                batch = batch.to(device, pinned=pinned)
+                clock.mark("data")
+                losses.append(loss_gradient(state.model, batch, loss, counts, add=True, mark=clock.mark))
+        state.moved.take_gradients()
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        return value, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from mace.graphs.batch_size import BatchSize
 from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.feeding import Feeding
+from mace.model.captured import CapturedPredictions
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -46,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: MACE,
+    model: MACE | CapturedPredictions,
     dataset: Dataset,
     loss: Loss,
     batch_size: BatchSize | int,
@@ -61,7 +62,7 @@ def evaluate(
     """Predict every structure and measure the errors for labels with nonzero weight.
 
     Args:
-        model: The model.
+        model: The model, or what captures its predictions of batches, which `feeding` has to pad then.
         dataset: The structures.
         loss: The loss to evaluate; its value does not depend on the batch size.
         batch_size: How much goes into a batch; a number is one of structures.
@@ -76,6 +77,7 @@ def evaluate(
     Returns:
         Loss and errors.
     """
+    captured, model = (model, model.model) if isinstance(model, CapturedPredictions) else (None, model)
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
@@ -96,10 +98,13 @@ def evaluate(
             for part in limit.parts(dataset, structures):
                 with part:
                     batch = feed.batch(part.structures)
-                    moved = batch.to(device, pinned=feeding.device is not None)
-                    prediction = predict(model, moved.graph, forces, stress)
+                    pinned = feeding.device is not None
+                    if captured is None:
+                        prediction = predict(model, batch.graph.to(device, pinned), forces, stress)
+                    else:
+                        prediction = captured.predict(batch.graph, forces=forces, stress=stress)
                     with torch.no_grad():
-                        of_batch = loss.sums_and_counts(prediction, moved.targets)
+                        of_batch = loss.sums_and_counts(prediction, batch.targets.to(device, pinned))
                     rows = _labeled_rows(prediction, batch)
                 if part.fits:
                     found.add(batch, of_batch, rows, n_atoms, types.codes)
