@@ -1,9 +1,9 @@
-"""One optimizer step on a batch, computed in parts that fit into memory and shared among processes."""
+"""One optimizer step on a batch, in parts that fit into memory, shared among processes, or captured on a device."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from mace.graphs.batch_plan import Step
-from mace.graphs.dataset import Dataset
+from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.feeding import Feeding, Gather
 from mace.graphs.graph import carry
+from mace.kernels.adam import CompiledStep
+from mace.model.captured import Captures, Use, basis_of, bucket_of, key_of
+from mace.processes.cuda_graphs import Recorder
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
 from mace.training.memory import EdgeLimit, needing_memory
-from mace.training.phases import PhaseClock
+from mace.training.phases import Mark, PhaseClock
 from mace.training.state import TrainingState
-from mace.training.step import CapturedSteps, loss_gradient, update_parameters
+from mace.training.step import loss_gradient, norm_limit, update_parameters
 
 
 class StepNumbers(NamedTuple):
@@ -74,6 +77,146 @@ class StepOutcome:
         loss, norm, *requests = self._numbers.tolist()
         stop, due = self._requests if self._requests is not None else (requests[0] > 0.0, requests[1] > 0.0)
         return StepNumbers(loss, norm, self._clock.read(), stop, due)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a step depends on besides the state of the training.
+
+    Attributes:
+        batch: The batch, padded.
+        counts: Counts to divide the terms of the loss by; see `Loss`.
+    """
+
+    batch: Batch
+    counts: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a captured step writes.
+
+    Attributes:
+        numbers: The loss, and the norm of the gradient before clipping if the step is taken.
+        gradients: Gradients by what is moved.
+    """
+
+    numbers: Tensor
+    gradients: list[Tensor | None]
+
+
+class CapturedSteps:
+    """Steps that are captured at the second use of their bucket, and repeated from then on.
+
+    The first step in a bucket is taken by the program, with the padded batch. Captures change no weights, moments or
+    averages, so a training takes the steps that it would take without. What is different in each step, such as the
+    learning rate, is written to where the captured step reads it. Everything is forgotten where parameters, what is
+    frozen, the optimizer with its moments, averages or kernels are others than before; steps of another loss are
+    captured anew.
+
+    Args:
+        state: The model, optimizer and averages being trained.
+        clip_grad: Largest gradient norm allowed; None for no limit.
+        recorder: What captures the work.
+
+    Attributes:
+        counts: What was captured and repeated so far.
+    """
+
+    def __init__(self, state: TrainingState, clip_grad: float | None, recorder: Recorder) -> None:
+        self._state, self._limit = state, norm_limit(clip_grad)
+        self._captures = Captures(recorder, state.model.embedding.device, "training")
+        self._parameters = list(state.moved.parameters())
+        self._places: dict[Tensor, Tensor] = {}
+        self.counts = self._captures.counts
+
+    def padded(self, batch: Batch) -> Batch:
+        """Pad a batch that is not padded yet."""
+        if batch.graph.real is not None:
+            return batch
+        return batch.padded(bucket_of(self._state.model, batch.graph))
+
+    def take(
+        self, batch: Batch, loss: Loss, counts: Mapping[str, Tensor] | None, mark: Mark, complete: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the gradient of a batch, and take the step too if it is captured with it.
+
+        Args:
+            batch: The batch, on the CPU.
+            loss: The loss.
+            counts: See `loss_gradient`.
+            mark: Called when a phase ends.
+            complete: Whether the gradient is that of the whole step, and not of the share of this process.
+
+        Returns:
+            The loss; and if the step was taken, the norm of the gradient before clipping. Both are read before the next
+            step is taken.
+        """
+        state, optimizer = self._state, self._state.optimizer
+        moves = complete and isinstance(optimizer, CompiledStep)
+        given = _Given(self.padded(batch), None if counts is None else dict(counts))
+        key = key_of(given.batch.graph), loss, None if counts is None else tuple(counts), moves
+        # a state that was loaded has other moments
+        basis = [*basis_of(state.model), optimizer, optimizer.state, state.average]
+        use = self._captures.use(key, given, basis)
+        mark("data")
+        captured = self._captures.ready(use, lambda: self._work(use, loss, moves), lambda: self._rehearse(use, loss))
+        if captured is None:
+            value = loss_gradient(state.model, use.given.batch, loss, use.given.counts, mark=mark)
+            state.moved.take_gradients()
+            return value, None
+        results = captured.results
+        if moves and isinstance(optimizer, CompiledStep):
+            self._hand_over(results.gradients)
+            optimizer.prepare(self._limit, None if state.average is None else state.average.begin_update())
+        captured.repeat()
+        state.moved.forget_gradients()
+        mark("graph")
+        numbers = results.numbers.clone()  # as the next step writes to the same place
+        if moves:
+            return numbers[0], numbers[1]
+        self._hand_over(results.gradients)
+        return numbers[0], None
+
+    def _hand_over(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _work(self, use: Use[_Given], loss: Loss, moves: bool) -> _Results:
+        """Do what is captured; its gradients are always in the same place."""
+        state, optimizer = self._state, self._state.optimizer
+        numbers, gradients = [self._differentiate(use, loss)], list[Tensor | None]()
+        for parameter in self._parameters:
+            gradients.append(None if parameter.grad is None else self._place_of(parameter))
+        found = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        torch._foreach_copy_([place for place in gradients if place is not None], found)
+        if moves and isinstance(optimizer, CompiledStep):
+            numbers.append(optimizer.move().to(numbers[0].dtype))
+            state.moved.update_model()
+        state.moved.forget_gradients()
+        return _Results(torch.stack(numbers), gradients)
+
+    def _rehearse(self, use: Use[_Given], loss: Loss) -> None:
+        """Compute a gradient and forget it; gradients have their places from then on."""
+        try:
+            self._differentiate(use, loss)
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    self._place_of(parameter)
+        finally:
+            self._state.moved.forget_gradients()
+
+    def _differentiate(self, use: Use[_Given], loss: Loss) -> Tensor:
+        self._state.moved.forget_gradients()
+        value = loss_gradient(self._state.model, use.given.batch, loss, use.given.counts)
+        self._state.moved.take_gradients()
+        return value
+
+    def _place_of(self, parameter: Tensor) -> Tensor:
+        """Return where captured steps write the gradient by a parameter."""
+        if parameter not in self._places:
+            self._places[parameter] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        return self._places[parameter]
 
 
 class BatchStep:

@@ -181,24 +181,25 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
     """Select, for each property, the values that are labeled, have nonzero weight and were predicted."""
     rows = {}
     targets = batch.targets
-    n_atoms = targets.atoms_per_structure.numpy()
+    count = len(batch.structures)  # the others are padding
+    n_atoms = targets.atoms_per_structure.numpy()[:count]
     for name in PREDICTED:
         predicted = getattr(prediction, name)
         if predicted is None:
             continue
-        chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
+        chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()[:count]
         structure, atom = np.arange(len(n_atoms)), None
         if PROPERTIES[name].of_atoms:
             structure = structure.repeat(n_atoms)
             atom = np.arange(len(structure)) - (np.cumsum(n_atoms) - n_atoms)[structure]
         mask = chosen[structure]
         if PROPERTIES[name].of_atoms:
-            mask = mask & (targets.atom_weights[name] > 0.0).numpy()
+            mask = mask & (targets.atom_weights[name] > 0.0).numpy()[: len(mask)]
         if not mask.any():
             continue
-        values = predicted.detach().cpu().double().numpy()[mask]
+        values = predicted.detach().cpu().double().numpy()[: len(mask)][mask]
         usable = np.isfinite(values).reshape(len(values), -1).all(1) if name == "stress" else np.ones(len(values), bool)
-        reference = targets.values[name].numpy()[mask]
+        reference = targets.values[name].numpy()[: len(mask)][mask]
         structure = structure[mask][usable]
         atom = None if atom is None else atom[mask][usable]
         rows[name] = Compared(reference[usable], values[usable], batch.structures[structure], atom)

@@ -19,7 +19,7 @@ from mace.graphs.feeding import Feeding
 from mace.model.captured import CapturedPredictions
 from mace.processes.cuda_graphs import Recorder
 from mace.processes.slowdown import CoreWatch
-from mace.training.batch_step import BatchStep, StepOutcome
+from mace.training.batch_step import BatchStep, CapturedSteps, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
 from mace.training.evaluation import Evaluation, evaluate
@@ -31,7 +31,6 @@ from mace.training.phases import COMPUTING, WaitingTime
 from mace.training.saving import StateKeeper
 from mace.training.stages import total_epochs
 from mace.training.state import Progression, TrainingState
-from mace.training.step import CapturedSteps
 
 _LOGGER = logging.getLogger(__name__)
 
