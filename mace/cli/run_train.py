@@ -15,7 +15,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
 
 from mace.cli.command import check_arguments, run_program
 from mace.compat.arguments import settings_of
-from mace.processes.local_start import check_devices, is_to_start, run_together
+from mace.runs.local_start import check_devices, is_to_start, run_together
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.settings.command_line import as_flags
 

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from mace.errors import RunInterrupted, UserError
+from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Dataset
-from mace.graphs.graph import page_locked
-from mace.processes.devices import is_out_of_memory
+from mace.graphs.graph import Graph, page_locked
+from mace.processes.devices import is_out_of_memory, using
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,42 +69,42 @@ def _heedless() -> None:
     """Go on waiting."""
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
 @dataclass(frozen=True)
 class Feeding:
     """How the steps of a run get their batches.
 
     Attributes:
         workers: Number of threads that gather batches ahead; with none, steps gather them themselves. If None, there is
-            one where that saves time.
+            one where that saves time: for what is read from a disk, and beside a GPU, which does the steps meanwhile.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
-        finish: Makes of a batch what the steps get, such as a padded one.
+        bucket_of: Returns the bucket to which a batch with some graph is padded; None for batches without padding.
     """
 
     workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
-    finish: Callable[[Batch], Batch] = _as_it_is
+    bucket_of: Callable[[Graph], Bucket] | None = None
 
     @classmethod
-    def of(
-        cls,
-        settings: TrainingSettings,
-        device: torch.device,
-        heed: Callable[[], None] = _heedless,
-        finish: Callable[[Batch], Batch] = _as_it_is,
-    ) -> Feeding:
+    def of(cls, settings: TrainingSettings, device: torch.device, heed: Callable[[], None] = _heedless) -> Feeding:
         """Return what the settings of a run ask for."""
         is_locked = settings.pin_memory and device.type == "cuda"
-        return cls(settings.num_workers, device if is_locked else None, heed, finish)
+        return cls(settings.num_workers, device if is_locked else None, heed)
 
     def threads_for(self, dataset: Dataset) -> int:
         """Return how many threads gather the batches of a data set."""
-        return int(dataset.on_disk) if self.workers is None else self.workers
+        return int(dataset.on_disk or self.device is not None) if self.workers is None else self.workers
+
+    def gather(self, dataset: Dataset, structures: np.ndarray) -> Batch:
+        """Gather a batch as steps want it: padded, page-locked, or as it is."""
+        batch = dataset.batch(structures)
+        if self.bucket_of is not None:
+            batch = batch.padded(self.bucket_of(batch.graph))
+        if self.device is None:
+            return batch
+        with using(self.device):  # the current device is set per thread
+            return page_locked(batch)
 
     def open(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step] = _at_once) -> Feed[Step]:
         """Return the batches of a pass through a data set, for a ``with`` statement.
@@ -289,13 +290,9 @@ class Feed(Generic[Step]):
 
 
 def _gather(dataset: Dataset, structures: np.ndarray, feeding: Feeding, batch: Future[Batch]) -> None:
-    """Gather a batch, page-locked for a CUDA device if one is given, or keep what is raised instead."""
+    """Gather a batch, or keep what is raised instead."""
     try:
-        gathered, device = feeding.finish(dataset.batch(structures)), feeding.device
-        if device is not None:
-            with torch.cuda.device(device):  # the current device is set per thread
-                gathered = page_locked(gathered)
-        batch.set_result(gathered)
+        batch.set_result(feeding.gather(dataset, structures))
     except BaseException as error:  # noqa: BLE001  # raised where the batch is asked for
         batch.set_exception(error)
 

@@ -33,13 +33,10 @@ def library(source: Callable[..., str], dtype: torch.dtype, *shape: Any) -> ctyp
     return compile_and_load(source(*shape, dtype))
 
 
-def _run(
-    library: ctypes.CDLL, name: str, arrays: Sequence[Tensor | None], dimensions: Sequence[int], blocks: int
-) -> None:
-    """Run a kernel on contiguous tensors or null pointers, with torch's number of threads."""
-    assert all(array is None or array.is_contiguous() for array in arrays)
-    addresses = [None if array is None else array.data_ptr() for array in arrays]
-    pointers = (ctypes.c_void_p * len(arrays))(*addresses)
+def _run(library: ctypes.CDLL, name: str, arrays: Sequence[Tensor], dimensions: Sequence[int], blocks: int) -> None:
+    """Run a kernel on contiguous tensors, with torch's number of threads."""
+    assert all(array.is_contiguous() for array in arrays)
+    pointers = (ctypes.c_void_p * len(arrays))(*[array.data_ptr() for array in arrays])
     sizes = (ctypes.c_int64 * len(dimensions))(*dimensions)
     pool = thread_pool()
     getattr(library, name)(
@@ -100,7 +97,7 @@ class _Convolution:
         self.indices = (graph.neighbor_count, graph.sender_of_slot, row_of_slot, reverse_of_slot)
         self.radial_shape = (n_rows, self.blocks, len(layout.paths), lanes(coupling.dtype))
 
-    def run(self, name: str, arrays: Sequence[Tensor | None]) -> None:
+    def run(self, name: str, arrays: Sequence[Tensor]) -> None:
         """Call a kernel."""
         _run(self.library, name, (*self.indices, *arrays), self.dimensions, self.blocks)
 
@@ -158,10 +155,10 @@ class _ConvolveBackward(torch.autograd.Function):
         gradient, gradients = work.empty_radial(), work.zero_features()
         inputs = (harmonics @ work.coupling, radial, *others, gradient, *gradients)
         if ctx.kind is Pass.PARAMETERS:
-            work.run("conv_backward_parameters", (*inputs, None))
+            work.run("conv_backward_parameters", inputs)
             return (None, gradient, *gradients)
         parts = work.zero_harmonics(harmonics)
-        work.run("conv_backward_full", (*inputs, parts, None))
+        work.run("conv_backward_full", (*inputs, parts))
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
@@ -179,7 +176,7 @@ class _ConvolveBackward(torch.autograd.Function):
         results, gradient, gradients = work.empty_results(), work.empty_radial(), work.zero_features()
         coupling = work.coupling
         arrays = (harmonics @ coupling, radial, *others, of_harmonics @ coupling, *rest, *results, gradient, *gradients)
-        work.run("conv_second", (*arrays, None))
+        work.run("conv_second", arrays)
         return (None, None, None, gradient, *gradients, *results)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from mace.graphs.bucket import Bucket, capacity
+from mace.graphs.bucket import Bucket
 from mace.graphs.graph import Graph, place, refill
 from mace.kernels.capture import Capture, capturing
 from mace.model.mace import MACE
@@ -30,25 +30,10 @@ _Results = TypeVar("_Results")
 MOST = 64
 """How many captured graphs are kept; those that were not used for the longest time are given up."""
 
-COARSE = 1.5
-"""Ratio of neighboring capacities of what costs little where it is padding."""
-
 
 def bucket_of(model: MACE, graph: Graph) -> Bucket:
-    """Return the bucket that a graph is padded to; it depends on nothing but the graph, so that runs can be repeated.
-
-    Few different ones are wanted. Slots of neighbors and groups of elements that stay empty take memory, but no time.
-    """
-    found = Bucket.of(graph, model.plan.n_elements, len(model.plan.head_names))
-    elements = min(_coarse(found.elements), model.plan.n_elements)
-    return replace(found, neighbors=_coarse(found.neighbors), elements=elements)
-
-
-def _coarse(number: int) -> int:
-    size = 1.0
-    while size < number:
-        size *= COARSE
-    return capacity(max(number, int(size)))
+    """Return the bucket that a graph is padded to; it depends on the graph alone, so that runs can be repeated."""
+    return Bucket.of(graph, model.plan.n_elements, len(model.plan.head_names))
 
 
 @dataclass

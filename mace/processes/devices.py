@@ -74,6 +74,11 @@ def widest(device: torch.device) -> torch.dtype:
     return _widest(device.type, device.index)
 
 
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor to the precision in which its device adds up energies; see `widest`."""
+    return tensor.to(widest(tensor.device))
+
+
 @cache
 def _widest(kind: str, index: int | None) -> torch.dtype:
     lacks_double = kind == "mps"
@@ -138,6 +143,16 @@ def products_in(device: torch.device, tf32: bool) -> Iterator[list[str]]:
         yield overridden_products(tf32)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def rounding_of_products(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Say that products of float32 are rounded to TensorFloat-32 on a device, if somebody has switched that on."""
+    if device.type != "cuda" or dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32:
+        return None
+    return (
+        "Products of float32 are rounded to TensorFloat-32, 3 digits, as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the "
+        "program that calls says; torch.set_float32_matmul_precision('highest') keeps 7"
+    )
 
 
 def overridden_products(tf32: bool, environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -18,6 +18,7 @@ from mace.graphs.graph import carry
 from mace.kernels.adam import CompiledStep
 from mace.model.captured import Captures, Use, basis_of, bucket_of, key_of
 from mace.processes.cuda_graphs import Recorder
+from mace.processes.devices import widest
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
@@ -345,5 +346,5 @@ class BatchStep:
                 clock.mark("data")
                 losses.append(loss_gradient(state.model, batch, loss, counts, add=True, mark=clock.mark))
         state.moved.take_gradients()
-        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=widest(device), device=device)
         return value, None

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -16,8 +17,9 @@ from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
 from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
-from mace.model.captured import CapturedPredictions
+from mace.model.captured import CapturedPredictions, bucket_of
 from mace.processes.cuda_graphs import Recorder
+from mace.processes.devices import widened
 from mace.processes.slowdown import CoreWatch
 from mace.training.batch_step import BatchStep, CapturedSteps, StepOutcome
 from mace.training.checkpoints import decode
@@ -143,7 +145,7 @@ class Trainer:
         if recorder is not None:
             steps = CapturedSteps(self.state, self.settings.clip_grad, recorder)
             self.captured = steps, CapturedPredictions(self.state.model, recorder, "validation")
-            self._feeding = replace(self._plain_feeding, finish=steps.padded)
+            self._feeding = replace(self._plain_feeding, bucket_of=partial(bucket_of, self.state.model))
         self.batch_step.captured = None if self.captured is None else self.captured[0]
 
     @property
@@ -242,7 +244,7 @@ class Trainer:
             loss=lbfgs.loss,
             seconds=time.perf_counter() - start,
             epoch=epoch,
-            gradient_norm=lbfgs.gradient.double().norm(),
+            gradient_norm=widened(lbfgs.gradient).norm(),
             n_atoms=lbfgs.evaluations * self.full_batch.n_atoms,
             phases=self.full_batch.phases,
             stage_two=state.stage_two,
@@ -464,7 +466,7 @@ class Trainer:
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")
         if state.times_back >= settings.nan_retries:
             raise Diverged(f"{where}, after going back {state.times_back} times (--nan_retries): {way_out}.")
-        good = decode(self.keeper.last_good, "the last good state", self.state.model.embedding.device)
+        good = decode(self.keeper.last_good, "the last good state")
         self.state.go_back(good)
         self._records.go_back(good["records"])
         state = self.progression

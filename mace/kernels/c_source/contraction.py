@@ -172,7 +172,8 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
     Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels,
     whether gradients of features are added to what is there, and whether those of weights replace what is there.
-    Otherwise they are added to it. Then the number of elements present, some of which may have no atoms.
+    Otherwise they are added to it. What programs append for kernels on a device is not read: memory for sums, and the
+    number of elements.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []
@@ -202,12 +203,8 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
         lines.append(f"    T *G = {weights};")
         if kind != "backward_features":
             # atoms of an element follow each other, and cleared where it is needed next, it stays in the cache
-            to_clear = (
-                "int64_t e = i ? element[i - 1] + 1 : 0, last = i < N - 1 ? element[i] : d[5] - 1; e <= last; e++"
-            )
-            of_element = f"p[{gradient + 1}] + (e * B + b) * {n_terms} * L"
-            lines.append(f"    if (d[4]) for ({to_clear})")
-            lines.append(f"      memset({of_element}, 0, {n_terms} * L * sizeof(T));")
+            clear = f"memset(G, 0, {n_terms} * L * sizeof(T))"
+            lines.append(f"    if (d[4] && (i == 0 || element[i] != element[i - 1])) {clear};")
     lines += [f"    {line}" for line in call]
     if gradient is not None:
         lines.append(f"    for (int k = 0; k < {n}; k++) STORE(p[{gradient}] + (i * {n} + k) * C + b * L, a[k]);")

@@ -104,18 +104,7 @@ _INDICES = (
 )
 
 
-def _clear_padding(layout: ConvolutionLayout, gradient: int, slots: int) -> str:
-    """Set the gradient of R of pairs that are padding to zero, as no slot leads there."""
-    return f"""\
-  const int64_t *slots = (const int64_t *)p[{slots}];
-  for (int64_t q = 0; slots && !d[6] && q < P; q++)
-    if (slots[2 * q] == slots[2 * q + 1])
-      memset(p[{gradient}] + (q * B + begin) * {len(layout.paths)} * L, 0,
-             (end - begin) * {len(layout.paths)} * L * sizeof(T));
-"""
-
-
-def _kernel(name: str, layout: ConvolutionLayout, body: str, before: str = "") -> str:
+def _kernel(name: str, layout: ConvolutionLayout, body: str) -> str:
     """Wrap code for one block of channels of receiver ``i`` in loops over tiles of atoms, blocks and receivers.
 
     Whoever runs the kernel goes through the blocks that it owns once for each tile, so that the matrices of the tile's
@@ -123,7 +112,7 @@ def _kernel(name: str, layout: ConvolutionLayout, body: str, before: str = "") -
     """
     return f"""\
 void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {{
-{_DIMENSIONS}{_INDICES}{before}
+{_DIMENSIONS}{_INDICES}
   const int64_t tile = 1 + {TILE_BYTES} / (K * {layout.n_coupling()} * sizeof(T));
   for (int64_t start = 0; start < N; start += tile)
   for (int64_t b = begin; b < end; b++)
@@ -224,9 +213,8 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
-    Gradients of features and harmonics must be zero on entry; those of features may be null. At the end are the
-    slots of the pairs, which tell which pairs are padding, so that the gradient of R is zero there; null where somebody
-    else sees to that.
+    Gradients of features and harmonics must be zero on entry; those of features may be null. Programs add the slots of
+    the pairs at the end, from which kernels on a device see which pairs are padding.
 
     If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
@@ -264,8 +252,7 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     name = "conv_backward_full" if with_harmonics else "conv_backward_parameters"
     if tabulated:
         name = "conv_backward_tabulated"
-    before = "" if tabulated else _clear_padding(layout, gradients - 1, gradients + n_in + with_harmonics)
-    return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}", before)
+    return _kernel(name, layout, f"{_load_cotangents(layout, cotangents)}\n{_edges(code)}")
 
 
 def _path_backward(place: Place, radial: _Radial, with_harmonics: bool) -> list[str]:
@@ -304,7 +291,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
 
     Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of what the backward pass gave
     (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the
-    cotangents, of R and of the features, and the slots of the pairs. Gradients of features must be zero on entry.
+    cotangents, of R and of the features. Gradients of features must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     cotangents = 6 + n_in
@@ -334,8 +321,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
         for place in layout.places()
         for m3 in range(2 * place.path.l3 + 1)
     )
-    padding = _clear_padding(layout, gradients + n_out, gradients + n_out + 1 + n_in)
-    return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}", padding)
+    return _kernel("conv_second", layout, f"{before}\n{_edges(code)}\n{after}")
 
 
 def _path_second(place: Place) -> list[str]:

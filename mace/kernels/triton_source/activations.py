@@ -37,7 +37,8 @@ def _silu_value(z, sigmoid, result, count, shares):
 
 
 @triton.jit
-def _slope(x, s):
+def slope(x, s):
+    """Return the derivative of the activation of numbers, given their sigmoid."""
     return s * (1.0 + x * (1.0 - s))
 
 
@@ -45,14 +46,14 @@ def _slope(x, s):
 def _silu_gradient(z, sigmoid, cotangent, result, count, shares):
     place, exists = _places(count)
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
-    tl.store(result + place, tl.load(cotangent + place, mask=exists, other=0.0) * _slope(x, s), mask=exists)
+    tl.store(result + place, tl.load(cotangent + place, mask=exists, other=0.0) * slope(x, s), mask=exists)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def _silu_adjoint(z, sigmoid, cotangent, result, count, shares):
     place, exists = _places(count)
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
-    added = tl.load(cotangent + place, mask=exists, other=0.0) * _slope(x, s)
+    added = tl.load(cotangent + place, mask=exists, other=0.0) * slope(x, s)
     tl.store(result + place, tl.load(result + place, mask=exists, other=0.0) + added, mask=exists)
 
 
@@ -62,25 +63,18 @@ def _silu_tangent(z, sigmoid, change, gradient, of_value, of_gradient, count, sh
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
     u = tl.load(change + place, mask=exists, other=0.0)
     g = tl.load(gradient + place, mask=exists, other=0.0)
-    tl.store(of_value + place, u * _slope(x, s), mask=exists)
+    tl.store(of_value + place, u * slope(x, s), mask=exists)
     tl.store(of_gradient + place, g * u * s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s)), mask=exists)
-
-
-@triton.jit(do_not_specialize=_RUNTIME)
-def _zeros(numbers, count, shares):
-    place = tl.program_id(0).to(tl.int64) * (_BLOCK * _WIDTH) + tl.arange(0, _BLOCK * _WIDTH)
-    tl.store(numbers + place, tl.zeros([_BLOCK * _WIDTH], numbers.dtype.element_ty), mask=place < count)
 
 
 @cache
 def activation_kernels(dtype: torch.dtype) -> dict[str, DeviceKernel]:
-    """Return ``silu_value``, ``silu_gradient``, ``silu_tangent``, ``silu_adjoint`` and ``zeros``, for any precision."""
+    """Return ``silu_value``, ``silu_gradient``, ``silu_tangent`` and ``silu_adjoint``, for any precision."""
     functions = {
         "silu_value": _silu_value,
         "silu_gradient": _silu_gradient,
         "silu_tangent": _silu_tangent,
         "silu_adjoint": _silu_adjoint,
-        "zeros": _zeros,
     }
     return {
         name: DeviceKernel(function, lambda dimensions: (-(-int(dimensions[0]) // (_ROWS * LANES)),), warps=4)

@@ -10,7 +10,15 @@ import torch
 
 from mace.errors import UserError
 from mace.processes import devices, team
-from mace.processes.devices import choose_device, is_out_of_memory, overridden_products, products_in, using, widest
+from mace.processes.devices import (
+    choose_device,
+    is_out_of_memory,
+    overridden_products,
+    products_in,
+    rounding_of_products,
+    using,
+    widest,
+)
 from mace.processes.launch import Launch
 from mace.processes.team import own_device
 
@@ -126,6 +134,11 @@ def test_tf32_is_off_unless_asked_for() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
+    assert rounding_of_products(torch.device("cuda"), torch.float32) is None
+    assert rounding_of_products(torch.device("cpu"), torch.float32) is None
+    with products_in(torch.device("cuda"), True):
+        assert rounding_of_products(torch.device("cuda"), torch.float64) is None
+        assert "rounded to TensorFloat-32" in str(rounding_of_products(torch.device("cuda"), torch.float32))
     with products_in(torch.device("cpu"), True) as notes:
         assert notes == ["--tf32 has no effect on --device=cpu: only GPUs of NVIDIA have it"]
 

@@ -15,7 +15,7 @@ from mace.console import interruption
 from mace.console.interruption import Interruption
 from mace.errors import UserError
 from mace.processes.launch import check_size, find_launch
-from mace.processes.local_start import check_devices, is_to_start, run_together
+from mace.runs.local_start import check_devices, is_to_start, run_together
 
 WRITING = """
 import os, sys
