@@ -29,6 +29,7 @@ from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel, ModelMetadata, carry_to
 from mace.model.prediction import Prediction, predict
+from mace.potential.kernel_check import check_kernels
 from mace.potential.loading import expand_models, find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
 from mace.processes.devices import rounding_of_products
@@ -46,7 +47,7 @@ class Member(LoadedModel):
 
     Attributes:
         place: Where it comes from, for messages: its file, or the caller that was given a model in memory.
-        kernels: The kernels it uses, ``torch`` or ``c``.
+        kernels: The kernels it uses, ``torch``, ``c`` or ``triton``.
         radial_tables: Whether its radial functions are read from tables.
     """
 
@@ -250,7 +251,8 @@ def open_potential(
             heads = (find_head(heads, head, place),)
             model = with_one_head(model, heads[0])
         model.requires_grad_(False)
-        chosen = choose_kernels(model, kernels)
+        choose_kernels(model, kernels)
+        chosen = check_kernels(model, kernels)
         tables = choose_radial_tables(model, radial_tables)
         members.append(Member(model, loaded.metadata, loaded.stored_dtype, heads, place, chosen, tables))
     if len({member.model.plan.outputs for member in members}) > 1:
