@@ -150,7 +150,7 @@ def on_plain_kernels(model: MACE) -> Iterator[MACE]:
 
     On a device with kernels of its own these are the same model's in torch; otherwise a copy of the model on the CPU.
     """
-    if model.backend is not TORCH:
+    if model.backend.name != TORCH.name:
         with model.plain_kernels():
             yield model
     else:
@@ -224,7 +224,11 @@ def check_kernels(model: MACE, wanted: str = "auto") -> str:
 
 def _compared(model: MACE) -> tuple[str, str]:
     name = model.backend.name
-    return ("torch there", "torch on the CPU") if model.backend is TORCH else (f"kernels in {name}", "those in torch")
+    return (
+        ("torch there", "torch on the CPU")
+        if model.backend.name == TORCH.name
+        else (f"kernels in {name}", "those in torch")
+    )
 
 
 def fall_back(model: MACE, wrong: str, wanted: str) -> None:
@@ -234,7 +238,7 @@ def fall_back(model: MACE, wrong: str, wanted: str) -> None:
         UserError: If the kernels were asked for by name.
     """
     name, device = model.backend.name, model.embedding.device
-    if model.backend is TORCH:
+    if model.backend.name == TORCH.name:
         _LOGGER.warning("On %s, torch computes something else than on the CPU: %s; do not trust results", device, wrong)
         return
     if is_explicit(wanted, name):

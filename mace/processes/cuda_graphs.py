@@ -93,6 +93,11 @@ class CudaGraphs:
         return Captured(results, graph.replay, n_bytes)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
-    """Return what captures work on a device; None if nothing does."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+def has_graphs(device: torch.device) -> bool:
+    """Return whether work on a device can be captured."""
+    return device.type == "cuda"
+
+
+def recorder_for(device: torch.device) -> Recorder:
+    """Return what captures work on a device that `has_graphs`."""
+    return CudaGraphs(device)

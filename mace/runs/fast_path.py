@@ -18,7 +18,7 @@ from mace.model.captured import bucket_of
 from mace.model.kernel_choice import is_explicit
 from mace.potential.kernel_check import Verdict, check_kernels, compare, fall_back, of_prediction, tolerance
 from mace.preparation.preparation import Preparation
-from mace.processes.cuda_graphs import Recorder, recorder_for
+from mace.processes.cuda_graphs import Recorder, has_graphs, recorder_for
 from mace.processes.devices import release_memory
 from mace.processes.team import Team
 from mace.runs.context import RunContext
@@ -50,7 +50,7 @@ def require_graphs(settings: TrainingSettings, device: torch.device) -> None:
 
 
 def _obstacle_of_settings(settings: TrainingSettings, device: torch.device) -> str | None:
-    if recorder_for(device) is None:
+    if not has_graphs(device):
         return f"--device={device} has no CUDA graphs"
     if settings.kernels == "torch":
         return "kernels in torch wait for the device (--kernels=torch)"
@@ -76,7 +76,7 @@ def choose_fast_path(run: RunContext, preparation: Preparation, moved: MovedPara
         UserError: If what is wrong or impossible was asked for.
     """
     settings, model, device = run.settings, moved.model, run.device
-    if device.type == "cpu" and recorder_for(device) is None:
+    if device.type == "cpu" and not has_graphs(device):
         return None
     batch, loss = first_batch(run, preparation), preparation.data.losses[0]
     choose_by_steps(settings, moved, batch, loss, run.team)
@@ -111,6 +111,7 @@ class _Copy:
         self.state = TrainingState(copied.model, settings, (loss, None), copied)
         for group in self.state.optimizer.param_groups:
             group["lr"] = RATE
+        self.state.optimizer_mode("train")
         self.settings, self.loss, self.has_run = settings, loss, False
 
     def weights(self) -> Tensor:
@@ -131,7 +132,7 @@ class _Copy:
         if not self.has_run:
             shared.append([None if gradient is None else gradient.clone() for gradient in gradients])
             for parameter, gradient in zip(parameters, shared[0], strict=True):
-                parameter.grad = gradient
+                parameter.grad = None if gradient is None else gradient.clone()  # clipping changes it
         before = self.weights()
         update_parameters(state.moved, state.optimizer, self.settings.clip_grad, state.average)
         state.moved.update_model()
@@ -142,7 +143,7 @@ class _Copy:
 def choose_by_steps(settings: TrainingSettings, moved: MovedParameters, batch: Batch, loss: Loss, team: Team) -> None:
     """Let a model use kernels in torch if others are wrong, or slower and not asked for; see `choose_fast_path`."""
     model, name = moved.model, moved.model.backend.name
-    if model.backend is TORCH:
+    if model.backend.name == TORCH.name:
         check_kernels(model, settings.kernels)
         return
     verdict = _compare_kernels(settings, moved, batch, loss)
@@ -203,7 +204,6 @@ def _compare_graphs(
     """Compare the third of captured steps with that of steps without; return too whether steps are captured whole."""
     model, device = moved.model, moved.model.embedding.device
     recorder, is_alone = recorder_for(device), team.size == 1
-    assert recorder is not None
     padded = batch.padded(bucket_of(model, batch.graph))
     one, other = _Copy(moved, settings, loss), _Copy(moved, settings, loss)
     steps = CapturedSteps(one.state, settings.clip_grad, recorder)
