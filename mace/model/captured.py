@@ -16,11 +16,11 @@ import torch
 
 from mace.graphs.bucket import Bucket
 from mace.graphs.graph import Graph, place, refill
-from mace.kernels.capture import Capture, capturing
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.cuda_graphs import Captured, Recorder
 from mace.processes.devices import is_out_of_memory, release_memory
+from mace.program.capture import Capture, capturing
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from mace.kernels.c_source.convolution import convolution_source, tabulated_sour
 from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import geometry_source
 from mace.kernels.c_source.matrices import matrices_source
-from mace.kernels.capture import DeviceWords
 from mace.kernels.triton_source.records import PLANNED, RECORD
+from mace.program.capture import DeviceWords
 from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
 from mace.program.schedule import scheduled, with_activations
 from mace.program.workspace import Memory, TableMaker, Workspace

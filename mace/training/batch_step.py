@@ -164,7 +164,6 @@ class CapturedSteps:
         captured = self._captures.ready(use, lambda: self._work(use, loss, moves), lambda: self._rehearse(use, loss))
         if captured is None:
             value = loss_gradient(state.model, use.given.batch, loss, use.given.counts, mark=mark)
-            state.moved.take_gradients()
             return value, None
         results = captured.results
         if moves and isinstance(optimizer, CompiledStep):
@@ -291,11 +290,45 @@ class BatchStep:
         Returns:
             The outcome.
         """
-        start, learning_rate = time.perf_counter(), self._state.learning_rate
-        dataset, team, state, settings = self._dataset, self._team, self._state, self._settings
-        device, structures = state.model.embedding.device, step.structures
-        clock = PhaseClock(device)
-        value, norm = self._differentiate(step, loss, gather or dataset.batch, counts, clock)
+        start, clock = time.perf_counter(), PhaseClock(self._state.model.embedding.device)
+        dataset, state, pinned, gather = (
+            self._dataset,
+            self._state,
+            self._settings.pin_memory,
+            gather or self._dataset.batch,
+        )
+        device, own = state.model.embedding.device, self._share(step)
+        state.moved.forget_gradients()
+        losses, norm = list[Tensor](), None
+        for part in self._limit.parts(dataset, own):
+            with part:
+                if counts is None and len(part.structures) < len(step.structures):
+                    counts = carry(loss.counts(dataset, step.structures), device, pinned=pinned)
+                batch = gather(part.structures)
+                if self.captured is not None and len(part.structures) == len(own):
+                    value, norm = self.captured.take(batch, loss, counts, clock.mark, complete=self._team.size == 1)
+                    losses.append(value)
+                    continue
+                batch = batch.to(device, pinned=pinned)
+                clock.mark("data")
+                losses.append(loss_gradient(state.model, batch, loss, counts, add=True, mark=clock.mark))
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=widest(device), device=device)
+        return self._finish(step, value, norm, requests, clock, start)
+
+    def _finish(
+        self,
+        step: Step,
+        value: Tensor,
+        norm: Tensor | None,
+        requests: tuple[bool, bool],
+        clock: PhaseClock,
+        start: float,
+    ) -> StepOutcome:
+        """Add up what all processes have, update the parameters unless that was done, and send numbers on their way."""
+        team, state, settings = self._team, self._state, self._settings
+        device, learning_rate = state.model.embedding.device, state.learning_rate
+        if norm is None:
+            state.moved.take_gradients()
         asked = list[Tensor]()
         if team.size > 1:
             asked_here = carry(torch.tensor(requests, dtype=value.dtype), device, pinned=settings.pin_memory)
@@ -314,9 +347,9 @@ class BatchStep:
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(device))
         return StepOutcome(
-            structures=structures,
+            structures=step.structures,
             loss=value,
-            n_atoms=int(dataset.atoms_of(structures).sum()),
+            n_atoms=int(self._dataset.atoms_of(step.structures).sum()),
             seconds=time.perf_counter() - start,
             learning_rate=learning_rate,
             latency=0 if arrived is None else 1,
@@ -326,25 +359,3 @@ class BatchStep:
             _requests=None if team.size > 1 else requests,
             _wait=team.unless_lost,  # a device waits in vain for one that is gone
         )
-
-    def _differentiate(
-        self, step: Step, loss: Loss, gather: Gather, counts: Mapping[str, Tensor] | None, clock: PhaseClock
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute the loss and its gradient; return the loss of this process, and the norm if the step is complete."""
-        dataset, state, pinned = self._dataset, self._state, self._settings.pin_memory
-        device, own = state.model.embedding.device, self._share(step)
-        state.moved.forget_gradients()
-        losses = list[Tensor]()
-        for part in self._limit.parts(dataset, own):
-            with part:
-                if counts is None and len(part.structures) < len(step.structures):
-                    counts = carry(loss.counts(dataset, step.structures), device, pinned=pinned)
-                batch = gather(part.structures)
-                if self.captured is not None and len(part.structures) == len(own):
-                    return self.captured.take(batch, loss, counts, clock.mark, complete=self._team.size == 1)
-                batch = batch.to(device, pinned=pinned)
-                clock.mark("data")
-                losses.append(loss_gradient(state.model, batch, loss, counts, add=True, mark=clock.mark))
-        state.moved.take_gradients()
-        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=widest(device), device=device)
-        return value, None

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mace.graphs.graph import Graph
-from mace.kernels.capture import current_capture
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
+from mace.program.capture import current_capture
 from mace.program.passes import Pass, Tape, record
 from mace.program.record import Array
 from mace.program.target import Recording, target_of

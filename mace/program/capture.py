@@ -1,4 +1,4 @@
-"""What kernels do otherwise while work of a device is captured, to be repeated later without the program.
+"""What programs do otherwise while work of a device is captured, to be repeated later without the program.
 
 During a capture nothing is computed, and nothing may be copied to the device: what is copied then is copied again, from
 the same place, at every repetition. So what does not change between repetitions is copied once, after the capture.
