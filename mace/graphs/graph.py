@@ -276,14 +276,20 @@ def place(value: _Held, device: torch.device) -> _Held:
     return _with_each_tensor(carried, lambda tensor: tensor.clone() if id(tensor) in given else tensor)
 
 
-def refill(there: _Held, value: _Held) -> None:
+def refill(there: _Held, value: _Held, before: _Held | None = None) -> None:
     """Copy all tensors to where others of the same shapes are, without waiting for the device.
 
     Args:
         there: What `place` has returned.
         value: Tensors of the same shapes, in page-locked memory if the program is not to wait.
+        before: What is there already; tensors that are the same ones are not copied again.
     """
     old, new = _tensors(there), _tensors(value)
+    if before is not None:
+        for to, tensor, known in zip(old, new, _tensors(before), strict=True):
+            if tensor is not known:
+                to.copy_(tensor, non_blocking=True)
+        return
     places = [[tensor.storage_offset() * tensor.element_size() for tensor in each] for each in (old, new)]
     buffers = [_buffer(old), _buffer(new)]
     if buffers[0] is not None and buffers[1] is not None and places[0] == places[1]:

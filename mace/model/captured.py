@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from mace.graphs.bucket import Bucket
+from mace.graphs.bucket import Bucket, filled
 from mace.graphs.graph import Graph, place, refill
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
@@ -42,6 +42,7 @@ class Use(Generic[_Given]):
 
     Attributes:
         given: The latest batch, with whatever else it depends on, in the memory that those of this key share.
+        latest: The same as it was handed over, where it is known not to be changed.
         count: How often it was used.
         captured: The work.
         capture: What it reads.
@@ -49,6 +50,7 @@ class Use(Generic[_Given]):
     """
 
     given: _Given
+    latest: _Given | None = None
     count: int = 0
     captured: Captured[Any] | None = None
     capture: Capture | None = None
@@ -102,7 +104,7 @@ class Captures:
         self._basis: Sequence[object] = ()
         self.counts = CaptureCounts()
 
-    def use(self, key: Hashable, given: _Given, basis: Sequence[object]) -> Use[_Given]:
+    def use(self, key: Hashable, given: _Given, basis: Sequence[object], constant: bool = False) -> Use[_Given]:
         """Copy a batch to the memory of its key.
 
         Args:
@@ -110,6 +112,7 @@ class Captures:
             given: The batch, with whatever else differs from use to use.
             basis: Objects and addresses on which all that is captured rests: if they are not the same as before,
                 everything is forgotten.
+            constant: Whether nobody changes the tensors of `given` in place; those seen before are not copied again.
         """
         if not _same(basis, self._basis):
             self._uses.clear()
@@ -119,8 +122,9 @@ class Captures:
             found = self._uses[key] = Use(place(given, self._device))
             self._give_up()
         else:
-            refill(found.given, given)
+            refill(found.given, given, found.latest)
         self._uses.move_to_end(key)
+        found.latest = given if constant else None
         found.count += 1
         return found
 
@@ -227,6 +231,7 @@ class CapturedPredictions:
     def __init__(self, model: MACE, recorder: Recorder, purpose: str) -> None:
         self.model = model
         self._captures = Captures(recorder, model.embedding.device, purpose)
+        self._latest: tuple[Graph, Graph] | None = None
         self.counts = self._captures.counts
 
     def predict(self, graph: Graph, **wanted: bool) -> Prediction:
@@ -240,7 +245,7 @@ class CapturedPredictions:
             The prediction, padding included, whose tensors the next call overwrites.
         """
         key = key_of(graph), tuple(sorted(wanted.items()))
-        use = self._captures.use(key, graph, basis_of(self.model))
+        use = self._captures.use(key, graph, basis_of(self.model), constant=True)
 
         def work() -> Prediction:
             return predict(self.model, use.given, **wanted)
@@ -250,3 +255,34 @@ class CapturedPredictions:
             return work()
         captured.repeat()
         return captured.results
+
+    def predict_unpadded(self, graph: Graph, **wanted: bool) -> Prediction:
+        """Evaluate the model on a graph that is not padded, on the CPU.
+
+        Args:
+            graph: The graph; if it is that of the latest call with other positions, only these are copied.
+            **wanted: See `mace.model.prediction.predict`; no features.
+
+        Returns:
+            The prediction, which stays as it is.
+        """
+        latest = self._latest
+        if latest is not None and _is_moved(latest[0], graph):
+            padded = latest[1].moved(filled(graph.positions, latest[1].n_atoms))
+        else:
+            padded = graph.padded(bucket_of(self.model, graph))
+        self._latest = graph, padded
+        found = self.predict(padded, **wanted)
+        counts = {True: graph.n_structures, False: graph.n_atoms}
+        values: dict[str, Any] = {n: value for n, value in vars(found).items() if isinstance(value, torch.Tensor)}
+        return replace(
+            found, **{name: value[: counts[name in _OF_STRUCTURES]].clone() for name, value in values.items()}
+        )
+
+
+_OF_STRUCTURES = ("energy", "stress", "virials", "dipole")
+
+
+def _is_moved(before: Graph, now: Graph) -> bool:
+    """Return whether two graphs share all tensors but the positions."""
+    return all(getattr(before, name) is getattr(now, name) for name in vars(before) if name != "positions")

@@ -19,7 +19,7 @@ from mace.graphs.graph import Graph
 from mace.kernels.backend import TORCH
 from mace.model.kernel_choice import is_explicit
 from mace.model.mace import MACE
-from mace.model.prediction import predict
+from mace.model.prediction import Prediction, predict
 from mace.potential.radial_tables import disordered_structure
 from mace.processes.devices import is_out_of_memory, synchronize
 
@@ -142,6 +142,16 @@ def compare(
         if not is_out_of_memory(error):
             raise
         return None
+
+
+def differs(found: Prediction, expected: Prediction, allowed: float) -> str | None:
+    """Say what is different in two predictions of a model, or return None if nothing is."""
+    deviations = {
+        name: deviation(values, vars(expected)[name].nan_to_num())
+        for name, values in ((name, values.nan_to_num()) for name, values in vars(found).items() if values is not None)
+    }
+    verdict = Verdict(deviations, allowed)
+    return None if verdict.is_right else str(verdict)
 
 
 @contextmanager
