@@ -121,6 +121,8 @@ class Captures:
         if found is None:
             found = self._uses[key] = Use(place(given, self._device))
             self._give_up()
+        elif found.fails:
+            found.given = place(given, self._device)
         else:
             refill(found.given, given, found.latest)
         self._uses.move_to_end(key)
@@ -160,12 +162,16 @@ class Captures:
     def _capture(self, use: Use[Any], work: Callable[[], Any], rehearsal: Callable[[], object]) -> None:
         capture = Capture()
 
-        def watched() -> Any:
+        def captured() -> Any:
             with capturing(capture):
                 return work()
 
+        def rehearsed() -> None:
+            with capturing(Capture(rehearsal=True)):
+                rehearsal()
+
         try:
-            use.captured = self._recorder.capture(watched, rehearsal)
+            use.captured = self._recorder.capture(captured, rehearsed)
         except RuntimeError as error:
             if not _is_of_memory(error):
                 raise

@@ -18,11 +18,15 @@ from torch import Tensor
 class Capture:
     """What the repetitions of captured work read besides what is computed in it.
 
+    Args:
+        rehearsal: Whether the work is done at once, before it is captured, with memory that nobody else uses.
+
     Attributes:
         kept: What has to exist as long as the work is repeated.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rehearsal: bool = False) -> None:
+        self.rehearsal = rehearsal
         self.kept: list[object] = []
         self._late: list[tuple[Tensor, Tensor]] = []
 
@@ -79,7 +83,7 @@ class DeviceWords:
     def copied(self, words: np.ndarray) -> Tensor:
         """Return the words on the device, where they come in the order of the current stream."""
         capture = self._made_in or current_capture()
-        if capture is not None and self._device.type == "cuda":
+        if capture is not None and not capture.rehearsal and self._device.type == "cuda":
             return capture.copied_later(words, self._device)
         if self._there is None:
             self._there = torch.empty(self._count, dtype=torch.int64, device=self._device)
