@@ -92,13 +92,18 @@ class Captures:
         recorder: What captures it.
         device: Where the work is done.
         purpose: Name of the work in messages.
+        strict: Whether a capture that fails, for another reason than memory, is an error; else nothing is captured any
+            more, with a warning.
         most: How many are kept.
 
     Attributes:
         counts: What was captured and repeated so far.
     """
 
-    def __init__(self, recorder: Recorder, device: torch.device, purpose: str, most: int = MOST) -> None:
+    def __init__(
+        self, recorder: Recorder, device: torch.device, purpose: str, strict: bool = True, most: int = MOST
+    ) -> None:
+        self._strict, self._has_failed = strict, False
         self._recorder, self._device, self._purpose, self._most = recorder, device, purpose, most
         self._uses: OrderedDict[Hashable, Use[Any]] = OrderedDict()
         self._basis: Sequence[object] = ()
@@ -151,7 +156,7 @@ class Captures:
         Returns:
             What repeats it, whose results the next repetition overwrites; None if the program has to do the work.
         """
-        if use.captured is None and use.count > 1 and not use.fails:
+        if use.captured is None and use.count > 1 and not (use.fails or self._has_failed):
             self._capture(use, work, rehearsal)
         if use.captured is None:
             self.counts.others += 1
@@ -173,9 +178,10 @@ class Captures:
         try:
             use.captured = self._recorder.capture(captured, rehearsed)
         except RuntimeError as error:
-            if not _is_of_memory(error):
-                raise
             use.fails = True
+            if not _is_of_memory(error):
+                self._give_in(error)
+                return
             release_memory()
             _LOGGER.warning(
                 "Memory ran out where a CUDA graph was captured for %s; batches of this size are computed without one, "
@@ -188,6 +194,15 @@ class Captures:
         self.counts.captured += 1
         self._give_up()
         self.counts.most_bytes = max(self.counts.most_bytes, self._n_bytes())
+
+    def _give_in(self, error: RuntimeError) -> None:
+        """Capture nothing any more, or raise an error."""
+        if self._strict:
+            raise error
+        self._has_failed = True
+        _LOGGER.warning(
+            "A CUDA graph for %s cannot be captured (%s); no more are, which is slower", self._purpose, error
+        )
 
 
 def _same(one: Sequence[object], other: Sequence[object]) -> bool:
@@ -228,15 +243,16 @@ class CapturedPredictions:
         model: The model, which has a program.
         recorder: What captures its work.
         purpose: Name of the work in messages.
+        strict: See `Captures`.
 
     Attributes:
         model: The model.
         counts: What was captured and repeated so far.
     """
 
-    def __init__(self, model: MACE, recorder: Recorder, purpose: str) -> None:
+    def __init__(self, model: MACE, recorder: Recorder, purpose: str, strict: bool = True) -> None:
         self.model = model
-        self._captures = Captures(recorder, model.embedding.device, purpose)
+        self._captures = Captures(recorder, model.embedding.device, purpose, strict)
         self._latest: tuple[Graph, Graph] | None = None
         self.counts = self._captures.counts
 

@@ -151,6 +151,7 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
         if trainer.captured is not None:
             _LOGGER.info("Steps: %s", trainer.captured[0].counts)
             _LOGGER.info("Batches of evaluations: %s", trainer.captured[1].counts)
+            trainer.capture_with(None)  # what comes needs the memory
         if kept := trainer.state.model.programs.n_bytes:
             _LOGGER.info("Memory for the arrays of compiled kernels: %.0f MB", kept / 1e6)
         _LOGGER.info("Training complete")

@@ -119,14 +119,15 @@ class CapturedSteps:
         state: The model, optimizer and averages being trained.
         clip_grad: Largest gradient norm allowed; None for no limit.
         recorder: What captures the work.
+        strict: See `mace.model.captured.Captures`.
 
     Attributes:
         counts: What was captured and repeated so far.
     """
 
-    def __init__(self, state: TrainingState, clip_grad: float | None, recorder: Recorder) -> None:
+    def __init__(self, state: TrainingState, clip_grad: float | None, recorder: Recorder, strict: bool = True) -> None:
         self._state, self._limit = state, norm_limit(clip_grad)
-        self._captures = Captures(recorder, state.model.embedding.device, "training")
+        self._captures = Captures(recorder, state.model.embedding.device, "training", strict)
         self._parameters = list(state.moved.parameters())
         self._places: dict[Tensor, Tensor] = {}
         self.counts = self._captures.counts

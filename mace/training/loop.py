@@ -143,8 +143,8 @@ class Trainer:
         """Capture steps and evaluations from here on, or do so no more; what was captured is forgotten."""
         self.captured, self._feeding = None, self._plain_feeding
         if recorder is not None:
-            steps = CapturedSteps(self.state, self.settings.clip_grad, recorder)
-            self.captured = steps, CapturedPredictions(self.state.model, recorder, "validation")
+            steps = CapturedSteps(self.state, self.settings.clip_grad, recorder, strict=False)
+            self.captured = steps, CapturedPredictions(self.state.model, recorder, "validation", strict=False)
             self._feeding = replace(self._plain_feeding, bucket_of=partial(bucket_of, self.state.model))
         self.batch_step.captured = None if self.captured is None else self.captured[0]
 

@@ -266,6 +266,16 @@ def test_another_error_in_a_capture_is_not_hidden() -> None:
             training.epoch(epoch)
 
 
+def test_a_run_goes_on_without_what_cannot_be_captured(caplog: pytest.LogCaptureFixture) -> None:
+    training, plain = Training(captured=True), Training(captured=False)
+    training.recorder.error = RuntimeError("operation not permitted when stream is capturing")
+    training.step.captured = CapturedSteps(training.state, 1.0, training.recorder, strict=False)
+    for epoch in range(3):
+        np.testing.assert_allclose(training.epoch(epoch), plain.epoch(epoch), rtol=1e-10)
+    (line,) = caplog.messages
+    assert "not permitted" in line and "no more are" in line and counts(training)[1] == 0
+
+
 def test_a_number_that_is_not_finite() -> None:
     """It is in the results, and what is loaded from before gets rid of it."""
     training = Training(captured=True)
