@@ -83,12 +83,15 @@ class Verdict:
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """Return the largest deviation relative to the largest number; infinite if a number is not finite."""
+    """Return the largest deviation relative to the largest number; infinite if other numbers are not finite."""
+    expected, found = expected.detach().cpu().double(), found.detach().cpu().double()
+    is_finite = expected.isfinite()
+    if not torch.equal(is_finite, found.isfinite()):
+        return float("inf")
+    expected, found = expected[is_finite], found[is_finite]
     if not expected.numel():
         return 0.0
-    expected, found = expected.double().cpu(), found.double().cpu()
-    value = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-300)
-    return value if value == value else float("inf")
+    return float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-300)
 
 
 def shortest_time(work: Callable[[], object], device: torch.device) -> float:
@@ -146,10 +149,7 @@ def compare(
 
 def differs(found: Prediction, expected: Prediction, allowed: float) -> str | None:
     """Say what is different in two predictions of a model, or return None if nothing is."""
-    deviations = {
-        name: deviation(values, vars(expected)[name].nan_to_num())
-        for name, values in ((name, values.nan_to_num()) for name, values in vars(found).items() if values is not None)
-    }
+    deviations = {name: deviation(v, vars(expected)[name]) for name, v in vars(found).items() if v is not None}
     verdict = Verdict(deviations, allowed)
     return None if verdict.is_right else str(verdict)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -54,8 +55,8 @@ class Recorder(Protocol):
         ...
 
 
-LARGEST_SHARE = 0.5
-"""Share of a device's memory that captured work may take."""
+LARGEST_SHARE = 0.25
+"""Share of a device's memory that captured work of one kind may take."""
 
 
 class CudaGraphs:
@@ -70,6 +71,7 @@ class CudaGraphs:
         self.most_bytes = LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def capture(self, work: Callable[[], _Results], rehearsal: Callable[[], object]) -> Captured[_Results]:
         """See `Recorder`."""
@@ -82,6 +84,8 @@ class CudaGraphs:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # as the capture does too, so that what it takes can be told
             free, _ = torch.cuda.mem_get_info()
+            if not self._graphs:  # memory whose last graph is gone cannot be that of another one
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # other threads may lock memory for batches meanwhile. A graph that was given up may not be destroyed during
             # a capture, as the garbage collection might. The outer block restores the stream if a capture fails
@@ -89,6 +93,7 @@ class CudaGraphs:
                 recording = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
                 with recording:
                     results = work()
+            self._graphs.add(graph)
             n_bytes = max(0, free - torch.cuda.mem_get_info()[0])
         return Captured(results, graph.replay, n_bytes)
 

@@ -146,6 +146,7 @@ def choose_by_steps(settings: TrainingSettings, moved: MovedParameters, batch: B
     if model.backend.name == TORCH.name:
         check_kernels(model, settings.kernels)
         return
+    _LOGGER.info("Comparing kernels in %s with those in torch; they are compiled first, if they never were", name)
     verdict = _compare_kernels(settings, moved, batch, loss)
     release_memory()
     wrong, slower = _of_all(team, verdict)
@@ -154,12 +155,13 @@ def choose_by_steps(settings: TrainingSettings, moved: MovedParameters, batch: B
     elif verdict is None:
         _LOGGER.warning("Memory does not suffice to compare kernels in %s with those in torch on the first batch", name)
     else:
-        said = f"a step on the first batch deviates by {verdict.deviations[verdict.worst]:.1e} from torch"
+        worst = verdict.deviations[verdict.worst]
+        said = f"a step on the first batch deviates by {worst:.1e} from torch in its {verdict.worst}"
         if slower and not is_explicit(settings.kernels, name):
             model.use_backend(TORCH)
             _LOGGER.info("Kernels: torch; %s, and those in %s take %s", said, name, verdict.times)
         else:
-            _LOGGER.info("Kernels: %s; %s (%s), and takes %s", name, said, verdict.worst, verdict.times)
+            _LOGGER.info("Kernels: %s; %s, and takes %s", name, said, verdict.times)
 
 
 def _compare_kernels(settings: TrainingSettings, moved: MovedParameters, batch: Batch, loss: Loss) -> Verdict | None:
