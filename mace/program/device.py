@@ -22,6 +22,7 @@ from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import geometry_source
 from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.triton_source.records import PLANNED, RECORD
+from mace.program.capture import DeviceWords
 from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
 from mace.program.schedule import scheduled, with_activations
 from mace.program.workspace import Memory, TableMaker, Workspace
@@ -145,45 +146,6 @@ def _pointer(word: Word) -> Pointer | None:
     return word.at()
 
 
-class _Words:
-    """A copy of a table's words on a device.
-
-    It is made through page-locked memory in turns, so that nobody waits for the device before the words change again.
-
-    Args:
-        count: Number of words.
-        device: The device.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.there = torch.empty(count, dtype=torch.int64, device=device)
-        self._here: list[tuple[Tensor, torch.cuda.Event]] = []
-        if device.type == "cuda":
-            pinned = [torch.empty(count, dtype=torch.int64, pin_memory=True) for _ in range(_TURNS)]
-            self._here = [(each, torch.cuda.Event()) for each in pinned]
-        self._turn = 0
-
-    def update(self, words: np.ndarray) -> None:
-        """Copy the words, in the order of the current stream."""
-        values = torch.from_numpy(words)
-        if not self._here:
-            self.there.copy_(values)
-            return
-        here, copied = self._here[self._turn]
-        self._turn = (self._turn + 1) % _TURNS
-        # what is captured is copied again from here at every replay, so the words may never change
-        captured = torch.cuda.is_current_stream_capturing()
-        if not captured:
-            copied.synchronize()
-        here.copy_(values)
-        self.there.copy_(here, non_blocking=True)
-        if not captured:
-            copied.record()
-
-
-_TURNS = 4
-
-
 class DeviceWorkspace(Workspace):
     """A workspace on a device."""
 
@@ -192,7 +154,8 @@ class DeviceWorkspace(Workspace):
         self._recording, self._fixed = recording, dict(fixed)
         self._outside: dict[Array, Tensor] = {}
         self._found: dict[Pointer, Tensor | None] = {}
-        self._copy: _Words | None = None
+        self._copies: DeviceWords | None = None
+        self._there: Tensor | None = None
 
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, Tensor], threads: int) -> None:
         """See `Workspace`; in place of the number of threads is that of the programs of a slot."""
@@ -204,8 +167,8 @@ class DeviceWorkspace(Workspace):
         records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)
-        if self._copy is None:
-            self._copy = _Words(len(self.words), self.buffer.device)
+        if self._copies is None:
+            self._copies = DeviceWords(len(self.words), self.buffer.device)
 
     def give(self, arrays: Mapping[Array, Tensor]) -> None:
         """See `Workspace`."""
@@ -216,19 +179,18 @@ class DeviceWorkspace(Workspace):
 
     def run(self, section: int) -> None:
         """See `Workspace`."""
-        assert self._copy is not None
-        if self._is_new:
-            self._copy.update(self.words)
-            self._is_new = False
+        assert self._copies is not None
+        if self._is_new or self._there is None:
+            self._there, self._is_new = self._copies.copied(self.words), False
         for launch in self._recording.sections[section]:
             if isinstance(launch, _Direct):
                 pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
                 launch.kernel.run(pointers, [self._number(word) for word in launch.dimensions])
             elif launch.number is not None:
-                records = self._copy.there[launch.place :]
+                records = self._there[launch.place :]
                 launch.kernel.run([records, self._partial], self._dimensions[launch.number])
             else:
-                launch.kernel.run([self._copy.there[launch.place :]], [launch.count, 0])
+                launch.kernel.run([self._there[launch.place :]], [launch.count, 0])
 
     def _number(self, word: Word) -> int | float:
         """Return a dimension."""

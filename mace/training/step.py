@@ -90,7 +90,7 @@ def update_parameters(
     Returns:
         Norm of the gradient before clipping, still on the device, as reading it here would wait for the device.
     """
-    limit = float("inf") if clip_grad is None else clip_grad
+    limit = norm_limit(clip_grad)
     if isinstance(optimizer, CompiledStep):
         return optimizer.update(limit, None if average is None else average.begin_update())
     norm = torch.nn.utils.clip_grad_norm_(moved.parameters(), max_norm=limit)
@@ -98,3 +98,8 @@ def update_parameters(
     if average is not None:
         average.update()
     return norm
+
+
+def norm_limit(clip_grad: float | None) -> float:
+    """Return the largest norm of the gradient that is allowed, infinite if it is not limited."""
+    return float("inf") if clip_grad is None else clip_grad

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
+from mace.program.capture import current_capture
 from mace.program.passes import Pass, Tape, record
 from mace.program.record import Array
 from mace.program.target import Recording, target_of
@@ -214,6 +215,13 @@ class _Run:
         self.repulsion: Tensor | None = None
         self._is_spent = False
         self._threads = torch.get_num_threads()
+        capture = current_capture()
+        self._is_captured = capture is not None
+        if capture is not None:
+            # its memory is among that of the capture, and the repetitions go on using it
+            capture.kept.append(program)
+            self._workspace, self._memory = program.recording.workspace(program.fixed), Memory(seeds.device)
+            return
         with program.lock:
             self._workspace = program.free.pop() if program.free else program.recording.workspace(program.fixed)
             self._memories = program.memories[_queue(seeds.device)]
@@ -221,6 +229,8 @@ class _Run:
 
     def __del__(self) -> None:
         """Hand the memory to the next run."""
+        if self._is_captured:
+            return
         with self.program.lock:
             self.program.free.append(self._workspace)
             self._memories.append(self._memory)
