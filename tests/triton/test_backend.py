@@ -81,7 +81,7 @@ def derivatives(model: MACE, graph: Graph, training: bool = True) -> dict[str, T
     found = {name: value for name, value in found.items() if value is not None}
     if training:
         generator = torch.Generator().manual_seed(1)
-        factors = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype) for v in found.values()]
+        factors = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for v in found.values()]
         total = sum((f * v).sum().double() for f, v in zip(factors, found.values(), strict=True))
         with differentiating_by(Pass.PARAMETERS):
             gradients = torch.autograd.grad(total, list(model.parameters()), materialize_grads=True)
@@ -124,3 +124,14 @@ def test_radial_tables_as_in_torch(run: set[str]) -> None:
         results.append(derivatives(model, graph, training=False))
     assert {"conv_forward_tabulated", "conv_backward_tabulated"} <= run
     assert deviation(*results) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no graphics processor that torch can use")
+@pytest.mark.parametrize("name", list(MODELS))
+def test_on_a_device(name: str) -> None:
+    model = build(MODELS[name])
+    graph = batch(model, (4, 1))
+    expected = derivatives(model.use_backend(TORCH), graph)
+    found = derivatives(model.to("cuda").use_backend(TRITON), graph.to("cuda"))
+    assert deviation({key: value.cpu() for key, value in found.items()}, expected) < TOLERANCE[torch.float64]
