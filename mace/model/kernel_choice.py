@@ -23,6 +23,7 @@ VARIABLE = "MACE_KERNELS"
 
 CHOICES = ("auto", "torch", "c", "triton")
 
+_IN_PART = "Convolution and contraction are compiled, the rest of the model runs in torch, as %s"
 _ADVICE = "a C compiler makes them fast: install gcc or clang, or pip install 'mace-train[compiler]'"
 
 
@@ -66,7 +67,7 @@ def choose_kernels(model: MACE, wanted: str = "auto") -> str:
         return TORCH.name
     model.use_backend(C)
     if reason := obstacle(model.plan):
-        _LOGGER.info("Convolution and contraction are compiled, the rest of the model runs in torch, as %s", reason)
+        _LOGGER.info(_IN_PART, reason)
     return C.name
 
 
@@ -78,10 +79,10 @@ def _choose_triton(model: MACE, wanted: str, source: str) -> str:
         why, way_out = f"Triton has no kernels for {device.type}", f"use {source}=auto"
     elif not has_triton():
         why, way_out = "the package triton is not installed", "pip install triton makes that possible"
-    elif reason:
-        why, way_out = reason, f"use {source}=torch"
     else:
         model.use_backend(backend)
+        if reason:
+            _LOGGER.info(_IN_PART, reason)
         return backend.name
     if wanted == "triton":
         raise UserError(f"{source}=triton is not possible, because {why}; {way_out}.")

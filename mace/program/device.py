@@ -7,61 +7,24 @@ device whenever its words have changed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mace.kernels.c_source.contraction import contraction_source
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
-from mace.kernels.c_source.density import density_source
-from mace.kernels.c_source.geometry import geometry_source
-from mace.kernels.c_source.matrices import matrices_source
+from mace.kernels.triton_backend import device_kernel, source_module
 from mace.kernels.triton_source.records import PLANNED, RECORD
 from mace.program.capture import DeviceWords
-from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
+from mace.program.record import SIZES, Array, Extent, Launch, Pointer, Word
 from mace.program.schedule import scheduled, with_activations
 from mace.program.workspace import Memory, TableMaker, Workspace
 
 if TYPE_CHECKING:
     from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence
-
-
-_FAMILIES: dict[Callable[..., str], tuple[str, str]] = {
-    convolution_source: ("convolution", "convolution_kernels"),
-    tabulated_source: ("convolution", "tabulated_kernels"),
-    contraction_source: ("contraction", "contraction_kernels"),
-    geometry_source: ("geometry", "geometry_kernels"),
-    density_source: ("density", "density_kernels"),
-}
-"""By what generates kernels in C, the module and the function that return those in Triton."""
-
-
-def device_kernel(kernel: Kernel, tf32: bool) -> DeviceKernel | KernelSequence:
-    """Return the kernel in Triton of the same name.
-
-    Args:
-        kernel: The kernel.
-        tf32: Whether products of matrices may be computed with TensorFloat-32.
-    """
-    if kernel.source is matrices_source:
-        family = _module("activations").activation_kernels(kernel.dtype)
-        if kernel.name not in family:
-            family = _module("matrices").matrices_kernels(kernel.dtype, tf32)
-    else:
-        module, function = _FAMILIES[kernel.source]
-        family = getattr(_module(module), function)(*kernel.shape, kernel.dtype)
-    found: DeviceKernel | KernelSequence = family[kernel.name]
-    return found
-
-
-def _module(name: str) -> Any:
-    """Import a module of kernels, which imports Triton, which not everyone has."""
-    return import_module(f"mace.kernels.triton_source.{name}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +126,7 @@ class DeviceWorkspace(Workspace):
         super().connect(memory, sizes, given, self._recording.shares)
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
-        planned = _module("matrices").plan(records, np.array(recording.lists))
+        planned = source_module("matrices").plan(records, np.array(recording.lists))
         records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)

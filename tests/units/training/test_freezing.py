@@ -19,10 +19,10 @@ from mace.graphs.graph import pair_vectors
 from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.backend import TORCH
 from mace.kernels.c_backend import C
+from mace.kernels.compiled import Kernel
 from mace.model.mace import MACE
 from mace.model.prediction import predict
 from mace.program.passes import Tape
-from mace.program.record import Kernel
 from mace.settings import TrainingSettings, parse_training_settings
 from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
