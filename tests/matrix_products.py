@@ -302,6 +302,21 @@ def run_each_group(case: Case, by_index: bool) -> None:
     assert (memory[untouched] == GUARD).all()
 
 
+def run_empty_groups(case: Case) -> None:
+    """Check that groups without rows are left out: in a padded graph, nobody has written their operands."""
+    dtype = case.dtype
+    a, b = random(9, 4, dtype=dtype), random(5, 4, case.columns, dtype=dtype, seed=1)
+    memory, place, of_c = case.result(len(INDEX), 9)
+    starts = torch.tensor([0, *[2] * len(INDEX)])  # the first group has all rows
+    record = case.words(
+        rows=9, depth=4, a=a, a_outer=4, a_depth=1, b_by_index=1, c_outer=memory.shape[-1], c_group=memory[0].numel(),
+        groups=len(INDEX), group_index=torch.tensor(INDEX), group_starts=starts, **of_b(case, b), **of_c,
+    )  # fmt: skip
+    case.run(2, record)
+    expect(memory[:1], place, case.scale * (a @ b[INDEX[:1]]), case)
+    assert (memory[1:] == GUARD).all()
+
+
 def run_list(kernels: Kernels, sizes: Sequence[tuple[int, int, int]], threads: Sequence[int]) -> None:
     """Check that all products of a list are computed, whatever their sizes."""
     expected, records, memories, cases = [], [], [], []

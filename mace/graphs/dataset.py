@@ -15,6 +15,7 @@ from torch import Tensor
 from mace.elements import ElementTable
 from mace.graphs.assembly import StructureArrays, assemble_graph, indices_of_heads
 from mace.graphs.batch_plan import consecutive
+from mace.graphs.bucket import Bucket, filled
 from mace.graphs.distances import shortest_distances
 from mace.graphs.graph import Graph, carry
 from mace.graphs.neighbors import Neighbors
@@ -59,7 +60,7 @@ class Targets:
         weight: Weight of each structure, ``[structures]``.
         property_weights: By property, ``[structures]``.
         atom_weights: By property with one row per atom, ``[atoms]``.
-        atoms_per_structure: ``[structures]``.
+        atoms_per_structure: ``[structures]``; one where a structure is padding, as errors are divided by it.
     """
 
     values: dict[str, Tensor]
@@ -86,6 +87,35 @@ class Targets:
             other = other * self.atom_weights[name]
         return LabelRows(~labeled, of_property, other, of_property * other, labeled.sum())
 
+    def padded(self, bucket: Bucket) -> Targets:
+        """Return the targets with the shapes of a bucket; padding has no labels and weighs nothing.
+
+        Numbers of labels stay those of the structures.
+        """
+
+        def of(name: str) -> int:
+            return bucket.atoms if PROPERTIES[name].of_atoms else bucket.structures
+
+        def of_structures(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: filled(one, bucket.structures) for name, one in values.items()}
+
+        found = Targets(
+            {name: filled(values, of(name)) for name, values in self.values.items()},
+            of_structures(self.labeled),
+            filled(self.weight, bucket.structures),
+            of_structures(self.property_weights),
+            {name: filled(weights, bucket.atoms) for name, weights in self.atom_weights.items()},
+            filled(self.atoms_per_structure, bucket.structures, 1),
+        )
+        rows = {}
+        for name, one in self.rows.items():
+            of_property, other, both = (
+                filled(x, of(name)) for x in (one.property_weight, one.other_weight, one.weight)
+            )
+            rows[name] = LabelRows(filled(one.missing, of(name), True), of_property, other, both, one.count)
+        vars(found).update(rows=rows)
+        return found
+
     def to(self, device: torch.device | str, pinned: bool = False) -> Targets:
         """Return the targets on a device; see `mace.graphs.graph.carry`."""
         return carry(self, device, pinned)
@@ -104,6 +134,10 @@ class Batch:
     graph: Graph
     targets: Targets
     structures: np.ndarray
+
+    def padded(self, bucket: Bucket) -> Batch:
+        """Return the batch with the shapes of a bucket; see `mace.graphs.graph.Graph`."""
+        return Batch(self.graph.padded(bucket), self.targets.padded(bucket), self.structures)
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Batch:
         """Return the batch on a device; see `mace.graphs.graph.carry`."""

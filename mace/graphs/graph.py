@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor
 
+from mace.graphs.bucket import Bucket, ElementGroups, padded
+
 _Held = TypeVar("_Held")
 
 
@@ -25,6 +27,10 @@ class Graph:
     undirected *pair*. Directed edges live in *slots*: ``max_neighbors`` slots for each receiving row, in order of the
     receivers, the empty ones at the end of each row. The last pair is padding: it lies beyond the cutoff, empty slots
     point to it, and nothing computed from it reaches an energy.
+
+    A graph may be padded to the capacities of a `Bucket`, so that its shapes are those of many others. Then there are
+    further pairs of this kind, which no slot points to, empty groups of rows, and at the end further atoms, those of
+    the last structure, without neighbors. Nothing that belongs to other atoms, pairs and structures changes by that.
 
     Attributes:
         element: Index of each atom's element in the model's table, ``[atoms]``.
@@ -46,6 +52,7 @@ class Graph:
         atoms_by_element: The atom of each row, in order of their element, ``[atoms]``.
         row_of_atom: The row of each atom, ``[atoms]``.
         conditions: By name, what atoms or their structures are under, float64, ``[atoms, values]``.
+        real: Sizes of what is not padding, if the graph is padded to a bucket.
     """
 
     element: Tensor
@@ -67,9 +74,10 @@ class Graph:
     atoms_by_element: Tensor
     row_of_atom: Tensor
     conditions: dict[str, Tensor] = field(default_factory=dict)
+    real: Bucket | None = None
 
-    READ_BEFORE_A_MOVE: ClassVar = ("elements_present", "element_counts", "heads_present")
-    """What has to be Python numbers, so that the program need not wait for the device."""
+    READ_BEFORE_A_MOVE: ClassVar = ("elements_present", "element_counts", "heads_present", "groups")
+    """What has to be Python numbers, or follows from them, so that the program need not wait for the device."""
 
     @property
     def n_atoms(self) -> int:
@@ -98,13 +106,46 @@ class Graph:
 
     @cached_property
     def heads_present(self) -> tuple[int, ...]:
-        """Heads that occur, in rising order."""
+        """Heads that occur, in rising order; all of the model's in a padded graph."""
         return _indices_present(self.head)
+
+    @cached_property
+    def groups(self) -> ElementGroups:
+        """Rows of the same element."""
+        return ElementGroups.of(self.elements_present, self.element_counts, len(self.elements_present))
+
+    @cached_property
+    def is_padding(self) -> Tensor:
+        """Which pairs are padding: those whose two slots are the same, ``[pairs]``."""
+        first, second = self.slots_of_pair.unbind(1)
+        return first == second
+
+    @property
+    def sizes(self) -> Bucket:
+        """Its sizes, those of the padding included."""
+        n_pairs, n_elements, n_heads = len(self.pair_sender), len(self.groups.index), len(self.heads_present)
+        return Bucket(self.n_atoms, self.max_neighbors, n_pairs, n_elements, self.n_structures, n_heads)
+
+    def padded(self, bucket: Bucket) -> Graph:
+        """Return the graph with the shapes of a bucket; see `mace.graphs.bucket.padded`."""
+        return padded(self, bucket)
 
     @property
     def n_edges(self) -> int:
         """Number of directed edges, the padding not counted."""
-        return 2 * (self.pair_sender.shape[0] - 1)
+        return 2 * ((self.real or self.sizes).pairs - 1)
+
+    def clear_padding(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Set what belongs to padding in a tensor of pairs to zero, in place, and return the tensor.
+
+        Args:
+            values: ``[..., pairs, ...]``.
+            dim: The dimension of the pairs.
+        """
+        if self.real is None:
+            values.select(dim, -1).zero_()
+            return values
+        return values.masked_fill_(self.is_padding.view(-1, *[1] * (values.dim() - dim - 1)), 0.0)
 
     def atoms_per_structure(self) -> Tensor:
         """Count the atoms of each structure, ``[structures]``."""
@@ -201,5 +242,5 @@ def pair_vectors(graph: Graph, r_max: float, dtype: torch.dtype) -> Tensor:
     cells = graph.cell.index_select(0, graph.structure_of_atom.index_select(0, graph.pair_sender))
     ends, starts = (graph.positions.index_select(0, atoms) for atoms in (graph.pair_receiver, graph.pair_sender))
     vectors = torch.baddbmm((ends - starts).unsqueeze(1), shift, cells).squeeze(1).to(dtype)
-    vectors[-1] = torch.tensor([0.0, r_max, 0.0], dtype=dtype, device=vectors.device)
+    vectors[:, 1].masked_fill_(graph.is_padding, r_max)  # both atoms of the padding are the same
     return vectors

@@ -192,10 +192,12 @@ def blocks_of_rows(
             yield values.split(graph.element_counts), [weight @ chosen[element] for element in graph.elements_present]
 
 
-def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> tuple[Sequence[int], Sequence[int]]:
+def blocks_of_atoms(weights: Mapping[tuple[int, int], Tensor], graph: Graph) -> tuple[Tensor, tuple[int, ...]]:
     """Return which entries of a contraction's weights are used, and the number of atoms of each."""
     of_all = len(next(iter(weights.values()))) == 1
-    return ((0,), (graph.n_atoms,)) if of_all else (graph.elements_present, graph.element_counts)
+    if of_all:
+        return graph.groups.index.new_zeros(1), (graph.n_atoms,)
+    return graph.groups.index[: len(graph.elements_present)], graph.element_counts
 
 
 def joined(pieces: list[Tensor], dim: int) -> Tensor:

@@ -84,6 +84,7 @@ class _Convolution:
         n_nodes: int = 0,
     ) -> None:
         self.layout, self.graph, self.coupling = layout, graph, coupling
+        self.rows: Graph | DirectedEdges = edges or graph
         self.library = library(tabulated_source if n_nodes else convolution_source, coupling.dtype, layout)
         self.n_channels = n_channels
         self.blocks = n_channels // lanes(coupling.dtype)
@@ -119,9 +120,7 @@ class _Convolution:
 
     def empty_radial(self) -> Tensor:
         """Allocate the gradient of the radial weights; kernels write every pair except the padding."""
-        radial = self.coupling.new_empty(self.radial_shape)
-        radial[-1] = 0.0
-        return radial
+        return self.rows.clear_padding(self.coupling.new_empty(self.radial_shape))
 
 
 class _Convolve(torch.autograd.Function):
@@ -388,12 +387,9 @@ class CBackend(Backend):
         graph: Graph,
     ) -> dict[int, Tensor]:
         """See `Backend`."""
-        terms, (elements, counts), device = terms_of(contraction), blocks_of_atoms(weights, graph), atomic_basis.device
-        present = torch.tensor(elements, device=device)
-        # index of each atom's element among those present
-        place = torch.arange(len(present), device=device).repeat_interleave(
-            torch.tensor(counts, device=device), output_size=graph.n_atoms
-        )
+        terms, (present, _), place = terms_of(contraction), blocks_of_atoms(weights, graph), graph.groups.place
+        if len(present) == 1:
+            place = torch.zeros_like(place)
         tables = tables_of(terms, atomic_basis.dtype)
         carried = [tables[key] @ weight.index_select(0, present) for key, weight in weights.items() if key in tables]
         # blocks of channels come first, as a kernel loops over all terms of one block

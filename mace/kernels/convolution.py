@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.equivariant.coupling import coupling_coefficients
-from mace.graphs.graph import Graph
+from mace.graphs.graph import Graph, carry
 from mace.kernels.gather import DirectedEdges, sum_slots
 from mace.kernels.passes import Pass, current_pass
 
@@ -142,7 +142,7 @@ def _places(l3_by_l1: tuple[int, ...], l_max: int, n_atoms: int, device: torch.d
     places = np.concatenate([padded[l3 == l, :, : 2 * l + 1].transpose(2, 1, 0).ravel() for l in range(l_max + 1)])
     reverse = np.full(padded.size, len(places))
     reverse[places] = np.arange(len(places))
-    return torch.from_numpy(places).to(device), torch.from_numpy(reverse).to(device)
+    return carry(torch.from_numpy(places), device, pinned=True), carry(torch.from_numpy(reverse), device, pinned=True)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Slots:
             rows = both.unflatten(1, (-1, 2)).sum(2)
         else:
             rows = joined.index_select(1, self.edges.slots)
-        rows[:, -1] = 0.0
+        (self.edges or self.graph).clear_padding(rows, dim=1)
         return rows.transpose(0, 1).index_select(1, self.convolution.place)
 
     def of_features(self, features: Sequence[Tensor]) -> list[Tensor]:

@@ -53,10 +53,19 @@ class DirectedEdges:
     Attributes:
         of_slot: The edge of each slot; the last edge for empty slots, ``[slots]``.
         slots: The slot of each edge; arbitrary for padding, ``[edges]``.
+        padding: Which edges are padding, if not the last one alone, as in a padded graph, ``[edges]``.
     """
 
     of_slot: Tensor
     slots: Tensor
+    padding: Tensor | None = None
+
+    def clear_padding(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Set what belongs to padding in a tensor of edges to zero, in place; see `mace.graphs.graph.Graph`."""
+        if self.padding is None:
+            values.select(dim, -1).zero_()
+            return values
+        return values.masked_fill_(self.padding.view(-1, *[1] * (values.dim() - dim - 1)), 0.0)
 
 
 def directed_edges(graph: Graph) -> DirectedEdges:
@@ -65,9 +74,9 @@ def directed_edges(graph: Graph) -> DirectedEdges:
     reversed_ = graph.sign_of_slot < 0
     edge = graph.pair_of_slot + padding * reversed_
     of_slot = torch.where(graph.pair_of_slot == padding, 2 * padding, edge)
-    slots = of_slot.new_zeros(2 * padding + 1)
-    slots[of_slot] = torch.arange(len(of_slot), device=of_slot.device)
-    return DirectedEdges(of_slot, slots)
+    first, second = graph.slots_of_pair.unbind(1)
+    both = None if graph.real is None else to_both_directions(graph.is_padding)
+    return DirectedEdges(of_slot, torch.cat([first[:-1], second]), both)
 
 
 def to_both_directions(values: Tensor) -> Tensor:
@@ -164,8 +173,7 @@ def _slots_to_pairs(values: Tensor, graph: Graph) -> Tensor:
     first, second = graph.slots_of_pair.unbind(1)
     total = values.index_select(0, first)
     total += values.index_select(0, second)
-    total[-1] = 0.0
-    return total
+    return graph.clear_padding(total)
 
 
 def _edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
@@ -179,9 +187,7 @@ def _real_edges_to_slots(values: Tensor, edges: DirectedEdges) -> Tensor:
 
 
 def _slots_to_edges(values: Tensor, edges: DirectedEdges) -> Tensor:
-    taken = values.index_select(0, edges.slots)
-    taken[-1] = 0.0
-    return taken
+    return edges.clear_padding(values.index_select(0, edges.slots))
 
 
 def _rows_to_atoms(values: Tensor, graph: Graph) -> Tensor:

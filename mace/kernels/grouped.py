@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace.graphs.graph import Graph
+from mace.graphs.graph import Graph, carry
 from mace.kernels.passes import Pass, current_pass
 
 SIZES = (8, 16, 32, 64, 128, 256)
@@ -67,7 +67,7 @@ def _tiling(
     places = np.empty(numbers.size, dtype=np.int64)
     places[filled[filled >= 0]] = np.flatnonzero(filled >= 0)
     arrays = np.maximum(filled, 0), (filled < 0).reshape(-1, size, 1), places, matrices
-    return _Tiling(*(torch.from_numpy(array).to(device) for array in arrays))
+    return carry(_Tiling(*(torch.from_numpy(array) for array in arrays)), device, pinned=True)
 
 
 def element_products(values: Tensor, matrices: Tensor, components: Sequence[int], graph: Graph) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mace.kernels.slopes import constants
+
 HERMITE = (
     (1.0, 0.0, 0.0, -10.0, 15.0, -6.0),
     (0.0, 1.0, 0.0, -6.0, 8.0, -3.0),
@@ -62,7 +64,7 @@ class RadialTable:
         exponents = torch.arange(6, dtype=t.dtype, device=t.device)
         powers = t**exponents
         slopes = torch.cat([torch.zeros_like(t), exponents[1:] * powers[:, :-1] / self.step], dim=1)
-        hermite = torch.tensor(HERMITE, dtype=t.dtype, device=t.device).t()
+        hermite = constants([number for row in HERMITE for number in row], t).view(6, 6).t()
         within = (lengths < self.r_max).unsqueeze(1)
         return interval.long(), torch.cat([powers @ hermite, slopes @ hermite], dim=1) * within
 

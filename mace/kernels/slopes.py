@@ -7,6 +7,7 @@ slopes are constants, and both derivatives are products with them. Any other der
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,19 @@ from mace.equivariant.spherical_harmonics import harmonics_and_slopes, spherical
 from mace.kernels.passes import Pass, current_pass
 
 Evaluate = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@lru_cache(maxsize=64)
+def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # else what is first evaluated without derivatives never has any
+        return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def constants(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """Return numbers as a tensor like another; they are copied to a device once, as it is waited for then."""
+    if like.is_cpu:
+        return like.new_tensor(numbers)
+    return _on_device(tuple(numbers), like.dtype, like.device)
 
 
 def along_rows(evaluate: Evaluate, slopes: Evaluate, lengths: Tensor) -> tuple[Tensor, ...]:

@@ -139,26 +139,26 @@ class SymmetricContraction(nn.Module):
         self,
         features: Tensor,
         weights: Mapping[tuple[int, int], Tensor],
-        elements_present: tuple[int, ...],
-        element_counts: tuple[int, ...],
+        present: Tensor,
+        counts: tuple[int, ...],
     ) -> dict[int, Tensor]:
         """Evaluate the polynomials.
 
         Args:
             features: Features with atoms sorted by element, ``[channels, (l_max + 1)^2, atoms]``.
             weights: By degree and order, ``[elements, paths, channels]``.
-            elements_present: Elements that occur, in order.
-            element_counts: Number of atoms of each.
+            present: Elements that occur, in order.
+            counts: Number of atoms of each.
 
         Returns:
             By degree, ``[channels, 2 l + 1, atoms]``.
         """
         every = torch.cat([weights[key] for key in self.keys], dim=1)
-        if len(elements_present) < len(every):
-            every = every.index_select(0, torch.tensor(elements_present, device=every.device))
+        if len(present) < len(every):
+            every = every.index_select(0, present)
         matrices = _Map.apply(every.transpose(1, 2).flatten(0, 1), self, False).unflatten(0, (len(every), -1))
         padded = functional.pad(features.transpose(0, 1), (0, 0, 0, 0, 1, 0), value=1.0)
-        *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, element_counts))
+        *results, _ = _Contract.apply(padded, matrices, self, _Blocks(self.n_rows, self.n_left, counts))
         return {degree: values.transpose(0, 1) for degree, values in zip(self.l_out, results, strict=True)}
 
     def products(self, padded: Tensor) -> Tensor:

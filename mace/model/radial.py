@@ -19,7 +19,7 @@ from mace.kernels.c_source.radial import (
     ZBL_LENGTH,
     ZBL_POWER,
 )
-from mace.kernels.slopes import along_rows
+from mace.kernels.slopes import along_rows, constants
 from mace.model.plan import ModelPlan
 
 
@@ -50,10 +50,10 @@ def polynomial_envelope(length: Tensor, r_max: float | Tensor, p: int = 5) -> Te
 def envelope_and_slope(length: Tensor, r_max: float, p: int = 5) -> Tensor:
     """Evaluate `polynomial_envelope` and its derivative, ``[edges, 2]``."""
     x = (length / r_max).unsqueeze(1)
-    powers = x ** length.new_tensor([0, p - 1, p, p + 1, p + 2])
+    powers = x ** constants([0, p - 1, p, p + 1, p + 2], length)
     a, b, c = (p + 1) * (p + 2) / 2, p * (p + 2), p * (p + 1) / 2
     value, slope = [1.0, 0.0, -a, b, -c], [0.0, *(k / r_max for k in (-p * a, (p + 1) * b, -(p + 2) * c)), 0.0]
-    return (powers @ length.new_tensor([value, slope]).t()) * (x < 1.0)
+    return (powers @ constants([*value, *slope], length).view(2, -1).t()) * (x < 1.0)
 
 
 def bessel_basis(length: Tensor, r_max: float, n: int) -> Tensor:
@@ -62,14 +62,14 @@ def bessel_basis(length: Tensor, r_max: float, n: int) -> Tensor:
     Source:
         Gasteiger et al., ICLR 2020, arXiv:2003.03123.
     """
-    frequency = length.new_tensor([k * torch.pi / r_max for k in range(1, n + 1)])
+    frequency = constants([k * torch.pi / r_max for k in range(1, n + 1)], length)
     return torch.sin(length.unsqueeze(-1) * frequency) * ((2.0 / r_max) ** 0.5 / length.unsqueeze(-1))
 
 
 def bessel_basis_and_slope(length: Tensor, r_max: float, n: int) -> tuple[Tensor, Tensor]:
     """Evaluate `bessel_basis` and its derivative, both ``[edges, n]``."""
     length = length.unsqueeze(1)
-    frequency = length.new_tensor([k * torch.pi / r_max for k in range(1, n + 1)])
+    frequency = constants([k * torch.pi / r_max for k in range(1, n + 1)], length)
     phase, factor = length * frequency, (2.0 / r_max) ** 0.5 / length
     value = phase.sin() * factor
     return value, (phase.cos() * frequency * factor).addcdiv_(value, length, value=-1.0)

@@ -161,7 +161,7 @@ class Contract(Block):
     def _set_aside(self, tape: Tape) -> list[Array]:
         """Return the array for sums over chunks of rows, where kernels run in chunks."""
         width = tape.target.chunks_of_rows * self._n_terms * self.width
-        return [tape.new("sums of chunks", "one", width)] if width else []
+        return [tape.scratch(width)] if width else []
 
     def _inputs(self) -> tuple[Array, ...]:
         return self.place, self.features, self._carried

@@ -25,7 +25,7 @@ class Edges:
     slots_of_pair: Array
 
     def all(self) -> tuple[Array, ...]:
-        """Return those that all kernels begin with; kernels with gradients by radial weights end with the last one."""
+        """Return those of slots, with which kernels begin; those of gradients by radial weights end with the other."""
         return self.neighbor_count, self.sender_of_slot, self.pair_of_slot, self.reverse_of_slot
 
 
@@ -70,7 +70,7 @@ class Convolve(Block):
 
     def prepare(self, tape: Tape) -> None:
         """Pack the coefficients, where matrices are packed."""
-        self._coefficients = {
+        self._coefficients: dict[str, Any] = {
             "b": self.coupling.at(),
             "b_storage": PLAIN,
             "b_depth": self.n_coupling,
@@ -94,7 +94,7 @@ class Convolve(Block):
         """See `Block`; gradients of the harmonics are one array for each share, added to by all layers."""
         of_features = self._gradients_of_features(tape, Pass.GRADIENT)
         of_radial, of_harmonics = tape.of(Pass.GRADIENT, self.radial), tape.written(Pass.GRADIENT, self.harmonics)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.GRADIENT, array) for array in self.results]
         arrays = (*self._inputs(), *given, of_radial, *of_features, of_harmonics, self.edges.slots_of_pair)
         self._launch(tape, "conv_backward_full", arrays, adds)
@@ -106,7 +106,7 @@ class Convolve(Block):
         changes = [tape.written(Pass.TANGENT, array) for array in (self.radial, *self.features)]
         results = [tape.of(Pass.TANGENT, array) for array in self.results]
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         of_features = [tape.written(Pass.ADJOINT, array) for array in self.features]
         given = [tape.of(Pass.GRADIENT, array) for array in self.results]
         gradients = (*results, of_radial, *of_features, self.edges.slots_of_pair)
@@ -120,7 +120,7 @@ class Convolve(Block):
             return
         of_features = self._gradients_of_features(tape, Pass.ADJOINT)
         of_radial = tape.of(Pass.ADJOINT, self.radial)
-        adds = tape.adds(of_radial)
+        adds = tape.adds_to_pairs(of_radial, self.edges.slots_of_pair)
         given = [tape.written(Pass.ADJOINT, array) for array in self.results]
         arrays = (*self._inputs(), *given, of_radial, *of_features, self.edges.slots_of_pair)
         self._launch(tape, "conv_backward_parameters", arrays, adds)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,25 +26,40 @@ from mace.program.schedule import scheduled
 from mace.program.workspace import Memory, TableMaker, Workspace
 
 if TYPE_CHECKING:
-    from mace.kernels.triton_source.launching import DeviceKernel
+    from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence
 
 
-def device_kernel(kernel: Kernel, tf32: bool) -> DeviceKernel:
-    """Return the kernel in Triton of the same name."""
-    from mace.kernels.triton_source import activations, contraction, convolution, density, geometry, matrices
+_FAMILIES: dict[Callable[..., str], tuple[str, str]] = {
+    convolution_source: ("convolution", "convolution_kernels"),
+    tabulated_source: ("convolution", "tabulated_kernels"),
+    contraction_source: ("contraction", "contraction_kernels"),
+    geometry_source: ("geometry", "geometry_kernels"),
+    density_source: ("density", "density_kernels"),
+}
+"""By what generates kernels in C, the module and the function that return those in Triton."""
 
-    families: dict[Callable[..., str], Callable[..., Mapping[str, DeviceKernel]]] = {
-        convolution_source: convolution.convolution_kernels,
-        tabulated_source: convolution.tabulated_kernels,
-        contraction_source: contraction.contraction_kernels,
-        geometry_source: geometry.geometry_kernels,
-        density_source: density.density_kernels,
-    }
-    if kernel.source is not matrices_source:
-        return families[kernel.source](*kernel.shape, kernel.dtype)[kernel.name]
-    return {**activations.activation_kernels(kernel.dtype), **matrices.matrices_kernels(kernel.dtype, tf32)}[
-        kernel.name
-    ]
+
+def device_kernel(kernel: Kernel, tf32: bool) -> DeviceKernel | KernelSequence:
+    """Return the kernel in Triton of the same name.
+
+    Args:
+        kernel: The kernel.
+        tf32: Whether products of matrices may be computed with TensorFloat-32.
+    """
+    if kernel.source is matrices_source:
+        family = _module("activations").activation_kernels(kernel.dtype)
+        if kernel.name not in family:
+            family = _module("matrices").matrices_kernels(kernel.dtype, tf32)
+    else:
+        module, function = _FAMILIES[kernel.source]
+        family = getattr(_module(module), function)(*kernel.shape, kernel.dtype)
+    found: DeviceKernel | KernelSequence = family[kernel.name]
+    return found
+
+
+def _module(name: str) -> Any:
+    """Import a module of kernels, which imports Triton, which not everyone has."""
+    return import_module(f"mace.kernels.triton_source.{name}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class _List:
         count: Number of records.
     """
 
-    kernel: DeviceKernel
+    kernel: DeviceKernel | KernelSequence
     place: int
     number: int | None
     count: int
@@ -67,7 +83,7 @@ class _List:
 class _Direct:
     """A launch of a kernel with arguments of its own."""
 
-    kernel: DeviceKernel
+    kernel: DeviceKernel | KernelSequence
     pointers: tuple[Pointer | None, ...]
     dimensions: tuple[Word, ...]
 
@@ -89,15 +105,14 @@ class DeviceRecording:
     """
 
     def __init__(self, sections: Sequence[Sequence[Launch]], dtype: torch.dtype, tf32: bool) -> None:
-        from mace.kernels.triton_source.matrices import PLANNED
-
-        self.dtype, self.n_words = dtype, len(FIELDS) + len(PLANNED)
+        self.dtype, planned = dtype, _module("matrices").PLANNED
+        self.n_words = len(FIELDS) + len(planned)
         self._tf32, self._maker = tf32, TableMaker()
         sections = [scheduled(section) for section in sections]
         launches = list(itertools.chain(*sections))
         products = [launch for launch in launches if launch.kernel.name == "products"]
         self.lists = [len(launch.records) for launch in products]
-        unplanned = (0,) * len(PLANNED)
+        unplanned = (0,) * len(planned)
         made = {launch: self._list(launch, number, unplanned) for number, launch in enumerate(products)}
         self.end_of_products = sum(self.lists) * self.n_words
         self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
@@ -181,13 +196,11 @@ class DeviceWorkspace(Workspace):
 
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, Tensor], threads: int) -> None:
         """See `Workspace`; in place of the number of threads is that of the programs of a slot."""
-        from mace.kernels.triton_source.matrices import plan
-
         self._found, self._outside = {}, dict(self._fixed)
         super().connect(memory, sizes, given, self._recording.shares)
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
-        planned = plan(records, np.array(recording.lists))
+        planned = _module("matrices").plan(records, np.array(recording.lists))
         records[:, -planned.columns.shape[1] :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)

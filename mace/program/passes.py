@@ -58,6 +58,7 @@ class Tape(Recorder):
         self._companions: dict[tuple[Pass, Array], Array] = {}
         self._written: set[Array] = set()
         self._gradients: dict[Array, Array] = {}
+        self._scratch: dict[int, Array] = {}
 
     def new(self, name: str, rows: Extent | str, width: int) -> Array:
         """Create an array."""
@@ -117,7 +118,20 @@ class Tape(Recorder):
         """Set an array to zero, unless something was written to it."""
         if self.adds(array):
             return
-        self.launch(self.matrix_kernel("zeros"), [array], [array.length, Extent("threads")], Extent("threads"))
+        self.launch_list(self.matrix_kernel("zeros"), [(array, array.length)])
+
+    def scratch(self, width: int) -> Array:
+        """Return an array whose numbers nobody needs after a launch."""
+        if width not in self._scratch:
+            self._scratch[width] = self.new("scratch", "one", width)
+        return self._scratch[width]
+
+    def adds_to_pairs(self, array: Array, slots_of_pair: Array) -> bool:
+        """Do as `adds` for an array of pairs in which a kernel leaves out padding, whose rows become zero first."""
+        before = self.adds(array)
+        if not before and not self.target.clears_padding:
+            self.launch(self.matrix_kernel("clear_padding"), [slots_of_pair, array], [array.width], array.rows)
+        return before
 
     def written(self, kind: Pass, array: Array) -> Array:
         """Return a companion that may be read: zero if nothing was written to it."""

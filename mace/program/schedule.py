@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mace.kernels.c_source.matrices import FIELDS
 from mace.program.record import Array, Launch, Pointer, Word
 
-_WRITTEN = {"products": (FIELDS.index("c"),), "packing": (1,)}
+_WRITTEN = {"products": (FIELDS.index("c"),), "packing": (1,), "zeros": (0,)}
 """Places of what is written in the records of a list."""
 
 _READ_ONLY = {
@@ -72,7 +72,8 @@ def _dependencies(nodes: Sequence[_Node]) -> tuple[dict[_Node, set[_Node]], set[
         for array in node.reads:
             found = [other for other in writers.get(array, ()) if other.launch is not node.launch]
             needs[node].update(found)
-            is_read.update(found)
+            if node.record is None or array not in node.writes:  # products that add to a result do not use it
+                is_read.update(found)
         for array in node.writes:
             others = writers.get(array, []) + readers.get(array, [])
             needs[node].update(other for other in others if other.launch is not node.launch)

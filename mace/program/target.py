@@ -32,6 +32,7 @@ class Target:
         most_packed: Largest number of matrices, such as those of all elements, that are packed in advance if that is
             not required: with many, a batch has few rows of each.
         chunks_of_rows: Into how many chunks rows are cut whose products are summed by element; zero if they are not.
+        clears_padding: Whether convolutions set gradients by radial weights of padding to zero.
         in_place: Whether arrays take the memory of others that nobody needs any more.
     """
 
@@ -42,6 +43,7 @@ class Target:
     recording: Callable[[Sequence[Sequence[Launch]]], Recording]
     most_packed: int = 8
     chunks_of_rows: int = 0
+    clears_padding: bool = False
     in_place: bool = True
 
 
@@ -61,5 +63,14 @@ def target_of(backend: str, dtype: torch.dtype, tf32: bool = False) -> Target:
 
     recording = partial(DeviceRecording, dtype=dtype, tf32=tf32)
     # matrices are read where they are as fast; launches are reordered, which the reuse of memory would hinder
-    differences = {"most_packed": 0, "chunks_of_rows": CHUNKS_OF_ROWS, "in_place": False}
-    return Target(dtype, launching.LANES, matrices.PANEL, geometry.harmonics_width, recording, **differences)
+    return Target(
+        dtype,
+        launching.LANES,
+        matrices.PANEL,
+        geometry.harmonics_width,
+        recording,
+        most_packed=0,
+        chunks_of_rows=CHUNKS_OF_ROWS,
+        clears_padding=True,
+        in_place=False,
+    )

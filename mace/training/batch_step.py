@@ -152,7 +152,7 @@ class BatchStep:
         for part in self._limit.parts(dataset, self._share(step)):
             with part:
                 if counts is None and len(part.structures) < len(structures):
-                    counts = carry(loss.counts(dataset, structures), device)
+                    counts = carry(loss.counts(dataset, structures), device, pinned=settings.pin_memory)
                 batch = gather(part.structures).to(device, pinned=settings.pin_memory)
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
@@ -160,7 +160,8 @@ class BatchStep:
         value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
         asked = list[Tensor]()
         if team.size > 1:
-            own_numbers = torch.cat([value.reshape(1), value.new_tensor(requests)])
+            asked_here = carry(torch.tensor(requests, dtype=value.dtype), device, pinned=settings.pin_memory)
+            own_numbers = torch.cat([value.reshape(1), asked_here])
             value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
             clock.mark("communication")
         norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)

@@ -163,7 +163,9 @@ class Loss:
         totals, counts = (
             torch.stack(every) for every in zip(*(sums_and_counts[t.name] for t in self.terms), strict=True)
         )
-        return (totals / counts.clamp(min=1) * totals.new_tensor([term.weight for term in self.terms])).sum()
+        # weights as a tensor would be copied to the device, which the program waits for
+        means = (totals / counts.clamp(min=1)).unbind(0)
+        return torch.stack([mean * term.weight for mean, term in zip(means, self.terms, strict=True)]).sum()
 
     def __call__(self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the loss of one batch.
@@ -205,8 +207,10 @@ def _stepped_huber(delta: float) -> Penalty:
 
     def penalty(error: Tensor, reference: Tensor) -> tuple[Tensor, float]:
         size = reference.norm(dim=-1, keepdim=True)
-        steps, factors = (size.new_tensor(numbers) for numbers in (FORCE_STEPS, FORCE_FACTORS))
-        threshold = delta * factors[torch.bucketize(size, steps, right=True)]
+        first, *others = FORCE_FACTORS
+        threshold = torch.full_like(size, delta * first)
+        for step, factor in zip(FORCE_STEPS, others, strict=True):
+            threshold.masked_fill_(size >= step, delta * factor)
         return error.clamp(-threshold, threshold), 0.5
 
     return penalty

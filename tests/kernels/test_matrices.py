@@ -17,6 +17,7 @@ from matrix_products import (
     check_packing,
     random,
     run_each_group,
+    run_empty_groups,
     run_list,
     run_rows,
     run_sums,
@@ -107,6 +108,11 @@ def test_a_product_for_each_group(dtype: torch.dtype, by_index: bool) -> None:
     run_each_group(Case(C, columns=21, grouping=EACH_GROUP, whole=not by_index, dtype=dtype, add=by_index), by_index)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_without_rows_are_left_out(dtype: torch.dtype) -> None:
+    run_empty_groups(Case(C, columns=21, grouping=EACH_GROUP, whole=True, dtype=dtype))
+
+
 def test_lists_of_products() -> None:
     """All of a list are computed, also where there are more shares than tiles."""
     run_list(C, SIZES, (1, 5, 200))
@@ -124,8 +130,11 @@ def test_packing(dtype: torch.dtype, threads: int) -> None:
 def test_zeros(count: int, dtype: torch.dtype) -> None:
     for threads in (1, 3, 16):
         numbers = torch.full((count + 1,), GUARD, dtype=dtype)
-        launch(matrix_kernel("zeros", dtype), [numbers.data_ptr()], [count, threads], threads, threads)
+        other = torch.full((3,), GUARD, dtype=dtype)
+        records = np.array([numbers.data_ptr(), count, other.data_ptr(), 2], dtype=np.int64)
+        launch(matrix_kernel("zeros", dtype), [records.ctypes.data], [2, threads], threads, threads)
         assert not numbers[:-1].any() and numbers[-1] == GUARD
+        assert not other[:-1].any() and other[-1] == GUARD
 
 
 def silu_derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

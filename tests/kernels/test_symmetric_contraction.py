@@ -69,7 +69,7 @@ def test_values(l_max: int, correlation: int, dtype: torch.dtype) -> None:
     contraction = SymmetricContraction(l_max, degrees(l_max), correlation).to(dtype)
     features = random_features(l_max, sum(COUNTS), dtype)
     element = torch.tensor(PRESENT).repeat_interleave(torch.tensor(COUNTS))
-    found = contraction(features, weights, PRESENT, COUNTS)
+    found = contraction(features, weights, torch.tensor(PRESENT), COUNTS)
     expected = polynomials(features, weights, l_max, element)
     assert sorted(found) == list(degrees(l_max))
     for degree, values in expected.items():
@@ -85,7 +85,7 @@ def test_one_atom(correlation: int) -> None:
     weights = random_weights(2, correlation, torch.float64)
     contraction = SymmetricContraction(2, degrees(2), correlation).double()
     features = random_features(2, 1, torch.float64)
-    found = contraction(features, weights, (1,), (1,))
+    found = contraction(features, weights, torch.tensor([1]), (1,))
     for degree, values in polynomials(features, weights, 2, torch.tensor([1])).items():
         torch.testing.assert_close(found[degree], values)
 
@@ -98,7 +98,7 @@ def test_derivatives(l_max: int, correlation: int) -> None:
     keys = sorted(weights)
 
     def through(features: Tensor, *values: Tensor) -> Tensor:
-        result = contraction(features, dict(zip(keys, values, strict=True)), (0, 3), (2, 1))
+        result = contraction(features, dict(zip(keys, values, strict=True)), torch.tensor([0, 3]), (2, 1))
         return torch.cat([result[degree].flatten() for degree in sorted(result)])
 
     arguments = (features, *[weights[key].requires_grad_() for key in keys])
@@ -109,7 +109,7 @@ def test_derivatives(l_max: int, correlation: int) -> None:
 def test_an_absent_element_gets_no_gradient() -> None:
     weights = {key: value.requires_grad_() for key, value in random_weights(1, 2, torch.float64).items()}
     contraction = SymmetricContraction(1, degrees(1), 2).double()
-    result = contraction(random_features(1, sum(COUNTS), torch.float64), weights, PRESENT, COUNTS)
+    result = contraction(random_features(1, sum(COUNTS), torch.float64), weights, torch.tensor(PRESENT), COUNTS)
     sum((values**2).sum() for values in result.values()).backward()  # type: ignore[union-attr]
     for weight in weights.values():
         assert weight.grad is not None

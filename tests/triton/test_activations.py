@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from mace.kernels.triton_source.activations import activation_kernels
 from mace.kernels.triton_source.launching import LANES
+from mace.kernels.triton_source.matrices import matrices_kernels
 
 DTYPES = (torch.float32, torch.float64)
 GUARD = 7.0
@@ -52,9 +53,11 @@ def test_silu(dtype: torch.dtype, count: int) -> None:
         assert (values[count:] == GUARD).all()
 
 
-@pytest.mark.parametrize("count", [0, 1, 1024, 1031])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zeros(dtype: torch.dtype, count: int) -> None:
-    numbers = torch.full((count + 5,), GUARD, dtype=dtype)
-    run("zeros", [numbers], count)
-    assert not numbers[:count].any() and (numbers[count:] == GUARD).all()
+def test_zeros(dtype: torch.dtype) -> None:
+    counts = [0, 1, 1024, 200_000]
+    arrays = [torch.full((count + 5,), GUARD, dtype=dtype) for count in counts]
+    records = torch.tensor([[array.data_ptr(), count] for array, count in zip(arrays, counts, strict=True)])
+    matrices_kernels(dtype)["zeros"].run([records], [len(counts), 1])
+    for array, count in zip(arrays, counts, strict=True):
+        assert not array[:count].any() and (array[count:] == GUARD).all()

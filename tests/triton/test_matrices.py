@@ -14,6 +14,7 @@ from matrix_products import (
     Case,
     check_packing,
     run_each_group,
+    run_empty_groups,
     run_list,
     run_rows,
     run_sums,
@@ -90,6 +91,10 @@ def test_sums_in_parts(grouping: int, whole: bool, monkeypatch: pytest.MonkeyPat
 def test_a_product_for_each_group(dtype: torch.dtype, by_index: bool) -> None:
     case = Case(TRITON, columns=21, grouping=EACH_GROUP, whole=not by_index, dtype=dtype, add=by_index)
     run_each_group(case, by_index)
+
+
+def test_groups_without_rows_are_left_out() -> None:
+    run_empty_groups(Case(TRITON, columns=21, grouping=EACH_GROUP, whole=True))
 
 
 def test_lists_of_products() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.program_models import OF_HEADS, SMALL, Derivatives, batch, build, by_program, by_torch
+from tests.program_models import SMALL, Derivatives, batch, build, by_program, by_torch
 
 pytest.importorskip("triton")
 

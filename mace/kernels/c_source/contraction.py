@@ -172,7 +172,8 @@ def _kernel(kind: str, terms: ContractionTerms) -> str:
     second: cotangents of results, tangent of features, gradients of the cotangents, of features, of weights.
     Weights lie ``[elements, blocks of channels, terms, lanes]``. Dimensions: atoms, channels, blocks of channels,
     whether gradients of features are added to what is there, and whether those of weights replace what is there.
-    Otherwise they are added to it.
+    Otherwise they are added to it. What programs append for kernels on a device is not read: memory for sums, and the
+    number of elements.
     """
     n, n_terms, n_out = terms.n_components, terms.n_terms(), len(terms.l_out)
     call, functions = [], []

@@ -39,7 +39,8 @@ then two arrays of float64, one number per element: covalent radii in Angstrom, 
 of the distance nor the repulsion is used, and atomic numbers, which may be null without the repulsion."""
 
 GRAPH_DIMENSIONS = ("atoms", "slots per atom", "pairs", "cutoff")
-"""The first dimensions of every kernel; the padding is one of the pairs, and the cutoff is a double, bit by bit."""
+"""The first dimensions of every kernel; the cutoff is a double, bit by bit. Padding is among the pairs: those whose two
+slots are the same."""
 
 _OWN = len(GRAPH_POINTERS)
 _TYPES = dict.fromkeys(GRAPH_POINTERS, "int64_t") | dict.fromkeys(("sign_of_slot", "radii", "charges"), "double")
@@ -160,6 +161,9 @@ def _harmonics(l_max: int) -> str:
 
 
 _PLACES = """\
+static inline int is_padding(const int64_t *slots_of_pair, int64_t q) {
+  return slots_of_pair[2 * q] == slots_of_pair[2 * q + 1];
+}
 static inline double direction(const T *v, double *u) {
   const double r = sqrt((double)v[0] * v[0] + (double)v[1] * v[1] + (double)v[2] * v[2]);
   for (int k = 0; k < 3; k++) u[k] = v[k] / r;
@@ -196,7 +200,7 @@ def emit_pair_vectors() -> str:
   const int64_t *shift = (const int64_t *)p[{_OWN + 2}];
   for (int64_t q = begin; q < end; q++) {{
     T *v = p[{_OWN + 3}] + 3 * q;
-    if (q == P - 1) {{ v[0] = v[2] = 0, v[1] = r_max; continue; }}
+    if (is_padding(slots_of_pair, q)) {{ v[0] = v[2] = 0, v[1] = r_max; continue; }}
     const int64_t i = pair_sender[q], j = pair_receiver[q], *n = shift + 3 * q;
     const double *box = cell + 9 * structure_of_atom[i];
     for (int k = 0; k < 3; k++) {{
@@ -229,7 +233,7 @@ def emit_value() -> str:
       if (of_basis) for (int k = 0; k < BASIS; k++) of_basis[q * BASIS + k] = b[k];
       if (of_envelope) of_envelope[q] = e;
     }}
-    if (q == P - 1) continue;
+    if (is_padding(slots_of_pair, q)) continue;
     harmonics(u, y);
     write_slots(rows, slots_of_pair + 2 * q, y);
   }}
@@ -251,14 +255,15 @@ def emit_tangent() -> str:
   for (int64_t q = begin; q < end; q++) {{
     double u[3], s[HARMONICS][3], y[HARMONICS], b[BASIS], slope[BASIS], e, e_slope;
     const T *t = p[{_OWN + 1}] + 3 * q;
-    const double r = direction(p[{_OWN}] + 3 * q, u), v[3] = {{t[0], t[1], t[2]}}, along = q == P - 1 ? 0 : dot(u, v);
+    const double r = direction(p[{_OWN}] + 3 * q, u), v[3] = {{t[0], t[1], t[2]}};
+    const double along = is_padding(slots_of_pair, q) ? 0 : dot(u, v);
     if (lengths) lengths[q] = along;
     if (of_basis || of_envelope) {{
       radial(r, r_max, sum_of_radii(radii, element, pair_sender[q], pair_receiver[q]), b, slope, &e, &e_slope);
       if (of_basis) for (int k = 0; k < BASIS; k++) of_basis[q * BASIS + k] = slope[k] * along;
       if (of_envelope) of_envelope[q] = e_slope * along;
     }}
-    if (q == P - 1) continue;
+    if (is_padding(slots_of_pair, q)) continue;
     const double turn[3] = {{(v[0] - u[0] * along) / r, (v[1] - u[1] * along) / r, (v[2] - u[2] * along) / r}};
     harmonic_slopes(u, s);
     for (int m = 0; m < HARMONICS; m++) y[m] = dot(s[m], turn);
@@ -284,7 +289,7 @@ def emit_gradient() -> str:
   const T *lengths = p[{_OWN + 1}], *of_basis = p[{_OWN + 2}], *of_envelope = p[{_OWN + 3}];
   for (int64_t q = begin; q < end; q++) {{
     T *g = p[{_OWN + 4}] + 3 * q;
-    if (q == P - 1) {{ g[0] = g[1] = g[2] = 0; continue; }}
+    if (is_padding(slots_of_pair, q)) {{ g[0] = g[1] = g[2] = 0; continue; }}
     double u[3], s[HARMONICS][3], b[BASIS], slope[BASIS], e, e_slope;
     const double r = direction(p[{_OWN}] + 3 * q, u);
     double along = lengths ? lengths[q] : 0.0;
@@ -374,7 +379,7 @@ def emit_forces() -> str:
   for (int64_t q = begin; q < end; q++) {{
     const int64_t i = pair_sender[q], j = pair_receiver[q];
     for (int k = 0; k < 3; k++)
-      p[{_OWN + 1}][3 * q + k] = forces && q < P - 1 ? forces[3 * i + k] - forces[3 * j + k] : 0;
+      p[{_OWN + 1}][3 * q + k] = forces && !is_padding(slots_of_pair, q) ? forces[3 * i + k] - forces[3 * j + k] : 0;
   }}
 """
     return _kernel("forces_value", value) + _kernel("forces_adjoint", adjoint)
@@ -411,7 +416,8 @@ def emit_strain() -> str:
   }}
 """
     adjoint = f"""\
-  for (int64_t q = begin; q < end && q < P - 1; q++) {{
+  for (int64_t q = begin; q < end; q++) {{
+    if (is_padding(slots_of_pair, q)) continue;
     const T *v = p[{_OWN}] + 3 * q, *c = p[{_OWN + 1}] + 9 * structure_of_atom[pair_sender[q]];
     for (int k = 0; k < 3; k++) {{
       double sum = 0.0;
@@ -455,7 +461,7 @@ def emit_repulsion() -> str:
   const T *cotangents = p[{_OWN + 1}];
   for (int64_t q = begin; q < end; q++) {{
     const T both = cotangents[row_of_atom[pair_sender[q]]] + cotangents[row_of_atom[pair_receiver[q]]];
-    p[{_OWN + 2}][q] = q < P - 1 ? p[{_OWN}][q] * both : 0;
+    p[{_OWN + 2}][q] = is_padding(slots_of_pair, q) ? 0 : p[{_OWN}][q] * both;
   }}
 """
     names = {"repulsion_value": value, "repulsion_rows": rows, "repulsion_gradient": gradient}

@@ -39,7 +39,8 @@ and its next number is ``a_depth`` away. The sum has ``segments`` parts of ``dep
 ``b`` lies at ``k * b_depth + n / L * b_vector + n % L`` (`PLAIN`) or ``n * b_depth + k`` (`BY_ROWS`). ``c_whole`` says
 that whole vectors of the result may be written, and ``add`` that they are added to. ``scale`` is the bit pattern of a
 double. Groups are given by ``group_starts`` (of ``groups`` and the end) and ``group_index`` (which matrix); operands
-are ``b_group`` or ``c_group`` apart, by the group's index or by its place.
+are ``b_group`` or ``c_group`` apart, by the group's index or by its place. Groups without rows are left out, and what
+would be written for them stays as it is; without starts, none is without rows.
 """
 
 
@@ -194,6 +195,7 @@ static int64_t tiles(const Product *q, int64_t n, int64_t share, int64_t shares,
     const int64_t groups = q->grouping ? q->groups : 1;
     const int64_t *starts = (const int64_t *)q->group_starts, *index = (const int64_t *)q->group_index;
     for (int64_t g = 0; g < groups; g++) {
+      if (q->grouping && starts && starts[g] == starts[g + 1]) continue;
       const int64_t start = q->grouping == ROW_GROUPS || q->grouping == SUM_GROUPS ? starts[g] : 0;
       const int64_t rows = q->grouping == ROW_GROUPS ? (starts[g + 1] - start) * q->inner : q->rows;
       const int64_t depth = q->grouping == SUM_GROUPS ? starts[g + 1] - start : q->depth;
@@ -245,10 +247,22 @@ void packing_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, i
   }
 }
 
-/* Sets numbers to zero. Pointers: the numbers. Dimensions: count, shares. Units: shares. */
+/* Sets numbers to zero. Pointers: a list of arrays and their lengths. Dimensions: how many, shares. Units: shares. */
+typedef struct { T *numbers; int64_t count; } Cleared;
 void zeros_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {
-  const int64_t first = d[0] * begin / d[1], last = d[0] * end / d[1];
-  memset(p[0] + first, 0, (last - first) * sizeof(T));
+  for (int64_t x = 0; x < d[0]; x++) {
+    const Cleared *c = (const Cleared *)p[0] + x;
+    const int64_t first = c->count * begin / d[1], last = c->count * end / d[1];
+    memset(c->numbers + first, 0, (last - first) * sizeof(T));
+  }
+}
+
+/* Sets rows of pairs that are padding, those whose two slots are the same, to zero. Pointers: slots_of_pair, integers,
+   the numbers. Dimensions: width of a row. Units: pairs. */
+void clear_padding_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, int64_t thread) {
+  const int64_t *slots = (const int64_t *)p[0];
+  for (int64_t q = begin; q < end; q++)
+    if (slots[2 * q] == slots[2 * q + 1]) memset(p[1] + q * d[0], 0, d[0] * sizeof(T));
 }
 """
 

@@ -66,21 +66,14 @@ def _silu_tangent(z, sigmoid, change, gradient, of_value, of_gradient, count, sh
     tl.store(of_gradient + place, g * u * s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s)), mask=exists)
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
-def _zeros(numbers, count, shares):
-    place = tl.program_id(0).to(tl.int64) * (_BLOCK * _WIDTH) + tl.arange(0, _BLOCK * _WIDTH)
-    tl.store(numbers + place, tl.zeros([_BLOCK * _WIDTH], numbers.dtype.element_ty), mask=place < count)
-
-
 @cache
 def activation_kernels(dtype: torch.dtype) -> dict[str, DeviceKernel]:
-    """Return ``silu_value``, ``silu_gradient``, ``silu_tangent``, ``silu_adjoint`` and ``zeros``, for any precision."""
+    """Return ``silu_value``, ``silu_gradient``, ``silu_tangent`` and ``silu_adjoint``, for any precision."""
     functions = {
         "silu_value": _silu_value,
         "silu_gradient": _silu_gradient,
         "silu_tangent": _silu_tangent,
         "silu_adjoint": _silu_adjoint,
-        "zeros": _zeros,
     }
     return {
         name: DeviceKernel(function, lambda dimensions: (-(-int(dimensions[0]) // (_ROWS * LANES)),), warps=4)

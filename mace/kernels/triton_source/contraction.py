@@ -1,14 +1,14 @@
 """The symmetric contraction and its derivatives in Triton; `mace.kernels.c_source.contraction` has the trees of terms.
 
 A program goes through the trees for a few rows and a block of channels; everything is in registers, and each weight is
-read once. Gradients by weights are sums over the rows of an element: too many for the registers of one program, and with
-few elements too few to keep a device busy. So rows are cut into chunks, and a program adds up some of the terms over one
-chunk. Sums of an element that began in an earlier chunk are set aside, and added afterwards in the order of the chunks.
-How rows are cut depends on nothing but their number.
+read once. Gradients by weights are sums over the rows of an element: too many for the registers of one program, and
+with few elements too few to keep a device busy. So rows are cut into chunks, and a program adds up some of the terms
+over one chunk. Sums of an element that began in an earlier chunk are set aside, and added afterwards in the order of
+the chunks. How rows are cut depends on nothing but their number.
 
-Beside the arrays and dimensions of the kernels in C, those with gradients by weights have one more array at the end, for
-what is set aside, ``[CHUNKS_OF_ROWS, blocks of channels, terms, lanes]``, and all have the number of elements as a last
-dimension. Elements without rows get gradients of zero.
+Beside the arrays and dimensions of the kernels in C, those with gradients by weights have one more array at the end,
+for what is set aside, ``[CHUNKS_OF_ROWS, blocks of channels, terms, lanes]``, and all have the number of elements as a
+last dimension. Elements without rows get gradients of zero.
 """
 
 from __future__ import annotations
@@ -24,17 +24,12 @@ import triton.language as tl
 from mace.kernels.c_source.contraction import CHUNKS_OF_ROWS, ContractionTerms, Node
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence, Number, load_text, number_type
 
-TERMS_OF_A_LAUNCH = 512
-"""Longer code takes too long to compile, so that further terms have a launch of their own."""
 ROWS_OF_A_PROGRAM = 4
-"""Rows that a program goes through at once, one in each warp; neighbors find the weights of their element in the cache."""
-SUMS_OF_A_PROGRAM = {torch.float32: 64, torch.float64: 40}
-"""Gradients by weights that are added up in registers."""
+"""Rows that a program goes through at once, one in each warp; they find the weights of their element in the cache."""
+TERMS_OF_A_PART = {torch.float32: 64, torch.float64: 40}
+"""Terms whose code is one function; the sums of their gradients by weights are in registers."""
 SMALLEST_CHUNK = 8
 """Rows that are not cut any further."""
-PIECES_OF_A_LAUNCH = 16
-"""Pieces of terms whose gradients by weights are computed by the same code."""
-
 _CHUNKS, _SMALLEST = tl.constexpr(CHUNKS_OF_ROWS), tl.constexpr(SMALLEST_CHUNK)
 COLUMNS, TOGETHER = tl.constexpr(512), tl.constexpr(8)
 """Numbers that a program adds up, and chunks whose sums it reads at once."""
@@ -83,20 +78,6 @@ def _pieces(terms: ContractionTerms, largest: int) -> list[_Piece]:
         for start in range(0, max(len(every), 1), largest):
             pieces.append(_Piece(degree, m, _tree_of(every[start : start + largest]), start == 0))
     return pieces
-
-
-def _launches(terms: ContractionTerms) -> list[list[_Piece]]:
-    """Share out the terms among launches, none of which has two pieces of the same component."""
-    launches: list[list[_Piece]] = [[]]
-    count = 0
-    for piece in _pieces(terms, TERMS_OF_A_LAUNCH):
-        n_terms = sum(1 for _ in _terms_of(piece.tree))
-        if count + n_terms > TERMS_OF_A_LAUNCH and launches[-1]:
-            launches.append([])
-            count = 0
-        launches[-1].append(piece)
-        count += n_terms
-    return launches
 
 
 class _Code:
@@ -191,6 +172,16 @@ def _indented(lines: Sequence[str], levels: int) -> list[str]:
 
 
 _WITH_GRADIENTS = ("gradient", "of_weights", "aside")
+_CHUNK = (
+    "chunk, block = tl.program_id(0).to(tl.int64), tl.program_id(1)",
+    "channel = block * LANES + tl.arange(0, LANES)",
+    "length = length_of_chunks(n_rows)",
+    "begin = chunk * length",
+    "end = tl.minimum(begin + length, n_rows)",
+    "before = tl.load(place + begin - 1, mask=begin > 0, other=-1).to(tl.int64)",
+    "at = begin",
+    "while at < end:",
+)
 _SIZES = "n_rows, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, ADDS: tl.constexpr, CLEARS: tl.constexpr, n_groups"
 
 
@@ -206,6 +197,11 @@ class _Writer:
     terms: ContractionTerms
     dtype: torch.dtype
 
+    @property
+    def pieces(self) -> list[_Piece]:
+        """The terms in pieces, each for the code of one part."""
+        return _pieces(self.terms, TERMS_OF_A_PART[self.dtype])
+
     def arrays(self, kind: str) -> list[str]:
         """Return the names of a kernel's arrays."""
         results = [f"r{degree}" for degree in self.terms.l_out]
@@ -217,22 +213,35 @@ class _Writer:
         }
         return ["place", "features", "weights", *results, *more[kind]]
 
-    def function(self, kind: str, name: str, body: Sequence[str]) -> object:
-        """Return a function of the arrays and dimensions of a kernel."""
-        lines = [
-            "from mace.kernels.triton_source.contraction import add_sums, length_of_chunks",
-            '@triton.jit(do_not_specialize=["n_rows", "n_groups"])',
-            f"def {name}({', '.join(self.arrays(kind))}, {_SIZES}):",
-            *_indented(body, 1),
-        ]
+    def kernel(self, kind: str, name: str, parts: Sequence[Sequence[str]], choices: Sequence[int] | None) -> object:
+        """Return a function of a kernel's arrays and dimensions that runs parts.
+
+        Parts are functions that are not made one, and so may only share what is in memory: some passes of Triton take
+        a time that grows with the cube of a function's length.
+
+        Args:
+            kind: Kind of the kernel.
+            name: Its name.
+            parts: The code of the parts.
+            choices: For each part, which program along the third axis of the grid runs it; None for all of them.
+        """
+        arrays = ", ".join(self.arrays(kind))
+        lines = ["from mace.kernels.triton_source.contraction import length_of_chunks"]
+        for number, part in enumerate(parts):
+            lines += ["@triton.jit(noinline=True)", f"def part_{number}({arrays}, {_SIZES}):", *_indented(part, 1)]
+        lines += ['@triton.jit(do_not_specialize=["n_rows", "n_groups"])', f"def {name}({arrays}, {_SIZES}):"]
+        for number in range(len(parts)):
+            call = f"part_{number}({arrays}, n_rows, WIDTH, BLOCKS, ADDS, CLEARS, n_groups)"
+            lines.append(f"    if tl.program_id(2) == {choices[number]}: {call}" if choices else f"    {call}")
         return vars(load_text(name, "\n".join(lines)))[name]
 
-    def load_components(self, code: _Code, pieces: Sequence[_Piece], second: bool) -> None:
-        """Load those components of the features, and of their tangent, that some pieces need."""
-        used = {c for piece in pieces for _, factors in _terms_of(piece.tree) for c in factors}
+    def _load_components(self, code: _Code, piece: _Piece, second: bool) -> list[int]:
+        """Load those components of the features, and of their tangent, that a piece needs; return which these are."""
+        used = sorted({c for _, factors in _terms_of(piece.tree) for c in factors})
         for name, array in (("A", "features"), ("u", "tangent"))[: 2 if second else 1]:
-            for c in sorted(used):
+            for c in used:
                 code.set(f"{name}{c}", f"tl.load({array} + here + {c} * WIDTH)")
+        return used
 
     def _tile(self) -> list[str]:
         """Return code for the places of a tile of rows and channels; the last row takes the place of those beyond."""
@@ -243,102 +252,97 @@ class _Writer:
             "block, lane = tl.program_id(1), tl.arange(0, LANES)[None, :]",
             "channel = block * LANES + lane",
             f"here = at * ({self.terms.n_components} * WIDTH) + channel",
-            f"W = weights + (tl.load(place + at).to(tl.int64) * BLOCKS + block) * ({self.terms.n_terms()} * LANES) + lane",
+            "of_element = tl.load(place + at).to(tl.int64) * BLOCKS + block",
+            f"W = weights + of_element * ({self.terms.n_terms()} * LANES) + lane",
             f"zero = tl.zeros([{rows}, LANES], {number_type(self.dtype)})",
         ]
 
     def _store(self, code: _Code, piece: _Piece, array: str, value: str) -> None:
-        """Store a component of the result, or add to what a former launch has stored."""
+        """Store a component of the result, or add to what a part before has stored."""
         place = _place(piece, array)
         before = "" if piece.first else f"tl.load({place}) + "
         code.lines.append(f"tl.store({place}, {before}{code.value_of(value)}, mask=inside)")
 
-    def forward(self, number: int, pieces: Sequence[_Piece]) -> DeviceKernel:
-        """Return the launch that computes some components, each in a program of its own."""
-        body = self._tile()
-        for part, piece in enumerate(pieces):
+    def forward(self) -> DeviceKernel:
+        """Return the kernel of results, each component in a program of its own."""
+        parts, choices = [], []
+        for piece in self.pieces:
             code = _Code()
-            self.load_components(code, [piece], second=False)
+            self._load_components(code, piece, second=False)
             _value(code, piece.tree, 0)
             self._store(code, piece, f"r{piece.degree}", "s0")
-            body += [f"if tl.program_id(2) == {part}:", *_indented(code.lines, 1)]
-        function = self.function("forward", f"contraction_forward_{number}", body)
-        return DeviceKernel(function, lambda d: (*_tiles(d), len(pieces)), warps=ROWS_OF_A_PROGRAM)
+            parts.append([*self._tile(), *code.lines])
+            choices.append(sum(before.first for before in self.pieces[: len(parts)]) - 1)
+        function = self.kernel("forward", "contraction_forward", parts, choices)
+        return DeviceKernel(function, lambda d: (*_tiles(d), choices[-1] + 1), warps=ROWS_OF_A_PROGRAM)
 
-    def features(self, kind: str, number: int, pieces: Sequence[_Piece]) -> DeviceKernel:
-        """Return the launch that goes through some components and gives or adds to gradients of features."""
-        second = kind == "second"
-        code = _Code()
-        self.load_components(code, pieces, second)
-        components = range(self.terms.n_components)
-        if number == 0:
-            begin = [f"a{c} = tl.load(gradient + here + {c} * WIDTH)" for c in components]
-            code.lines += [
-                "if ADDS:",
-                *_indented(begin, 1),
-                "else:",
-                *_indented([f"a{c} = zero" for c in components], 1),
-            ]
-        for c in components:
-            if number:
-                code.set(f"a{c}", f"tl.load(gradient + here + {c} * WIDTH)")
-            code.know(f"a{c}")
-        for piece in pieces:
+    def features(self, kind: str) -> DeviceKernel:
+        """Return the kernel of gradients of features, and of results of the second derivative."""
+        second, parts = kind == "second", []
+        for number, piece in enumerate(self.pieces):
+            code = _Code()
+            used = self._load_components(code, piece, second)
+            components = used if number else range(self.terms.n_components)
+            load = [f"a{c} = tl.load(gradient + here + {c} * WIDTH)" for c in components]
+            zero = [f"a{c} = zero" for c in components]
+            code.lines += load if number else ["if ADDS:", *_indented(load, 1), "else:", *_indented(zero, 1)]
+            for c in components:
+                code.know(f"a{c}")
             code.set("e0" if second else "t0", f"tl.load({_place(piece, f'r{piece.degree}')})")
             (_second if second else _reverse)(code, piece.tree, 0)
             if second:
                 self._store(code, piece, f"of_r{piece.degree}", "d0")
-        code.lines += [f"tl.store(gradient + here + {c} * WIDTH, a{c}, mask=inside)" for c in components]
-        function = self.function(kind, f"contraction_{kind}_{number}", [*self._tile(), *code.lines])
+            code.lines += [f"tl.store(gradient + here + {c} * WIDTH, a{c}, mask=inside)" for c in components]
+            parts.append([*self._tile(), *code.lines])
+        function = self.kernel(kind, f"contraction_{kind}", parts, None)
         return DeviceKernel(function, _tiles, warps=ROWS_OF_A_PROGRAM)
 
-    def weights(self, kind: str, number: int, pieces: Sequence[_Piece]) -> DeviceKernel:
-        """Return the launch that adds up gradients by the weights of some pieces, each in a program of its own."""
+    def weights(self, kind: str) -> DeviceKernel:
+        """Return the kernel that adds up gradients by weights over the rows of a chunk, each piece in a program."""
+        parts = [[*_CHUNK, *_indented(self._sums_of_element(kind, piece), 1)] for piece in self.pieces]
+        function = self.kernel(kind, f"contraction_{kind}_weights", parts, range(len(parts)))
+        return DeviceKernel(function, lambda d: (number_of_chunks(int(d[0])), int(d[2]), len(parts)))
+
+    def _sums_of_element(self, kind: str, piece: _Piece) -> list[str]:
+        """Return code for the rows of one element, beginning with ``at``, which it advances."""
         size = f"({self.terms.n_terms()} * LANES)"
-        body = [
-            "chunk, block = tl.program_id(0).to(tl.int64), tl.program_id(1)",
-            "channel = block * LANES + tl.arange(0, LANES)",
-            "length = length_of_chunks(n_rows)",
-            "begin = chunk * length",
-            "end = tl.minimum(begin + length, n_rows)",
-            "before = tl.load(place + begin - 1, mask=begin > 0, other=-1).to(tl.int64)",
+        numbers = [weight for weight, _ in _terms_of(piece.tree)]
+        code = _Code()
+        self._load_components(code, piece, kind == "second")
+        code.set("e0" if kind == "second" else "t0", f"tl.load({_place(piece, f'r{piece.degree}')})")
+        for weight in numbers:
+            code.know(f"g{weight}")
+        _sums(code, piece.tree, 0)
+        return [
+            "group = tl.load(place + at).to(tl.int64)",
+            *(f"g{weight} = tl.zeros([LANES], {number_type(self.dtype)})" for weight in numbers),
+            "same = at < end",
+            "while same:",
+            *_indented([f"here = at * ({self.terms.n_components} * WIDTH) + channel", *code.lines], 1),
+            "    at += 1",
+            "    same = tl.load(place + at, mask=at < end, other=-1).to(tl.int64) == group",
+            "if group == before:",
+            f"    target = aside + (chunk * BLOCKS + block) * {size}",
+            "else:",
+            f"    target = of_weights + (group * BLOCKS + block) * {size}",
+            "target += tl.arange(0, LANES)",
+            "if not CLEARS:",
+            "    new = group + tl.zeros([LANES], tl.int64) != before",
+            *(f"    g{weight} += tl.load(target + {weight} * LANES, mask=new, other=0.0)" for weight in numbers),
+            *(f"tl.store(target + {weight} * LANES, g{weight})" for weight in numbers),
         ]
-        for part, piece in enumerate(pieces):
-            numbers = [weight for weight, _ in _terms_of(piece.tree)]
-            code = _Code()
-            self.load_components(code, [piece], kind == "second")
-            code.set("e0" if kind == "second" else "t0", f"tl.load({_place(piece, f'r{piece.degree}')})")
-            for weight in numbers:
-                code.know(f"g{weight}")
-            _sums(code, piece.tree, 0)
-            of_element = [
-                "group = tl.load(place + at).to(tl.int64)",
-                *(f"g{weight} = tl.zeros([LANES], {number_type(self.dtype)})" for weight in numbers),
-                "same = at < end",
-                "while same:",
-                *_indented([f"here = at * ({self.terms.n_components} * WIDTH) + channel", *code.lines], 1),
-                "    at += 1",
-                "    same = tl.load(place + at, mask=at < end, other=-1).to(tl.int64) == group",
-                "if group == before:",
-                f"    target = aside + (chunk * BLOCKS + block) * {size}",
-                "else:",
-                f"    target = of_weights + (group * BLOCKS + block) * {size}",
-                "target += tl.arange(0, LANES)",
-                "if not CLEARS:",
-                "    new = group + tl.zeros([LANES], tl.int64) != before",
-                *(f"    g{weight} += tl.load(target + {weight} * LANES, mask=new, other=0.0)" for weight in numbers),
-                *(f"tl.store(target + {weight} * LANES, g{weight})" for weight in numbers),
-            ]
-            of_piece = ["at = begin", "while at < end:", *_indented(of_element, 1)]
-            body += [f"if tl.program_id(2) == {part}:", *_indented(of_piece, 1)]
-        function = self.function(kind, f"contraction_{kind}_weights_{number}", body)
-        return DeviceKernel(function, lambda d: (number_of_chunks(int(d[0])), int(d[2]), len(pieces)))
 
     def sums(self, kind: str) -> DeviceKernel:
         """Return the launch that adds what was set aside."""
         size = self.terms.n_terms() * LANES
-        body = [f"add_sums(place, of_weights, aside, n_rows, {size}, BLOCKS, CLEARS)"]
-        function = self.function(kind, f"contraction_{kind}_sums", body)
+        name = f"contraction_{kind}_sums"
+        lines = [
+            "from mace.kernels.triton_source.contraction import add_sums",
+            '@triton.jit(do_not_specialize=["n_rows", "n_groups"])',
+            f"def {name}({', '.join(self.arrays(kind))}, {_SIZES}):",
+            f"    add_sums(place, of_weights, aside, n_rows, {size}, BLOCKS, CLEARS)",
+        ]
+        function = vars(load_text(name, "\n".join(lines)))[name]
         return DeviceKernel(function, lambda d: (int(d[5]), int(d[2]), -(-size // COLUMNS.value)), warps=4)
 
 
@@ -378,8 +382,10 @@ def first_row(place, n_rows, group):  # type: ignore[no-untyped-def]
     return first
 
 
-@triton.jit
-def add_sums(place, of_weights, aside, n_rows, SIZE: tl.constexpr, BLOCKS: tl.constexpr, CLEARS: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator]
+def add_sums(  # type: ignore[no-untyped-def]
+    place, of_weights, aside, n_rows, SIZE: tl.constexpr, BLOCKS: tl.constexpr, CLEARS: tl.constexpr
+):
     """Add to the sums of an element those that were set aside, in the order of chunks; clear those without rows."""
     group, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     begin, end = first_row(place, n_rows, group), first_row(place, n_rows, group + 1)
@@ -410,14 +416,10 @@ def contraction_kernels(terms: ContractionTerms, dtype: torch.dtype) -> dict[str
         terms: Its terms.
         dtype: Precision.
     """
-    writer, launches = _Writer(terms, dtype), list(enumerate(_launches(terms)))
-    kernels = {"contraction_forward": KernelSequence(tuple(writer.forward(*launch) for launch in launches))}
-    pieces = _pieces(terms, SUMS_OF_A_PROGRAM[dtype])
-    for kind in ("backward_features", "backward_full", "second"):
-        steps = [writer.features(kind, *launch) for launch in launches]
-        if kind != "backward_features":
-            starts = range(0, len(pieces), PIECES_OF_A_LAUNCH)
-            steps += [writer.weights(kind, k, pieces[k : k + PIECES_OF_A_LAUNCH]) for k in starts]
-            steps.append(writer.sums(kind))
-        kernels[f"contraction_{kind}"] = KernelSequence(tuple(steps))
+    writer = _Writer(terms, dtype)
+    kernels = {"contraction_forward": KernelSequence((writer.forward(),))}
+    kernels["contraction_backward_features"] = KernelSequence((writer.features("backward_features"),))
+    for kind in ("backward_full", "second"):
+        steps = writer.features(kind), writer.weights(kind), writer.sums(kind)
+        kernels[f"contraction_{kind}"] = KernelSequence(steps)
     return kernels

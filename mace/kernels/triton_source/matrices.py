@@ -29,6 +29,18 @@ PLANNED = ("first_tile", "first_sum", "part", "partial")
 """What a record has behind its `FIELDS`: its first tile, its first piece of work of the second launch, the number of
 terms in each part of its sum, and where among partial results its own begin."""
 
+ACTIVATION = ("activation", "z", "sigmoid", "first", "second", "given")
+"""What a record has behind those for an activation of its result: which pass, and addresses of the numbers that belong
+to the first one at ``c``, all laid out like ``c``. With a result ``x``, it writes besides (if ``c`` is not null) ``x``
+
+* `VALUE`: the sigmoid, and to ``first`` the activation of ``x``;
+* `GRADIENT`: to ``first`` the gradient by ``z`` of what has the gradient ``x`` by the activation; `ADJOINT` adds it;
+* `TANGENT`: to ``first`` the change of the activation where ``z`` changes by ``x``, and to ``second`` the change of the
+  gradient by ``z``, with the gradient ``given`` by the activation.
+"""
+
+NO_ACTIVATION, VALUE, GRADIENT, TANGENT, ADJOINT = range(5)
+
 PACKED_FIELDS = ("source", "result", "rows", "columns", "row", "column", "depth")
 """The numbers that describe a matrix to pack; see `mace.kernels.c_source.matrices`."""
 
@@ -51,7 +63,8 @@ _PACK_ROWS = 32
 _BLOCK = 1024
 
 _L = tl.constexpr(LANES)
-_WIDTH = tl.constexpr(len(FIELDS) + len(PLANNED))
+_WIDTH = tl.constexpr(len(FIELDS) + len(PLANNED) + len(ACTIVATION))
+_VALUE, _TANGENT, _ADJOINT = tl.constexpr(VALUE), tl.constexpr(TANGENT), tl.constexpr(ADJOINT)
 _SUM_SIZE = tl.constexpr(SUM_SIZE)
 _PACKED, _BY_ROWS = tl.constexpr(PACKED), tl.constexpr(BY_ROWS)
 _ROW_GROUPS, _SUM_GROUPS, _EACH_GROUP = tl.constexpr(ROW_GROUPS), tl.constexpr(SUM_GROUPS), tl.constexpr(EACH_GROUP)
@@ -64,7 +77,8 @@ _ROW_GROUPS, _SUM_GROUPS, _EACH_GROUP = tl.constexpr(ROW_GROUPS), tl.constexpr(S
     _ADD, _SCALE,
     _GROUPING, _GROUPS, _GROUP_STARTS, _GROUP_INDEX,
     _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
-) = (tl.constexpr(place) for place in range(len(FIELDS) + len(PLANNED)))
+    _ACTIVATION, _Z, _SIGMOID, _FIRST, _SECOND, _GIVEN,
+) = (tl.constexpr(place) for place in range(len(FIELDS) + len(PLANNED) + len(ACTIVATION)))
 # fmt: on
 
 
@@ -73,7 +87,7 @@ class Plan:
     """What is added to the records of lists of products before they are computed.
 
     Attributes:
-        columns: Numbers of `PLANNED` for every record, ``[records, len(PLANNED)]``.
+        columns: Numbers of `PLANNED` and `ACTIVATION` for every record, the latter zero.
         dimensions: Dimensions of the launch of every list, ``[lists, 4]``: records, tiles, pieces of work of the second
             launch, size of tiles.
         partial: Numbers that the partial results of the largest list take.
@@ -116,7 +130,7 @@ def plan(records: np.ndarray, lists: np.ndarray) -> Plan:
     totals = np.zeros((len(lists), 3), np.int64)
     np.add.at(totals, owner, counts)
     first = ends - counts - (np.cumsum(totals, 0) - totals)[owner]
-    columns = np.stack([first[:, 0], first[:, 1], part, first[:, 2]], 1)
+    columns = np.column_stack([first[:, :2], part, first[:, 2], np.zeros((len(records), len(ACTIVATION)), np.int64)])
     dimensions = np.column_stack([lists, totals[:, :2], sizes])
     return Plan(columns, dimensions, int(totals[:, 2].max(initial=0)))
 
@@ -166,11 +180,12 @@ def _group_of(starts, groups, times, size, t):
 
 @triton.jit
 def _sum(
-    total,
     a,
+    a_rows,
     a_depth,
     a_segment,
     b,
+    b_columns,
     b_depth,
     b_segment,
     begin,
@@ -178,39 +193,53 @@ def _sum(
     segments,
     in_rows,
     in_columns,
+    SIZE: tl.constexpr,
+    T: tl.constexpr,
     BK: tl.constexpr,
     ROWS_NEXT: tl.constexpr,
     TERMS_NEXT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add the terms of a tile.
+    """Return the sums of a tile.
+
+    Within a tile, numbers are less than 2^31 apart, and so are those of a few terms.
 
     Args:
-        total: The sums so far.
-        a: Addresses of the first numbers of the rows.
-        b: Addresses of the first numbers of the columns.
+        a: Address of the first number of the first row.
+        a_rows: How far the rows are from there.
+        b: Address of the first number of the first column.
+        b_columns: How far the columns are from there.
         begin: First term in each segment.
         end: The one after the last.
         ROWS_NEXT: Whether rows of ``A`` are rather next to each other than terms.
         TERMS_NEXT: Whether terms of ``B`` are next to each other and columns not.
     """
+    total = tl.zeros([SIZE, SIZE], T)
+    k = tl.arange(0, BK)
+    a_terms, b_terms = k * a_depth.to(tl.int32), k * b_depth.to(tl.int32)
     steps = tl.cdiv(end - begin, BK)
     for step in range(0, steps * segments):
         s = step // steps
-        k = begin + (step - s * steps) * BK + tl.arange(0, BK)
-        here, k = k < end, k.to(tl.int64)
-        of_a, of_b = s * a_segment + k * a_depth, s * b_segment + k * b_depth
+        k0 = begin + (step - s * steps) * BK
+        here = k < end - k0
+        a0, b0 = a + (s * a_segment + k0 * a_depth), b + (s * b_segment + k0 * b_depth)
         if ROWS_NEXT:
-            x = tl.load(a[None, :] + of_a[:, None], mask=here[:, None] & in_rows[None, :], other=0.0)
-            x = tl.trans(x)
+            x = tl.trans(
+                tl.load(a0 + (a_terms[:, None] + a_rows[None, :]), mask=here[:, None] & in_rows[None, :], other=0.0)
+            )
         else:
-            x = tl.load(a[:, None] + of_a[None, :], mask=in_rows[:, None] & here[None, :], other=0.0)
+            x = tl.load(a0 + (a_rows[:, None] + a_terms[None, :]), mask=in_rows[:, None] & here[None, :], other=0.0)
         if TERMS_NEXT:
-            y = tl.load(b[:, None] + of_b[None, :], mask=in_columns[:, None] & here[None, :], other=0.0)
-            y = tl.trans(y)
+            y = tl.trans(
+                tl.load(
+                    b0 + (b_columns[:, None] + b_terms[None, :]), mask=in_columns[:, None] & here[None, :], other=0.0
+                )
+            )
         else:
-            y = tl.load(b[None, :] + of_b[:, None], mask=here[:, None] & in_columns[None, :], other=0.0)
-        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+            y = tl.load(
+                b0 + (b_terms[:, None] + b_columns[None, :]), mask=here[:, None] & in_columns[None, :], other=0.0
+            )
+        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=T)
     return total
 
 
@@ -244,6 +273,9 @@ def _work_of(q, t, SIZE: tl.constexpr):
             g, begin, depth, number = _group_of(starts, groups, 1, tl.load(q + _PART), number)
         if grouping == _EACH_GROUP:
             g, number = number, 0
+            if tl.load(q + _GROUP_STARTS) != 0:
+                if tl.load(starts + g) == tl.load(starts + g + 1):
+                    rows *= 0  # nobody needs the products of a group without rows
     return g, begin, rows, depth, t, number
 
 
@@ -274,6 +306,50 @@ def _scale(q, T: tl.constexpr):
     return tl.load(q + _SCALE).to(tl.float64, bitcast=True).to(T)
 
 
+@triton.jit
+def _sums_of_tile(q, g, begin, r, j, rows, depth, first, SIZE: tl.constexpr, T: tl.constexpr, BK: tl.constexpr,
+                  PRECISION: tl.constexpr):  # fmt: skip
+    """Return the sums of a tile, from one term on, as many as a part has; see `_products`."""
+    inner, columns = tl.load(q + _INNER).to(tl.int32), tl.load(q + _COLUMNS).to(tl.int32)
+    a_outer, a_inner = tl.load(q + _A_OUTER), tl.load(q + _A_INNER)
+    a_depth, b_depth, b_vector = tl.load(q + _A_DEPTH), tl.load(q + _B_DEPTH), tl.load(q + _B_VECTOR)
+    a_segment, b_segment = tl.load(q + _A_SEGMENT), tl.load(q + _B_SEGMENT)
+    storage, segments = tl.load(q + _B_STORAGE), tl.load(q + _SEGMENTS).to(tl.int32)
+    a = tl.load(q + _A).to(tl.pointer_type(T)) + _of_rows(q, begin, a_outer) + r // inner * a_outer
+    b = tl.load(q + _B).to(tl.pointer_type(T)) + _of_group(q, g, _B_BY_INDEX, _B_GROUP)
+    end = tl.minimum(first + tl.load(q + _PART), depth).to(tl.int32)
+    first = first.to(tl.int32)
+    rs, js = r + tl.arange(0, SIZE), j + tl.arange(0, SIZE)
+    a_rows = (rs // inner - r // inner) * a_outer.to(tl.int32) + rs % inner * a_inner.to(tl.int32)
+    in_rows, in_columns = rs < rows, js < columns
+    if storage == _PACKED:
+        b_depth, b_vector = b_depth * 0 + _L, depth * _L
+    if tl.load(q + _GROUPING) == _SUM_GROUPS:
+        a += begin * a_depth
+        b += begin * b_depth
+    if storage == _BY_ROWS:
+        b += j * b_depth
+        b_columns = tl.arange(0, SIZE) * b_depth.to(tl.int32)
+        total = _sum(a, a_rows, a_depth, a_segment, b, b_columns, depth * 0 + 1, b_segment, first, end, segments,
+                     in_rows, in_columns, SIZE, T, BK, False, True, PRECISION)  # fmt: skip
+    else:
+        b += j // _L * b_vector
+        b_columns = tl.arange(0, SIZE) // _L * b_vector.to(tl.int32) + tl.arange(0, SIZE) % _L
+        if a_depth == 1:
+            total = _sum(a, a_rows, a_depth, a_segment, b, b_columns, b_depth, b_segment, first, end, segments,
+                         in_rows, in_columns, SIZE, T, BK, False, False, PRECISION)  # fmt: skip
+        else:
+            total = _sum(a, a_rows, a_depth, a_segment, b, b_columns, b_depth, b_segment, first, end, segments,
+                         in_rows, in_columns, SIZE, T, BK, True, False, PRECISION)  # fmt: skip
+    return total
+
+
+@triton.jit
+def _of_rows(q, begin, distance):
+    """Return how far the first row of a group is from the first row of all."""
+    return tl.where(tl.load(q + _GROUPING) == _ROW_GROUPS, begin * distance, 0)
+
+
 @triton.jit(do_not_specialize=["n", "tiles", "sums"])
 def _products(
     records,
@@ -291,67 +367,42 @@ def _products(
     Pointers: a list of products; partial results. Dimensions: see `Plan`.
     """
     q, t = _record_of(records, n, _FIRST_TILE, tl.program_id(0))
-    columns = tl.load(q + _COLUMNS).to(tl.int32)
-    n_tiles = tl.cdiv(columns, SIZE)
-    j = t % n_tiles * SIZE + tl.arange(0, SIZE)
+    n_tiles = tl.cdiv(tl.load(q + _COLUMNS).to(tl.int32), SIZE)
+    j = t % n_tiles * SIZE
     g, begin, rows, depth, t, number = _work_of(q, t // n_tiles, SIZE)
-    part = tl.load(q + _PART)
+    part, r = tl.load(q + _PART), t * SIZE
     first = number * part
-    if (t * SIZE < rows) & ((number == 0) | (first < depth)):
-        r = t * SIZE + tl.arange(0, SIZE)
-        inner = tl.load(q + _INNER).to(tl.int32)
-        outer, component = (r // inner).to(tl.int64), (r % inner).to(tl.int64)
-        vector, lane = (j // _L).to(tl.int64), j % _L
-        total = _sums_of_tile(q, g, begin, outer, component, j, vector, lane, r < rows, j < columns, depth,
-                              first.to(tl.int32), tl.minimum(first + part, depth).to(tl.int32), SIZE, T, BK,
-                              PRECISION)  # fmt: skip
-        width = _width(q)
-        mask = (r < rows)[:, None] & (j < width)[None, :]
+    if (r < rows) & ((number == 0) | (first < depth)):
+        total = _sums_of_tile(q, g, begin, r, j, rows, depth, first, SIZE, T, BK, PRECISION)
+        width, rs, js = _width(q), r + tl.arange(0, SIZE), j + tl.arange(0, SIZE)
+        mask = (rs < rows)[:, None] & (js < width)[None, :]
         if depth > part:
-            place = tl.load(q + _PARTIAL) + (2 * begin // part + number) * rows * width
-            tl.store(partial + place + r.to(tl.int64)[:, None] * width + j[None, :], total, mask=mask)
+            place = tl.load(q + _PARTIAL) + ((2 * begin // part + number) * rows + r) * width + j
+            of_rows = tl.arange(0, SIZE) * width
+            tl.store(partial + place + (of_rows[:, None] + tl.arange(0, SIZE)[None, :]), total, mask=mask)
         else:
+            inner, c_outer, c_vector = tl.load(q + _INNER).to(tl.int32), tl.load(q + _C_OUTER), tl.load(q + _C_VECTOR)
             c = tl.load(q + _C).to(tl.pointer_type(T)) + _of_group(q, g, _C_BY_INDEX, _C_GROUP)
-            if tl.load(q + _GROUPING) == _ROW_GROUPS:
-                outer += begin
-            of_rows = c + outer * tl.load(q + _C_OUTER) + component * tl.load(q + _C_INNER)
-            to = of_rows[:, None] + (vector * tl.load(q + _C_VECTOR) + lane)[None, :]
-            _write(to, _scale(q, T) * total, mask, tl.load(q + _ADD))
-
-
-@triton.jit
-def _sums_of_tile(
-    q, g, begin, outer, component, j, vector, lane, in_rows, in_columns, depth, first, end,
-    SIZE: tl.constexpr, T: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return the sums of a tile from one term to another; see `_products` for what is given."""
-    a_depth, b_depth, b_vector = tl.load(q + _A_DEPTH), tl.load(q + _B_DEPTH), tl.load(q + _B_VECTOR)
-    storage, grouping = tl.load(q + _B_STORAGE), tl.load(q + _GROUPING)
-    a = tl.load(q + _A).to(tl.pointer_type(T))
-    b = tl.load(q + _B).to(tl.pointer_type(T)) + _of_group(q, g, _B_BY_INDEX, _B_GROUP)
-    if storage == _PACKED:
-        b_depth, b_vector = b_depth * 0 + _L, depth * _L
-    if grouping == _ROW_GROUPS:
-        outer += begin
-    if grouping == _SUM_GROUPS:
-        a += begin * a_depth
-        b += begin * b_depth
-    of_rows = a + outer * tl.load(q + _A_OUTER) + component * tl.load(q + _A_INNER)
-    a_segment, b_segment, segments = tl.load(q + _A_SEGMENT), tl.load(q + _B_SEGMENT), tl.load(q + _SEGMENTS)
-    total = tl.zeros([SIZE, SIZE], T)
-    if storage == _BY_ROWS:
-        of_columns = b + j.to(tl.int64) * b_depth
-        total = _sum(total, of_rows, a_depth, a_segment, of_columns, 1, b_segment, first, end, segments.to(tl.int32),
-                     in_rows, in_columns, BK, False, True, PRECISION)  # fmt: skip
-    else:
-        of_columns = b + vector * b_vector + lane
-        if a_depth == 1:
-            total = _sum(total, of_rows, 1, a_segment, of_columns, b_depth, b_segment, first, end,
-                         segments.to(tl.int32), in_rows, in_columns, BK, False, False, PRECISION)  # fmt: skip
-        else:
-            total = _sum(total, of_rows, a_depth, a_segment, of_columns, b_depth, b_segment, first, end,
-                         segments.to(tl.int32), in_rows, in_columns, BK, True, False, PRECISION)  # fmt: skip
-    return total
+            c += _of_rows(q, begin, c_outer) + r // inner * c_outer + j // _L * c_vector
+            of_rows = (rs // inner - r // inner) * c_outer.to(tl.int32)
+            of_rows += rs % inner * tl.load(q + _C_INNER).to(tl.int32)
+            of_columns = tl.arange(0, SIZE) // _L * c_vector.to(tl.int32) + tl.arange(0, SIZE) % _L
+            at = of_rows[:, None] + of_columns[None, :]
+            total *= _scale(q, T)
+            if tl.load(q + _ADD) != 0:
+                total += tl.load(c + at, mask=mask, other=0.0)
+            tl.store(c + at, total, mask=mask)
+            kind = tl.load(q + _ACTIVATION)
+            if kind != 0:
+                shift = (c.to(tl.int64) - tl.load(q + _C)) // T.itemsize
+                z, sigmoid, first, second, given = (
+                    _pointer(q, _Z, shift, T),
+                    _pointer(q, _SIGMOID, shift, T),
+                    _pointer(q, _FIRST, shift, T),
+                    _pointer(q, _SECOND, shift, T),
+                    _pointer(q, _GIVEN, shift, T),
+                )
+                _activate(kind, total, z + at, sigmoid + at, first + at, second + at, given + at, mask)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "sums"])
@@ -411,11 +462,14 @@ def _packing(records, n, tiles, T: tl.constexpr, ROWS: tl.constexpr):
         tl.store(to, numbers, mask=in_rows[:, None] & (lane < _L)[None, :])
 
 
-@triton.jit(do_not_specialize=["count", "shares"])
-def _zeros(x, count, shares, T: tl.constexpr, BLOCK: tl.constexpr):
-    """Write zeros. Pointers: an array. Dimensions: how many, and what has no meaning here."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(x + at, tl.zeros([BLOCK], T), mask=at < count)
+@triton.jit(do_not_specialize=["n", "shares"])
+def _zeros(records, n, shares, T: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Set parts of an array to zero; see `mace.kernels.c_source.matrices`."""
+    q = records + tl.program_id(0) * 2
+    numbers, count = tl.load(q).to(tl.pointer_type(T)), tl.load(q + 1)
+    for block in range(tl.program_id(1), tl.cdiv(count, BLOCK), tl.num_programs(1)):
+        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        tl.store(numbers + at, tl.zeros([BLOCK], T), mask=at < count)
 
 
 @cache
@@ -433,5 +487,5 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     return {
         "products": KernelSequence((DeviceKernel(_products, lambda d: (int(d[1]),), 4, options), sums)),
         "packing": DeviceKernel(_packing, lambda d: (int(d[0]), 32), 4, {"T": number, "ROWS": _PACK_ROWS}),
-        "zeros": DeviceKernel(_zeros, lambda d: (triton.cdiv(int(d[0]), _BLOCK),), 4, {"T": number, "BLOCK": _BLOCK}),
+        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), 128), 4, {"T": number, "BLOCK": _BLOCK}),
     }

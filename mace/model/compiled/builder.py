@@ -298,7 +298,7 @@ class Builder:
             tables[key] = (*pair, tuple(table.shape))
         weights = {(int(name[1]), int(name[-1])): self.weight(value) for name, value in product.weights.items()}
         shared = plan.product_of_all_elements
-        groups = Groups(self.of_graph("one group"), self.of_graph("one group"), 1) if shared else self.groups
+        groups = Groups(self.of_graph("all rows"), self.of_graph("one group"), 1) if shared else self.groups
         place = self.of_graph("no place" if shared else "place")
         n_groups = Extent("one") if shared else Extent("groups")
         self.blocks.append(

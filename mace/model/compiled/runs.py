@@ -223,19 +223,16 @@ class _Run:
 
     def _arrays_of_graph(self) -> dict[str, Tensor]:
         """Return the arrays of the graph that the program reads, by name."""
-        graph = self._graph
-        counts = torch.tensor((0, *graph.element_counts), device="cpu")  # whatever torch's default device
-        made = {
-            "group starts": counts.cumsum(0),
-            "group index": torch.tensor(graph.elements_present, device="cpu"),
-            "place": torch.arange(len(counts) - 1, device="cpu").repeat_interleave(
-                counts[1:], output_size=graph.n_atoms
-            ),
-            "no place": counts.new_zeros(graph.n_atoms),
-            "one group": counts.new_zeros(2),
-        }
-        names = self.program.builder.given
-        found = {name: made[name] if name in made else getattr(graph, name).contiguous() for name in names}
+        graph, names = self._graph, self.program.builder.given
+        groups = graph.groups
+        made = {"group starts": groups.starts, "group index": groups.index, "place": groups.place}
+        if "one group" in names:  # of a contraction whose weights all elements share
+            made |= {
+                "no place": groups.place.new_zeros(graph.n_atoms),
+                "one group": groups.index.new_zeros(1),
+                "all rows": groups.starts[:: len(groups.index)],
+            }
+        found = {name: (made[name] if name in made else getattr(graph, name)).contiguous() for name in names}
         numbers = {"sign_of_slot", "positions", "cell"}
         return {name: value.double() if name in numbers else value.long() for name, value in found.items()}
 
@@ -291,7 +288,7 @@ class _Run:
             "neighbors": graph.max_neighbors,
             "pairs": len(graph.pair_sender) - 1,
             "slots": len(graph.pair_of_slot),
-            "groups": len(graph.elements_present),
+            "groups": len(graph.groups.index),
         }
 
     def _prepare(self) -> None:
@@ -301,7 +298,7 @@ class _Run:
         # whoever trains parameters may change them through `Tensor.data`, which is not counted
         if not program.tape.trained and not any(value.is_inference() or value.requires_grad for value in parameters):
             versions = tuple((value.data_ptr(), value._version) for value in parameters)
-            state = id(program), self._graph.elements_present, versions
+            state = id(program), self._graph.elements_present, len(self._graph.groups.index), versions
         if state is None or state != self._memory.prepared:
             self._memory.prepared = None
             self._workspace.run(PREPARE)
