@@ -19,6 +19,7 @@ N_ELEMENTS = 89
 R_MAX = 6.0
 NEIGHBORS = 57.0
 
+
 def frequencies(n_elements: int, generator: np.random.Generator) -> np.ndarray:
     """Return how often each element occurs: the k-th most frequent one ``1 / k`` times as often as the first."""
     weights = 1.0 / np.arange(1, n_elements + 1)

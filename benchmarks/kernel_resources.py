@@ -4,7 +4,7 @@ python benchmarks/kernel_resources.py --targets sm_90
 python benchmarks/kernel_resources.py --targets sm_80 gfx942 --hidden-irreps 128x0e --dtype float64 --json table.json
 
 Which kernels a model launches, with which constants and types, is seen by letting a training step and an evaluation
-run on tensors without numbers. Spills are what a thread writes to memory and reads back because registers do not suffice.
+run on tensors without numbers. Spills are what a thread writes to memory and reads back where registers do not suffice.
 """
 
 from __future__ import annotations
@@ -92,6 +92,13 @@ def gpu_target(name: str) -> Any:
     if name.startswith("sm_"):
         return GPUTarget("cuda", int(name[3:]), 32)
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+def _target_here() -> str:
+    """Return the target of the device of this machine, asked in another process, as this one will be divided."""
+    code = "import torch; p = torch.cuda.get_device_properties(0); "
+    code += "print(getattr(p, 'gcnArchName', '').split(':')[0] if torch.version.hip else f'sm_{p.major}{p.minor}')"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def calls_of(options: argparse.Namespace, dtype: str) -> list[Any]:
@@ -207,7 +214,11 @@ def _compile_all(options: argparse.Namespace, dtype: str, target: str, share: in
         calls = [(name, call) for name, call in calls if name.startswith(tuple(options.kernels))]
     if options.one_of_each:
         calls = [next((name, call) for name, call in calls if name.startswith(kind)) for kind in options.kernels]
-    return [compile_for(name, call, dtype, target) for name, call in calls[share::shares]]
+    found = []
+    for name, call in calls[share::shares]:
+        found.append(compile_for(name, call, dtype, target))
+        print(f"{target} {dtype} {name}: {found[-1].seconds:.1f} s {found[-1].failure}", file=sys.stderr, flush=True)
+    return found
 
 
 def markdown(results: list[Resources]) -> list[str]:
@@ -237,7 +248,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90", "gfx942"], help="sm_<number> or gfx<name>")
+    parser.add_argument(
+        "--targets", nargs="+", default=["sm_80", "sm_90", "gfx942"], help="sm_<number>, gfx<name>, here"
+    )
     parser.add_argument("--dtype", nargs="+", choices=["float32", "float64"], default=["float32", "float64"])
     parser.add_argument("--hidden-irreps", "--hidden_irreps", default="128x0e+128x1o", help="features between layers")
     parser.add_argument("--l-max", type=int, default=3, help="highest degree of the harmonics")
@@ -247,6 +260,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--radial-mlp", type=int, nargs="+", default=[64, 64, 64], help="hidden radial layers")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only kernels whose names begin so")
     parser.add_argument("--one-of-each", action="store_true", help="only the first kernel of each of --kernels")
+    parser.add_argument("--keep", action="store_true", help="keep what is compiled, for runs on a device to use")
     parser.add_argument("--jobs", type=int, default=1, help="compile in so many processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
     return parser
@@ -259,13 +273,15 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 keeps Triton from compiling; unset it.", file=sys.stderr)
         return 2
+    targets = [_target_here() if target == "here" else target for target in options.targets]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_DUMP_PTXAS_LOG"] = "1"
-        os.environ["TRITON_CACHE_DIR"] = folder  # nothing that was compiled before, so that times mean something
+        if not options.keep:
+            os.environ["TRITON_CACHE_DIR"] = folder  # nothing that was compiled before, so that times mean something
         with ProcessPoolExecutor(options.jobs) as pool:
             jobs = [
                 pool.submit(_compile_all, options, dtype, target, share, options.jobs)
-                for target in options.targets
+                for target in targets
                 for dtype in options.dtype
                 for share in range(options.jobs)
             ]

@@ -11,24 +11,19 @@ of caches that hold too little, of programs that wait, or of processors that are
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from ase import Atoms
-from crystals import N_ELEMENTS, R_MAX, frequencies, make_crystal, make_molecules
 from kernels import contraction_work, convolution_work
+from ours import configuration, make_plan
 from torch import Tensor
 from watching import Call, KernelCall, Watch, products_of
 
 from mace.elements import ElementTable
-from mace.equivariant.irreps import parse_irreps
 from mace.graphs.dataset import Batch
 from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
@@ -36,11 +31,9 @@ from mace.kernels.c_source.contraction import contraction_source
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
 from mace.kernels.triton_backend import TRITON
 from mace.model.mace import MACE
-from mace.model.plan import InteractionPlan, ModelPlan
 from mace.model.prediction import predict
-from mace.structures.configuration import Configuration
 from mace.training.loss import make_loss
-from mace.training.optimization import MovingAverage, parameter_groups
+from mace.training.optimization import MovingAverage
 from mace.training.step import loss_gradient
 
 
@@ -89,41 +82,26 @@ class Work:
 
 def make_model(options: argparse.Namespace, elements: tuple[int, ...], neighbors: float) -> MACE:
     """Build a model with random weights."""
-    irreps = parse_irreps(options.hidden_irreps)
-    plan = ModelPlan(
-        model="ScaleShiftMACE",
-        r_max=options.r_max,
-        l_max=options.l_max,
-        n_channels=irreps[0][0],
-        hidden_l=tuple(irrep.l for _, irrep in irreps),
-        radial_mlp=tuple(options.radial_mlp),
-        interactions=tuple(InteractionPlan(residual=layer > 0) for layer in range(options.layers)),
-        correlation=(options.correlation,) * options.layers,
-        avg_num_neighbors=neighbors,
-        atomic_numbers=elements,
-        reference_energies=(0.0,) * len(elements),
-        scale=1.0,
-    )
-    return MACE(plan, getattr(torch, options.dtype)).initialize(torch.Generator().manual_seed(0)).use_backend(TRITON)
+    wanted = {
+        "hidden": options.hidden_irreps,
+        "l_max": options.l_max,
+        "correlation": options.correlation,
+        "layers": options.layers,
+        "r_max": options.r_max,
+        "elements": elements,
+        "reference_energies": (0.0,) * len(elements),
+        "avg_num_neighbors": neighbors,
+        "scale": 1.0,
+    }
+    model = MACE(make_plan(wanted), getattr(torch, options.dtype))
+    return model.initialize(torch.Generator().manual_seed(0)).use_backend(TRITON)
 
 
 def make_batch(structures: list[Atoms], elements: tuple[int, ...], r_max: float) -> Batch:
     """Make a batch of labeled structures."""
-    return InMemoryDataset([configuration(atoms) for atoms in structures], ElementTable(elements), r_max).batch(
-        range(len(structures))
-    )
-
-
-def configuration(atoms: Atoms) -> Configuration:
-    """Return a structure with its labels."""
-    return Configuration(
-        atomic_numbers=atoms.numbers.astype(np.int64),
-        positions=atoms.positions,
-        cell=atoms.cell.array,
-        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
-        energy=atoms.get_potential_energy(),
-        forces=atoms.get_forces(),
-    )
+    return InMemoryDataset(
+        [configuration(atoms, labeled=True) for atoms in structures], ElementTable(elements), r_max
+    ).batch(range(len(structures)))
 
 
 def watch_step(model: MACE, batch: Batch) -> Watch:
@@ -165,8 +143,12 @@ def works(calls: list[Call], edges: int, atoms: int) -> Iterator[Work]:
 def _work_of(call: KernelCall, edges: int, atoms: int) -> tuple[float, float]:
     """Return the bytes and operations of a kernel; those of a sequence of kernels are those of all of them."""
     named, kernel = call.named, call.kernel
-    if call.records is not None and "partial" in named:
-        itemsize = 8 if kernel is not None and kernel.dtype == torch.float64 else 4
+    itemsize = 8 if kernel is not None and kernel.dtype == torch.float64 else 4
+    if call.name == "_zeros":
+        return itemsize * float(call.records[:, 1].sum()), 0.0
+    if call.name == "_packing":
+        return 2 * itemsize * float((call.records[:, 2] * call.records[:, 3]).sum()), 0.0
+    if call.records is not None:
         numbers, flops = products_of(call.records, sums=call.name == "_sums")
         return numbers * itemsize, flops
     n_bytes = sum(value.nbytes for value in call.arguments if isinstance(value, Tensor))

@@ -92,6 +92,7 @@ class Watch(TorchDispatchMode):
         self.copies = 0
         self._kernels: dict[Any, Kernel] = {}
         self._words: np.ndarray | None = None
+        self._width = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -119,14 +120,13 @@ class Watch(TorchDispatchMode):
         run_section = DeviceWorkspace.run
 
         def run(workspace: DeviceWorkspace, section: int) -> None:
-            self._words = workspace.words
+            self._words, self._width = workspace.words, workspace._recording.n_words
             run_section(workspace, section)
 
         def note(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
             records = None
             if function.arg_names[0] == "records":
-                count = arguments[2] if "partial" in function.arg_names else arguments[1]
-                records = self._records(arguments[0], count, "partial" in function.arg_names)
+                records = self._records(arguments[0], arguments[1 + ("partial" in function.arg_names)], function)
             of_program = self._kernels.get(function)
             self.calls.append(KernelCall(function, arguments, options, tuple(grid), of_program, records))
 
@@ -145,12 +145,17 @@ class Watch(TorchDispatchMode):
         ):
             yield
 
-    def _records(self, table: Tensor, count: int, products: bool) -> np.ndarray:
-        width = len(FIELDS) + len(PLANNED) if products else len(PACKED_FIELDS)
+    def _records(self, table: Tensor, count: int, function: Any) -> np.ndarray:
+        """Return the words of a list, of as many records, that begins where a table of words begins."""
+        widths = {"_packing": len(PACKED_FIELDS), "_zeros": len(CLEARED_FIELDS)}
+        width = widths.get(function.fn.__name__, self._width)
         start = table.storage_offset()
         assert self._words is not None
         return self._words[start : start + count * width].reshape(count, width).copy()
 
+
+CLEARED_FIELDS = ("array", "count")
+"""The numbers that describe an array to be set to zero."""
 
 _MAKES_ROOM = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.new_empty}
 _MAKES_ROOM |= {torch.ops.aten.detach, torch.ops.aten.alias}
