@@ -83,7 +83,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
     Args:
         model_paths: A model file of this program or of mace-torch, a glob pattern, or a list of either.
         models: Models in memory instead of files, one or a list; they are copied.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
         energy_units_to_eV: The model's unit of energy in eV, for models trained in other units.
         length_units_to_A: The model's unit of length in Angstrom; positions are converted too.
         default_dtype: ``float32`` or ``float64``, or the torch dtype; empty for the precision each model was trained

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from mace.cli.command import LogLevel, log_level, quiet, run_program
 from mace.errors import UserError
 from mace.files.outputs import check_output
-from mace.settings.declaration import Settings, inert_notes, setting
+from mace.settings.declaration import DeviceName, Settings, device_setting, inert_notes, setting
 from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class EvaluationSettings(Settings):
     descriptor_invariants_only: bool = setting(
         True, "leave out features that turn", group=_PREDICTED, only_with="return_descriptors"
     )
-    device: Literal["cpu", "cuda", "mps"] = setting("cpu", "where to compute", group=_SPEED)
+    device: DeviceName = device_setting("where to compute", group=_SPEED)
     default_dtype: Literal["float32", "float64"] = setting("float64", "precision", group=_SPEED)
     batch_size: int = setting(
         64,

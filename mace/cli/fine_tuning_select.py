@@ -22,7 +22,7 @@ from mace.cli.command import LogLevel, log_level, quiet, run_program
 from mace.errors import UserError
 from mace.files.outputs import check_output
 from mace.settings.data import AtomicNumbers
-from mace.settings.declaration import Settings, inert_notes, setting
+from mace.settings.declaration import DeviceName, Settings, device_setting, inert_notes, setting
 from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class SelectSettings(Settings):
     save_descriptors: str | None = setting(
         None, "file to keep the descriptors in (.npz)", group=_DESCRIPTORS, placeholder="FILE", default_words="none"
     )
-    device: Literal["cpu", "cuda", "mps"] = setting("cpu", "where to compute them", group=_DESCRIPTORS)
+    device: DeviceName = device_setting("where to compute them", group=_DESCRIPTORS)
     default_dtype: Literal["float32", "float64"] = setting("float64", "precision of the model", group=_DESCRIPTORS)
     head_pt: str | None = setting(
         None, "head= of the selected structures in the output", group="What is written", placeholder="NAME",

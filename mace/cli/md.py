@@ -22,7 +22,7 @@ from mace.cli.command import LogLevel, log_level, quiet, run_program
 from mace.dynamics.plan import SimulationPlan
 from mace.errors import UserError
 from mace.files.outputs import check_output
-from mace.settings.declaration import Settings, setting
+from mace.settings.declaration import DeviceName, Settings, device_setting, setting
 from mace.settings.reading import parse_settings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class DynamicsSettings(Settings):
         default_words="the one called default",
     )
     charges_key: str = setting("Qs", "array of charges, for models of dipoles", group=_START, placeholder="KEY")
-    device: str = setting("cpu", "cpu, cuda, cuda:1 or mps", group=_START, placeholder="DEVICE")
+    device: DeviceName = device_setting("where to compute", group=_START)
     default_dtype: Literal["float32", "float64"] | None = setting(
         None, "precision", group=_START, default_words="the model's"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -14,6 +15,11 @@ from mace.errors import RunInterrupted
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 """What schedulers, Ctrl-C and a terminal that is closed send."""
+
+
+AT_ONCE = 0.5
+"""Seconds within which a further signal is taken for the same request: schedulers send one to all processes of a job,
+and launchers among these pass it on."""
 
 
 class Interruption:
@@ -26,6 +32,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._time = 0.0
         self._patient, self._ignored = False, False
         self._before: dict[int, Any] = {}
         self.advice = "nothing was trained since the start of the program"
@@ -61,8 +68,10 @@ class Interruption:
         if self._ignored:
             return
         if self._signal is not None:
+            if time.monotonic() - self._time < AT_ONCE:
+                return
             os._exit(128 + number)
-        self._signal = number
+        self._signal, self._time = number, time.monotonic()
         if not self._patient:
             raise self.error(self.advice)
 

@@ -55,7 +55,7 @@ def estimate_energies(
         graph = graph_of_structures(labeled[start : start + batch_size], table, foundation.plan.r_max)
         energy = predict(foundation.model, graph, forces=False).energy
         assert energy is not None, "asked of models with energies only"
-        predicted += energy.detach().double().tolist()
+        predicted += energy.detach().cpu().double().tolist()
     differences = [
         replace(configuration, energy=configuration.energy - energy)
         for configuration, energy in zip(labeled, predicted, strict=True)

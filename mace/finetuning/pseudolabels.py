@@ -152,7 +152,7 @@ class _Evaluator:
             with part:
                 graph = self.dataset.graph(part.structures).to(self.model.embedding.device)
                 prediction = predict(self.model, graph, stress=True)
-                values = {name: getattr(prediction, name).detach().double().cpu().numpy() for name in self.found}
+                values = {name: getattr(prediction, name).detach().cpu().double().numpy() for name in self.found}
             if not part.fits:
                 continue
             n_atoms = self.dataset.atoms_of(part.structures)

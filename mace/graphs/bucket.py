@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import astuple, dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from mace.graphs.graph import Graph
-
-STEP = 1.15
-"""Ratio of neighboring capacities; what is padded is at most as much larger."""
-
-_LARGEST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,9 @@ class Bucket:
 
     @classmethod
     def of(cls, graph: Graph, n_elements: int, n_heads: int = 1) -> Bucket:
-        """Return the smallest bucket for a graph, each capacity from a fixed series in steps of about `STEP`.
+        """Return the smallest bucket for a graph, all of whose numbers are a `capacity`.
+
+        That of elements is a power of two, or all of them: without atoms, they take no time.
 
         Args:
             graph: The graph.
@@ -87,7 +81,7 @@ class Bucket:
             atoms=capacity(graph.n_atoms),
             neighbors=capacity(graph.max_neighbors),
             pairs=capacity(len(graph.pair_sender)),
-            elements=min(capacity(len(graph.elements_present)), n_elements),
+            elements=min(1 << (len(graph.elements_present) - 1).bit_length(), n_elements),
             structures=capacity(graph.n_structures + 1),
             heads=n_heads,
         )
@@ -97,22 +91,22 @@ class Bucket:
         return self.heads == other.heads and all(a >= b for a, b in zip(astuple(self), astuple(other), strict=True))
 
 
-@cache
-def _series() -> list[int]:
-    found = [1]
-    while found[-1] < _LARGEST:
-        found.append(max(found[-1] + 1, math.ceil(found[-1] * STEP)))
-    return found
-
-
 def capacity(number: int) -> int:
-    """Return the smallest capacity of the series that is not below a number."""
-    return _series()[bisect_left(_series(), number)]
+    """Return the smallest capacity that is not below a number.
+
+    There are four between a power of two and the next one, at equal distances, and below eight is every number. So
+    neighboring ones differ by 19 % on average, and what is padded is 9 % larger.
+    """
+    unit = 1 << max((number - 1).bit_length() - 3, 0)
+    return -(-number // unit) * unit
 
 
 def filled(values: Tensor, number: int, value: float = 0) -> Tensor:
-    """Append rows that hold a value, up to a number of rows."""
-    return functional.pad(values, (0, 0) * (values.dim() - 1) + (0, number - len(values)), value=value)
+    """Append rows that hold a value, up to a number of rows, on the CPU."""
+    given = values.numpy()
+    found = np.empty((number, *given.shape[1:]), given.dtype)
+    found[: len(given)], found[len(given) :] = given, value
+    return torch.from_numpy(found)
 
 
 def padded(graph: Graph, bucket: Bucket) -> Graph:
@@ -136,18 +130,20 @@ def padded(graph: Graph, bucket: Bucket) -> Graph:
         raise ValueError("the graph is padded already")
     if not bucket.holds(replace(real, structures=real.structures + 1, heads=bucket.heads)):
         raise ValueError(f"a graph of {real} does not fit into {bucket}")
-    n_more, n_slots = bucket.atoms - n, bucket.atoms * bucket.neighbors
-    last = graph.elements_present[-1]
+    n_more, last = bucket.atoms - n, graph.elements_present[-1]
+    places = torch.arange(n, bucket.atoms)
+    every_slot = np.arange(bucket.atoms * bucket.neighbors)
 
-    def renumbered(slots: Tensor) -> Tensor:
-        return slots if k == bucket.neighbors else slots + slots.div(k, rounding_mode="floor") * (bucket.neighbors - k)
+    def renumbered(slots: Tensor) -> np.ndarray:
+        values = slots.numpy()
+        return values if k == bucket.neighbors else values + values // k * (bucket.neighbors - k)
 
-    def spread(values: Tensor, empty: Tensor) -> Tensor:
-        empty.view(bucket.atoms, -1)[:n, :k] = values.view(n, k)
-        return empty
+    def spread(values: np.ndarray, empty: np.ndarray) -> Tensor:
+        empty.reshape(bucket.atoms, -1)[:n, :k] = values.reshape(n, k)
+        return torch.from_numpy(empty)
 
-    places, every_slot = torch.arange(n, bucket.atoms), torch.arange(n_slots)
-    is_empty = graph.pair_of_slot == len(graph.pair_sender) - 1
+    pairs = graph.pair_of_slot.numpy()
+    pairs = np.where(pairs == len(graph.pair_sender) - 1, bucket.pairs - 1, pairs)
     found = replace(
         graph,
         element=filled(graph.element, bucket.atoms, last),
@@ -160,14 +156,12 @@ def padded(graph: Graph, bucket: Bucket) -> Graph:
         pair_sender=filled(graph.pair_sender, bucket.pairs),
         pair_receiver=filled(graph.pair_receiver, bucket.pairs),
         pair_shift=filled(graph.pair_shift, bucket.pairs),
-        pair_of_slot=spread(
-            graph.pair_of_slot.masked_fill(is_empty, bucket.pairs - 1), torch.full((n_slots,), bucket.pairs - 1)
-        ),
-        sign_of_slot=spread(graph.sign_of_slot, torch.ones(n_slots, dtype=graph.sign_of_slot.dtype)),
-        sender_of_slot=spread(graph.sender_of_slot, torch.zeros(n_slots, dtype=torch.int64)),
+        pair_of_slot=spread(pairs, np.full_like(every_slot, bucket.pairs - 1)),
+        sign_of_slot=spread(graph.sign_of_slot.numpy(), np.ones(len(every_slot))),
+        sender_of_slot=spread(graph.sender_of_slot.numpy(), np.zeros_like(every_slot)),
         reverse_of_slot=spread(renumbered(graph.reverse_of_slot), every_slot),
         neighbor_count=filled(graph.neighbor_count, bucket.atoms),
-        slots_of_pair=filled(renumbered(graph.slots_of_pair), bucket.pairs),
+        slots_of_pair=filled(torch.from_numpy(renumbered(graph.slots_of_pair)), bucket.pairs),
         atoms_by_element=torch.cat([graph.atoms_by_element, places]),
         row_of_atom=torch.cat([graph.row_of_atom, places]),
         conditions={name: filled(values, bucket.atoms) for name, values in graph.conditions.items()},

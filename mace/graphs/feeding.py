@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from mace.errors import RunInterrupted, UserError
+from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Dataset
-from mace.graphs.graph import page_locked
-from mace.processes.devices import is_out_of_memory
+from mace.graphs.graph import Graph, page_locked
+from mace.processes.devices import is_out_of_memory, using
 from mace.settings import TrainingSettings
 
 _LOGGER = logging.getLogger(__name__)
@@ -74,14 +75,16 @@ class Feeding:
 
     Attributes:
         workers: Number of threads that gather batches ahead; with none, steps gather them themselves. If None, there is
-            one where that saves time.
+            one where that saves time: for what is read from a disk, and beside a GPU, which does the steps meanwhile.
         device: The CUDA device for whose copies they keep batches in page-locked memory, if any.
         heed: Called every second while a step waits for data; raises an exception to end that.
+        bucket_of: Returns the bucket to which a batch with some graph is padded; None for batches without padding.
     """
 
     workers: int | None = 0
     device: torch.device | None = None
     heed: Callable[[], None] = _heedless
+    bucket_of: Callable[[Graph], Bucket] | None = None
 
     @classmethod
     def of(cls, settings: TrainingSettings, device: torch.device, heed: Callable[[], None] = _heedless) -> Feeding:
@@ -91,7 +94,17 @@ class Feeding:
 
     def threads_for(self, dataset: Dataset) -> int:
         """Return how many threads gather the batches of a data set."""
-        return int(dataset.on_disk) if self.workers is None else self.workers
+        return int(dataset.on_disk or self.device is not None) if self.workers is None else self.workers
+
+    def gather(self, dataset: Dataset, structures: np.ndarray) -> Batch:
+        """Gather a batch as steps want it: padded, page-locked, or as it is."""
+        batch = dataset.batch(structures)
+        if self.bucket_of is not None:
+            batch = batch.padded(self.bucket_of(batch.graph))
+        if self.device is None:
+            return batch
+        with using(self.device):  # the current device is set per thread
+            return page_locked(batch)
 
     def open(self, dataset: Dataset, steps: Iterable[Step], divide: Divide[Step] = _at_once) -> Feed[Step]:
         """Return the batches of a pass through a data set, for a ``with`` statement.
@@ -200,7 +213,7 @@ class Feed(Generic[Step]):
         """Start one more thread unless there are enough for the tasks at hand."""
         if len(self._threads) >= min(self._most_threads, len(self._tasks)):
             return
-        work = (self._dataset, self._feeding.device, self._queue, self._closing)
+        work = (self._dataset, self._feeding, self._queue, self._closing)
         name = f"mace feeding {len(self._threads)}"
         thread = threading.Thread(target=_work, args=work, daemon=True, name=name)
         try:
@@ -242,7 +255,7 @@ class Feed(Generic[Step]):
     def _attempt(self, structures: np.ndarray) -> Future[Batch]:
         """Gather a batch in this thread."""
         batch: Future[Batch] = Future()
-        _gather(self._dataset, structures, self._feeding.device, batch)
+        _gather(self._dataset, structures, self._feeding, batch)
         return batch
 
     def _result(self, batch: Future[Batch], structures: np.ndarray) -> Batch:
@@ -276,23 +289,17 @@ class Feed(Generic[Step]):
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _gather(dataset: Dataset, structures: np.ndarray, device: torch.device | None, batch: Future[Batch]) -> None:
-    """Gather a batch, page-locked for a CUDA device if one is given, or keep what is raised instead."""
+def _gather(dataset: Dataset, structures: np.ndarray, feeding: Feeding, batch: Future[Batch]) -> None:
+    """Gather a batch, or keep what is raised instead."""
     try:
-        gathered = dataset.batch(structures)
-        if device is not None:
-            with torch.cuda.device(device):  # the current device is set per thread
-                gathered = page_locked(gathered)
-        batch.set_result(gathered)
+        batch.set_result(feeding.gather(dataset, structures))
     except BaseException as error:  # noqa: BLE001  # raised where the batch is asked for
         batch.set_exception(error)
 
 
-def _work(
-    dataset: Dataset, device: torch.device | None, tasks: SimpleQueue[_Task | None], closing: threading.Event
-) -> None:
+def _work(dataset: Dataset, feeding: Feeding, tasks: SimpleQueue[_Task | None], closing: threading.Event) -> None:
     """Gather batches until told to end."""
     while (task := tasks.get()) is not None and not closing.is_set():
         task.worker = threading.current_thread()
-        _gather(dataset, task.structures, device, task.batch)
+        _gather(dataset, task.structures, feeding, task.batch)
         del task  # the batch belongs to who takes it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mace.graphs.bucket import Bucket, ElementGroups, padded
+from mace.processes.devices import widest
 
 _Held = TypeVar("_Held")
 
@@ -169,7 +170,9 @@ class Graph:
             positions: Angstrom, float64, ``[atoms, 3]``.
         """
         moved = object.__new__(Graph)  # with what has been read from the tensors
-        vars(moved).update(vars(self), positions=positions.to(self.positions))
+        vars(moved).update(
+            vars(self), positions=carry(positions, self.positions.device, pinned=True).to(self.positions.dtype)
+        )
         return moved
 
     def to(self, device: torch.device | str, pinned: bool = False) -> Graph:
@@ -182,7 +185,7 @@ def _indices_present(indices: Tensor) -> tuple[int, ...]:
 
 
 def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _Held:
-    """Copy a tensor, or all those in a dictionary or dataclass, to a device.
+    """Copy a tensor, or all those in a dictionary or dataclass, to a device; to an accelerator in a single copy.
 
     Args:
         value: What holds them; what else it holds stays as it is. The properties in the ``READ_BEFORE_A_MOVE`` of a
@@ -193,19 +196,77 @@ def carry(value: _Held, device: torch.device | str, pinned: bool = False) -> _He
     Returns:
         The same there.
     """
-    kind = torch.device(device).type
-
-    def moved(tensor: Tensor) -> Tensor:
-        if kind == "mps" and tensor.dtype == torch.float64:
-            tensor = tensor.to(torch.float32)
-        return tensor.pin_memory().to(device, non_blocking=True) if pinned and kind == "cuda" else tensor.to(device)
-
-    return _with_each_tensor(value, moved)
+    device = torch.device(device)
+    if device.type == "cpu":
+        return _with_each_tensor(value, lambda tensor: tensor.to(device))
+    tensors = _tensors(value)
+    here = [_narrowed(tensor, device) for tensor in tensors if tensor.is_cpu]
+    there = iter(_copied(here, device, pinned and device.type == "cuda"))
+    return _with_each_tensor(value, lambda tensor: next(there) if tensor.is_cpu else tensor.to(device))
 
 
 def page_locked(value: _Held) -> _Held:
-    """Copy what `carry` takes to page-locked memory, from which it is carried without being copied once more."""
-    return _with_each_tensor(value, Tensor.pin_memory)
+    """Copy what `carry` takes to page-locked memory, all side by side, from where it is carried in a single copy."""
+    tensors = _tensors(value)
+    buffer, places = _packed(tensors, pinned=True)
+    views = iter([_view(buffer, place, tensor) for place, tensor in zip(places, tensors, strict=True)])
+    return _with_each_tensor(value, lambda _: next(views))
+
+
+_ALIGNMENT = 128
+"""Bytes; each tensor begins at a multiple of them in a buffer, as it would where a device allocates it alone."""
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """List the tensors in the order in which `_with_each_tensor` goes through them."""
+    found = list[Tensor]()
+
+    def find(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _with_each_tensor(value, find)
+    return found
+
+
+def _narrowed(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(widest(device)) if tensor.dtype == torch.float64 else tensor
+
+
+def _packed(tensors: Sequence[Tensor], pinned: bool) -> tuple[Tensor, list[int]]:
+    """Copy tensors side by side into a buffer of bytes; return it and where each one begins, a repeated one once."""
+    places, known, size = list[int](), dict[int, int](), 0
+    for tensor in tensors:
+        place = known.setdefault(id(tensor), size)
+        size += 0 if place < size else _room(tensor)
+        places.append(place)
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    for place, tensor in zip(places, tensors, strict=True):
+        _view(buffer, place, tensor).copy_(tensor)
+    return buffer, places
+
+
+def _room(tensor: Tensor) -> int:
+    """Return the bytes that a tensor takes in a buffer."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _view(buffer: Tensor, place: int, like: Tensor) -> Tensor:
+    """View a part of a buffer of bytes as a tensor like another one."""
+    return buffer[place : place + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def _copied(tensors: Sequence[Tensor], device: torch.device, pinned: bool) -> list[Tensor]:
+    """Copy tensors to a device in a single copy, through page-locked memory or not."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    (storage, *others) = storages.values() or [torch.UntypedStorage(0)]
+    if not others and storage.nbytes() and storage.is_pinned() and storage.nbytes() <= sum(map(_room, tensors)):
+        buffer = torch.empty(0, dtype=torch.uint8).set_(storage)
+        places = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+    else:
+        buffer, places = _packed(tensors, pinned)
+    there = buffer.to(device, non_blocking=pinned)
+    return [_view(there, place, tensor) for place, tensor in zip(places, tensors, strict=True)]
 
 
 def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held:

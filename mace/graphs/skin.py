@@ -106,7 +106,7 @@ class MovingStructures:
         """
         if self.skin == 0.0 or (len(structures) > 1 and not any(any(c.pbc) for c in structures)):
             # searched together, which is faster
-            return graph_of_structures(structures, self.elements, self.r_max, self.heads).to(self.device)
+            return graph_of_structures(structures, self.elements, self.r_max, self.heads).to(self.device, pinned=True)
         del self.searches[len(structures) :]  # left from an earlier call with more structures
         self.searches += [SkinNeighbors(self.skin) for _ in range(len(structures) - len(self.searches))]
         found = [search(structure, self.r_max) for search, structure in zip(self.searches, structures, strict=True)]
@@ -121,7 +121,7 @@ class MovingStructures:
             kept, arrays = deepcopy(list(structures)), arrays_of(structures, self.elements, self.heads)
         neighbors = join_neighbors(found)
         warn_of_many(neighbors, structures, self.r_max)
-        graph = assemble_graph(arrays, neighbors).to(self.device)
+        graph = assemble_graph(arrays, neighbors).to(self.device, pinned=True)
         # in large structures some pair always comes or goes, and rows depend on positions
         is_large = arrays.n_atoms.max(initial=0) >= MANY_ATOMS
         self._last = None if is_large else (kept, arrays, found, graph)

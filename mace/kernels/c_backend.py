@@ -22,7 +22,7 @@ from mace.kernels.c_source.parts import lanes
 from mace.kernels.compiler import CompilationError, compile_and_load, thread_pool
 from mace.kernels.convolution import Convolution
 from mace.kernels.gather import DirectedEdges, join_components, sum_to_pairs
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.symmetric_contraction import SymmetricContraction
 
@@ -128,6 +128,7 @@ class _Convolve(torch.autograd.Function):
     def forward(
         ctx: Any, work: _Convolution, harmonics: Tensor, radial: Tensor, *features: Tensor
     ) -> tuple[Tensor, ...]:
+        keep_purpose(ctx)
         ctx.work = work
         ctx.save_for_backward(harmonics, radial, *features)
         results = work.empty_results()
@@ -135,6 +136,7 @@ class _Convolve(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         harmonics, radial, *features = ctx.saved_tensors
         contiguous = [c.contiguous() for c in cotangents]
@@ -147,6 +149,7 @@ class _ConvolveBackward(torch.autograd.Function):
     def forward(
         ctx: Any, work: _Convolution, n_in: int, harmonics: Tensor, radial: Tensor, *others: Tensor
     ) -> tuple[Tensor | None, ...]:
+        keep_purpose(ctx)
         ctx.work, ctx.n_in, ctx.kind = work, n_in, current_pass()
         ctx.save_for_backward(harmonics, radial, *others)
         gradient, gradients = work.empty_radial(), work.zero_features()
@@ -159,6 +162,7 @@ class _ConvolveBackward(torch.autograd.Function):
         return (parts.sum(0)[:, : harmonics.shape[1]], gradient, *gradients)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
         if current_pass() is not Pass.PARAMETERS:
             raise RuntimeError("second derivatives by the geometry need the torch kernels; choose them for this model")
@@ -208,6 +212,7 @@ class _Contract(torch.autograd.Function):
     def forward(
         ctx: Any, terms: ContractionTerms, place: Tensor, features: Tensor, weights: Tensor
     ) -> tuple[Tensor, ...]:
+        keep_purpose(ctx)
         ctx.terms, ctx.place = terms, place
         ctx.save_for_backward(features, weights)
         n_atoms, _, n_channels = features.shape
@@ -216,6 +221,7 @@ class _Contract(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         contiguous = [c.contiguous() for c in cotangents]
         of_weights = ctx.needs_input_grad[3] and current_pass() is not Pass.GEOMETRY

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mace.equivariant.coupling import coupling_coefficients
 from mace.graphs.graph import Graph, carry
 from mace.kernels.gather import DirectedEdges, sum_slots
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 
 @dataclass(frozen=True)
@@ -294,11 +294,13 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slots: _Slots, harmonics: Tensor, radial: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         operands = slots.operands(harmonics, radial, features)
+        keep_purpose(ctx)
         ctx.slots, ctx.operands = slots, operands
         ctx.save_for_backward(harmonics, radial, *features)
         return slots.results([torch.bmm(g, u) for g, u in zip(operands.g, slots.batches(operands.u), strict=True)])
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return None, *_ConvolveBackward.apply(ctx.slots, ctx.operands, *ctx.saved_tensors, *cotangents)
 
@@ -308,6 +310,7 @@ class _ConvolveBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, slots: _Slots, operands: _Operands, *arguments: Tensor) -> tuple[Tensor | None, ...]:
+        keep_purpose(ctx)
         ctx.slots, ctx.operands = slots, operands
         ctx.save_for_backward(*arguments)
         ctx.set_materialize_grads(False)
@@ -321,6 +324,7 @@ class _ConvolveBackward(torch.autograd.Function):
         return of_harmonics, of_radial, *slots.to_features(of_features)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         slots, operands = ctx.slots, ctx.operands
         harmonics, radial, *others = ctx.saved_tensors

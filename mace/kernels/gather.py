@@ -1,7 +1,9 @@
 """Maps between atoms, pairs and slots whose derivatives are equally cheap: gathers, splits and concatenations.
 
 Every directed edge has a reverse, so the adjoint of taking the sender's row is summing, over an atom's own slots, the
-rows of the reversed edges: a gather and a dense sum, never a scatter. Results are deterministic on every device.
+rows of the reversed edges: a gather and a dense sum, never a scatter. Sums of rows that follow each other, as over the
+atoms of each structure, have kernels on devices, where torch's operations add in any order (`device_sums`); without
+them, those sums and nothing else may differ in the last bits from run to run.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph
+from mace.kernels import device_sums
+from mace.kernels.device_sums import has_kernels
 
 
 def gather_senders(values: Tensor, graph: Graph) -> Tensor:
@@ -112,6 +116,49 @@ def forces_of_pairs(gradient: Tensor, graph: Graph) -> Tensor:
     return _Move.apply(gradient, _pairs_to_forces, graph)
 
 
+def strain_of_pairs(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+    """Differentiate the energy by a symmetric strain, which maps every vector ``v`` to ``(1 + strain) v``.
+
+    Args:
+        gradient: The energy's gradient by the vectors of the pairs, ``[pairs, 3]``; the result is differentiable by it.
+        vectors: The vectors, ``[pairs, 3]``.
+        graph: The graph.
+
+    Returns:
+        ``[structures, 3, 3]``.
+    """
+    if has_kernels(gradient):
+        return _Move.apply(gradient, _pairs_to_strain, _StrainedPairs(graph, vectors))
+    structure = graph.structure_of_atom.index_select(0, graph.pair_sender)
+    return sum_segments(strains(gradient, vectors, graph), structure, graph.n_structures)
+
+
+def strains(gradient: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+    """Return what each pair contributes to `strain_of_pairs`, zero for padding, ``[pairs, 3, 3]``."""
+    product = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    return graph.clear_padding(0.5 * (product + product.transpose(1, 2)))
+
+
+def sum_segments(values: Tensor, segments: Tensor, n_segments: int) -> Tensor:
+    """Add up the rows of each segment, ``[rows, ...]`` to ``[segments, ...]``.
+
+    Args:
+        values: The rows.
+        segments: The segment of each row, ``[rows]``, in rising order where there are kernels for it.
+        n_segments: Number of segments.
+    """
+    if has_kernels(values):
+        return _Move.apply(values, _rows_to_segments, _Segments(segments, n_segments))
+    return values.new_zeros(n_segments, *values.shape[1:]).index_add(0, segments, values)
+
+
+def spread_segments(values: Tensor, segments: Tensor) -> Tensor:
+    """Copy the row of each segment to those that belong to it; the adjoint of `sum_segments`."""
+    if has_kernels(values):
+        return _Move.apply(values, _segments_to_rows, _Segments(segments, len(values)))
+    return values.index_select(0, segments)
+
+
 def join_components(pieces: Sequence[Tensor], dim: int = 1) -> Tensor:
     """Concatenate along a dimension; derivatives are splits or concatenations, without zero filling."""
     return pieces[0] if len(pieces) == 1 else _Join.apply(dim, *pieces)
@@ -120,6 +167,22 @@ def join_components(pieces: Sequence[Tensor], dim: int = 1) -> Tensor:
 def split_components(values: Tensor, sizes: Sequence[int], dim: int = 1) -> Sequence[Tensor]:
     """Split along a dimension; the adjoint of `join_components`."""
     return (values,) if len(sizes) == 1 else _Split.apply(dim, tuple(sizes), values)
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """The segment of each row, in rising order, ``[rows]``, and how many segments there are."""
+
+    of_row: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class _StrainedPairs:
+    """The pairs of a graph and their vectors."""
+
+    graph: Graph
+    vectors: Tensor
 
 
 class _Join(torch.autograd.Function):
@@ -148,7 +211,7 @@ class _Move(torch.autograd.Function):
     """A linear map of rows; its derivative is its adjoint from `_ADJOINT`, which is also such a map."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, move: _RowMap, indices: Graph | DirectedEdges) -> Tensor:
+    def forward(ctx: Any, values: Tensor, move: _RowMap, indices: Any) -> Tensor:
         ctx.move, ctx.indices = move, indices
         return move(values, indices)
 
@@ -199,6 +262,8 @@ def _atoms_to_rows(values: Tensor, graph: Graph) -> Tensor:
 
 
 def _pairs_to_forces(values: Tensor, graph: Graph) -> Tensor:
+    if has_kernels(values):
+        return device_sums.forces(values, graph)
     signs = graph.sign_of_slot.to(values.dtype).view(graph.n_atoms, 1, graph.max_neighbors)
     of_slot = values.index_select(0, graph.pair_of_slot).view(graph.n_atoms, graph.max_neighbors, 3)
     # one operation for products, sums and the sign of forces; the first argument is not read
@@ -207,8 +272,26 @@ def _pairs_to_forces(values: Tensor, graph: Graph) -> Tensor:
 
 
 def _forces_to_pairs(values: Tensor, graph: Graph) -> Tensor:
+    if has_kernels(values):
+        return device_sums.of_forces(values, graph)
     # both atoms of the padding are the same
     return values.index_select(0, graph.pair_sender) - values.index_select(0, graph.pair_receiver)
+
+
+def _pairs_to_strain(values: Tensor, pairs: _StrainedPairs) -> Tensor:
+    return device_sums.strain(values, pairs.vectors, pairs.graph)
+
+
+def _strain_to_pairs(values: Tensor, pairs: _StrainedPairs) -> Tensor:
+    return device_sums.of_strain(values, pairs.vectors, pairs.graph)
+
+
+def _rows_to_segments(values: Tensor, segments: _Segments) -> Tensor:
+    return device_sums.segment_sum(values, segments.of_row, segments.count)
+
+
+def _segments_to_rows(values: Tensor, segments: _Segments) -> Tensor:
+    return values.index_select(0, segments.of_row)
 
 
 _RowMap = Callable[[Tensor, Any], Tensor]
@@ -223,6 +306,10 @@ _ADJOINT: dict[_RowMap, _RowMap] = {
     _slots_to_edges: _real_edges_to_slots,
     _pairs_to_forces: _forces_to_pairs,
     _forces_to_pairs: _pairs_to_forces,
+    _pairs_to_strain: _strain_to_pairs,
+    _strain_to_pairs: _pairs_to_strain,
+    _rows_to_segments: _segments_to_rows,
+    _segments_to_rows: _rows_to_segments,
     _rows_to_atoms: _atoms_to_rows,
     _atoms_to_rows: _rows_to_atoms,
 }

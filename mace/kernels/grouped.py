@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, carry
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.gather import sum_segments
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 SIZES = (8, 16, 32, 64, 128, 256)
 """Possible numbers of rows of a tile."""
@@ -29,7 +30,7 @@ class _Tiling:
         rows: Row in each place of the tiles; the first for an empty place, ``[tiles * size]``.
         empty: Which places are empty, ``[tiles, size, 1]``.
         places: Place of each row, ``[rows]``.
-        matrices: Matrix of each tile, ``[tiles]``.
+        matrices: Matrix of each tile, in rising order, ``[tiles]``.
     """
 
     rows: Tensor
@@ -100,17 +101,18 @@ class _Grouped(torch.autograd.Function):
     def forward(
         ctx: Any, result: int, tiling: _Tiling, inputs: Any, matrices: Any, outputs: Any, n_matrices: int
     ) -> Tensor:
+        keep_purpose(ctx)
         ctx.result, ctx.tiling, ctx.n_matrices = result, tiling, n_matrices
         ctx.save_for_backward(inputs, matrices, outputs)
         if result == 1:
             x, y = tiling.tiles(inputs), tiling.tiles(outputs).masked_fill_(tiling.empty, 0.0)
-            total = x.new_zeros(n_matrices, x.shape[2], y.shape[2])
-            return total.index_add_(0, tiling.matrices, torch.bmm(x.mT, y))
+            return sum_segments(torch.bmm(x.mT, y), tiling.matrices, n_matrices)
         chosen = matrices.index_select(0, tiling.matrices)
         found = torch.bmm(tiling.tiles(inputs), chosen) if result == 2 else torch.bmm(tiling.tiles(outputs), chosen.mT)
         return found.flatten(0, 1).index_select(0, tiling.places)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         every = list(ctx.saved_tensors)
         every[ctx.result] = gradient

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 
 def activated_layers(first: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -54,11 +54,13 @@ class _Layers(torch.autograd.Function):
         values = [first]
         for weight in weights:
             values.append(functional.silu(values[-1]) @ weight)
+        keep_purpose(ctx)
         ctx.save_for_backward(*weights, *values)
         ctx.set_materialize_grads(False)
         return functional.silu(values[-1]), *values[1:]
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, gradient: Tensor | None, *of_values: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             gradient = torch.zeros_like(ctx.saved_tensors[-1])
@@ -74,6 +76,7 @@ class _LayersBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, n: int, gradient: Tensor, *arguments: Tensor) -> tuple[Tensor | None, ...]:
         weights, values, others = arguments[:n], arguments[n : 2 * n + 1], arguments[2 * n + 1 :]
+        keep_purpose(ctx)
         ctx.n, ctx.adjoints = n, _adjoints(gradient, weights, values, others)
         ctx.save_for_backward(gradient, *arguments)
         ctx.set_materialize_grads(False)
@@ -83,6 +86,7 @@ class _LayersBackward(torch.autograd.Function):
         return before[0], *(functional.silu(v).t() @ b for v, b in zip(values, before[1:], strict=False))
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, tangent: Tensor | None, *of_weights: Tensor | None) -> tuple[Tensor | None, ...]:
         n, (gradient, *arguments) = ctx.n, ctx.saved_tensors
         weights, values, others = arguments[:n], arguments[n : 2 * n + 1], arguments[2 * n + 1 :]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mace.equivariant.spherical_harmonics import harmonics_and_slopes, spherical_harmonics
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 Evaluate = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -81,11 +81,13 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lengths: Tensor, evaluate: Evaluate, slopes: Evaluate) -> tuple[Tensor, ...]:
         found = slopes(lengths)
+        keep_purpose(ctx)
         ctx.evaluate, ctx.slopes = evaluate, found[len(found) // 2 :]
         ctx.save_for_backward(lengths)
         return found[: len(found) // 2]
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (lengths,) = ctx.saved_tensors
         if current_pass() is not Pass.GEOMETRY:
@@ -98,6 +100,7 @@ class _Directions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
         lengths = vectors.norm(dim=-1)
+        keep_purpose(ctx)
         ctx.l_max, ctx.directions = l_max, vectors / lengths.unsqueeze(-1)
         harmonics, slopes = harmonics_and_slopes(ctx.directions, l_max)
         ctx.slopes = slopes / lengths.view(-1, 1, 1)
@@ -105,6 +108,7 @@ class _Directions(torch.autograd.Function):
         return lengths, harmonics
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         if current_pass() is not Pass.GEOMETRY:
             (vectors,) = ctx.saved_tensors

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mace.equivariant.symmetric_basis import symmetric_basis
-from mace.kernels.passes import Pass, current_pass
+from mace.kernels.passes import Pass, current_pass, heeding_purpose, keep_purpose
 
 Key = tuple[int, int]
 """Degree of the result and number of factors."""
@@ -257,6 +257,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, result: int, blocks: _Blocks, *operands: Tensor | None) -> Tensor:
+        keep_purpose(ctx)
         ctx.result, ctx.blocks = result, blocks
         ctx.save_for_backward(*operands)
         first, second = (i for i in range(3) if i != result)
@@ -275,6 +276,7 @@ class _Products(torch.autograd.Function):
         return torch.cat(found, dim=2 if result == 0 else 0)
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         every = list(ctx.saved_tensors)
         every[ctx.result] = gradient
@@ -296,12 +298,14 @@ class _Contract(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gradient = _Products.apply(2, blocks, matrices, contraction.products(padded), None)
         values = contraction.sum(contraction.select(padded, "factor") * gradient, "output")
+        keep_purpose(ctx)
         ctx.contraction, ctx.blocks = contraction, blocks
         ctx.save_for_backward(padded, matrices, gradient)
         ctx.set_materialize_grads(False)
         return *values.split([2 * degree + 1 for degree in contraction.l_out]), gradient
 
     @staticmethod
+    @heeding_purpose
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         contraction, (padded, matrices, gradient) = ctx.contraction, ctx.saved_tensors
         of_gradient, of_padded, of_matrices = cotangents[-1], None, None

@@ -30,7 +30,8 @@ class ClassChannels(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Embed class numbers, ``[atoms, 1]`` to ``[atoms, width]``."""
-        return self.table.index_select(0, values.squeeze(1).round().long() + self.offset)
+        # on devices, the derivative of an embedding is added up in a fixed order, unlike that of other selections
+        return functional.embedding(values.squeeze(1).round().long() + self.offset, self.table)
 
 
 class ValueChannels(nn.Module):

@@ -57,11 +57,11 @@ def with_one_head(model: MACE, head: str) -> MACE:
     if not plan.heads:
         return model
     place = plan.head_names.index(head)
-    taken = MACE(plan.of_head(place), model.dtype).to(model.embedding.device)
+    taken = MACE(plan.of_head(place), model.dtype)
     # without the parameters of the other heads, those of both models have the same order
     sources = [(value, model.roles[name]) for name, value in model.named_parameters()]
     kept = [(value, role) for value, role in sources if role.head in (None, place)]
     for (name, value), (source, role) in zip(taken.named_parameters(), kept, strict=True):
         # maps from the hidden layer of a readout are normalized as if their inputs were the hidden layers of all heads
-        value.copy_(source.double() * (role.fan_in / taken.roles[name].fan_in) ** -0.5)
-    return taken
+        value.copy_(source.cpu().double() * (role.fan_in / taken.roles[name].fan_in) ** -0.5)
+    return taken.move(model.embedding.device)

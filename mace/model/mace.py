@@ -17,7 +17,7 @@ from mace.graphs.graph import Graph
 from mace.kernels.backend import TORCH, Backend
 from mace.kernels.c_source.parts import TYPES
 from mace.kernels.convolution import Convolution
-from mace.kernels.gather import directed_edges, gather_pairs, restore_order, sum_slots
+from mace.kernels.gather import directed_edges, gather_pairs, restore_order, spread_segments, sum_slots
 from mace.kernels.radial_table import RadialTable
 from mace.kernels.slopes import lengths_and_harmonics
 from mace.kernels.symmetric_contraction import SymmetricContraction
@@ -32,6 +32,7 @@ from mace.model.radial import NuclearRepulsion, RadialEmbedding
 from mace.model.radial_network import NormalizedRadialNetwork
 from mace.model.readout import LinearReadout, dipole_readouts, energy_readouts, of_heads
 from mace.model.roles import declared_roles, learned
+from mace.processes.devices import widest
 
 _OF_HEADS = {"reference_energies": "reference_energies", "scale": "scales", "shift": "shifts"}
 """Constants of heads, and the names of the buffers that hold them."""
@@ -70,6 +71,8 @@ class MACE(nn.Module):
         plan: The plan.
         roles: Roles of the parameters, by name; see `mace.model.roles.Role`.
         backend: The back end that evaluates the inner loops; see `use_backend`.
+        tf32: Whether kernels may round the factors of products in radial networks and linear maps to TensorFloat-32, if
+            the weights are float32 and the device has it.
         radial_tables: Radial tables of every layer; None if networks are evaluated; see `use_radial_tables`.
         every_head: Plans of its heads; a single one for a model without several.
         reference_energies: Energies of isolated atoms in eV, float64, ``[heads, elements]``.
@@ -87,6 +90,7 @@ class MACE(nn.Module):
         super().__init__()
         self.plan = plan
         self.backend: Backend = TORCH
+        self.tf32 = False
         self.programs = Programs()
         self.radial_tables: tuple[RadialTable, ...] | None = None
         n = plan.n_channels
@@ -128,8 +132,13 @@ class MACE(nn.Module):
         reference = self.reference_energies
         self.use_radial_tables(None)
         self.to(dtype)
-        self.reference_energies = reference if reference.device.type != "mps" else reference.to(torch.float32)
+        self.reference_energies = reference.to(widest(reference.device))
         return self
+
+    def move(self, device: torch.device | str) -> MACE:
+        """Carry the model to a device, in place; its reference energies get the widest precision that this has."""
+        self.reference_energies = self.reference_energies.to(widest(torch.device(device)))
+        return self.to(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -264,7 +273,7 @@ class MACE(nn.Module):
     def channels(self, graph: Graph) -> Tensor:
         """Return the input of the first layer from elements and conditions, rows sorted by element, ``[atoms, n]``."""
         element = graph.element.index_select(0, graph.atoms_by_element)
-        channels = self.embedding.index_select(0, element) * self.plan.n_elements**-0.5
+        channels = spread_segments(self.embedding, element) * self.plan.n_elements**-0.5
         return channels if self.conditions is None else channels + self.conditions(graph)
 
     def _geometry(self, graph: Graph, vectors: Tensor) -> EdgeGeometry:

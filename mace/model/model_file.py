@@ -33,6 +33,7 @@ from mace.errors import UserError
 from mace.files.durable import write_durably
 from mace.model.mace import MACE
 from mace.model.plan import ModelPlan, first_problem
+from mace.processes.devices import widest
 from mace.properties import ASCII, COMPARED, PROPERTIES
 
 FORMAT_VERSION = 1
@@ -248,11 +249,9 @@ def carry_to(model: MACE, device: str | torch.device, dtype: torch.dtype) -> MAC
         UserError: If the device does not support the precision.
     """
     device = torch.device(device)
-    if device.type == "mps":
-        if dtype == torch.float64:
-            raise UserError("The device mps has no float64; ask for default_dtype float32 or for the device cpu.")
-        model.reference_energies = model.reference_energies.to(torch.float32)
-    return model.to_precision(dtype).to(device)
+    if dtype == torch.float64 and widest(device) != torch.float64:
+        raise UserError(f"The device {device} has no float64; ask for default_dtype float32 or for the device cpu.")
+    return model.to_precision(dtype).move(device)
 
 
 def _check_kind(path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mace.equivariant.activations import SIGMOID_SCALE, SILU_SCALE
 from mace.graphs.graph import Graph
 from mace.kernels.backend import Backend
-from mace.kernels.gather import gather_edges, sum_slots
+from mace.kernels.gather import gather_edges, spread_segments, sum_slots
 from mace.model.interaction import EdgeGeometry, Features, Interaction, linear_maps, mapped, scaled_maps
 from mace.model.plan import ModelPlan
 from mace.model.radial_network import EdgeInputs, NormalizedRadialNetwork, RadialNetwork
@@ -51,7 +51,7 @@ class NonlinearInteraction(Interaction):
         element = graph.element.index_select(0, graph.atoms_by_element)
         scale = len(self.source_embedding) ** -0.5
         senders, receivers = (
-            (embedding * scale).index_select(0, element) for embedding in (self.source_embedding, self.target_embedding)
+            spread_segments(embedding * scale, element) for embedding in (self.source_embedding, self.target_embedding)
         )
         return self.directed_inputs(senders, receivers, geometry, graph)
 

@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from mace.graphs.graph import Graph, pair_vectors
-from mace.kernels.gather import forces_of_pairs, restore_order
+from mace.kernels.gather import (
+    forces_of_pairs,
+    gather_pairs,
+    restore_order,
+    strain_of_pairs,
+    strains,
+    sum_segments,
+    sum_slots,
+)
 from mace.kernels.passes import Pass, differentiating_by
 from mace.model.compiled.runs import energies_and_gradient
 from mace.model.mace import MACE, AtomicOutput
+from mace.processes.devices import using
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,22 @@ class Prediction:
     reference_energies: Tensor | None = None
 
 
+def without_padding(prediction: Prediction, graph: Graph) -> Prediction:
+    """Return what is predicted for those atoms and structures of a graph that are no padding."""
+    if graph.real is None:
+        return prediction
+    n_atoms, n_structures, found = graph.real.atoms, graph.real.structures, dict[str, Any]()
+    for name, value in vars(prediction).items():
+        if isinstance(value, Tensor):
+            found[name] = value[: n_structures if name in ("energy", "stress", "virials", "dipole") else n_atoms]
+        elif value is not None:
+            found[name] = [{degree: rows[:n_atoms] for degree, rows in layer.items()} for layer in value]
+    return Prediction(**found)
+
+
 def sum_over_structures(values: Tensor, graph: Graph) -> Tensor:
     """Sum values of atoms over each structure, ``[atoms, ...]`` to ``[structures, ...]``."""
-    total = values.new_zeros(graph.n_structures, *values.shape[1:])
-    return total.index_add(0, graph.structure_of_atom, values)
+    return sum_segments(values, graph.structure_of_atom, graph.n_structures)
 
 
 def predict(
@@ -76,6 +97,14 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
+    with using(model.embedding.device):
+        return _predict(model, graph, forces, stress, training, atomic_virials, features)
+
+
+def _predict(
+    model: MACE, graph: Graph, forces: bool, stress: bool, training: bool, atomic_virials: bool, features: bool
+) -> Prediction:
+    """Evaluate a model whose device is the current one; see `predict`."""
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
     # programs are differentiated by weights alone, and not with radial tables
     by_torch = (
@@ -130,24 +159,19 @@ def predict(
 def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atomic_virials: bool) -> dict[str, Tensor]:
     """Differentiate the energy by a symmetric strain; return stress and virials, atomic virials, or both.
 
-    A strain maps every vector ``v`` to ``(1 + strain) v``, so each pair contributes the symmetric part of the outer
-    product of its vector and its gradient. In the atomic virials, each atom of a pair gets half.
+    In the atomic virials, each atom of a pair gets half.
     """
     found: dict[str, Tensor] = {}
-    product = vectors[:-1].unsqueeze(2) * gradient[:-1].unsqueeze(1)  # without the padding
-    of_pairs = 0.5 * (product + product.transpose(1, 2))
     if stress:
-        total = gradient.new_zeros(graph.n_structures, 3, 3)
-        by_strain = total.index_add(0, graph.structure_of_atom.index_select(0, graph.pair_sender)[:-1], of_pairs)
+        by_strain = strain_of_pairs(gradient, vectors, graph)
         volume = graph.volume.to(gradient.dtype).view(-1, 1, 1)
         missing = volume.isnan()
         # NaN is filled in last, so that no derivative becomes NaN
         per_volume = (by_strain / volume.masked_fill(missing, 1.0)).masked_fill(missing, float("nan"))
         found |= {"stress": per_volume, "virials": -by_strain}
     if atomic_virials:
-        halves, total = -0.5 * of_pairs, gradient.new_zeros(graph.n_atoms, 3, 3)
-        total = total.index_add(0, graph.pair_sender[:-1], halves)
-        found["atomic_virials"] = total.index_add(0, graph.pair_receiver[:-1], halves)
+        halves = -0.5 * strains(gradient, vectors, graph)
+        found["atomic_virials"] = restore_order(sum_slots(gather_pairs(halves, graph), graph), graph)
     return found
 
 
@@ -166,7 +190,7 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
     """
     positions = graph.positions.detach().clone().requires_grad_(True)
     moved = replace(graph, positions=positions)
-    with torch.enable_grad(), model.plain_kernels():
+    with using(model.embedding.device), torch.enable_grad(), model.plain_kernels():
         energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
         if energies is None:
             raise ValueError(f"a {model.plan.model} model has no energy to differentiate")

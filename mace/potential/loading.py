@@ -23,9 +23,9 @@ def find_device(name: str | torch.device) -> torch.device:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:  # raised by torch for names it cannot parse
-        raise UserError(f"There is no device '{name}'; choose cpu, cuda, cuda:1 or mps.") from error
+        raise UserError(f"There is no device '{name}'; choose cpu, cuda, cuda:1, mps or xpu.") from error
     if kind not in _DEVICES:
-        raise UserError(f"The device '{name}' is not supported; choose cpu, cuda, cuda:1 or mps.")
+        raise UserError(f"The device '{name}' is not supported; choose cpu, cuda, cuda:1, mps or xpu.")
     return choose_device(str(name), "float32")
 
 

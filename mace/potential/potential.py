@@ -5,6 +5,7 @@ Everything that uses trained models builds on this: the calculator, the evaluati
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -30,7 +31,10 @@ from mace.model.model_file import LoadedModel, ModelMetadata, carry_to
 from mace.model.prediction import Prediction, predict
 from mace.potential.loading import expand_models, find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
+from mace.processes.devices import rounding_of_products
 from mace.structures.configuration import Configuration
+
+_LOGGER = logging.getLogger(__name__)
 
 _Kind = tuple[tuple[int, ...], float, tuple[str, ...]]
 """What the graphs of models depend on: elements, cutoff and heads."""
@@ -150,7 +154,9 @@ class Potential:
             if follow:
                 made[key] = self._moving_structures(key).graph(structures)
             else:
-                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(self.device)
+                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(
+                    self.device, pinned=True
+                )
         return [made[key] for key in self._kinds]
 
     def _moving_structures(self, key: _Kind) -> MovingStructures:
@@ -250,6 +256,8 @@ def open_potential(
     if len({member.model.plan.outputs for member in members}) > 1:
         words = " and ".join(sorted({member.model.plan.model for member in members}))
         raise UserError(f"{caller}: a committee of {words} models cannot be formed; they predict different things.")
+    if rounded := rounding_of_products(device, members[0].model.dtype):
+        _LOGGER.warning("%s", rounded)
     return Potential(members, skin)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from mace.errors import UserError
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of rank, number of processes, rank on the machine, and where the first process can be reached."""
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 _MPI = {
     "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -19,7 +20,8 @@ _MPI = {
 _FIRST_PORT, _PORTS = 20000, 20000
 
 HOW = (
-    "start the program with torchrun --nproc_per_node=N -m mace.cli.run_train ..., with srun in a SLURM job "
+    "use --devices=N on one machine, or start the program with torchrun --nproc_per_node=N -m mace.cli.run_train ..., "
+    "with srun in a SLURM job "
     "(--launcher=slurm), or with mpirun (--launcher=mpi)"
 )
 
@@ -70,7 +72,7 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
     wanted = launcher
     if launcher == "auto":
         found = {
-            "torchrun": all(n in environment for n in _TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"),
+            "torchrun": all(n in environment for n in TORCHRUN) and (distributed or environment["WORLD_SIZE"] != "1"),
             "mpi": distributed and any(name in environment for name in _MPI),
             "slurm": distributed and all(name in environment for name in _SLURM),
         }
@@ -83,6 +85,20 @@ def find_launch(distributed: bool, launcher: str, environment: Mapping[str, str]
     if not 0 <= launch.rank < launch.size:
         raise UserError(f"--launcher={wanted}: process {launch.rank} of {launch.size} does not exist; {HOW}.")
     return launch
+
+
+def check_size(devices: int | None, launch: Launch | None) -> None:
+    """Check that there are as many processes as the setting says, if it says so.
+
+    Raises:
+        UserError: If there are not.
+    """
+    size = 1 if launch is None else launch.size
+    if devices is not None and devices != size:
+        raise UserError(
+            f"--devices={devices}, but the run has {size} process{'es' * (size > 1)}: the command mace_run_train "
+            "starts them itself, and with another launcher the flag is to be left out."
+        )
 
 
 def started_together(environment: Mapping[str, str]) -> int:

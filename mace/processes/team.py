@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from mace.errors import RunInterrupted, UserError
-from mace.processes.devices import is_out_of_memory
+from mace.processes.devices import device_count, device_identity, is_out_of_memory, synchronize, using
 from mace.processes.launch import Launch
 from mace.processes.watchdog import INTERVAL, Watchdog
 
@@ -34,6 +34,13 @@ _Result = TypeVar("_Result")
 
 MEETING_TIME = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
+
+LONGEST_WAIT = timedelta(minutes=60)
+"""How long processes wait for what others compute before torch takes that for an error; NCCL then ends the program
+without a word. Processes that are gone are noticed long before, and a step may wait ten minutes for a slow disk."""
+
+_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+"""What adds up numbers on devices; torch for AMD has RCCL under the name of NVIDIA's."""
 
 _TELLING_TIME = 3.0
 """Seconds for telling the others of an error."""
@@ -109,6 +116,22 @@ class Team:
         """Return whether a condition holds in at least one process."""
         return any(self.gather(condition))
 
+    def together(self) -> None:
+        """Wait until all processes have reached this point.
+
+        The first one may get there late, as it alone writes files. If the others ended before, they would be taken for
+        lost, and launchers end a process soon after another one.
+        """
+
+    def unless_lost(self, work: Callable[[], _Result]) -> _Result:
+        """Do work that waits for what other processes compute, as long as there are all of them."""
+        return work()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let files be written inside a ``with`` block without haste, even if another process has failed meanwhile."""
+        yield
+
     def require_agreement(self, what: str, facts: Mapping[str, str]) -> None:
         """Check that all processes were given the same input, before they work on it together.
 
@@ -158,23 +181,27 @@ class DistributedTeam(Team):
 
     Args:
         launch: The place of this process among them.
-        device: ``cpu`` or a CUDA device of this process's own.
+        device: ``cpu``, or a CUDA or XPU device of this process's own.
 
     Raises:
-        UserError: If the others cannot be reached.
+        UserError: If the others cannot be reached, or two processes have the same device.
     """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         self.rank, self.size, self._device = launch.rank, launch.size, device
         self._used: dict[str, list[bool]] = {}
         hosts_store = launch.rank == 0 and not launch.has_store
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
         def meet() -> tuple[TCPStore, TCPStore]:
             store = TCPStore(launch.address, launch.port, launch.size, hosts_store, MEETING_TIME)
-            dist.init_process_group(backend, store=PrefixStore("mace", store), rank=launch.rank, world_size=launch.size)
+            # what processes say to each other stays on the CPU, where it does not wait for a device
+            dist.init_process_group(
+                "gloo",
+                store=PrefixStore("mace", store),
+                rank=launch.rank,
+                world_size=launch.size,
+                timeout=LONGEST_WAIT,
+            )
             # a separate connection: the watchdog must communicate while the other one waits
             return store, TCPStore(launch.address, launch.port, launch.size, False, MEETING_TIME, False)
 
@@ -191,21 +218,61 @@ class DistributedTeam(Team):
             self.gather(f"{socket.gethostname()}, process id {os.getpid()}"),
             f"{launch.address}:{launch.port}" if launch.has_store else None,
         )
+        self._group = None if device.type == "cpu" else self._connect_devices()
+
+    def _connect_devices(self) -> dist.ProcessGroup:
+        """Connect the devices, for the sums of gradients.
+
+        A communicator is made with the first sum and needs memory of the device, of which a step may leave none.
+
+        Raises:
+            UserError: If two processes have the same device.
+        """
+        host, identity = socket.gethostname(), device_identity(self._device)
+        every = self.gather((host, identity))
+        for rank, own in enumerate(every):
+            first = every.index(own)
+            if first != rank and own[1] is not None:
+                raise UserError(
+                    f"Processes {first} and {rank} have the same device, {self._device.type} {own[1]} of {own[0]}; "
+                    "start no more processes than there are devices, and let each see one of its own or all."
+                )
+        backend = _BACKENDS[self._device.type]
+
+        def connect() -> dist.ProcessGroup:
+            with using(self._device):
+                group = dist.new_group(timeout=LONGEST_WAIT, backend=backend)
+                dist.all_reduce(torch.ones(1, device=self._device), group=group)
+                synchronize(self._device)
+            return group
+
+        try:
+            return self.unless_lost(connect)
+        except RuntimeError as error:
+            raise UserError(
+                f"The devices cannot be connected by {backend.upper()} ({_first_line(error)[:200]}); NCCL_DEBUG=INFO "
+                "makes it say more, and a single process needs no connection."
+            ) from error
 
     def share(self, structures: np.ndarray, edges: np.ndarray) -> np.ndarray:
         """Return this process's share; structures are dealt out in order of their size."""
         return structures[np.argsort(-edges, kind="stable")[self.rank :: self.size]]
 
     def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
-        """Sum gradients and numbers in a single message."""
+        """Sum gradients and numbers in a single message.
+
+        All gradients are there at once, at the end of one backward pass, so there is nothing to send earlier; and one
+        message of some megabytes fills the connection, which many small ones do not. A device does it in the order of
+        its other work, and nobody waits for it here.
+        """
         if kind not in self._used:
             mask = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self._device)
-            self._call(lambda: dist.all_reduce(mask, op=dist.ReduceOp.MAX))
+            self._call(lambda: dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self._group))
             self._used[kind] = [value > 0.0 for value in mask.tolist()]
         moved = [p for p, used in zip(parameters, self._used[kind], strict=True) if used]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         flat = torch.cat([part.reshape(-1) for part in parts] + [numbers.to(parameters[0].dtype)])
-        self._call(lambda: dist.all_reduce(flat))
+        self._call(lambda: dist.all_reduce(flat, group=self._group))
         place = 0
         for parameter in moved:
             parameter.grad = flat[place : place + parameter.numel()].view_as(parameter)
@@ -230,21 +297,35 @@ class DistributedTeam(Team):
         Raises:
             LostProcess: If one of them does not take part.
         """
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
         def work() -> None:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)  # the current device is set per thread
-            collective()
+            # device and stream are set per thread; of the latter, the result is to be a part
+            with using(self._device), torch.cuda.stream(stream):
+                collective()
 
         try:
-            self._unless_lost(work)
+            self.unless_lost(work)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             unknown = f"another process has ended or cannot be reached ({_first_line(error)[:120]})"
-            raise self._lost(self._unless_lost(self._watchdog.lost) or unknown) from error
+            raise self._lost(self.unless_lost(self._watchdog.lost) or unknown) from error
 
-    def _unless_lost(self, work: Callable[[], _Result]) -> _Result:
+    def together(self) -> None:
+        """Wait until all processes have reached this point."""
+        self._call(dist.barrier)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Tell the watchdog that it should not hurry."""
+        self._watchdog.writes = True
+        try:
+            yield
+        finally:
+            self._watchdog.writes = False
+
+    def unless_lost(self, work: Callable[[], _Result]) -> _Result:
         """Do work that waits for other processes, as long as there are all of them.
 
         Nothing else ends it: a connection to a machine that was cut off or switched off looks like one that is idle.
@@ -272,7 +353,7 @@ class DistributedTeam(Team):
             try:
                 yield
             except RunInterrupted as error:
-                if reason := self._unless_lost(self._watchdog.lost):
+                if reason := self.unless_lost(self._watchdog.lost):
                     raise self._lost(reason) from error
                 raise
         except LostProcess:
@@ -281,9 +362,10 @@ class DistributedTeam(Team):
 
     def leave(self) -> None:
         """Disconnect from the other processes, once all have reached this point."""
-        self._call(dist.barrier)
+        self.together()
         self._watchdog.leave()
-        dist.destroy_process_group()
+        with using(self._device):
+            dist.destroy_process_group()
         # the process that serves the store leaves last
         if self.is_first:
             time.sleep(0.2)
@@ -344,20 +426,29 @@ def make_team(launch: Launch | None, device: torch.device) -> Team:
 def own_device(name: str, launch: Launch | None) -> str:
     """Return the device of this process; on a machine with several GPUs, each process has its own.
 
+    Schedulers may show each process one GPU alone, which is its first one then.
+
     Raises:
         UserError: If the named device cannot be divided among processes.
     """
     if launch is None or launch.size == 1 or name == "cpu":
         return name
-    if name != "cuda":
-        raise UserError(f"--device={name} cannot be used by several processes; use cuda or cpu.")
-    count = torch.cuda.device_count()
+    if name not in _BACKENDS:
+        kind = name.partition(":")[0]
+        instead = f"leave out the number: each process takes one of its own with --device={kind}"
+        raise UserError(
+            f"--device={name} cannot be used by several processes; "
+            f"{instead if kind in _BACKENDS else 'use cuda, xpu or cpu'}."
+        )
+    count = device_count(name)
+    if count == 1:
+        return f"{name}:0"
     if launch.local_rank >= max(count, 1):
         raise UserError(
             f"process {launch.local_rank} of this machine has no GPU: there are {count}; start no more processes than "
             "that."
         )
-    return f"cuda:{launch.local_rank}"
+    return f"{name}:{launch.local_rank}"
 
 
 def own_part(items: Iterable[int] | np.ndarray, team: Team) -> np.ndarray:

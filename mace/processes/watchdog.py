@@ -24,6 +24,9 @@ stops all processes, and none of them is gone."""
 PATIENCE = 15.0
 """Seconds a process has to end by itself once it knows of an error, its files written."""
 
+WRITING = 40
+"""Times `PATIENCE` that it has if it is about to write files."""
+
 _FAILED = "mace/failed"
 
 
@@ -38,6 +41,7 @@ class Watchdog(threading.Thread):
     Attributes:
         found: What is wrong with another process, once that is known: to wait for it any longer is in vain.
         left: Whether this process has left on purpose.
+        writes: Whether this process is about to write files, which may take a while.
     """
 
     def __init__(self, store: TCPStore, rank: int, size: int) -> None:
@@ -49,7 +53,7 @@ class Watchdog(threading.Thread):
         self._told = threading.Event()
         self._beats = 0
         self._failure: str | None = None
-        self.found, self.left = Future[str](), False
+        self.found, self.left, self.writes = Future[str](), False, False
         self._is_reached = True
         store.set_timeout(timedelta(seconds=10))
         store.set(f"mace/alive/{rank}", "0")
@@ -180,7 +184,10 @@ class Watchdog(threading.Thread):
             except InvalidStateError:  # found in another way too
                 pass
         # the main thread may be waiting in native code, or for a file system that has gone as well
-        if self._told.wait(PATIENCE):
-            return
+        for _ in range(WRITING):
+            if self._told.wait(PATIENCE):
+                return
+            if not self.writes:
+                break
         print(plain(f"process {self._rank} ended, because {text}."), file=sys.stderr, flush=True)
         os._exit(status)

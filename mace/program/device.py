@@ -20,9 +20,10 @@ from mace.kernels.c_source.contraction import contraction_source
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
 from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import geometry_source
-from mace.kernels.c_source.matrices import FIELDS, matrices_source
+from mace.kernels.c_source.matrices import matrices_source
+from mace.kernels.triton_source.records import PLANNED, RECORD
 from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
-from mace.program.schedule import scheduled
+from mace.program.schedule import scheduled, with_activations
 from mace.program.workspace import Memory, TableMaker, Workspace
 
 if TYPE_CHECKING:
@@ -105,23 +106,22 @@ class DeviceRecording:
     """
 
     def __init__(self, sections: Sequence[Sequence[Launch]], dtype: torch.dtype, tf32: bool) -> None:
-        self.dtype, planned = dtype, _module("matrices").PLANNED
-        self.n_words = len(FIELDS) + len(planned)
+        self.dtype, self.n_words = dtype, len(RECORD)
         self._tf32, self._maker = tf32, TableMaker()
-        sections = [scheduled(section) for section in sections]
+        sections = [scheduled(with_activations(section)) for section in sections]
         launches = list(itertools.chain(*sections))
         products = [launch for launch in launches if launch.kernel.name == "products"]
         self.lists = [len(launch.records) for launch in products]
-        unplanned = (0,) * len(planned)
-        made = {launch: self._list(launch, number, unplanned) for number, launch in enumerate(products)}
+        made = {launch: self._list(launch, number, len(RECORD)) for number, launch in enumerate(products)}
         self.end_of_products = sum(self.lists) * self.n_words
         self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
         self.table = self._maker.finish()
         convolutions = [x for x in launches if x.kernel.source in (convolution_source, tabulated_source)]
         self.shares = max((x.units for x in convolutions if isinstance(x.units, int)), default=1)
 
-    def _list(self, launch: Launch, number: int | None, more: tuple[int, ...] = ()) -> _List:
-        place = self._maker.append([word for record in launch.records for word in (*record, *more)])
+    def _list(self, launch: Launch, number: int | None, length: int = 0) -> _List:
+        rows = [(*record, *(0,) * (length - len(record))) for record in launch.records]
+        place = self._maker.append([word for row in rows for word in row])
         return _List(device_kernel(launch.kernel, self._tf32), place, number, len(launch.records))
 
     def _other(self, launch: Launch) -> _List | _Direct:
@@ -201,7 +201,7 @@ class DeviceWorkspace(Workspace):
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
         planned = _module("matrices").plan(records, np.array(recording.lists))
-        records[:, -planned.columns.shape[1] :] = planned.columns
+        records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)
         if self._copy is None:

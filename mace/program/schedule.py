@@ -10,15 +10,69 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from mace.kernels.c_source.matrices import FIELDS
+from mace.kernels.triton_source.records import ADJOINT, GRADIENT, RECORD, TANGENT, VALUE
 from mace.program.record import Array, Launch, Pointer, Word
 
-_WRITTEN = {"products": (FIELDS.index("c"),), "packing": (1,), "zeros": (0,)}
+_WRITTEN = {
+    "products": tuple(RECORD.index(name) for name in ("c", "sigmoid", "first", "second")),
+    "packing": (1,),
+    "zeros": (0,),
+}
 """Places of what is written in the records of a list."""
 
 _READ_ONLY = {
     **{"silu_value": (0,), "silu_gradient": (0, 1, 2), "silu_tangent": (0, 1, 2, 3), "silu_adjoint": (0, 1, 2)},
 }
 """Places of pointers that kernels only read; of others, all are taken for written, unless nobody may write them."""
+
+
+_ADD = FIELDS.index("add")
+_KINDS = {"silu_value": VALUE, "silu_gradient": GRADIENT, "silu_tangent": TANGENT, "silu_adjoint": ADJOINT}
+
+
+def with_activations(launches: Sequence[Launch]) -> list[Launch]:
+    """Let products compute activations of their results, where a launch for these has followed.
+
+    Args:
+        launches: The launches of a section.
+    """
+    order: list[Launch] = []
+    for launch in launches:
+        found = _product_before(order, launch) if launch.kernel.name in _KINDS else None
+        if found is None:
+            order.append(launch)
+            continue
+        place, record = found
+        product = order[place]
+        order[place] = replace(product, records=tuple(other for other in product.records if other is not record))
+        order.append(replace(product, records=(_with_activation(record, launch),)))
+    return [launch for launch in order if launch.pointers or launch.records]
+
+
+def _product_before(order: Sequence[Launch], activation: Launch) -> tuple[int, tuple[Word, ...]] | None:
+    """Return the place and the record of the product whose result nothing but an activation reads so far."""
+    (array,) = _homes(activation.pointers[:1] if activation.kernel.name == "silu_value" else activation.pointers[2:3])
+    for place in range(len(order) - 1, -1, -1):
+        using = [node for node in _nodes(order[place]) if array in node.reads]
+        if not using:
+            continue
+        record = using[0].record
+        if len(using) > 1 or record is None or len(record) > len(FIELDS) or array not in using[0].writes:
+            return None
+        return None if order[place].kernel.name != "products" or record[_ADD] else (place, record)
+    return None
+
+
+def _with_activation(record: tuple[Word, ...], activation: Launch) -> tuple[Word, ...]:
+    """Return the record of a product that computes an activation too."""
+    kind = _KINDS[activation.kernel.name]
+    z, sigmoid, *others = activation.pointers
+    given, second = None, None
+    if kind == TANGENT:
+        _, given, first, second = others
+    else:
+        first = others[-1]
+    return (*record, kind, z, sigmoid, first, second, given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +141,9 @@ def _nodes(launch: Launch) -> list[_Node]:
     """Return the records of a list, which may run in any order, or the launch."""
     if launch.records:
         places = _WRITTEN[launch.kernel.name]
-        return [_Node(launch, row, _homes(row), _homes(row[place] for place in places)) for row in launch.records]
+        return [
+            _Node(launch, row, _homes(row), _homes(row[x] for x in places if x < len(row))) for row in launch.records
+        ]
     read_only = _READ_ONLY.get(launch.kernel.name, ())
     homes = _homes(launch.pointers)
     constant = _homes(word for place, word in enumerate(launch.pointers) if place in read_only)

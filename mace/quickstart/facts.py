@@ -169,6 +169,8 @@ def look_at_machine(device: str | None, threads: int | None) -> Machine:
     memory: int | None = None
     if device.startswith("cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(torch.device(device)).total_memory
+    elif device.startswith("xpu") and torch.xpu.is_available():
+        memory = torch.xpu.get_device_properties(torch.device(device)).total_memory
     elif device == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(device, threads or torch.get_num_threads(), memory)

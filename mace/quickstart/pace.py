@@ -19,7 +19,7 @@ from mace.graphs.in_memory import InMemoryDataset
 from mace.model.kernel_choice import choose_kernels
 from mace.preparation.preparation import prepare
 from mace.preparation.reading import DataSets, InputData
-from mace.processes.devices import choose_device, keep_freed_memory, peak_memory, set_threads
+from mace.processes.devices import choose_device, keep_freed_memory, peak_memory, set_threads, using
 from mace.processes.team import Team
 from mace.reporting.records import RecordWriter
 from mace.runs.initial_model import initial_model
@@ -98,7 +98,11 @@ def measure_pace(settings: TrainingSettings, data: InputData, progress: Training
     # on the disk that the run will use
     work_dir = Path(settings.work_dir)
     parent = next((folder for folder in (work_dir, *work_dir.absolute().parents) if folder.is_dir()), None)
-    with tempfile.TemporaryDirectory(prefix=".mace_quickstart-", dir=parent) as folder, RecordWriter(None) as records:
+    with (
+        using(device),
+        tempfile.TemporaryDirectory(prefix=".mace_quickstart-", dir=parent) as folder,
+        RecordWriter(None) as records,
+    ):
         facts = {"data": {}, "processes": 1, "run": "timing"}
         keeper = StateKeeper(CheckpointFolder(Path(folder), "timing"), records, model.plan, facts, minutes=60.0)
         trainer = Trainer(context, state, preparation.train, preparation.valid, keeper)

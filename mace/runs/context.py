@@ -21,6 +21,7 @@ from mace.errors import RunInterrupted, UserError
 from mace.files.ownership import Ownership
 from mace.planning.model_choices import reported_table
 from mace.planning.objectives import Losses
+from mace.processes.devices import products_in
 from mace.processes.launch import Launch, started_together
 from mace.processes.team import make_team
 from mace.reporting.tables import errors_in_words
@@ -87,7 +88,11 @@ def run_context(choices: Choices, console: Console | None = None) -> Iterator[Ru
         RunInterrupted: If a signal to stop arrived.
     """
     settings, device = choices.settings, choices.device
-    with Interruption() as interruption, make_team(choices.launch, device) as team:
+    with (
+        Interruption() as interruption,
+        products_in(device, settings.tf32) as notes_on_products,
+        make_team(choices.launch, device) as team,
+    ):
         facts = {f"--{n}": json.dumps(v) for n, v in settings.model_dump(mode="json", exclude={"config"}).items()}
         team.require_agreement("settings", {"the version of mace": __version__} | facts)
         console = console or PlainConsole(quiet=not team.is_first)
@@ -110,7 +115,7 @@ def run_context(choices: Choices, console: Console | None = None) -> Iterator[Ru
                 log_environment(settings, device, team)
                 for note in choices.notes:
                     _LOGGER.info("%s", note)
-                for warning in [*choices.warnings, *ownership.notes]:
+                for warning in [*choices.warnings, *notes_on_products, *ownership.notes]:
                     _LOGGER.warning("%s", warning)
                 writes_page = team.is_first and settings.report and not settings.dry_run
                 page = folders.results / f"{folders.tag}.html" if writes_page else None

@@ -12,7 +12,7 @@ from mace.elements import chemical_symbol
 from mace.finetuning.freezing import moved_in_words
 from mace.graphs.batch_size import plan_batches, spreads, training_batch
 from mace.preparation.preparation import Preparation
-from mace.processes.devices import peak_memory
+from mace.processes.devices import peak_memory, synchronize
 from mace.runs.context import RunContext
 from mace.settings import TrainingSettings
 from mace.training.loop import selection_rule
@@ -39,8 +39,10 @@ def show_plan(run: RunContext, preparation: Preparation, moved: MovedParameters)
     first = np.arange(min(size.amount, len(train))) if shares is None else max(shares, key=len)
     batch = train.batch(first).to(run.device)
     loss_gradient(model, batch, losses[0])
+    synchronize(run.device)
     start = time.perf_counter()
-    float(loss_gradient(model, batch, losses[0]))  # reading the number waits for the device
+    loss_gradient(model, batch, losses[0])
+    synchronize(run.device)
     epoch = (time.perf_counter() - start) / max(batch.graph.n_edges, 1)
     moved.forget_gradients()
     sampling = preparation.sampling

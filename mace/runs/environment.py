@@ -14,7 +14,7 @@ import torch
 
 import mace
 from mace.graphs.batch_size import training_batch
-from mace.processes.devices import set_threads
+from mace.processes.devices import device_name, device_software, set_threads
 from mace.processes.team import Team
 from mace.runs.threads import is_measured
 from mace.settings import TrainingSettings, provided
@@ -42,7 +42,10 @@ def log_environment(settings: TrainingSettings, device: torch.device, team: Team
         platform.machine(),
     )
     words = f"{'up to ' * (threads > 1 and is_measured(settings, device))}{threads} thread{'s' * (threads != 1)}"
-    _LOGGER.info("Using %s, %s, %s", device, settings.default_dtype, words)
+    name = device_name(device)
+    what = f"{device} ({name}, {device_software(device)})" if name else str(device)
+    tf32 = " with products in TensorFloat-32" * (settings.tf32 and device.type == "cuda")
+    _LOGGER.info("Using %s, %s%s, %s", what, settings.default_dtype, tf32, words)
     if team.size > 1:
         size = training_batch(settings)
         _LOGGER.info(

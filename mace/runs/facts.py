@@ -24,6 +24,7 @@ from mace.inspection.distributions import Distribution, distribution
 from mace.model.plan import ModelPlan
 from mace.pages.run_facts import CommandFact, ElementFact, HeadFact, RunFacts, SetFact, SettingFact
 from mace.preparation.preparation import Preparation
+from mace.processes.devices import device_name, device_software
 from mace.reporting.records import results_path
 from mace.reporting.set_names import shown_name
 from mace.runs.context import RunContext
@@ -59,8 +60,8 @@ def gather_facts(run: RunContext, preparation: Preparation, trainer: Trainer, st
     versions = {"mace-train": mace.__version__ + (f", commit {commit}" if commit else "")}
     versions["Python"] = platform.python_version()
     versions |= {name: version(name) for name in ("torch", "numpy", "ase", "vesin")}
-    if torch.cuda.is_available():
-        versions["CUDA"] = f"{torch.version.cuda}, {torch.cuda.get_device_name()}"
+    if (device := device_name(run.device)) is not None:
+        versions["device"] = f"{device}, {device_software(run.device)}"
     versions["system"] = f"{sys.platform}, {platform.machine()}"
     return RunFacts(
         name=settings.name,

@@ -30,7 +30,7 @@ def initial_model(
     model.initialize(torch.Generator().manual_seed(settings.seed))
     if foundation is not None:
         start_from(foundation, model, keeps_readouts(settings))
-    return model.to(device)
+    return model.move(device)
 
 
 def log_model(model: MACE, settings: TrainingSettings) -> None:

@@ -29,7 +29,7 @@ _LOGGER = logging.getLogger(__name__)
 FIXED_SETTINGS = ("E0s", "scaling", "mean", "std", "compute_avg_num_neighbors", "avg_num_neighbors")
 """Settings that became constants of the model when the run started and cannot change when it is resumed."""
 
-UNTOLD = ("restart_latest", "take_over", "config", "distributed", "launcher", "quiet")
+UNTOLD = ("restart_latest", "take_over", "config", "devices", "distributed", "launcher", "quiet")
 """Settings whose changes do not affect the run and are not reported when it is resumed."""
 
 

@@ -19,8 +19,8 @@ from mace.planning.objectives import Losses, make_losses
 from mace.planning.statistics_file import with_statistics
 from mace.preparation.preparation import Preparation, prepare
 from mace.preparation.reading import InputData, read_and_check
-from mace.processes.devices import choose_device, keep_freed_memory
-from mace.processes.launch import find_launch
+from mace.processes.devices import choose_device, keep_freed_memory, using
+from mace.processes.launch import check_size, find_launch
 from mace.processes.team import own_device
 from mace.reporting.tracking_services import require_trackers
 from mace.runs.context import Choices, RunContext, run_context
@@ -51,7 +51,7 @@ def run_training(settings: TrainingSettings, console: Console | None = None) -> 
         RunInterrupted: If a signal to stop arrived; during training, the state has then been saved.
     """
     choices = settle_choices(settings)
-    with run_context(choices, console) as run:
+    with using(choices.device), run_context(choices, console) as run:
         data = read_data(run, choices.losses)
         preparation = plan_model(run, data)
         moved = build_model(run, preparation)
@@ -78,6 +78,7 @@ def settle_choices(settings: TrainingSettings) -> Choices:
     sent_features(settings, hidden_features(settings))
     readout_widths(settings)
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
+    check_size(settings.devices, launch)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
     return Choices(settings, losses, launch, device, notes, warnings)
 
@@ -111,6 +112,7 @@ def build_model(run: RunContext, preparation: Preparation) -> MovedParameters:
     if preparation.saved is None and data.weights is not None:
         model.load_state_dict(data.weights.weights)
         _LOGGER.info("Starting from the weights of %s", data.weights.path)
+    model.tf32 = settings.tf32
     _LOGGER.info("Kernels: %s", choose_kernels(model, settings.kernels))
     log_model(model, settings)
     if preparation.saved is None and data.foundation is not None:
@@ -134,7 +136,9 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
         except Diverged as error:
             if run.team.is_first and trainer.progression.best_epochs:
                 _LOGGER.error("%s", error)
-                write_models(run, preparation, trainer)
+                with run.team.writing():
+                    write_models(run, preparation, trainer)
+            run.team.together()
             raise
         run.progress.finish()
         run.interruption.advice = "training is complete; the same command with --restart_latest finishes the report"

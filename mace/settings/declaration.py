@@ -218,6 +218,21 @@ def setting(default: Any, help: str, **about: Any) -> Any:
     return make(default, description=help, json_schema_extra=extra, **bounds)
 
 
+DeviceName = Annotated[str, Field(pattern="^(cpu|cuda|mps|xpu)(:[0-9]+)?$")]
+"""The type of a setting that names a device."""
+
+
+def device_setting(help: str, group: str) -> Any:
+    """Declare the setting of every command that computes: where it does."""
+    return setting(
+        "cpu",
+        help,
+        group=group,
+        placeholder="{cpu,cuda,mps,xpu}",
+        expects="cpu, cuda, mps or xpu, with a number where there are several (cuda:0)",
+    )
+
+
 @functools.cache
 def declarations(model: type[BaseModel]) -> dict[str, Declaration]:
     """Collect the declarations of all settings of a class, by name."""

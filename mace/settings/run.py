@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from mace.settings.declaration import Settings, setting
+from mace.settings.declaration import DeviceName, Settings, device_setting, setting
 
 _POLAR_TABLE = "tables of polarizabilities are not available yet; choose DipoleRMSE or DipoleMAE."
 
@@ -116,15 +114,16 @@ class CheckpointSettings(Settings):
 class DeviceSettings(Settings):
     """Where and how fast the numbers are computed."""
 
-    device: Annotated[str, Field(pattern="^(cpu|cuda|mps|xpu)(:[0-9]+)?$")] = setting(
-        "cpu",
-        "where to compute",
-        group="Devices and speed",
-        placeholder="{cpu,cuda,mps,xpu}",
-        expects="cpu, cuda, mps or xpu, with a number where there are several (cuda:0)",
-    )
+    device: DeviceName = device_setting("where to compute", group="Devices and speed")
     default_dtype: Literal["float32", "float64"] = setting(
         "float64", "floating point precision", group="Devices and speed"
+    )
+    tf32: bool = setting(
+        False,
+        "on GPUs of NVIDIA, round what float32 products of radial networks and linear maps multiply to TensorFloat-32: "
+        "faster, with 3 digits instead of 7",
+        group="Devices and speed",
+        kind="switch",
     )
     kernels: Literal["auto", "torch", "c"] = setting(
         "auto",
@@ -133,6 +132,13 @@ class DeviceSettings(Settings):
     )
     num_threads: int | None = setting(
         None, "threads used on the CPU", group="Devices and speed", ge=1, default_words="measured at the start"
+    )
+    devices: int | None = setting(
+        None,
+        "train on so many devices of this machine, with a process for each; with --device=cpu, so many processes",
+        group="Devices and speed",
+        ge=1,
+        default_words="1, or as many as a launcher has started",
     )
     distributed: bool = setting(
         False, "train with several processes, started by --launcher", group="Devices and speed", kind="switch"
@@ -147,7 +153,7 @@ class DeviceSettings(Settings):
         "threads that read and gather batches ahead of the steps; with 0, the steps do it themselves",
         group="Devices and speed",
         ge=0,
-        default_words="1 for data read from disk, 0 for data in memory",
+        default_words="1 for data read from disk or copied to a GPU, else 0",
     )
     pin_memory: bool = setting(True, "copy batches to a GPU through page-locked memory", group="Devices and speed")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding, Gather
 from mace.graphs.graph import carry
+from mace.processes.devices import widest
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.loss import Loss
-from mace.training.memory import EdgeLimit
+from mace.training.memory import EdgeLimit, needing_memory
 from mace.training.phases import PhaseClock
 from mace.training.state import TrainingState
 from mace.training.step import loss_gradient, update_parameters
@@ -65,11 +66,12 @@ class StepOutcome:
     _numbers: Tensor
     _arrived: torch.cuda.Event | None
     _requests: tuple[bool, bool] | None
+    _wait: Callable[[Callable[[], None]], None] = field(default=lambda work: work())
 
     def read(self) -> StepNumbers:
         """Return the numbers, waiting for the device if necessary."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            self._wait(self._arrived.synchronize)
         loss, norm, *requests = self._numbers.tolist()
         stop, due = self._requests if self._requests is not None else (requests[0] > 0.0, requests[1] > 0.0)
         return StepNumbers(loss, norm, self._clock.read(), stop, due)
@@ -91,6 +93,7 @@ class BatchStep:
     ) -> None:
         self._state, self._dataset, self._limit, self._settings, self._team = state, dataset, limit, settings, team
         self._parameters = list(state.moved.parameters())
+        self._n_parameters = sum(parameter.numel() for parameter in self._parameters)
 
     def divide(self, step: Step) -> list[np.ndarray]:
         """Divide what this process computes of a step into the parts that fit into memory, as far as is known now."""
@@ -157,21 +160,23 @@ class BatchStep:
                 clock.mark("data")
                 losses.append(loss_gradient(model, batch, loss, counts, add=True, mark=clock.mark))
         moved.take_gradients()
-        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=torch.float64, device=device)
+        value = torch.stack(losses).sum() if losses else torch.zeros((), dtype=widest(device), device=device)
         asked = list[Tensor]()
         if team.size > 1:
             asked_here = carry(torch.tensor(requests, dtype=value.dtype), device, pinned=settings.pin_memory)
             own_numbers = torch.cat([value.reshape(1), asked_here])
-            value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
+            with needing_memory("the sum of the gradients of all processes", self._n_parameters):
+                value, *asked = team.add_up(self._parameters, own_numbers, self._state.progression.stage)
             clock.mark("communication")
-        norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
-        moved.update_model()
+        with needing_memory("the step of the optimizer", self._n_parameters):
+            norm = update_parameters(moved, self._state.optimizer, settings.clip_grad, self._state.average)
+            moved.update_model()
         clock.mark("optimizer")
         numbers, arrived = torch.stack([value, norm.to(value.dtype), *asked]), None
         if device.type == "cuda":
             numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(device))
         return StepOutcome(
             structures=structures,
             loss=value,
@@ -183,4 +188,5 @@ class BatchStep:
             _numbers=numbers,
             _arrived=arrived,
             _requests=None if team.size > 1 else requests,
+            _wait=team.unless_lost,  # a device waits in vain for one that is gone
         )

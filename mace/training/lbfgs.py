@@ -20,6 +20,8 @@ from mace.graphs.batch_plan import HeadSampling
 from mace.graphs.batch_size import training_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
+from mace.graphs.graph import carry
+from mace.processes.devices import widened
 from mace.processes.team import Team
 from mace.settings import TrainingSettings
 from mace.training.finiteness import Diverged
@@ -46,21 +48,22 @@ Point = tuple[float, float, float]
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float(a.double() @ b.double())
+    return float(widened(a) @ widened(b))
 
 
 @dataclass
 class LBFGS:
     """A minimization by L-BFGS; all attributes together are its complete state, numbers, lists and tensors.
 
-    Vectors have the precision of the parameters; their products and the direction are computed in float64.
+    Vectors have the precision of the parameters; their products and the direction are computed in float64, where the
+    device has it.
 
     Attributes:
         point: The latest accepted point, ``[parameters]``.
         history: Number of pairs to remember.
         loss: The loss there.
         gradient: The gradient there, ``[parameters]``; None if it is to be evaluated.
-        direction: Direction of the line that is searched, ``[parameters]``, float64.
+        direction: Direction of the line that is searched, ``[parameters]``, in that precision.
         slope: Derivative of the loss along it at `point`.
         step: Step length of the next trial.
         trials: Number of points evaluated on this line.
@@ -93,7 +96,7 @@ class LBFGS:
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device)
+                return carry(value, device)
             return type(value)(map(moved, value)) if isinstance(value, (list, tuple)) else value
 
         return cls(**{name: moved(value) for name, value in state.items()})
@@ -153,7 +156,7 @@ class LBFGS:
 
     def _on_line(self, step: float) -> Tensor:
         assert self.direction is not None
-        return (self.point.double() + step * self.direction).to(self.point.dtype)
+        return (widened(self.point) + step * self.direction).to(self.point.dtype)
 
     def _accept(self, step: float, loss: float, gradient: Tensor) -> bool:
         """Move to a point on the line and remember what was learned about the curvature."""
@@ -179,12 +182,12 @@ class LBFGS:
         assert self.gradient is not None
         if anew:
             self.stuck, self.pairs = not self.pairs, []
-        self.direction = -self._times_inverse_hessian(self.gradient.double())
+        self.direction = -self._times_inverse_hessian(widened(self.gradient))
         self.slope = _dot(self.gradient, self.direction)
         if self.pairs and not self.slope < 0.0:
             return self._begin_line(anew=True)
         # without pairs nothing is known of the scale; this is the customary cautious first step
-        self.step = 1.0 if self.pairs else min(1.0, 1.0 / max(float(self.gradient.double().abs().sum()), 1e-300))
+        self.step = 1.0 if self.pairs else min(1.0, 1.0 / max(float(widened(self.gradient).abs().sum()), 1e-300))
         self.stuck = self.stuck or not self.slope < 0.0
         self.trials, self.low, self.high, self.lowest = 0, (0.0, self.loss, self.slope), None, None
         return self.stuck
@@ -325,7 +328,7 @@ class FullBatch:
                         shares = _divided(counts, self._factors[structures[0]])
                         losses.append(loss_gradient(self._model, batch, loss, shares, add=True, mark=clock.mark))
         self._moved.take_gradients()
-        value = float(torch.stack(losses).double().sum()) if losses else 0.0
+        value = float(widened(torch.stack(losses)).sum()) if losses else 0.0
         if team.size > 1:
             team.add_up(self._parameters, torch.zeros(0, device=device), "all structures")
             value = sum(team.gather(value))
@@ -364,4 +367,4 @@ class FullBatch:
 
 def _divided(counts: Mapping[str, Tensor], factor: float) -> Mapping[str, Tensor]:
     """Divide counts by a factor; they stay integers if it is one."""
-    return counts if factor == 1.0 else {name: count.double() / factor for name, count in counts.items()}
+    return counts if factor == 1.0 else {name: widened(count) / factor for name, count in counts.items()}

@@ -16,6 +16,7 @@ from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
 from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
+from mace.processes.devices import widened
 from mace.processes.slowdown import CoreWatch
 from mace.training.batch_step import BatchStep, StepOutcome
 from mace.training.checkpoints import decode
@@ -225,7 +226,7 @@ class Trainer:
             loss=lbfgs.loss,
             seconds=time.perf_counter() - start,
             epoch=epoch,
-            gradient_norm=lbfgs.gradient.double().norm(),
+            gradient_norm=widened(lbfgs.gradient).norm(),
             n_atoms=lbfgs.evaluations * self.full_batch.n_atoms,
             phases=self.full_batch.phases,
             stage_two=state.stage_two,
@@ -419,12 +420,14 @@ class Trainer:
         """Save the complete state and the best weights of each stage."""
         state = self.progression
         state.edge_limits = {name: limit.edges for name, limit in self._limits.items()}
-        self.keeper.save(self.state.state_dict())
+        with self._team.writing():
+            self.keeper.save(self.state.state_dict())
 
     def _stop(self, saved: bool = False) -> None:
         """Save the state unless already saved, and end the run because of a signal."""
         if not saved:
             self.save()
+        self._team.together()
         state = self.progression
         done, size = state.structures_done, self.batch_plan.n_structures
         place = f"after {done} of {size} structures of epoch {state.epoch}" if done else f"before epoch {state.epoch}"
@@ -445,7 +448,7 @@ class Trainer:
             raise Diverged(f"{where}; stopped because of --nan_policy=stop: {way_out}.")
         if state.times_back >= settings.nan_retries:
             raise Diverged(f"{where}, after going back {state.times_back} times (--nan_retries): {way_out}.")
-        good = decode(self.keeper.last_good, "the last good state", self.state.model.embedding.device)
+        good = decode(self.keeper.last_good, "the last good state")
         self.state.go_back(good)
         self._records.go_back(good["records"])
         state = self.progression

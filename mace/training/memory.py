@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
-import torch
 
 from mace.errors import UserError
 from mace.graphs.dataset import Dataset
-from mace.processes.devices import is_out_of_memory
+from mace.processes.devices import is_out_of_memory, release_memory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,6 +37,29 @@ class Part:
         """Suppress out-of-memory errors and note them in `fits`."""
         self.fits = error is None
         return error is not None and is_out_of_memory(error)
+
+
+@contextmanager
+def needing_memory(purpose: str, n_parameters: int) -> Iterator[None]:
+    """Explain, in a ``with`` block whose work cannot be done in parts, that memory does not suffice for it.
+
+    Args:
+        purpose: Name of the work.
+        n_parameters: Number of parameters of the model.
+
+    Raises:
+        UserError: If memory runs out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"Out of memory in {purpose}, which needs several numbers for each of the {n_parameters} parameters of the "
+            "model, whatever the batch; choose a smaller model, --default_dtype=float32, or a machine with more memory "
+            "that no other program uses. The same command with --restart_latest goes on from the last saved state."
+        ) from error
 
 
 class EdgeLimit:
@@ -85,8 +108,7 @@ class EdgeLimit:
             yield part
             if part.fits:
                 continue
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # the error, whose traceback held all the tensors, is gone by now
+            release_memory()  # the error, whose traceback held all the tensors, is gone by now
             found, counts = part.structures, dataset.edges_of(part.structures)
             if len(found) == 1:
                 alone = dataset[int(found[0])]

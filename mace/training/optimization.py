@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.errors import UserError
-from mace.kernels.adam import CompiledAdam, CompiledAdamW, Follower
+from mace.kernels.adam import CompiledAdam, CompiledAdamW, DeviceAdam, DeviceAdamW, Follower
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import CompilationError
 from mace.model.mace import MACE
@@ -121,15 +121,18 @@ def make_optimizer(moved: MACE | MovedParameters, settings: TrainingSettings) ->
         betas = (settings.beta1_schedulefree, settings.beta2_schedulefree)
         return AdamWScheduleFree(groups, lr=settings.lr, betas=betas)
     decoupled = settings.optimizer == "adamw"
-    device = next(iter(moved.parameters())).device.type
-    fused = device in ("cpu", "cuda")  # devices for which torch has a fused update
+    device = next(iter(moved.parameters())).device
+    fused = device.type in ("cpu", "cuda")  # devices for which torch has a fused update
     flags: dict[str, Any] = {
         "lr": settings.lr,
         "betas": (settings.beta, 0.999),
         "amsgrad": settings.amsgrad,
         "fused": fused,
     }
-    if (moved if isinstance(moved, MACE) else moved.model).backend is C:
+    backend = (moved if isinstance(moved, MACE) else moved.model).backend
+    if backend.name == "triton" and backend.has_programs(device):
+        return (DeviceAdamW if decoupled else DeviceAdam)(groups, **flags)
+    if backend is C:
         try:
             return (CompiledAdamW if decoupled else CompiledAdam)(groups, **flags)
         except CompilationError as error:

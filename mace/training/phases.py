@@ -41,7 +41,7 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_device = device.type == "cuda"
+        self._device = device
         self._ends: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
 
     def mark(self, phase: str) -> None:
@@ -58,10 +58,10 @@ class PhaseClock:
         return {phase: seconds[phase] for phase in PHASES if phase in seconds}
 
     def _now(self) -> float | torch.cuda.Event:
-        if not self._on_device:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
 

@@ -53,11 +53,13 @@ def loss_gradient(
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         # fused optimizers read memory in the order in which that of the parameter is
         gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-    for (name, parameter), gradient in zip(named, gradients, strict=True):
-        # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
-        # process has the structures of which head
-        if gradient is None and model.roles[name].head is not None:
-            gradient = torch.zeros_like(parameter)
+    # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
+    # process has the structures of which head; memory may run out until all are there, and the first is added then
+    gradients = [
+        torch.zeros_like(parameter) if gradient is None and model.roles[name].head is not None else gradient
+        for (name, parameter), gradient in zip(named, gradients, strict=True)
+    ]
+    for (_, parameter), gradient in zip(named, gradients, strict=True):
         if add and parameter.grad is not None:
             if gradient is not None:
                 parameter.grad += gradient

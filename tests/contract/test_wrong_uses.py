@@ -163,7 +163,10 @@ CASES = [
         EVALUATE + " --default_dtype=float16",
         "--default_dtype must be one of float32, float64, not 'float16'; did you mean float64?",
     ),
-    (EVALUATE + " --device=tpu", "--device must be one of cpu, cuda, mps, not 'tpu'"),
+    (
+        EVALUATE + " --device=tpu",
+        "--device must be cpu, cuda, mps or xpu, with a number where there are several (cuda:0)",
+    ),
     (
         EVALUATE + " --descriptor",
         "--descriptor is not a setting, but begins several: --descriptor_aggregation_method, ",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mace.kernels import adam
-from mace.kernels.adam import CompiledAdam, CompiledAdamW
+from mace.kernels.adam import CompiledAdam, CompiledAdamW, CompiledStep
 from mace.kernels.compiler import find_compiler
 from mace.training.optimization import MovingAverage
 from mace.training.step import update_parameters
@@ -31,13 +31,16 @@ CHOICES = list(itertools.product([False, True], [False, True], [0.0, 0.05]))
 class Moved(nn.Module):
     """Parameters of many shapes with an optimizer, whose gradients depend on them and on the number of the step."""
 
+    ours: tuple[type[CompiledStep], type[CompiledStep]] = CompiledAdamW, CompiledAdam
+
     def __init__(self, dtype: torch.dtype, compiled: bool, decoupled: bool, amsgrad: bool, decay: float) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
         self.all = nn.ParameterList([nn.Parameter(value.to(dtype)) for value in drawn])
         self.all[FROZEN].requires_grad_(False)
-        ours, theirs = (CompiledAdamW, torch.optim.AdamW) if decoupled else (CompiledAdam, torch.optim.Adam)
+        theirs = torch.optim.AdamW if decoupled else torch.optim.Adam
+        ours: Any = self.ours[not decoupled]
         own = list(self.all)
         groups = [{"params": own[:4], "weight_decay": decay, "lr": 0.03}, {"params": own[4:], "weight_decay": 0.0}]
         self.optimizer = (ours if compiled else theirs)(groups, lr=0.01, betas=(0.8, 0.99), amsgrad=amsgrad, fused=True)
@@ -136,7 +139,7 @@ def carried(moved: Moved, compiled: bool, *choice: Any) -> Moved:
     torch.save((own, moved.optimizer.state_dict(), moved.average.state_dict()), file)
     file.seek(0)
     values, state, averages = torch.load(file, weights_only=True)
-    other = Moved(own[0].dtype, compiled, *choice)
+    other = type(moved)(own[0].dtype, compiled, *choice)
     other.step()  # what it knew before must not remain
     with torch.no_grad():
         for parameter, value in zip(other.all, values, strict=True):

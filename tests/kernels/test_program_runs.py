@@ -184,7 +184,7 @@ def test_weights_that_change_before_a_loss_is_differentiated() -> None:
 
 def memories(model: MACE) -> list[Memory]:
     """List the memory that no run uses."""
-    return model.programs._memories
+    return [memory for found in model.programs._memories.values() for memory in found]
 
 
 def test_memory_comes_back() -> None:

@@ -163,7 +163,9 @@ def test_derivatives_of_the_definition(shape: tuple[Any, ...], blocks: int, coun
     features = problem.features.clone().requires_grad_()
     given = [values.clone().requires_grad_() for values in problem.cotangents]
     present = tuple(g for g in range(N_GROUPS) if problem.counts[g])
-    result = contraction(features.permute(2, 1, 0), paths, present, tuple(problem.counts[g] for g in present))
+    result = contraction(
+        features.permute(2, 1, 0), paths, torch.tensor(present), tuple(problem.counts[g] for g in present)
+    )
     values = [result[l].permute(2, 1, 0) for l in terms.l_out]
     total = sum((value * c).sum() for value, c in zip(values, given, strict=True))
     (first,) = torch.autograd.grad(total, features, create_graph=True)

@@ -13,6 +13,8 @@ from matrix_products import (
     WAYS,
     Case,
     check_packing,
+    of_b,
+    random,
     run_each_group,
     run_empty_groups,
     run_list,
@@ -20,15 +22,16 @@ from matrix_products import (
     run_sums,
 )
 
-from mace.kernels.c_source.matrices import EACH_GROUP, NO_GROUPS, SUM_GROUPS
+from mace.kernels.c_source.matrices import EACH_GROUP, FIELDS, NO_GROUPS, SUM_GROUPS
 
 pytest.importorskip("triton")
 
 from mace.kernels.triton_source import matrices
+from mace.kernels.triton_source.activations import activation_kernels
 from mace.kernels.triton_source.launching import LANES
-from mace.kernels.triton_source.matrices import PANEL, matrices_kernels, plan
+from mace.kernels.triton_source.matrices import PANEL, PLANNED, RECORD, matrices_kernels, plan
 
-SMALL_SIZES = ((2, 3, 0), (13, 37, 20), (40, 9, 70))
+SMALL_SIZES = ((13, 37, 20), (7, 40, 33), (40, 9, 40))
 
 
 class InTriton:
@@ -41,8 +44,11 @@ class InTriton:
         return PANEL
 
     def products(self, dtype: torch.dtype, records: Sequence[np.ndarray], threads: int) -> None:
-        planned = plan(np.stack(records), np.array([len(records)]))
-        table = torch.from_numpy(np.concatenate([np.stack(records), planned.columns], 1))
+        table = torch.zeros(len(records), len(RECORD), dtype=torch.int64)
+        for row, record in zip(table, records, strict=True):
+            row[: len(record)] = torch.from_numpy(record)
+        planned = plan(table.numpy(), np.array([len(records)]))
+        table[:, -len(PLANNED) :] = torch.from_numpy(planned.columns)
         partial = torch.full((planned.partial,), float("nan"), dtype=dtype)
         matrices_kernels(dtype)["products"].run([table, partial], planned.dimensions[0].tolist())
 
@@ -56,8 +62,10 @@ TRITON = InTriton()
 
 @pytest.mark.parametrize("way", WAYS)
 def test_products_of_rows(way: str) -> None:
-    for dtype, (rows, n, depth) in zip((*DTYPES, torch.float64), SMALL_SIZES, strict=True):
-        run_rows(Case(TRITON, rows=rows, columns=n, depth=depth, dtype=dtype, **WAYS[way]))
+    dtype, size = DTYPES[len(way) % 2], SMALL_SIZES[len(way) % 3]
+    rows, n, depth = size
+    run_rows(Case(TRITON, rows=rows, columns=n, depth=depth, dtype=dtype, **WAYS[way]))
+    run_rows(Case(TRITON, rows=2, columns=3, depth=0, dtype=dtype, **WAYS[way]))
 
 
 @pytest.mark.slow
@@ -71,7 +79,7 @@ def test_products_of_rows_of_all_sizes(way: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("grouping", [NO_GROUPS, SUM_GROUPS])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_over_rows(dtype: torch.dtype, grouping: int) -> None:
-    for inner, n_in, n_out in ((1, 1, 1), (3, 20, 37), (5, 7, 70)):
+    for inner, n_in, n_out in ((1, 1, 1), (3, 20, 37)):
         run_sums(Case(TRITON, columns=n_out, segments=inner, add=True, dtype=dtype, grouping=grouping), n_in)
 
 
@@ -81,9 +89,8 @@ def test_sums_in_parts(grouping: int, whole: bool, monkeypatch: pytest.MonkeyPat
     """Some groups have several parts, others one or no row; nothing is added to what nobody owns."""
     monkeypatch.setattr(matrices, "SHORTEST_PART", 64)
     starts = (0, 65, 66, 66, 230)
-    for inner, add in ((1, True), (3, False)):
-        case = Case(TRITON, columns=37, segments=inner, add=add, whole=whole, grouping=grouping)
-        run_sums(case, 20, starts)
+    case = Case(TRITON, columns=37, segments=3 if whole else 1, add=not whole, whole=whole, grouping=grouping)
+    run_sums(case, 20, starts)
 
 
 @pytest.mark.parametrize("by_index", [False, True])
@@ -108,6 +115,38 @@ def test_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     run_sums(Case(TRITON, columns=70, add=True, grouping=SUM_GROUPS), 66)
 
 
+def test_packing() -> None:
+    check_packing(TRITON, torch.float32, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing(dtype: torch.dtype) -> None:
-    check_packing(TRITON, dtype, 1)
+def test_products_with_an_activation(dtype: torch.dtype) -> None:
+    """They write what a product and then the kernel of the activation write, also behind what is not theirs."""
+    rows, n, depth, before = 35, 40, 20, 3
+    a, b = random(rows, depth, dtype=dtype), random(1, depth, n, dtype=dtype, seed=1)
+    z, x, given, old = (random(before + rows * 64, dtype=dtype, seed=seed) for seed in range(2, 6))
+    sigmoid = z.sigmoid()
+    for kind, name in enumerate(("value", "gradient", "tangent", "adjoint"), 1):
+        results = []
+        for together in (True, False):
+            case = Case(TRITON, columns=n, dtype=dtype, add=kind == 3, whole=True)
+            c, first, second, s = x.clone(), old.clone(), old.clone(), sigmoid.clone()
+            of_a = {"a": a, "a_outer": depth, "a_depth": 1}
+            record = case.words(rows=rows, depth=depth, c=c, c_outer=64, c_vector=LANES, **of_a, **of_b(case, b))
+            record[FIELDS.index("c")] += before * c.element_size()
+            arrays = [array[before:] for array in (z, s, first, second, given)]
+            case.run(1, np.array([*record, *([kind, *(array.data_ptr() for array in arrays)] if together else [])]))
+            if not together:
+                of_z, of_s, to, to_second, g = arrays
+                result = c[before:]
+                here = {
+                    1: [result, of_s, to],
+                    2: [of_z, of_s, result, to],
+                    3: [of_z, of_s, result, g, to, to_second],
+                    4: [of_z, of_s, result, to],
+                }
+                activation_kernels(dtype)[f"silu_{name}"].run(here[kind], [rows * 64, 1])
+            results.append([c, first, second, s])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.0, atol=1e-6 if dtype == torch.float32 else 1e-14)
+        assert not torch.equal(results[0][1], old)

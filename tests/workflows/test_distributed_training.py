@@ -248,6 +248,77 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path: Path, data: Path) 
     assert state["processes"] == 2 and state["progression"]["epoch"] >= 1
 
 
+IMPATIENT = f"""
+import os, time
+from mace.processes import watchdog
+from mace.runs import run
+from mace.training import checkpoints, finiteness, loop
+watchdog.PATIENCE = 6.0
+def slowed(write):
+    def slowly(*arguments):
+        time.sleep(12.0 * os.path.exists("slow"))
+        return write(*arguments)
+    return slowly
+checkpoints.CheckpointFolder.save_last = slowed(checkpoints.CheckpointFolder.save_last)
+run.write_models = slowed(run.write_models)
+def begin_stage(self, epoch, begin=loop.Trainer._begin_stage):
+    if epoch == 2 and os.path.exists("diverge"):
+        raise finiteness.Diverged("Epoch 2 has diverged.")
+    begin(self, epoch)
+loop.Trainer._begin_stage = begin_stage
+{TELLING_WHAT_IT_OPENS}
+"""
+"""A program that writes slowly once there is a file ``slow``, and whose watchdogs are less patient than that."""
+
+
+@pytest.mark.slow
+def test_a_stop_waits_for_the_first_process_to_save(tmp_path: Path, data: Path) -> None:
+    """The others have nothing to write, and must not be taken for failed while it does."""
+    flags = (f"--train_file={data}", "--batch_size=2", "--max_num_epochs=100000", "--checkpoint_minutes=1000")
+    processes = Processes(tmp_path / "run", *flags, program=IMPATIENT)
+    processes.wait_for("Epoch 0:")
+    (tmp_path / "run" / "slow").touch()
+    processes.all[1].send_signal(signal.SIGTERM)
+    assert processes.wait(TOGETHER) == [143, 143]
+    last_line = processes.said(0).splitlines()[-1]
+    assert "--restart_latest goes on from there" in last_line and "process 0 ended" not in last_line
+
+
+@pytest.mark.slow
+def test_divergence_waits_for_the_first_process_to_write_models(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "diverge").touch()
+    flags = (f"--train_file={data}", "--batch_size=2", "--max_num_epochs=5")
+    processes = Processes(tmp_path / "run", *flags, program=IMPATIENT)
+    processes.wait_for("Epoch 0:")
+    (tmp_path / "run" / "slow").touch()
+    assert processes.wait(TOGETHER) == [2, 2]
+    assert "Epoch 2 has diverged." in processes.said(0) + processes.said(1)
+    assert (tmp_path / "run" / "tiny.model").exists()
+
+
+def test_a_command_starts_the_processes_itself(tmp_path: Path, data: Path) -> None:
+    flags = (f"--train_file={data}", "--batch_size=2", "--max_num_epochs=100000", "--devices=2")
+    command = [sys.executable, "-m", "mace.cli.run_train", *FLAGS, *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 240.0
+        while "Epoch 1:" not in output.read_text():
+            assert time.monotonic() < end and process.poll() is None, output.read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TOGETHER) == 143
+    finally:
+        process.kill()
+    said = output.read_text()
+    assert said.count("2 processes with 2 structures each in a step, 4 together") == 1
+    assert "--restart_latest goes on from there" in said.splitlines()[-1]
+    assert load_safely(tmp_path / "checkpoints" / "tiny_run-7_last.pt")["processes"] == 2
+
+
 def test_a_problem_of_all_is_told_once(tmp_path: Path, data: Path) -> None:
     processes = Processes(tmp_path / "run", f"--train_file={tmp_path / 'none.xyz'}")
     assert processes.wait(120) == [2, 2]

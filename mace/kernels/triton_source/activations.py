@@ -37,7 +37,8 @@ def _silu_value(z, sigmoid, result, count, shares):
 
 
 @triton.jit
-def _slope(x, s):
+def slope(x, s):
+    """Return the derivative of the activation of numbers, given their sigmoid."""
     return s * (1.0 + x * (1.0 - s))
 
 
@@ -45,14 +46,14 @@ def _slope(x, s):
 def _silu_gradient(z, sigmoid, cotangent, result, count, shares):
     place, exists = _places(count)
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
-    tl.store(result + place, tl.load(cotangent + place, mask=exists, other=0.0) * _slope(x, s), mask=exists)
+    tl.store(result + place, tl.load(cotangent + place, mask=exists, other=0.0) * slope(x, s), mask=exists)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def _silu_adjoint(z, sigmoid, cotangent, result, count, shares):
     place, exists = _places(count)
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
-    added = tl.load(cotangent + place, mask=exists, other=0.0) * _slope(x, s)
+    added = tl.load(cotangent + place, mask=exists, other=0.0) * slope(x, s)
     tl.store(result + place, tl.load(result + place, mask=exists, other=0.0) + added, mask=exists)
 
 
@@ -62,7 +63,7 @@ def _silu_tangent(z, sigmoid, change, gradient, of_value, of_gradient, count, sh
     x, s = tl.load(z + place, mask=exists, other=0.0), tl.load(sigmoid + place, mask=exists, other=0.0)
     u = tl.load(change + place, mask=exists, other=0.0)
     g = tl.load(gradient + place, mask=exists, other=0.0)
-    tl.store(of_value + place, u * _slope(x, s), mask=exists)
+    tl.store(of_value + place, u * slope(x, s), mask=exists)
     tl.store(of_gradient + place, g * u * s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s)), mask=exists)
 
 

@@ -9,7 +9,8 @@ program that owns the first of the two slots. Programs beyond those of the rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -27,6 +28,9 @@ LARGEST_GROUP = 16
 KEPT_BYTES = 192
 """Largest size of a row's cotangents, of one channel, that are kept in registers and not read again for each edge."""
 
+LARGEST_LAUNCH = 160
+"""Largest number of elements of an edge's matrices that one launch reads; longer code takes long to compile."""
+
 ROWS_CLEARED = 32
 """Number of pairs that one program looks at for padding."""
 
@@ -36,6 +40,26 @@ _DIMENSIONS = ("N", "K", "P", "C: tl.constexpr", "B: tl.constexpr", "n_nodes: tl
 
 def _indented(lines: Iterable[str]) -> list[str]:
     return [f"    {line}" for line in lines]
+
+
+_OF_SLOT = {"i": "sender", "q": "pair", "t": "reverse"}
+
+
+def _loop(names: str, body: Iterable[str]) -> list[str]:
+    """Return a loop over the slots ``s`` of row ``j``, in which names stand for what the slot has in index arrays.
+
+    Indices of the next slot are loaded before the work on one begins, as nothing can be loaded without them.
+    """
+    return [
+        "n = tl.load(count + j).to(tl.int32)",
+        *(f"next_{name} = tl.load({_OF_SLOT[name]} + j * K)" for name in names),
+        "for k in range(0, n):",
+        "    s = j * K + k",
+        "    following = j * K + tl.minimum(k + 1, n - 1)",
+        *(f"    {name} = next_{name}.to(tl.int64)" for name in names),
+        *(f"    next_{name} = tl.load({_OF_SLOT[name]} + following)" for name in names),
+        *_indented(body),
+    ]
 
 
 def _programs(dimensions: Sequence[Number], parts: int) -> tuple[int]:
@@ -48,19 +72,72 @@ def _programs_with_padding(dimensions: Sequence[Number]) -> tuple[int]:
     return ((int(dimensions[0]) + -(-int(dimensions[2]) // ROWS_CLEARED)) * int(dimensions[4]),)
 
 
+class _Matrices:
+    """The matrices of an edge, whose numbers are loaded where they are first used.
+
+    All channels read the same number at once, so that what counts is how many loads there are: two numbers of float32
+    come with one load, if they lie in whole words of 64 bits in every row.
+
+    Args:
+        name: Start of the names of the numbers.
+        array: Array of the matrices.
+        slot: Slot of the edge.
+        size: How many numbers an edge has.
+        dtype: The precision.
+    """
+
+    def __init__(self, name: str, array: str, slot: str, size: int, dtype: torch.dtype) -> None:
+        self._name, self._loaded, self._in_pairs = name, set[int](), dtype == torch.float32 and size % 2 == 0
+        place = f"{array} + {slot} * {size}"
+        self.start = f"{name} = {place}"
+        if self._in_pairs:
+            self.start = f"{name} = ({place}).to(tl.pointer_type(tl.int64), bitcast=True)"
+
+    def number(self, at: int) -> str:
+        """Return the name of a number."""
+        return f"{self._name}{at}"
+
+    def load(self, numbers: Iterable[int]) -> list[str]:
+        """Return the code that loads those numbers that have not been loaded."""
+        code = []
+        for at in numbers:
+            if at in self._loaded:
+                continue
+            if not self._in_pairs:
+                self._loaded.add(at)
+                code.append(f"{self.number(at)} = tl.load({self._name} + {at})")
+                continue
+            low = at - at % 2
+            self._loaded |= {low, low + 1}
+            code += [
+                f"both = tl.load({self._name} + {low // 2})",
+                f"{self.number(low)} = both.to(tl.int32).to(tl.float32, bitcast=True)",
+                f"{self.number(low + 1)} = (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)",
+            ]
+        return code
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Writes the kernels of a layout and a precision.
 
     Attributes:
-        layout: The paths.
+        layout: The layout.
+        places: The paths of one launch, which follow each other.
         dtype: The precision.
         tabulated: Whether radial weights are interpolated; then there is no gradient by them.
     """
 
     layout: ConvolutionLayout
+    places: Sequence[Place]
     dtype: torch.dtype
     tabulated: bool
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a row's cotangents are kept in registers."""
+        size = self.dtype.itemsize * sum(2 * place.path.l3 + 1 for place in self.places)
+        return not self.tabulated and size <= KEPT_BYTES
 
     def _named(self, prefix: str, results: bool = False) -> list[str]:
         """Return names of arrays, one for each degree of the features or results."""
@@ -115,13 +192,7 @@ class _Writer:
 
     def groups(self) -> list[list[Place]]:
         """Divide the paths among the programs of the forward kernel."""
-        groups: list[list[Place]] = [[]]
-        for place in self.layout.places():
-            size = sum(2 * other.path.l3 + 1 for other in groups[-1])
-            if groups[-1] and size + 2 * place.path.l3 + 1 > LARGEST_GROUP:
-                groups.append([])
-            groups[-1].append(place)
-        return groups
+        return _divided(self.places, lambda place: 2 * place.path.l3 + 1, LARGEST_GROUP)
 
     def sums(self, name: str, second: bool = False) -> str:
         """Return the kernel of the sums over neighbors.
@@ -137,8 +208,6 @@ class _Writer:
             f"b = (tl.program_id(0) // {len(groups)} % B).to(tl.int64)",
             f"j = (tl.program_id(0) // {len(groups)} // B).to(tl.int64)",
             "channel = b * LANES + lane",
-            "start = j * K",
-            "n = tl.load(count + j).to(tl.int32)",
         ]
         target = "gc" if second else "o"
         for number, group in enumerate(groups):
@@ -150,39 +219,44 @@ class _Writer:
         names = [(place, m3) for place in group for m3 in range(2 * place.path.l3 + 1)]
         code = self._zeros(f"a{place.sums + m3}" for place, m3 in names)
         used = {place.path.l1 for place in group}
+        matrices = self._matrices("s", second)
         edge = [
-            "s = start + k",
-            "i = tl.load(sender + s).to(tl.int64)",
-            "q = tl.load(pair + s).to(tl.int64)",
-            f"g = G + s * {self.layout.n_coupling()}",
+            *(each.start for each in matrices),
             *self._weights_of_pair("rv" if second else "r"),
             *self._rows("x", "i", "i"),
         ]
         if second:
-            edge += [f"h = H + s * {self.layout.n_coupling()}", *self._rows("u", "i", "i")]
+            edge += self._rows("u", "i", "i")
         for l1 in sorted(used):
             for m1 in range(2 * l1 + 1):
                 edge += [f"{p}{l1}_{m1} = tl.load({p}i{l1} + {m1} * C)" for p in ("xu" if second else "x")]
         for place in group:
-            edge += self._path_sums(place, second)
-        code += ["for k in range(0, n):", *_indented(edge)]
+            edge += self._path_sums(place, matrices)
+        code += _loop("iq", edge)
         code += self._rows(target, "j", "j", True)
         return code + [f"tl.store({self._result(f'{target}j', place, m3)}, a{place.sums + m3})" for place, m3 in names]
 
-    def _path_sums(self, place: Place, second: bool) -> list[str]:
+    def _matrices(self, slot: str, second: bool) -> list[_Matrices]:
+        """Return the matrices of an edge and, in the second backward pass, their cotangents."""
+        size = self.layout.n_coupling()
+        return [_Matrices(array.lower(), array, slot, size, self.dtype) for array in ("GH" if second else "G")]
+
+    def _path_sums(self, place: Place, matrices: Sequence[_Matrices]) -> list[str]:
         """Return the code that adds what one edge gives to the sums of a path."""
         path, n_in = place.path, 2 * place.path.l1 + 1
-        code = self._weight(place.index, "w")
+        code, second = self._weight(place.index, "w"), len(matrices) > 1
         if second:
             code.append(f"o = tl.load(v + {place.index * LANES})")
+        for matrix in matrices:
+            code += matrix.load(range(place.coupling, place.coupling + n_in * (2 * path.l3 + 1)))
         for m1 in range(n_in):
             code.append(f"z = w * x{path.l1}_{m1}")
             if second:
                 code.append(f"y = o * x{path.l1}_{m1} + w * u{path.l1}_{m1}")
             for m3 in range(2 * path.l3 + 1):
                 at = place.coupling + m3 * n_in + m1
-                code.append(f"a{place.sums + m3} += tl.load(g + {at}) * {'y' if second else 'z'}")
-                code += [f"a{place.sums + m3} += tl.load(h + {at}) * z"] if second else []
+                for matrix, factor in zip(matrices, "yz" if second else "z", strict=True):
+                    code.append(f"a{place.sums + m3} += {matrix.number(at)} * {factor}")
         return code
 
     def _second_pointers(self) -> list[str]:
@@ -219,7 +293,7 @@ class _Writer:
             "for q in range(first, tl.minimum(first + ROWS, P)):",
             "    if tl.load(slots + 2 * q) == tl.load(slots + 2 * q + 1):",
             f"        gr = GR + (q * B + b) * {len(self.layout.paths) * LANES} + lane",
-            f"        for path in range({len(self.layout.paths)}):",
+            f"        for path in range({self.places[0].index}, {self.places[-1].index + 1}):",
             f"            tl.store(gr + path * LANES, tl.zeros([LANES], dtype={number_type(self.dtype)}))",
         ]
         clear = [line.replace("ROWS", str(ROWS_CLEARED)) for line in clear]
@@ -235,10 +309,9 @@ class _Writer:
         code += self._zeros(f"f{l1}_{m1}" for l1, m1 in components)
         if not self.tabulated:
             code += self._rows("c", "j", "j", True)
-        if self._keeps_cotangents():
+        if self.keeps:
             code += [f"c_{index} = tl.load({address})" for index, address in self._cotangents("cj")]
-        code += ["start = j * K", "n = tl.load(count + j).to(tl.int32)"]
-        code += ["for k in range(0, n):", *_indented(self._edge_backward(with_harmonics, second))]
+        code += _loop("iqt", self._edge_backward(with_harmonics, second))
         for l1 in self.layout.l_in:
             lines = [f"gxj = gx{l1} + j * {2 * l1 + 1} * C + channel"]
             for m1 in range(2 * l1 + 1):
@@ -250,46 +323,36 @@ class _Writer:
         """Return the index of every sum, and its address in the row with the given pointers."""
         return [
             (place.sums + m3, self._result(row, place, m3))
-            for place in self.layout.places()
+            for place in self.places
             for m3 in range(2 * place.path.l3 + 1)
         ]
 
-    def _keeps_cotangents(self) -> bool:
-        size = self.dtype.itemsize * sum(2 * path.l3 + 1 for path in self.layout.paths)
-        return not self.tabulated and size <= KEPT_BYTES
-
     def _edge_backward(self, with_harmonics: bool, second: bool) -> list[str]:
         """Return the code of one slot of row ``j`` and its reverse."""
-        n_coupling, n_harmonics = self.layout.n_coupling(), (self.layout.l_max + 1) ** 2
+        n_harmonics, matrices = (self.layout.l_max + 1) ** 2, self._matrices("t", second)
         code = [
-            "s = start + k",
-            "i = tl.load(sender + s).to(tl.int64)",
-            "q = tl.load(pair + s).to(tl.int64)",
-            "t = tl.load(reverse + s).to(tl.int64)",
-            f"g = G + t * {n_coupling}",
+            *(each.start for each in matrices),
             *self._weights_of_pair("rv" if second else "r", derivative=True),
             *self._rows("c", "i", "i", True),
         ]
-        if second:
-            code.append(f"h = H + t * {n_coupling}")
         if with_harmonics:
             code += self._zeros(f"y_{m}" for m in range(n_harmonics))
-        for place in self.layout.places():
-            code += self._path_backward(place, with_harmonics, second)
+        for place in self.places:
+            code += self._path_backward(place, matrices, with_harmonics)
         if with_harmonics:
             code += self._store_harmonics(n_harmonics)
         if not self.tabulated:
             code += self._both_directions(second)
         return code
 
-    def _path_backward(self, place: Place, with_harmonics: bool, second: bool) -> list[str]:
+    def _path_backward(self, place: Place, matrices: Sequence[_Matrices], with_harmonics: bool) -> list[str]:
         """Return the code of one path for the edge in slot ``t``, from ``j`` to ``i``."""
         path, n_in = place.path, 2 * place.path.l1 + 1
-        code = [f"d{m3} = tl.load({self._result('ci', place, m3)})" for m3 in range(2 * path.l3 + 1)]
+        code = self._cotangents_of_path(place, "ci")
         code += self._weight(place.index, "w", "slope")
-        if second:
+        if len(matrices) > 1:
             code.append(f"o = tl.load(v + {place.index * LANES})")
-        code += self._direction(place, "d", 0, second, of_features=True)
+        code += self._direction(place, matrices)
         if self.tabulated:
             code.append(f"y_0 += e_{place.index} * slope")
         if with_harmonics and not (path.l2 == 0 and self.tabulated):
@@ -302,96 +365,138 @@ class _Writer:
                     code += [f"y_{path.l2**2 + m2} += {float(block[m1, m2, m3])!r} * zd" for m2 in nonzero]
         return code
 
-    def _direction(
-        self, place: Place, cotangent: str, offset: int, second: bool, of_features: bool, x: str = "x", u: str = "u"
-    ) -> list[str]:
+    def _direction(self, place: Place, matrices: Sequence[_Matrices], other: str = "") -> list[str]:
         """Return the code of the gradient ``e`` by a path's weight from one direction of a pair.
 
         Args:
             place: The path.
-            cotangent: Start of the names of the cotangents of the path's sums.
-            offset: Added to the number of the sum in these names.
-            second: Whether it is that of the second backward pass.
-            of_features: Whether the gradient by features is added to, and the gradient by the weight is set.
-            x: Start of the names of the features.
-            u: Start of the names of their cotangents.
+            matrices: The matrices of the edge.
+            other: Added to the names of what is read, in the direction that comes second; in the first, the gradient by
+                the weight is set, and that by features added to.
         """
-        path, n_in, code = place.path, 2 * place.path.l1 + 1, list[str]()
+        path, n_in, n_out = place.path, 2 * place.path.l1 + 1, 2 * place.path.l3 + 1
+        code = [
+            line for matrix in matrices for line in matrix.load(range(place.coupling, place.coupling + n_in * n_out))
+        ]
+        cotangents = [f"c_{place.sums + m3}" if other and self.keeps else f"d{m3}" for m3 in range(n_out)]
         for m1 in range(n_in):
-            names = [(place.coupling + m3 * n_in + m1, f"{cotangent}{offset + m3}") for m3 in range(2 * path.l3 + 1)]
             of = f"{path.l1}_{m1}"
-            code.append("m = " + " + ".join(f"tl.load(g + {at}) * {name}" for at, name in names))
-            terms, changes = [f"{x}{of} * m"], ["w * m"]
-            if second:
-                code.append("l = " + " + ".join(f"tl.load(h + {at}) * {name}" for at, name in names))
-                terms, changes = [f"{u}{of} * m", f"{x}{of} * l"], ["o * m", "w * l"]
-            sets = of_features and m1 == 0
-            code.append(f"e_{place.index} {'=' if sets else '+='} {terms[0]}")
-            code += [f"e_{place.index} += {term}" for term in terms[1:]]
-            code += [f"f{of} += {change}" for change in changes] if of_features else []
+            for matrix, product in zip(matrices, "ml", strict=False):
+                numbers = (matrix.number(place.coupling + m3 * n_in + m1) for m3 in range(n_out))
+                code.append(f"{product} = " + " + ".join(map(" * ".join, zip(numbers, cotangents, strict=True))))
+            terms, changes = [f"x{other}{of} * m"], ["w * m"]
+            if len(matrices) > 1:
+                terms, changes = [f"u{other}{of} * m", f"x{other}{of} * l"], ["o * m", "w * l"]
+            if not other and m1 == 0:
+                code.append(f"e_{place.index} = {terms.pop(0)}")
+            code += [f"e_{place.index} += {term}" for term in terms]
+            code += [] if other else [f"f{of} += {change}" for change in changes]
         return code
 
     def _both_directions(self, second: bool) -> list[str]:
         """Return the code that adds the other direction, from ``i`` to ``j`` in slot ``s``, and stores the sum."""
-        n_coupling, operands = self.layout.n_coupling(), ("xu" if second else "x")
-        code = [f"g = G + s * {n_coupling}", *([f"h = H + s * {n_coupling}"] if second else [])]
+        matrices, operands = self._matrices("s", second), ("xu" if second else "x")
+        code = [matrix.start for matrix in matrices]
         code += [line for p in operands for line in self._rows(p, "i", "i")]
         for l1 in self.layout.l_in:
             code += [f"{p}i{l1}_{m1} = tl.load({p}i{l1} + {m1} * C)" for p in operands for m1 in range(2 * l1 + 1)]
         code += self._weights_of_pair(["gr"])
-        for place in self.layout.places():
-            n_out, cotangent, offset = 2 * place.path.l3 + 1, "c_", place.sums
-            if not self._keeps_cotangents():
-                cotangent, offset = "d", 0
-                code += [f"d{m3} = tl.load({self._result('cj', place, m3)})" for m3 in range(n_out)]
-            code += self._direction(place, cotangent, offset, second, of_features=False, x="xi", u="ui")
+        for place in self.places:
+            if not self.keeps:
+                code += self._cotangents_of_path(place, "cj")
+            code += self._direction(place, matrices, "i")
             at = f"gr + {place.index * LANES}"
             code += ["if adds:", f"    e_{place.index} += tl.load({at})", f"tl.store({at}, e_{place.index})"]
         return ["if t > s:", *_indented(code)]
+
+    def _cotangents_of_path(self, place: Place, row: str) -> list[str]:
+        """Return the code that loads the cotangents of a path's sums."""
+        return [f"d{m3} = tl.load({self._result(row, place, m3)})" for m3 in range(2 * place.path.l3 + 1)]
 
     def _store_harmonics(self, n_harmonics: int) -> list[str]:
         """Return the code that adds the sums over channels to the share of the block."""
         width = harmonics_width(self.layout.l_max)
         code = [f"gyt = gy + (b * N * K + t) * {width} + lane"]
         for start in range(0, n_harmonics, LANES):
-            mask = f"mask=lane < {width - start}"
-            code.append(f"total = tl.load(gyt + {start}, {mask}, other=0.0)")
-            for m in range(start, min(start + LANES, n_harmonics)):
-                code.append(f"total += tl.where(lane == {m - start}, tl.sum(y_{m}, axis=0), 0.0)")
-            code.append(f"tl.store(gyt + {start}, total, {mask})")
+            names = [f"y_{m}" for m in range(start, min(start + LANES, n_harmonics))]
+            code += _lane_sums(names)
+            code.append(f"own = lane < {len(names)}")
+            code.append(f"tl.store(gyt + {start}, tl.load(gyt + {start}, mask=own) + {names[0]}, mask=own)")
         return code
 
 
-def _kernel(text: str, name: str, padding: bool = True, parts: int = 1) -> DeviceKernel:
-    grid = _programs_with_padding if padding else partial(_programs, parts=parts)
-    return DeviceKernel(getattr(load_text(name, text), name), grid)
+def _lane_sums(names: Sequence[str]) -> list[str]:
+    """Return the code that sums each of some vectors over the lanes; each lane of the first becomes one sum, in order.
+
+    Two vectors at a time are folded into one, in which each half of the lanes holds partial sums of one of them, so
+    that threads exchange fewer numbers than if vectors were summed one by one.
+    """
+    code, bit = [], 1
+    while bit < LANES:
+        code += [f"odd = (lane & {bit}) != 0", f"partner = lane ^ {bit}"]
+        for even, odd in itertools.zip_longest(names[::2], names[1::2]):
+            kept, given = (
+                (even, even) if odd is None else (f"tl.where(odd, {odd}, {even})", f"tl.where(odd, {even}, {odd})")
+            )
+            code.append(f"{even} = {kept} + tl.gather({given}, partner, 0)")
+        names, bit = names[::2], 2 * bit
+    return code
+
+
+def _divided(places: Sequence[Place], size: Callable[[Place], int], largest: int) -> list[list[Place]]:
+    """Divide the paths into groups whose sizes add up to no more than the largest, if not of one path."""
+    groups: list[list[Place]] = [[]]
+    for place in places:
+        if groups[-1] and sum(map(size, [*groups[-1], place])) > largest:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def _writers(layout: ConvolutionLayout, dtype: torch.dtype, tabulated: bool) -> list[_Writer]:
+    """Return the writers of all launches of a kernel."""
+    launches = _divided(layout.places(), lambda p: (2 * p.path.l3 + 1) * (2 * p.path.l1 + 1), LARGEST_LAUNCH)
+    return [_Writer(layout, places, dtype, tabulated) for places in launches]
+
+
+def _sums(name: str, writers: Sequence[_Writer], second: bool = False) -> tuple[DeviceKernel, ...]:
+    """Return the launches of the sums over neighbors."""
+    modules = [load_text(name, writer.sums(name, second)) for writer in writers]
+    grids = [partial(_programs, parts=len(writer.groups())) for writer in writers]
+    return tuple(DeviceKernel(vars(module)[name], grid) for module, grid in zip(modules, grids, strict=True))
+
+
+def _backward(
+    name: str, writers: Sequence[_Writer], with_harmonics: bool = False, second: bool = False
+) -> tuple[DeviceKernel, ...]:
+    """Return the launches of gradients; each adds those of its paths."""
+    modules = [load_text(name, writer.backward(name, with_harmonics, second)) for writer in writers]
+    grid = partial(_programs, parts=1) if writers[0].tabulated else _programs_with_padding
+    return tuple(DeviceKernel(vars(module)[name], grid) for module in modules)
 
 
 @cache
-def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel | KernelSequence]:
+def convolution_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, KernelSequence]:
     """Return the kernels of a layer's convolution; pointers of those of gradients end with ``slots_of_pair``."""
-    writer = _Writer(layout, dtype, tabulated=False)
-    parts = len(writer.groups())
-    full, parameters, second = "conv_backward_full", "conv_backward_parameters", "conv_second"
-    return {
-        "conv_forward": _kernel(writer.sums("conv_forward"), "conv_forward", False, parts),
-        full: _kernel(writer.backward(full, with_harmonics=True), full),
-        parameters: _kernel(writer.backward(parameters), parameters),
-        second: KernelSequence(
-            (
-                _kernel(writer.sums("conv_second_sums", second=True), "conv_second_sums", False, parts),
-                _kernel(writer.backward("conv_second_gradients", second=True), "conv_second_gradients"),
-            )
+    writers = _writers(layout, dtype, tabulated=False)
+    launches = {
+        "conv_forward": _sums("conv_forward", writers),
+        "conv_backward_full": _backward("conv_backward_full", writers, with_harmonics=True),
+        "conv_backward_parameters": _backward("conv_backward_parameters", writers),
+        "conv_second": (
+            *_sums("conv_second_sums", writers, second=True),
+            *_backward("conv_second_gradients", writers, second=True),
         ),
     }
+    return {name: KernelSequence(kernels) for name, kernels in launches.items()}
 
 
 @cache
-def tabulated_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, DeviceKernel]:
+def tabulated_kernels(layout: ConvolutionLayout, dtype: torch.dtype) -> dict[str, KernelSequence]:
     """Return the kernels of a layer's convolution with tabulated radial weights."""
-    writer = _Writer(layout, dtype, tabulated=True)
+    writers = _writers(layout, dtype, tabulated=True)
     forward, backward = "conv_forward_tabulated", "conv_backward_tabulated"
     return {
-        forward: _kernel(writer.sums(forward), forward, False, len(writer.groups())),
-        backward: _kernel(writer.backward(backward, with_harmonics=True), backward, False),
+        forward: KernelSequence(_sums(forward, writers)),
+        backward: KernelSequence(_backward(backward, writers, with_harmonics=True)),
     }

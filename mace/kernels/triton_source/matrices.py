@@ -20,26 +20,12 @@ import triton
 import triton.language as tl
 
 from mace.kernels.c_source.matrices import BY_ROWS, EACH_GROUP, FIELDS, NO_GROUPS, PACKED, ROW_GROUPS, SUM_GROUPS
+from mace.kernels.triton_source.activations import slope
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence
+from mace.kernels.triton_source.records import ADJOINT, RECORD, TANGENT, VALUE
 
 PANEL = LANES
 """Columns of a panel of a packed matrix."""
-
-PLANNED = ("first_tile", "first_sum", "part", "partial")
-"""What a record has behind its `FIELDS`: its first tile, its first piece of work of the second launch, the number of
-terms in each part of its sum, and where among partial results its own begin."""
-
-ACTIVATION = ("activation", "z", "sigmoid", "first", "second", "given")
-"""What a record has behind those for an activation of its result: which pass, and addresses of the numbers that belong
-to the first one at ``c``, all laid out like ``c``. With a result ``x``, it writes besides (if ``c`` is not null) ``x``
-
-* `VALUE`: the sigmoid, and to ``first`` the activation of ``x``;
-* `GRADIENT`: to ``first`` the gradient by ``z`` of what has the gradient ``x`` by the activation; `ADJOINT` adds it;
-* `TANGENT`: to ``first`` the change of the activation where ``z`` changes by ``x``, and to ``second`` the change of the
-  gradient by ``z``, with the gradient ``given`` by the activation.
-"""
-
-NO_ACTIVATION, VALUE, GRADIENT, TANGENT, ADJOINT = range(5)
 
 PACKED_FIELDS = ("source", "result", "rows", "columns", "row", "column", "depth")
 """The numbers that describe a matrix to pack; see `mace.kernels.c_source.matrices`."""
@@ -59,11 +45,11 @@ SHORTEST_PART = 256
 SUM_SIZE = 256
 """Numbers that a program of the second launch adds up."""
 
-_PACK_ROWS = 32
-_BLOCK = 1024
+_PACK_ROWS, _BLOCK, _PROGRAMS = 32, 1024, 32
 
 _L = tl.constexpr(LANES)
-_WIDTH = tl.constexpr(len(FIELDS) + len(PLANNED) + len(ACTIVATION))
+_WIDTH = tl.constexpr(len(RECORD))
+_ACTIVATED = tl.constexpr(8)
 _VALUE, _TANGENT, _ADJOINT = tl.constexpr(VALUE), tl.constexpr(TANGENT), tl.constexpr(ADJOINT)
 _SUM_SIZE = tl.constexpr(SUM_SIZE)
 _PACKED, _BY_ROWS = tl.constexpr(PACKED), tl.constexpr(BY_ROWS)
@@ -76,18 +62,18 @@ _ROW_GROUPS, _SUM_GROUPS, _EACH_GROUP = tl.constexpr(ROW_GROUPS), tl.constexpr(S
     _C, _C_OUTER, _C_INNER, _C_VECTOR, _C_GROUP, _C_BY_INDEX, _C_WHOLE,
     _ADD, _SCALE,
     _GROUPING, _GROUPS, _GROUP_STARTS, _GROUP_INDEX,
-    _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
     _ACTIVATION, _Z, _SIGMOID, _FIRST, _SECOND, _GIVEN,
-) = (tl.constexpr(place) for place in range(len(FIELDS) + len(PLANNED) + len(ACTIVATION)))
+    _FIRST_TILE, _FIRST_SUM, _PART, _PARTIAL,
+) = (tl.constexpr(place) for place in range(len(RECORD)))
 # fmt: on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is added to the records of lists of products before they are computed.
+    """What the records of lists of products have in the end, and how they are launched.
 
     Attributes:
-        columns: Numbers of `PLANNED` and `ACTIVATION` for every record, the latter zero.
+        columns: Numbers of `PLANNED` for every record, ``[records, len(PLANNED)]``.
         dimensions: Dimensions of the launch of every list, ``[lists, 4]``: records, tiles, pieces of work of the second
             launch, size of tiles.
         partial: Numbers that the partial results of the largest list take.
@@ -130,7 +116,7 @@ def plan(records: np.ndarray, lists: np.ndarray) -> Plan:
     totals = np.zeros((len(lists), 3), np.int64)
     np.add.at(totals, owner, counts)
     first = ends - counts - (np.cumsum(totals, 0) - totals)[owner]
-    columns = np.column_stack([first[:, :2], part, first[:, 2], np.zeros((len(records), len(ACTIVATION)), np.int64)])
+    columns = np.column_stack([first[:, :2], part, first[:, 2]])
     dimensions = np.column_stack([lists, totals[:, :2], sizes])
     return Plan(columns, dimensions, int(totals[:, 2].max(initial=0)))
 
@@ -175,7 +161,8 @@ def _group_of(starts, groups, times, size, t):
         g += tl.sum((at <= t).to(tl.int32), 0)
     g -= 1
     begin = tl.load(starts + g)
-    return g, begin, tl.load(starts + g + 1) - begin, (t - (begin * times // size + g)).to(tl.int32)
+    number = (t - (begin * times // size + g)).to(tl.int32)
+    return g, begin.to(tl.int32), (tl.load(starts + g + 1) - begin).to(tl.int32), number
 
 
 @triton.jit
@@ -246,7 +233,7 @@ def _sum(
 @triton.jit
 def _write(to, number, mask, add):
     """Write numbers, or add them to what is there."""
-    if add != 0:
+    if add:
         number += tl.load(to, mask=mask, other=0.0)
     tl.store(to, number, mask=mask)
 
@@ -259,15 +246,15 @@ def _work_of(q, t, SIZE: tl.constexpr):
         The group, its first row or term, its rows and its terms; the number of the tile along the rows, and of the part
         of the sum.
     """
-    rows, inner, depth = tl.load(q + _ROWS), tl.load(q + _INNER), tl.load(q + _DEPTH)
+    rows, inner, depth = tl.load(q + _ROWS).to(tl.int32), tl.load(q + _INNER), tl.load(q + _DEPTH).to(tl.int32)
     grouping, groups = tl.load(q + _GROUPING), tl.load(q + _GROUPS).to(tl.int32)
     starts = tl.load(q + _GROUP_STARTS).to(tl.pointer_type(tl.int64))
     g, number, begin = 0, 0, rows * 0
     if grouping == _ROW_GROUPS:
         g, begin, rows, t = _group_of(starts, groups, inner, SIZE, t)
-        rows *= inner
+        rows *= inner.to(tl.int32)
     else:
-        n_tiles = tl.cdiv(rows, SIZE).to(tl.int32)
+        n_tiles = tl.cdiv(rows, SIZE)
         number, t = t // n_tiles, t % n_tiles
         if grouping == _SUM_GROUPS:
             g, begin, depth, number = _group_of(starts, groups, 1, tl.load(q + _PART), number)
@@ -317,20 +304,19 @@ def _sums_of_tile(q, g, begin, r, j, rows, depth, first, SIZE: tl.constexpr, T: 
     storage, segments = tl.load(q + _B_STORAGE), tl.load(q + _SEGMENTS).to(tl.int32)
     a = tl.load(q + _A).to(tl.pointer_type(T)) + _of_rows(q, begin, a_outer) + r // inner * a_outer
     b = tl.load(q + _B).to(tl.pointer_type(T)) + _of_group(q, g, _B_BY_INDEX, _B_GROUP)
-    end = tl.minimum(first + tl.load(q + _PART), depth).to(tl.int32)
-    first = first.to(tl.int32)
+    end = tl.minimum(first + tl.load(q + _PART).to(tl.int32), depth)
     rs, js = r + tl.arange(0, SIZE), j + tl.arange(0, SIZE)
     a_rows = (rs // inner - r // inner) * a_outer.to(tl.int32) + rs % inner * a_inner.to(tl.int32)
     in_rows, in_columns = rs < rows, js < columns
     if storage == _PACKED:
-        b_depth, b_vector = b_depth * 0 + _L, depth * _L
+        b_depth, b_vector = b_depth * 0 + _L, depth.to(tl.int64) * _L
     if tl.load(q + _GROUPING) == _SUM_GROUPS:
-        a += begin * a_depth
-        b += begin * b_depth
+        a += begin.to(tl.int64) * a_depth
+        b += begin.to(tl.int64) * b_depth
     if storage == _BY_ROWS:
         b += j * b_depth
         b_columns = tl.arange(0, SIZE) * b_depth.to(tl.int32)
-        total = _sum(a, a_rows, a_depth, a_segment, b, b_columns, depth * 0 + 1, b_segment, first, end, segments,
+        total = _sum(a, a_rows, a_depth, a_segment, b, b_columns, b_depth * 0 + 1, b_segment, first, end, segments,
                      in_rows, in_columns, SIZE, T, BK, False, True, PRECISION)  # fmt: skip
     else:
         b += j // _L * b_vector
@@ -347,7 +333,50 @@ def _sums_of_tile(q, g, begin, r, j, rows, depth, first, SIZE: tl.constexpr, T: 
 @triton.jit
 def _of_rows(q, begin, distance):
     """Return how far the first row of a group is from the first row of all."""
-    return tl.where(tl.load(q + _GROUPING) == _ROW_GROUPS, begin * distance, 0)
+    return tl.where(tl.load(q + _GROUPING) == _ROW_GROUPS, begin.to(tl.int64) * distance, 0)
+
+
+@triton.jit
+def _place(q, field: tl.constexpr, shift, T: tl.constexpr):
+    """Return the address of what lies in another array where the first result of a tile lies in its own."""
+    return tl.load(q + field).to(tl.pointer_type(T)) + shift
+
+
+@triton.jit
+def _results(q, r, rs, SIZE: tl.constexpr):
+    """Return how far the results of rows are from the first one of the tile, whose row is ``r``."""
+    inner = tl.load(q + _INNER).to(tl.int32)
+    of_rows = (rs // inner - r // inner) * tl.load(q + _C_OUTER).to(tl.int32)
+    of_rows += (rs % inner - r % inner) * tl.load(q + _C_INNER).to(tl.int32)
+    columns = tl.arange(0, SIZE)
+    return of_rows[:, None] + (columns // _L * tl.load(q + _C_VECTOR).to(tl.int32) + columns % _L)[None, :]
+
+
+@triton.jit
+def _activate(q, c, r, rows, in_columns, SIZE: tl.constexpr, T: tl.constexpr):
+    """Write what follows from a tile of results by an activation; see `ACTIVATION`.
+
+    The results are read again, some rows at a time, as registers do not hold all that is needed for a whole tile.
+    """
+    tl.debug_barrier()
+    kind, shift = tl.load(q + _ACTIVATION), (c.to(tl.int64) - tl.load(q + _C)) // T.itemsize
+    first, sigmoid = _place(q, _FIRST, shift, T), _place(q, _SIGMOID, shift, T)
+    for begin in range(0, SIZE, _ACTIVATED):
+        rs = r + begin + tl.arange(0, _ACTIVATED)
+        at, mask = _results(q, r, rs, SIZE), (rs < rows)[:, None] & in_columns[None, :]
+        x = tl.load(c + at, mask=mask, other=0.0)
+        if kind == _VALUE:
+            s = 1.0 / (1.0 + tl.exp(-x))
+            tl.store(sigmoid + at, s, mask=mask)
+            tl.store(first + at, x * s, mask=mask)
+        else:
+            z = tl.load(_place(q, _Z, shift, T) + at, mask=mask, other=0.0)
+            s = tl.load(sigmoid + at, mask=mask, other=0.0)
+            if kind == _TANGENT:
+                change = x * s * (1.0 - s) * (2.0 + z * (1.0 - 2.0 * s))
+                change *= tl.load(_place(q, _GIVEN, shift, T) + at, mask=mask, other=0.0)
+                tl.store(_place(q, _SECOND, shift, T) + at, change, mask=mask)
+            _write(first + at, x * slope(z, s), mask, kind == _ADJOINT)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "sums"])
@@ -370,39 +399,24 @@ def _products(
     n_tiles = tl.cdiv(tl.load(q + _COLUMNS).to(tl.int32), SIZE)
     j = t % n_tiles * SIZE
     g, begin, rows, depth, t, number = _work_of(q, t // n_tiles, SIZE)
-    part, r = tl.load(q + _PART), t * SIZE
+    part, r = tl.load(q + _PART).to(tl.int32), t * SIZE
     first = number * part
     if (r < rows) & ((number == 0) | (first < depth)):
         total = _sums_of_tile(q, g, begin, r, j, rows, depth, first, SIZE, T, BK, PRECISION)
         width, rs, js = _width(q), r + tl.arange(0, SIZE), j + tl.arange(0, SIZE)
         mask = (rs < rows)[:, None] & (js < width)[None, :]
         if depth > part:
-            place = tl.load(q + _PARTIAL) + ((2 * begin // part + number) * rows + r) * width + j
+            place = tl.load(q + _PARTIAL) + ((2 * begin // part + number).to(tl.int64) * rows + r) * width + j
             of_rows = tl.arange(0, SIZE) * width
             tl.store(partial + place + (of_rows[:, None] + tl.arange(0, SIZE)[None, :]), total, mask=mask)
         else:
-            inner, c_outer, c_vector = tl.load(q + _INNER).to(tl.int32), tl.load(q + _C_OUTER), tl.load(q + _C_VECTOR)
+            inner, c_outer = tl.load(q + _INNER).to(tl.int32), tl.load(q + _C_OUTER)
             c = tl.load(q + _C).to(tl.pointer_type(T)) + _of_group(q, g, _C_BY_INDEX, _C_GROUP)
-            c += _of_rows(q, begin, c_outer) + r // inner * c_outer + j // _L * c_vector
-            of_rows = (rs // inner - r // inner) * c_outer.to(tl.int32)
-            of_rows += rs % inner * tl.load(q + _C_INNER).to(tl.int32)
-            of_columns = tl.arange(0, SIZE) // _L * c_vector.to(tl.int32) + tl.arange(0, SIZE) % _L
-            at = of_rows[:, None] + of_columns[None, :]
-            total *= _scale(q, T)
-            if tl.load(q + _ADD) != 0:
-                total += tl.load(c + at, mask=mask, other=0.0)
-            tl.store(c + at, total, mask=mask)
-            kind = tl.load(q + _ACTIVATION)
-            if kind != 0:
-                shift = (c.to(tl.int64) - tl.load(q + _C)) // T.itemsize
-                z, sigmoid, first, second, given = (
-                    _pointer(q, _Z, shift, T),
-                    _pointer(q, _SIGMOID, shift, T),
-                    _pointer(q, _FIRST, shift, T),
-                    _pointer(q, _SECOND, shift, T),
-                    _pointer(q, _GIVEN, shift, T),
-                )
-                _activate(kind, total, z + at, sigmoid + at, first + at, second + at, given + at, mask)
+            c += _of_rows(q, begin, c_outer) + r // inner * c_outer + r % inner * tl.load(q + _C_INNER)
+            c += j // _L * tl.load(q + _C_VECTOR)
+            _write(c + _results(q, r, rs, SIZE), _scale(q, T) * total, mask, tl.load(q + _ADD) != 0)
+            if tl.load(q + _ACTIVATION) != 0:
+                _activate(q, c, r, rows, js < width, SIZE, T)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "sums"])
@@ -427,7 +441,9 @@ def _sums(records, partial, n, tiles, sums, SIZE: tl.constexpr, T: tl.constexpr)
         c = tl.load(q + _C).to(tl.pointer_type(T)) + _of_group(q, g, _C_BY_INDEX, _C_GROUP)
         r, j, inner = x // width, x % width, tl.load(q + _INNER).to(tl.int32)
         of_rows = c + r // inner * tl.load(q + _C_OUTER) + r % inner * tl.load(q + _C_INNER)
-        _write(of_rows + j // _L * tl.load(q + _C_VECTOR) + j % _L, _scale(q, T) * total, x < size, tl.load(q + _ADD))
+        _write(
+            of_rows + j // _L * tl.load(q + _C_VECTOR) + j % _L, _scale(q, T) * total, x < size, tl.load(q + _ADD) != 0
+        )
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
@@ -482,10 +498,11 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     """
     number = {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
     sums = DeviceKernel(_sums, lambda d: (int(d[2]),), options={"T": number})
-    options = {"T": number, "BK": 32 if dtype == torch.float32 else 16}
-    options["PRECISION"] = "tf32" if tf32 and dtype == torch.float32 else "ieee"
+    rounded = tf32 and dtype == torch.float32
+    # more terms at a time do not fit into the registers, except where tensor cores multiply
+    options = {"T": number, "BK": 32 if rounded else 16, "PRECISION": "tf32" if rounded else "ieee"}
     return {
         "products": KernelSequence((DeviceKernel(_products, lambda d: (int(d[1]),), 4, options), sums)),
-        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), 32), 4, {"T": number, "ROWS": _PACK_ROWS}),
-        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), 128), 4, {"T": number, "BLOCK": _BLOCK}),
+        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), _PROGRAMS), 4, {"T": number, "ROWS": _PACK_ROWS}),
+        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), _PROGRAMS), 4, {"T": number, "BLOCK": _BLOCK}),
     }

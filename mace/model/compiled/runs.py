@@ -7,7 +7,8 @@ differentiated by weights without ever building a graph of the many operations o
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,7 @@ class _Program:
         parameters: Parameters that it reads, by their arrays.
         fixed: Its constants.
         free: Workspaces that no run uses.
-        memories: Memory that no run of this or another program of the model uses.
+        memories: Memory that no run of this or another program of the model uses, by what `_queue` returns.
         lock: Held while these two are changed.
     """
 
@@ -50,7 +51,7 @@ class _Program:
     parameters: dict[Array, Tensor]
     fixed: dict[Array, Tensor]
     free: list[Workspace]
-    memories: list[Memory]
+    memories: defaultdict[Hashable, list[Memory]]
     lock: threading.RLock
 
     def trained(self) -> dict[Array, Tensor]:
@@ -75,7 +76,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._found: dict[tuple[Any, ...], _Program] = {}
-        self._memories: list[Memory] = []
+        self._memories: defaultdict[Hashable, list[Memory]] = defaultdict(list)
         self._parameters: dict[str, Tensor] = {}
         self._owned: list[tuple[Mapping[str, Any], str, Any]] = []
         # reentrant, as a garbage collection inside may end runs
@@ -93,11 +94,11 @@ class Programs:
     def n_bytes(self) -> int:
         """Memory that is kept for the arrays of runs, in bytes."""
         with self._lock:
-            return sum(memory.n_bytes for memory in self._memories)
+            return sum(memory.n_bytes for memories in self._memories.values() for memory in memories)
 
     def find(self, model: MACE, trained: frozenset[str], gradient: bool, head: int | None) -> _Program:
         """Return the program for a purpose; see `Builder`."""
-        key = model.backend, model.dtype, trained, gradient, head, model.radial_tables is None
+        key = model.backend, model.embedding.device, model.dtype, trained, gradient, head, model.radial_tables is None
         with self._lock:
             parameters = self.parameters(model)
             if key not in self._found:
@@ -115,7 +116,7 @@ class Programs:
         """
         with self._lock:
             if any(owner.get(name) is not value for owner, name, value in self._owned) or not self._owned:
-                self._found, self._memories = {}, []
+                self._found, self._memories = {}, defaultdict(list)
                 self._parameters = dict(model.named_parameters())
                 owners = [owner for module in model.modules() for owner in (module._parameters, module._modules)]
                 self._owned = [(owner, name, value) for owner in owners for name, value in owner.items()]
@@ -213,13 +214,14 @@ class _Run:
         self._threads = torch.get_num_threads()
         with program.lock:
             self._workspace = program.free.pop() if program.free else program.recording.workspace(program.fixed)
-            self._memory = program.memories.pop() if program.memories else Memory(seeds.device)
+            self._memories = program.memories[_queue(seeds.device)]
+            self._memory = self._memories.pop() if self._memories else Memory(seeds.device)
 
     def __del__(self) -> None:
         """Hand the memory to the next run."""
         with self.program.lock:
             self.program.free.append(self._workspace)
-            self.program.memories.append(self._memory)
+            self._memories.append(self._memory)
 
     def _arrays_of_graph(self) -> dict[str, Tensor]:
         """Return the arrays of the graph that the program reads, by name."""
@@ -306,6 +308,11 @@ class _Run:
 
     def _copy(self, array: Array, *shape: int) -> Tensor:
         return self._workspace.tensor(array, self.program.tape.dtype, *shape).clone()
+
+
+def _queue(device: torch.device) -> Hashable:
+    """Return what kernels wait for each other in: memory that one has used may be given to the next one there."""
+    return device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
 
 
 def _zeros_like(parameters: list[Tensor]) -> list[Tensor]:

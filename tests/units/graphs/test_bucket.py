@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mace.elements import ElementTable
-from mace.graphs.bucket import STEP, Bucket, capacity
+from mace.graphs.bucket import Bucket, capacity
 from mace.graphs.dataset import Batch
 from mace.graphs.graph import Graph, carry
 from mace.graphs.in_memory import InMemoryDataset
@@ -73,9 +73,21 @@ def test_capacities_are_a_fixed_series() -> None:
     reached = [capacity(n) for n in range(1, 20_000)]
     series = sorted(set(reached))
     assert all(c >= n for n, c in enumerate(reached, start=1)) and reached == sorted(reached)
-    assert all(b <= a * STEP + 1 for a, b in zip(series, series[1:], strict=False))
-    assert all(b >= a * STEP for a, b in zip(series, series[1:], strict=False) if a >= 7)
-    assert all(capacity(c) == c for c in series) and len(series) < 75
+    assert series[:16] == [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32] and series[-3:] == [14336, 16384, 20480]
+    assert all(b <= 1.25 * a for a, b in zip(series, series[1:], strict=False) if a >= 4)
+    assert all(capacity(c) == c for c in series) and len(series) == 53
+    assert 1.08 < np.mean([c / n for n, c in enumerate(reached, start=1)][1023:8191]) < 1.1
+
+
+def test_the_bucket_of_a_graph() -> None:
+    graph = dataset(count=40).batch(range(36)).graph
+    sizes, bucket = graph.sizes, Bucket.of(graph, n_elements=4, n_heads=2)
+    assert sizes.atoms == 90 and sizes.structures == 36 and sizes.elements == 3
+    assert bucket.atoms == 96 and bucket.structures == 40 and bucket.elements == 4 and bucket.heads == 2
+    assert bucket.pairs == capacity(sizes.pairs) and bucket.neighbors == capacity(sizes.neighbors)
+    assert Bucket.of(graph, n_elements=3, n_heads=2).elements == 3
+    assert bucket.holds(bucket) and bucket.holds(replace(bucket, atoms=90))
+    assert not bucket.holds(replace(bucket, atoms=97)) and not bucket.holds(replace(bucket, heads=1))
 
 
 def test_shapes_follow_from_the_bucket() -> None:

@@ -21,10 +21,12 @@ from training_runs import same
 
 from mace.elements import ElementTable
 from mace.errors import UserError
-from mace.graphs import feeding
+from mace.graphs import feeding, graph
 from mace.graphs.batch_plan import consecutive
+from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch, Subset
 from mace.graphs.feeding import Feeding
+from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 from mace.graphs.neighbors import Neighbors
 from mace.graphs.prepared import StoredDataset
@@ -401,6 +403,27 @@ def test_where_fewer_threads_can_be_started_these_do_the_work(
         next(iter(feed))
 
 
+def test_a_thread_gathers_what_a_gpu_computes_with() -> None:
+    device = torch.device("cuda:0")
+    assert [Feeding(workers, device).threads_for(PLAIN) for workers in (None, 0, 2)] == [1, 0, 2]
+    assert Feeding(None).threads_for(PLAIN) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_padded_where_they_are_gathered(workers: int) -> None:
+    def bucket_of(graph: Graph) -> Bucket:
+        return Bucket.of(graph, n_elements=3)
+
+    with Feeding(workers, bucket_of=bucket_of).open(PLAIN, steps()) as feed:
+        for structures in feed:
+            batch, plain = feed.batch(structures), PLAIN.batch(structures)
+            bucket = bucket_of(plain.graph)
+            assert batch.graph.sizes == bucket
+            found, expected = contents(batch), contents(plain.padded(bucket))
+            assert all(each["graph"].pop("volume")[-1].isnan() for each in (found, expected))
+            assert same(found, expected)
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_batches_for_a_gpu_are_page_locked_in_the_thread_that_gathers_them(
     workers: int, monkeypatch: pytest.MonkeyPatch
@@ -411,12 +434,13 @@ def test_batches_for_a_gpu_are_page_locked_in_the_thread_that_gathers_them(
         chosen.append(wanted)
         return nullcontext()
 
-    def lock(tensor: Tensor) -> Tensor:
-        locked.append(tensor.clone())
+    def lock(*shape: int, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        assert pin_memory
+        locked.append(torch.zeros(*shape, dtype=dtype))
         return locked[-1]
 
     monkeypatch.setattr(torch.cuda, "device", choose)
-    monkeypatch.setattr(Tensor, "pin_memory", lock)
+    monkeypatch.setattr(graph.torch, "empty", lock)
     dataset = Observed(6)
     with Feeding(workers, device).open(dataset, steps(6)) as feed:
         for structures in feed:
@@ -425,7 +449,7 @@ def test_batches_for_a_gpu_are_page_locked_in_the_thread_that_gathers_them(
             held = [value for part in ("graph", "targets") for value in vars(getattr(batch, part)).values()]
             tensors = [each for value in held for each in (value.values() if isinstance(value, dict) else [value])]
             pointers = {tensor.data_ptr() for tensor in locked}
-            assert all(tensor.data_ptr() in pointers for tensor in tensors if isinstance(tensor, Tensor))
+            assert all(t.untyped_storage().data_ptr() in pointers for t in tensors if isinstance(t, Tensor))
             # what would have to be read back from the device is known
             assert vars(batch.graph).keys() >= {"elements_present", "element_counts", "heads_present"}
     assert chosen == [device] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import original_files as files
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mace.elements import ElementTable
+from mace.errors import UserError
 from mace.graphs.batch_plan import Step
 from mace.graphs.dataset import Batch, Targets
 from mace.graphs.feeding import Feeding
@@ -104,3 +106,52 @@ def test_a_process_reads_what_it_computes_and_shares_add_up(workers: int, edges:
     assert sum(float(member.numbers[0]) for member in members) == pytest.approx(loss, rel=1e-12)
     for *parts, both in zip(*(member.gradients for member in members), whole, strict=True):
         torch.testing.assert_close(sum(parts), both, rtol=1e-9, atol=1e-10)
+
+
+class Full(torch.optim.SGD):
+    """Needs more memory than there is."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("where", ["optimizer", "sum"])
+def test_memory_that_runs_out_beside_the_batch_is_explained(where: str) -> None:
+    class Crowded(Member):
+        def add_up(self, parameters: Sequence[nn.Parameter], numbers: Tensor, kind: str) -> Tensor:
+            if where == "sum":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return numbers
+
+    model, settings = files.model(), parse_training_settings(["--name=x", "--train_file=x.xyz"])
+    dataset = InMemoryDataset([structure(1)], ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    state = TrainingState(model, settings, (LOSS, None))
+    if where == "optimizer":
+        state.optimizer = Full([{"params": list(model.parameters()), "lr": 0.1, "lr_factor": 1.0}])
+    step = BatchStep(state, dataset, EdgeLimit(None, "training"), settings, Crowded(0, 2))
+    with pytest.raises(
+        UserError, match=f"Out of memory in the (step|sum) of the {'opt' if where[0] == 'o' else 'grad'}"
+    ):
+        step.take(Step(np.array([0])), LOSS, (False, False))
+
+
+def test_memory_that_runs_out_before_gradients_are_added_leaves_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is computed again in halves, so nothing of it may have been added."""
+    model = files.model(files.with_heads("low", "high"))
+    table = ElementTable(model.plan.atomic_numbers)
+    one = replace(structure(1), head="low")
+    batch = InMemoryDataset([one], table, model.plan.r_max, heads=("low", "high")).batch([0])
+    loss_gradient(model, batch, LOSS)
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    calls = list[Tensor]()
+
+    def full(parameter: Tensor) -> Tensor:
+        calls.append(parameter)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "zeros_like", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        loss_gradient(model, batch, LOSS, add=True)
+    monkeypatch.undo()
+    assert calls
+    assert all(torch.equal(a, b) for a, b in zip(before, (p.grad for p in model.parameters()), strict=False))

@@ -48,7 +48,12 @@ def test_alone() -> None:
 @pytest.mark.parametrize(
     ("distributed", "launcher", "environment", "words"),
     [
-        (True, "auto", {}, "--distributed: nothing in the environment tells of other processes; start .* torchrun"),
+        (
+            True,
+            "auto",
+            {},
+            "--distributed: nothing in the environment tells of other processes; use --devices=N .* torchrun",
+        ),
         (True, "none", {}, "--distributed needs a launcher"),
         (True, "slurm", {}, "--launcher=slurm: the environment has no number SLURM_PROCID"),
         (True, "torchrun", TORCHRUN | {"RANK": "x"}, "no number RANK"),

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mace.elements import ElementTable
 from mace.graphs.bucket import Bucket
 from mace.graphs.dataset import Batch
+from mace.graphs.feeding import Feeding
 from mace.graphs.graph import carry
 from mace.graphs.in_memory import InMemoryDataset
 from mace.kernels.backend import TORCH
@@ -203,3 +204,32 @@ def test_waiting_would_be_noticed() -> None:
         ):
             with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
                 wait()
+
+
+@pytest.mark.device
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no graphics processor that torch can use")
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_steps_on_a_device_never_wait(kernels: str, padded: bool) -> None:
+    """What is gathered ahead, copied and computed is that of the CPU, and torch sees nobody wait for the device."""
+    device, backend = torch.device("cuda", torch.cuda.current_device()), TORCH
+    if kernels == "triton":
+        backend = pytest.importorskip("mace.kernels.triton_backend").TRITON
+    alone, model = model_of(), model_of().to(device).use_backend(backend)
+    members, loss = structures(), make_loss("universal", WEIGHTS)
+    dataset = InMemoryDataset(members, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0, amsgrad=True, fused=True)
+    average, steps = MovingAverage(model.parameters(), 0.99), [np.array([3, 1, 2]), np.array([0, 4, 5])] * 3
+    bucket = Bucket(atoms=20, neighbors=40, pairs=300, elements=2, structures=5)
+    losses = []
+    with Feeding(1, device, bucket_of=(lambda _: bucket) if padded else None).open(dataset, steps) as feed:
+        for number, chosen in enumerate(feed):
+            torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")  # once everything is compiled
+            try:
+                batch = feed.batch(chosen).to(device, pinned=True)
+                losses.append(loss_gradient(model, batch, loss))
+                update_parameters(model, optimizer, 10.0, average)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    expected = [float(loss_gradient(alone, dataset.batch(chosen), loss)) for chosen in steps]
+    assert [float(value) for value in losses] == pytest.approx(expected, rel=1e-11)
