@@ -19,14 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
-from mace.kernels.c_source.matrices import EACH_GROUP, FIELDS, ROW_GROUPS, SUM_GROUPS
+from mace.kernels.c_source.matrices import EACH_GROUP, ROW_GROUPS, SUM_GROUPS
 from mace.kernels.triton_backend import TritonBackend
-from mace.kernels.triton_source.matrices import PACKED_FIELDS, PLANNED
+from mace.kernels.triton_source.matrices import PACKED_FIELDS
+from mace.kernels.triton_source.records import ACTIVATION, RECORD
 from mace.program import device
 from mace.program.device import DeviceWorkspace
 from mace.program.record import Kernel
 
-_COLUMNS = {name: place for place, name in enumerate(FIELDS)}
+_COLUMNS = {name: place for place, name in enumerate(RECORD)}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class KernelCall:
         options: Those by name, ``num_warps`` among them.
         grid: Number of programs along each axis.
         kernel: The kernel in C of which it takes the place, if it belongs to a program.
-        records: The products or matrices of its list, in the form of `FIELDS`; None if it reads no list.
+        records: The products or matrices of its list, in the form of `RECORD`; None if it reads no list.
     """
 
     function: Any
@@ -92,7 +93,6 @@ class Watch(TorchDispatchMode):
         self.copies = 0
         self._kernels: dict[Any, Kernel] = {}
         self._words: np.ndarray | None = None
-        self._width = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -120,7 +120,7 @@ class Watch(TorchDispatchMode):
         run_section = DeviceWorkspace.run
 
         def run(workspace: DeviceWorkspace, section: int) -> None:
-            self._words, self._width = workspace.words, workspace._recording.n_words
+            self._words = workspace.words
             run_section(workspace, section)
 
         def note(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -148,7 +148,7 @@ class Watch(TorchDispatchMode):
     def _records(self, table: Tensor, count: int, function: Any) -> np.ndarray:
         """Return the words of a list, of as many records, that begins where a table of words begins."""
         widths = {"_packing": len(PACKED_FIELDS), "_zeros": len(CLEARED_FIELDS)}
-        width = widths.get(function.fn.__name__, self._width)
+        width = widths.get(function.fn.__name__, len(RECORD))
         start = table.storage_offset()
         assert self._words is not None
         return self._words[start : start + count * width].reshape(count, width).copy()
@@ -170,7 +170,7 @@ def _functions(kernel: Any) -> Iterator[Any]:
 
 
 def products_of(records: np.ndarray, sums: bool = False) -> tuple[int, int]:
-    """Return how many numbers a list of products reads and writes, each once, and its operations; see `FIELDS`.
+    """Return how many numbers a list of products reads and writes, each once, and its operations; see `RECORD`.
 
     Args:
         records: The records.
@@ -181,10 +181,12 @@ def products_of(records: np.ndarray, sums: bool = False) -> tuple[int, int]:
     groups, terms = of["groups"], of["depth"] * of["segments"]
     results = of["rows"] * of["columns"] * np.where(sum_groups | each, groups, 1)
     if sums:
-        part = records[:, len(FIELDS) + PLANNED.index("part")]
+        part = of["part"]
         is_cut = part < of["depth"]
         parts = np.where(is_cut, -(-of["depth"] // np.maximum(part, 1)), 0)
         return int((results * (parts + 2 * is_cut)).sum()), int((results * parts).sum())
     numbers = of["rows"] * terms + of["columns"] * terms * np.where(row_groups | each, groups, 1)
     numbers += results * np.where(of["add"] != 0, 2, 1)
+    # an activation reads and writes arrays like the result
+    numbers += results * sum((of[name] != 0).astype(np.int64) for name in ACTIVATION[1:])
     return int(numbers.sum()), int((2 * of["rows"] * of["columns"] * terms * np.where(each, groups, 1)).sum())
