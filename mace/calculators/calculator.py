@@ -36,7 +36,7 @@ from mace.graphs.skin import DEFAULT_SKIN
 from mace.installation import require_own_files
 from mace.model.mace import MACE
 from mace.model.plan import OUTPUTS
-from mace.model.prediction import hessian, nonsense
+from mace.model.prediction import copies_for_hessian, hessian, nonsense
 from mace.potential.descriptors import descriptors
 from mace.potential.potential import open_potential
 from mace.structures.condition_values import FoundConditions, find_conditions
@@ -396,9 +396,10 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         structure = self._structure(atoms, "get_hessian")
         self._require_energy("get_hessian")
         unit = self.energy_units_to_eV / self.length_units_to_A**2
-        graphs = self._graphs([self._configuration(structure, self.head)], follow=True)
+        copies = copies_for_hessian(len(structure), self.device)
+        graphs = self._graphs([self._configuration(structure, self.head)] * copies, follow=True)
         found = [
-            hessian(model, graph).detach().cpu().double().numpy() * unit
+            hessian(model, graph, copies).detach().cpu().double().numpy() * unit
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def _virials(gradient: Tensor, vectors: Tensor, graph: Graph, stress: bool, atom
     return found
 
 
-def hessian(model: MACE, graph: Graph) -> Tensor:
+def hessian(model: MACE, graph: Graph, n_copies: int = 1) -> Tensor:
     """Compute the second derivatives of the energy with respect to positions.
 
     Compiled kernels and radial tables only provide first derivatives with respect to geometry, so torch kernels and
@@ -183,13 +183,15 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
 
     Args:
         model: The model.
-        graph: One structure, on the model's device.
+        graph: One structure, or copies of one, on the model's device.
+        n_copies: Number of copies; each backward pass gives a row for every one.
 
     Returns:
         eV/Angstrom^2, ``[3 atoms, atoms, 3]``; row ``3 i + k`` is the derivative by component ``k`` of atom ``i``.
     """
+    n_atoms = graph.n_atoms // n_copies
     positions = graph.positions.detach().clone().requires_grad_(True)
-    moved = replace(graph, positions=positions)
+    moved = graph.moved(positions)
     with using(model.embedding.device), torch.enable_grad(), model.plain_kernels():
         energies = model(moved, pair_vectors(moved, model.plan.r_max, model.dtype)).energies
         if energies is None:
@@ -197,9 +199,23 @@ def hessian(model: MACE, graph: Graph) -> Tensor:
         energy = energies.sum()
         (gradient,) = torch.autograd.grad(energy, positions, create_graph=True, materialize_grads=True)
         if not gradient.requires_grad:  # atoms without neighbors
-            return positions.new_zeros(positions.numel(), *positions.shape)
-        rows = [torch.autograd.grad(g, positions, retain_graph=True)[0] for g in gradient.flatten().unbind()]
+            return positions.new_zeros(3 * n_atoms, n_atoms, 3)
+        rows = list[Tensor]()
+        components = gradient.view(n_copies, 3 * n_atoms).unbind()
+        for first in range(0, 3 * n_atoms, n_copies):
+            chosen = [of_copy[first + copy] for copy, of_copy in enumerate(components) if first + copy < 3 * n_atoms]
+            (found,) = torch.autograd.grad(chosen, positions, retain_graph=True)
+            rows += found.view(n_copies, n_atoms, 3)[: len(chosen)].unbind()
     return torch.stack(rows)
+
+
+ATOMS_OF_COPIES = 256
+"""Atoms of all copies of a structure whose second derivatives are computed at a time on a device."""
+
+
+def copies_for_hessian(n_atoms: int, device: torch.device) -> int:
+    """Return how many copies of a structure `hessian` should be given; one on a CPU, which they do not keep busier."""
+    return 1 if device.type == "cpu" else min(3 * n_atoms, max(1, ATOMS_OF_COPIES // n_atoms))
 
 
 def nonsense(results: Mapping[str, Any]) -> str | None:

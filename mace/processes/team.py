@@ -268,7 +268,7 @@ class DistributedTeam(Team):
         if kind not in self._used:
             mask = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self._device)
             self._call(lambda: dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self._group))
-            self._used[kind] = [value > 0.0 for value in mask.tolist()]
+            self._used[kind] = [value > 0.0 for value in self.unless_lost(mask.tolist)]
         moved = [p for p, used in zip(parameters, self._used[kind], strict=True) if used]
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         flat = torch.cat([part.reshape(-1) for part in parts] + [numbers.to(parameters[0].dtype)])

@@ -70,11 +70,11 @@ class Density(Block):
 
     def _rows(self, tape: Tape, name: str, *arrays: Array) -> None:
         which = tape.kernel(name, density_source)
-        tape.launch(which, [*self._slots, *arrays], [Extent("neighbors")], Extent("atoms"))
+        tape.launch(which, [*self._slots, *arrays], [Extent("neighbors"), Extent("atoms")], Extent("atoms"))
 
     def _of_pairs(self, tape: Tape, name: str, *arrays: Array) -> None:
         which = tape.kernel(name, density_source)
-        tape.launch(which, [*self._pairs, self.inputs, self.factors, *arrays], [], Extent("pairs"))
+        tape.launch(which, [*self._pairs, self.inputs, self.factors, *arrays], [Extent("pairs")], Extent("pairs"))
 
 
 class Scaled(Block):
@@ -134,4 +134,4 @@ class Scaled(Block):
 
     def _launch(self, tape: Tape, name: str, *arrays: Array) -> None:
         which = tape.kernel(name, density_source)
-        tape.launch(which, [self.factors, self.source, *arrays], [self.source.width], Extent("atoms"))
+        tape.launch(which, [self.factors, self.source, *arrays], [self.source.width, Extent("atoms")], Extent("atoms"))

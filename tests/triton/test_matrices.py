@@ -29,7 +29,8 @@ pytest.importorskip("triton")
 from mace.kernels.triton_source import matrices
 from mace.kernels.triton_source.activations import activation_kernels
 from mace.kernels.triton_source.launching import LANES
-from mace.kernels.triton_source.matrices import PANEL, PLANNED, RECORD, matrices_kernels, plan
+from mace.kernels.triton_source.matrices import PANEL, matrices_kernels, plan
+from mace.kernels.triton_source.records import PLANNED, RECORD
 
 SMALL_SIZES = ((13, 37, 20), (7, 40, 33), (40, 9, 40))
 
@@ -48,7 +49,7 @@ class InTriton:
         for row, record in zip(table, records, strict=True):
             row[: len(record)] = torch.from_numpy(record)
         planned = plan(table.numpy(), np.array([len(records)]))
-        table[:, -len(PLANNED) :] = torch.from_numpy(planned.columns)
+        table[:, len(FIELDS) : len(FIELDS) + len(PLANNED)] = torch.from_numpy(planned.columns)
         partial = torch.full((planned.partial,), float("nan"), dtype=dtype)
         matrices_kernels(dtype)["products"].run([table, partial], planned.dimensions[0].tolist())
 
@@ -135,7 +136,16 @@ def test_products_with_an_activation(dtype: torch.dtype) -> None:
             record = case.words(rows=rows, depth=depth, c=c, c_outer=64, c_vector=LANES, **of_a, **of_b(case, b))
             record[FIELDS.index("c")] += before * c.element_size()
             arrays = [array[before:] for array in (z, s, first, second, given)]
-            case.run(1, np.array([*record, *([kind, *(array.data_ptr() for array in arrays)] if together else [])]))
+            case.run(
+                1,
+                np.array(
+                    [
+                        *record,
+                        *([0] * len(PLANNED)),
+                        *([kind, *(array.data_ptr() for array in arrays)] if together else []),
+                    ]
+                ),
+            )
             if not together:
                 of_z, of_s, to, to_second, g = arrays
                 result = c[before:]

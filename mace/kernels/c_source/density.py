@@ -1,4 +1,7 @@
-"""C source of the division of an atom's sums by a learned density; `mace.program.density` has the equations."""
+"""C source of the division of an atom's sums by a learned density; `mace.program.density` has the equations.
+
+The last dimension, the number of rows or pairs, is for kernels on a device.
+"""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class _Code:
         """Add products to a sum."""
         for factor, other in products:
             if {factor, other} <= self._known:
-                self.set(name, f"{name} + {factor} * {other}" if name in self._known else f"{factor} * {other}")
+                self.set(name, f"tl.fma({factor}, {other}, {name})" if name in self._known else f"{factor} * {other}")
 
     def value_of(self, name: str) -> str:
         """Return a sum, which may have no summands."""

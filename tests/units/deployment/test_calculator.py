@@ -344,7 +344,12 @@ def test_atom_alone(calculator: MACECalculator) -> None:
     assert np.isfinite(results["energy"]) and not results["forces"].any()
 
 
-def test_hessian_is_the_derivative_of_the_forces(calculator: MACECalculator, crystal: Atoms) -> None:
+@pytest.mark.parametrize("copies", [1, 5, 12])
+def test_hessian_is_the_derivative_of_the_forces(
+    calculator: MACECalculator, crystal: Atoms, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with several rows at a time, as on devices."""
+    monkeypatch.setattr("mace.calculators.calculator.copies_for_hessian", lambda *_: copies)
     hessian = calculator.get_hessian(crystal)
     assert hessian.shape == (12, 4, 3)
     step, numerical = 1e-4, np.zeros((12, 12))

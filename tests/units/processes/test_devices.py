@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
+import original_files as files
 import pytest
 import torch
 
+from mace.elements import ElementTable
 from mace.errors import UserError
+from mace.graphs.assembly import graph_of_structures
+from mace.model import prediction
 from mace.processes import devices, team
 from mace.processes.devices import (
     choose_device,
@@ -21,6 +28,11 @@ from mace.processes.devices import (
 )
 from mace.processes.launch import Launch
 from mace.processes.team import own_device
+from mace.runs import run
+from mace.settings import parse_training_settings
+from mace.structures.configuration import Configuration
+from mace.training.batch_step import StepOutcome
+from mace.training.phases import PhaseClock
 
 SAID = [
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1",
@@ -161,3 +173,95 @@ def test_tf32_is_off_unless_asked_for() -> None:
 def test_what_the_environment_says_of_tf32_is_told(environment: dict[str, str], tf32: bool, words: str) -> None:
     notes = overridden_products(tf32, environment)
     assert len(notes) == bool(words) and words in "".join(notes)
+
+
+class Stream:
+    """Stands for the queue of work of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+
+class Event:
+    """Stands for a mark in the queue of a device."""
+
+    recorded: ClassVar[list[torch.device]] = []
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Stream) -> None:
+        Event.recorded.append(stream.device)
+
+
+def test_times_are_taken_in_the_queue_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever device is the current one: a mark in the queue of another one is reached at once."""
+    monkeypatch.setattr(Event, "recorded", [])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    clock = PhaseClock(torch.device("cuda:1"))
+    clock.mark("forward")
+    assert Event.recorded == [torch.device("cuda:1")] * 2
+
+
+def test_models_are_evaluated_with_their_device_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are launched by name go to the current device."""
+    used = list[torch.device]()
+
+    @contextmanager
+    def use(device: torch.device) -> Iterator[None]:
+        used.append(device)
+        yield
+
+    monkeypatch.setattr(prediction, "using", use)
+    model = files.model().to("meta")
+    structure = Configuration(np.array([1, 8]), np.eye(3)[:2], np.zeros((3, 3)), (False,) * 3)
+    graph = graph_of_structures([structure], ElementTable(model.plan.atomic_numbers), model.plan.r_max).to("meta")
+    prediction.predict(model, graph)
+    prediction.hessian(model, graph)
+    assert used == [torch.device("meta")] * 2
+
+
+def test_a_run_uses_its_device_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = list[str]()
+
+    @contextmanager
+    def use(device: torch.device) -> Iterator[None]:
+        log.append(f"use {device}")
+        yield
+        log.append("end")
+
+    @contextmanager
+    def context(*_: object) -> Iterator[None]:
+        log.append("run")
+        raise UserError("enough")
+        yield
+
+    monkeypatch.setattr(run, "using", use)
+    monkeypatch.setattr(run, "run_context", context)
+    with pytest.raises(UserError, match="enough"):
+        run.run_training(parse_training_settings(["--name=x", "--train_file=x.xyz", f"--work_dir={tmp_path}"]))
+    assert log == ["use cpu", "run"]
+
+
+def test_second_derivatives_have_many_rows_at_a_time_on_a_device() -> None:
+    copies = [prediction.copies_for_hessian(n, torch.device("cuda")) for n in (1, 10, 100, 1000)]
+    assert copies == [3, 25, 2, 1] and prediction.copies_for_hessian(10, torch.device("cpu")) == 1
+
+
+def test_who_waits_for_numbers_of_a_device_looks_after_the_others() -> None:
+    """A GPU that waits for one that is gone never has them."""
+
+    class Mark:
+        def synchronize(self) -> None:
+            raise AssertionError("this would wait for ever")
+
+    def lost(work: Callable[[], None]) -> None:
+        raise team.LostProcess("process 1 has ended")
+
+    outcome = StepOutcome(
+        np.zeros(0), torch.zeros(()), 0, 0.0, 0.0, 1, PhaseClock(torch.device("cpu")), torch.zeros(2), Mark(),  # type: ignore[arg-type]
+        (False, False), lost,
+    )  # fmt: skip
+    with pytest.raises(team.LostProcess):
+        outcome.read()
