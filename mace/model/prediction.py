@@ -97,14 +97,6 @@ def predict(
     Returns:
         Energies, dipoles and the requested derivatives.
     """
-    with using(model.embedding.device):
-        return _predict(model, graph, forces, stress, training, atomic_virials, features)
-
-
-def _predict(
-    model: MACE, graph: Graph, forces: bool, stress: bool, training: bool, atomic_virials: bool, features: bool
-) -> Prediction:
-    """Evaluate a model whose device is the current one; see `predict`."""
     differentiated = "energy" in model.plan.outputs and (forces or stress or atomic_virials)
     # programs are differentiated by weights alone, and not with radial tables
     by_torch = (
@@ -114,7 +106,7 @@ def _predict(
     )
     by_program, gradient = model.has_program and not by_torch, None
     found: dict[str, Any] = {}
-    with torch.set_grad_enabled(training or (differentiated and not by_program)):
+    with using(model.embedding.device), torch.set_grad_enabled(training or (differentiated and not by_program)):
         if by_program:
             energies, vectors, gradient = energies_and_gradient(model, graph, differentiated, training)
             output = AtomicOutput(energies, None, [])

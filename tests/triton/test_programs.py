@@ -18,6 +18,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MODELS: dict[str, dict[str, Any]] = {
     "small": SMALL,
     "residual": SMALL | {"residual": True},
+    "density": SMALL | {"normalization": "density"},
 }
 
 

@@ -14,7 +14,7 @@ last dimension. Elements without rows get gradients of zero.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -182,7 +182,7 @@ _CHUNK = (
     "at = begin",
     "while at < end:",
 )
-_SIZES = "n_rows, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, ADDS: tl.constexpr, CLEARS: tl.constexpr, n_groups"
+_SIZES = "n_rows, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, adds, clears, n_groups"
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,12 @@ class _Writer:
         lines = ["from mace.kernels.triton_source.contraction import length_of_chunks"]
         for number, part in enumerate(parts):
             lines += ["@triton.jit(noinline=True)", f"def part_{number}({arrays}, {_SIZES}):", *_indented(part, 1)]
-        lines += ['@triton.jit(do_not_specialize=["n_rows", "n_groups"])', f"def {name}({arrays}, {_SIZES}):"]
+        lines += [
+            '@triton.jit(do_not_specialize=["n_rows", "adds", "clears", "n_groups"])',
+            f"def {name}({arrays}, {_SIZES}):",
+        ]
         for number in range(len(parts)):
-            call = f"part_{number}({arrays}, n_rows, WIDTH, BLOCKS, ADDS, CLEARS, n_groups)"
+            call = f"part_{number}({arrays}, n_rows, WIDTH, BLOCKS, adds, clears, n_groups)"
             lines.append(f"    if tl.program_id(2) == {choices[number]}: {call}" if choices else f"    {call}")
         return vars(load_text(name, "\n".join(lines)))[name]
 
@@ -285,7 +288,7 @@ class _Writer:
             components = used if number else range(self.terms.n_components)
             load = [f"a{c} = tl.load(gradient + here + {c} * WIDTH)" for c in components]
             zero = [f"a{c} = zero" for c in components]
-            code.lines += load if number else ["if ADDS:", *_indented(load, 1), "else:", *_indented(zero, 1)]
+            code.lines += load if number else ["if adds != 0:", *_indented(load, 1), "else:", *_indented(zero, 1)]
             for c in components:
                 code.know(f"a{c}")
             code.set("e0" if second else "t0", f"tl.load({_place(piece, f'r{piece.degree}')})")
@@ -326,9 +329,9 @@ class _Writer:
             "else:",
             f"    target = of_weights + (group * BLOCKS + block) * {size}",
             "target += tl.arange(0, LANES)",
-            "if not CLEARS:",
-            "    new = group + tl.zeros([LANES], tl.int64) != before",
-            *(f"    g{weight} += tl.load(target + {weight} * LANES, mask=new, other=0.0)" for weight in numbers),
+            "kept = (group != before).to(tl.int32) * (1 - clears)",
+            "old = tl.zeros([LANES], tl.int32) + kept > 0",
+            *(f"g{weight} += tl.load(target + {weight} * LANES, mask=old, other=0.0)" for weight in numbers),
             *(f"tl.store(target + {weight} * LANES, g{weight})" for weight in numbers),
         ]
 
@@ -338,9 +341,9 @@ class _Writer:
         name = f"contraction_{kind}_sums"
         lines = [
             "from mace.kernels.triton_source.contraction import add_sums",
-            '@triton.jit(do_not_specialize=["n_rows", "n_groups"])',
+            '@triton.jit(do_not_specialize=["n_rows", "adds", "clears", "n_groups"])',
             f"def {name}({', '.join(self.arrays(kind))}, {_SIZES}):",
-            f"    add_sums(place, of_weights, aside, n_rows, {size}, BLOCKS, CLEARS)",
+            f"    add_sums(place, of_weights, aside, n_rows, {size}, BLOCKS, clears)",
         ]
         function = vars(load_text(name, "\n".join(lines)))[name]
         return DeviceKernel(function, lambda d: (int(d[5]), int(d[2]), -(-size // COLUMNS.value)), warps=4)
@@ -384,7 +387,7 @@ def first_row(place, n_rows, group):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def add_sums(  # type: ignore[no-untyped-def]
-    place, of_weights, aside, n_rows, SIZE: tl.constexpr, BLOCKS: tl.constexpr, CLEARS: tl.constexpr
+    place, of_weights, aside, n_rows, SIZE: tl.constexpr, BLOCKS: tl.constexpr, clears
 ):
     """Add to the sums of an element those that were set aside, in the order of chunks; clear those without rows."""
     group, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -392,7 +395,7 @@ def add_sums(  # type: ignore[no-untyped-def]
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     target = of_weights + (group * BLOCKS + block) * SIZE + column
     if begin == end:
-        if CLEARS:
+        if clears != 0:
             tl.store(target, tl.zeros([COLUMNS], of_weights.dtype.element_ty), mask=column < SIZE)
     else:
         length = length_of_chunks(n_rows)
@@ -417,9 +420,15 @@ def contraction_kernels(terms: ContractionTerms, dtype: torch.dtype) -> dict[str
         dtype: Precision.
     """
     writer = _Writer(terms, dtype)
-    kernels = {"contraction_forward": KernelSequence((writer.forward(),))}
-    kernels["contraction_backward_features"] = KernelSequence((writer.features("backward_features"),))
-    for kind in ("backward_full", "second"):
-        steps = writer.features(kind), writer.weights(kind), writer.sums(kind)
-        kernels[f"contraction_{kind}"] = KernelSequence(steps)
-    return kernels
+    features = writer.features("backward_features")
+    # the same for all that differentiate by features, which has to be compiled once
+    first = replace(features, n_pointers=len(writer.arrays("backward_features")))
+    second = writer.features("second")
+    return {
+        "contraction_forward": KernelSequence((writer.forward(),)),
+        "contraction_backward_features": KernelSequence((features,)),
+        "contraction_backward_full": KernelSequence(
+            (first, writer.weights("backward_full"), writer.sums("backward_full"))
+        ),
+        "contraction_second": KernelSequence((second, writer.weights("second"), writer.sums("second"))),
+    }

@@ -25,9 +25,6 @@ from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequ
 LARGEST_GROUP = 16
 """Largest number of sums that a program of the forward kernel keeps in registers."""
 
-KEPT_BYTES = 192
-"""Largest size of a row's cotangents, of one channel, that are kept in registers and not read again for each edge."""
-
 LARGEST_LAUNCH = 160
 """Largest number of elements of an edge's matrices that one launch reads; longer code takes long to compile."""
 
@@ -132,12 +129,6 @@ class _Writer:
     places: Sequence[Place]
     dtype: torch.dtype
     tabulated: bool
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a row's cotangents are kept in registers."""
-        size = self.dtype.itemsize * sum(2 * place.path.l3 + 1 for place in self.places)
-        return not self.tabulated and size <= KEPT_BYTES
 
     def _named(self, prefix: str, results: bool = False) -> list[str]:
         """Return names of arrays, one for each degree of the features or results."""
@@ -309,8 +300,6 @@ class _Writer:
         code += self._zeros(f"f{l1}_{m1}" for l1, m1 in components)
         if not self.tabulated:
             code += self._rows("c", "j", "j", True)
-        if self.keeps:
-            code += [f"c_{index} = tl.load({address})" for index, address in self._cotangents("cj")]
         code += _loop("iqt", self._edge_backward(with_harmonics, second))
         for l1 in self.layout.l_in:
             lines = [f"gxj = gx{l1} + j * {2 * l1 + 1} * C + channel"]
@@ -318,14 +307,6 @@ class _Writer:
                 lines.append(f"tl.store(gxj + {m1} * C, tl.load(gxj + {m1} * C) + f{l1}_{m1})")
             code += [f"if gx{l1} is not None:", *_indented(lines)]
         return code
-
-    def _cotangents(self, row: str) -> list[tuple[int, str]]:
-        """Return the index of every sum, and its address in the row with the given pointers."""
-        return [
-            (place.sums + m3, self._result(row, place, m3))
-            for place in self.places
-            for m3 in range(2 * place.path.l3 + 1)
-        ]
 
     def _edge_backward(self, with_harmonics: bool, second: bool) -> list[str]:
         """Return the code of one slot of row ``j`` and its reverse."""
@@ -378,7 +359,7 @@ class _Writer:
         code = [
             line for matrix in matrices for line in matrix.load(range(place.coupling, place.coupling + n_in * n_out))
         ]
-        cotangents = [f"c_{place.sums + m3}" if other and self.keeps else f"d{m3}" for m3 in range(n_out)]
+        cotangents = [f"d{m3}" for m3 in range(n_out)]
         for m1 in range(n_in):
             of = f"{path.l1}_{m1}"
             for matrix, product in zip(matrices, "ml", strict=False):
@@ -402,8 +383,8 @@ class _Writer:
             code += [f"{p}i{l1}_{m1} = tl.load({p}i{l1} + {m1} * C)" for p in operands for m1 in range(2 * l1 + 1)]
         code += self._weights_of_pair(["gr"])
         for place in self.places:
-            if not self.keeps:
-                code += self._cotangents_of_path(place, "cj")
+            # the row's cotangents are read for every edge, as too few programs would run if all kept them in registers
+            code += self._cotangents_of_path(place, "cj")
             code += self._direction(place, matrices, "i")
             at = f"gr + {place.index * LANES}"
             code += ["if adds:", f"    e_{place.index} += tl.load({at})", f"tl.store({at}, e_{place.index})"]

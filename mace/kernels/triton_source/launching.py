@@ -35,12 +35,14 @@ class DeviceKernel:
         grid: Number of programs along each axis, from the dimensions.
         warps: Warps of a program.
         options: Further arguments by name, constants of the kernel.
+        n_pointers: How many of the arrays it gets, the first ones; None for all.
     """
 
     function: Any
     grid: Callable[[Sequence[Number]], tuple[int, ...]]
     warps: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    n_pointers: int | None = None
 
     def run(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
         """Launch the kernel on the current stream.
@@ -51,7 +53,9 @@ class DeviceKernel:
         """
         grid = self.grid(dimensions)
         if all(grid):
-            self.function[grid](*pointers, *dimensions, **self.options, num_warps=self.warps)
+            arguments = (*pointers[: self.n_pointers], *dimensions)
+            # newer versions of Triton fuse products with sums only if told to
+            self.function[grid](*arguments, **self.options, num_warps=self.warps, enable_fp_fusion=True)
 
 
 @dataclass(frozen=True)
