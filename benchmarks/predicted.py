@@ -27,7 +27,7 @@ from crystals import N_ELEMENTS, R_MAX, frequencies, make_crystal, make_molecule
 from kernels import contraction_work, convolution_work
 from ours import configuration, make_plan
 from torch import Tensor
-from watching import Call, KernelCall, Watch, products_of
+from watching import KernelCall, Watch, products_of
 
 from mace.elements import ElementTable
 from mace.graphs.dataset import Batch
@@ -38,9 +38,10 @@ from mace.kernels.c_source.convolution import convolution_source, tabulated_sour
 from mace.kernels.triton_backend import TRITON
 from mace.model.mace import MACE
 from mace.model.prediction import predict
+from mace.settings import TrainingSettings
 from mace.training.loss import make_loss
-from mace.training.optimization import MovingAverage
-from mace.training.step import loss_gradient
+from mace.training.optimization import MovingAverage, make_optimizer
+from mace.training.step import loss_gradient, update_parameters
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,16 @@ def make_batch(structures: list[Atoms], elements: tuple[int, ...], r_max: float)
 
 
 def watch_step(model: MACE, batch: Batch) -> Watch:
-    """Note what a training step launches, all but the optimizer's step."""
-    model, batch = model.to("meta"), batch.to("meta")
-    loss = make_loss("weighted", {"energy": 1.0, "forces": 100.0})
-    average, watch = MovingAverage(model.parameters(), 0.99), Watch()
-    with watch.kernels(), watch:
-        loss_gradient(model, batch, loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0, foreach=True)
-        average.update()
+    """Note what a training step launches, with clipping, optimizer and moving average."""
+    model, batch, watch = model.to("meta"), batch.to("meta"), Watch()
+    settings = TrainingSettings(name="predicted", train_file=["unused"], amsgrad=True)
+    loss, average = make_loss("weighted", {"energy": 1.0, "forces": 100.0}), MovingAverage(model.parameters(), 0.99)
+    with watch.kernels():
+        optimizer = make_optimizer(model, settings)
+        with watch:
+            loss_gradient(model, batch, loss)
+            update_parameters(model, optimizer, 10.0, average)
+    watch.n_parameters, watch.itemsize = sum(p.numel() for p in model.parameters()), model.dtype.itemsize
     return watch
 
 
@@ -130,19 +133,27 @@ def watch_evaluation(model: MACE, graph: Graph) -> Watch:
     return watch
 
 
-def works(calls: list[Call], edges: int, atoms: int) -> Iterator[Work]:
+def works(watch: Watch, edges: int, atoms: int) -> Iterator[Work]:
     """Yield the work of each launch, for a graph with so many edges and atoms, the padding not counted."""
     of_kernel: dict[Any, set[Any]] = {}
-    for call in calls:
+    for call in watch.calls:
         if isinstance(call, KernelCall):
             of_kernel.setdefault(call.kernel, set()).add(call.function)
-    for call in calls:
+    for call in watch.calls:
         if not isinstance(call, KernelCall):
             yield Work(call.name, call.n_bytes, call.flops, False)
         elif all(call.grid):
+            if call.name in _ARRAYS_OF_PARAMETERS:
+                numbers = _ARRAYS_OF_PARAMETERS[call.name] * watch.n_parameters
+                yield Work(call.name, numbers * watch.itemsize, numbers, True)
+                continue
             n_bytes, flops = _work_of(call, edges, atoms)
             # a kernel in C may be several functions here, which share its operations
             yield Work(call.name, n_bytes, flops / len(of_kernel[call.kernel]), True)
+
+
+_ARRAYS_OF_PARAMETERS = {"_squares": 1, "_move": 11}
+"""How many arrays of the size of the parameters the kernels of the optimizer read and write."""
 
 
 def _work_of(call: KernelCall, edges: int, atoms: int) -> tuple[float, float]:
@@ -199,7 +210,7 @@ class Prediction:
 
 def predict_time(title: str, watch: Watch, graph: Graph, machine: Machine, dtype: torch.dtype) -> Prediction:
     """Add up the times of all launches."""
-    found = list(works(watch.calls, graph.n_edges, graph.n_atoms))
+    found = list(works(watch, graph.n_edges, graph.n_atoms))
     free = replace(machine, latency=0.0)
     return Prediction(
         title,
@@ -282,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
         if options.per_launch:
-            _print_longest(list(works(watch.calls, graph.n_edges, graph.n_atoms)), machine, dtype)
+            _print_longest(list(works(watch, graph.n_edges, graph.n_atoms)), machine, dtype)
     if options.json:
         content = {"machine": asdict(machine), "predictions": [asdict(one) for one in found]}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -85,12 +85,14 @@ class Watch(TorchDispatchMode):
     Attributes:
         calls: What was launched, in order.
         copies: Number of copies from the host to the device among them.
+        n_parameters: Number of parameters that the optimizer moves.
+        itemsize: Bytes of a number.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.copies = 0
+        self.copies, self.n_parameters, self.itemsize = 0, 0, 4
         self._kernels: dict[Any, Kernel] = {}
         self._words: np.ndarray | None = None
 
