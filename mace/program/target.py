@@ -59,14 +59,14 @@ def target_of(backend: str, dtype: torch.dtype, tf32: bool = False) -> Target:
         return Target(
             dtype, lanes(dtype), panel(dtype), lambda l_max: harmonics_width(l_max, dtype), ProcessorRecording
         )
-    from mace.kernels.triton_source import geometry, launching, matrices  # it imports Triton, which not everyone has
+    from mace.kernels.triton_source import geometry, launching, packing  # it imports Triton, which not everyone has
 
     recording = partial(DeviceRecording, dtype=dtype, tf32=tf32)
     # matrices are read where they are as fast; launches are reordered, which the reuse of memory would hinder
     return Target(
         dtype,
         launching.LANES,
-        matrices.PANEL,
+        packing.PANEL,
         geometry.harmonics_width,
         recording,
         most_packed=0,

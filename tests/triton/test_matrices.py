@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matrix_products
 import numpy as np
 import pytest
 import torch
@@ -22,14 +23,15 @@ from matrix_products import (
     run_sums,
 )
 
-from mace.kernels.c_source.matrices import EACH_GROUP, FIELDS, NO_GROUPS, SUM_GROUPS
+from mace.kernels.c_source.matrices import EACH_GROUP, FIELDS, NO_GROUPS, ROW_GROUPS, SUM_GROUPS
 
 pytest.importorskip("triton")
 
 from mace.kernels.triton_source import matrices
 from mace.kernels.triton_source.activations import activation_kernels
 from mace.kernels.triton_source.launching import LANES
-from mace.kernels.triton_source.matrices import PANEL, matrices_kernels, plan
+from mace.kernels.triton_source.matrices import matrices_kernels, plan
+from mace.kernels.triton_source.packing import PANEL
 from mace.kernels.triton_source.records import PLANNED, RECORD
 
 SMALL_SIZES = ((13, 37, 20), (7, 40, 33), (40, 9, 40))
@@ -118,6 +120,35 @@ def test_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_packing() -> None:
     check_packing(TRITON, torch.float32, 1)
+
+
+def test_products_without_dots_of_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older releases of Triton have none."""
+    monkeypatch.setattr(matrices, "_HAS_DOTS_OF_DOUBLES", False)
+    matrices_kernels.cache_clear()
+    try:
+        run_rows(Case(TRITON, rows=13, columns=37, depth=9))
+        run_sums(Case(TRITON, columns=20, add=True, grouping=SUM_GROUPS), 5)
+    finally:
+        matrices_kernels.cache_clear()
+
+
+@pytest.mark.parametrize("grouping", [NO_GROUPS, ROW_GROUPS])
+def test_more_rows_change_no_bit(grouping: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are computed alike however many there are, here those of a last group that is longer."""
+    case = {"columns": 37, "depth": 16, "dtype": torch.float32, "grouping": grouping}
+    few = run_rows(Case(TRITON, rows=13, **case))
+    monkeypatch.setattr(matrix_products, "STARTS", (*matrix_products.STARTS[:-1], 70))
+    many = run_rows(Case(TRITON, rows=70, **case))
+    # numbers are drawn 16 at a time, so the first rows are the same
+    assert torch.equal(many[: len(few)], few)
+
+
+@pytest.mark.parametrize("grouping", [NO_GROUPS, SUM_GROUPS])
+def test_sums_with_spare_rows(grouping: int) -> None:
+    """Where parts of a sum begin depends on the number of rows; that of its terms which are zero does not matter."""
+    for spare in (7, 600):
+        run_sums(Case(TRITON, columns=9, add=True, grouping=grouping, segments=3), 5, spare=spare)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -22,13 +22,8 @@ import triton.language as tl
 from mace.kernels.c_source.matrices import BY_ROWS, EACH_GROUP, FIELDS, NO_GROUPS, PACKED, ROW_GROUPS, SUM_GROUPS
 from mace.kernels.triton_source.activations import slope
 from mace.kernels.triton_source.launching import LANES, DeviceKernel, KernelSequence
+from mace.kernels.triton_source.packing import packing_kernels
 from mace.kernels.triton_source.records import ADJOINT, RECORD, TANGENT, VALUE
-
-PANEL = LANES
-"""Columns of a panel of a packed matrix."""
-
-PACKED_FIELDS = ("source", "result", "rows", "columns", "row", "column", "depth")
-"""The numbers that describe a matrix to pack; see `mace.kernels.c_source.matrices`."""
 
 SMALL, LARGE = 32, 64
 """Rows and columns of a tile."""
@@ -45,7 +40,7 @@ SHORTEST_PART = 256
 SUM_SIZE = 256
 """Numbers that a program of the second launch adds up."""
 
-_PACK_ROWS, _BLOCK, _PROGRAMS = 32, 1024, 32
+_HAS_DOTS_OF_DOUBLES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5)
 
 _L = tl.constexpr(LANES)
 _WIDTH = tl.constexpr(len(RECORD))
@@ -226,7 +221,10 @@ def _sum(
             y = tl.load(
                 b0 + (b_terms[:, None] + b_columns[None, :]), mask=here[:, None] & in_columns[None, :], other=0.0
             )
-        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=T)
+        if PRECISION == "sum":
+            total += tl.sum(x[:, :, None] * y[None, :, :], 1)
+        else:
+            total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=T)
     return total
 
 
@@ -353,18 +351,18 @@ def _results(q, r, rs, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _activate(q, c, r, rows, in_columns, SIZE: tl.constexpr, T: tl.constexpr):
+def _activate(q, shift, r, rows, in_columns, SIZE: tl.constexpr, T: tl.constexpr):
     """Write what follows from a tile of results by an activation; see `ACTIVATION`.
 
     The results are read again, some rows at a time, as registers do not hold all that is needed for a whole tile.
     """
     tl.debug_barrier()
-    kind, shift = tl.load(q + _ACTIVATION), (c.to(tl.int64) - tl.load(q + _C)) // T.itemsize
+    kind = tl.load(q + _ACTIVATION)
     first, sigmoid = _place(q, _FIRST, shift, T), _place(q, _SIGMOID, shift, T)
     for begin in range(0, SIZE, _ACTIVATED):
         rs = r + begin + tl.arange(0, _ACTIVATED)
         at, mask = _results(q, r, rs, SIZE), (rs < rows)[:, None] & in_columns[None, :]
-        x = tl.load(c + at, mask=mask, other=0.0)
+        x = tl.load(_place(q, _C, shift, T) + at, mask=mask, other=0.0)
         if kind == _VALUE:
             s = 1.0 / (1.0 + tl.exp(-x))
             tl.store(sigmoid + at, s, mask=mask)
@@ -411,12 +409,12 @@ def _products(
             tl.store(partial + place + (of_rows[:, None] + tl.arange(0, SIZE)[None, :]), total, mask=mask)
         else:
             inner, c_outer = tl.load(q + _INNER).to(tl.int32), tl.load(q + _C_OUTER)
-            c = tl.load(q + _C).to(tl.pointer_type(T)) + _of_group(q, g, _C_BY_INDEX, _C_GROUP)
-            c += _of_rows(q, begin, c_outer) + r // inner * c_outer + r % inner * tl.load(q + _C_INNER)
-            c += j // _L * tl.load(q + _C_VECTOR)
-            _write(c + _results(q, r, rs, SIZE), _scale(q, T) * total, mask, tl.load(q + _ADD) != 0)
+            shift = _of_group(q, g, _C_BY_INDEX, _C_GROUP) + _of_rows(q, begin, c_outer)
+            shift += r // inner * c_outer + r % inner * tl.load(q + _C_INNER) + j // _L * tl.load(q + _C_VECTOR)
+            to = _place(q, _C, shift, T) + _results(q, r, rs, SIZE)
+            _write(to, _scale(q, T) * total, mask, tl.load(q + _ADD) != 0)
             if tl.load(q + _ACTIVATION) != 0:
-                _activate(q, c, r, rows, js < width, SIZE, T)
+                _activate(q, shift, r, rows, js < width, SIZE, T)
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "sums"])
@@ -446,48 +444,6 @@ def _sums(records, partial, n, tiles, sums, SIZE: tl.constexpr, T: tl.constexpr)
         )
 
 
-@triton.jit(do_not_specialize=["n", "tiles"])
-def _packing(records, n, tiles, T: tl.constexpr, ROWS: tl.constexpr):
-    """Pack some rows of the panels of a matrix; see `mace.kernels.c_source.matrices`."""
-    q = records + tl.program_id(0) * 7
-    source, result = tl.load(q).to(tl.pointer_type(T)), tl.load(q + 1).to(tl.pointer_type(T))
-    rows, columns = tl.load(q + 2).to(tl.int32), tl.load(q + 3).to(tl.int32)
-    row, column, depth = tl.load(q + 4), tl.load(q + 5), tl.load(q + 6)
-    chunks = tl.cdiv(rows, ROWS)
-    for t in range(tl.program_id(1), chunks * tl.cdiv(columns, _L), tl.num_programs(1)):
-        k = t % chunks * ROWS + tl.arange(0, ROWS)
-        panel = t // chunks
-        lane = tl.arange(0, _L)
-        n0 = panel * _L + lane
-        of_rows, of_columns = k.to(tl.int64) * row, n0.to(tl.int64) * column
-        in_rows, in_columns = k < rows, n0 < columns
-        if row == 1:
-            across = tl.load(
-                source + of_columns[:, None] + of_rows[None, :],
-                mask=in_columns[:, None] & in_rows[None, :],
-                other=0.0,
-            )
-            numbers = tl.trans(across)
-        else:
-            numbers = tl.load(
-                source + of_rows[:, None] + of_columns[None, :],
-                mask=in_rows[:, None] & in_columns[None, :],
-                other=0.0,
-            )
-        to = result + panel * _L * depth + k.to(tl.int64)[:, None] * _L + lane[None, :]
-        tl.store(to, numbers, mask=in_rows[:, None] & (lane < _L)[None, :])
-
-
-@triton.jit(do_not_specialize=["n", "shares"])
-def _zeros(records, n, shares, T: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Set parts of an array to zero; see `mace.kernels.c_source.matrices`."""
-    q = records + tl.program_id(0) * 2
-    numbers, count = tl.load(q).to(tl.pointer_type(T)), tl.load(q + 1)
-    for block in range(tl.program_id(1), tl.cdiv(count, BLOCK), tl.num_programs(1)):
-        at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        tl.store(numbers + at, tl.zeros([BLOCK], T), mask=at < count)
-
-
 @cache
 def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, DeviceKernel | KernelSequence]:
     """Return the kernels by their names.
@@ -498,11 +454,10 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     """
     number = {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
     sums = DeviceKernel(_sums, lambda d: (int(d[2]),), options={"T": number})
-    rounded = tf32 and dtype == torch.float32
     # more terms at a time do not fit into the registers, except where tensor cores multiply
-    options = {"T": number, "BK": 32 if rounded else 16, "PRECISION": "tf32" if rounded else "ieee"}
-    return {
-        "products": KernelSequence((DeviceKernel(_products, lambda d: (int(d[1]),), 4, options), sums)),
-        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), _PROGRAMS), 4, {"T": number, "ROWS": _PACK_ROWS}),
-        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), _PROGRAMS), 4, {"T": number, "BLOCK": _BLOCK}),
-    }
+    terms, precision = (32, "tf32") if tf32 and dtype == torch.float32 else (16, "ieee")
+    if dtype == torch.float64 and not _HAS_DOTS_OF_DOUBLES:
+        terms, precision = 2, "sum"
+    options = {"T": number, "BK": terms, "PRECISION": precision}
+    products = DeviceKernel(_products, lambda d: (int(d[1]),), 4, options)
+    return {"products": KernelSequence((products, sums)), **packing_kernels(dtype)}
