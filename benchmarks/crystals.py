@@ -66,10 +66,10 @@ def make_crystals(n_structures: int, least: int = 20, most: int = 60, seed: int 
     return [make_crystal(int(size), generator, of_elements) for size in sizes]
 
 
-def make_molecules(n_structures: int, seed: int = 0) -> list[Atoms]:
-    """Make stand-ins for the labeled molecules of acetylacetone: 15 atoms of the same elements, about as dense."""
+def make_molecules(n_structures: int, seed: int = 0, n_atoms: int = 15) -> list[Atoms]:
+    """Make stand-ins for the labeled molecules of acetylacetone: atoms of the same elements, about as dense."""
     generator = np.random.default_rng(seed)
-    numbers = np.array([6] * 5 + [8] * 2 + [1] * 8)
+    numbers = np.array([6, 8, 1, 1, 6, 6, 6, 6, 8, 1, 1, 1, 1, 1, 1])[:n_atoms]
     lattice = np.indices((3, 3, 2)).reshape(3, -1).T
     structures = []
     for _ in range(n_structures):
@@ -93,9 +93,9 @@ def write_crystals(folder: Path, n_structures: int) -> None:
     write_data(folder, make_crystals(n_structures), list(range(1, N_ELEMENTS + 1)))
 
 
-def write_molecules(folder: Path, n_structures: int) -> None:
+def write_molecules(folder: Path, n_structures: int, n_atoms: int = 15) -> None:
     """Write molecules; see `make_molecules`."""
-    write_data(folder, make_molecules(n_structures), [1, 6, 8])
+    write_data(folder, make_molecules(n_structures, n_atoms=n_atoms), [1, 6, 8])
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def calls_of(options: argparse.Namespace, dtype: str) -> list[Any]:
 
     elements = (1, 6, 8)
     own = argparse.Namespace(**vars(options) | {"dtype": dtype})
-    batch = make_batch(make_molecules(2), elements, options.r_max)
+    batch = make_batch(make_molecules(10), elements, options.r_max)
     seen = watch_step(make_model(own, elements, 12.0), batch).calls
     tabulated = make_model(own, elements, 12.0)
     tabulated.use_radial_tables(256)

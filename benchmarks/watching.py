@@ -21,7 +21,6 @@ from triton.runtime.jit import JITFunction
 
 from mace.kernels.c_source.matrices import EACH_GROUP, ROW_GROUPS, SUM_GROUPS
 from mace.kernels.triton_backend import TritonBackend
-from mace.kernels.triton_source.matrices import PACKED_FIELDS
 from mace.kernels.triton_source.records import ACTIVATION, RECORD
 from mace.program import device
 from mace.program.device import DeviceWorkspace
@@ -149,7 +148,7 @@ class Watch(TorchDispatchMode):
 
     def _records(self, table: Tensor, count: int, function: Any) -> np.ndarray:
         """Return the words of a list, of as many records, that begins where a table of words begins."""
-        widths = {"_packing": len(PACKED_FIELDS), "_zeros": len(CLEARED_FIELDS)}
+        widths = {"_packing": 7, "_zeros": len(CLEARED_FIELDS)}
         width = widths.get(function.fn.__name__, len(RECORD))
         start = table.storage_offset()
         assert self._words is not None

@@ -1,4 +1,4 @@
-"""Tests on a graphics processor; with ``MACE_TEST_DEVICE=cpu`` on a CPU, to see whether the tests themselves are right."""
+"""Tests on a graphics processor; with ``MACE_TEST_DEVICE=cpu`` on a CPU, to see whether they are right themselves."""
 
 from __future__ import annotations
 
