@@ -26,7 +26,7 @@ _READ_ONLY = {
 """Places of pointers that kernels only read; of others, all are taken for written, unless nobody may write them."""
 
 
-_ADD = FIELDS.index("add")
+_C, _ADD = FIELDS.index("c"), FIELDS.index("add")
 _KINDS = {"silu_value": VALUE, "silu_gradient": GRADIENT, "silu_tangent": TANGENT, "silu_adjoint": ADJOINT}
 
 
@@ -59,7 +59,10 @@ def _product_before(order: Sequence[Launch], activation: Launch) -> tuple[int, t
         record = using[0].record
         if len(using) > 1 or record is None or len(record) > len(FIELDS) or array not in using[0].writes:
             return None
-        return None if order[place].kernel.name != "products" or record[_ADD] else (place, record)
+        # what belongs to a number of the result must lie at the same place in its array
+        result = record[_C]
+        fits = isinstance(result, Pointer) and result.offset == 0 and not record[_ADD]
+        return (place, record) if fits and order[place].kernel.name == "products" else None
     return None
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -70,30 +71,41 @@ def run_together(command: Sequence[str], devices: int, environment: Mapping[str,
     if not is_number_set(None, environment):
         shared["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     processes = list[subprocess.Popen[bytes]]()
-    with _passing_on(processes):
+    with _passing_on(processes) as received:
         for rank in map(str, range(devices)):
             # in a session of their own, where Ctrl-C of a terminal does not reach them a second time
             own = shared | {"RANK": rank, "LOCAL_RANK": rank}
             processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+        for number in received:  # while some of them were not there yet
+            _send(processes, number)
         statuses = [process.wait() for process in processes]
     return next((status for status in statuses if status > 0), max(128 - min(statuses), 0) if any(statuses) else 0)
 
 
 @contextmanager
-def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Send signals on to processes inside a ``with`` block."""
+def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Send signals on to processes inside a ``with`` block; yield those that have arrived."""
+    received = list[int]()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        received.append(number)
+        _send(processes, number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        heeded = []  # signals reach the main thread alone
+    before = {number: signal.signal(number, pass_on) for number in heeded}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def _free_port() -> int:

@@ -51,7 +51,7 @@ class InTriton:
         for row, record in zip(table, records, strict=True):
             row[: len(record)] = torch.from_numpy(record)
         planned = plan(table.numpy(), np.array([len(records)]))
-        table[:, len(FIELDS) : len(FIELDS) + len(PLANNED)] = torch.from_numpy(planned.columns)
+        table[:, -len(PLANNED) :] = torch.from_numpy(planned.columns)
         partial = torch.full((planned.partial,), float("nan"), dtype=dtype)
         matrices_kernels(dtype)["products"].run([table, partial], planned.dimensions[0].tolist())
 
@@ -172,7 +172,6 @@ def test_products_with_an_activation(dtype: torch.dtype) -> None:
                 np.array(
                     [
                         *record,
-                        *([0] * len(PLANNED)),
                         *([kind, *(array.data_ptr() for array in arrays)] if together else []),
                     ]
                 ),

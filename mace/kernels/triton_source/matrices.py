@@ -459,5 +459,6 @@ def matrices_kernels(dtype: torch.dtype, tf32: bool = False) -> dict[str, Device
     if dtype == torch.float64 and not _HAS_DOTS_OF_DOUBLES:
         terms, precision = 2, "sum"
     options = {"T": number, "BK": terms, "PRECISION": precision}
-    products = DeviceKernel(_products, lambda d: (int(d[1]),), 4, options)
+    warps = 4 if dtype == torch.float32 else 8
+    products = DeviceKernel(_products, lambda d: (int(d[1]),), warps, options)
     return {"products": KernelSequence((products, sums)), **packing_kernels(dtype)}

@@ -14,8 +14,7 @@ PANEL = LANES
 """Columns of a panel of a packed matrix."""
 
 _L = tl.constexpr(LANES)
-_ROWS, _BLOCK = 32, 1024
-_PROGRAMS_OF_A_MATRIX, _PROGRAMS_OF_AN_ARRAY = 16, 128
+_ROWS, _BLOCK, _PROGRAMS = 32, 1024, 32
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
@@ -70,6 +69,6 @@ def packing_kernels(dtype: torch.dtype) -> dict[str, DeviceKernel]:
     number = {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
     packing, zeros = {"T": number, "ROWS": _ROWS}, {"T": number, "BLOCK": _BLOCK}
     return {
-        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), _PROGRAMS_OF_A_MATRIX), 4, packing),
-        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), _PROGRAMS_OF_AN_ARRAY), 4, zeros),
+        "packing": DeviceKernel(_packing, lambda d: (int(d[0]), _PROGRAMS), 4, packing),
+        "zeros": DeviceKernel(_zeros, lambda d: (int(d[0]), _PROGRAMS), 4, zeros),
     }
