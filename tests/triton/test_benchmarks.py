@@ -51,7 +51,7 @@ def test_time_of_a_step_is_predicted(tmp_path: Path) -> None:
     assert few["atoms"] == 30 and many["atoms"] == 600 and len(others) == 2
     for what in ("gigabytes", "gigaflops", "without_latency"):
         assert 0.0 < few[what] < many[what], what
-    assert few["launches"] == many["launches"] and few["milliseconds"] > 2e-3 * few["launches"]
+    assert 0 <= many["launches"] - few["launches"] < 5 and few["milliseconds"] > 2e-3 * few["launches"]
 
 
 @pytest.mark.slow
