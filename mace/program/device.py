@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
-from mace.kernels.triton_backend import device_kernel, source_module
+from mace.kernels.triton_backend import DEVICES, device_kernel, source_module
 from mace.kernels.triton_source.records import PLANNED, RECORD
 from mace.program.capture import DeviceWords
 from mace.program.record import SIZES, Array, Extent, Launch, Pointer, Word
@@ -66,6 +66,7 @@ class DeviceRecording:
         sections: The launches of each section.
         lists: Number of records of each list of products.
         n_words: Words of a record of a product.
+        compiled: Sections whose kernels are known to be compiled.
         shares: Number of programs that add to the gradient of the harmonics of a slot, as many as blocks of channels.
     """
 
@@ -80,6 +81,7 @@ class DeviceRecording:
         self.end_of_products = sum(self.lists) * self.n_words
         self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
         self.table = self._maker.finish()
+        self.compiled = set[int]()
         convolutions = [x for x in launches if x.kernel.source in (convolution_source, tabulated_source)]
         self.shares = max((x.units for x in convolutions if isinstance(x.units, int)), default=1)
 
@@ -107,6 +109,9 @@ def _pointer(word: Word) -> Pointer | None:
         return word
     assert isinstance(word, Array)
     return word.at()
+
+
+_Arguments = tuple["DeviceKernel | KernelSequence", list[Tensor | None], list[int | float]]
 
 
 class DeviceWorkspace(Workspace):
@@ -145,15 +150,25 @@ class DeviceWorkspace(Workspace):
         assert self._copies is not None
         if self._is_new or self._there is None:
             self._there, self._is_new = self._copies.copied(self.words), False
-        for launch in self._recording.sections[section]:
-            if isinstance(launch, _Direct):
-                pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
-                launch.kernel.run(pointers, [self._number(word) for word in launch.dimensions])
-            elif launch.number is not None:
-                records = self._there[launch.place :]
-                launch.kernel.run([records, self._partial], self._dimensions[launch.number])
-            else:
-                launch.kernel.run([self._there[launch.place :]], [launch.count, 0])
+        launches = [self._arguments(launch) for launch in self._recording.sections[section]]
+        if self.buffer.device.type in DEVICES and section not in self._recording.compiled:
+            with source_module("launching").compiling():
+                for kernel, pointers, dimensions in launches:
+                    kernel.compile(pointers, dimensions)
+            self._recording.compiled.add(section)
+        for kernel, pointers, dimensions in launches:
+            kernel.run(pointers, dimensions)
+
+    def _arguments(self, launch: _List | _Direct) -> _Arguments:
+        """Return a kernel with its arrays and dimensions."""
+        if isinstance(launch, _Direct):
+            pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
+            return launch.kernel, pointers, [self._number(word) for word in launch.dimensions]
+        assert self._there is not None
+        records = self._there[launch.place :]
+        if launch.number is not None:
+            return launch.kernel, [records, self._partial], self._dimensions[launch.number]
+        return launch.kernel, [records], [launch.count, 0]
 
     def _number(self, word: Word) -> int | float:
         """Return a dimension."""
