@@ -12,8 +12,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from mace.kernels.triton_source import launching
-from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence, compiling
+from mace.kernels.triton_source import launching  # noqa: E402
+from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence, compiling  # noqa: E402
 
 
 class Function:
