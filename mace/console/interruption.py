@@ -18,8 +18,8 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "
 
 
 AT_ONCE = 0.5
-"""Seconds within which a further signal is taken for the same request: schedulers send one to all processes of a job,
-and launchers among these pass it on."""
+"""Seconds within which a further signal is taken for the same request in a process that a launcher has started:
+schedulers send one to all processes of a job, and launchers among these pass it on."""
 
 
 class Interruption:
@@ -68,7 +68,7 @@ class Interruption:
         if self._ignored:
             return
         if self._signal is not None:
-            if time.monotonic() - self._time < AT_ONCE:
+            if "LOCAL_RANK" in os.environ and time.monotonic() - self._time < AT_ONCE:
                 return
             os._exit(128 + number)
         self._signal, self._time = number, time.monotonic()
