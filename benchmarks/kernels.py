@@ -32,7 +32,7 @@ from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 
 # the kernels below autograd: its bookkeeping and the products around the kernels are not measured here
-from mace.kernels.c_backend import C, _Convolution, _layout, _run_contraction, _terms
+from mace.kernels.c_backend import C, _Convolution, _run_contraction, layout_of, terms_of
 from mace.kernels.c_source.contraction import ContractionTerms
 from mace.kernels.c_source.convolution import ConvolutionLayout
 from mace.kernels.c_source.parts import lanes
@@ -129,7 +129,7 @@ def convolution_calls(
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the kernels of a convolution with arrays of their own, in the default precision."""
     coupling = convolution.coupling.to(torch.get_default_dtype())
-    work = _Convolution(_layout(convolution), graph, coupling, channels)
+    work = _Convolution(layout_of(convolution), graph, coupling, channels)
     n_slots, n_harmonics, width = len(graph.sender_of_slot), len(coupling), lanes(coupling.dtype)
 
     def features() -> list[Tensor]:
@@ -200,7 +200,7 @@ def measure(options: argparse.Namespace, graph: Graph, hidden: str, dtype: str, 
     channels = -(-options.channels // width) * width
     convolution = Convolution(degrees, options.l_max)
     contraction = SymmetricContraction(options.l_max, degrees, options.correlation)
-    layout, terms = _layout(convolution), _terms(contraction)
+    layout, terms = layout_of(convolution), terms_of(contraction)
     C.prepare([convolution, contraction], precision)
     for per, count, calls, work in (
         ("edge", graph.n_edges, convolution_calls(convolution, graph, channels), convolution_work(layout)),

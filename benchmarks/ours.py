@@ -51,11 +51,10 @@ def prepare(settings: Settings) -> Task:
     return task
 
 
-def _build_model(settings: Settings) -> MACE:
-    """Build the model with the other worker's weights."""
-    wanted = settings["model"]
+def make_plan(wanted: Settings) -> ModelPlan:
+    """Return the plan of a model from the settings of both workers."""
     irreps = parse_irreps(wanted["hidden"])
-    plan = ModelPlan(
+    return ModelPlan(
         model="MACE",
         r_max=wanted["r_max"],
         l_max=wanted["l_max"],
@@ -68,14 +67,24 @@ def _build_model(settings: Settings) -> MACE:
         reference_energies=tuple(wanted["reference_energies"]),
         scale=wanted["scale"],
     )
-    model = MACE(plan)
-    with np.load(settings["weights"]) as stored:
-        weights = weights_from_original(dict(stored), plan)
-    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in weights.items()})
+
+
+def _build_model(settings: Settings) -> MACE:
+    """Build the model with the other worker's weights."""
+    model = MACE(make_plan(settings["model"]))
+    load_weights(model, settings["weights"])
     return model
 
 
-def _configuration(atoms: Atoms, labeled: bool) -> Configuration:
+def load_weights(model: MACE, file: str) -> None:
+    """Take over the weights the other worker has written."""
+    with np.load(file) as stored:
+        weights = weights_from_original(dict(stored), model.plan)
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in weights.items()})
+
+
+def configuration(atoms: Atoms, labeled: bool) -> Configuration:
+    """Return a structure, with its labels if wanted."""
     return Configuration(
         atomic_numbers=atoms.numbers.astype(np.int64),
         positions=atoms.positions,
@@ -96,7 +105,7 @@ def _shuffled(dataset: InMemoryDataset, size: int, seed: int) -> Iterator[Batch]
 
 def _batched(settings: Settings, model: MACE) -> tuple[Iterator[Batch], dict[str, float]]:
     """Return an endless iterator of shuffled batches, and facts about them; write the results on the first batch."""
-    structures = [_configuration(atoms, labeled=True) for atoms in read_molecules(Path(settings["data"]))]
+    structures = [configuration(atoms, labeled=True) for atoms in read_molecules(Path(settings["data"]))]
     dataset = InMemoryDataset(structures, ElementTable(model.plan.atomic_numbers), model.plan.r_max)
     size, n = settings["batch_size"], len(dataset)
     _write_results(settings, predict(model, dataset.batch(range(size)).graph))
@@ -158,7 +167,7 @@ def _box(settings: Settings, model: MACE) -> Task:
     """Energy and forces of a box from positions that differ every time."""
     model.requires_grad_(False)
     atoms = read_box(settings["box"])
-    edges = build_graph(_configuration(atoms, False), ElementTable(model.plan.atomic_numbers), model.plan.r_max).n_edges
+    edges = build_graph(configuration(atoms, False), ElementTable(model.plan.atomic_numbers), model.plan.r_max).n_edges
     evaluate, what = {"calculator": _through_calculator, "predict": _through_predict}[settings["through"]](
         settings, model, atoms
     )
@@ -170,7 +179,7 @@ def _through_predict(settings: Settings, model: MACE, atoms: Atoms) -> tuple[Cal
     elements = ElementTable(model.plan.atomic_numbers)
 
     def prediction() -> Prediction:
-        graph = build_graph(_configuration(atoms, False), elements, model.plan.r_max)
+        graph = build_graph(configuration(atoms, False), elements, model.plan.r_max)
         return predict(model, graph, stress=settings["stress"])
 
     _write_results(settings, prediction())

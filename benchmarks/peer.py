@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +21,8 @@ def prepare(settings: Settings) -> Task:
     """Build what the settings ask for; write the random weights and the results on the first structures."""
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(getattr(torch, settings["dtype"]))
-    facts = _identity()
-    model = _build_model(settings["model"])
+    facts = identity()
+    model = build_model(settings["model"])
     np.savez(settings["weights"], **{name: value.numpy() for name, value in model.state_dict().items()})
     tasks = {"training": _training, "batch": _evaluation, "box": _calculator, "weights": _nothing}
     task = tasks[settings["task"]](settings, model)
@@ -29,7 +30,8 @@ def prepare(settings: Settings) -> Task:
     return task
 
 
-def _identity() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
+    """Return the versions."""
     try:
         package = f"mace-torch {version('mace-torch')}"
     except PackageNotFoundError:
@@ -37,7 +39,7 @@ def _identity() -> dict[str, Any]:
     return {"package": package, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def _build_model(plan: Settings) -> torch.nn.Module:
+def build_model(plan: Settings) -> torch.nn.Module:
     """Build a model as the word MACE of its command line does, with random weights."""
     import_module("mace")  # prepares the import of e3nn
     irreps, modules = import_module("e3nn.o3").Irreps, import_module("mace.modules")
@@ -68,7 +70,8 @@ def _build_model(plan: Settings) -> torch.nn.Module:
     return model
 
 
-def _dataset(settings: Settings) -> list[Any]:
+def read_dataset(settings: Settings) -> list[Any]:
+    """Return the structures of the settings with their neighbors."""
     data, elements = import_module("mace.data"), import_module("mace.tools").AtomicNumberTable
     table = elements(settings["model"]["elements"])
     configurations = [
@@ -85,7 +88,8 @@ def _dataset(settings: Settings) -> list[Any]:
     return [data.AtomicData.from_config(c, z_table=table, cutoff=settings["model"]["r_max"]) for c in configurations]
 
 
-def _loader(settings: Settings, items: list[Any], shuffle: bool = True) -> Any:
+def make_loader(settings: Settings, items: list[Any], shuffle: bool = True) -> Any:
+    """Return a loader of batches of the size of the settings."""
     loader = import_module("mace.tools.torch_geometric.dataloader").DataLoader
     generator = torch.Generator().manual_seed(settings["model"]["seed"])
     return loader(items, batch_size=settings["batch_size"], shuffle=shuffle, drop_last=True, generator=generator)
@@ -100,9 +104,9 @@ def _evaluate(model: torch.nn.Module, batch: Any, stress: bool) -> dict[str, tor
 
 def _batched(settings: Settings, model: torch.nn.Module) -> tuple[Any, dict[str, Any]]:
     """Return an endless iterator of shuffled batches, and facts about them; write the results on the first batch."""
-    items = _dataset(settings)
-    shuffled = _loader(settings, items)
-    first = _evaluate(model, next(iter(_loader(settings, items, shuffle=False))), stress=False)
+    items = read_dataset(settings)
+    shuffled = make_loader(settings, items)
+    first = _evaluate(model, next(iter(make_loader(settings, items, shuffle=False))), stress=False)
     energies, forces = first["energy"].detach().numpy(), first["forces"].detach().numpy()
     np.savez(settings["results"], energies=energies, forces=forces)
     size, n = settings["batch_size"], len(items)
@@ -116,6 +120,12 @@ def _batched(settings: Settings, model: torch.nn.Module) -> tuple[Any, dict[str,
 def _training(settings: Settings, model: torch.nn.Module) -> Task:
     """One step of its training loop, the collation of its data loader included."""
     batches, facts = _batched(settings, model)
+    take = training_step(settings, model, torch.device("cpu"))
+    return Task(lambda: take(next(batches)), facts | {"what": "its take_step and data loader"})
+
+
+def training_step(settings: Settings, model: torch.nn.Module, device: torch.device) -> Callable[[Any], Any]:
+    """Return a function that takes a step of its training loop on a batch."""
     scripts, take_step = import_module("mace.tools.scripts_utils"), import_module("mace.tools.train").take_step
     moving_average = import_module("torch_ema").ExponentialMovingAverage
     options = SimpleNamespace(
@@ -133,19 +143,19 @@ def _training(settings: Settings, model: torch.nn.Module) -> Task:
     average = moving_average(model.parameters(), decay=settings["ema_decay"])
     outputs = {"forces": True, "virials": False, "stress": False}
 
-    def step() -> None:
-        take_step(
+    def step(batch: Any) -> Any:
+        return take_step(
             model=model,
             loss_fn=loss,
-            batch=next(batches),
+            batch=batch,
             optimizer=optimizer,
             ema=average,
             output_args=outputs,
             max_grad_norm=settings["clip_grad"],
-            device=torch.device("cpu"),
+            device=device,
         )
 
-    return Task(step, facts | {"what": "its take_step and data loader"})
+    return step
 
 
 def _evaluation(settings: Settings, model: torch.nn.Module) -> Task:

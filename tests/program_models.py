@@ -107,7 +107,7 @@ def derive(model: MACE, energies: Tensor, gradient: Tensor | None, retain: bool 
     """Differentiate a random sum of energies, of gradients, or of both."""
     generator = torch.Generator().manual_seed(1)
     of_energies, of_vectors = (
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(model.dtype)
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(energies)
         for shape in (energies.shape, (1 if gradient is None else len(gradient), 3))
     )
     total = energies.new_zeros(())
