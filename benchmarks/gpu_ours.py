@@ -167,8 +167,7 @@ def _captured(
 ) -> Callable[[], object]:
     """Return a step that is captured for each bucket, whose batches are padded before and copied in every step."""
     from mace.processes.cuda_graphs import recorder_for
-
-    from mace.training.step import CapturedSteps
+    from mace.training.batch_step import CapturedSteps
 
     captured = CapturedSteps(state, case["clip_grad"], recorder_for(device))
     endless = itertools.cycle([captured.padded(batch) for batch in batches])

@@ -32,10 +32,11 @@ from mace.graphs.graph import Graph
 from mace.graphs.in_memory import InMemoryDataset
 
 # the kernels below autograd: its bookkeeping and the products around the kernels are not measured here
-from mace.kernels.c_backend import C, _Convolution, _run_contraction, layout_of, terms_of
+from mace.kernels.c_backend import C
 from mace.kernels.c_source.contraction import ContractionTerms
 from mace.kernels.c_source.convolution import ConvolutionLayout
 from mace.kernels.c_source.parts import lanes
+from mace.kernels.compiled import _Contraction, _Convolution, layout_of, terms_of
 from mace.kernels.compiler import CompilationError, find_compiler
 from mace.kernels.convolution import Convolution, ConvolutionPath
 from mace.kernels.symmetric_contraction import SymmetricContraction
@@ -129,7 +130,7 @@ def convolution_calls(
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the kernels of a convolution with arrays of their own, in the default precision."""
     coupling = convolution.coupling.to(torch.get_default_dtype())
-    work = _Convolution(layout_of(convolution), graph, coupling, channels)
+    work = _Convolution(C, layout_of(convolution), graph, coupling, channels)
     n_slots, n_harmonics, width = len(graph.sender_of_slot), len(coupling), lanes(coupling.dtype)
 
     def features() -> list[Tensor]:
@@ -144,9 +145,9 @@ def convolution_calls(
     tangents = (torch.randn(given[0].shape), torch.randn(work.radial_shape), *features())
     arrays = {
         "conv_forward": (*given, *results()),
-        "conv_backward_parameters": (*given, *results(), *gradients),
-        "conv_backward_full": (*given, *results(), *gradients, parts),
-        "conv_second": (*given, *results(), *tangents, *results(), *gradients),
+        "conv_backward_parameters": (*given, *results(), *gradients, work.slots),
+        "conv_backward_full": (*given, *results(), *gradients, parts, work.slots),
+        "conv_second": (*given, *results(), *tangents, *results(), *gradients, work.slots),
     }
     for name, chosen in arrays.items():
         yield name, lambda name=name, chosen=chosen: work.run(name, chosen)
@@ -155,7 +156,7 @@ def convolution_calls(
 def contraction_calls(terms: ContractionTerms, graph: Graph, channels: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield the kernels of a contraction with arrays of their own, in the default precision."""
     n_elements, width = len(ELEMENTS.atomic_numbers), lanes(torch.get_default_dtype())
-    place = graph.element.sort().values
+    work = _Contraction(C, terms, graph.element.sort().values)
     weights = torch.randn(n_elements, channels // width, terms.n_terms(), width)
 
     def features() -> Tensor:
@@ -164,7 +165,7 @@ def contraction_calls(terms: ContractionTerms, graph: Graph, channels: int) -> I
     def results() -> list[Tensor]:
         return [torch.randn(graph.n_atoms, 2 * l + 1, channels) for l in terms.l_out]
 
-    given, gradient = (place, features(), weights, *results()), torch.zeros_like(weights)
+    given, gradient = (features(), weights, *results()), torch.zeros_like(weights)
     arrays = {
         "contraction_forward": given,
         "contraction_backward_features": (*given, features()),
@@ -172,7 +173,7 @@ def contraction_calls(terms: ContractionTerms, graph: Graph, channels: int) -> I
         "contraction_second": (*given, features(), *results(), features(), gradient),
     }
     for name, chosen in arrays.items():
-        yield name, lambda name=name, chosen=chosen: _run_contraction(name, terms, chosen)
+        yield name, lambda name=name, chosen=chosen: work.run(name, *chosen)
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:

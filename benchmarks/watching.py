@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from mace.kernels.c_source.matrices import EACH_GROUP, ROW_GROUPS, SUM_GROUPS
+from mace.kernels.compiled import Kernel
 from mace.kernels.triton_backend import TritonBackend
 from mace.kernels.triton_source.records import ACTIVATION, RECORD
 from mace.program import device
 from mace.program.device import DeviceWorkspace
-from mace.program.record import Kernel
 
 _COLUMNS = {name: place for place, name in enumerate(RECORD)}
 

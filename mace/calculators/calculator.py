@@ -399,7 +399,7 @@ class MACECalculator(UsedByThreads, CalculatorOfAllProperties):
         copies = copies_for_hessian(len(structure), self.device)
         graphs = self._graphs([self._configuration(structure, self.head)] * copies, follow=True)
         found = [
-            hessian(model, graph, copies).detach().cpu().double().numpy() * unit
+            hessian(model, graph.to(self.device), copies).detach().cpu().double().numpy() * unit
             for model, graph in zip(self.models, graphs, strict=True)
         ]
         return found if self.num_models > 1 else found[0]

@@ -38,9 +38,10 @@ class LabelRows:
     Attributes:
         missing: Which rows have no label, ``[rows]``.
         property_weight: Weight of the property for the structure of each row, ``[rows]``.
-        other_weight: Weight of the structure, times that of the atom if there is one, ``[rows]``.
+        other_weight: Weight of the structure, times that of the atom if there is one; zero without a label, ``[rows]``.
         weight: Product of the two, ``[rows]``.
         count: Number of rows that have a label.
+        per_row: What a mean over these rows multiplies their sum by: one divided by their number, if there are any.
     """
 
     missing: Tensor
@@ -48,6 +49,7 @@ class LabelRows:
     other_weight: Tensor
     weight: Tensor
     count: Tensor
+    per_row: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Targets:
                 x.repeat_interleave(n_atoms, output_size=n_rows) for x in (labeled, of_property, other)
             )
             other = other * self.atom_weights[name]
-        return LabelRows(~labeled, of_property, other, of_property * other, labeled.sum())
+        other, count = other * labeled, labeled.sum()
+        per_row = count.clamp(min=1).double().reciprocal()
+        return LabelRows(~labeled, of_property, other, of_property * other, count, per_row)
 
     def padded(self, bucket: Bucket) -> Targets:
         """Return the targets with the shapes of a bucket; padding has no labels and weighs nothing.
@@ -112,7 +116,9 @@ class Targets:
             of_property, other, both = (
                 filled(x, of(name)) for x in (one.property_weight, one.other_weight, one.weight)
             )
-            rows[name] = LabelRows(filled(one.missing, of(name), True), of_property, other, both, one.count)
+            rows[name] = LabelRows(
+                filled(one.missing, of(name), True), of_property, other, both, one.count, one.per_row
+            )
         vars(found).update(rows=rows)
         return found
 

@@ -269,6 +269,46 @@ def _copied(tensors: Sequence[Tensor], device: torch.device, pinned: bool) -> li
     return [_view(there, place, tensor) for place, tensor in zip(places, tensors, strict=True)]
 
 
+def place(value: _Held, device: torch.device) -> _Held:
+    """Copy what `carry` takes to memory on a device that belongs to nothing else, for `refill`."""
+    given = set(map(id, _tensors(value)))
+    carried = carry(value, device, pinned=True)
+    return _with_each_tensor(carried, lambda tensor: tensor.clone() if id(tensor) in given else tensor)
+
+
+def refill(there: _Held, value: _Held, before: _Held | None = None) -> None:
+    """Copy all tensors to where others of the same shapes are, without waiting for the device.
+
+    Args:
+        there: What `place` has returned.
+        value: Tensors of the same shapes, in page-locked memory if the program is not to wait.
+        before: What is there already; tensors that are the same ones are not copied again.
+    """
+    old, new = _tensors(there), _tensors(value)
+    if before is not None:
+        for to, tensor, known in zip(old, new, _tensors(before), strict=True):
+            if tensor is not known:
+                to.copy_(tensor, non_blocking=True)
+        return
+    places = [[tensor.storage_offset() * tensor.element_size() for tensor in each] for each in (old, new)]
+    buffers = [_buffer(old), _buffer(new)]
+    if buffers[0] is not None and buffers[1] is not None and places[0] == places[1]:
+        old, new = [buffers[0]], [buffers[1]]
+    for to, tensor in zip(old, new, strict=True):
+        to.copy_(tensor, non_blocking=True)
+
+
+def _buffer(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the buffer in which tensors lie side by side, and nothing else, as bytes; None if they lie apart."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    if len(storages) != 1:
+        return None
+    (storage,) = storages.values()
+    if storage.nbytes() > sum(map(_room, tensors)):
+        return None
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
 def _with_each_tensor(value: _Held, change: Callable[[Tensor], Tensor]) -> _Held:
     """Return a tensor, dictionary or dataclass with every tensor replaced."""
     held: Any = value

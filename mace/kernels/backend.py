@@ -44,6 +44,10 @@ class Backend:
     reads_tables_fast = False
     tf32 = False
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Backend:
+        """Return the back end itself: copies of a model share it."""
+        return self
+
     def has_programs(self, device: torch.device) -> bool:
         """Return whether a model on a device may be evaluated by a program of compiled kernels instead."""
         return False

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
-from mace.kernels.target import TARGET_VARIABLE, target
+from mace.kernels.c_source.target import TARGET_VARIABLE, target
 
 try:
     import fcntl

@@ -33,6 +33,7 @@ PHASE_WORDS = {
     "data": "waiting for data",
     "forward": "model and loss",
     "backward": "gradient",
+    "graph": "steps from CUDA graphs",
     "communication": "exchange between processes",
     "optimizer": "optimizer",
     "evaluation": "evaluations",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +26,25 @@ from mace.errors import UserError
 from mace.graphs.assembly import graph_of_structures
 from mace.graphs.graph import Graph
 from mace.graphs.skin import DEFAULT_SKIN, MovingStructures
+from mace.model.captured import CapturedPredictions
 from mace.model.heads import find_head, with_one_head
 from mace.model.kernel_choice import choose_kernels
 from mace.model.mace import MACE
 from mace.model.model_file import LoadedModel, ModelMetadata, carry_to
 from mace.model.prediction import Prediction, predict
+from mace.potential.kernel_check import check_kernels, differs, in_short, tolerance
 from mace.potential.loading import expand_models, find_device, find_dtype
 from mace.potential.radial_tables import choose_radial_tables
-from mace.processes.devices import rounding_of_products
+from mace.processes.cuda_graphs import has_graphs, recorder_for
+from mace.processes.devices import is_out_of_memory, rounding_of_products
 from mace.structures.configuration import Configuration
 
 _LOGGER = logging.getLogger(__name__)
+
+_LOGGER = logging.getLogger(__name__)
+
+MOST_EDGES_CAPTURED = 100_000
+"""Directed edges from which on a prediction takes longer than the program takes to order its work."""
 
 _Kind = tuple[tuple[int, ...], float, tuple[str, ...]]
 """What the graphs of models depend on: elements, cutoff and heads."""
@@ -46,7 +56,7 @@ class Member(LoadedModel):
 
     Attributes:
         place: Where it comes from, for messages: its file, or the caller that was given a model in memory.
-        kernels: The kernels it uses, ``torch`` or ``c``.
+        kernels: The kernels it uses, ``torch``, ``c`` or ``triton``.
         radial_tables: Whether its radial functions are read from tables.
     """
 
@@ -69,12 +79,24 @@ class Potential:
         skin: As given.
     """
 
+    _captured: list[CapturedPredictions | None] | None = None
+    _turn: threading.Lock
+
     def __init__(self, members: Sequence[Member], skin: float = DEFAULT_SKIN) -> None:
         self.members, self.skin = tuple(members), skin
+        self._turn = threading.Lock()
         self.models = tuple(member.model for member in members)
         self.conditions = joined(model.plan.conditions for model in self.models)
         self._kinds = [(model.plan.atomic_numbers, model.plan.r_max, model.plan.head_names) for model in self.models]
         self._moving: dict[_Kind, MovingStructures] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, here or in another process, is made from: what was captured stays where it is."""
+        return {name: value for name, value in vars(self).items() if name not in ("_captured", "_turn", "_moving")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy."""
+        vars(self).update(state, _turn=threading.Lock(), _moving={})
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -154,21 +176,60 @@ class Potential:
             if follow:
                 made[key] = self._moving_structures(key).graph(structures)
             else:
-                made[key] = graph_of_structures(structures, ElementTable(elements), r_max, heads).to(
-                    self.device, pinned=True
-                )
+                graph = graph_of_structures(structures, ElementTable(elements), r_max, heads)
+                made[key] = graph if self._captures else graph.to(self.device, pinned=True)
         return [made[key] for key in self._kinds]
 
     def _moving_structures(self, key: _Kind) -> MovingStructures:
         """Return what builds the graphs of moving structures for some models."""
         if key not in self._moving:
             elements, r_max, heads = key
-            self._moving[key] = MovingStructures(ElementTable(elements), r_max, heads, self.skin, self.device)
+            place = self.device if self._captures is None else torch.device("cpu")
+            self._moving[key] = MovingStructures(ElementTable(elements), r_max, heads, self.skin, place)
         return self._moving[key]
 
     def predict(self, graphs: Sequence[Graph], **wanted: bool) -> list[Prediction]:
         """Evaluate every model on its graph; see `evaluate`."""
-        return [predict(model, graph, **wanted) for model, graph in zip(self.models, graphs, strict=True)]
+        captures = self._captures or [None] * len(self.models)
+        return [
+            self._predict(model, graph, captured, **wanted)
+            for model, graph, captured in zip(self.models, graphs, captures, strict=True)
+        ]
+
+    @property
+    def _captures(self) -> list[CapturedPredictions | None] | None:
+        """What captures the predictions of each model; None if the device captures nothing."""
+        if not has_graphs(self.device):
+            return None
+        if self._captured is None:
+            self._captured = [
+                CapturedPredictions(model, recorder_for(self.device), "predictions") if model.has_program else None
+                for model in self.models
+            ]
+        return self._captured
+
+    def _predict(self, model: MACE, graph: Graph, captured: CapturedPredictions | None, **wanted: bool) -> Prediction:
+        """Evaluate a model, by a CUDA graph if that is possible and worthwhile."""
+        if captured is None or wanted.get("features") or graph.n_edges > MOST_EDGES_CAPTURED:
+            return predict(model, graph.to(self.device, pinned=True), **wanted)
+        with self._turn:
+            before, wrong = captured.counts.captured, None
+            try:
+                found = captured.predict_unpadded(graph.to("cpu"), **wanted)
+                if captured.counts.captured == before:
+                    return found
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                wrong = f"they fail ({in_short(error)})"
+            # what was captured is compared once
+            plain = predict(model, graph.to(self.device, pinned=True), **wanted)
+            if wrong is None:
+                wrong = differs(found, plain, tolerance(model))
+            if wrong is not None and self._captured is not None:
+                self._captured = [None] * len(self.models)
+                _LOGGER.warning("CUDA graphs are not used for predictions on %s, because %s", self.device, wrong)
+            return plain
 
     def evaluate(self, structures: Sequence[Configuration], follow: bool = False, **wanted: bool) -> list[Prediction]:
         """Predict the properties of some structures at once.
@@ -250,7 +311,8 @@ def open_potential(
             heads = (find_head(heads, head, place),)
             model = with_one_head(model, heads[0])
         model.requires_grad_(False)
-        chosen = choose_kernels(model, kernels)
+        choose_kernels(model, kernels)
+        chosen = check_kernels(model, kernels)
         tables = choose_radial_tables(model, radial_tables)
         members.append(Member(model, loaded.metadata, loaded.stored_dtype, heads, place, chosen, tables))
     if len({member.model.plan.outputs for member in members}) > 1:

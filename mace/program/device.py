@@ -7,60 +7,24 @@ device whenever its words have changed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mace.kernels.c_source.contraction import contraction_source
 from mace.kernels.c_source.convolution import convolution_source, tabulated_source
-from mace.kernels.c_source.density import density_source
-from mace.kernels.c_source.geometry import geometry_source
-from mace.kernels.c_source.matrices import matrices_source
+from mace.kernels.triton_backend import DEVICES, device_kernel, source_module
 from mace.kernels.triton_source.records import PLANNED, RECORD
-from mace.program.record import SIZES, Array, Extent, Kernel, Launch, Pointer, Word
+from mace.program.capture import DeviceWords
+from mace.program.record import SIZES, Array, Extent, Launch, Pointer, Word
 from mace.program.schedule import scheduled, with_activations
 from mace.program.workspace import Memory, TableMaker, Workspace
 
 if TYPE_CHECKING:
     from mace.kernels.triton_source.launching import DeviceKernel, KernelSequence
-
-
-_FAMILIES: dict[Callable[..., str], tuple[str, str]] = {
-    convolution_source: ("convolution", "convolution_kernels"),
-    tabulated_source: ("convolution", "tabulated_kernels"),
-    contraction_source: ("contraction", "contraction_kernels"),
-    geometry_source: ("geometry", "geometry_kernels"),
-    density_source: ("density", "density_kernels"),
-}
-"""By what generates kernels in C, the module and the function that return those in Triton."""
-
-
-def device_kernel(kernel: Kernel, tf32: bool) -> DeviceKernel | KernelSequence:
-    """Return the kernel in Triton of the same name.
-
-    Args:
-        kernel: The kernel.
-        tf32: Whether products of matrices may be computed with TensorFloat-32.
-    """
-    if kernel.source is matrices_source:
-        family = _module("activations").activation_kernels(kernel.dtype)
-        if kernel.name not in family:
-            family = _module("matrices").matrices_kernels(kernel.dtype, tf32)
-    else:
-        module, function = _FAMILIES[kernel.source]
-        family = getattr(_module(module), function)(*kernel.shape, kernel.dtype)
-    found: DeviceKernel | KernelSequence = family[kernel.name]
-    return found
-
-
-def _module(name: str) -> Any:
-    """Import a module of kernels, which imports Triton, which not everyone has."""
-    return import_module(f"mace.kernels.triton_source.{name}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +66,7 @@ class DeviceRecording:
         sections: The launches of each section.
         lists: Number of records of each list of products.
         n_words: Words of a record of a product.
+        compiled: Sections whose kernels are known to be compiled.
         shares: Number of programs that add to the gradient of the harmonics of a slot, as many as blocks of channels.
     """
 
@@ -116,6 +81,7 @@ class DeviceRecording:
         self.end_of_products = sum(self.lists) * self.n_words
         self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
         self.table = self._maker.finish()
+        self.compiled = set[int]()
         convolutions = [x for x in launches if x.kernel.source in (convolution_source, tabulated_source)]
         self.shares = max((x.units for x in convolutions if isinstance(x.units, int)), default=1)
 
@@ -145,43 +111,7 @@ def _pointer(word: Word) -> Pointer | None:
     return word.at()
 
 
-class _Words:
-    """A copy of a table's words on a device.
-
-    It is made through page-locked memory in turns, so that nobody waits for the device before the words change again.
-
-    Args:
-        count: Number of words.
-        device: The device.
-    """
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.there = torch.empty(count, dtype=torch.int64, device=device)
-        self._here: list[tuple[Tensor, torch.cuda.Event]] = []
-        if device.type == "cuda":
-            pinned = [torch.empty(count, dtype=torch.int64, pin_memory=True) for _ in range(_TURNS)]
-            self._here = [(each, torch.cuda.Event()) for each in pinned]
-        self._turn = 0
-
-    def update(self, words: np.ndarray) -> None:
-        """Copy the words, in the order of the current stream."""
-        values = torch.from_numpy(words)
-        if not self._here:
-            self.there.copy_(values)
-            return
-        here, copied = self._here[self._turn]
-        self._turn = (self._turn + 1) % _TURNS
-        # what is captured is copied again from here at every replay, so the words may never change
-        captured = torch.cuda.is_current_stream_capturing()
-        if not captured:
-            copied.synchronize()
-        here.copy_(values)
-        self.there.copy_(here, non_blocking=True)
-        if not captured:
-            copied.record()
-
-
-_TURNS = 4
+_Arguments = tuple["DeviceKernel | KernelSequence", list[Tensor | None], list[int | float]]
 
 
 class DeviceWorkspace(Workspace):
@@ -190,7 +120,8 @@ class DeviceWorkspace(Workspace):
     def __init__(self, recording: DeviceRecording, fixed: Mapping[Array, Tensor]) -> None:
         super().__init__(recording.table, fixed)
         self._recording, self._fixed = recording, dict(fixed)
-        self._copy: _Words | None = None
+        self._copies: DeviceWords | None = None
+        self._there: Tensor | None = None
 
     def disconnect(self) -> None:
         """See `Workspace`; arrays that were given are let go too."""
@@ -206,12 +137,12 @@ class DeviceWorkspace(Workspace):
         super().connect(memory, sizes, given, self._recording.shares)
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
-        planned = _module("matrices").plan(records, np.array(recording.lists))
+        planned = source_module("matrices").plan(records, np.array(recording.lists))
         records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()
         self._partial = memory.reserve_more(planned.partial * recording.dtype.itemsize).view(recording.dtype)
-        if self._copy is None:
-            self._copy = _Words(len(self.words), self.buffer.device)
+        if self._copies is None:
+            self._copies = DeviceWords(len(self.words), self.buffer.device)
 
     def give(self, arrays: Mapping[Array, Tensor]) -> None:
         """See `Workspace`."""
@@ -222,19 +153,28 @@ class DeviceWorkspace(Workspace):
 
     def run(self, section: int) -> None:
         """See `Workspace`."""
-        assert self._copy is not None
-        if self._is_new:
-            self._copy.update(self.words)
-            self._is_new = False
-        for launch in self._recording.sections[section]:
-            if isinstance(launch, _Direct):
-                pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
-                launch.kernel.run(pointers, [self._number(word) for word in launch.dimensions])
-            elif launch.number is not None:
-                records = self._copy.there[launch.place :]
-                launch.kernel.run([records, self._partial], self._dimensions[launch.number])
-            else:
-                launch.kernel.run([self._copy.there[launch.place :]], [launch.count, 0])
+        assert self._copies is not None
+        if self._is_new or self._there is None:
+            self._there, self._is_new = self._copies.copied(self.words), False
+        launches = [self._arguments(launch) for launch in self._recording.sections[section]]
+        if self.buffer.device.type in DEVICES and section not in self._recording.compiled:
+            with source_module("launching").compiling():
+                for kernel, pointers, dimensions in launches:
+                    kernel.compile(pointers, dimensions)
+            self._recording.compiled.add(section)
+        for kernel, pointers, dimensions in launches:
+            kernel.run(pointers, dimensions)
+
+    def _arguments(self, launch: _List | _Direct) -> _Arguments:
+        """Return a kernel with its arrays and dimensions."""
+        if isinstance(launch, _Direct):
+            pointers = [None if pointer is None else self._array(pointer) for pointer in launch.pointers]
+            return launch.kernel, pointers, [self._number(word) for word in launch.dimensions]
+        assert self._there is not None
+        records = self._there[launch.place :]
+        if launch.number is not None:
+            return launch.kernel, [records, self._partial], self._dimensions[launch.number]
+        return launch.kernel, [records], [launch.count, 0]
 
     def _number(self, word: Word) -> int | float:
         """Return a dimension."""

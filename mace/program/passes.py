@@ -22,8 +22,9 @@ from enum import Enum
 from typing import Any
 
 from mace.kernels.c_source.matrices import matrices_source
+from mace.kernels.compiled import Kernel
 from mace.program.products import Product
-from mace.program.record import Array, Extent, Kernel, Launch, Recorder
+from mace.program.record import Array, Extent, Launch, Recorder
 from mace.program.target import Target
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mace.kernels.c_backend import library
 from mace.kernels.c_source.parts import launcher_source
+from mace.kernels.compiled import Kernel
 from mace.kernels.compiler import compile_and_load, thread_pool
-from mace.program.record import Array, Extent, Kernel, Launch, Word
+from mace.program.record import Array, Extent, Launch, Word
 from mace.program.workspace import Table, TableMaker, Workspace
 
 

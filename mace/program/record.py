@@ -7,11 +7,12 @@ kernels in Triton.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from mace.kernels.compiled import Kernel
 
 SIZES = ("one", "atoms", "neighbors", "pairs", "slots", "groups", "threads", "slots of shares")
 """Sizes that differ from graph to graph: atoms, slots per atom, pairs without the padding, slots, elements present; the
@@ -76,23 +77,6 @@ class Pointer:
 
 Word = int | float | Extent | Pointer | Array | None
 """What becomes a word of the table: a number, an address, or null."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel, by its name and by what generates its source in C; on a device, one of the same name takes its place.
-
-    Attributes:
-        name: Its name.
-        source: The function that returns the C file.
-        dtype: Precision of the numbers.
-        shape: Arguments of the function before the precision.
-    """
-
-    name: str
-    source: Callable[..., str]
-    dtype: torch.dtype
-    shape: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

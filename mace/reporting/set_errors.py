@@ -292,12 +292,14 @@ class SetErrors:
         """Add the predictions for a batch.
 
         Args:
-            batch: The structures, on the CPU.
+            batch: The structures, on the CPU; what is padding is left out.
             types: Number of the config_type of each, ``[structures]``.
             rows: What is labeled and predicted, by property.
         """
-        graph, n_atoms = batch.graph, batch.targets.atoms_per_structure.numpy()
-        chunk = _Chunk(batch.structures, types, graph.head.numpy(), n_atoms, graph.element.numpy(), dict(rows))
+        count = len(batch.structures)
+        n_atoms = batch.targets.atoms_per_structure.numpy()[:count]
+        heads, elements = batch.graph.head.numpy()[:count], batch.graph.element.numpy()[: n_atoms.sum()]
+        chunk = _Chunk(batch.structures, types, heads, n_atoms, elements, dict(rows))
         self._waiting.append(chunk)
         self._waiting_size += chunk.size
         if self._waiting_size > _AT_ONCE:

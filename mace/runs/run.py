@@ -25,6 +25,7 @@ from mace.processes.team import own_device
 from mace.reporting.tracking_services import require_trackers
 from mace.runs.context import Choices, RunContext, run_context
 from mace.runs.dry_run import show_plan
+from mace.runs.fast_path import require_graphs
 from mace.runs.finishing import measure_models, plot_curves, show_epoch, write_models
 from mace.runs.initial_model import initial_model, log_model, model_inputs
 from mace.runs.resuming import find_state, require_one_state
@@ -80,6 +81,7 @@ def settle_choices(settings: TrainingSettings) -> Choices:
     launch = find_launch(settings.distributed, settings.launcher, os.environ)
     check_size(settings.devices, launch)
     device = choose_device(own_device(settings.device, launch), settings.default_dtype)
+    require_graphs(settings, device)
     return Choices(settings, losses, launch, device, notes, warnings)
 
 
@@ -146,6 +148,10 @@ def train_model(run: RunContext, preparation: Preparation, moved: MovedParameter
             raise run.interruption.error(run.interruption.advice)
         waiting = max(run.team.gather(trainer.waiting.share))
         _LOGGER.info("Share of the time spent waiting for data: %.1f %%", 100.0 * waiting)
+        if trainer.captured is not None:
+            _LOGGER.info("Steps: %s", trainer.captured[0].counts)
+            _LOGGER.info("Batches of evaluations: %s", trainer.captured[1].counts)
+            trainer.capture_with(None)  # what comes needs the memory
         if kept := trainer.state.model.programs.n_bytes:
             _LOGGER.info("Memory for the arrays of compiled kernels: %.0f MB", kept / 1e6)
         _LOGGER.info("Training complete")

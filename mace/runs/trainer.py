@@ -18,6 +18,7 @@ from mace.reporting.records import RecordWriter, results_path
 from mace.reporting.tracking_services import make_trackers
 from mace.runs.context import RunContext
 from mace.runs.facts import gather_facts
+from mace.runs.fast_path import choose_fast_path
 from mace.runs.resuming import make_way, resume
 from mace.runs.threads import settle_threads
 from mace.settings import TrainingSettings
@@ -43,6 +44,7 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
     if team.is_first:
         make_way(settings, run.checkpoints, folders, saved)
     results = results_path(folders.results, settings.name, settings.seed)
+    recorder = choose_fast_path(run, preparation, moved)
     state = TrainingState(moved.model, settings, preparation.data.losses, moved)
     with RecordWriter(results if team.is_first else None) as records:
         if saved is not None:
@@ -57,7 +59,7 @@ def open_trainer(run: RunContext, preparation: Preparation, moved: MovedParamete
         )
         for stage, epoch in state.progression.best_epochs.items():
             keeper.keep_weights(state.best[stage], epoch, stage, best=True)
-        trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling)
+        trainer = Trainer(run, state, preparation.train, preparation.valid, keeper, preparation.sampling, recorder)
         facts["threads"] = settle_threads(run, trainer, saved)  # in every state that is saved from here on
         _log_optimizer(settings, preparation.data.losses, trainer.batch_plan.steps_per_epoch)
         _log_batches(trainer.batch_plan, preparation.train, training_batch(settings))

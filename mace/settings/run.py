@@ -125,9 +125,16 @@ class DeviceSettings(Settings):
         group="Devices and speed",
         kind="switch",
     )
-    kernels: Literal["auto", "torch", "c"] = setting(
+    kernels: Literal["auto", "torch", "c", "triton"] = setting(
         "auto",
-        "implementation of the inner loops: torch, or C compiled on first use; auto takes C on a CPU with a compiler",
+        "implementation of the inner loops: torch, C compiled on first use, or Triton on GPUs; auto takes C on a CPU "
+        "with a compiler, and Triton on GPUs if it is installed and a comparison at the start finds it right and fast",
+        group="Devices and speed",
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "capture steps and evaluations in CUDA graphs, one for each size of batches, and replay them; auto does so "
+        "where it is possible and a comparison at the start finds it right and faster",
         group="Devices and speed",
     )
     num_threads: int | None = setting(

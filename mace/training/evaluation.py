@@ -12,6 +12,7 @@ from torch import Tensor
 from mace.graphs.batch_size import BatchSize
 from mace.graphs.dataset import Batch, Dataset
 from mace.graphs.feeding import Feeding
+from mace.model.captured import CapturedPredictions
 from mace.model.mace import MACE
 from mace.model.prediction import Prediction, predict
 from mace.processes.team import Team, own_part
@@ -46,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: MACE,
+    model: MACE | CapturedPredictions,
     dataset: Dataset,
     loss: Loss,
     batch_size: BatchSize | int,
@@ -61,7 +62,7 @@ def evaluate(
     """Predict every structure and measure the errors for labels with nonzero weight.
 
     Args:
-        model: The model.
+        model: The model, or what captures its predictions of batches, which `feeding` has to pad then.
         dataset: The structures.
         loss: The loss to evaluate; its value does not depend on the batch size.
         batch_size: How much goes into a batch; a number is one of structures.
@@ -76,6 +77,7 @@ def evaluate(
     Returns:
         Loss and errors.
     """
+    captured, model = (model, model.model) if isinstance(model, CapturedPredictions) else (None, model)
     team, limit, device = team or Team(), limit or EdgeLimit(None, "evaluation"), model.embedding.device
     forces = loss.needs_forces or (forces and bool(dataset.labeled("forces").any()))
     labeled_stress = bool((dataset.labeled("stress") | dataset.labeled("virials")).any())
@@ -96,10 +98,13 @@ def evaluate(
             for part in limit.parts(dataset, structures):
                 with part:
                     batch = feed.batch(part.structures)
-                    moved = batch.to(device, pinned=feeding.device is not None)
-                    prediction = predict(model, moved.graph, forces, stress)
+                    pinned = feeding.device is not None
+                    if captured is None:
+                        prediction = predict(model, batch.graph.to(device, pinned), forces, stress)
+                    else:
+                        prediction = captured.predict(batch.graph, forces=forces, stress=stress)
                     with torch.no_grad():
-                        of_batch = loss.sums_and_counts(prediction, moved.targets)
+                        of_batch = loss.sums_and_counts(prediction, batch.targets.to(device, pinned))
                     rows = _labeled_rows(prediction, batch)
                 if part.fits:
                     found.add(batch, of_batch, rows, n_atoms, types.codes)
@@ -176,24 +181,25 @@ def _labeled_rows(prediction: Prediction, batch: Batch) -> dict[str, Compared]:
     """Select, for each property, the values that are labeled, have nonzero weight and were predicted."""
     rows = {}
     targets = batch.targets
-    n_atoms = targets.atoms_per_structure.numpy()
+    count = len(batch.structures)  # the others are padding
+    n_atoms = targets.atoms_per_structure.numpy()[:count]
     for name in PREDICTED:
         predicted = getattr(prediction, name)
         if predicted is None:
             continue
-        chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()
+        chosen = (targets.labeled[name] & (targets.weight * targets.property_weights[name] > 0.0)).numpy()[:count]
         structure, atom = np.arange(len(n_atoms)), None
         if PROPERTIES[name].of_atoms:
             structure = structure.repeat(n_atoms)
             atom = np.arange(len(structure)) - (np.cumsum(n_atoms) - n_atoms)[structure]
         mask = chosen[structure]
         if PROPERTIES[name].of_atoms:
-            mask = mask & (targets.atom_weights[name] > 0.0).numpy()
+            mask = mask & (targets.atom_weights[name] > 0.0).numpy()[: len(mask)]
         if not mask.any():
             continue
-        values = predicted.detach().cpu().double().numpy()[mask]
+        values = predicted.detach().cpu().double().numpy()[: len(mask)][mask]
         usable = np.isfinite(values).reshape(len(values), -1).all(1) if name == "stress" else np.ones(len(values), bool)
-        reference = targets.values[name].numpy()[mask]
+        reference = targets.values[name].numpy()[: len(mask)][mask]
         structure = structure[mask][usable]
         atom = None if atom is None else atom[mask][usable]
         rows[name] = Compared(reference[usable], values[usable], batch.structures[structure], atom)

@@ -7,7 +7,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -16,9 +17,11 @@ from mace.graphs.batch_plan import BatchPlan, EqualWork, HeadSampling, one_head
 from mace.graphs.batch_size import plan_batches, validation_batch
 from mace.graphs.dataset import Dataset
 from mace.graphs.feeding import Feeding
+from mace.model.captured import CapturedPredictions, bucket_of
+from mace.processes.cuda_graphs import Recorder
 from mace.processes.devices import widened
 from mace.processes.slowdown import CoreWatch
-from mace.training.batch_step import BatchStep, StepOutcome
+from mace.training.batch_step import BatchStep, CapturedSteps, StepOutcome
 from mace.training.checkpoints import decode
 from mace.training.context import TrainingContext
 from mace.training.evaluation import Evaluation, evaluate
@@ -100,9 +103,11 @@ class Trainer:
         valid_sets: The validation structures, by head.
         keeper: Saves states and holds the history.
         sampling: How often the structures of each head are used; every structure once if None.
+        recorder: What captures steps and evaluations on the device, to repeat them; None if nothing does.
 
     Attributes:
         batch_plan: Which structures are used in each step.
+        captured: The captured steps, and the captured predictions for evaluations; None if there are none.
         waiting: How much of its time this process has waited for data.
         watch: Follows the steps on a CPU, whose cores others may use too; None on other devices.
     """
@@ -115,6 +120,7 @@ class Trainer:
         valid_sets: Mapping[str, Dataset],
         keeper: StateKeeper,
         sampling: HeadSampling | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.settings, self._team, self._progress = context.settings, context.team, context.progress
         self._interruption, self._records = context.interruption, keeper.records
@@ -123,12 +129,24 @@ class Trainer:
         self._limits = {name: EdgeLimit(n, name) for name, n in (edges | self.progression.edge_limits).items()}
         sampling = sampling or one_head(len(train_set))
         self.batch_plan = plan_batches(self.settings, train_set, sampling, self._team.size)
-        self.batch_step = BatchStep(state, train_set, self._limits["training"], self.settings, self._team)
+        self.captured: tuple[CapturedSteps, CapturedPredictions] | None = None
+        self._plain_feeding = self._feeding = Feeding.of(self.settings, context.device, self._heed)
         limit = self._limits["training"]
-        self._feeding = Feeding.of(self.settings, context.device, self._heed)
+        self.batch_step = BatchStep(state, train_set, limit, self.settings, self._team)
+        self.capture_with(recorder)
         self.waiting = WaitingTime(self._feeding.threads_for(train_set))
         self.watch = CoreWatch() if context.device.type == "cpu" else None
-        self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, self._feeding)
+        feeding = self._plain_feeding
+        self.full_batch = FullBatch(state.moved, train_set, limit, self.settings, self._team, sampling, feeding)
+
+    def capture_with(self, recorder: Recorder | None) -> None:
+        """Capture steps and evaluations from here on, or do so no more; what was captured is forgotten."""
+        self.captured, self._feeding = None, self._plain_feeding
+        if recorder is not None:
+            steps = CapturedSteps(self.state, self.settings.clip_grad, recorder, strict=False)
+            self.captured = steps, CapturedPredictions(self.state.model, recorder, "validation", strict=False)
+            self._feeding = replace(self._plain_feeding, bucket_of=partial(bucket_of, self.state.model))
+        self.batch_step.captured = None if self.captured is None else self.captured[0]
 
     @property
     def progression(self) -> Progression:
@@ -360,7 +378,7 @@ class Trainer:
         """Evaluate the model on a set of structures, with the weights used for validation."""
         with self.state.validated_weights():
             return evaluate(
-                self.state.model,
+                self.state.model if self.captured is None else self.captured[1],
                 dataset,
                 self.state.loss,
                 validation_batch(self.settings),

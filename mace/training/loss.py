@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mace.graphs.dataset import Dataset, Targets
 from mace.model.prediction import Prediction
 from mace.properties import PROPERTIES
+
+UNDEFINED = ("stress",)
+"""Properties that are NaN where they have no meaning."""
 
 FORCE_STEPS = (100.0, 200.0, 300.0)
 FORCE_FACTORS = (1.0, 0.7, 0.4, 0.1)
@@ -67,11 +69,15 @@ class Term:
         Returns:
             Sum, in the precision of the labels, and count, both scalar tensors.
         """
-        predicted = getattr(prediction, self.name)
-        assert predicted is not None, f"{self.name} was not predicted"
-        total = _WeighedPenalty.apply(predicted, self, targets)
+        total, _ = self.weighed(self.predicted(prediction), targets)
         count = targets.rows[self.name].count
         return total, count if self.entries == 1 else count * self.entries
+
+    def predicted(self, prediction: Prediction) -> Tensor:
+        """Return the predicted property as numbers, of which nothing is differentiated."""
+        found = getattr(prediction, self.name)
+        assert found is not None, f"{self.name} was not predicted"
+        return cast(Tensor, found.detach())
 
     def weighed(self, predicted: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the sum of the penalties, and its derivative by the prediction."""
@@ -80,9 +86,10 @@ class Term:
             targets.rows[self.name],
             (-1,) + (1,) * (predicted.dim() - 1),
         )
-        missing, n_atoms = rows.missing.view(shape), targets.atoms_per_structure.view(shape)
-        # what is predicted where there is no label may be NaN
-        error = (predicted - reference).masked_fill_(missing, 0.0)
+        n_atoms = targets.atoms_per_structure.view(shape)
+        error = predicted - reference
+        if self.name in UNDEFINED:  # where there is no label, errors weigh nothing, but what they weigh may be NaN
+            error.masked_fill_(rows.missing.view(shape), 0.0)
         weight, scale = rows.weight.view(shape), None
         if self.per_atom:
             error = error / n_atoms
@@ -104,22 +111,6 @@ class Term:
         """Count the labeled entries of each of some structures, given which are labeled and their numbers of atoms."""
         entries = labeled * self.entries
         return entries * n_atoms if PROPERTIES[self.name].of_atoms else entries
-
-
-class _WeighedPenalty(torch.autograd.Function):
-    """The weighed sum of a term's penalties; differentiable once, as the sum has to be."""
-
-    @staticmethod
-    def forward(ctx: Any, predicted: Tensor, term: Term, targets: Targets) -> Tensor:
-        total, slope = term.weighed(predicted, targets)
-        ctx.dtype = predicted.dtype
-        ctx.save_for_backward(slope)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return (ctx.saved_tensors[0] * gradient).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -167,8 +158,12 @@ class Loss:
         means = (totals / counts.clamp(min=1)).unbind(0)
         return torch.stack([mean * term.weight for mean, term in zip(means, self.terms, strict=True)]).sum()
 
-    def __call__(self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return the loss of one batch.
+    def value_and_slopes(
+        self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one batch and its derivatives by the predicted properties.
+
+        Both in one pass take few operations.
 
         Args:
             prediction: Prediction for the batch.
@@ -176,8 +171,23 @@ class Loss:
             counts: Counts to divide by if the batch is part of a larger one; the losses of all parts, each divided by
                 the counts of the whole, add up to the loss of the whole.
         """
-        sums = self.sums_and_counts(prediction, targets)
-        return self.combine(sums if counts is None else {name: (sums[name][0], counts[name]) for name in sums})
+        value, slopes = None, {}
+        for term in self.terms:
+            predicted = term.predicted(prediction)
+            total, slope = term.weighed(predicted, targets)
+            if counts is None:
+                factor = targets.rows[term.name].per_row * (term.weight / term.entries)
+            else:
+                factor = term.weight / counts[term.name].clamp(min=1).to(total.dtype)
+            value = total * factor if value is None else torch.addcmul(value, total, factor)
+            # rounded to the precision of the prediction where it is computed
+            slopes[term.name] = torch.mul(slope, factor, out=torch.empty_like(predicted))
+        assert value is not None, "a loss has terms"
+        return value, slopes
+
+    def __call__(self, prediction: Prediction, targets: Targets, counts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the loss of one batch; see `value_and_slopes`."""
+        return self.value_and_slopes(prediction, targets, counts)[0]
 
     def __str__(self) -> str:
         """Format the loss as shown in the log."""

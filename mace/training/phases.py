@@ -16,11 +16,12 @@ MUCH_WAITING = 0.1
 JUDGED_FROM = 30.0
 """Seconds of a run before which its waiting is not judged: compilers and caches are slow at first."""
 
-PHASES = ("data", "forward", "backward", "communication", "optimizer")
-"""Waiting for a batch and carrying it to the device; model and loss; gradient; summing gradients over processes;
-updating the weights."""
+PHASES = ("data", "forward", "backward", "graph", "communication", "optimizer")
+"""Waiting for a batch and carrying it to the device; model and loss; gradient; all of these at once, and the update too
+if it is among them, where they are repeated from a CUDA graph; summing gradients over processes; updating the
+weights."""
 
-COMPUTING = ("forward", "backward", "optimizer")
+COMPUTING = ("forward", "backward", "graph", "optimizer")
 """Phases that wait neither for data nor for other processes."""
 
 Mark = Callable[[str], None]

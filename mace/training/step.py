@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -41,16 +42,19 @@ def loss_gradient(
         The loss, detached, still on the device.
     """
     prediction = predict(model, batch.graph, loss.needs_forces, loss.needs_stress, training=True)
-    value = loss(prediction, batch.targets, counts)
+    value, slopes = loss.value_and_slopes(prediction, batch.targets, counts)
     mark("forward")
     named = [
         (name, parameter) for name, parameter in model.programs.parameters(model).items() if parameter.requires_grad
     ]
     parameters = [parameter for _, parameter in named]
     gradients: Sequence[Tensor | None] = [None] * len(parameters)
-    if value.requires_grad:  # a batch may have no label that depends on what is not frozen
+    predicted = [getattr(prediction, name) for name in slopes]
+    moving = [values.requires_grad for values in predicted]
+    if any(moving):  # a batch may have no label that depends on what is not frozen
+        outputs, cotangents = (list(compress(each, moving)) for each in (predicted, slopes.values()))
         with differentiating_by(Pass.PARAMETERS):
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            gradients = torch.autograd.grad(outputs, parameters, cotangents, allow_unused=True)
         # fused optimizers read memory in the order in which that of the parameter is
         gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
     # of a head without structures in the batch it is zero, and the optimizer goes on with its momentum, whichever
@@ -66,7 +70,7 @@ def loss_gradient(
         else:
             parameter.grad = gradient
     mark("backward")
-    return value.detach()
+    return value
 
 
 def update_parameters(
@@ -86,7 +90,7 @@ def update_parameters(
     Returns:
         Norm of the gradient before clipping, still on the device, as reading it here would wait for the device.
     """
-    limit = float("inf") if clip_grad is None else clip_grad
+    limit = norm_limit(clip_grad)
     if isinstance(optimizer, CompiledStep):
         return optimizer.update(limit, None if average is None else average.begin_update())
     norm = torch.nn.utils.clip_grad_norm_(moved.parameters(), max_norm=limit)
@@ -94,3 +98,8 @@ def update_parameters(
     if average is not None:
         average.update()
     return norm
+
+
+def norm_limit(clip_grad: float | None) -> float:
+    """Return the largest norm of the gradient that is allowed, infinite if it is not limited."""
+    return float("inf") if clip_grad is None else clip_grad

@@ -48,7 +48,7 @@ OURS = set(
     allow energy_unit length_unit stress_unit kernels num_threads progress use_edge_irreps_first init_from
     checkpoint_minutes nan_policy nan_retries max_edges_per_batch csv tensorboard quiet
     batch_edges batch_atoms valid_batch_edges valid_batch_atoms
-    report take_over devices tf32 head_sampling select_by lbfgs_steps lbfgs_history
+    report take_over devices tf32 cuda_graphs head_sampling select_by lbfgs_steps lbfgs_history
     """.split()
 )
 """Ours, and one flag of the released original that is missing from the surface file."""

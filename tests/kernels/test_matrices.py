@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mace.kernels.c_source.matrices import EACH_GROUP, NO_GROUPS, SUM_GROUPS, columns, matrices_source, panel
 from mace.kernels.c_source.parts import lanes, launcher_source
+from mace.kernels.compiled import Kernel
 from mace.kernels.compiler import compile_and_load, find_compiler, thread_pool
 from mace.program.processor import address
-from mace.program.record import Kernel
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler on this machine")
 

@@ -42,16 +42,16 @@ def test_everything_on_a_device_is_measured_in_small(tmp_path: Path) -> None:
     assert shown.stdout == done.stdout
 
 
-def test_time_of_a_step_is_predicted() -> None:
+def test_time_of_a_step_is_predicted(tmp_path: Path) -> None:
     flags = ["--hidden-irreps", "32x0e", "--l-max", "1", "--correlation", "2", "--crystals", "2", "--sizes", "50"]
-    done = run(ROOT / "benchmarks" / "predicted.py", *flags, "--molecules", "2", "40")
+    file = tmp_path / "predicted.json"
+    done = run(ROOT / "benchmarks" / "predicted.py", *flags, "--molecules", "2", "40", "--json", file)
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|") for line in done.stdout.splitlines()[2:]]
-    assert [row[1].strip() for row in rows] == [
-        "step, 2 molecules", "step, 40 molecules", "step, 2 crystals of 31 atoms", "energy and forces, 50 atoms",
-    ]  # fmt: skip
-    work, few, many = ([float(row[place]) for row in rows] for place in (6, 2, 7))
-    assert all(each > 0.0 for each in [*work, *many]) and few[0] < few[1] and work[0] < work[1]
+    few, many, *others = json.loads(file.read_text(encoding="utf-8"))["predictions"]
+    assert few["atoms"] == 30 and many["atoms"] == 600 and len(others) == 2
+    for what in ("gigabytes", "gigaflops", "without_latency"):
+        assert 0.0 < few[what] < many[what], what
+    assert 0 <= many["launches"] - few["launches"] < 5 and few["milliseconds"] > 2e-3 * few["launches"]
 
 
 @pytest.mark.slow

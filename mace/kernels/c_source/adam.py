@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mace.kernels.c_source.parts import TYPES, prelude
-from mace.kernels.target import vector_bytes
+from mace.kernels.c_source.target import vector_bytes
 
 COLUMNS = ("VALUE", "GRADIENT", "MEAN", "SQUARE", "LARGEST", "AVERAGE", "STEP", "GROUP")
 """What the table of tensors holds for each: addresses, zero for what does not exist, and the number of its group."""

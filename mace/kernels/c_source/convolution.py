@@ -213,8 +213,9 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
 
     The gradient of the harmonics has one array per thread, to be summed afterwards: ``[threads, slots, harmonics]``,
     the harmonics rounded up to whole vectors.
-    Gradients of features and harmonics must be zero on entry; those of features may be null. Programs add the slots of
-    the pairs at the end, from which kernels on a device see which pairs are padding.
+    Gradients of features and harmonics must be zero on entry; those of features may be null. At the end are the slots
+    of the pairs, from which kernels on a device see which pairs are padding. If they are null, each slot has radial
+    weights of its own, and no gradient by those of padding is written.
 
     If tabulated: coefficients instead of R, no gradient of R, table and intervals at the end, and the gradient by
     the length in the place of that of the first harmonic, which is constant.
@@ -222,12 +223,13 @@ def emit_backward(layout: ConvolutionLayout, n_lanes: int, with_harmonics: bool,
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     n_harmonics = (layout.l_max + 1) ** 2
     cotangents, gradients = 6 + n_in, 6 + n_in + n_out + (not tabulated)
+    slots = gradients + n_in + with_harmonics
     radial = _Radial(len(layout.paths), gradients + n_in + 1 if tabulated else None)
     code = [f"      const T *g = p[4] + s * {layout.n_coupling()}; {radial.pointer()}"]
     if not tabulated:
         code += [
             f"      T *gr = p[{gradients - 1}] + (q * B + b) * {len(layout.paths)} * L;",
-            "      const int first = reverse[s] > s && !d[6];",
+            f"      const int first = (!p[{slots}] || reverse[s] > s) && !d[6];",
         ]
     if with_harmonics:
         code.append("      V " + ", ".join(f"y{m} = {{0}}" for m in range(n_harmonics)) + ";")
@@ -291,7 +293,8 @@ def emit_second(layout: ConvolutionLayout) -> str:
 
     Pointers: 4 index arrays, G, R, features, cotangents of results, then the cotangents of what the backward pass gave
     (H, which is G made of the harmonics' cotangent, then those of R and of the features), then gradients of the
-    cotangents, of R and of the features. Gradients of features must be zero on entry.
+    cotangents, of R and of the features, then the slots of the pairs as in the backward pass. Gradients of features
+    must be zero on entry.
     """
     n_in, n_out = len(layout.l_in), layout.l_max + 1
     cotangents = 6 + n_in
@@ -304,7 +307,7 @@ def emit_second(layout: ConvolutionLayout) -> str:
         f"      const T *g = p[4] + s * {layout.n_coupling()}, *h = p[{other}] + s * {layout.n_coupling()};",
         f"      const T *r = p[5] + (q * B + b) * {n_paths} * L, *v = p[{other + 1}] + (q * B + b) * {n_paths} * L;",
         f"      T *gr = p[{gradients + n_out}] + (q * B + b) * {n_paths} * L;",
-        "      const int first = reverse[s] > s && !d[6];",
+        f"      const int first = (!p[{gradients + n_out + 1 + n_in}] || reverse[s] > s) && !d[6];",
     ]
     for l1 in layout.l_in:
         code.append(f"      const T *x{l1} = {_features(layout, l1, 6, 'j')};")

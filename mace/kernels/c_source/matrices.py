@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from mace.kernels.c_source.parts import lane_sums, lanes, prelude, shuffle
-from mace.kernels.target import vector_bytes
+from mace.kernels.c_source.target import vector_bytes
 
 ROWS = 6
 """Rows of a product that are computed together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mace.kernels.target import vector_bytes
+from mace.kernels.c_source.target import vector_bytes
 
 TYPES = {torch.float32: "float", torch.float64: "double"}
 

@@ -5,6 +5,7 @@ channels where the results are the receiver's. Gradients by features are those o
 for row ``j`` from the row's own slots, as the reverse of slot ``s`` is the slot ``t`` of the edge from ``j`` to the
 sender of ``s``. The gradient by the radial weights of a pair is the sum over both directions, which is taken by the
 program that owns the first of the two slots. Programs beyond those of the rows set this gradient to zero for padding.
+Without slots of pairs, each slot has radial weights of its own; then there is no sum, and padding stays as it is.
 """
 
 from __future__ import annotations
@@ -284,12 +285,13 @@ class _Writer:
         if self.tabulated:
             return self.function(name, pointers, [*body, *row])
         clear = [
-            "first = (j - N) * ROWS",
-            "for q in range(first, tl.minimum(first + ROWS, P)):",
-            "    if tl.load(slots + 2 * q) == tl.load(slots + 2 * q + 1):",
-            f"        gr = GR + (q * B + b) * {len(self.layout.paths) * LANES} + lane",
-            f"        for path in range({self.places[0].index}, {self.places[-1].index + 1}):",
-            f"            tl.store(gr + path * LANES, tl.zeros([LANES], dtype={number_type(self.dtype)}))",
+            "if slots is not None:",
+            "    first = (j - N) * ROWS",
+            "    for q in range(first, tl.minimum(first + ROWS, P)):",
+            "        if tl.load(slots + 2 * q) == tl.load(slots + 2 * q + 1):",
+            f"            gr = GR + (q * B + b) * {len(self.layout.paths) * LANES} + lane",
+            f"            for path in range({self.places[0].index}, {self.places[-1].index + 1}):",
+            f"                tl.store(gr + path * LANES, tl.zeros([LANES], dtype={number_type(self.dtype)}))",
         ]
         clear = [line.replace("ROWS", str(ROWS_CLEARED)) for line in clear]
         body += ["if j < N:", *_indented(row), "elif not adds:", *_indented(clear)]
@@ -315,7 +317,8 @@ class _Writer:
     def _edge_backward(self, with_harmonics: bool, second: bool) -> list[str]:
         """Return the code of one slot of row ``j`` and its reverse."""
         n_harmonics, matrices = (self.layout.l_max + 1) ** 2, self._matrices("t", second)
-        code = [
+        code = [] if self.tabulated else ["if slots is None:", "    q = tl.load(pair + t).to(tl.int64)"]
+        code += [
             *(each.start for each in matrices),
             *self._weights_of_pair("rv" if second else "r", derivative=True),
             *self._rows("c", "i", "i", True),
@@ -390,9 +393,14 @@ class _Writer:
             # the row's cotangents are read for every edge, as too few programs would run if all kept them in registers
             code += self._cotangents_of_path(place, "cj")
             code += self._direction(place, matrices, "i")
-            at = f"gr + {place.index * LANES}"
-            code += ["if adds:", f"    e_{place.index} += tl.load({at})", f"tl.store({at}, e_{place.index})"]
-        return ["if t > s:", *_indented(code)]
+            code += self._store_gradient(place)
+        one = [*self._weights_of_pair(["gr"]), *(line for place in self.places for line in self._store_gradient(place))]
+        return ["if slots is None:", *_indented(one), "elif t > s:", *_indented(code)]
+
+    def _store_gradient(self, place: Place) -> list[str]:
+        """Return the code that stores the gradient by a path's weight, or adds it."""
+        at = f"gr + {place.index * LANES}"
+        return ["if adds:", f"    e_{place.index} += tl.load({at})", f"tl.store({at}, e_{place.index})"]
 
     def _cotangents_of_path(self, place: Place, row: str) -> list[str]:
         """Return the code that loads the cotangents of a path's sums."""

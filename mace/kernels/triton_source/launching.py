@@ -8,7 +8,9 @@ the grid follows from the dimensions. No kernel uses atomic operations, so that 
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
@@ -18,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mace.processes.cores import usable_cores
 
 LANES = 32
 """Channels in a block, one for each thread of a warp; arrays are laid out in whole blocks, in every precision."""
@@ -53,9 +57,18 @@ class DeviceKernel:
         """
         grid = self.grid(dimensions)
         if all(grid):
-            arguments = (*pointers[: self.n_pointers], *dimensions)
-            # newer versions of Triton fuse products with sums only if told to
-            self.function[grid](*arguments, **self.options, num_warps=self.warps, enable_fp_fusion=True)
+            self.function[grid](*pointers[: self.n_pointers], *dimensions, **self._options)
+
+    def compile(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
+        """Compile what `run` would launch with the same arguments; see `compiling`."""
+        grid = self.grid(dimensions)
+        if all(grid):
+            self.function.warmup(*pointers[: self.n_pointers], *dimensions, grid=grid, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        # newer versions of Triton fuse products with sums only if told to
+        return {**self.options, "num_warps": self.warps, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,22 @@ class KernelSequence:
         """Launch the kernels; see `DeviceKernel.run`."""
         for kernel in self.kernels:
             kernel.run(pointers, dimensions)
+
+    def compile(self, pointers: Sequence[Tensor | None], dimensions: Sequence[Number]) -> None:
+        """Compile the kernels; see `DeviceKernel.compile`."""
+        for kernel in self.kernels:
+            kernel.compile(pointers, dimensions)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile kernels inside a ``with`` block by several threads, if this version of Triton can; at its end all are."""
+    mode = getattr(triton, "AsyncCompileMode", None)
+    if mode is None:
+        yield
+        return
+    with ThreadPoolExecutor(usable_cores()) as pool, mode(pool):
+        yield
 
 
 @cache

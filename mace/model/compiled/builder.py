@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mace.equivariant.activations import SILU_SCALE
-from mace.kernels.c_backend import BlockedTable, layout_of, tables_of, terms_of
 from mace.kernels.c_source.density import density_source
 from mace.kernels.c_source.geometry import GeometryShape, geometry_source
 from mace.kernels.c_source.matrices import matrices_source
 from mace.kernels.c_source.parts import launcher_source
+from mace.kernels.compiled import BlockedTable, layout_of, tables_of, terms_of
 from mace.model.interaction import LinearInteraction
 from mace.model.plan import ModelPlan
 from mace.model.product import Product

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from mace.graphs.graph import Graph
 from mace.kernels.gather import restore_order
 from mace.model.compiled.builder import CHANNELS, Builder
+from mace.program.capture import current_capture
 from mace.program.passes import Pass, Tape, record
 from mace.program.record import Array
 from mace.program.target import Recording, target_of
@@ -173,7 +174,9 @@ def energies_and_gradient(model: MACE, graph: Graph, gradient: bool, training: b
     of_heads, of_vectors = _evaluated(run, channels)
     chosen = of_heads if isinstance(heads, int) else of_heads.gather(1, heads.unsqueeze(1))
     energies = chosen.squeeze(1) if run.repulsion is None else chosen.squeeze(1) + run.repulsion
-    energies = energies * scale + shift
+    energies = energies * scale
+    if isinstance(shift, Tensor) or shift:  # mostly there is none
+        energies = energies + shift
     if model.condition_readout is not None:
         energies = energies + model.read(model.condition_readout, channels, graph)
     return Evaluated(restore_order(energies, graph), run.vectors, of_vectors)
@@ -212,6 +215,13 @@ class _Run:
         self.repulsion: Tensor | None = None
         self._is_spent = False
         self._threads = torch.get_num_threads()
+        capture = current_capture()
+        self._is_captured = capture is not None
+        if capture is not None:
+            # its memory is among that of the capture, and the repetitions go on using it
+            capture.kept.append(program)
+            self._workspace, self._memory = program.recording.workspace(program.fixed), Memory(seeds.device)
+            return
         queue = _queue(seeds.device)
         with program.lock:
             self._workspaces, self._memories = program.free[queue], program.memories[queue]
@@ -220,6 +230,8 @@ class _Run:
 
     def __del__(self) -> None:
         """Hand the memory to the next run."""
+        if self._is_captured:
+            return
         self._workspace.disconnect()
         with self.program.lock:
             self._workspaces.append(self._workspace)

@@ -109,15 +109,9 @@ def test_a_missing_label_leaves_the_other_terms_alone(name: str, missing: str) -
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_without_any_label_the_loss_is_zero_and_so_is_its_gradient(name: str) -> None:
     bare = structure(4, energy=None, forces=None, stress=None, virials=None)
-    prediction = prediction_of(bare)
-    for tensor in (prediction.energy, prediction.forces, prediction.stress, prediction.virials):
-        assert tensor is not None
-        tensor.requires_grad_(True)
-    loss = make_loss(name, WEIGHTS)(prediction, targets_of(bare))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss.detach()) == 0.0
-    gradients = [getattr(prediction, term.name).grad for term in make_loss(name, WEIGHTS).terms]
-    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    loss, slopes = make_loss(name, WEIGHTS).value_and_slopes(prediction_of(bare), targets_of(bare))
+    assert float(loss) == 0.0
+    assert slopes and not any(slope.any() for slope in slopes.values())
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
@@ -277,9 +271,9 @@ def test_absolute_energies_and_lengths_of_forces_by_hand() -> None:
 def test_a_force_that_is_exact_has_a_gradient() -> None:
     """The length of a vector has a kink at zero; a perfect prediction must not become NaN."""
     a = structure(2)
-    forces = torch.tensor(a.forces, requires_grad=True)
-    make_loss("l1l2energyforces", WEIGHTS)(replace(prediction_of(a), forces=forces), targets_of(a)).backward()  # type: ignore[no-untyped-call]
-    assert forces.grad is not None and torch.isfinite(forces.grad).all()
+    prediction = replace(prediction_of(a), forces=torch.tensor(a.forces))
+    _, slopes = make_loss("l1l2energyforces", WEIGHTS).value_and_slopes(prediction, targets_of(a))
+    assert torch.isfinite(slopes["forces"]).all()
 
 
 @pytest.mark.parametrize("name", ALL_LOSSES)
@@ -315,11 +309,9 @@ def test_no_gradient_of_an_unlabeled_entry_is_nan() -> None:
     """A structure without a volume predicts NaN for its stress; without the label that must not matter."""
     a = structure(2, stress=None)
     prediction = prediction_of(a)
-    stress = torch.full((1, 3, 3), float("nan"), dtype=torch.float64, requires_grad=True)
-    loss = make_loss("stress", WEIGHTS)(replace(prediction, stress=stress), targets_of(a))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert torch.isfinite(loss)
-    assert stress.grad is not None and not stress.grad.any()
+    stress = torch.full((1, 3, 3), float("nan"), dtype=torch.float64)
+    loss, slopes = make_loss("stress", WEIGHTS).value_and_slopes(replace(prediction, stress=stress), targets_of(a))
+    assert torch.isfinite(loss) and not slopes["stress"].any()
 
 
 def test_an_unknown_word_is_no_loss() -> None:
@@ -370,7 +362,17 @@ def test_the_gradient_is_that_of_the_value(name: str) -> None:
     for threshold in (0.01, 1.0):
         loss = make_loss(name, WEIGHTS, threshold)
 
-        def value_of(*values: torch.Tensor, loss: Loss = loss) -> torch.Tensor:
-            return loss(replace(prediction, **dict(zip(names, values, strict=True))), targets)
+        class Value(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *values: torch.Tensor, loss: Loss = loss) -> torch.Tensor:
+                value, slopes = loss.value_and_slopes(
+                    replace(prediction, **dict(zip(names, values, strict=True))), targets
+                )
+                ctx.save_for_backward(*(slopes.get(each) for each in names))
+                return value
 
-        assert torch.autograd.gradcheck(value_of, tuple(found.values()), atol=1e-7)
+            @staticmethod
+            def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+                return tuple(None if slope is None else gradient * slope for slope in ctx.saved_tensors)
+
+        assert torch.autograd.gradcheck(Value.apply, tuple(found.values()), atol=1e-7)
