@@ -97,6 +97,7 @@ def test_too_many_devices(kind: str, words: str) -> None:
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler sends it to all processes of a job, and the one that started the others passes it on."""
     ended = list[int]()
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(interruption.os, "_exit", ended.append)
     with Interruption() as stopping, stopping.patient():
         for _ in range(2):
