@@ -120,14 +120,20 @@ class DeviceWorkspace(Workspace):
     def __init__(self, recording: DeviceRecording, fixed: Mapping[Array, Tensor]) -> None:
         super().__init__(recording.table, fixed)
         self._recording, self._fixed = recording, dict(fixed)
-        self._outside: dict[Array, Tensor] = {}
-        self._found: dict[Pointer, Tensor | None] = {}
         self._copies: DeviceWords | None = None
         self._there: Tensor | None = None
 
+    def disconnect(self) -> None:
+        """See `Workspace`; arrays that were given are let go too."""
+        super().disconnect()
+        self._outside: dict[Array, Tensor] = {}
+        self._found: dict[Pointer, Tensor | None] = {}
+        self._partial = self.buffer
+
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, Tensor], threads: int) -> None:
         """See `Workspace`; in place of the number of threads is that of the programs of a slot."""
-        self._found, self._outside = {}, dict(self._fixed)
+        self.disconnect()
+        self._outside |= self._fixed
         super().connect(memory, sizes, given, self._recording.shares)
         recording = self._recording
         records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)

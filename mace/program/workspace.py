@@ -121,9 +121,10 @@ class Memory:
     def reserve_more(self, n_bytes: int) -> Tensor:
         """Return other memory as bytes, at least as many as wanted, for what nobody needs after a launch."""
         if n_bytes > self._more.numel():
-            self._more = torch.empty(
-                n_bytes + n_bytes // 8 // _ALIGNMENT * _ALIGNMENT, dtype=torch.uint8, device=self._buffer.device
-            )
+            device = self._buffer.device
+            self._more = torch.empty(0, dtype=torch.uint8, device=device)
+            n_bytes += n_bytes // 8 // _ALIGNMENT * _ALIGNMENT
+            self._more = torch.empty(n_bytes, dtype=torch.uint8, device=device)
         return self._more
 
 
@@ -152,6 +153,7 @@ class Workspace:
         others = [p for array, p in self._place.items() if array.external and array not in known]
         self._given = np.array(others, dtype=np.int64)
         self.threads, self.sizes = 1, np.ones(len(SIZES), dtype=np.int64)
+        self.disconnect()
 
     def connect(self, memory: Memory, sizes: Mapping[str, int], given: Mapping[Array, Tensor], threads: int) -> None:
         """Lay out the arrays for a graph, and fill in sizes and addresses.
@@ -179,6 +181,10 @@ class Workspace:
         places, sources, factors, added = self._table.sizes
         self.words[places] = self.sizes[sources] * factors + added
         self.give(given)
+
+    def disconnect(self) -> None:
+        """Let go of the memory, which may not be freed otherwise where others need more of it."""
+        self.buffer = torch.empty(0, dtype=torch.uint8)
 
     def give(self, arrays: Mapping[Array, Tensor]) -> None:
         """Fill in further external arrays; what the recording does not use is left out."""

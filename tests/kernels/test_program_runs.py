@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -19,9 +20,11 @@ from torch import Tensor
 from mace.graphs.graph import Graph
 from mace.kernels.c_backend import C
 from mace.kernels.compiler import find_compiler
+from mace.model.compiled import runs
 from mace.model.compiled.runs import PREPARE, energies_and_gradient
 from mace.model.mace import MACE
 from mace.model.prediction import predict
+from mace.program import workspace
 from mace.program.processor import ProcessorWorkspace
 from mace.program.workspace import Memory
 
@@ -210,6 +213,45 @@ def test_memory_comes_back() -> None:
     for _ in range(4):
         by_program(model, graph)
     assert len(memories(model)) == 3
+
+
+def test_memory_is_freed_before_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a device would have to hold both at once; nor does what a run was given outlive it."""
+    model = build(**SMALL)
+    small, large = batch(model, (3,)), batch(model, (30,))
+    by_program(model, small)
+    evaluated(model, small)
+    (memory,) = memories(model)
+    before, alive = weakref.ref(memory._buffer), list[bool]()
+    empty = torch.empty
+
+    def watched(size: int, **options: Any) -> Tensor:
+        alive.append(size > 0 and before() is not None)
+        return empty(size, **options)
+
+    del memory
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.torch, "empty", watched)
+        by_program(model, large)
+    assert before() is None and alive and not any(alive)
+
+
+def test_work_on_several_streams_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel of one stream still reads may not be written by another."""
+    model, streams = build(**SMALL), iter("abba")
+    graph, seen = batch(model, (3,)), list[tuple[int, int]]()
+    monkeypatch.setattr(runs, "_queue", lambda device: next(streams))
+    run = ProcessorWorkspace.run
+
+    def noting(self: ProcessorWorkspace, section: int) -> None:
+        if section != PREPARE:
+            seen.append((id(self), self.words.ctypes.data))
+        run(self, section)
+
+    monkeypatch.setattr(ProcessorWorkspace, "run", noting)
+    for _ in "abba":
+        evaluated(model, graph)
+    assert seen[0] == seen[3] and seen[1] == seen[2] and seen[0] != seen[1]
 
 
 def test_garbage_is_collected_while_a_program_is_made() -> None:

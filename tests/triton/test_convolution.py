@@ -26,6 +26,7 @@ from mace.structures.configuration import Configuration
 
 pytest.importorskip("triton")
 
+from mace.kernels.triton_source import convolution
 from mace.kernels.triton_source.convolution import convolution_kernels, tabulated_kernels
 from mace.kernels.triton_source.launching import LANES
 
@@ -297,6 +298,16 @@ def test_tables_as_in_c(l_in: tuple[int, ...], l_max: int, n_channels: int, dtyp
     wanted = n_channels != SHAPES[0][-1]
     found, expected = (tabulated(case, kernels(case, True), wanted) for kernels in (by_triton, by_c))
     assert deviation(found, expected) < TOLERANCE[dtype]
+
+
+def test_without_exchange_of_numbers_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.2 has none."""
+    case = draw(small_graph(), (0, 1), 1, 5, torch.float64)
+    expected = gradients(case, by_triton(case))
+    monkeypatch.setattr(convolution, "_CAN_GATHER", False)
+    kernels = convolution_kernels.__wrapped__(case.layout, case.dtype)
+    run: Runner = lambda name, arrays, dimensions: kernels[name].run(arrays, dimensions)  # noqa: E731
+    assert deviation(gradients(case, (LANES, run)), expected) < 1e-14
 
 
 @pytest.mark.parametrize("which", list(PASSES))

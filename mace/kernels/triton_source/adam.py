@@ -74,6 +74,7 @@ def _settle(table, units, rules, numbers, sums, taken, norm, tensors, n_units, T
         moves = tl.load(at + _GRADIENT, mask=t < tensors, other=0) != 0
         step = tl.load(at + _STEP, mask=moves, other=0).to(tl.pointer_type(tl.float32))
         steps = tl.load(step, mask=moves, other=0.0) + 1.0
+        tl.debug_barrier()  # several threads read the same number, and one of them writes it
         tl.store(step, steps, mask=moves)
         rule = rules + tl.load(at + _GROUP, mask=moves, other=0) * _N_RULES
         one, two = tl.load(rule + _BETA_1, mask=moves, other=0.0), tl.load(rule + _BETA_2, mask=moves, other=0.0)

@@ -234,8 +234,10 @@ class _Writer:
             f"def {name}({arrays}, {_SIZES}):",
         ]
         for number in range(len(parts)):
+            condition = f"if tl.program_id(2) == {choices[number]}: " if choices else ""
             call = f"part_{number}({arrays}, n_rows, WIDTH, BLOCKS, adds, clears, n_groups)"
-            lines.append(f"    if tl.program_id(2) == {choices[number]}: {call}" if choices else f"    {call}")
+            # what a part has stored may be read by other threads in the next one
+            lines.append(f"    {condition}{call}; tl.debug_barrier()")
         return vars(load_text(name, "\n".join(lines)))[name]
 
     def _load_components(self, code: _Code, piece: _Piece, second: bool) -> list[int]:
@@ -325,10 +327,10 @@ class _Writer:
             "    at += 1",
             "    same = tl.load(place + at, mask=at < end, other=-1).to(tl.int64) == group",
             "if group == before:",
-            f"    target = aside + (chunk * BLOCKS + block) * {size}",
+            f"    first = aside + (chunk * BLOCKS + block) * {size}",
             "else:",
-            f"    target = of_weights + (group * BLOCKS + block) * {size}",
-            "target += tl.arange(0, LANES)",
+            f"    first = of_weights + (group * BLOCKS + block) * {size}",
+            "target = first + tl.arange(0, LANES)",  # another name, as Triton before 3.5 lets none change its shape
             "kept = (group != before).to(tl.int32) * (1 - clears)",
             "old = tl.zeros([LANES], tl.int32) + kept > 0",
             *(f"g{weight} += tl.load(target + {weight} * LANES, mask=old, other=0.0)" for weight in numbers),

@@ -17,6 +17,7 @@ from functools import cache, partial
 
 import numpy as np
 import torch
+import triton.language as tl
 
 from mace.equivariant.coupling import coupling_coefficients
 from mace.kernels.c_source.convolution import ConvolutionLayout, Place
@@ -31,6 +32,9 @@ LARGEST_LAUNCH = 160
 
 ROWS_CLEARED = 32
 """Number of pairs that one program looks at for padding."""
+
+_CAN_GATHER = hasattr(tl, "gather")
+"""Whether threads can exchange numbers; not in Triton before 3.3."""
 
 _INDICES = ("count", "sender", "pair", "reverse")
 _DIMENSIONS = ("N", "K", "P", "C: tl.constexpr", "B: tl.constexpr", "n_nodes: tl.constexpr", "adds: tl.constexpr")
@@ -420,6 +424,9 @@ def _lane_sums(names: Sequence[str]) -> list[str]:
     Two vectors at a time are folded into one, in which each half of the lanes holds partial sums of one of them, so
     that threads exchange fewer numbers than if vectors were summed one by one.
     """
+    if not _CAN_GATHER:
+        terms = (f"tl.where(lane == {place}, tl.sum({name}, 0), 0.0)" for place, name in enumerate(names))
+        return [f"{names[0]} = {' + '.join(terms)}"]
     code, bit = [], 1
     while bit < LANES:
         code += [f"odd = (lane & {bit}) != 0", f"partner = lane ^ {bit}"]

@@ -40,8 +40,8 @@ class _Program:
         gradient: Whether it computes the gradient by the vectors.
         parameters: Parameters that it reads, by their arrays.
         fixed: Its constants.
-        free: Workspaces that no run uses.
-        memories: Memory that no run of this or another program of the model uses, by what `_queue` returns.
+        free: Workspaces that no run uses, by what `_queue` returns.
+        memories: Memory that no run of this or another program of the model uses, likewise.
         lock: Held while these two are changed.
     """
 
@@ -51,7 +51,7 @@ class _Program:
     gradient: bool
     parameters: dict[Array, Tensor]
     fixed: dict[Array, Tensor]
-    free: list[Workspace]
+    free: defaultdict[Hashable, list[Workspace]]
     memories: defaultdict[Hashable, list[Memory]]
     lock: threading.RLock
 
@@ -128,7 +128,7 @@ class Programs:
         names = {array: name for name, array in builder.weights.items() if array in read}
         constants = {array: value for array, value in builder.constants.items() if array in read}
         parameters = {array: self._parameters[name] for array, name in names.items()}
-        own: list[Workspace] = []
+        own: defaultdict[Hashable, list[Workspace]] = defaultdict(list)
         return _Program(
             recording, builder, builder.tape, gradient, parameters, constants, own, self._memories, self._lock
         )
@@ -222,17 +222,19 @@ class _Run:
             capture.kept.append(program)
             self._workspace, self._memory = program.recording.workspace(program.fixed), Memory(seeds.device)
             return
+        queue = _queue(seeds.device)
         with program.lock:
-            self._workspace = program.free.pop() if program.free else program.recording.workspace(program.fixed)
-            self._memories = program.memories[_queue(seeds.device)]
+            self._workspaces, self._memories = program.free[queue], program.memories[queue]
+            self._workspace = self._workspaces.pop() if self._workspaces else program.recording.workspace(program.fixed)
             self._memory = self._memories.pop() if self._memories else Memory(seeds.device)
 
     def __del__(self) -> None:
         """Hand the memory to the next run."""
         if self._is_captured:
             return
+        self._workspace.disconnect()
         with self.program.lock:
-            self.program.free.append(self._workspace)
+            self._workspaces.append(self._workspace)
             self._memories.append(self._memory)
 
     def _arrays_of_graph(self) -> dict[str, Tensor]:
