@@ -51,7 +51,7 @@ class Mode:
 
 def test_what_is_compiled_is_what_is_run_and_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "AsyncCompileMode", Mode, raising=False)
-    monkeypatch.setattr(launching, "usable_cores", lambda: 2)
+    monkeypatch.setattr(launching.os, "cpu_count", lambda: 2)
     meeting = threading.Barrier(2, timeout=20)  # neither ends before the other has started
     functions = [Function(meeting.wait), Function(meeting.wait), Function()]
     sizes = ((3,), (4,), (0,))

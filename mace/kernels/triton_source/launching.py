@@ -8,6 +8,7 @@ the grid follows from the dimensions. No kernel uses atomic operations, so that 
 from __future__ import annotations
 
 import linecache
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,8 +21,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from mace.processes.cores import usable_cores
 
 LANES = 32
 """Channels in a block, one for each thread of a warp; arrays are laid out in whole blocks, in every precision."""
@@ -99,7 +98,7 @@ def compiling() -> Iterator[None]:
     if mode is None:
         yield
         return
-    with ThreadPoolExecutor(usable_cores()) as pool, mode(pool):
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, mode(pool):
         yield
 
 
