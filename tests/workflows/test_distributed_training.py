@@ -146,6 +146,7 @@ def test_two_processes_equal_one(tmp_path: Path, data: Path) -> None:
     assert longer.said("continuing with: .*processes 2 -> 1") and longer.epochs_trained == list(range(8))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_heads(tmp_path: Path) -> None:
     """Batches of mixed heads are divided as others are, and the best model is chosen by the same loss of all heads."""
     for name, count in (("few", 6), ("many", 13)):
@@ -297,6 +298,7 @@ def test_divergence_waits_for_the_first_process_to_write_models(tmp_path: Path, 
     assert (tmp_path / "run" / "tiny.model").exists()
 
 
+@pytest.mark.slow
 def test_a_command_starts_the_processes_itself(tmp_path: Path, data: Path) -> None:
     flags = (f"--train_file={data}", "--batch_size=2", "--max_num_epochs=100000", "--devices=2")
     command = [sys.executable, "-m", "mace.cli.run_train", *FLAGS, *flags]
