@@ -238,7 +238,6 @@ def killed_and_resumed(instants: int, kills: int, seed: int) -> None:
         assert content(Path(prefix)) == expected, number
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 def test_killed_at_random_and_resumed() -> None:
     killed_and_resumed(2, 1, 1)
