@@ -17,7 +17,7 @@ import torch
 from mace.graphs.bucket import Bucket, filled
 from mace.graphs.graph import Graph, place, refill
 from mace.model.mace import MACE
-from mace.model.prediction import Prediction, predict
+from mace.model.prediction import Prediction, predict, without_padding
 from mace.processes.cuda_graphs import Captured, Recorder
 from mace.processes.devices import is_out_of_memory, release_memory
 from mace.program.capture import Capture, capturing
@@ -294,15 +294,11 @@ class CapturedPredictions:
         else:
             padded = graph.padded(bucket_of(self.model, graph))
         self._latest = graph, padded
-        found = self.predict(padded, **wanted)
-        counts = {True: graph.n_structures, False: graph.n_atoms}
-        values: dict[str, Any] = {n: value for n, value in vars(found).items() if isinstance(value, torch.Tensor)}
-        return replace(
-            found, **{name: value[: counts[name in _OF_STRUCTURES]].clone() for name, value in values.items()}
-        )
-
-
-_OF_STRUCTURES = ("energy", "stress", "virials", "dipole")
+        found = without_padding(self.predict(padded, **wanted), padded)
+        own: dict[str, Any] = {
+            name: value.clone() for name, value in vars(found).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(found, **own)
 
 
 def _is_moved(before: Graph, now: Graph) -> bool:

@@ -65,38 +65,37 @@ class DeviceRecording:
         table: The words of all lists, those of products first.
         sections: The launches of each section.
         lists: Number of records of each list of products.
-        n_words: Words of a record of a product.
         compiled: Sections whose kernels are known to be compiled.
         shares: Number of programs that add to the gradient of the harmonics of a slot, as many as blocks of channels.
     """
 
     def __init__(self, sections: Sequence[Sequence[Launch]], dtype: torch.dtype, tf32: bool) -> None:
-        self.dtype, self.n_words = dtype, len(RECORD)
-        self._tf32, self._maker = tf32, TableMaker()
+        self.dtype, self._tf32 = dtype, tf32
+        maker = TableMaker()
         sections = [scheduled(with_activations(section)) for section in sections]
         launches = list(itertools.chain(*sections))
         products = [launch for launch in launches if launch.kernel.name == "products"]
         self.lists = [len(launch.records) for launch in products]
-        made = {launch: self._list(launch, number, len(RECORD)) for number, launch in enumerate(products)}
-        self.end_of_products = sum(self.lists) * self.n_words
-        self.sections = [[made.get(launch) or self._other(launch) for launch in section] for section in sections]
-        self.table = self._maker.finish()
+        made = {launch: self._list(maker, launch, number, len(RECORD)) for number, launch in enumerate(products)}
+        self.end_of_products = sum(self.lists) * len(RECORD)
+        self.sections = [[made.get(launch) or self._other(maker, launch) for launch in section] for section in sections]
+        self.table = maker.finish()
         self.compiled = set[int]()
         convolutions = [x for x in launches if x.kernel.source in (convolution_source, tabulated_source)]
         self.shares = max((x.units for x in convolutions if isinstance(x.units, int)), default=1)
 
-    def _list(self, launch: Launch, number: int | None, length: int = 0) -> _List:
+    def _list(self, maker: TableMaker, launch: Launch, number: int | None, length: int = 0) -> _List:
         rows = [(*record, *(0,) * (length - len(record))) for record in launch.records]
-        place = self._maker.append([word for row in rows for word in row])
+        place = maker.append([word for row in rows for word in row])
         return _List(device_kernel(launch.kernel, self._tf32), place, number, len(launch.records))
 
-    def _other(self, launch: Launch) -> _List | _Direct:
+    def _other(self, maker: TableMaker, launch: Launch) -> _List | _Direct:
         if launch.records:
-            return self._list(launch, None)
+            return self._list(maker, launch, None)
         pointers = tuple(_pointer(word) for word in launch.pointers)
         for pointer in pointers:
             if pointer is not None:
-                self._maker.note(pointer.array)
+                maker.note(pointer.array)
         return _Direct(device_kernel(launch.kernel, self._tf32), pointers, launch.dimensions)
 
     def workspace(self, fixed: Mapping[Array, Tensor]) -> Workspace:
@@ -136,7 +135,7 @@ class DeviceWorkspace(Workspace):
         self._outside |= self._fixed
         super().connect(memory, sizes, given, self._recording.shares)
         recording = self._recording
-        records = self.words[: recording.end_of_products].reshape(-1, recording.n_words)
+        records = self.words[: recording.end_of_products].reshape(-1, len(RECORD))
         planned = source_module("matrices").plan(records, np.array(recording.lists))
         records[:, -len(PLANNED) :] = planned.columns
         self._dimensions = planned.dimensions.tolist()

@@ -19,7 +19,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,45 +112,67 @@ void {name}_blocks(T *const *p, const int64_t *d, int64_t begin, int64_t end, in
 {entry(name)}"""
 
 
-def _monomials(degree: int) -> Iterator[str]:
-    """Yield definitions of all products of the components of ``u`` up to a degree, as ``m<powers>``."""
-    yield "  const double m000 = 1.0;"
+def monomials(degree: int) -> Iterator[tuple[str, int, str | None]]:
+    """Yield all products of components of the direction from degree one on, as expressions of harmonics name them.
+
+    Each has a name, the number of a component, and the name of the product that is multiplied by this component, None
+    for one.
+    """
     for total in range(1, degree + 1):
         for x in range(total + 1):
             for y in range(total - x + 1):
                 powers = [x, y, total - x - y]
                 axis = next(axis for axis in range(3) if powers[axis])
-                lower = [power - (place == axis) for place, power in enumerate(powers)]
-                yield f"  const double {_name(powers)} = u[{axis}] * {_name(lower)};"
+                lower = _lowered(powers, axis)
+                yield _name(powers), axis, _name(lower) if any(lower) else None
 
 
-def _name(powers: list[int] | tuple[int, int, int]) -> str:
+def harmonic_expressions(l_max: int) -> Iterator[tuple[str, list[str | None]]]:
+    """Yield expressions for each harmonic and for its derivatives by the components, None where it is zero.
+
+    They are sums of products with `monomials`, to which ``m000``, which is one, belongs as well.
+    """
+    for l in range(l_max + 1):
+        for polynomial in harmonic_polynomials(l):
+            slopes: list[str | None] = []
+            for axis in range(3):
+                terms = [
+                    f"{factor * powers[axis]!r} * {_name(_lowered(powers, axis))}"
+                    for powers, factor in polynomial.items()
+                    if powers[axis]
+                ]
+                slopes.append(" + ".join(terms) or None)
+            yield " + ".join(f"{factor!r} * {_name(powers)}" for powers, factor in polynomial.items()), slopes
+
+
+def _lowered(powers: Sequence[int], axis: int) -> list[int]:
+    return [power - (place == axis) for place, power in enumerate(powers)]
+
+
+def _name(powers: Sequence[int]) -> str:
     return "m" + "".join(map(str, powers))
+
+
+def _definitions(degree: int) -> list[str]:
+    """Return definitions of the monomials of ``u``."""
+    names = [f"  const double {name} = u[{axis}] * {lower or 'm000'};" for name, axis, lower in monomials(degree)]
+    return ["  const double m000 = 1.0;", *names]
 
 
 def _harmonics(l_max: int) -> str:
     """Return functions for the harmonics of a unit vector, and for their derivatives by its components."""
     values, slopes = [], []
-    for l in range(l_max + 1):
-        for m, polynomial in enumerate(harmonic_polynomials(l)):
-            terms = [f"{factor!r} * {_name(powers)}" for powers, factor in polynomial.items()]
-            values.append(f"  y[{l * l + m}] = {' + '.join(terms)};")
-            for axis in range(3):
-                terms = [
-                    f"{factor * powers[axis]!r} * "
-                    + _name([power - (place == axis) for place, power in enumerate(powers)])
-                    for powers, factor in polynomial.items()
-                    if powers[axis]
-                ]
-                slopes.append(f"  s[{l * l + m}][{axis}] = {' + '.join(terms) or '0.0'};")
+    for n, (value, of_components) in enumerate(harmonic_expressions(l_max)):
+        values.append(f"  y[{n}] = {value};")
+        slopes += [f"  s[{n}][{axis}] = {slope or '0.0'};" for axis, slope in enumerate(of_components)]
     return "\n".join(
         [
             "static inline void harmonics(const double *u, double *y) {",
-            *_monomials(l_max),
+            *_definitions(l_max),
             *values,
             "}",
             "static inline void harmonic_slopes(const double *u, double (*s)[3]) {",
-            *_monomials(max(l_max - 1, 0)),
+            *_definitions(max(l_max - 1, 0)),
             *slopes,
             "}",
             "static const double inversion[HARMONICS] = {"

@@ -7,13 +7,12 @@ pairs and padding are. Rows of harmonics are rounded up to whole vectors of four
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 
-from mace.equivariant.spherical_harmonics import harmonic_polynomials
-from mace.kernels.c_source.geometry import GeometryShape
+from mace.kernels.c_source.geometry import GeometryShape, harmonic_expressions, monomials
 from mace.kernels.radial_table import HERMITE, SHORTEST
 from mace.kernels.triton_source.launching import DeviceKernel, Number, number_type
 from mace.kernels.triton_source.pairs import ATOMS, DIRECTION, PAIR, PAIRS, indented, kernel, pair_kernels, radii
@@ -111,38 +110,13 @@ def _radial(
     ]
 
 
-def _monomials(degree: int) -> Iterator[str]:
-    """Yield definitions of all products of the components of ``u`` up to a degree, as ``m<powers>``."""
-    yield "m000 = tl.full([PAIRS], 1.0, tl.float64)"
-    for total in range(1, degree + 1):
-        for x in range(total + 1):
-            for y in range(total - x + 1):
-                powers = [x, y, total - x - y]
-                axis = next(axis for axis in range(3) if powers[axis])
-                lower = [power - (place == axis) for place, power in enumerate(powers)]
-                factor = f" * {_monomial(lower)}" if any(lower) else ""
-                yield f"{_monomial(powers)} = u{'xyz'[axis]}{factor}"
-
-
-def _monomial(powers: Sequence[int]) -> str:
-    return "m" + "".join(map(str, powers))
-
-
-def _harmonics(l_max: int) -> Iterator[tuple[str, list[str | None]]]:
-    """Yield expressions for each harmonic and for its derivatives by the components, None where it is zero."""
-    for l in range(l_max + 1):
-        for polynomial in harmonic_polynomials(l):
-            value = " + ".join(f"{factor!r} * {_monomial(powers)}" for powers, factor in polynomial.items())
-            slopes: list[str | None] = []
-            for axis in range(3):
-                terms = [
-                    f"{factor * powers[axis]!r} * "
-                    + _monomial([power - (place == axis) for place, power in enumerate(powers)])
-                    for powers, factor in polynomial.items()
-                    if powers[axis]
-                ]
-                slopes.append(" + ".join(terms) or None)
-            yield value, slopes
+def _definitions(degree: int) -> list[str]:
+    """Return definitions of the monomials of the components of ``u``."""
+    products = ((name, f"u{'xyz'[axis]}", lower) for name, axis, lower in monomials(degree))
+    return [
+        "m000 = tl.full([PAIRS], 1.0, tl.float64)",
+        *(f"{name} = {component}{f' * {lower}' if lower else ''}" for name, component, lower in products),
+    ]
 
 
 def _places_of_rows(l_max: int) -> list[str]:
@@ -194,8 +168,8 @@ def _value(shape: GeometryShape, number: str) -> DeviceKernel:
             chunk_end=_write_basis(shape.num_radial_basis, number, "b"),
             of_envelope=["tl.store(of_envelope + q, e, mask=exists)"],
         ),
-        *_monomials(shape.l_max),
-        *(f"y{n} = {value}" for n, (value, _) in enumerate(_harmonics(shape.l_max))),
+        *_definitions(shape.l_max),
+        *(f"y{n} = {value}" for n, (value, _) in enumerate(harmonic_expressions(shape.l_max))),
         *_write_rows(shape.l_max, number),
     ]
     return kernel(
@@ -205,7 +179,7 @@ def _value(shape: GeometryShape, number: str) -> DeviceKernel:
 
 def _tangent(shape: GeometryShape, number: str) -> DeviceKernel:
     slopes = []
-    for n, (_, of_components) in enumerate(_harmonics(shape.l_max)):
+    for n, (_, of_components) in enumerate(harmonic_expressions(shape.l_max)):
         terms = [f"turn_{axis} * ({slope})" for axis, slope in zip("xyz", of_components, strict=True) if slope]
         slopes.append(f"y{n} = {' + '.join(terms) or 'tl.zeros([PAIRS], tl.float64)'}")
     lines = [
@@ -226,7 +200,7 @@ def _tangent(shape: GeometryShape, number: str) -> DeviceKernel:
             of_envelope=["tl.store(of_envelope + q, e_slope * along, mask=exists)"],
         ),
         *(f"turn_{axis} = (t{axis} - u{axis} * along) * per_length" for axis in "xyz"),
-        *_monomials(max(shape.l_max - 1, 0)),
+        *_definitions(max(shape.l_max - 1, 0)),
         *slopes,
         *_write_rows(shape.l_max, number),
     ]
@@ -242,7 +216,7 @@ def _gradient(shape: GeometryShape, number: str) -> DeviceKernel:
     n, width, tile = shape.num_radial_basis, harmonics_width(shape.l_max), columns(harmonics_width(shape.l_max))
     turns = [
         f"turn_{axis} += y{n_harmonic} * ({slope})"
-        for n_harmonic, (_, of_components) in enumerate(_harmonics(shape.l_max))
+        for n_harmonic, (_, of_components) in enumerate(harmonic_expressions(shape.l_max))
         for axis, slope in zip("xyz", of_components, strict=True)
         if slope
     ]
@@ -281,7 +255,7 @@ def _gradient(shape: GeometryShape, number: str) -> DeviceKernel:
                 *split("tile", [f"y{m}" for m in range(tile)]),
                 "if by_length:",
                 "    along += y0",
-                *_monomials(max(shape.l_max - 1, 0)),
+                *_definitions(max(shape.l_max - 1, 0)),
                 *(f"turn_{axis} = tl.zeros([PAIRS], tl.float64)" for axis in "xyz"),
                 *turns,
                 "radial_part = ux * turn_x + uy * turn_y + uz * turn_z",
